@@ -17,7 +17,7 @@ from typing import Any
 from smallfirst.data.sources.load import load_rows
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded import request_key
-from smallfirst.project.task_file import TaskFile, read_task_file
+from smallfirst.path.project.task_file import TaskFile, read_task_file
 
 ROOT = Path(__file__).parents[1]
 """The project's root."""

@@ -41,7 +41,7 @@ __all__ = ["check", "init", "load", "run"]
 
 def __getattr__(name: str) -> Any:
     """Load a public name, or an interface that an installed package registers under `smallfirst.interfaces`."""
-    from smallfirst.errors import as_missing_extra
+    from smallfirst.base.errors import as_missing_extra
 
     try:
         if name in _modules():

@@ -29,7 +29,7 @@ WORDS = {str: "", int: "integer", float: "number", bool: "", Path: "path", Any: 
 
 def settings_page() -> str:
     """Return the page of all settings of task.yaml and gateway.yaml."""
-    from smallfirst.project.task_file import TaskFile
+    from smallfirst.path.project.task_file import TaskFile
     from smallfirst.routing.policies import POLICIES
     from smallfirst.tasks import TASK_KINDS
     from smallfirst.traffic.settings import GatewaySettings
@@ -140,7 +140,7 @@ def _sentence(kind: type) -> str:
 
 def cli_page() -> str:
     """Return the page of all verbs with their arguments and options, by stage of work."""
-    from smallfirst.cli.main import COMMANDS, LAST_STAGE, STAGES, main
+    from smallfirst.interfaces.cli.main import COMMANDS, LAST_STAGE, STAGES, main
 
     lines = [
         "# Command line",

@@ -25,14 +25,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.datasets import RESULTS, data_folder, task_file
+from smallfirst.base.errors import NothingGained
+from smallfirst.base.progress import Progress
+from smallfirst.base.stats import intervals as stats
 from smallfirst.data.dataset import Dataset
-from smallfirst.errors import NothingGained
 from smallfirst.models.linear.blend import label_scores
-from smallfirst.progress import Progress
-from smallfirst.project.candidates import get_candidate
-from smallfirst.project.project import Project
-from smallfirst.project.run_folder import RunFolder
-from smallfirst.stats import intervals as stats
+from smallfirst.path.project.candidates import get_candidate
+from smallfirst.path.project.project import Project
+from smallfirst.path.project.run_folder import RunFolder
 
 RESULT = RESULTS / "encoder_candidates.md"
 SETTINGS = ("banking77_5_0", "banking77_5_1", "banking77_10_0", "banking77_10_1", "banking77", "clinc150")

@@ -37,10 +37,10 @@ from typing import Any, NamedTuple
 import yaml
 
 from benchmarks.datasets import RESULTS, ROOT, data_folder, hosted_rows, read_lines
-from smallfirst.stats.intervals import Estimate, clopper_pearson, wilson
+from smallfirst.base.stats.intervals import Estimate, clopper_pearson, wilson
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
-MAIN = (sys.executable, "-m", "smallfirst.cli.main")
+MAIN = (sys.executable, "-m", "smallfirst.interfaces.cli.main")
 LADDER = ("words", "encoder", "tuned")
 FITTED_FILES = (*LADDER, "candidates.json", "run.json", "events.jsonl", "checkpoints")
 """What training writes to a run folder; the later stages make the rest anew."""

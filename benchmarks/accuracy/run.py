@@ -16,14 +16,14 @@ import sys
 from datetime import date
 
 from benchmarks.datasets import RESULTS, SETS, data_folder, processor, task_file
-from smallfirst.errors import GateFailed
-from smallfirst.evaluation.evaluate import compare
-from smallfirst.pipeline import run as pipeline
-from smallfirst.pipeline.summary import format_summary, summarize_run
-from smallfirst.progress import Progress
-from smallfirst.project.candidates import project_candidates
-from smallfirst.project.project import Project
-from smallfirst.project.run_folder import RunFolder
+from smallfirst.base.errors import GateFailed
+from smallfirst.base.progress import Progress
+from smallfirst.measuring.evaluate import compare
+from smallfirst.path import run as pipeline
+from smallfirst.path.project.candidates import project_candidates
+from smallfirst.path.project.project import Project
+from smallfirst.path.project.run_folder import RunFolder
+from smallfirst.path.summary import format_summary, summarize_run
 from smallfirst.training.run import Run
 
 

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.datasets import RESULTS, data_folder, task_file
+from smallfirst.base.paths import home
+from smallfirst.base.stats.intervals import wilson
 from smallfirst.data.dataset import Dataset, fold_text
-from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate
+from smallfirst.measuring.evaluate import EvaluationSetup, evaluate
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER
 from smallfirst.models.loading import load_model
-from smallfirst.paths import home
-from smallfirst.project.project import Project
+from smallfirst.path.project.project import Project
 from smallfirst.registry.runs import open_run
-from smallfirst.stats.intervals import wilson
 from smallfirst.tasks.extract import Extract
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.recipes.encoders import with_learning_rate

@@ -29,17 +29,17 @@ from typing import Any, NamedTuple
 import aiohttp
 
 from benchmarks.datasets import RESULTS, data_folder, hosted_rows, read_lines
-from smallfirst.paths import state_of
-from smallfirst.pipeline import run as pipeline
-from smallfirst.pipeline.large_model import recorded_answers
-from smallfirst.pricing.charge import format_usd
-from smallfirst.pricing.prices import PriceBook
-from smallfirst.pricing.tokens import TokenUsage
-from smallfirst.progress import Progress
-from smallfirst.project.project import Project
-from smallfirst.project.run_folder import RunFolder
-from smallfirst.project.task_file import read_task_file
-from smallfirst.stats.intervals import clopper_pearson, wilson
+from smallfirst.base.paths import state_of
+from smallfirst.base.progress import Progress
+from smallfirst.base.stats.intervals import clopper_pearson, wilson
+from smallfirst.models.pricing.charge import format_usd
+from smallfirst.models.pricing.prices import PriceBook
+from smallfirst.models.pricing.tokens import TokenUsage
+from smallfirst.path import run as pipeline
+from smallfirst.path.large_model import recorded_answers
+from smallfirst.path.project.project import Project
+from smallfirst.path.project.run_folder import RunFolder
+from smallfirst.path.project.task_file import read_task_file
 
 RECORDED = {"banking": "hosted_banking77", "invoices": "hosted_invoices"}
 TASKS = {
@@ -69,7 +69,7 @@ prices: {machine: {usd_per_hour: 0.10, utilisation: 0.3}}
 }
 """Bars are set as a user would, before anything was measured. Invoices are split at random: known layouts."""
 PORT, CLIENTS, ROUNDS, WARM_UP = 8137, 16, 5, 100
-SERVE = "import sys; from smallfirst.cli.main import main; sys.argv[0] = 'smallfirst'; main()"
+SERVE = "import sys; from smallfirst.interfaces.cli.main import main; sys.argv[0] = 'smallfirst'; main()"
 
 
 def run(folder: Path, name: str) -> None:

@@ -27,12 +27,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.datasets import RESULTS, data_folder, read_lines
-from smallfirst.evaluation.evaluate import Evaluation
-from smallfirst.project.run_folder import RunFolder
+from smallfirst.base.stats.intervals import clopper_pearson
+from smallfirst.measuring.evaluate import Evaluation
+from smallfirst.path.project.run_folder import RunFolder
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData, cascade_data, measure_risk
 from smallfirst.routing.certificate.threshold_search import search_cascade
-from smallfirst.stats.intervals import clopper_pearson
 
 RESULT = RESULTS / "certificates.md"
 TRIES = "## Ten tries on the same rows"

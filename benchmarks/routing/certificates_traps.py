@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks.datasets import data_folder, read_lines
 from benchmarks.routing.certificates import RESULT, TRAPS, TRIES, gsm8k, gsm8k_questions, share_of
+from smallfirst.base.stats.sample_size import rows_for_error
 from smallfirst.data.copies import independent_rows
 from smallfirst.models.protocol import Request
 from smallfirst.routing.certificate.guarantee import Guarantee
@@ -37,7 +38,6 @@ from smallfirst.routing.certificate.threshold_search import (
 )
 from smallfirst.routing.certificate.units import one_row_a_unit
 from smallfirst.routing.policies import RulePolicy
-from smallfirst.stats.sample_size import rows_for_error
 
 COPIES = 5
 """Rows of a text, or of a group."""

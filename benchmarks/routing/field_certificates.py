@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.datasets import RESULTS, read_lines
-from smallfirst.evaluation.evaluate import EvaluatedRow
+from smallfirst.base.stats.intervals import wilson
+from smallfirst.measuring.evaluate import EvaluatedRow
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.threshold_search import search_threshold
 from smallfirst.routing.certificate.units import FieldTable, field_table, fit_curves
-from smallfirst.stats.intervals import wilson
 
 RESULT = RESULTS / "field_certificates.md"
 LEVEL = 0.05

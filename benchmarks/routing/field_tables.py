@@ -30,12 +30,12 @@ from sklearn.feature_extraction import FeatureHasher
 from sklearn.linear_model import SGDClassifier
 
 from benchmarks.datasets import data_folder, read_lines, task_file
+from smallfirst.base.records import fingerprint
 from smallfirst.data.dataset import Dataset, Example
 from smallfirst.data.sources.load import load_rows
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.loading import load_model
 from smallfirst.models.protocol import Request
-from smallfirst.records import fingerprint
 from smallfirst.registry import runs
 from smallfirst.tasks.extract import Extract
 from smallfirst.training.config import TrainConfig

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.datasets import RESULTS, data_folder, read_lines, task_file
+from smallfirst.base.stats import intervals as stats
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.sources.load import load_rows
 from smallfirst.models.catalog import find_weights
@@ -32,11 +33,10 @@ from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.linear.tfidf import TfidfFeatures
 from smallfirst.models.manifest import Manifest, read_manifest
 from smallfirst.models.state_features import STATE_FEATURES, HiddenStateProfile, HiddenStates
-from smallfirst.project.project import Project
+from smallfirst.path.project.project import Project
 from smallfirst.registry import runs
 from smallfirst.routing.auto import TaskSelector
 from smallfirst.routing.domain import PROFILE_FILE, ConformalScorer, ScoreFusion, fit_task_profile
-from smallfirst.stats import intervals as stats
 from smallfirst.tasks.classify import Classify
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.recipes.encoders import EncoderRecipe

@@ -137,7 +137,7 @@ def command_of(
     kept, home = "capture: {}\n" if side == "capture" else "", folder / side
     home.mkdir(exist_ok=True)
     (home / "gateway.yaml").write_text(SETTINGS.format(upstream=upstream) + kept, encoding="utf-8")
-    command = [sys.executable, "-m", "smallfirst.cli.main", "proxy", str(home), "--port", str(port)]
+    command = [sys.executable, "-m", "smallfirst.interfaces.cli.main", "proxy", str(home), "--port", str(port)]
     return command, {"SMALLFIRST_HOME": str(home / "state")}
 
 

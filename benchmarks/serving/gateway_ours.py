@@ -13,19 +13,19 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from smallfirst.ledger.keys import hash_key
+from smallfirst.ledger.ledger import Ledger
 from smallfirst.models.label_model import LabelModel
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest, read_manifest
+from smallfirst.models.pricing.prices import PriceBook, TokenPrice
 from smallfirst.models.protocol import Model
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
-from smallfirst.pricing.prices import PriceBook, TokenPrice
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.policies import RulePolicy
 from smallfirst.routing.router import Router, RouterOptions, Stage
 from smallfirst.serving.app import serve
-from smallfirst.serving.auth.keys import hash_key
-from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.settings import ServeSettings
 from smallfirst.tasks.classify import Classify
 

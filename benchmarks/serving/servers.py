@@ -29,8 +29,8 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from smallfirst.ledger.keys import hash_key
 from smallfirst.models.manifest import Manifest
-from smallfirst.serving.auth.keys import hash_key
 
 SLOT_TOKENS = 128
 """Context of a slot of llama.cpp in tokens; the longest prompt has 81."""

@@ -51,9 +51,9 @@ from benchmarks.serving.servers import (
     transformers,
     vllm,
 )  # fmt: skip
-from smallfirst.files import write_atomically
+from smallfirst.base.files import write_atomically
+from smallfirst.base.stats.intervals import wilson
 from smallfirst.models.manifest import Manifest, read_manifest
-from smallfirst.stats.intervals import wilson
 
 LEVELS = (1, 8, 32)
 OURS = "smallfirst"
@@ -75,7 +75,7 @@ def read_rows(path: Path, model: Path, manifest: Manifest) -> list[Row]:
 
 def promoted_model(task: Path, home: Path) -> Path:
     """Return the folder of the task's newest promoted model."""
-    from smallfirst.project.task_file import read_task_file
+    from smallfirst.path.project.task_file import read_task_file
 
     runs = sorted((home / "tasks" / read_task_file(task).name).glob("*/promoted.json"))
     if not runs:
@@ -338,7 +338,7 @@ def main() -> None:
     wanted.work = wanted.work.resolve() / manifest.weights_fingerprint
     wanted.work.mkdir(parents=True, exist_ok=True)
     wanted.home = own_home(wanted.home, wanted.work / "home")
-    from smallfirst.project.task_file import read_task_file
+    from smallfirst.path.project.task_file import read_task_file
 
     data = read_task_file(wanted.task).data
     test, others = (read_rows(Path(path), model, manifest) for path in (data.test, data.validation))

@@ -27,9 +27,9 @@ from typing import Any, NamedTuple
 import yaml
 
 from benchmarks.serving.takeover_upstream import ASKED, MODEL, Row, instructions, recorded, stream
-from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.ledger.rows import AuditRow, LedgerRow
-from smallfirst.stats.intervals import clopper_pearson, paired_difference
+from smallfirst.base.stats.intervals import clopper_pearson, paired_difference
+from smallfirst.ledger.ledger import Ledger
+from smallfirst.ledger.rows import AuditRow, LedgerRow
 
 STEP = 1_000
 AFTER = 3_000
@@ -51,7 +51,12 @@ class Answered(NamedTuple):
 
 def smallfirst(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a verb as a user does."""
-    line = [sys.executable, "-c", "from smallfirst.cli.main import main; main(prog_name='smallfirst')", *arguments]
+    line = [
+        sys.executable,
+        "-c",
+        "from smallfirst.interfaces.cli.main import main; main(prog_name='smallfirst')",
+        *arguments,
+    ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
@@ -128,7 +133,7 @@ def serve(folder: Path) -> tuple[Served, Served, str]:
     upstreams = {"default": {"base_url": f"http://127.0.0.1:{served.first_line}/v1"}}
     settings = {"upstreams": upstreams, "capture": {"share": 1.0}, "prices": {"tokens": PRICES}}
     (folder / "gateway.yaml").write_text(json.dumps(settings))
-    verb = "from smallfirst.cli.main import main; main(prog_name='smallfirst')"
+    verb = "from smallfirst.interfaces.cli.main import main; main(prog_name='smallfirst')"
     proxy = Served(folder, "-c", verb, "proxy", "--port", "0")
     return served, proxy, next(word for word in proxy.first_line.split() if word.startswith("http"))
 

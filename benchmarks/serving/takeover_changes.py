@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.serving.takeover_upstream import ASKED, MODEL, Row, instructions, recorded, response
-from smallfirst.gateway.http import GatewayRequest, UpstreamAnswer
-from smallfirst.gateway.tasks import TakenOverTasks
-from smallfirst.gateway.upstreams import Target
+from smallfirst.ledger.ledger import Ledger
 from smallfirst.models.protocol import Request
 from smallfirst.routing.router import Decision, Router
-from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.traffic.gateway.http import GatewayRequest, UpstreamAnswer
+from smallfirst.traffic.gateway.tasks import TakenOverTasks
+from smallfirst.traffic.gateway.upstreams import Target
 from smallfirst.traffic.takeovers import TakeOvers
 
 CHANGE_AT = 1_000

@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.datasets import RESULTS
 from benchmarks.serving.takeover import MACHINE
 from benchmarks.serving.takeover_changes import CHANGE_AT, MOST
-from smallfirst.stats.intervals import clopper_pearson
+from smallfirst.base.stats.intervals import clopper_pearson
 
 QUIET_USD = 0.00046 / 1000
 """Cost of a draft of the candidate `encoder` alone on a quiet machine."""

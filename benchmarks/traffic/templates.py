@@ -26,7 +26,7 @@ from sklearn.metrics import homogeneity_completeness_v_measure
 
 from benchmarks.datasets import RESULTS
 from benchmarks.traffic.mixed_log import mixed_log, noise_log
-from smallfirst.stats.intervals import wilson
+from smallfirst.base.stats.intervals import wilson
 from smallfirst.traffic.discovery.mine import MIN_REQUESTS, Miner
 from smallfirst.traffic.discovery.tasks import find_tasks
 from smallfirst.traffic.discovery.wordings import Case, read_cases

@@ -28,9 +28,9 @@ from typing import Any, NamedTuple
 
 from benchmarks.datasets import RESULTS
 from smallfirst.interfaces.databricks import foundation_model as fm
-from smallfirst.jobs import queue
-from smallfirst.jobs.job_folder import JobFolder, JobSpec, utc_now
-from smallfirst.jobs.supervisor import output_tail
+from smallfirst.interfaces.jobs import queue
+from smallfirst.interfaces.jobs.job_folder import JobFolder, JobSpec, utc_now
+from smallfirst.interfaces.jobs.supervisor import output_tail
 from smallfirst.registry import versions
 from smallfirst.registry.runs import client
 from smallfirst.training.config import TrainConfig
@@ -221,7 +221,7 @@ def _process_of(job: JobFolder) -> int | None:
             words = place.read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"smallfirst.jobs.worker" in words and str(job.folder).encode() in words:
+        if b"smallfirst.interfaces.jobs.worker" in words and str(job.folder).encode() in words:
             return int(place.parent.name)
     return None
 

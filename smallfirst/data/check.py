@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from smallfirst.base.records import Record
 from smallfirst.data.copies import find_leaks, min_clean_rows
 from smallfirst.data.dataset import Dataset, Example, fold_text
 from smallfirst.data.findings import (
@@ -22,7 +23,6 @@ from smallfirst.data.findings import (
     make_finding,
     severity_of,
 )
-from smallfirst.records import Record
 
 MIN_CLASS_ROWS = 5
 """Fewer rows of a label cannot be learned and measured at once."""

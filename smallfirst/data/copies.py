@@ -11,9 +11,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
+from smallfirst.base.records import Record, fingerprint
 from smallfirst.data.dataset import Dataset, Example, fold_text
 from smallfirst.data.findings import file_and_line
-from smallfirst.records import Record, fingerprint
 
 MIN_ROWS_FOR_BOILERPLATE = 50
 """Below this many texts, words in most of them are content, not a shared template."""

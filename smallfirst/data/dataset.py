@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Literal
 
-from smallfirst.errors import ConfigError
-from smallfirst.records import Record, fingerprint
+from smallfirst.base.errors import ConfigError
+from smallfirst.base.records import Record, fingerprint
 
 RowFormat = Literal["label", "labels", "target", "question", "prompt", "chat", "text"]
 """text + label · text + labels · text + target (JSON) · question + answer · prompt + response · chat messages ·

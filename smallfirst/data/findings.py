@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+from smallfirst.base.records import Record
 from smallfirst.data.dataset import Example
-from smallfirst.records import Record
 
 Severity = Literal["stop", "fix", "note"]
 SEVERITIES: tuple[Severity, ...] = ("stop", "fix", "note")

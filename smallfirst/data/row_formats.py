@@ -15,10 +15,10 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from smallfirst.base.errors import did_you_mean
+from smallfirst.base.records import Record
 from smallfirst.data.dataset import Example, Message, RowFormat
 from smallfirst.data.findings import Finding, make_finding
-from smallfirst.errors import did_you_mean
-from smallfirst.records import Record
 
 
 class Columns(Record):

@@ -16,17 +16,17 @@ from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
+from smallfirst.base.errors import ModelError
 from smallfirst.deployment.second_look import SecondLooks
-from smallfirst.errors import ModelError
-from smallfirst.gate.outcome import Outcome, Standing
+from smallfirst.ledger.ledger import AlreadyRecorded, Ledger, LedgerAway, LedgerUnavailable
+from smallfirst.ledger.rows import AuditRow, DraftRow, FeedbackRow, StateRow, attempt_rows
+from smallfirst.measuring.outcome import Outcome, Standing
+from smallfirst.models.pricing.charge import charges_json, total_usd, with_purpose
 from smallfirst.models.protocol import Chunk, Completion, Request, Route
 from smallfirst.models.usage import collect_attempts
 from smallfirst.models.wrappers import DelegatingModel
-from smallfirst.pricing.charge import charges_json, total_usd, with_purpose
 from smallfirst.routing.monitor import Judge, Monitor
 from smallfirst.routing.router import Decision, Router, is_covered, took_cascade
-from smallfirst.serving.ledger.ledger import AlreadyRecorded, Ledger, LedgerAway, LedgerUnavailable
-from smallfirst.serving.ledger.rows import AuditRow, DraftRow, FeedbackRow, StateRow, attempt_rows
 from smallfirst.serving.openai.errors import ApiError
 from smallfirst.tasks.task import Task
 

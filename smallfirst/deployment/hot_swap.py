@@ -13,7 +13,7 @@ from collections.abc import Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from smallfirst.errors import ModelError
+from smallfirst.base.errors import ModelError
 from smallfirst.models.protocol import Model
 from smallfirst.models.wrappers import DelegatingModel
 from smallfirst.serving.server import AsyncCloseable

@@ -20,10 +20,10 @@ from prometheus_client.registry import Collector
 from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.deployment.queue_routes import QueueRoutes, mark
 from smallfirst.deployment.second_look import CAUSE
+from smallfirst.ledger.ledger import Ledger, LedgerUnavailable
+from smallfirst.ledger.rows import FeedbackRow, StateRow, standing
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.routing.monitor import not_watched
-from smallfirst.serving.ledger.ledger import Ledger, LedgerUnavailable
-from smallfirst.serving.ledger.rows import FeedbackRow, StateRow, standing
 from smallfirst.serving.openai.errors import ApiError
 from smallfirst.serving.plugins import Plugin, PluginRequest, PluginRoute
 

@@ -9,16 +9,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from smallfirst.errors import ConfigError
-from smallfirst.gate.verdict import Verdict
+from smallfirst.base.errors import ConfigError
+from smallfirst.base.paths import state_of
+from smallfirst.base.sync import run_sync
+from smallfirst.measuring.verdict import Verdict
 from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import MANIFEST, read_manifest
 from smallfirst.models.protocol import Completion, Model, Request, label_probability_model
-from smallfirst.paths import state_of
-from smallfirst.project.task_file import TaskFile, read_task_file, registry_name
+from smallfirst.path.project.task_file import TaskFile, read_task_file, registry_name
 from smallfirst.registry import versions
 from smallfirst.registry.versions import ModelVersion
-from smallfirst.sync import run_sync
 from smallfirst.tasks.task import Task
 
 if TYPE_CHECKING:

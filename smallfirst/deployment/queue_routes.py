@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from smallfirst.base.errors import ModelError
 from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.deployment.review_queue import REASONS, Waiting, review_queue
-from smallfirst.errors import ModelError
+from smallfirst.ledger.ledger import Ledger
+from smallfirst.ledger.rows import FeedbackRow, LedgerRow, standing
 from smallfirst.models.protocol import Completion, Model, Request
-from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.ledger.rows import FeedbackRow, LedgerRow, standing
 from smallfirst.serving.openai.errors import ApiError
 from smallfirst.serving.plugins import PluginRequest, PluginRoute
 

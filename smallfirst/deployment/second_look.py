@@ -18,28 +18,28 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from smallfirst.base.errors import StageMissing
+from smallfirst.base.files import locked
+from smallfirst.base.paths import state_of
+from smallfirst.base.records import Record, fingerprint
 from smallfirst.data.dataset import fold_text
-from smallfirst.errors import StageMissing
-from smallfirst.evaluation.evaluate import EvaluatedRow, Evaluation
-from smallfirst.files import locked
-from smallfirst.gate.outcome import Outcome, share_words
+from smallfirst.ledger.ledger import AlreadyRecorded, Ledger
+from smallfirst.ledger.rows import ShadowRow, StateRow
+from smallfirst.measuring.evaluate import EvaluatedRow, Evaluation
+from smallfirst.measuring.outcome import Outcome, share_words
 from smallfirst.models.protocol import Completion, Request
-from smallfirst.paths import state_of
-from smallfirst.pipeline.calibrate import CERTIFIED, Certified
-from smallfirst.pipeline.confidence_heads import with_confidences
-from smallfirst.pipeline.plans.joined_rows import LOOKS
-from smallfirst.pipeline.plans.worth import chosen_by
-from smallfirst.project.candidates import get_candidate
-from smallfirst.project.run_folder import CERTIFICATE, OUTCOME, RunFolder
-from smallfirst.project.task_file import TaskFile
-from smallfirst.records import Record, fingerprint
+from smallfirst.path.calibrate import CERTIFIED, Certified
+from smallfirst.path.confidence_heads import with_confidences
+from smallfirst.path.plans.joined_rows import LOOKS
+from smallfirst.path.plans.worth import chosen_by
+from smallfirst.path.project.candidates import get_candidate
+from smallfirst.path.project.run_folder import CERTIFICATE, OUTCOME, RunFolder
+from smallfirst.path.project.task_file import TaskFile
 from smallfirst.registry import versions
 from smallfirst.registry.versions import ModelVersion
 from smallfirst.routing.certificate.certificate import BelowRule, Certificate, certify
 from smallfirst.routing.certificate.looks import FOLDED
 from smallfirst.routing.router import Decision, Router, took_cascade
-from smallfirst.serving.ledger.ledger import AlreadyRecorded, Ledger
-from smallfirst.serving.ledger.rows import ShadowRow, StateRow
 
 _log = logging.getLogger("smallfirst.serving")
 SECOND_LOOK = "second_look.json"

@@ -8,21 +8,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 
-from smallfirst.billing.saved import Amount, evaluated_costs
+from smallfirst.base.errors import ConfigError
 from smallfirst.deployment.audited_router import AuditedRouter
+from smallfirst.deployment.billing.saved import Amount, evaluated_costs
 from smallfirst.deployment.hot_swap import HotSwapModels, ModelProxy, ModelSet
 from smallfirst.deployment.monitoring_routes import MonitoringRoutes
 from smallfirst.deployment.registry_watcher import NotReadyYet, RegistryWatcher, one_line
 from smallfirst.deployment.task_deployment import DeployedVersion, TargetVersions, TaskDeployment, check_models_answer
-from smallfirst.errors import ConfigError
-from smallfirst.evaluation.evaluate import Evaluation
+from smallfirst.ledger.ledger import Ledger
+from smallfirst.measuring.evaluate import Evaluation
+from smallfirst.models.pricing.prices import PriceBook
 from smallfirst.models.protocol import Completion, Model, Request
-from smallfirst.pricing.prices import PriceBook
-from smallfirst.project.run_folder import RunFolder
-from smallfirst.project.task_file import TaskFile
+from smallfirst.path.project.run_folder import RunFolder
+from smallfirst.path.project.task_file import TaskFile
 from smallfirst.routing.auto import AutoRouter, TaskSelector
 from smallfirst.routing.domain import PROFILE_FILE
-from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.plugins import Plugin
 
 _log = logging.getLogger("smallfirst.serving")

@@ -9,19 +9,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from smallfirst.base.errors import RegistryError, StageMissing
+from smallfirst.base.paths import home, state_of
+from smallfirst.base.progress import Progress
 from smallfirst.data.dataset import Message
 from smallfirst.deployment.audited_router import AuditedRouter, AuditSettings, outcome_of
 from smallfirst.deployment.hot_swap import ModelSet, SharedModel
 from smallfirst.deployment.second_look import TAG, SecondLook, SecondLooks, looks_again, read_look
-from smallfirst.errors import RegistryError, StageMissing
-from smallfirst.gate.outcome import Outcome
+from smallfirst.ledger.ledger import Ledger
+from smallfirst.measuring.outcome import Outcome
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.protocol import Model, Request
-from smallfirst.paths import home, state_of
-from smallfirst.pipeline import large_model as large_path
-from smallfirst.pipeline.confidence_heads import HEADS, ConfidenceHeads
-from smallfirst.pipeline.parity import PARITY, VLLM_PARITY, ParityResult
-from smallfirst.pipeline.router_setup import (
+from smallfirst.path import large_model as large_path
+from smallfirst.path.confidence_heads import HEADS, ConfidenceHeads
+from smallfirst.path.parity import PARITY, VLLM_PARITY, ParityResult
+from smallfirst.path.project.project import Project, load_small, small_engine
+from smallfirst.path.project.run_folder import OUTCOME, RunFolder
+from smallfirst.path.project.task_file import RoutingConfig, TaskFile
+from smallfirst.path.router_setup import (
     PROFILE_FOLDER,
     REFERENCE,
     RUN,
@@ -34,17 +39,12 @@ from smallfirst.pipeline.router_setup import (
     stages_ahead,
     versioned_name,
 )
-from smallfirst.progress import Progress
-from smallfirst.project.project import Project, load_small, small_engine
-from smallfirst.project.run_folder import OUTCOME, RunFolder
-from smallfirst.project.task_file import RoutingConfig, TaskFile
 from smallfirst.registry import versions
 from smallfirst.registry.versions import ModelVersion
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.monitor import Judge, Monitor, allocate_audits, not_watched, watched_quantities
 from smallfirst.routing.policies import CHALLENGER
 from smallfirst.routing.router import Router, Stage
-from smallfirst.serving.ledger.ledger import Ledger
 
 _log = logging.getLogger("smallfirst.serving")
 CERTIFICATE = "certificate.json"

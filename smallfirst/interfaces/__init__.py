@@ -1,1 +1,1 @@
-"""Plugins that speak other products' interfaces; the core does not know them."""
+"""How users reach the product: the command line, jobs, and plug-ins that speak other products' interfaces."""

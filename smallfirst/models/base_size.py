@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from smallfirst.records import Record
+from smallfirst.base.records import Record
 
 _EMBEDDING = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
 _HEAD = ("lm_head.weight", "embed_out.weight")

@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, NamedTuple, TypeVar
 
-from smallfirst.errors import ModelError
+from smallfirst.base.errors import ModelError
+from smallfirst.models.pricing.prices import MachinePrice
+from smallfirst.models.pricing.tokens import tokens_of
 from smallfirst.models.protocol import Completion
 from smallfirst.models.usage import ReportUnfinished, unfinished
-from smallfirst.pricing.prices import MachinePrice
-from smallfirst.pricing.tokens import tokens_of
 
 Q = TypeVar("Q")
 R = TypeVar("R")

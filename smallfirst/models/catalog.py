@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from smallfirst.errors import SmallfirstError, WeightsNotFound, did_you_mean
-from smallfirst.files import files_sha256, sha256, write_atomically
+from smallfirst.base.errors import SmallfirstError, WeightsNotFound, did_you_mean
+from smallfirst.base.files import files_sha256, sha256, write_atomically
+from smallfirst.base.paths import state_folders
+from smallfirst.base.progress import disable_tqdm_in_pipes
+from smallfirst.base.records import Record
 from smallfirst.models.manifest import BASE_FILES
-from smallfirst.paths import state_folders
-from smallfirst.progress import disable_tqdm_in_pipes
-from smallfirst.records import Record
 
 _DAMAGED = "the package was changed or damaged; do not use it, and report this"
 Log = Callable[[str], None]

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 import numpy as np
 import pydantic
 
-from smallfirst.records import Record
+from smallfirst.base.records import Record
 
 MIN_LOG_PROBABILITY = -100.0
 """In nats; a less likely token counts as impossible."""

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from smallfirst.errors import MissingExtra
+from smallfirst.base.errors import MissingExtra
+from smallfirst.base.records import parse_record
 from smallfirst.models.label_model import LabelModel
 from smallfirst.models.loading import Kind, ModelSource, load
 from smallfirst.models.manifest import ADAPTER_CONFIG
 from smallfirst.models.protocol import Model
 from smallfirst.models.remote.config import EndpointConfig, VllmServer
-from smallfirst.records import parse_record
 
 _SPAN_SCORERS = {
     "tagger": "smallfirst.models.spans.tagger:Tagger",

@@ -21,9 +21,10 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from smallfirst.base.errors import ConfigError, SmallfirstError
+from smallfirst.base.files import files_sha256, sha256
+from smallfirst.base.records import Record
 from smallfirst.data.dataset import Message
-from smallfirst.errors import ConfigError, SmallfirstError
-from smallfirst.files import files_sha256, sha256
 from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.sequence import GenerationRequest
 from smallfirst.models.gguf import pre_tokenizer_name, write_gguf
@@ -33,7 +34,6 @@ from smallfirst.models.local.tokenizer import encode_chat, encode_prompt, plain_
 from smallfirst.models.local.weights import import_transformers, load_pretrained, weights_fingerprint
 from smallfirst.models.manifest import Manifest, read_manifest, write_manifest
 from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppProcess
-from smallfirst.records import Record
 from smallfirst.tasks.task import Task
 
 ExportFormat = Literal["safetensors", "gguf"]

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from smallfirst.base.files import write_atomically
+from smallfirst.base.records import fingerprint
 from smallfirst.data.dataset import Dataset, Message
-from smallfirst.files import write_atomically
 from smallfirst.models.protocol import Capability, Completion, Model, Request
 from smallfirst.models.wrappers import CallableModel
-from smallfirst.records import fingerprint
 from smallfirst.tasks.task import Shot, Task
 
 if TYPE_CHECKING:

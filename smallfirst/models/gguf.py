@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from smallfirst.errors import ConfigError, MissingExtra
+from smallfirst.base.errors import ConfigError, MissingExtra
 from smallfirst.models.manifest import Manifest
 
 if TYPE_CHECKING:

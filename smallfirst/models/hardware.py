@@ -6,7 +6,7 @@ import os
 import platform
 from pathlib import Path
 
-from smallfirst.records import Record
+from smallfirst.base.records import Record
 
 CPU_FEATURES = {
     "avx2": "AVX2",

@@ -10,9 +10,12 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from smallfirst.errors import ModelError, RequestRefused
+from smallfirst.base.errors import ModelError, RequestRefused
 from smallfirst.models.batching import SHORT_PASS, BatchWorker, estimated_tokens
 from smallfirst.models.manifest import Manifest
+from smallfirst.models.pricing.charge import Charge
+from smallfirst.models.pricing.prices import MachinePrice
+from smallfirst.models.pricing.tokens import tokens_of
 from smallfirst.models.protocol import (
     Capability,
     Completion,
@@ -23,9 +26,6 @@ from smallfirst.models.protocol import (
 )
 from smallfirst.models.usage import paid
 from smallfirst.models.wrappers import CallableModel
-from smallfirst.pricing.charge import Charge
-from smallfirst.pricing.prices import MachinePrice
-from smallfirst.pricing.tokens import tokens_of
 
 
 class LabelLogProbs(NamedTuple):

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-from smallfirst.errors import ConfigError
-from smallfirst.extensions import Registry
+from smallfirst.base.errors import ConfigError
+from smallfirst.base.extensions import Registry
+from smallfirst.base.sync import run_in_thread
 from smallfirst.models.manifest import MANIFEST, Manifest, read_manifest
+from smallfirst.models.pricing.prices import MachinePrice, PriceBook
 from smallfirst.models.protocol import Model
 from smallfirst.models.remote.config import VllmServer
-from smallfirst.pricing.prices import MachinePrice, PriceBook
-from smallfirst.sync import run_in_thread
 
 Kind = Literal["address", "gguf", "weights", "label", "generative", "linear", "spans", "other"]
 _KINDS: dict[str, Kind] = {

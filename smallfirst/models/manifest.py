@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from smallfirst.base.errors import ConfigError, DataError, Problem
+from smallfirst.base.files import files_sha256, sha256, write_atomically
+from smallfirst.base.records import Record, fingerprint
+from smallfirst.base.stats.intervals import Estimate
 from smallfirst.data.dataset import Dataset, Example, fold_text
-from smallfirst.errors import ConfigError, DataError, Problem
-from smallfirst.files import files_sha256, sha256, write_atomically
 from smallfirst.models.confidence import Calibration
-from smallfirst.records import Record, fingerprint
-from smallfirst.stats.intervals import Estimate
 from smallfirst.tasks import AnyTask
 
 MANIFEST = "smallfirst.json"

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol, cast, runtime_
 import pydantic
 from pydantic import Field
 
+from smallfirst.base.records import Record
 from smallfirst.data.dataset import Message
-from smallfirst.pricing.charge import Charge, itemized, total_usd
-from smallfirst.records import Record
+from smallfirst.models.pricing.charge import Charge, itemized, total_usd
 
 DEFAULT_MAX_TOKENS = 256
 """Most tokens of an answer unless a request says otherwise; evaluation asks so, and thus certificates are made so."""

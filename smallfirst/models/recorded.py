@@ -15,17 +15,17 @@ import pydantic
 import pydantic_core
 from pydantic import Field
 
+from smallfirst.base.errors import BadAnswer, DataError, NotRecorded, Problem, SmallfirstError, SpendingLimitReached
+from smallfirst.base.files import write_atomically
+from smallfirst.base.progress import ProgressCallback, no_progress
+from smallfirst.base.records import Record, fingerprint, parse_record
 from smallfirst.data.dataset import Message
-from smallfirst.errors import BadAnswer, DataError, NotRecorded, Problem, SmallfirstError, SpendingLimitReached
-from smallfirst.files import write_atomically
+from smallfirst.models.pricing.charge import format_usd, stated
+from smallfirst.models.pricing.prices import Usd
+from smallfirst.models.pricing.tokens import TokenUsage
 from smallfirst.models.protocol import Capability, Completion, Model, Request
 from smallfirst.models.spending_cap import SpendingCap
 from smallfirst.models.wrappers import CallableModel
-from smallfirst.pricing.charge import format_usd, stated
-from smallfirst.pricing.prices import Usd
-from smallfirst.pricing.tokens import TokenUsage
-from smallfirst.progress import ProgressCallback, no_progress
-from smallfirst.records import Record, fingerprint, parse_record
 
 CONCURRENCY = 2
 """Requests in flight while answers are recorded."""

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from smallfirst.errors import BadAnswer, ConfigError, RequestRefused
+from smallfirst.base.errors import BadAnswer, ConfigError, RequestRefused
 from smallfirst.models.generation.grammar import Grammar, lark_grammar, with_number_bounds
 from smallfirst.models.protocol import Completion, ResponseFormat
 from smallfirst.models.usage import report_unfinished

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from smallfirst.files import write_atomically
+from smallfirst.base.files import write_atomically
 
 STATE_FEATURES = ("energy", "probability", "mahalanobis", "neighbour")
 """Columns of `HiddenStateProfile.nonconformity`; each grows with the distance from the training texts."""

@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
+from smallfirst.models.pricing.charge import Charge, with_purpose
 from smallfirst.models.protocol import Completion, Model, Request
-from smallfirst.pricing.charge import Charge, with_purpose
 
 BYTES_PER_TOKEN = 4
 """Of ordinary text in UTF-8, to estimate how many tokens were written."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 
-from smallfirst.errors import BadAnswer, ModelError
+from smallfirst.base.errors import BadAnswer, ModelError
+from smallfirst.base.sync import run_sync
 from smallfirst.models.protocol import (
     Capability,
     Chunk,
@@ -21,7 +22,6 @@ from smallfirst.models.protocol import (
     stream_in_one_chunk,
 )
 from smallfirst.models.usage import max_answer_tokens
-from smallfirst.sync import run_sync
 
 
 class DelegatingModel:

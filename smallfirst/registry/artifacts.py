@@ -11,10 +11,10 @@ from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
-from smallfirst.errors import ConfigError, RegistryError
-from smallfirst.files import sha256, write_atomically
-from smallfirst.paths import home
-from smallfirst.records import Record
+from smallfirst.base.errors import ConfigError, RegistryError
+from smallfirst.base.files import sha256, write_atomically
+from smallfirst.base.paths import home
+from smallfirst.base.records import Record
 from smallfirst.registry.runs import TrackedRun, client, store_errors
 
 MANIFEST_FILENAME = "smallfirst-manifest.json"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from smallfirst.errors import SmallfirstError
-from smallfirst.evaluation.evaluate import Evaluation
+from smallfirst.base.errors import SmallfirstError
+from smallfirst.base.stats.intervals import Estimate
+from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.registry.runs import TrackedRun, client
-from smallfirst.stats.intervals import Estimate
 
 
 def log_evaluation(run_id: str, evaluation: Evaluation) -> str:

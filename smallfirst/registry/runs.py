@@ -17,10 +17,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import quote
 
-from smallfirst.errors import SmallfirstError
-from smallfirst.files import locked
-from smallfirst.paths import artifact_folder, home, tracking_uri
-from smallfirst.records import Record
+from smallfirst.base.errors import SmallfirstError
+from smallfirst.base.files import locked
+from smallfirst.base.paths import artifact_folder, home, tracking_uri
+from smallfirst.base.records import Record
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric

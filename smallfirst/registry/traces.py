@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from smallfirst.errors import ConfigError
-from smallfirst.paths import tracking_uri
+from smallfirst.base.errors import ConfigError
+from smallfirst.base.paths import tracking_uri
 from smallfirst.registry.runs import client, store_errors
 
 MODEL = "mlflow.llm.model"

@@ -13,11 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smallfirst.errors import GateFailed, RegistryError, did_you_mean
-from smallfirst.files import locked
-from smallfirst.gate.verdict import Verdict
-from smallfirst.paths import home, tracking_uri
-from smallfirst.records import Record
+from smallfirst.base.errors import GateFailed, RegistryError, did_you_mean
+from smallfirst.base.files import locked
+from smallfirst.base.paths import home, tracking_uri
+from smallfirst.base.records import Record
+from smallfirst.measuring.verdict import Verdict
 from smallfirst.registry.artifacts import StoredModel, build_manifest, upload, verify
 from smallfirst.registry.runs import TAG_CHARS, client, open_run, store_errors
 

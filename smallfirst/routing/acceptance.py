@@ -16,8 +16,8 @@ import numpy as np
 import pydantic
 from scipy import optimize, special
 
+from smallfirst.base.records import Record
 from smallfirst.data.dataset import Dataset, Example, Message, sample_share
-from smallfirst.records import Record
 from smallfirst.routing.confidence_head import log_odds, means_and_scales
 
 MIN_OWN_ROWS, MIN_FOREIGN_ROWS = 20, 20

@@ -7,8 +7,11 @@ from collections.abc import AsyncIterator, Collection, Mapping
 from pathlib import Path
 from typing import Self
 
-from smallfirst.errors import ModelError
+from smallfirst.base.errors import ModelError
+from smallfirst.base.records import Record
 from smallfirst.models.batching import BatchWorker
+from smallfirst.models.pricing.charge import Charge, itemized
+from smallfirst.models.pricing.prices import MachinePrice
 from smallfirst.models.protocol import (
     Capability,
     Chunk,
@@ -20,9 +23,6 @@ from smallfirst.models.protocol import (
     open_stream,
 )
 from smallfirst.models.usage import max_answer_tokens
-from smallfirst.pricing.charge import Charge, itemized
-from smallfirst.pricing.prices import MachinePrice
-from smallfirst.records import Record
 from smallfirst.routing.domain import TaskProfile
 from smallfirst.routing.policies import is_conversation
 

@@ -8,8 +8,8 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import Field
 
-from smallfirst.errors import SmallfirstError
-from smallfirst.records import Record
+from smallfirst.base.errors import SmallfirstError
+from smallfirst.base.records import Record
 
 _PART_S = {"hour": 60.0, "day": 1440.0, "month": 12 * 3600.0}
 _PARTS = 60

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from smallfirst.evaluation.calibration import MIN_ROWS, fit_isotonic
+from smallfirst.measuring.calibration import MIN_ROWS, fit_isotonic
 from smallfirst.models.confidence import CalibratedHead
 from smallfirst.models.protocol import Completion
 

@@ -18,18 +18,18 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import pydantic
 
+from smallfirst.base.errors import ConfigError, DataError
+from smallfirst.base.files import write_atomically
+from smallfirst.base.records import Record
 from smallfirst.data.dataset import Dataset
-from smallfirst.errors import ConfigError, DataError
-from smallfirst.evaluation.out_of_fold import folds_of
-from smallfirst.files import write_atomically
+from smallfirst.measuring.out_of_fold import folds_of
 from smallfirst.models.batching import BatchWorker
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import CachedEncoder, SentenceEncoder, open_encoder
 from smallfirst.models.linear.tfidf import TfidfFeatures, piece_grams, word_grams
+from smallfirst.models.pricing.prices import MachinePrice
 from smallfirst.models.protocol import Request
 from smallfirst.models.state_features import HiddenStateProfile, HiddenStates
-from smallfirst.pricing.prices import MachinePrice
-from smallfirst.records import Record
 from smallfirst.routing.router import OodScore
 
 SCORES = ("unseen", "nearest", "near", "unlike")

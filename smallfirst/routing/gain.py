@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import special
 
-from smallfirst.evaluation.calibration import MIN_ROWS, fit_isotonic
-from smallfirst.files import write_atomically
+from smallfirst.base.files import write_atomically
+from smallfirst.base.records import Record
+from smallfirst.measuring.calibration import MIN_ROWS, fit_isotonic
 from smallfirst.models.confidence import IsotonicCurve
-from smallfirst.records import Record
 from smallfirst.routing.confidence_head import FOLDS, log_losses, logistic, means_and_scales, significantly_lower
 
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")

@@ -15,8 +15,8 @@ each. Audits by a large model bound the disagreement with it, not the error. Equ
 monitor is restored by feeding it the recorded ones, and processes that feed theirs alike agree.
 
 Each accepted answer has a known chance to be audited, at least 1 / MAX_WEIGHT of the mean one, and its audit the
-inverse weight, so tests and intervals stay valid whatever was chosen here (`smallfirst.stats.sequential`). Uncertain
-answers have the greater chance, which makes an alarm come sooner.
+inverse weight, so tests and intervals stay valid whatever was chosen here (`smallfirst.base.stats.sequential`).
+Uncertain answers have the greater chance, which makes an alarm come sooner.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pydantic
 
-from smallfirst.gate.outcome import AuditedAccuracy
-from smallfirst.records import Record
+from smallfirst.base.records import Record
+from smallfirst.base.stats.intervals import Estimate, edge
+from smallfirst.base.stats.sequential import GuaranteeTest, RecoveryTest, weighted_interval
+from smallfirst.measuring.outcome import AuditedAccuracy
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.guarantee import describe_limit
 from smallfirst.routing.certificate.summary import ThresholdPoint
-from smallfirst.stats.intervals import Estimate, edge
-from smallfirst.stats.sequential import GuaranteeTest, RecoveryTest, weighted_interval
 
 Judge = Literal["large", "person"]
 State = Literal["live", "shadow", "fallback"]

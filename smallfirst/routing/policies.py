@@ -12,10 +12,10 @@ import numpy as np
 import pydantic
 from pydantic import Field, model_validator
 
-from smallfirst.errors import ConfigError, MissingExtra
-from smallfirst.extensions import Registry
+from smallfirst.base.errors import ConfigError, MissingExtra
+from smallfirst.base.extensions import Registry
+from smallfirst.base.records import Record, explain_errors
 from smallfirst.models.protocol import Request
-from smallfirst.records import Record, explain_errors
 
 CASCADE = "cascade"
 """As the target of a policy: go through the cascade as if no policy had matched."""

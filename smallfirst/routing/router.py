@@ -11,7 +11,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, M
 from contextlib import aclosing
 from typing import NamedTuple, Protocol, TypeVar
 
-from smallfirst.errors import ModelError, NotRecorded
+from smallfirst.base.errors import ModelError, NotRecorded
+from smallfirst.base.records import Record
+from smallfirst.models.pricing.charge import Charge, itemized, total_usd, with_purpose
 from smallfirst.models.protocol import (
     DEFAULT_MAX_TOKENS,
     Capability,
@@ -30,8 +32,6 @@ from smallfirst.models.protocol import (
 )
 from smallfirst.models.usage import ReportUnfinished, max_answer_tokens, usage_of_draft
 from smallfirst.models.wrappers import CallableModel
-from smallfirst.pricing.charge import Charge, itemized, total_usd, with_purpose
-from smallfirst.records import Record
 from smallfirst.routing.budget import Budget, BudgetTracker
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT

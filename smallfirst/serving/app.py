@@ -19,13 +19,13 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
 from smallfirst import __version__
-from smallfirst.errors import ConfigError
+from smallfirst.base.errors import ConfigError
+from smallfirst.ledger.keys import KeyStore, home_key_store
+from smallfirst.ledger.ledger import Ledger
 from smallfirst.models.protocol import Model
 from smallfirst.serving import completions, embeddings, invocations
 from smallfirst.serving.admission import Admission
-from smallfirst.serving.auth.keys import KeyStore, home_key_store
-from smallfirst.serving.auth.middleware import CHAT_PATH, PUBLIC_PATHS, USER_PATHS, AuthMiddleware, caller_owner
-from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.auth import CHAT_PATH, PUBLIC_PATHS, USER_PATHS, AuthMiddleware, caller_owner
 from smallfirst.serving.openai.errors import ApiError, ClientDisconnected, model_not_found, to_api_error
 from smallfirst.serving.openai.wire import model_entry
 from smallfirst.serving.plugins import Plugin, PluginGroup, ServedModels, starlette_route

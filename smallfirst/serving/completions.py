@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from smallfirst.errors import BadAnswer
+from smallfirst.base.errors import BadAnswer
 from smallfirst.models.protocol import Chunk, Completion, Model, Request, open_stream
 from smallfirst.models.response_format import check_response_format
 from smallfirst.models.usage import estimate_written_tokens

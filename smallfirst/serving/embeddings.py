@@ -11,8 +11,8 @@ import pydantic
 from pydantic import Field
 from pydantic_core import PydanticCustomError
 
+from smallfirst.models.pricing.charge import Charge, itemized, total_usd
 from smallfirst.models.protocol import Completion, Model, Request, embedding_model, label_probability_model
-from smallfirst.pricing.charge import Charge, itemized, total_usd
 from smallfirst.serving.openai.errors import ApiError
 from smallfirst.serving.openai.wire import Refused, parse_body, read_fields
 from smallfirst.serving.request_lifecycle import ApiCall

@@ -24,7 +24,7 @@ import h11
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from smallfirst.records import Record
+from smallfirst.base.records import Record
 from smallfirst.serving.admission import Shares
 from smallfirst.serving.openai.errors import ApiError
 

@@ -18,7 +18,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from smallfirst.errors import did_you_mean
+from smallfirst.base.errors import did_you_mean
 from smallfirst.models.protocol import Request
 from smallfirst.models.usage import collect_unfinished
 from smallfirst.serving.completions import chat, check_requested_schema, complete, completion

@@ -12,10 +12,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+from smallfirst.ledger.keys import hash_key, new_key
+from smallfirst.ledger.ledger import Ledger
 from smallfirst.models.protocol import Model
 from smallfirst.serving.app import build_app
-from smallfirst.serving.auth.keys import hash_key, new_key
-from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.server import Server
 from smallfirst.serving.settings import ServeSettings
 

@@ -25,13 +25,13 @@ from starlette.responses import JSONResponse
 from starlette.responses import Response as Response
 from starlette.routing import Route
 
-from smallfirst.extensions import Registry
+from smallfirst.base.extensions import Registry
 from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.models.protocol import open_stream as open_stream
 from smallfirst.serving.admission import Admission as Admission
 from smallfirst.serving.admission import body_chunks, read_body
-from smallfirst.serving.auth.middleware import caller_owner
-from smallfirst.serving.auth.middleware import current_caller as current_caller
+from smallfirst.serving.auth import caller_owner
+from smallfirst.serving.auth import current_caller as current_caller
 from smallfirst.serving.openai.errors import ApiError as ApiError
 from smallfirst.serving.openai.errors import validation_error as validation_error
 from smallfirst.serving.openai.wire import parse_json_object

@@ -25,13 +25,13 @@ from typing import Any, NamedTuple
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from smallfirst.cluster.ray_session import ADDRESS, ray_session
-from smallfirst.errors import ConfigError
+from smallfirst.base.errors import ConfigError
+from smallfirst.base.paths import ledger_at, ledger_place, state_of
+from smallfirst.base.ray_session import ADDRESS, ray_session
+from smallfirst.ledger.keys import home_key_store
+from smallfirst.ledger.ledger import Ledger
 from smallfirst.models.protocol import Model
-from smallfirst.paths import ledger_at, ledger_place, state_of
 from smallfirst.serving.app import build_app, start_background_work
-from smallfirst.serving.auth.keys import home_key_store
-from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.openai.errors import RETRY_AFTER_S, ApiError, server_error
 from smallfirst.serving.plugins import Plugin
 from smallfirst.serving.request_lifecycle import ERROR_SEND_TIMEOUT_S
@@ -40,7 +40,7 @@ from smallfirst.serving.settings import ServeSettings, check_settings
 
 APPLICATION = "smallfirst"
 """Name of the application in Serve."""
-SERVICE = "smallfirst.cli.serve:service_of"
+SERVICE = "smallfirst.interfaces.cli.serve:service_of"
 """The function, as MODULE:NAME, that makes a Service of the arguments of `smallfirst serve`."""
 ENVIRONMENT = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "smallfirst.serving.replicas:edge",

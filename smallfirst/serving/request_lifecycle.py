@@ -18,6 +18,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from smallfirst.ledger.ledger import Ledger
+from smallfirst.ledger.rows import LedgerRow, attempt_rows
+from smallfirst.models.pricing.charge import charges_json, known_usd, stated
+from smallfirst.models.pricing.tokens import tokens_of
 from smallfirst.models.protocol import Completion, Model, Request, Route, probed_model
 from smallfirst.models.remote.client import CircuitOpenError
 from smallfirst.models.usage import (
@@ -29,12 +33,8 @@ from smallfirst.models.usage import (
     max_answer_tokens,
     unfinished,
 )
-from smallfirst.pricing.charge import charges_json, known_usd, stated
-from smallfirst.pricing.tokens import tokens_of
 from smallfirst.serving.admission import Admission, cancel_on_disconnect, read_body
-from smallfirst.serving.auth.middleware import TokenReservation, caller_owner, current_caller
-from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.ledger.rows import LedgerRow, attempt_rows
+from smallfirst.serving.auth import TokenReservation, caller_owner, current_caller
 from smallfirst.serving.openai.errors import (
     ClientDisconnected,
     HeadNotSent,

@@ -13,8 +13,8 @@ from typing import Protocol
 import uvicorn
 from starlette.types import ASGIApp
 
+from smallfirst.base.errors import ConfigError
 from smallfirst.data.redaction import redact_logs
-from smallfirst.errors import ConfigError
 from smallfirst.serving.http_limits import ConnectionLimits, limited_protocol
 from smallfirst.serving.request_lifecycle import ERROR_SEND_TIMEOUT_S
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from smallfirst.errors import ConfigError
+from smallfirst.base.errors import ConfigError
+from smallfirst.base.records import Record
+from smallfirst.ledger.keys import home_key_store, is_key_hash
 from smallfirst.models.remote.config import is_loopback
-from smallfirst.records import Record
-from smallfirst.serving.auth.keys import home_key_store, is_key_hash
 
 
 class ServeSettings(Record):

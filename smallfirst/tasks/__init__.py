@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import pydantic
 
-from smallfirst.errors import ConfigError
-from smallfirst.extensions import Registry
-from smallfirst.records import parse_record
+from smallfirst.base.errors import ConfigError
+from smallfirst.base.extensions import Registry
+from smallfirst.base.records import parse_record
 from smallfirst.tasks.task import Task
 
 TASK_KINDS: Registry[type[Task]] = Registry(

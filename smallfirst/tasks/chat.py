@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 import pydantic
 
+from smallfirst.base.stats.intervals import Estimate, bootstrap_share
 from smallfirst.data.dataset import RowFormat
-from smallfirst.stats.intervals import Estimate, bootstrap_share
 from smallfirst.tasks.scorers import SCORERS, best_score, load_scorer
 from smallfirst.tasks.task import ScoredAnswer, Task
 

@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 import pydantic
 
+from smallfirst.base.errors import DataError, did_you_mean
+from smallfirst.base.stats.intervals import Estimate
 from smallfirst.data.dataset import Dataset, RowFormat
 from smallfirst.data.row_formats import to_json
-from smallfirst.errors import DataError, did_you_mean
-from smallfirst.stats.intervals import Estimate
 from smallfirst.tasks.metrics.labels import (
     counts_by_label,
     jaccard,

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import pydantic
 
+from smallfirst.base.errors import ConfigError, did_you_mean
+from smallfirst.base.stats.intervals import Estimate
 from smallfirst.data.dataset import Dataset, RowFormat
-from smallfirst.errors import ConfigError, did_you_mean
-from smallfirst.stats.intervals import Estimate
 from smallfirst.tasks.json.answers import answer_parser
 from smallfirst.tasks.json.schema import (
     SCALARS,

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-from smallfirst.errors import ConfigError
-from smallfirst.extensions import Registry
+from smallfirst.base.errors import ConfigError
+from smallfirst.base.extensions import Registry
 
 Scorer = Callable[[str, str, str], float]
 """Question, answer and gold answer to a number in [0, 1]."""

@@ -8,9 +8,9 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
+from smallfirst.base.records import Record
+from smallfirst.base.stats.intervals import Estimate, wilson
 from smallfirst.data.dataset import Dataset, Message, RowFormat
-from smallfirst.records import Record
-from smallfirst.stats.intervals import Estimate, wilson
 
 
 class Shot(NamedTuple):

@@ -1,1 +1,1 @@
-"""Recorded traffic: what applications ask a large model, and which part of it a small model could answer."""
+"""Recorded traffic: what applications ask a large model, which part a small one could answer, and the proxy."""

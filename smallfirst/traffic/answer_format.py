@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
-from smallfirst.records import Record
+from smallfirst.base.records import Record
 from smallfirst.traffic.wire.messages import Answer, ToolCall
 
 _FIRST, _SAMPLE, _KEPT = 10, 300, 3

@@ -17,7 +17,7 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from smallfirst.errors import ConfigError, SmallfirstError, as_missing_extra
+from smallfirst.base.errors import ConfigError, SmallfirstError, as_missing_extra
 from smallfirst.traffic.exchange import Exchange, kept_body
 
 FILE_NAME = "capture.db"

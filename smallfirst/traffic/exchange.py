@@ -9,14 +9,14 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
+from smallfirst.base.errors import PriceUnknown
+from smallfirst.base.records import Record
 from smallfirst.data.detectors.labelled import labelled_kind
 from smallfirst.data.redaction import NAMES, redact
-from smallfirst.errors import PriceUnknown
+from smallfirst.models.pricing.charge import Charge, stated
+from smallfirst.models.pricing.prices import PriceBook
+from smallfirst.models.pricing.tokens import Reported, TokenUsage, read_usage, tokens_of
 from smallfirst.models.usage import BYTES_PER_TOKEN
-from smallfirst.pricing.charge import Charge, stated
-from smallfirst.pricing.prices import PriceBook
-from smallfirst.pricing.tokens import Reported, TokenUsage, read_usage, tokens_of
-from smallfirst.records import Record
 from smallfirst.traffic.wire.dialects import read_answer, read_prompt
 
 

@@ -19,25 +19,25 @@ from typing import Any, NamedTuple
 import yaml
 
 import smallfirst
+from smallfirst.base.errors import ConfigError, GateFailed
+from smallfirst.base.files import write_atomically
+from smallfirst.base.paths import state_of
+from smallfirst.base.progress import Progress
+from smallfirst.base.records import Record
+from smallfirst.base.stats.intervals import Estimate, ratio_interval, wilson
+from smallfirst.base.sync import outside_event_loop
 from smallfirst.data.dataset import Example, fold_text
 from smallfirst.data.sources.load import load_rows
-from smallfirst.errors import ConfigError, GateFailed
-from smallfirst.evaluation.evaluate import EvaluatedRow
-from smallfirst.files import write_atomically
-from smallfirst.improvement.harvest import harvest, open_ledger
+from smallfirst.measuring.evaluate import EvaluatedRow
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded import RecordedAnswer, RecordingHeader, request_key
-from smallfirst.paths import state_of
-from smallfirst.pipeline.run import try_run
-from smallfirst.pipeline.summary import RunSummary
-from smallfirst.progress import Progress
-from smallfirst.project.project import Project
-from smallfirst.project.run_folder import RunFolder
-from smallfirst.project.task_file import TaskFile, read_task_file
-from smallfirst.records import Record
+from smallfirst.path.project.project import Project
+from smallfirst.path.project.run_folder import RunFolder
+from smallfirst.path.project.task_file import TaskFile, read_task_file
+from smallfirst.path.run import try_run
+from smallfirst.path.summary import RunSummary
 from smallfirst.registry.versions import SHADOW
-from smallfirst.stats.intervals import Estimate, ratio_interval, wilson
-from smallfirst.sync import outside_event_loop
+from smallfirst.traffic.improvement.harvest import harvest, open_ledger
 from smallfirst.traffic.settings import settings_near
 from smallfirst.traffic.takeovers import LEARNT, TakeOver, TakeOvers
 from smallfirst.traffic.task_source import TaskSource, Teacher

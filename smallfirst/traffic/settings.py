@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
-from smallfirst.errors import ConfigError, did_you_mean
+from smallfirst.base.errors import ConfigError, did_you_mean
+from smallfirst.base.records import Record, parse_record, read_yaml
+from smallfirst.models.pricing.prices import PriceBook, with_price_file
 from smallfirst.models.remote.config import BaseUrl
-from smallfirst.pricing.prices import PriceBook, with_price_file
-from smallfirst.records import Record, parse_record, read_yaml
 from smallfirst.traffic import task_source
 from smallfirst.traffic.capture_store import KEY_ENV
 

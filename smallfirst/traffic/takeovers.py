@@ -9,10 +9,10 @@ from typing import Literal
 
 from pydantic import AwareDatetime, Field
 
-from smallfirst.errors import ConfigError, did_you_mean
-from smallfirst.files import locked
-from smallfirst.paths import home, state_folder
-from smallfirst.records import Record
+from smallfirst.base.errors import ConfigError, did_you_mean
+from smallfirst.base.files import locked
+from smallfirst.base.paths import home, state_folder
+from smallfirst.base.records import Record
 from smallfirst.traffic.task_source import TaskSource
 
 FILE_NAME = "takeovers.json"

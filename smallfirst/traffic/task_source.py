@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from smallfirst.records import Record, fingerprint
+from smallfirst.base.records import Record, fingerprint
 from smallfirst.traffic.answer_format import AnswerFormat, FormatCheck
 from smallfirst.traffic.wire.messages import Prompt
 

@@ -6,8 +6,8 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from smallfirst.base.errors import DataError, Problem
 from smallfirst.data.dataset import Dataset, Example
-from smallfirst.errors import DataError, Problem
 from smallfirst.models.local.tokenizer import encode_prompt
 from smallfirst.tasks.task import Task
 

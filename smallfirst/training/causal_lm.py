@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from smallfirst.errors import TrainingError
+from smallfirst.base.errors import TrainingError
 from smallfirst.models.base_size import BaseSize, read_base_size
 from smallfirst.models.local.adapters import merge_adapters, save_adapter
 from smallfirst.models.local.packed_rows import PackedRows, gather_rows, pack_rows

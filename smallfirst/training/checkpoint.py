@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from smallfirst.files import write_atomically
+from smallfirst.base.files import write_atomically
 
 MAX_TIME_SHARE = 0.03
 """Share of the time that writing checkpoints may take."""

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import pydantic
 
-from smallfirst.records import Record
+from smallfirst.base.records import Record
 
 
 def epoch_seed(config: TrainConfig, epoch: int) -> int:

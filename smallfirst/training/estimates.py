@@ -20,9 +20,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from smallfirst.errors import TrainingError
+from smallfirst.base.errors import TrainingError
+from smallfirst.base.records import Record
 from smallfirst.models.base_size import BaseSize, read_base_size
-from smallfirst.records import Record
 from smallfirst.training.batches import LOSS_TARGETS, TokenizedRow, epoch_batches, micro_batches
 from smallfirst.training.config import TrainConfig, epoch_seed, parse_duration
 from smallfirst.training.hardware import FreeMemory, free_memory

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from smallfirst.records import Record
+from smallfirst.base.records import Record
 
 EventKind = Literal[
     "CREATED",

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 import torch.distributed as dist
 
-from smallfirst.errors import TrainingError
+from smallfirst.base.errors import TrainingError
 from smallfirst.training.checkpoint import SavedCheckpoint
 from smallfirst.training.config import TrainConfig, epoch_seed, parse_duration
 

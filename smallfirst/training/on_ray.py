@@ -16,13 +16,13 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from smallfirst import errors
-from smallfirst.cluster.ray_session import ray_session
+from smallfirst.base import errors
+from smallfirst.base.errors import SmallfirstError, TrainingError
+from smallfirst.base.files import write_atomically
+from smallfirst.base.paths import state_folder
+from smallfirst.base.ray_session import ray_session
+from smallfirst.base.records import Record
 from smallfirst.data.dataset import Dataset
-from smallfirst.errors import SmallfirstError, TrainingError
-from smallfirst.files import write_atomically
-from smallfirst.paths import state_folder
-from smallfirst.records import Record
 from smallfirst.registry.runs import UntrackedRun, resume_run
 from smallfirst.tasks import AnyTask
 from smallfirst.training.config import TrainConfig

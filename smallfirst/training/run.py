@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from smallfirst.errors import Cancelled, TrainingError
-from smallfirst.files import locked
+from smallfirst.base.errors import Cancelled, TrainingError
+from smallfirst.base.files import locked
+from smallfirst.base.records import Record, fingerprint
 from smallfirst.models.manifest import MANIFEST, Manifest, base_sha256, write_manifest
-from smallfirst.records import Record, fingerprint
 from smallfirst.registry.runs import TrackedRun
 from smallfirst.training.checkpoint import CheckpointStore
 from smallfirst.training.config import TrainConfig

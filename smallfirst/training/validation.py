@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from smallfirst.data.dataset import Dataset
-from smallfirst.evaluation.calibration import accuracy_and_temperature, calibrate_answers
+from smallfirst.measuring.calibration import accuracy_and_temperature, calibrate_answers
 from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.grammar import Grammar
 from smallfirst.models.generation.model import chat_prompt, text_prompt

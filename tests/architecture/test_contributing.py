@@ -14,15 +14,15 @@ import yaml
 from click.testing import CliRunner
 from fixtures.contributing import Install
 
-from smallfirst.cli.main import main
-from smallfirst.errors import ConfigError
+from smallfirst.base.errors import ConfigError
+from smallfirst.base.records import parse_record
+from smallfirst.interfaces.cli.main import main
 from smallfirst.models.loading import ModelSource, choose_engine, load
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded import request_key
-from smallfirst.project.candidate_registry import CANDIDATES
-from smallfirst.project.run_folder import RunFolder
-from smallfirst.project.task_file import RoutingConfig, read_task_file
-from smallfirst.records import parse_record
+from smallfirst.path.project.candidate_registry import CANDIDATES
+from smallfirst.path.project.run_folder import RunFolder
+from smallfirst.path.project.task_file import RoutingConfig, read_task_file
 from smallfirst.routing.policies import apply_policies
 
 ROOT = Path(__file__).parents[2]

@@ -11,8 +11,8 @@ import click
 import pytest
 
 import smallfirst
-from smallfirst.cli.main import main
-from smallfirst.project.task_file import TaskFile, read_task_file
+from smallfirst.interfaces.cli.main import main
+from smallfirst.path.project.task_file import TaskFile, read_task_file
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("benchmarks", "docs", "examples", "smallfirst", "tests", "tools")

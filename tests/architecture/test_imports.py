@@ -21,9 +21,9 @@ DOORS = {
     "peft": ("models", "training"),
     "mlflow": ("registry", "interfaces"),
     "starlette": ("serving",),
-    "uvicorn": ("gateway", "serving"),
+    "uvicorn": ("traffic", "serving"),
     "xllamacpp": ("models",),
-    "aiohttp": ("gateway", "models"),
+    "aiohttp": ("traffic", "models"),
     "httpx": (),
 }
 """Which part of the package may import a heavy dependency at all."""
@@ -48,14 +48,14 @@ def test_importing_the_package_loads_none_of_its_requirements() -> None:
 
 
 def test_the_command_line_loads_nothing_heavy_before_it_knows_the_verb() -> None:
-    assert imported("smallfirst.cli.main") == set()
+    assert imported("smallfirst.interfaces.cli.main") == set()
 
 
 @pytest.mark.parametrize(
     ("modules", "may_load"),
     [
-        ("smallfirst.project.task_file, smallfirst.routing.router, smallfirst.gate.gate", set()),
-        ("smallfirst.serving.app, smallfirst.serving.ledger.ledger", {"aiohttp", "starlette", "uvicorn"}),
+        ("smallfirst.path.project.task_file, smallfirst.routing.router, smallfirst.measuring.gate", set()),
+        ("smallfirst.serving.app, smallfirst.ledger.ledger", {"aiohttp", "starlette", "uvicorn"}),
     ],
 )
 def test_records_and_the_gateway_process_load_no_torch(modules: str, may_load: set[str]) -> None:

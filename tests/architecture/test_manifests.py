@@ -16,7 +16,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from smallfirst.cli.main import COMMANDS
+from smallfirst.interfaces.cli.main import COMMANDS
 from smallfirst.serving.replicas import ENVIRONMENT
 from smallfirst.serving.settings import ServeSettings
 

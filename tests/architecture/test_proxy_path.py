@@ -15,12 +15,12 @@ import yaml
 from aiohttp import web
 from fixtures.takeover import SYSTEM, TEACHER, LearntTask, cases
 
-from smallfirst.gateway.access import Access
-from smallfirst.gateway.app import Gateway
-from smallfirst.gateway.capture import Capture
-from smallfirst.gateway.tasks import TakenOverTasks
-from smallfirst.serving.auth.keys import KeyPolicy, KeyStore
-from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.ledger.keys import KeyPolicy, KeyStore
+from smallfirst.ledger.ledger import Ledger
+from smallfirst.traffic.gateway.access import Access
+from smallfirst.traffic.gateway.app import Gateway
+from smallfirst.traffic.gateway.capture import Capture
+from smallfirst.traffic.gateway.tasks import TakenOverTasks
 from smallfirst.traffic.settings import GatewaySettings
 from tests.architecture.test_request_path import DOCUMENT, EnteredFiles
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import smallfirst
-from smallfirst.project.candidate_registry import CANDIDATES
+from smallfirst.path.project.candidate_registry import CANDIDATES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)

@@ -13,14 +13,14 @@ from typing import Any
 import httpx
 
 import smallfirst
+from smallfirst.ledger.keys import KeyPolicy, KeyStore
+from smallfirst.ledger.ledger import Ledger
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded import RecordedAnswer, RecordingHeader, ReplayModel, request_key
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.router import Router
 from smallfirst.serving.app import build_app
-from smallfirst.serving.auth.keys import KeyPolicy, KeyStore
-from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.settings import ServeSettings
 
 PACKAGE = Path(smallfirst.__file__).parent

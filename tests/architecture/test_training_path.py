@@ -16,8 +16,8 @@ import smallfirst
 from smallfirst.data.dataset import Example
 from smallfirst.data.sources.reader import RawRow
 from smallfirst.models.local.packed_rows import PackedRows
-from smallfirst.project.project import Project
-from smallfirst.project.task_file import read_task_file
+from smallfirst.path.project.project import Project
+from smallfirst.path.project.task_file import read_task_file
 from smallfirst.registry.runs import open_run
 from smallfirst.training.batches import TokenizedRow
 from smallfirst.training.config import TrainConfig

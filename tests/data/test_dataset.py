@@ -8,8 +8,8 @@ from fixtures.rows import answered_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smallfirst.base.errors import ConfigError
 from smallfirst.data.dataset import Dataset, Example, Message, fold_text, sample_rows, sample_share, split
-from smallfirst.errors import ConfigError
 
 
 def chat(*turns: tuple[str, str]) -> tuple[Message, ...]:

@@ -20,17 +20,17 @@ from fixtures.certificates import certificate as make_certificate
 from fixtures.loop_lag import MAX_LAG_S, LoopLag
 from fixtures.server import WholeModel
 
+from smallfirst.base.errors import Unavailable
 from smallfirst.deployment import audited_router
 from smallfirst.deployment.audited_router import AuditedRouter, AuditSettings
 from smallfirst.deployment.monitoring_routes import MAX_VERDICTS, MonitoringRoutes
-from smallfirst.errors import Unavailable
+from smallfirst.ledger.ledger import Ledger
+from smallfirst.ledger.rows import AuditRow, FeedbackRow, LedgerRow, StateRow
 from smallfirst.models.protocol import Capability, Completion, Request
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT
 from smallfirst.routing.monitor import UNIFORM, AuditAllocation, Monitor, MonitorSettings, watched_quantities
 from smallfirst.routing.router import Router
-from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow, StateRow
 from smallfirst.serving.settings import ServeSettings
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from deployment.test_audited_router import Setting
 
+from smallfirst.base.errors import ModelError
 from smallfirst.deployment.audited_router import Audits
-from smallfirst.errors import ModelError
+from smallfirst.ledger.ledger import Ledger, LedgerAway, LedgerUnavailable
+from smallfirst.ledger.rows import AuditRow, StateRow
 from smallfirst.models.protocol import Request
 from smallfirst.routing.budget import Budget, BudgetTracker
 from smallfirst.routing.monitor import Monitor, MonitorSettings, Quantity
-from smallfirst.serving.ledger.ledger import Ledger, LedgerAway, LedgerUnavailable
-from smallfirst.serving.ledger.rows import AuditRow, StateRow
 
 
 def follower(ledger: Ledger) -> Audits:

@@ -14,9 +14,9 @@ from deployment.test_audited_router import Setting, chat, fall_back, said
 
 from smallfirst.deployment.monitoring_routes import MAX_VERDICTS, MonitoringRoutes
 from smallfirst.deployment.review_queue import review_queue
-from smallfirst.serving.auth.keys import KeyPolicy, KeyStore
-from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.ledger.rows import AuditRow, DraftRow, FeedbackRow, LedgerRow, StateRow
+from smallfirst.ledger.keys import KeyPolicy, KeyStore
+from smallfirst.ledger.ledger import Ledger
+from smallfirst.ledger.rows import AuditRow, DraftRow, FeedbackRow, LedgerRow, StateRow
 
 
 def waiting(ledger: Ledger) -> list[str]:

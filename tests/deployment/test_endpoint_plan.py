@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import pytest
 from fixtures.server import WholeModel
 
+from smallfirst.base.errors import RegistryError
 from smallfirst.data.dataset import Dataset
 from smallfirst.deployment.endpoint_plan import EndpointPlan, Entity, TrafficSplit, load_endpoint, resolve_versions
-from smallfirst.errors import RegistryError
-from smallfirst.gate.verdict import CheckResult, Verdict
+from smallfirst.measuring.verdict import CheckResult, Verdict
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request

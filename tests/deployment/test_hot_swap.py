@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from smallfirst.base.errors import ModelError
 from smallfirst.deployment.hot_swap import HotSwapModels, ModelProxy, ModelSet, SharedModel
-from smallfirst.errors import ModelError
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request
 
 ASKED = Request.ask("where is my card")

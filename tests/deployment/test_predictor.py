@@ -12,9 +12,9 @@ import pytest
 from fixtures.endpoints import PASSED
 
 import smallfirst as sf
+from smallfirst.base.errors import ConfigError
 from smallfirst.data.dataset import Dataset
 from smallfirst.deployment.predictor import Predictor
-from smallfirst.errors import ConfigError
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Capability, Chunk, Completion, LabelScores, Request, stream_in_one_chunk

@@ -14,9 +14,9 @@ from deployment.test_review_queue import TASK, answered
 from fixtures.server import RunningServer
 
 from smallfirst.deployment.monitoring_routes import MonitoringRoutes
-from smallfirst.serving.auth.keys import KeyPolicy, KeyStore
-from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.ledger.rows import FeedbackRow
+from smallfirst.ledger.keys import KeyPolicy, KeyStore
+from smallfirst.ledger.ledger import Ledger
+from smallfirst.ledger.rows import FeedbackRow
 from smallfirst.tasks.classify import Classify
 from smallfirst.tasks.extract import Extract
 from smallfirst.tasks.task import Task

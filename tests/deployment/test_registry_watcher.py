@@ -18,26 +18,26 @@ import httpx
 import pytest
 from fixtures.warm_processes import WarmProcess
 
-from smallfirst.cli.improve import explanation, in_words
+from smallfirst.base.errors import ModelError
+from smallfirst.base.paths import home
 from smallfirst.deployment import service
 from smallfirst.deployment.service import DeployedTasks, deploy
-from smallfirst.errors import ModelError
+from smallfirst.interfaces.cli.improve import explanation, in_words
+from smallfirst.ledger.ledger import Ledger
+from smallfirst.ledger.rows import LedgerRow, StateRow
 from smallfirst.models.protocol import Completion, Model, Request
-from smallfirst.paths import home
 from smallfirst.registry import versions
-from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.ledger.rows import LedgerRow, StateRow
 
 TEXT = "where is my card"
 SERVER = """
 import sys
 from pathlib import Path
 from smallfirst.deployment.service import deploy
-from smallfirst.paths import home
+from smallfirst.base.paths import home
 from smallfirst.serving.app import serve
-from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.ledger.ledger import Ledger
 from smallfirst.serving.settings import ServeSettings
-from smallfirst.project.task_file import read_task_file
+from smallfirst.path.project.task_file import read_task_file
 
 ledger = Ledger(home() / "ledger.db")
 found = deploy([read_task_file(Path(sys.argv[1]))], ledger, poll_interval_s=0.25)

@@ -13,11 +13,11 @@ import pytest
 from click.testing import CliRunner
 from deployment.test_audited_router import Setting
 
-from smallfirst.cli.improve import review
 from smallfirst.deployment.monitoring_routes import MonitoringRoutes
 from smallfirst.deployment.review_queue import DUE, review_queue
-from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow
+from smallfirst.interfaces.cli.improve import review
+from smallfirst.ledger.ledger import Ledger
+from smallfirst.ledger.rows import AuditRow, FeedbackRow, LedgerRow
 from smallfirst.serving.settings import ServeSettings
 
 NOON = datetime.now(UTC) - timedelta(hours=1)

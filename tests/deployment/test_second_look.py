@@ -15,22 +15,24 @@ from fixtures.certificates import certificate
 from fixtures.deployment import PASSED
 from fixtures.evaluations import evaluated_row, evaluation_of
 
+from smallfirst.base.paths import home
+from smallfirst.base.records import fingerprint
 from smallfirst.data.dataset import fold_text
 from smallfirst.deployment.audited_router import AuditedRouter, AuditSettings, outcome_of
 from smallfirst.deployment.monitoring_routes import _status
 from smallfirst.deployment.second_look import Readiness, SecondLook, SecondLooks, looks_again, read_look, take
-from smallfirst.evaluation.evaluate import Evaluation
-from smallfirst.gate.outcome import Outcome
+from smallfirst.ledger.ledger import Ledger
+from smallfirst.ledger.rows import ShadowRow, StateRow
+from smallfirst.measuring.evaluate import Evaluation
+from smallfirst.measuring.outcome import Outcome
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.models.wrappers import CallableModel
-from smallfirst.paths import home
-from smallfirst.pipeline.calibrate import CERTIFIED, Certified
-from smallfirst.pipeline.confidence_heads import ConfidenceHeads
-from smallfirst.pipeline.plans.joined_rows import LOOKS
-from smallfirst.pipeline.router_setup import TrafficReference
-from smallfirst.project.run_folder import RunFolder
-from smallfirst.project.task_file import TaskFile, read_task_file
-from smallfirst.records import fingerprint
+from smallfirst.path.calibrate import CERTIFIED, Certified
+from smallfirst.path.confidence_heads import ConfidenceHeads
+from smallfirst.path.plans.joined_rows import LOOKS
+from smallfirst.path.project.run_folder import RunFolder
+from smallfirst.path.project.task_file import TaskFile, read_task_file
+from smallfirst.path.router_setup import TrafficReference
 from smallfirst.registry import versions
 from smallfirst.registry.versions import ModelVersion
 from smallfirst.routing.certificate.certificate import Certificate, certify
@@ -38,8 +40,6 @@ from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.looks import Looks
 from smallfirst.routing.monitor import Monitor, MonitorSettings
 from smallfirst.routing.router import Router, Stage
-from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.ledger.rows import ShadowRow, StateRow
 from smallfirst.tasks.classify import Classify
 
 NAME = "main.default.toy"

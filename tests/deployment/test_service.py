@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
+from smallfirst.base.errors import ConfigError, RegistryError, StageMissing
+from smallfirst.base.paths import home
+from smallfirst.base.records import parse_record
 from smallfirst.deployment import service, task_deployment
 from smallfirst.deployment.hot_swap import HotSwapModels
-from smallfirst.errors import ConfigError, RegistryError, StageMissing
-from smallfirst.paths import home
-from smallfirst.pipeline import router_setup
-from smallfirst.pricing.prices import MachinePrice, PriceBook
-from smallfirst.project.task_file import TaskFile
-from smallfirst.records import parse_record
+from smallfirst.ledger.ledger import Ledger
+from smallfirst.models.pricing.prices import MachinePrice, PriceBook
+from smallfirst.path import router_setup
+from smallfirst.path.project.task_file import TaskFile
 from smallfirst.routing.domain import PROFILE_FILE
 from smallfirst.routing.policies import AlwaysPolicy
 from smallfirst.routing.router import Stage
-from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.tasks.classify import Classify
 from smallfirst.tasks.extract import Extract
 

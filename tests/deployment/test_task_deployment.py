@@ -11,23 +11,23 @@ from fixtures.certificates import certificate as make_certificate
 from fixtures.deployment import measured
 from fixtures.vllm_server import ScriptedVllm, scored_by
 
+from smallfirst.base.errors import StageMissing
+from smallfirst.base.paths import home
+from smallfirst.base.progress import Progress
 from smallfirst.deployment.task_deployment import TargetVersions, TaskDeployment
-from smallfirst.errors import StageMissing
-from smallfirst.gate.outcome import Outcome
+from smallfirst.ledger.ledger import Ledger
+from smallfirst.measuring.outcome import Outcome
 from smallfirst.models.local.weights import load_causal
 from smallfirst.models.protocol import Request
-from smallfirst.paths import home
-from smallfirst.pipeline.candidates.linear import WORDS
-from smallfirst.pipeline.confidence_heads import HEADS, ConfidenceHeads
-from smallfirst.pipeline.parity import served_parity
-from smallfirst.pipeline.router_setup import PROFILE_FOLDER
-from smallfirst.progress import Progress
-from smallfirst.project.project import Project
-from smallfirst.project.run_folder import RunFolder
+from smallfirst.path.candidates.linear import WORDS
+from smallfirst.path.confidence_heads import HEADS, ConfidenceHeads
+from smallfirst.path.parity import served_parity
+from smallfirst.path.project.project import Project
+from smallfirst.path.project.run_folder import RunFolder
+from smallfirst.path.router_setup import PROFILE_FOLDER
 from smallfirst.registry import versions
 from smallfirst.routing.acceptance import AcceptanceScore
 from smallfirst.routing.domain import fit_task_profile
-from smallfirst.serving.ledger.ledger import Ledger
 
 
 def set_routing(path: Path, **routing: object) -> None:

@@ -19,7 +19,7 @@ from fixtures.cli import call
 from fixtures.endpoints import large_server
 from fixtures.server import run_server
 
-from smallfirst.paths import home
+from smallfirst.base.paths import home
 
 WORDS = {"cards": ("card", "plastic", "pin"), "fees": ("fee", "charge", "cost"), "codes": ("code", "password", "token")}
 FRAMES = ("where is my {} {}", "please send the {} {}", "I lost a {} {}", "what about the {} {}", "the {} is wrong {}")

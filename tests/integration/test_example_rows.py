@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from smallfirst.base.progress import Progress
 from smallfirst.data.dataset import fold_text
-from smallfirst.progress import Progress
-from smallfirst.project.project import Project
-from smallfirst.project.task_file import read_task_file
+from smallfirst.path.project.project import Project
+from smallfirst.path.project.task_file import read_task_file
 
 FOLDER = Path(__file__).parents[2] / "examples" / "claim_details"
 PARTS = ("train", "validation", "test")

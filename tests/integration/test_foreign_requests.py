@@ -13,12 +13,12 @@ import pytest
 from fixtures.server import run_server
 
 from smallfirst.deployment.task_deployment import TaskDeployment
-from smallfirst.pipeline.run import run
-from smallfirst.project.run_folder import RunFolder
-from smallfirst.project.task_file import read_task_file
+from smallfirst.ledger.ledger import Ledger
+from smallfirst.path.project.run_folder import RunFolder
+from smallfirst.path.project.task_file import read_task_file
+from smallfirst.path.run import run
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.router import REFUSAL
-from smallfirst.serving.ledger.ledger import Ledger
 
 THINGS = {
     "card": ("card", "debit card", "credit card", "new card", "bank card"),

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from fixtures.jobs import Eventually, process_id
 
-from smallfirst.jobs import queue
-from smallfirst.jobs.job_folder import JobFolder, JobSpec
-from smallfirst.jobs.supervisor import output_tail
+from smallfirst.interfaces.jobs import queue
+from smallfirst.interfaces.jobs.job_folder import JobFolder, JobSpec
+from smallfirst.interfaces.jobs.supervisor import output_tail
 from smallfirst.registry import versions
 from smallfirst.registry.runs import client
 
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.usefixtures("jobs_home", "warm_jobs")
 SUBMIT_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
-from smallfirst.jobs import queue
-from smallfirst.jobs.job_folder import JobSpec
+from smallfirst.interfaces.jobs import queue
+from smallfirst.interfaces.jobs.job_folder import JobSpec
 queue.submit(JobSpec.load(Path(sys.argv[1])))
 os.kill(os.getpid(), signal.SIGKILL)
 """

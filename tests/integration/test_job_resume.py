@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from fixtures.jobs import Eventually, create_job, event_kinds, job_spec
 
-from smallfirst.errors import ConfigError
-from smallfirst.jobs import queue, worker
-from smallfirst.jobs.job_folder import JobFolder
+from smallfirst.base.errors import ConfigError
+from smallfirst.interfaces.jobs import queue, worker
+from smallfirst.interfaces.jobs.job_folder import JobFolder
 
 
 @pytest.fixture(autouse=True)

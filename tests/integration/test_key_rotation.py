@@ -9,10 +9,10 @@ import openai
 import pytest
 from fixtures.finetuning_api import add_job
 
+from smallfirst.interfaces.jobs.job_folder import JobResult
 from smallfirst.interfaces.openai_finetuning.plugin import fine_tuning
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
-from smallfirst.jobs.job_folder import JobResult
-from smallfirst.serving.auth.keys import KeyPolicy, KeyStore
+from smallfirst.ledger.keys import KeyPolicy, KeyStore
 
 
 def owned(client: openai.OpenAI) -> list[str]:

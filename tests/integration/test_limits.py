@@ -14,13 +14,13 @@ import pytest
 from fixtures.certificates import certificate
 from fixtures.server import LabelModel, RunningServer, run_server
 
+from smallfirst.ledger.keys import KeyPolicy, KeyStore
+from smallfirst.ledger.ledger import Ledger
+from smallfirst.ledger.rows import LedgerRow
+from smallfirst.models.pricing.prices import PriceBook, TokenPrice
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
-from smallfirst.pricing.prices import PriceBook, TokenPrice
 from smallfirst.routing.router import Router
-from smallfirst.serving.auth.keys import KeyPolicy, KeyStore
-from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.ledger.rows import LedgerRow
 
 PRICES = PriceBook(tokens={"m": TokenPrice(input_usd_per_mtok=1, output_usd_per_mtok=10)})
 HELLO: list[Any] = [{"role": "user", "content": "hello small world"}]

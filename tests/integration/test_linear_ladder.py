@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from smallfirst.project.run_folder import RunFolder
+from smallfirst.path.project.run_folder import RunFolder
 
 WITHOUT_TORCH = """
 import sys
@@ -21,7 +21,7 @@ class WithoutTorch(PathFinder):
         return None if absent else super().find_spec(name, *where)
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = WithoutTorch
-from smallfirst.cli.main import main
+from smallfirst.interfaces.cli.main import main
 main(["run", sys.argv[1], "--json"])
 """
 

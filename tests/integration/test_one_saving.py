@@ -13,12 +13,12 @@ from fixtures.evaluations import evaluated_row, evaluation_of
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from smallfirst.billing.saved import evaluated_costs
-from smallfirst.cli.main import main
-from smallfirst.dashboard.watch import watch
-from smallfirst.project.run_folder import FITTED, FittedCandidates, RunFolder
-from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.ledger.rows import AuditRow, LedgerRow
+from smallfirst.deployment.billing.saved import evaluated_costs
+from smallfirst.deployment.dashboard.watch import watch
+from smallfirst.interfaces.cli.main import main
+from smallfirst.ledger.ledger import Ledger
+from smallfirst.ledger.rows import AuditRow, LedgerRow
+from smallfirst.path.project.run_folder import FITTED, FittedCandidates, RunFolder
 from smallfirst.traffic.takeovers import TakeOver, TakeOvers
 
 MONEY = st.floats(0.001, 1).map(lambda usd: round(usd, 6))

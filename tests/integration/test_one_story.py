@@ -22,28 +22,28 @@ from click.testing import CliRunner
 from fixtures.one_story import Facts, disagreements, facts_in, facts_of, first_screen
 from fixtures.server import run_server
 
-from smallfirst.billing.statement import make, signing_key
-from smallfirst.cli.main import main
-from smallfirst.dashboard.plugin import Dashboard
+from smallfirst.base.errors import RegistryError
+from smallfirst.base.paths import home
+from smallfirst.base.progress import Progress
+from smallfirst.base.stats.sample_size import LIKELY
+from smallfirst.base.sync import run_sync
 from smallfirst.data.dataset import Message
 from smallfirst.deployment import service
-from smallfirst.errors import RegistryError
-from smallfirst.gate.outcome import Outcome
+from smallfirst.deployment.billing.statement import make, signing_key
+from smallfirst.deployment.dashboard.plugin import Dashboard
+from smallfirst.interfaces.cli.main import main
+from smallfirst.ledger.ledger import Ledger
+from smallfirst.measuring.outcome import Outcome
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded import RecordedAnswer, RecordingHeader, request_key
-from smallfirst.paths import home
-from smallfirst.pipeline.check import check_stage
-from smallfirst.pipeline.run import try_run
-from smallfirst.pipeline.summary import RunSummary, format_summary
-from smallfirst.progress import Progress
-from smallfirst.project.project import Project
-from smallfirst.project.run_folder import OUTCOME, RunFolder
-from smallfirst.project.task_file import TaskFile, read_task_file
+from smallfirst.path.check import check_stage
+from smallfirst.path.project.project import Project
+from smallfirst.path.project.run_folder import OUTCOME, RunFolder
+from smallfirst.path.project.task_file import TaskFile, read_task_file
+from smallfirst.path.run import try_run
+from smallfirst.path.summary import RunSummary, format_summary
 from smallfirst.registry import versions
 from smallfirst.registry.runs import client
-from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.stats.sample_size import LIKELY
-from smallfirst.sync import run_sync
 
 LABELS = ("card", "money")
 N = {"train": 160, "validation": 300, "test": 120}
@@ -381,7 +381,7 @@ def test_what_goes_live_is_served_without_an_option(
     told = CliRunner().invoke(main, ["override", str(tmp_path), "--candidate", "words", "--by", "A", "--because", "b"])
     assert told.exit_code == 2
     assert "words already passes its gate: there is nothing to override" in told.output
-    command = [sys.executable, "-m", "smallfirst.cli.main", "serve", str(tmp_path), "--port", "0"]
+    command = [sys.executable, "-m", "smallfirst.interfaces.cli.main", "serve", str(tmp_path), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
         assert server.stdout is not None
         lines: list[str] = []

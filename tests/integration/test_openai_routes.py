@@ -11,7 +11,7 @@ import openai
 import pytest
 from fixtures.server import WholeModel
 
-from smallfirst.errors import ConfigError, RequestRefused, Unavailable
+from smallfirst.base.errors import ConfigError, RequestRefused, Unavailable
 from smallfirst.models.protocol import (
     Capability,
     Completion,

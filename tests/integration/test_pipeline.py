@@ -15,21 +15,21 @@ from click.testing import CliRunner
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from smallfirst.billing.saved import evaluated_costs
-from smallfirst.cli.main import main
+from smallfirst.base.errors import DataError, GateFailed, StageMissing
+from smallfirst.base.paths import home
+from smallfirst.base.progress import Progress, ProgressCallback
 from smallfirst.deployment import service
-from smallfirst.errors import DataError, GateFailed, StageMissing
+from smallfirst.deployment.billing.saved import evaluated_costs
+from smallfirst.interfaces.cli.main import main
+from smallfirst.ledger.ledger import Ledger
 from smallfirst.models.protocol import Request, Route
-from smallfirst.paths import home
-from smallfirst.pipeline import run as pipeline
-from smallfirst.pipeline.summary import RunSummary, format_summary
-from smallfirst.progress import Progress, ProgressCallback
-from smallfirst.project.project import Project
-from smallfirst.project.run_folder import RunFolder
-from smallfirst.project.task_file import TaskFile, read_task_file
+from smallfirst.path import run as pipeline
+from smallfirst.path.project.project import Project
+from smallfirst.path.project.run_folder import RunFolder
+from smallfirst.path.project.task_file import TaskFile, read_task_file
+from smallfirst.path.summary import RunSummary, format_summary
 from smallfirst.registry import versions
 from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.training.events import EventLog
 from smallfirst.training.run import Run
 

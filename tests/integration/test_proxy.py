@@ -18,7 +18,7 @@ import openai
 import pytest
 from fixtures.gateway import run_gateway
 
-from smallfirst.gateway.app import Gateway
+from smallfirst.traffic.gateway.app import Gateway
 from smallfirst.traffic.settings import GatewaySettings
 
 Headers = list[tuple[str, str]]

@@ -15,14 +15,14 @@ import httpx
 import pytest
 from fixtures.jobs import TIMEOUT_S, job_spec
 
-from smallfirst.errors import ConfigError, SmallfirstError
+from smallfirst.base.errors import ConfigError, SmallfirstError
+from smallfirst.base.paths import home
+from smallfirst.interfaces.jobs import queue
 from smallfirst.interfaces.mlflow_deployments import endpoints
 from smallfirst.interfaces.mlflow_deployments.config import parse_config
 from smallfirst.interfaces.mlflow_deployments.endpoints import EndpointFolder, describe
-from smallfirst.jobs import queue
-from smallfirst.paths import home
+from smallfirst.ledger.keys import KeyPolicy, hash_key, home_key_store
 from smallfirst.registry.runs import client, store_errors
-from smallfirst.serving.auth.keys import KeyPolicy, hash_key, home_key_store
 
 CANARY = "c4n4ry-in-the-c04lmine"
 TRACKING = f"http://ada:{CANARY}@127.0.0.1:9/mlflow?token={CANARY}"

@@ -19,12 +19,12 @@ import httpx
 import pytest
 from starlette.routing import Route
 
-from smallfirst.errors import Unavailable
+from smallfirst.base.errors import Unavailable
+from smallfirst.ledger.keys import KeyPolicy, KeyStore, hash_key, new_key
+from smallfirst.models.pricing.prices import PriceBook, TokenPrice
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
-from smallfirst.pricing.prices import PriceBook, TokenPrice
 from smallfirst.serving.app import build_app
-from smallfirst.serving.auth.keys import KeyPolicy, KeyStore, hash_key, new_key
 from smallfirst.serving.settings import ServeSettings
 
 HELLO: list[Any] = [{"role": "user", "content": "hello small world"}]

@@ -12,9 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from smallfirst.errors import ConfigError
+from smallfirst.base.errors import ConfigError
+from smallfirst.ledger.ledger import Ledger
 from smallfirst.serving.app import serve
-from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.settings import ServeSettings
 
 SERVER = """
@@ -22,7 +22,7 @@ import asyncio, sys
 from pathlib import Path
 from smallfirst.models.protocol import Completion, stream_in_one_chunk
 from smallfirst.serving.app import serve
-from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.ledger.ledger import Ledger
 from smallfirst.serving.settings import ServeSettings
 
 class Slow:

@@ -13,8 +13,8 @@ from fixtures.certificates import certificate
 from fixtures.endpoints import large_server
 from fixtures.entry_points import PYPROJECT
 
+from smallfirst.base.errors import EXTRAS
 from smallfirst.data.dataset import Dataset
-from smallfirst.errors import EXTRAS
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest
 from smallfirst.tasks.classify import Classify
@@ -31,7 +31,7 @@ import sys
 from pathlib import Path
 from smallfirst import Certificate, EndpointConfig, Ledger, Router, ServeSettings, load_model, serve
 from smallfirst.models.remote.model import EndpointModel
-from smallfirst.pricing.prices import PriceBook
+from smallfirst.models.pricing.prices import PriceBook
 
 small_folder, certificate, url, ledger = sys.argv[1:]
 config = EndpointConfig(base_url=url, model="large", priced_by="machine", api_key_env="NO_KEY")
@@ -82,7 +82,7 @@ def test_a_missing_package_names_its_extra() -> None:
 
 
 def test_rows_are_checked_with_the_base_alone() -> None:
-    code = WITHOUT.format(names={*EXTRAS}) + "from smallfirst.cli.main import main\nmain()"
+    code = WITHOUT.format(names={*EXTRAS}) + "from smallfirst.interfaces.cli.main import main\nmain()"
     task_file = PYPROJECT.parent / "examples" / "claims_desk" / "task.yaml"
     command = [sys.executable, "-c", code, "check", str(task_file)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

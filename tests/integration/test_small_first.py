@@ -9,23 +9,23 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from smallfirst.cli.main import main
+from smallfirst.base.errors import GateFailed
+from smallfirst.base.paths import home
+from smallfirst.base.progress import Progress
+from smallfirst.base.sync import run_sync
 from smallfirst.deployment import service
-from smallfirst.errors import GateFailed
-from smallfirst.gate.outcome import Outcome
+from smallfirst.interfaces.cli.main import main
+from smallfirst.ledger.ledger import Ledger
+from smallfirst.measuring.outcome import Outcome
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded import RecordedAnswer, RecordingHeader, request_key
-from smallfirst.paths import home
-from smallfirst.pipeline import run as pipeline
-from smallfirst.pipeline.plans.joined_rows import LOOKS
-from smallfirst.pipeline.summary import format_summary
-from smallfirst.progress import Progress
-from smallfirst.project.project import Project
-from smallfirst.project.run_folder import OUTCOME, RunFolder
-from smallfirst.project.task_file import TaskFile, read_task_file
+from smallfirst.path import run as pipeline
+from smallfirst.path.plans.joined_rows import LOOKS
+from smallfirst.path.project.project import Project
+from smallfirst.path.project.run_folder import OUTCOME, RunFolder
+from smallfirst.path.project.task_file import TaskFile, read_task_file
+from smallfirst.path.summary import format_summary
 from smallfirst.registry import versions
-from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.sync import run_sync
 
 LABELS = ("card", "money")
 N = {"train": 160, "validation": 300, "test": 120}

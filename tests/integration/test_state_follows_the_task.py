@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 import smallfirst as sf
-from smallfirst.cli.main import main
+from smallfirst.interfaces.cli.main import main
 
 
 def write_task(folder: Path) -> Path:

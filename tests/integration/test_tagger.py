@@ -7,14 +7,14 @@ import itertools
 import json
 from pathlib import Path
 
+from smallfirst.base.paths import home
+from smallfirst.base.progress import Progress
 from smallfirst.deployment import service
+from smallfirst.ledger.ledger import Ledger
 from smallfirst.models.protocol import Completion, Request
-from smallfirst.paths import home
-from smallfirst.pipeline import run as pipeline
-from smallfirst.progress import Progress
-from smallfirst.project.run_folder import RunFolder
-from smallfirst.project.task_file import TaskFile, read_task_file
-from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.path import run as pipeline
+from smallfirst.path.project.run_folder import RunFolder
+from smallfirst.path.project.task_file import TaskFile, read_task_file
 
 THINGS = ("card", "envelope", "parcel", "refund", "pin", "passcode", "currency", "exchange")
 

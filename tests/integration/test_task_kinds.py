@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
+from smallfirst.base.errors import DataError, GateFailed
+from smallfirst.base.paths import home
+from smallfirst.base.progress import Progress
 from smallfirst.deployment import service
-from smallfirst.errors import DataError, GateFailed
+from smallfirst.ledger.ledger import Ledger
 from smallfirst.models.protocol import Request
-from smallfirst.paths import home
-from smallfirst.pipeline import run as pipeline
-from smallfirst.progress import Progress
-from smallfirst.project.project import Project
-from smallfirst.project.run_folder import RunFolder
-from smallfirst.project.task_file import read_task_file
-from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.path import run as pipeline
+from smallfirst.path.project.project import Project
+from smallfirst.path.project.run_folder import RunFolder
+from smallfirst.path.project.task_file import read_task_file
 
 ITEMS = ("card", "refund", "pin", "parcel", "envelope", "euro rate")
 

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 from fixtures.training import Killed, event_kinds, fine_tune, killing
 
+from smallfirst.base.errors import Cancelled, TrainingError
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.row_formats import to_row
 from smallfirst.data.sources.load import load_rows
-from smallfirst.errors import Cancelled, TrainingError
 from smallfirst.models.manifest import Manifest, read_manifest
 from smallfirst.tasks.classify import Classify
 from smallfirst.training.checkpoint import CheckpointStore

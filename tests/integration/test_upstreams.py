@@ -9,8 +9,8 @@ import httpx
 import pytest
 from fixtures.certificates import certificate
 
+from smallfirst.ledger.rows import AttemptRow
 from smallfirst.routing.router import Router
-from smallfirst.serving.ledger.rows import AttemptRow
 from tests.models.remote.test_client import BUSY, OK, Deed, Server, reply, say_and_hang_up, server
 from tests.models.remote.test_responses import INVALID
 

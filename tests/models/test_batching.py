@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from smallfirst.errors import ModelError
+from smallfirst.base.errors import ModelError
 from smallfirst.models.batching import BatchBudget, BatchWorker, ThroughputEstimate
 
 R = TypeVar("R")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from smallfirst.errors import SmallfirstError, WeightsNotFound
+from smallfirst.base.errors import SmallfirstError, WeightsNotFound
 from smallfirst.models import catalog as base
 from smallfirst.models.catalog import CATALOG, CatalogEntry, find_weights, pull_weights, pulled_path
 

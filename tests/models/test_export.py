@@ -18,8 +18,8 @@ import transformers
 from fixtures.event_loop import in_loop
 from tokenizers import pre_tokenizers
 
+from smallfirst.base.errors import ConfigError, SmallfirstError
 from smallfirst.data.dataset import Dataset
-from smallfirst.errors import ConfigError, SmallfirstError
 from smallfirst.models import gguf as export_gguf
 from smallfirst.models.export import (
     Difference,
@@ -36,9 +36,9 @@ from smallfirst.models.generation.sequence import GenerationRequest
 from smallfirst.models.local.tokenizer import choose_label_tokens, encode_prompt
 from smallfirst.models.local.weights import weights_fingerprint
 from smallfirst.models.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from smallfirst.models.pricing.prices import PriceBook
 from smallfirst.models.protocol import Request
 from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppModel
-from smallfirst.pricing.prices import PriceBook
 from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.classify import Classify
 

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallfirst.errors import ModelError, RequestRefused
+from smallfirst.base.errors import ModelError, RequestRefused
 from smallfirst.models.label_model import LabelLogProbs, LabelModel, TextEmbedding, log_softmax, softmax
 from smallfirst.models.manifest import Manifest
+from smallfirst.models.pricing.prices import MachinePrice
 from smallfirst.models.protocol import Capability, Completion, Model, Request
-from smallfirst.pricing.prices import MachinePrice
 from smallfirst.tasks.classify import Classify
 
 LABELS = tuple(f"label-{i}" for i in range(7))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fixtures.light_process import LightProcess
 
-from smallfirst.errors import ConfigError, MissingExtra
+from smallfirst.base.errors import ConfigError, MissingExtra
 from smallfirst.models.generation.model import GenerativeModel
 from smallfirst.models.hardware import detect_hardware
 from smallfirst.models.loading import ENGINES, ModelSource, choose_engine, load, load_model
@@ -124,8 +124,8 @@ def test_engine_of_another_package_is_chosen_and_loads(tmp_path: Path, fake_engi
     file = tmp_path / "m.fake"
     assert choose_engine(ModelSource(file)) == fake_engine
     assert load(ModelSource(file, "mine", settings={"speed": 9})) == ("mine", {"speed": 9})
-    from smallfirst.pipeline.large_model import general_model
-    from smallfirst.project.task_file import TaskFile
+    from smallfirst.path.large_model import general_model
+    from smallfirst.path.project.task_file import TaskFile
 
     large = {"engine": {"name": "fake", "model": "https://example.com/m.fake", "settings": {"speed": 9}}}
     values = {"name": "desk", "data": {"train": "train.jsonl"}, "large": large, "folder": tmp_path}

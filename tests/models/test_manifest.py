@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from smallfirst.base.errors import ConfigError, DataError
 from smallfirst.data.dataset import Dataset, Example, Message
-from smallfirst.errors import ConfigError, DataError
 from smallfirst.models.manifest import TRAINED_ON, Manifest, TrainedOn, read_manifest, refuse_seen_rows, write_manifest
 from smallfirst.tasks.classify import Classify
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from smallfirst.errors import BadAnswer, ConfigError, DataError, SpendingLimitReached, Unavailable
+from smallfirst.base.errors import BadAnswer, ConfigError, DataError, SpendingLimitReached, Unavailable
+from smallfirst.base.progress import ProgressCallback, no_progress
+from smallfirst.models.pricing.charge import stated
+from smallfirst.models.pricing.tokens import tokens_of
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_in_one_chunk
 from smallfirst.models.recorded import ReplayModel, Spending, record, request_key
 from smallfirst.models.spending_cap import SpendingCap
-from smallfirst.pricing.charge import stated
-from smallfirst.pricing.tokens import tokens_of
-from smallfirst.progress import ProgressCallback, no_progress
 
 HEADER: dict[str, Any] = {"made_at": "2026-11-25", "smallfirst": "0.1.0", "prompt": "Classify."}
 TEXTS = ("one", "two", "three", "four")

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 from fixtures.event_loop import in_loop
 
-from smallfirst.errors import BadAnswer, ConfigError, RequestRefused
+from smallfirst.base.errors import BadAnswer, ConfigError, RequestRefused
 from smallfirst.models import response_format
 from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.grammar import Grammar

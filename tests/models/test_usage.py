@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
-from smallfirst.errors import BadAnswer
+from smallfirst.base.errors import BadAnswer
 from smallfirst.models.label_model import LabelLogProbs, LabelModel
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Completion, Request

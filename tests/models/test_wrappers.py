@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from smallfirst.errors import ModelError
+from smallfirst.base.errors import ModelError
 from smallfirst.models.protocol import (
     Capability,
     Chunk,

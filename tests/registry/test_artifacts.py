@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fixtures.postgresql import new_database
 
-from smallfirst.gate.verdict import CheckResult, Verdict
+from smallfirst.measuring.verdict import CheckResult, Verdict
 from smallfirst.registry import versions
 from smallfirst.registry.artifacts import StoredModel
 from smallfirst.registry.runs import ARTIFACT_ROOT

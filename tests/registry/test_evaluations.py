@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from fixtures.evaluations import evaluated_row, evaluation_of
 
-from smallfirst.errors import SmallfirstError
-from smallfirst.evaluation.evaluate import EvaluatedRow, Evaluation
-from smallfirst.records import fingerprint
+from smallfirst.base.errors import SmallfirstError
+from smallfirst.base.records import fingerprint
+from smallfirst.base.stats.intervals import Estimate
+from smallfirst.measuring.evaluate import EvaluatedRow, Evaluation
 from smallfirst.registry.evaluations import log_evaluation
 from smallfirst.registry.runs import client, open_run
-from smallfirst.stats.intervals import Estimate
 
 pytestmark = pytest.mark.usefixtures("module_store")
 

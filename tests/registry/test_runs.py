@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from fixtures.warm_processes import WarmProcess
 
-from smallfirst.errors import SmallfirstError
+from smallfirst.base.errors import SmallfirstError
 from smallfirst.registry import runs
 from smallfirst.registry.runs import TrackedRun, client, open_run, resume_run
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from fixtures import warm_processes
 
-from smallfirst.errors import GateFailed, RegistryError
-from smallfirst.gate.verdict import CheckResult, Verdict, override
+from smallfirst.base.errors import GateFailed, RegistryError
+from smallfirst.measuring.verdict import CheckResult, Verdict, override
 from smallfirst.registry import versions
 from smallfirst.registry.artifacts import StoredModel, build_manifest, upload
 from smallfirst.registry.runs import client, open_run

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from smallfirst.errors import ModelError
+from smallfirst.base.errors import ModelError
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, Route, RouteStep
 from smallfirst.routing.auto import AutoRouter, TaskSelection
 

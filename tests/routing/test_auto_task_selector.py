@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from fixtures.light_process import LightProcess
 
+from smallfirst.base.errors import ConfigError, DataError
+from smallfirst.base.paths import state_of
 from smallfirst.data.dataset import Dataset, Example, Message
-from smallfirst.errors import ConfigError, DataError
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.protocol import Request
-from smallfirst.paths import state_of
 from smallfirst.routing import domain as detector
 from smallfirst.routing.auto import TaskSelector
 from smallfirst.routing.domain import TaskProfile, fit_task_profile

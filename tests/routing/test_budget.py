@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from smallfirst.ledger.ledger import Ledger
 from smallfirst.routing.budget import Budget, BudgetTracker
-from smallfirst.serving.ledger.ledger import Ledger
 
 
 def test_a_budget_slides() -> None:

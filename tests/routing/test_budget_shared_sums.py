@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from smallfirst.ledger.ledger import Ledger, LedgerAway
 from smallfirst.routing.budget import SharedSums
-from smallfirst.serving.ledger.ledger import Ledger, LedgerAway
 
 
 def test_amounts_of_all_count_once_and_never_below_nothing(tmp_path: Path) -> None:

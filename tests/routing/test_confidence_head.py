@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from smallfirst.errors import ConfigError
+from smallfirst.base.errors import ConfigError
 from smallfirst.models.confidence import IsotonicCurve
 from smallfirst.models.protocol import Completion
 from smallfirst.routing.confidence_head import (

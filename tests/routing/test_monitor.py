@@ -12,8 +12,9 @@ from fixtures.certificates import cascade, certificate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smallfirst.errors import ConfigError
-from smallfirst.records import parse_record
+from smallfirst.base.errors import ConfigError
+from smallfirst.base.records import parse_record
+from smallfirst.base.stats.sequential import weighted_interval
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import audit_limits
@@ -32,7 +33,6 @@ from smallfirst.routing.monitor import (
     share_wrong,
     watched_quantities,
 )
-from smallfirst.stats.sequential import weighted_interval
 
 ERROR = Quantity("error", 0.05, "at most 5 % wrong")
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smallfirst.base.errors import ConfigError
+from smallfirst.base.records import Record, parse_record
 from smallfirst.data.dataset import Message
-from smallfirst.errors import ConfigError
 from smallfirst.models.protocol import Request
-from smallfirst.records import Record, parse_record
 from smallfirst.routing.policies import (
     POLICIES,
     AlwaysPolicy,

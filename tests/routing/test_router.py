@@ -11,10 +11,10 @@ from fixtures.certificates import certificate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smallfirst.base.errors import ModelError, NotRecorded, Unavailable
 from smallfirst.data.dataset import Message
-from smallfirst.errors import ModelError, NotRecorded, Unavailable
+from smallfirst.models.pricing.charge import total_usd
 from smallfirst.models.protocol import Capability, Chunk, Completion, Embeddings, Model, Request
-from smallfirst.pricing.charge import total_usd
 from smallfirst.routing.budget import Budget
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT

@@ -15,9 +15,9 @@ import httpx
 import pytest
 from fixtures.server import WholeModel
 
+from smallfirst.ledger.keys import KeyPolicy, KeyStore
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.serving.admission import Shares, Turns
-from smallfirst.serving.auth.keys import KeyPolicy, KeyStore
 from smallfirst.serving.openai.errors import ApiError
 from smallfirst.serving.settings import ServeSettings
 

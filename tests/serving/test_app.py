@@ -11,9 +11,17 @@ import httpx
 import openai
 import pytest
 
-from smallfirst.errors import AnswerLost, BadAnswer, ModelError, PriceUnknown, RateLimited, Unauthorised, Unavailable
+from smallfirst.base.errors import (
+    AnswerLost,
+    BadAnswer,
+    ModelError,
+    PriceUnknown,
+    RateLimited,
+    Unauthorised,
+    Unavailable,
+)
+from smallfirst.ledger.ledger import Ledger, LedgerUnavailable
 from smallfirst.serving.app import serve
-from smallfirst.serving.ledger.ledger import Ledger, LedgerUnavailable
 from smallfirst.serving.settings import ServeSettings
 
 HELLO: list[Any] = [{"role": "user", "content": "hello small world"}]

@@ -8,11 +8,11 @@ from typing import Any
 import httpx
 import pytest
 
-from smallfirst.errors import ConfigError
-from smallfirst.extensions import Registry
+from smallfirst.base.errors import ConfigError
+from smallfirst.base.extensions import Registry
+from smallfirst.ledger.keys import KeyPolicy, KeyStore
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.serving import plugins
-from smallfirst.serving.auth.keys import KeyPolicy, KeyStore
 from smallfirst.serving.plugins import Plugin, PluginContext, PluginGroup, PluginRequest, PluginResponse, PluginRoute
 
 

@@ -25,9 +25,9 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from smallfirst.errors import ConfigError
-from smallfirst.paths import ledger_at
-from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.base.errors import ConfigError
+from smallfirst.base.paths import ledger_at
+from smallfirst.ledger.ledger import Ledger
 from smallfirst.serving.replicas import (
     ENVIRONMENT,
     HEALTH_PATH,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pydantic
 import pytest
 
+from smallfirst.base.stats.intervals import wilson
 from smallfirst.data.dataset import Message
-from smallfirst.stats.intervals import wilson
 from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.task import ScoredAnswer, Shot
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smallfirst.base.stats.intervals import wilson
 from smallfirst.data.dataset import Message
-from smallfirst.stats.intervals import wilson
 from smallfirst.tasks.classify import Classify
 from smallfirst.tasks.task import PartCounts, ScoredAnswer, Shot
 

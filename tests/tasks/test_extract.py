@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from smallfirst.base.errors import ConfigError
+from smallfirst.base.records import parse_record
 from smallfirst.data.dataset import Message
-from smallfirst.errors import ConfigError
-from smallfirst.records import parse_record
 from smallfirst.tasks.extract import Extract
 from smallfirst.tasks.json.schema import closed_schema
 from smallfirst.tasks.task import PartCounts, ScoredAnswer, Shot, Task

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smallfirst.errors import ConfigError
+from smallfirst.base.errors import ConfigError
 from smallfirst.tasks.chat import Chat
 from smallfirst.tasks.scorers import SCORERS, best_score, load_scorer, normalize_answer, token_f1
 

@@ -12,11 +12,11 @@ import yaml
 from fixtures.evaluations import evaluated_row
 from fixtures.takeover import TEACHER, cases, write_draft
 
+from smallfirst.base.stats.intervals import wilson
+from smallfirst.ledger.ledger import Ledger
+from smallfirst.ledger.rows import FeedbackRow, LedgerRow
 from smallfirst.models.recorded import read_recording
-from smallfirst.project.task_file import read_task_file
-from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.ledger.rows import FeedbackRow, LedgerRow
-from smallfirst.stats.intervals import wilson
+from smallfirst.path.project.task_file import read_task_file
 from smallfirst.traffic import learning
 from smallfirst.traffic.learning import Observed, learn, observe
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from smallfirst.errors import ConfigError
+from smallfirst.base.errors import ConfigError
 from smallfirst.traffic import learning, task_source
 from smallfirst.traffic.answer_format import AnswerFormat
 from smallfirst.traffic.learning import learn, read_source

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from fixtures.takeover import source
 
-from smallfirst.errors import ConfigError
+from smallfirst.base.errors import ConfigError
 from smallfirst.traffic.answer_format import FormatCheck
 from smallfirst.traffic.takeovers import TakeOver, TakeOvers
 from smallfirst.traffic.task_source import FILE_NAME

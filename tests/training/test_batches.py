@@ -12,8 +12,8 @@ from fixtures.rows import answered_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smallfirst.base.errors import DataError
 from smallfirst.data.dataset import Dataset
-from smallfirst.errors import DataError
 from smallfirst.models.local.tokenizer import choose_label_tokens
 from smallfirst.tasks.classify import Classify
 from smallfirst.training.batches import TokenizedRow, encode_label_rows, epoch_batches

@@ -14,8 +14,8 @@ import torch
 import transformers
 from fixtures.warm_processes import WarmProcess
 
+from smallfirst.base.errors import MissingExtra, TrainingError
 from smallfirst.data.dataset import Dataset
-from smallfirst.errors import MissingExtra, TrainingError
 from smallfirst.models.local.weights import load_causal
 from smallfirst.registry.runs import open_run
 from smallfirst.tasks.answer import Answer

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from smallfirst.errors import ConfigError
-from smallfirst.records import parse_record
+from smallfirst.base.errors import ConfigError
+from smallfirst.base.records import parse_record
 from smallfirst.training.config import Duration, TrainConfig, parse_duration
 
 

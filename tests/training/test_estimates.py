@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fixtures.training import TOY_SIZE as SIZE
 
-from smallfirst.errors import TrainingError
+from smallfirst.base.errors import TrainingError
 from smallfirst.models.base_size import BaseSize, read_base_size
 from smallfirst.training import estimates
 from smallfirst.training.batches import TokenizedRow

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from smallfirst.base.errors import TrainingError
 from smallfirst.data.dataset import Dataset
-from smallfirst.errors import TrainingError
 from smallfirst.models.local.tokenizer import choose_label_tokens
 from smallfirst.models.local.weights import load_causal
 from smallfirst.tasks.classify import Classify

@@ -17,7 +17,7 @@ from fixtures.ray_cluster import RayCluster
 from fixtures.training import Bench, event_kinds
 from fixtures.warm_processes import WarmProcess
 
-from smallfirst.errors import Cancelled, DataError
+from smallfirst.base.errors import Cancelled, DataError
 from smallfirst.registry.runs import open_run
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.loop import StepMetrics

@@ -11,8 +11,8 @@ import torch
 from fixtures.training import Bench, event_kinds
 from safetensors.torch import load_file
 
+from smallfirst.base.errors import DataError, TrainingError
 from smallfirst.data.dataset import Dataset, Example, Message
-from smallfirst.errors import DataError, TrainingError
 from smallfirst.models.loading import load_model
 from smallfirst.models.local.tokenizer import choose_label_tokens
 from smallfirst.models.local.weights import load_causal, weights_fingerprint

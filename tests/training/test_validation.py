@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from fixtures.rows import answered_rows as rows
 
+from smallfirst.base.errors import DataError
 from smallfirst.data.dataset import Dataset
-from smallfirst.errors import DataError
-from smallfirst.evaluation.calibration import accuracy_and_temperature
+from smallfirst.measuring.calibration import accuracy_and_temperature
 from smallfirst.models.label_model import LabelLogProbs
 from smallfirst.models.local.tokenizer import choose_label_tokens
 from smallfirst.models.manifest import Manifest

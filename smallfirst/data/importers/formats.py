@@ -9,10 +9,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from smallfirst.base.errors import Problem
 from smallfirst.data.importers.table import Converted, Table
 from smallfirst.data.row_formats import is_blank, to_json
 from smallfirst.data.sources.reader import RawRow
-from smallfirst.errors import Problem
 
 NO_ANSWER = "no answer"
 """Answer of a question that its paragraph does not answer."""

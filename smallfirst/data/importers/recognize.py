@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from smallfirst.base.errors import ConfigError, DataError, Problem
+from smallfirst.base.extensions import Registry
 from smallfirst.data.importers.table import MARGIN, Converted, Importer, Reading, Table, as_object, as_text, read_table
 from smallfirst.data.row_formats import is_blank
 from smallfirst.data.sources.load import load_raw
 from smallfirst.data.sources.reader import RawRow
 from smallfirst.data.sources.text_files import FORMATS, file_format
-from smallfirst.errors import ConfigError, DataError, Problem
-from smallfirst.extensions import Registry
 
 IMPORTERS: Registry[Importer] = Registry(
     "smallfirst.importers",

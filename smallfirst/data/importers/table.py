@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
+from smallfirst.base.errors import ConfigError, Problem, did_you_mean
 from smallfirst.data.row_formats import is_blank, scalar_text
 from smallfirst.data.sources.reader import RawRow
-from smallfirst.errors import ConfigError, Problem, did_you_mean
 
 ROLES = ("text", "label", "labels", "target", "fields", "question", "answer", "context")
 """Parts of a row that a column, or for `fields` several, may play."""

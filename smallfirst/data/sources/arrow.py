@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from smallfirst.base.errors import DataError, MissingExtra, SmallfirstError
 from smallfirst.data.row_formats import Columns, detect_layout
 from smallfirst.data.sources.folders import FoundFile, display_path, list_files, safe_join
 from smallfirst.data.sources.reader import MAX_ROW_BYTES, NumberedRow, RawRow, ReadBudget, first_line, row_size_rule
-from smallfirst.errors import DataError, MissingExtra, SmallfirstError
 
 PARQUET = ".parquet"
 DELTA_LOG = "_delta_log"

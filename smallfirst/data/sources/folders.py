@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from smallfirst.base.errors import ConfigError, DataError
 from smallfirst.data.row_formats import Columns
 from smallfirst.data.sources.reader import RawRow, ReadBudget
 from smallfirst.data.sources.text_files import to_utf8
-from smallfirst.errors import ConfigError, DataError
 
 TEXT_SUFFIXES = (".txt", ".md")
 """Suffixes of files that are text to continue."""

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from smallfirst.base.errors import DataError, Problem, did_you_mean
 from smallfirst.data.dataset import Dataset, Example, RowFormat
 from smallfirst.data.findings import Finding, make_finding
 from smallfirst.data.row_formats import (
@@ -59,7 +60,6 @@ from smallfirst.data.sources.folders import (
 from smallfirst.data.sources.reader import RawRow, ReadBudget
 from smallfirst.data.sources.spreadsheets import SPREADSHEETS, read_spreadsheet
 from smallfirst.data.sources.text_files import FORMATS, file_format, read_text_file, suggest_files
-from smallfirst.errors import DataError, Problem, did_you_mean
 
 MAX_PROBLEMS = 10_000
 """Problems of one source that are kept; all bad rows are counted."""

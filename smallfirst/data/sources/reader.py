@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from smallfirst.errors import DataError
+from smallfirst.base.errors import DataError
 
 MAX_ROW_BYTES = 1_000_000
 """A longer row is refused: it is not a row of a narrow task but a file that lost its line ends."""

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from smallfirst.base.errors import DataError, MissingExtra
 from smallfirst.data.row_formats import Columns, scalar_text
 from smallfirst.data.sources.reader import RawRow, ReadBudget, first_line, row_size_rule
 from smallfirst.data.sources.text_files import NO_HEADER, TableRecord, table_rows
-from smallfirst.errors import DataError, MissingExtra
 
 SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods")
 """Suffixes of the workbooks that are read."""

@@ -19,9 +19,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from smallfirst.base.errors import DataError
 from smallfirst.data.row_formats import Columns, detect_layout
 from smallfirst.data.sources.reader import MAX_ROW_BYTES, NumberedRow, RawRow, ReadBudget, row_size_rule
-from smallfirst.errors import DataError
 
 _JSON = (".jsonl", ".ndjson", ".json")
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}

@@ -24,7 +24,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from smallfirst import Dataset, TrainConfig
-from smallfirst.errors import ConfigError, DataError, SmallfirstError, did_you_mean
+from smallfirst.base.errors import ConfigError, DataError, SmallfirstError, did_you_mean
+from smallfirst.base.records import Record, parse_record
 from smallfirst.interfaces.databricks.training_run import (
     DatabricksModelTrainingRequestError,
     ObjectList,
@@ -36,8 +37,8 @@ from smallfirst.interfaces.databricks.training_run import (
     run_name,
     training_events,
 )
-from smallfirst.jobs import queue
-from smallfirst.jobs.job_folder import (
+from smallfirst.interfaces.jobs import queue
+from smallfirst.interfaces.jobs.job_folder import (
     JobRows,
     JobSpec,
     context_length,
@@ -50,7 +51,6 @@ from smallfirst.jobs.job_folder import (
     utc_now,
     weights_folder,
 )
-from smallfirst.records import Record, parse_record
 
 __all__ = ["cancel", "create", "get", "get_checkpoints", "get_events", "get_models", "list"]
 

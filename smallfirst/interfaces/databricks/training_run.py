@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from smallfirst.errors import ConfigError, MissingExtra, SmallfirstError
-from smallfirst.jobs import queue
-from smallfirst.jobs.job_folder import TERMINAL_STATES, Event, JobFolder
-from smallfirst.progress import format_duration
+from smallfirst.base.errors import ConfigError, MissingExtra, SmallfirstError
+from smallfirst.base.progress import format_duration
+from smallfirst.interfaces.jobs import queue
+from smallfirst.interfaces.jobs.job_folder import TERMINAL_STATES, Event, JobFolder
 
 EVENT_COLUMNS = {"Type": "type", "Time": "time", "Message": "message"}
 _EVENT_TYPES = {"EPOCH_FINISHED": "TRAIN_UPDATED"}

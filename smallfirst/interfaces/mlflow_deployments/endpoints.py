@@ -20,12 +20,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from smallfirst.errors import ConfigError, SmallfirstError, did_you_mean
-from smallfirst.files import is_locked, locked, try_lock, write_atomically
+from smallfirst.base.errors import ConfigError, SmallfirstError, did_you_mean
+from smallfirst.base.files import is_locked, locked, try_lock, write_atomically
+from smallfirst.base.paths import home
+from smallfirst.base.records import Record
+from smallfirst.interfaces.jobs.supervisor import output_tail, recorded_environment, start_process, stop_process
 from smallfirst.interfaces.mlflow_deployments.config import NAME, EndpointBody, parse_config
-from smallfirst.jobs.supervisor import output_tail, recorded_environment, start_process, stop_process
-from smallfirst.paths import home
-from smallfirst.records import Record
 
 START_TIMEOUT_S = 300.0
 """Longest wait for a server to answer: models are read from disk."""

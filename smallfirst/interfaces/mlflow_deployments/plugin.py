@@ -20,7 +20,7 @@ from mlflow.deployments.base import BaseDeploymentClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST
 
-from smallfirst.errors import BadAnswer, ConfigError, SmallfirstError, Unavailable
+from smallfirst.base.errors import BadAnswer, ConfigError, SmallfirstError, Unavailable
 from smallfirst.interfaces.mlflow_deployments import endpoints
 from smallfirst.interfaces.mlflow_deployments.endpoints import describe
 from smallfirst.models.remote.http import BlockingSession, ConnectionBroken, HttpResponse, HttpSession, error_text

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from smallfirst import Ledger, serve
+from smallfirst.base.errors import SmallfirstError
+from smallfirst.base.paths import ledger_place
 from smallfirst.deployment.endpoint_plan import LoadedEndpoint, load_endpoint, resolve_versions
 from smallfirst.deployment.hot_swap import HotSwapModels, ModelSet
 from smallfirst.deployment.registry_watcher import RegistryWatcher
-from smallfirst.errors import SmallfirstError
+from smallfirst.interfaces.jobs.supervisor import claim_lock
 from smallfirst.interfaces.mlflow_deployments.endpoints import EndpointFolder, EndpointRecord, ServerStatus
-from smallfirst.jobs.supervisor import claim_lock
-from smallfirst.paths import ledger_place
 from smallfirst.serving.plugins import Plugin, installed_plugins
 
 _log = logging.getLogger("smallfirst.serving")

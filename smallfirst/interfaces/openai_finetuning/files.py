@@ -15,10 +15,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from smallfirst.errors import ConfigError, SmallfirstError
+from smallfirst.base.errors import ConfigError, SmallfirstError
+from smallfirst.base.paths import home
+from smallfirst.base.records import Record
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
-from smallfirst.paths import home
-from smallfirst.records import Record
 from smallfirst.serving.plugins import (
     Admission,
     ApiError,

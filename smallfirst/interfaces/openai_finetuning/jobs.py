@@ -1,4 +1,4 @@
-"""OpenAI's fine-tuning jobs, run by smallfirst.jobs: the folders and the queue of `foundation_model`.
+"""OpenAI's fine-tuning jobs, run by smallfirst.interfaces.jobs: the folders and the queue of `foundation_model`.
 
 A job, its events and its checkpoint as OpenAI's objects are read from the job's folder. Fields of a new job that would
 have no effect are refused. OpenAI's `batch_size` counts rows and ours tokens; it is converted by the mean size of a row
@@ -18,21 +18,10 @@ import pydantic
 from pydantic import Field
 
 from smallfirst import TrainConfig
-from smallfirst.errors import SmallfirstError, did_you_mean
-from smallfirst.interfaces.openai_finetuning.files import FileStore, page, unix_seconds
-from smallfirst.interfaces.openai_finetuning.models import (
-    INTERFACE,
-    JOB_ID,
-    ORGANISATION,
-    FineTunedModels,
-    is_owned_by,
-    job_id,
-    model_name,
-)
-from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
-from smallfirst.interfaces.openai_finetuning.uploaded_rows import UploadedRows, read_upload
-from smallfirst.jobs import queue
-from smallfirst.jobs.job_folder import (
+from smallfirst.base.errors import SmallfirstError, did_you_mean
+from smallfirst.base.paths import state_folder
+from smallfirst.interfaces.jobs import queue
+from smallfirst.interfaces.jobs.job_folder import (
     TERMINAL_STATES,
     Event,
     JobFolder,
@@ -45,8 +34,19 @@ from smallfirst.jobs.job_folder import (
     user_name,
     utc_now,
 )
-from smallfirst.jobs.supervisor import ProcessFailed
-from smallfirst.paths import state_folder
+from smallfirst.interfaces.jobs.supervisor import ProcessFailed
+from smallfirst.interfaces.openai_finetuning.files import FileStore, page, unix_seconds
+from smallfirst.interfaces.openai_finetuning.models import (
+    INTERFACE,
+    JOB_ID,
+    ORGANISATION,
+    FineTunedModels,
+    is_owned_by,
+    job_id,
+    model_name,
+)
+from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
+from smallfirst.interfaces.openai_finetuning.uploaded_rows import UploadedRows, read_upload
 from smallfirst.serving.plugins import ApiError, PluginRequest, PluginResponse, PluginRoute, validation_error
 
 MAX_BODY_BYTES = 256 * 1024

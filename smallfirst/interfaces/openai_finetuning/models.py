@@ -17,11 +17,11 @@ from pathlib import Path
 from jinja2.exceptions import TemplateError
 
 from smallfirst import Capability, Chunk, Completion, Model, Request
-from smallfirst.errors import ConfigError, SmallfirstError, Unavailable
+from smallfirst.base.errors import ConfigError, SmallfirstError, Unavailable
+from smallfirst.interfaces.jobs import queue
+from smallfirst.interfaces.jobs.job_folder import JobFolder, lookup
 from smallfirst.interfaces.openai_finetuning.files import unix_seconds
-from smallfirst.jobs import queue
-from smallfirst.jobs.job_folder import JobFolder, lookup
-from smallfirst.pricing.prices import MachinePrice
+from smallfirst.models.pricing.prices import MachinePrice
 from smallfirst.serving.plugins import ApiError, open_stream
 
 _log = logging.getLogger("smallfirst.serving")

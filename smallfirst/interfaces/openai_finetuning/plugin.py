@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 
 from smallfirst import Model
-from smallfirst.errors import MissingExtra
+from smallfirst.base.errors import MissingExtra
+from smallfirst.base.records import parse_record
+from smallfirst.interfaces.jobs import queue
+from smallfirst.interfaces.jobs.job_folder import require_training_packages
 from smallfirst.interfaces.openai_finetuning.files import FilesApi, FileStore
 from smallfirst.interfaces.openai_finetuning.jobs import JobsApi
 from smallfirst.interfaces.openai_finetuning.models import FineTunedModels
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
-from smallfirst.jobs import queue
-from smallfirst.jobs.job_folder import require_training_packages
-from smallfirst.records import parse_record
 from smallfirst.serving.plugins import Plugin, PluginContext
 
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from smallfirst import Dataset
-from smallfirst.errors import DataError
-from smallfirst.jobs.job_folder import read_rows
-from smallfirst.jobs.supervisor import run_module
-from smallfirst.records import Record
+from smallfirst.base.errors import DataError
+from smallfirst.base.records import Record
+from smallfirst.interfaces.jobs.job_folder import read_rows
+from smallfirst.interfaces.jobs.supervisor import run_module
 
 MAX_LINES_SHOWN = 20
 _BYTES_PER_TOKEN = 4

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from smallfirst.base.errors import DataError
+from smallfirst.base.stats.intervals import paired_difference, wilson
 from smallfirst.data.dataset import Dataset
-from smallfirst.errors import DataError
 from smallfirst.models.label_model import LabelLogProbs
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import INT8_FILE, Int8Check, read_manifest
-from smallfirst.stats.intervals import paired_difference, wilson
 
 MIN_ROWS = 100
 """Fewer rows decide nothing: one row would be more than a point."""

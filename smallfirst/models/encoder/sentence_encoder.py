@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from smallfirst.base.sync import run_in_thread
 from smallfirst.models.batching import run_in_compute_thread
 from smallfirst.models.encoder.ctranslate2_engine import CTranslate2Encoder, unsupported_reason
 from smallfirst.models.label_model import TextEmbedding
@@ -21,7 +22,6 @@ from smallfirst.models.local.weights import (
     refuse_remote_code,
     weights_fingerprint,
 )
-from smallfirst.sync import run_in_thread
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 LARGER_ENCODER = "sentence-transformers/all-mpnet-base-v2"

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from smallfirst.errors import ModelError
+from smallfirst.base.errors import ModelError
 from smallfirst.models.batching import BatchWorker, length_batches
 from smallfirst.models.generation.sequence import GeneratedSequence, GenerationRequest, GenerationResult
 from smallfirst.models.local.adapters import load_merged

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from smallfirst.errors import ConfigError, ModelError
+from smallfirst.base.errors import ConfigError, ModelError
 from smallfirst.tasks.json.schema import SEPARATORS
 
 CLOSERS = (b"}", b"]", b'"', b",", b"1")

@@ -8,19 +8,19 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, NamedTuple
 
-from smallfirst.errors import ConfigError, ModelError, RequestRefused
+from smallfirst.base.errors import ConfigError, ModelError, RequestRefused
 from smallfirst.models.confidence import Calibration
 from smallfirst.models.generation.generator import GenerationWorker, Generator
 from smallfirst.models.generation.grammar import Grammar
 from smallfirst.models.generation.sequence import GeneratedSequence, GenerationRequest, GenerationResult
 from smallfirst.models.local.tokenizer import encode_chat, encode_prompt, with_system_message
 from smallfirst.models.manifest import Manifest
+from smallfirst.models.pricing.prices import MachinePrice
+from smallfirst.models.pricing.tokens import tokens_of
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request
 from smallfirst.models.response_format import ResponseGrammars
 from smallfirst.models.usage import paid, report_unfinished, unfinished
 from smallfirst.models.wrappers import CallableModel
-from smallfirst.pricing.prices import MachinePrice
-from smallfirst.pricing.tokens import tokens_of
 from smallfirst.tasks.json.paths import field_path, omission_spans, value_spans
 
 MAX_PROMPT_TOKENS = 4096

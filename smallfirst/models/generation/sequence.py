@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from smallfirst.errors import ModelError
+from smallfirst.base.errors import ModelError
 from smallfirst.models.generation.grammar import MAX_CLOSING_TOKENS, Grammar
 
 REPLACEMENT = "\ufffd"

@@ -9,7 +9,7 @@ from itertools import combinations
 
 import numpy as np
 
-from smallfirst.errors import ModelError
+from smallfirst.base.errors import ModelError
 from smallfirst.models.label_model import likeliest, log_softmax, softmax
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import (

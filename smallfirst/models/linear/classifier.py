@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from smallfirst.base.files import write_atomically
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.row_formats import to_json
-from smallfirst.files import write_atomically
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder, open_encoder
 from smallfirst.models.label_model import Embedder, LabelLogProbs, LabelModel, log_softmax

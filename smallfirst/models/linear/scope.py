@@ -13,13 +13,13 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
+from smallfirst.base.files import sha256, write_atomically
+from smallfirst.base.records import Record
 from smallfirst.data.dataset import Dataset
-from smallfirst.files import sha256, write_atomically
 from smallfirst.models.label_model import Embedder, LabelLogProbs, log_softmax
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest, write_manifest
 from smallfirst.models.state_features import HiddenStateProfile, HiddenStates
-from smallfirst.records import Record
 
 SCOPE_FILE, PROFILE_FILE = "scope.json", "scope_profile.safetensors"
 MIN_OTHER, MIN_OWN = 10, 50

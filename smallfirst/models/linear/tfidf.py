@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from smallfirst.files import write_atomically
+from smallfirst.base.files import write_atomically
 
 _WORD = re.compile(r"(?u)\b\w\w+\b")
 _PIECE_LENGTHS = range(2, 6)

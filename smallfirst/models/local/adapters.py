@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from smallfirst.errors import ConfigError, MissingExtra
-from smallfirst.files import sha256
+from smallfirst.base.errors import ConfigError, MissingExtra
+from smallfirst.base.files import sha256
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.local.weights import import_transformers, load_causal, load_pretrained
 from smallfirst.models.manifest import ADAPTER_CONFIG, Manifest, read_manifest, require_base

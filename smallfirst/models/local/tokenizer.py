@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from smallfirst.base.errors import ConfigError
 from smallfirst.data.dataset import Message
-from smallfirst.errors import ConfigError
 
 
 class Tokenizer(Protocol):

@@ -10,8 +10,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smallfirst.errors import ConfigError, MissingExtra
-from smallfirst.progress import disable_tqdm_in_pipes
+from smallfirst.base.errors import ConfigError, MissingExtra
+from smallfirst.base.progress import disable_tqdm_in_pipes
 
 if TYPE_CHECKING:
     import torch

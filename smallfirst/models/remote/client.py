@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from smallfirst.errors import AnswerLost, ModelError, RateLimited, Unavailable
+from smallfirst.base.errors import AnswerLost, ModelError, RateLimited, Unavailable
 from smallfirst.models.remote.config import EndpointConfig
 from smallfirst.models.remote.http import (
     ConnectionBroken,

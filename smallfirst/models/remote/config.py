@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pydantic
 from pydantic import Field
 
-from smallfirst.records import Record
+from smallfirst.base.records import Record
 
 
 def check_base_url(value: str) -> str:

@@ -18,8 +18,8 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 import yarl
 
+from smallfirst.base.sync import run_sync
 from smallfirst.models.remote.config import is_loopback
-from smallfirst.sync import run_sync
 
 IDLE_TIMEOUT_S = 4.0
 """Connections idle for longer are not used again; servers such as uvicorn and Node close them after 5 s."""

@@ -13,7 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from smallfirst.errors import AnswerLost, BadAnswer, ConfigError, ModelError, PriceUnknown
+from smallfirst.base.errors import AnswerLost, BadAnswer, ConfigError, ModelError, PriceUnknown
+from smallfirst.models.pricing.charge import Charge, stated
+from smallfirst.models.pricing.prices import PriceBook
+from smallfirst.models.pricing.tokens import COST_HEADERS, TokenUsage, read_usage, tokens_of
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, ResponseFormat
 from smallfirst.models.remote.client import EndpointClient
 from smallfirst.models.remote.config import EndpointConfig
@@ -34,9 +37,6 @@ from smallfirst.models.usage import (
     unfinished,
 )
 from smallfirst.models.wrappers import CallableModel
-from smallfirst.pricing.charge import Charge, stated
-from smallfirst.pricing.prices import PriceBook
-from smallfirst.pricing.tokens import COST_HEADERS, TokenUsage, read_usage, tokens_of
 
 __all__ = ["EndpointConfig", "EndpointModel", "open_session"]
 

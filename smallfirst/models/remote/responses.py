@@ -16,12 +16,12 @@ from typing import Annotated, Any
 import pydantic
 from pydantic import Field
 
+from smallfirst.base.errors import AnswerLost, BadAnswer, ModelError, RateLimited, Unauthorised, Unavailable
 from smallfirst.data.redaction import redact
-from smallfirst.errors import AnswerLost, BadAnswer, ModelError, RateLimited, Unauthorised, Unavailable
+from smallfirst.models.pricing.charge import Charge
+from smallfirst.models.pricing.tokens import Reported, read_usage
 from smallfirst.models.protocol import Chunk, Request, Token
 from smallfirst.models.remote.http import MAX_BODY_BYTES
-from smallfirst.pricing.charge import Charge
-from smallfirst.pricing.tokens import Reported, read_usage
 
 SHOWN_CHARACTERS = 300
 MAX_REFUSAL_BYTES = 64 * 1024

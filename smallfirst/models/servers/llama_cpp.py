@@ -24,7 +24,10 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from smallfirst.errors import ConfigError, MissingExtra, Unavailable
+from smallfirst.base.errors import ConfigError, MissingExtra, Unavailable
+from smallfirst.base.paths import home
+from smallfirst.base.records import Record
+from smallfirst.models.pricing.prices import PriceBook
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
 from smallfirst.models.remote.http import UNIX_SOCKET_URL, BlockingSession, ConnectionBroken, HttpSession
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel, open_session
@@ -38,9 +41,6 @@ from smallfirst.models.response_format import (
 from smallfirst.models.servers.llama_cpp_main import KEY_VARIABLE
 from smallfirst.models.servers.slots import Slot, SlotPool
 from smallfirst.models.servers.supervisor import ChildProcess, Supervisor, child_environment
-from smallfirst.paths import home
-from smallfirst.pricing.prices import PriceBook
-from smallfirst.records import Record
 
 START_TIMEOUT_S = 300.0
 """Longest wait for the weights to load."""

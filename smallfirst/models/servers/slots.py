@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
-from smallfirst.errors import Unavailable
+from smallfirst.base.errors import Unavailable
 
 MAX_QUEUED_REQUESTS = 32
 """Requests of tenants that may wait for a slot; one more is refused."""

@@ -20,8 +20,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from smallfirst.errors import Unavailable
-from smallfirst.files import write_atomically
+from smallfirst.base.errors import Unavailable
+from smallfirst.base.files import write_atomically
 
 STOP_TIMEOUT_S = 5.0
 POLL_INTERVAL_S = 0.05

@@ -19,18 +19,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from smallfirst.errors import BadAnswer, ConfigError, ModelError, Unavailable
-from smallfirst.files import sha256
+from smallfirst.base.errors import BadAnswer, ConfigError, ModelError, Unavailable
+from smallfirst.base.files import sha256
 from smallfirst.models.label_model import LabelAnswers, LabelLogProbs, log_softmax
 from smallfirst.models.local.tokenizer import encode_prompt, load_tokenizer
 from smallfirst.models.manifest import MANIFEST, Manifest, read_manifest
+from smallfirst.models.pricing.prices import MachinePrice
 from smallfirst.models.remote.client import EndpointClient
 from smallfirst.models.remote.config import EndpointConfig, VllmServer
 from smallfirst.models.remote.http import ConnectionBroken, HttpResponse, HttpSession, error_text
 from smallfirst.models.remote.model import open_session
 from smallfirst.models.remote.responses import ResponseParser
 from smallfirst.models.usage import Attempt
-from smallfirst.pricing.prices import MachinePrice
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TIMEOUT_S = 300.0

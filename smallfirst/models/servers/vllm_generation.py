@@ -8,14 +8,14 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-from smallfirst.errors import BadAnswer, Unavailable
+from smallfirst.base.errors import BadAnswer, Unavailable
 from smallfirst.models.generation.model import GenerativeModel
 from smallfirst.models.generation.sequence import GeneratedSequence, GenerationRequest, GenerationResult
 from smallfirst.models.local.tokenizer import end_of_turn_token
 from smallfirst.models.local.weights import import_transformers, load_pretrained
 from smallfirst.models.manifest import Manifest
+from smallfirst.models.pricing.prices import MachinePrice
 from smallfirst.models.servers.vllm import VllmRoute
-from smallfirst.pricing.prices import MachinePrice
 
 CutOff = Callable[[Any], None]
 SHOWN_CHARACTERS = 300

@@ -8,11 +8,11 @@ from typing import NamedTuple, Protocol
 
 from smallfirst.models.batching import SHORT_PASS, BatchWorker, estimated_tokens
 from smallfirst.models.manifest import Manifest
+from smallfirst.models.pricing.prices import MachinePrice
+from smallfirst.models.pricing.tokens import tokens_of
 from smallfirst.models.protocol import Capability, Completion, Request
 from smallfirst.models.usage import paid
 from smallfirst.models.wrappers import CallableModel
-from smallfirst.pricing.prices import MachinePrice
-from smallfirst.pricing.tokens import tokens_of
 
 
 class SpanAnswer(NamedTuple):

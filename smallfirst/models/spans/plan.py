@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from smallfirst.records import Record
+from smallfirst.base.records import Record
 from smallfirst.tasks.json.answers import AnswerCheck
 from smallfirst.tasks.json.schema import LIST, SEPARATORS, Schema, allowed_types, alternatives
 

@@ -13,9 +13,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from scipy import special
 
-from smallfirst.errors import ConfigError
-from smallfirst.evaluation.evaluate import Evaluation
-from smallfirst.records import Record
+from smallfirst.base.errors import ConfigError
+from smallfirst.base.records import Record
+from smallfirst.base.stats.intervals import Estimate, mid_p_value, paired_difference, score_lower_bound, wilson
+from smallfirst.base.stats.sample_size import rows_for_error
+from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.routing.certificate import looks as counted
 from smallfirst.routing.certificate import summary
 from smallfirst.routing.certificate.guarantee import LABEL, Guarantee
@@ -27,8 +29,6 @@ from smallfirst.routing.certificate.units import (
     one_row_a_unit,
     search_limits,
 )
-from smallfirst.stats.intervals import Estimate, mid_p_value, paired_difference, score_lower_bound, wilson
-from smallfirst.stats.sample_size import rows_for_error
 
 LEVEL = 0.05
 """Chance to send requests on that the large model is not better at."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pydantic
 
-from smallfirst.records import Record
+from smallfirst.base.records import Record
 
 LABEL = "label"
 """The `per_group` of the predicted label."""

@@ -21,11 +21,11 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from smallfirst.base.files import locked
+from smallfirst.base.records import Record, fingerprint
+from smallfirst.base.stats.sequential import spent_level
 from smallfirst.data.dataset import fold_text
-from smallfirst.evaluation.evaluate import Evaluation
-from smallfirst.files import locked
-from smallfirst.records import Record, fingerprint
-from smallfirst.stats.sequential import spent_level
+from smallfirst.measuring.evaluate import Evaluation
 
 FOLDED = "\0folded:"
 """Begins a row's text of which only the fingerprint is known; no text of a file begins so."""

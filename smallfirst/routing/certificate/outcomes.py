@@ -16,11 +16,11 @@ from typing import Literal
 
 import numpy as np
 
-from smallfirst.errors import DataError
-from smallfirst.evaluation.evaluate import EvaluatedRow, Evaluation
-from smallfirst.records import Record
+from smallfirst.base.errors import DataError
+from smallfirst.base.records import Record
+from smallfirst.base.stats.intervals import is_mean_below, trinomial_upper_bound, upper_bound, wilson
+from smallfirst.measuring.evaluate import EvaluatedRow, Evaluation
 from smallfirst.routing.certificate.guarantee import LABEL, Guarantee
-from smallfirst.stats.intervals import is_mean_below, trinomial_upper_bound, upper_bound, wilson
 
 NEVER_ACCEPT = 1.01
 """A threshold that no confidence reaches."""

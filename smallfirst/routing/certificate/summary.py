@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from smallfirst.records import Record
+from smallfirst.base.records import Record
+from smallfirst.base.stats.intervals import upper_bound
+from smallfirst.base.stats.sample_size import RowsNeeded, min_rows_without_error
 from smallfirst.routing.certificate.guarantee import Guarantee, describe_limit
 from smallfirst.routing.certificate.looks import LARGE, SMALL, Look
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData
 from smallfirst.routing.certificate.threshold_search import CascadeThresholds
 from smallfirst.routing.certificate.units import FieldCertificate, Shown
-from smallfirst.stats.intervals import upper_bound
-from smallfirst.stats.sample_size import RowsNeeded, min_rows_without_error
 
 NOTHING_LEFT = (
     "not shown: earlier certificates on these calibration rows have spent the whole error probability; certify with "

@@ -19,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
+from smallfirst.base.stats.sample_size import min_rows_without_error
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData, CascadeOutcome, is_shown
-from smallfirst.stats.sample_size import min_rows_without_error
 
 Starts = tuple[tuple[float, float], ...]
 """Shares of the rows accepted at the starts, ascending, each with its share of the level; these sum to 1."""

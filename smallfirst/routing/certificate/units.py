@@ -27,11 +27,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from smallfirst.errors import ConfigError
-from smallfirst.evaluation.calibration import fit_isotonic
-from smallfirst.evaluation.evaluate import EvaluatedRow, Evaluation
+from smallfirst.base.errors import ConfigError
+from smallfirst.base.records import Record
+from smallfirst.base.stats.intervals import betting_p_value, edge, upper_bound
+from smallfirst.base.stats.sample_size import min_rows_without_error, rows_for_upper_bound
+from smallfirst.measuring.calibration import fit_isotonic
+from smallfirst.measuring.evaluate import EvaluatedRow, Evaluation
 from smallfirst.models.confidence import IsotonicCurve
-from smallfirst.records import Record
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import (
     NEVER_ACCEPT,
@@ -49,8 +51,6 @@ from smallfirst.routing.certificate.threshold_search import (
     search_rows,
     start_rows,
 )
-from smallfirst.stats.intervals import betting_p_value, edge, upper_bound
-from smallfirst.stats.sample_size import min_rows_without_error, rows_for_upper_bound
 
 STEPS = 100
 """Thresholds of fields that are tried."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import pydantic
 from starlette.responses import JSONResponse
 
-from smallfirst.errors import (
+from smallfirst.base.errors import (
     AnswerLost,
     ModelError,
     RateLimited,
@@ -18,9 +18,9 @@ from smallfirst.errors import (
     Unavailable,
     did_you_mean,
 )
+from smallfirst.base.records import field_names_at
+from smallfirst.ledger.database import LedgerAway, LedgerUnavailable
 from smallfirst.models.remote.client import CircuitOpenError
-from smallfirst.records import field_names_at
-from smallfirst.serving.ledger.database import LedgerAway, LedgerUnavailable
 
 RETRY_AFTER_S = 2
 """Seconds that a refused client is asked to wait; about the time that one large answer takes."""

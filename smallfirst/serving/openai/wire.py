@@ -23,10 +23,10 @@ import pydantic_core
 from pydantic import Field
 from pydantic_core import PydanticCustomError
 
+from smallfirst.base.errors import ConfigError, did_you_mean
 from smallfirst.data.dataset import Message
-from smallfirst.errors import ConfigError, did_you_mean
+from smallfirst.models.pricing.charge import Charge
 from smallfirst.models.protocol import MAX_LOGPROBS, Completion, Request, ResponseFormat, RouteStep, Token
-from smallfirst.pricing.charge import Charge
 from smallfirst.serving.openai.errors import ApiError, place_of, validation_error
 
 MAX_DEPTH = 64

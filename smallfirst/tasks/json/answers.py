@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
-from smallfirst.errors import BadAnswer
+from smallfirst.base.errors import BadAnswer
 from smallfirst.tasks.json.schema import (
     CHOICES,
     SEPARATORS,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
-from smallfirst.errors import ConfigError, did_you_mean
+from smallfirst.base.errors import ConfigError, did_you_mean
 from smallfirst.tasks.json.paths import field_path, list_items_path
 
 Schema = Mapping[str, Any]

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from smallfirst.errors import ConfigError
+from smallfirst.base.errors import ConfigError
 
 ENUM_MIN_VALUES = 50
 """Fewest texts that a place must have held before a few that repeat are taken for all there are."""

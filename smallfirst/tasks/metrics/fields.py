@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from smallfirst.stats.intervals import Estimate, bootstrap_share, wilson
+from smallfirst.base.stats.intervals import Estimate, bootstrap_share, wilson
 from smallfirst.tasks.json.paths import comparison_key, flatten
 from smallfirst.tasks.metrics.value_matching import Normalizer, normalize_value
 from smallfirst.tasks.task import PartCounts, ScoredAnswer

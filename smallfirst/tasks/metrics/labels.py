@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from smallfirst.stats.intervals import Estimate, bootstrap_interval, wilson
+from smallfirst.base.stats.intervals import Estimate, bootstrap_interval, wilson
 from smallfirst.tasks.task import PartCounts, ScoredAnswer
 
 RESAMPLES = 1000

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from smallfirst.base.errors import ConfigError
+from smallfirst.base.files import write_atomically
 from smallfirst.data.dataset import fold_text
-from smallfirst.errors import ConfigError
-from smallfirst.files import write_atomically
 from smallfirst.tasks.extract import Extract
 from smallfirst.tasks.json.schema_inference import infer_schema
 from smallfirst.traffic.discovery.outlook import Outlook

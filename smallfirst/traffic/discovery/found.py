@@ -6,10 +6,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from smallfirst.files import write_atomically
-from smallfirst.records import Record
-from smallfirst.report.page import render_page
-from smallfirst.stats.intervals import Estimate
+from smallfirst.base.files import write_atomically
+from smallfirst.base.records import Record
+from smallfirst.base.stats.intervals import Estimate
+from smallfirst.path.report.page import render_page
 from smallfirst.traffic.answer_format import FormatCheck
 from smallfirst.traffic.discovery.outlook import Outlook, ShareAt
 from smallfirst.traffic.discovery.tasks import MONTH

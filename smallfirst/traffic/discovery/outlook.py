@@ -11,7 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from smallfirst.errors import WeightsNotFound
+from smallfirst.base.errors import WeightsNotFound
+from smallfirst.base.records import Record
+from smallfirst.base.stats.intervals import Estimate, wilson
 from smallfirst.models.linear.held_out import (
     VECTOR_ERRORS,
     WORD_ERRORS,
@@ -20,10 +22,8 @@ from smallfirst.models.linear.held_out import (
     HeldOut,
     hold_out_labels,
 )
-from smallfirst.records import Record
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.threshold_search import choose_starts, search_threshold
-from smallfirst.stats.intervals import Estimate, wilson
 
 LIMITS = (0.02, 0.05, 0.1, 0.2)
 """Shares of kept answers that may differ from the large model's, for which the outlook is given."""

@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
-from smallfirst.project.task_file import NAME_PATTERN
-from smallfirst.stats.intervals import Estimate, wilson
+from smallfirst.base.stats.intervals import Estimate, wilson
+from smallfirst.path.project.task_file import NAME_PATTERN
 from smallfirst.traffic.answer_format import AnswerFormat, FormatCheck
 from smallfirst.traffic.discovery.wordings import AnswerKind, Case, Wording, as_text
 from smallfirst.traffic.task_source import Template

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from smallfirst.base.errors import ConfigError, DataError, Problem
 from smallfirst.data.sources.arrow import DELTA_LOG, PARQUET
 from smallfirst.data.sources.load import iterate_raw
 from smallfirst.data.sources.reader import ReadBudget
 from smallfirst.data.sources.text_files import file_format
-from smallfirst.errors import ConfigError, DataError, Problem
 
 _JSON = (".jsonl", ".ndjson", ".json", ".log", ".txt", "")
 _TABLES = (".csv", ".tsv", PARQUET, ".xlsx")

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from smallfirst.errors import Problem
-from smallfirst.pricing.tokens import whole
+from smallfirst.base.errors import Problem
+from smallfirst.models.pricing.tokens import whole
 from smallfirst.registry.traces import COST, INPUTS, KIND, MODEL, OUTPUTS, TOKENS, read_traces
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.logs.files import LogRecord

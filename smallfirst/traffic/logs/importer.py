@@ -7,10 +7,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from smallfirst.base.errors import ConfigError, Problem
 from smallfirst.data.dataset import fold_text
 from smallfirst.data.importers.table import Converted, Table, as_object
 from smallfirst.data.sources.reader import RawRow
-from smallfirst.errors import ConfigError, Problem
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.logs.files import LogRecord
 from smallfirst.traffic.logs.formats import FORMATS, holds_messages, is_batch

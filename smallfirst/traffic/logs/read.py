@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from smallfirst.errors import Problem
-from smallfirst.pricing.prices import PriceBook
-from smallfirst.records import fingerprint
+from smallfirst.base.errors import Problem
+from smallfirst.base.records import fingerprint
+from smallfirst.models.pricing.prices import PriceBook
 from smallfirst.traffic.exchange import Exchange, billed, kept_body
 from smallfirst.traffic.logs.files import LogRecord, file_records, log_files
 from smallfirst.traffic.logs.formats import (

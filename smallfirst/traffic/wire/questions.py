@@ -10,8 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
-from smallfirst.pricing.tokens import TokenUsage, read_usage
-from smallfirst.records import fingerprint
+from smallfirst.base.records import fingerprint
+from smallfirst.models.pricing.tokens import TokenUsage, read_usage
 
 Kind = Literal["predicate", "choice", "score"]
 TRUE, FALSE = "true", "false"

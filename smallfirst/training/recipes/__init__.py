@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from smallfirst.extensions import Registry
+from smallfirst.base.extensions import Registry
 
 RECIPES: Registry[Any] = Registry(
     "smallfirst.recipes",

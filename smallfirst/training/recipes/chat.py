@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
+from smallfirst.base.errors import DataError, Problem, TrainingError
 from smallfirst.data.dataset import Dataset, Example, Message, RowFormat
-from smallfirst.errors import DataError, Problem, TrainingError
 from smallfirst.models.local.tokenizer import end_of_turn_token
 from smallfirst.models.manifest import Manifest
 from smallfirst.tasks.chat import Chat

@@ -19,9 +19,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from smallfirst.base.records import Record
 from smallfirst.data.dataset import Dataset, Example
-from smallfirst.evaluation.calibration import calibrate_labels
-from smallfirst.evaluation.out_of_fold import Fold, FoldAnswers, RawAnswer, best_epoch, read_labels
+from smallfirst.measuring.calibration import calibrate_labels
+from smallfirst.measuring.out_of_fold import Fold, FoldAnswers, RawAnswer, best_epoch, read_labels
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.linear.classifier import (
     ENCODER_FOLDER,
@@ -32,7 +33,6 @@ from smallfirst.models.linear.classifier import (
 )
 from smallfirst.models.local.weights import weights_fingerprint
 from smallfirst.models.manifest import Int8Check, Manifest
-from smallfirst.records import Record
 from smallfirst.tasks.task import Task
 from smallfirst.training.batches import encode_all_rows, epoch_batches
 from smallfirst.training.config import TrainConfig

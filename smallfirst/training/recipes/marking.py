@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from smallfirst.base.errors import ConfigError
 from smallfirst.data.dataset import Dataset, Example
-from smallfirst.errors import ConfigError
-from smallfirst.evaluation.calibration import calibrate_answers
-from smallfirst.evaluation.out_of_fold import RawAnswer, read_spans
+from smallfirst.measuring.calibration import calibrate_answers
+from smallfirst.measuring.out_of_fold import RawAnswer, read_spans
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.local.weights import weights_fingerprint
 from smallfirst.models.manifest import Manifest

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from smallfirst.base.errors import ConfigError
 from smallfirst.data.importers.recognize import Guess, guess, read_source
-from smallfirst.errors import ConfigError
 
 INTENTS = ("card arrival", "refund", "lost pin")
 PHRASES = (

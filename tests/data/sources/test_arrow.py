@@ -17,11 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smallfirst.base.errors import DataError, MissingExtra, Problem
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.row_formats import Columns
 from smallfirst.data.sources.arrow import is_hub_name
 from smallfirst.data.sources.load import load_noted, load_rows, load_valid
-from smallfirst.errors import DataError, MissingExtra, Problem
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -481,7 +481,7 @@ CACHED = """
 import os, pathlib, sys
 import datasets, pyarrow as pa
 from smallfirst.data.sources.load import load_valid
-from smallfirst.errors import DataError
+from smallfirst.base.errors import DataError
 
 folder = pathlib.Path(os.environ["HF_HOME"], "datasets", "acme___tickets", "default", "0.0.0", "ab12" * 10)
 folder.mkdir(parents=True)

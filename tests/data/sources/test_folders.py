@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from smallfirst.base.errors import ConfigError, DataError
 from smallfirst.data.row_formats import Columns
 from smallfirst.data.sources.folders import list_files, safe_join, volume_path, without_detours
 from smallfirst.data.sources.load import load_noted, load_rows, load_valid
-from smallfirst.errors import ConfigError, DataError
 
 
 def put(path: Path, content: bytes | str = "some text") -> Path:

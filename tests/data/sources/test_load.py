@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from smallfirst.base.errors import ConfigError, DataError
 from smallfirst.data.sources.load import MAX_PROBLEMS, load_noted, load_raw, load_rows, load_valid
-from smallfirst.errors import ConfigError, DataError
-from smallfirst.project.rows import read_rows
-from smallfirst.project.task_file import read_task_file
+from smallfirst.path.project.rows import read_rows
+from smallfirst.path.project.task_file import read_task_file
 
 ROWS = [{"text": f"row {i}, with a comma", "label": "even" if i % 2 == 0 else "odd"} for i in range(40)]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from smallfirst.base.errors import DataError
 from smallfirst.data.sources import spreadsheets
 from smallfirst.data.sources.load import load_noted, load_rows
-from smallfirst.errors import DataError
 
 pytest.importorskip("python_calamine")
 _MAIN = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'

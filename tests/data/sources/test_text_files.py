@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smallfirst.base.errors import DataError
 from smallfirst.data.dataset import Example, Message
 from smallfirst.data.row_formats import Columns, to_row
 from smallfirst.data.sources.load import load_noted, load_rows, load_valid
 from smallfirst.data.sources.reader import MAX_ROW_BYTES
 from smallfirst.data.sources.text_files import DELIMITERS, detect_delimiter, is_list, list_rows, table_rows, to_utf8
-from smallfirst.errors import DataError
 
 
 def written(folder: Path, content: str | bytes, name: str = "rows.jsonl") -> Path:

@@ -18,7 +18,7 @@ import pytest
 from fixtures import warm_processes
 from fixtures.jobs import TIMEOUT_S, create_job, job_spec
 
-from smallfirst.errors import ConfigError
+from smallfirst.base.errors import ConfigError
 from smallfirst.interfaces.databricks import foundation_model as fm
 from smallfirst.interfaces.databricks.foundation_model import CreateArguments, parse_arguments
 from smallfirst.interfaces.databricks.training_run import (
@@ -28,8 +28,8 @@ from smallfirst.interfaces.databricks.training_run import (
     RunStatus,
     ValidationError,
 )
-from smallfirst.jobs import queue
-from smallfirst.jobs.job_folder import JobFolder, JobSpec, MlflowIds
+from smallfirst.interfaces.jobs import queue
+from smallfirst.interfaces.jobs.job_folder import JobFolder, JobSpec, MlflowIds
 from smallfirst.models.loading import load_model
 from smallfirst.models.protocol import Request
 from smallfirst.registry import versions

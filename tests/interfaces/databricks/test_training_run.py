@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from fixtures.jobs import create_job, job_spec
 
-from smallfirst.files import try_lock
+from smallfirst.base.files import try_lock
 from smallfirst.interfaces.databricks.training_run import (
     DatabricksGenAIResponseError,
     RunStatus,
     TrainingRun,
 )
-from smallfirst.jobs.job_folder import JobFolder, JobProgress, JobResult, MlflowIds
+from smallfirst.interfaces.jobs.job_folder import JobFolder, JobProgress, JobResult, MlflowIds
 from smallfirst.training.config import TrainConfig
 
 

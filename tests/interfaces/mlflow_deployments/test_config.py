@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from fixtures.endpoints import config
 
+from smallfirst.base.errors import ConfigError
 from smallfirst.deployment.endpoint_plan import external_model
-from smallfirst.errors import ConfigError
 from smallfirst.interfaces.mlflow_deployments.config import EndpointBody, parse_config, secret_variable
 
 LOCAL = "http://127.0.0.1:9/v1"

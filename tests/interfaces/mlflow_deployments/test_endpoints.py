@@ -15,17 +15,17 @@ import httpx
 import pytest
 from fixtures.endpoints import NAME, PASSED, Large, config, large_server, on_disk, register_words
 
+from smallfirst.base.errors import ConfigError, SmallfirstError
+from smallfirst.base.extensions import Registry
 from smallfirst.data.dataset import Dataset
-from smallfirst.errors import ConfigError, SmallfirstError
-from smallfirst.extensions import Registry
+from smallfirst.interfaces.jobs.supervisor import output_tail
 from smallfirst.interfaces.mlflow_deployments import endpoints, server
 from smallfirst.interfaces.mlflow_deployments.endpoints import EndpointFolder, describe, endpoint_folder
 from smallfirst.interfaces.mlflow_deployments.server import LiveEndpoint
-from smallfirst.jobs.supervisor import output_tail
+from smallfirst.ledger.database import KEYS
+from smallfirst.ledger.keys import KeyPolicy, hash_key, home_key_store
 from smallfirst.registry import versions
 from smallfirst.serving import plugins
-from smallfirst.serving.auth.keys import KeyPolicy, hash_key, home_key_store
-from smallfirst.serving.ledger.database import KEYS
 from smallfirst.serving.plugins import Plugin
 from smallfirst.tasks.classify import Classify
 

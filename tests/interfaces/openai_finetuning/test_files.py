@@ -13,8 +13,8 @@ import httpx
 import openai
 import pytest
 
+from smallfirst.base.paths import home
 from smallfirst.interfaces.openai_finetuning.files import FileStore, StoredFile, safe_filename
-from smallfirst.paths import home
 
 FORM = "multipart/form-data; boundary=B"
 PURPOSE = ('name="purpose"', "fine-tune")

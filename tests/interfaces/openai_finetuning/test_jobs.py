@@ -16,21 +16,21 @@ from fixtures.finetuning_api import add_job
 from fixtures.jobs import TIMEOUT_S
 from starlette.testclient import TestClient
 
+from smallfirst.base.errors import MissingExtra
+from smallfirst.base.files import try_lock
+from smallfirst.base.paths import home as state_folder
 from smallfirst.data.dataset import Dataset, Example, Message
-from smallfirst.errors import MissingExtra
-from smallfirst.files import try_lock
 from smallfirst.interfaces.databricks import foundation_model as fm
+from smallfirst.interfaces.jobs.job_folder import JobFolder, JobProgress, JobResult, JobSpec, jobs_folder, user_name
 from smallfirst.interfaces.openai_finetuning.jobs import job_object, make_job_spec, parse_job, public_message
 from smallfirst.interfaces.openai_finetuning.models import job_id
 from smallfirst.interfaces.openai_finetuning.plugin import fine_tuning
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
 from smallfirst.interfaces.openai_finetuning.uploaded_rows import UploadedRows, estimate_tokens
-from smallfirst.jobs.job_folder import JobFolder, JobProgress, JobResult, JobSpec, jobs_folder, user_name
-from smallfirst.paths import home as state_folder
+from smallfirst.ledger.keys import hash_key
+from smallfirst.ledger.ledger import Ledger
 from smallfirst.registry import versions
 from smallfirst.serving.app import build_app
-from smallfirst.serving.auth.keys import hash_key
-from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.settings import ServeSettings
 from smallfirst.training.config import TrainConfig
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from jinja2.exceptions import TemplateError
 
-from smallfirst.errors import ConfigError, RegistryError, Unavailable
+from smallfirst.base.errors import ConfigError, RegistryError, Unavailable
 from smallfirst.interfaces.openai_finetuning.models import FineTunedModel, ModelCache
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request
 from smallfirst.serving.openai.errors import ApiError

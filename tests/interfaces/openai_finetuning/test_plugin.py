@@ -10,10 +10,10 @@ from pathlib import Path
 import openai
 import pytest
 
-from smallfirst.errors import ConfigError
+from smallfirst.base.errors import ConfigError
 from smallfirst.interfaces.openai_finetuning.plugin import fine_tuning
+from smallfirst.ledger.ledger import Ledger
 from smallfirst.serving.app import build_app
-from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.settings import ServeSettings
 
 SERVER = """
@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from smallfirst.interfaces.openai_finetuning.plugin import fine_tuning
 from smallfirst.serving.app import serve
-from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.ledger.ledger import Ledger
 from smallfirst.serving.settings import ServeSettings
 
 extension = fine_tuning()

@@ -14,9 +14,9 @@ from typing import Any
 import openai
 import pytest
 
+from smallfirst.base.paths import home
+from smallfirst.interfaces.jobs.job_folder import jobs_folder
 from smallfirst.interfaces.openai_finetuning.uploaded_rows import read_upload
-from smallfirst.jobs.job_folder import jobs_folder
-from smallfirst.paths import home
 
 SIZE = 4 << 20
 MAX_GROWTH = 72 << 20

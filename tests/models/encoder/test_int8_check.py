@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from smallfirst.base.errors import DataError
 from smallfirst.data.dataset import Dataset
-from smallfirst.errors import DataError
 from smallfirst.models.encoder.int8_check import check_int8, compare
 from smallfirst.models.encoder.sentence_encoder import open_encoder
 from smallfirst.models.label_model import LabelLogProbs

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import torch
 
-from smallfirst.errors import ModelError
+from smallfirst.base.errors import ModelError
 from smallfirst.models.generation.generator import Batch, GenerationWorker, Generator, KVCache
 from smallfirst.models.generation.grammar import Grammar
 from smallfirst.models.generation.sequence import GeneratedSequence, GenerationRequest, GenerationResult

@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from smallfirst.errors import ConfigError, ModelError
+from smallfirst.base.errors import ConfigError, ModelError
 from smallfirst.models.generation.grammar import MAX_NUMBER, Grammar, with_number_bounds
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from smallfirst.base.errors import ModelError, RequestRefused
 from smallfirst.data.dataset import Message
-from smallfirst.errors import ModelError, RequestRefused
 from smallfirst.models.confidence import Calibration, IsotonicCurve
 from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.grammar import Grammar
@@ -21,8 +21,8 @@ from smallfirst.models.generation.sequence import GenerationRequest, GenerationR
 from smallfirst.models.loading import load_model
 from smallfirst.models.local.tokenizer import encode_prompt
 from smallfirst.models.manifest import Manifest, write_manifest
+from smallfirst.models.pricing.prices import MachinePrice
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, ResponseFormat
-from smallfirst.pricing.prices import MachinePrice
 from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.extract import Extract
 

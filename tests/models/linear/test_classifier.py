@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from smallfirst.data.dataset import Dataset, Example, Message
-from smallfirst.evaluation.calibration import calibrate_labels
+from smallfirst.measuring.calibration import calibrate_labels
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.label_model import LabelLogProbs
 from smallfirst.models.linear.classifier import LinearClassifier, answer_labels, decision_nats, gold_labels

@@ -15,8 +15,8 @@ import torch
 import transformers
 from fixtures.deployment import PASSED
 
+from smallfirst.base.errors import ConfigError
 from smallfirst.data.dataset import Dataset
-from smallfirst.errors import ConfigError
 from smallfirst.models.export import export
 from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.sequence import GenerationRequest

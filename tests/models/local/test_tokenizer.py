@@ -11,8 +11,8 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smallfirst.base.errors import ConfigError
 from smallfirst.data.dataset import Message
-from smallfirst.errors import ConfigError
 from smallfirst.models.local.tokenizer import (
     choose_label_tokens,
     common_prefix,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from smallfirst.errors import ConfigError
+from smallfirst.base.errors import ConfigError
 from smallfirst.models import export as parity
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.local import weights

@@ -13,12 +13,12 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from smallfirst.errors import AnswerLost, BadAnswer, ModelError, RateLimited, Unavailable
+from smallfirst.base.errors import AnswerLost, BadAnswer, ModelError, RateLimited, Unavailable
+from smallfirst.models.pricing.prices import PriceBook, TokenPrice
 from smallfirst.models.protocol import Capability, Completion, Request
 from smallfirst.models.remote.client import BURST, MAX_FAILURES, CircuitBreaker, CircuitOpenError, RetryBudget
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
 from smallfirst.models.usage import collect_attempts
-from smallfirst.pricing.prices import PriceBook, TokenPrice
 
 BOOK = PriceBook(tokens={"big": TokenPrice(input_usd_per_mtok=2, output_usd_per_mtok=10)})
 BODY = json.dumps(

@@ -12,7 +12,7 @@ from typing import Any
 import pydantic
 import pytest
 
-from smallfirst.errors import (
+from smallfirst.base.errors import (
     AnswerLost,
     BadAnswer,
     ConfigError,
@@ -22,6 +22,7 @@ from smallfirst.errors import (
     Unauthorised,
     Unavailable,
 )
+from smallfirst.models.pricing.prices import MachinePrice, PriceBook, TokenPrice
 from smallfirst.models.protocol import (
     Chunk,
     Completion,
@@ -33,7 +34,6 @@ from smallfirst.models.protocol import (
 from smallfirst.models.remote.http import ConnectionBroken, NotConnected, ResponseTimeout
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
 from smallfirst.models.remote.responses import retry_after_s
-from smallfirst.pricing.prices import MachinePrice, PriceBook, TokenPrice
 
 BASE = "https://api.example.com/v1"
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}

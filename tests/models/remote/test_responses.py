@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from smallfirst.errors import BadAnswer, ModelError
+from smallfirst.base.errors import BadAnswer, ModelError
 from smallfirst.models.protocol import Request
 from tests.models.remote.test_client import CHUNKED, Deed, Server, chunk, reply, say_and_hang_up, server
 

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 from fixtures.event_loop import in_loop
 
-from smallfirst.errors import Unavailable
+from smallfirst.base.errors import Unavailable
 from smallfirst.models.servers.slots import Slot, SlotPool
 
 

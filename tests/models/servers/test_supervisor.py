@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 from fixtures.event_loop import in_loop
 
-from smallfirst.errors import Unavailable
+from smallfirst.base.errors import Unavailable
 from smallfirst.models.servers import supervisor as supervisors
 from smallfirst.models.servers.supervisor import ChildProcess, Supervisor, child_environment
 

@@ -15,7 +15,7 @@ import torch
 from fixtures.event_loop import in_loop
 from fixtures.vllm_server import ScriptedVllm, scored_by, top_logprobs
 
-from smallfirst.errors import BadAnswer, ConfigError, Unavailable
+from smallfirst.base.errors import BadAnswer, ConfigError, Unavailable
 from smallfirst.models.label_model import LabelModel
 from smallfirst.models.loading import load_model
 from smallfirst.models.local.label_scorer import LabelScorer

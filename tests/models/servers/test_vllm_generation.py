@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from fixtures.vllm_server import ScriptedVllm, event
 
-from smallfirst.errors import BadAnswer, ModelError, Unavailable
+from smallfirst.base.errors import BadAnswer, ModelError, Unavailable
 from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.grammar import Grammar, lark_grammar
 from smallfirst.models.generation.model import GenerativeModel

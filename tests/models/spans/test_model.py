@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from smallfirst.errors import ModelError
+from smallfirst.base.errors import ModelError
 from smallfirst.models.manifest import Manifest
+from smallfirst.models.pricing.prices import MachinePrice
 from smallfirst.models.protocol import Capability, Completion, Model, Request
 from smallfirst.models.spans.model import SpanAnswer, SpanModel
-from smallfirst.pricing.prices import MachinePrice
 from smallfirst.tasks.extract import Extract
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}

@@ -14,13 +14,13 @@ from fixtures.evaluations import evaluated_row, evaluation_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smallfirst.errors import ConfigError, DataError
-from smallfirst.evaluation.evaluate import Evaluation
+from smallfirst.base.errors import ConfigError, DataError
+from smallfirst.base.stats.intervals import paired_difference, upper_bound, wilson
+from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.routing.certificate.certificate import BelowRule, Certificate, certify
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT
 from smallfirst.routing.certificate.threshold_search import ThresholdSearchResult, search_threshold
-from smallfirst.stats.intervals import paired_difference, upper_bound, wilson
 
 FIVE_PERCENT = Guarantee()
 

@@ -9,9 +9,9 @@ import pytest
 from fixtures.certificates import cascade
 from scipy.stats import binom
 
+from smallfirst.base.stats.intervals import mid_p_value, paired_difference
 from smallfirst.routing.certificate.certificate import BelowAction, BelowRule, decide_below_threshold
 from smallfirst.routing.certificate.outcomes import CascadeData
-from smallfirst.stats.intervals import mid_p_value, paired_difference
 
 
 def rows(small: list[bool], large: list[bool], confidence: list[float] | None = None, **more: Any) -> CascadeData:

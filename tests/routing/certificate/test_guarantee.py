@@ -5,8 +5,8 @@ from __future__ import annotations
 import pydantic
 import pytest
 
-from smallfirst.errors import ConfigError
-from smallfirst.records import parse_record
+from smallfirst.base.errors import ConfigError
+from smallfirst.base.records import parse_record
 from smallfirst.routing.certificate.guarantee import Guarantee
 
 

@@ -16,7 +16,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 import smallfirst
-from smallfirst.evaluation.evaluate import EvaluatedRow, Evaluation
+from smallfirst.base.stats.intervals import wilson
+from smallfirst.measuring.evaluate import EvaluatedRow, Evaluation
 from smallfirst.routing.certificate.certificate import BelowRule, certify
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.looks import (
@@ -32,7 +33,6 @@ from smallfirst.routing.certificate.looks import (
 )
 from smallfirst.routing.certificate.threshold_search import search_threshold
 from smallfirst.routing.certificate.units import one_row_a_unit
-from smallfirst.stats.intervals import wilson
 from smallfirst.tasks.task import PartCounts
 
 PORTIONS = st.sampled_from(["large", "small"])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from fixtures.certificates import cascade
 
+from smallfirst.base.stats.intervals import upper_bound
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import (
     MIXTURE_LEVELS,
@@ -18,7 +19,6 @@ from smallfirst.routing.certificate.outcomes import (
     mixture,
 )
 from smallfirst.routing.certificate.threshold_search import search_cascade
-from smallfirst.stats.intervals import upper_bound
 
 MIXED = Guarantee(max_error=0.1, max_foreign_share=0.5)
 

@@ -12,6 +12,7 @@ from fixtures.certificates import cascade
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smallfirst.base.stats.sample_size import min_rows_without_error, rows_for_upper_bound
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData, is_shown, measure_risk
 from smallfirst.routing.certificate.threshold_search import (
@@ -20,7 +21,6 @@ from smallfirst.routing.certificate.threshold_search import (
     search_threshold,
     threshold_paths,
 )
-from smallfirst.stats.sample_size import min_rows_without_error, rows_for_upper_bound
 
 
 def drawn(seed: int, n: int, *, stages: int = 1) -> CascadeData:

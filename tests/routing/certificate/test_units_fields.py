@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from fixtures.evaluations import evaluated_row, evaluation_of
 
-from smallfirst.errors import ConfigError
-from smallfirst.evaluation.evaluate import Evaluation
+from smallfirst.base.errors import ConfigError
+from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.models.confidence import IsotonicCurve
 from smallfirst.routing.certificate.certificate import Certificate, certify
 from smallfirst.routing.certificate.guarantee import Guarantee

@@ -9,11 +9,11 @@ import pytest
 from fixtures.certificates import cascade, falling
 from fixtures.evaluations import evaluated_row, evaluation_of
 
-from smallfirst.errors import DataError
+from smallfirst.base.errors import DataError
+from smallfirst.base.stats.intervals import upper_bound
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData, cascade_data
 from smallfirst.routing.certificate.units import GroupCertificate, certify_groups, search_limits
-from smallfirst.stats.intervals import upper_bound
 
 
 def labelled(answers: list[str], right: list[bool], confidence: list[float]) -> CascadeData:

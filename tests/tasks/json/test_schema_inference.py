@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 from hypothesis import strategies as st
 
-from smallfirst.errors import ConfigError
+from smallfirst.base.errors import ConfigError
 from smallfirst.tasks.json.schema import check_schema
 from smallfirst.tasks.json.schema_inference import infer_schema
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from smallfirst.stats.intervals import wilson
+from smallfirst.base.stats.intervals import wilson
 from smallfirst.tasks.metrics.fields import counts_by_field, field_metrics, field_score, wrong_fields
 from smallfirst.tasks.task import PartCounts, ScoredAnswer
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from smallfirst.stats.intervals import Estimate, bootstrap_share, wilson
+from smallfirst.base.stats.intervals import Estimate, bootstrap_share, wilson
 from smallfirst.tasks.metrics.labels import counts_by_label, jaccard, label_metrics, label_set_counts, label_set_metrics
 from smallfirst.tasks.task import PartCounts, ScoredAnswer
 

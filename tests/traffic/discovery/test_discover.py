@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fixtures.traffic import SAYINGS, SORT, exchange, read_bookings, sorted_tickets
 
-from smallfirst.project.task_file import read_task_file
+from smallfirst.path.project.task_file import read_task_file
 from smallfirst.traffic.discovery.discover import discover
 from smallfirst.traffic.discovery.found import Discovery
 from smallfirst.traffic.exchange import Exchange

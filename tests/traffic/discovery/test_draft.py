@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fixtures.traffic import SORT, SORT_AGAIN, cases_of, exchange, read_bookings, sorted_tickets, template_of
 
-from smallfirst.project.task_file import read_task_file
+from smallfirst.path.project.task_file import read_task_file
 from smallfirst.traffic.discovery.draft import rows_of, source_of, task_settings, write_draft
 from smallfirst.traffic.discovery.outlook import Outlook
 from smallfirst.traffic.discovery.tasks import RecurringTask, find_tasks

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from smallfirst.errors import ConfigError, Problem
+from smallfirst.base.errors import ConfigError, Problem
 from smallfirst.traffic.logs.files import LogRecord, file_records, log_files
 
 ROWS = [{"a": 1}, {"a": 2}]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from smallfirst.gateway.http import read_response
+from smallfirst.traffic.gateway.http import read_response
 
 JSON_TYPE = (b"content-type", b"application/json")
 STREAM_TYPE = (b"content-type", b"text/event-stream; charset=utf-8")

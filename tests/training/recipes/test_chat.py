@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 import transformers
 
+from smallfirst.base.errors import DataError, TrainingError
 from smallfirst.data.dataset import Dataset, Example, Message
-from smallfirst.errors import DataError, TrainingError
 from smallfirst.models.loading import load_model
 from smallfirst.models.local.tokenizer import end_of_turn_token
 from smallfirst.models.local.weights import load_causal

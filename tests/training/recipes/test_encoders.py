@@ -13,9 +13,9 @@ import torch
 from fixtures.training import Killed, killing
 from safetensors.torch import load_file
 
+from smallfirst.base.errors import DataError
 from smallfirst.data.dataset import Dataset
-from smallfirst.errors import DataError
-from smallfirst.evaluation.out_of_fold import Fold, FoldAnswers, RawAnswer
+from smallfirst.measuring.out_of_fold import Fold, FoldAnswers, RawAnswer
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.linear.classifier import ENCODER_FOLDER, LinearClassifier
 from smallfirst.models.loading import load_model

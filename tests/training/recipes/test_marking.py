@@ -13,8 +13,8 @@ import torch
 from fixtures.rows import answered_rows
 from fixtures.training import fine_tune
 
+from smallfirst.base.errors import ConfigError
 from smallfirst.data.dataset import Dataset, Example, Message
-from smallfirst.errors import ConfigError
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import read_manifest

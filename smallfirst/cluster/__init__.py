@@ -1,1 +1,0 @@
-"""Ray: the one place where a cluster is started or joined, with its token."""

@@ -1,0 +1,218 @@
+"""The last hours or days in figures: share answered small, accuracy on both paths, money, latency, states."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+from smallfirst.base.stats.intervals import Estimate, wilson
+from smallfirst.deployment.audited_router import AuditedRouter
+from smallfirst.deployment.billing.live import latency_ms
+from smallfirst.deployment.billing.saved import Amount, Saving, is_small, machine_costs, savings, total
+from smallfirst.ledger.ledger import Ledger
+from smallfirst.ledger.rows import AuditRow, FeedbackRow, StateRow, standing
+from smallfirst.ledger.sums import Period, Sums
+from smallfirst.measuring.evaluate import Evaluation
+from smallfirst.models.pricing.prices import PriceBook
+from smallfirst.routing.monitor import share_wrong
+from smallfirst.serving.openai.errors import ApiError
+
+RANGES: dict[str, tuple[int, Period]] = {"24h": (24, "hour"), "7d": (7, "day"), "30d": (30, "day")}
+"""Windows by name: so many periods, the present one among them."""
+MAX_MARKS = 100
+"""Newest verdicts of judges whose answers are looked up."""
+
+
+class Window(NamedTuple):
+    """Whole periods up to now, in UTC."""
+
+    since: datetime
+    until: datetime
+    every: Period
+
+    periods: Sequence[str]
+    """All of them, also those without a request, as `Sums` names them."""
+
+    @classmethod
+    def of(cls, name: str, now: datetime) -> Window:
+        n, every = RANGES[name]
+        step = timedelta(hours=1) if every == "hour" else timedelta(days=1)
+        start = now.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+        start = start if every == "hour" else start.replace(hour=0)
+        starts = [start - index * step for index in reversed(range(n))]
+        return cls(starts[0], now, every, [one.isoformat()[: 13 if every == "hour" else 10] for one in starts])
+
+
+def watch(
+    ledger: Ledger,
+    routers: Mapping[str, AuditedRouter],
+    query: Mapping[str, str],
+    measured: Callable[[str], Evaluation | None] = lambda task: None,
+    prices: Callable[[str], PriceBook | None] = lambda task: None,
+    evaluated: Callable[[Sequence[str]], Mapping[str, Amount]] = lambda tasks: {},
+    *,
+    now: datetime | None = None,
+) -> dict[str, Any]:
+    """Return the figures of the `task` in a query, or of all without, for its `range`, 30 days without one.
+
+    `measured` returns the large model on test rows, `prices` the prices by which idle machines count, `evaluated` what
+    `billing.saved.evaluated_costs` says of tasks. Raise ApiError 400 for an unknown range.
+    """
+    if (name := query.get("range", "30d")) not in RANGES:
+        raise ApiError(400, f"`range` is one of {', '.join(RANGES)}.", param="range")
+    task, window, routers = query.get("task", ""), Window.of(name, now or datetime.now(UTC)), dict(routers)
+    equal = {"task": task} if task else {}
+    rows = ledger.sums(
+        window.since, window.until, by=("kind", "task", "stage", "outcome"), every=window.every, latencies=True, **equal
+    )
+    names = [task] if task else sorted({*routers, *(row.task for row in rows if row.task)})
+    found_savings = savings(ledger, window.since, window.until, evaluated=evaluated(names))
+    saved = {one.task: one for one in found_savings if one.task in names}
+    found: dict[str, Any] = {
+        "task": task,
+        "every": window.every,
+        "since": window.since.isoformat(),
+        "until": window.until.isoformat(),
+        **_traffic(rows),
+        "saving": _saving(total(saved.values())),
+        "idle_usd": _idle_usd(ledger, prices(task), task, window),
+        "periods": [_period(name, [row for row in rows if row.period == name], saved) for name in window.periods],
+        "latency": {path: _latency(row for row in rows if _path(row) == path) for path in ("small", "large")},
+        "changes": [
+            row.model_dump(mode="json") for row in ledger.entries(StateRow, since=window.since, limit=20, **equal)
+        ],
+    }
+    audited = _audited(ledger.scan(AuditRow, window.since, window.until, **equal))
+    if task:
+        large = {"large_marked": _marked(ledger, task, window), "large_measured": None}
+        if evaluation := measured(task):
+            large["large_measured"] = evaluation.accuracy.model_dump()
+        found["accuracy"] = {"small": audited.get(task), **large}
+        return found | ({"router": _router(ledger, routers[task])} if task in routers else {})
+    tasks = [
+        {
+            "task": name,
+            **_traffic(row for row in rows if row.task == name),
+            "saving": _saving(saved.get(name)),
+            "small": audited.get(name),
+            "standing": routers[name].standing.model_dump() if name in routers else None,
+        }
+        for name in names
+    ]
+    return found | {"tasks": tasks}
+
+
+def _period(name: str, rows: Sequence[Sums], saved: Mapping[str, Saving]) -> dict[str, Any]:
+    """Return one period, and what the large model alone would have billed in it, where that is known of each task."""
+    alone: float | None = 0.0
+    for row in rows:
+        large = saved[row.task].large_usd if row.task in saved else None
+        if _path(row) == "large":
+            alone = alone if alone is None else alone + row.cost_usd - row.draft_usd
+        elif _path(row) == "small" and row.n:
+            alone = None if alone is None or large is None else alone + row.n * large.usd
+    return {"period": name, **_traffic(rows), "large_alone_usd": alone}
+
+
+def _idle_usd(ledger: Ledger, prices: PriceBook | None, task: str, window: Window) -> float | None:
+    """Return the machines' rent that no row carries, as a statement counts it; None without prices."""
+    if prices is None:
+        return None
+    found = machine_costs(ledger, prices, window.since, window.until, task=task or None)
+    return math.fsum(one.uncharged_usd for one in found)
+
+
+def _saving(saving: Saving | None) -> dict[str, Any] | None:
+    if saving is None:
+        return None
+    said = f"saved {saving.saved_usd}" if saving.saved_usd else "saving unknown"
+    return {**saving.model_dump(), "in_words": saving.in_words.removeprefix(f"{said}: ")}
+
+
+def _traffic(rows: Iterable[Sums]) -> dict[str, Any]:
+    """Return the answers by path, the money by what it was paid for, and how requests ended."""
+    n, usd, outcomes, unknown = Counter[str](), defaultdict[str, float](float), Counter[str](), 0
+    for row in rows:
+        unknown += row.n_cost_unknown
+        if row.kind != "answer":
+            usd["audits" if row.kind == "audit" else "once"] += row.cost_usd
+            continue
+        outcomes[row.outcome] += row.n
+        usd[_path(row)] += row.cost_usd
+        if row.outcome == "answered":
+            n[_path(row)] += row.n
+    routed = n["small"] + n["large"]
+    share = wilson(n["small"], routed).model_dump() if routed else None
+    return {"n": n, "share": share, "usd": usd, "outcomes": outcomes, "n_cost_unknown": unknown}
+
+
+def _path(row: Sums) -> str:
+    """Return which path answered: `small`, `large`, or `other`, where no Router chose or nobody answered."""
+    if row.kind != "answer" or not row.task:
+        return "other"
+    return "small" if is_small(row.stage) else "large" if row.stage == "large" else "other"
+
+
+def _latency(rows: Iterable[Sums]) -> dict[str, float] | None:
+    """Return median and 95 % quantile in ms, to the width of a bucket (10 %); None without answers."""
+    buckets = Counter[int]()
+    for row in rows:
+        buckets.update(row.latency_ms_buckets if row.outcome == "answered" else {})
+    return {"p50": latency_ms(buckets, 0.5), "p95": latency_ms(buckets, 0.95)} if buckets else None
+
+
+def _audited(audits: Iterable[AuditRow]) -> dict[str, dict[str, Any]]:
+    """Return by task the accuracy of kept answers by the verdicts that stand, and how many each kind of judge gave."""
+    found: dict[str, list[AuditRow]] = defaultdict(list)
+    for row in audits:
+        found[row.task].append(row)
+    return {
+        task: {
+            **_right(share_wrong((row.weight, row.wrong) for row in rows)),
+            "n_wrong": sum(row.wrong for row in rows),
+            "judges": Counter(row.judged_by for row in rows),
+        }
+        for task, rows in found.items()
+    }
+
+
+def _marked(ledger: Ledger, task: str, window: Window) -> dict[str, Any] | None:
+    """Return the accuracy of the large model's answers by the newest verdicts of judges, which are no random sample."""
+    marks = [said for said in standing(ledger.scan(FeedbackRow, window.since)) if said.judge][-MAX_MARKS:]
+    rows = [(said, ledger.get(said.id)) for said in marks]
+    large = [said for said, row in rows if row is not None and row.task == task and row.stage == "large"]
+    return wilson(sum(said.verdict == "right" for said in large), len(large)).model_dump() if large else None
+
+
+def _right(error: Estimate) -> dict[str, Any]:
+    return {"value": 1 - error.value, "low": 1 - error.high, "high": 1 - error.low, "n": error.n}
+
+
+def _live(router: AuditedRouter) -> dict[str, Any]:
+    """Return the accuracy of small answers since the version went live, and the least that is promised or gated."""
+    audited = [watch.quantity for watch in router.monitor.watches]
+    promised = [one.limit for one in audited if not one.by_gate and router.standing.promise]
+    by_gate = [one.limit for one in audited if one.by_gate and router.outcome.watched_by]
+    least = {name: 1 - min(of) if of else None for name, of in (("promised", promised), ("by_gate", by_gate))}
+    return {**_right(router.monitor.live_error), **least}
+
+
+def _router(ledger: Ledger, router: AuditedRouter) -> dict[str, Any]:
+    states = ledger.entries(StateRow, task=router.name)
+    last = next((row for row in reversed(states) if row.before != row.after), None)
+    first = next((row.at for row in states if row.certificate == router.certificate), None)
+    monitor = router.monitor
+    return {
+        "certified_at": first.isoformat() if first else None,
+        "state": monitor.state,
+        "why": last.why if last else "",
+        "since": last.at.isoformat() if last else None,
+        "guarantee": router.standing.promise,
+        "standing": router.standing.model_dump(),
+        "live": _live(router),
+        "judge": router.auditing.judge,
+        "audit_share": monitor.audit_share,
+    }

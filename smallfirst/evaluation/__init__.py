@@ -1,1 +1,0 @@
-"""Measure a model on rows: scores, calibration, label errors, learning curves."""

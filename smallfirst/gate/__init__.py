@@ -1,1 +1,0 @@
-"""The gate: checks that a candidate must pass before it goes live."""

@@ -1,0 +1,332 @@
+"""Verbs for the books: the ledger, the signed statement of a month, the live report, and the machines of a month."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from smallfirst.base.progress import Progress, ProgressCallback, format_table
+from smallfirst.interfaces.cli.options import (
+    JSON,
+    LEDGER,
+    OF_TASK,
+    PATH,
+    TASK,
+    TASKS,
+    VerbGroup,
+    load_task_file,
+    read_ledger,
+    show,
+    verb,
+)
+from smallfirst.models.pricing.charge import format_usd
+
+if TYPE_CHECKING:
+    from smallfirst.deployment.billing.live import LiveReport
+    from smallfirst.deployment.billing.saved import Amount
+    from smallfirst.deployment.billing.statement import Statement
+    from smallfirst.ledger.ledger import Ledger
+    from smallfirst.path.project.task_file import TaskFile
+
+POSITIVE = click.FloatRange(min=0, min_open=True)
+_DAY = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M"])
+_KINDS = ("answers", "attempts", "audits", "drafts", "feedback", "states", "expenses")
+
+
+@click.group(
+    cls=VerbGroup,
+    examples=(
+        "smallfirst ledger export november.parquet --since 2026-11-01 --until 2026-12-01",
+        "smallfirst ledger copy ledger.db postgresql://smallfirst@localhost/smallfirst",
+    ),
+)
+def ledger() -> None:
+    """Look after the ledger: see, export, expire, copy.
+
+    Every answer of `serve` and of taken-over tasks is a row of it, and so are audits, verdicts and expenses.
+    """
+
+
+@ledger.command()
+@OF_TASK
+@LEDGER
+@JSON
+def info(as_json: bool) -> None:
+    """Show where the ledger is and what it holds: entries by kind, first and last day, their cost."""
+    with read_ledger() as opened:
+        days = opened.sums(by=("kind",), every="day")
+        kinds = opened.sums(by=("kind",))
+    first, last = (days[0].period, days[-1].period) if days else ("", "")
+    found = {one.kind: {"n": one.n, "cost_usd": one.cost_usd, "n_without_row": one.n_without_row} for one in kinds}
+    if as_json:
+        click.echo(json.dumps({"ledger": opened.place, "from": first, "to": last, "kinds": found}, indent=2))
+        return
+    click.echo(f"{opened.place}: " + (f"{first} to {last} (UTC)" if found else "no entry yet"))
+    for one in kinds:
+        beyond = f"  {one.n_without_row:,} refused ones have no row" if one.n_without_row else ""
+        click.echo(f"  {one.kind:<14} {one.n:>12,}  ${one.cost_usd:,.4f}{beyond}")
+
+
+@ledger.command()
+@click.argument("out", type=PATH)
+@click.option("--since", type=_DAY, help="First day, in UTC. Default: the first there is.")
+@click.option("--until", type=_DAY, help="First day that is left out. Default: none.")
+@click.option("--kind", type=click.Choice(_KINDS), default=_KINDS[0], show_default=True)
+@OF_TASK
+@LEDGER
+def export(out: Path, since: datetime | None, until: datetime | None, kind: str) -> None:
+    """Write rows to OUT, a CSV file, without the texts that they are about."""
+    from smallfirst.ledger.database import KINDS
+
+    first, end = (moment and moment.replace(tzinfo=UTC) for moment in (since, until))
+    with read_ledger() as opened:
+        count = opened.export(KINDS[kind], out, since=first, until=end)
+    click.echo(f"{count:,} {kind} in {out}")
+
+
+@ledger.command()
+@click.option("--keep-rows-days", "days", type=click.IntRange(min=1), required=True)
+@click.option("--rows-to", type=PATH, metavar="FOLDER", help="Write them to CSV files in this folder first.")
+@OF_TASK
+@LEDGER
+def expire(days: int, rows_to: Path | None) -> None:
+    """Delete rows of requests that are older; their sums, audits, states and expenses stay."""
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    with read_ledger() as opened:
+        count = opened.expire_rows(today - timedelta(days=days), export_to=rows_to)
+    click.echo(f"{count:,} rows deleted" + (f", after they were written to {rows_to}" if rows_to and count else ""))
+
+
+@ledger.command()
+@click.argument("source")
+@click.argument("target")
+def copy(source: str, target: str) -> None:
+    """Copy everything from one ledger into another, empty one: each a path or postgresql://USER@HOST/DATABASE.
+
+    Stop the servers first. All is copied or nothing.
+    """
+    from smallfirst.ledger.ledger import Ledger
+
+    places = [place if "://" in place else Path(place) for place in (source, target)]
+    with read_ledger(places[0]) as old, closing(Ledger(places[1])) as new:
+        for table, count in old.copy_to(new).items():
+            click.echo(f"  {table:<14} {count:>12,}")
+        click.echo(f"{old.place} is copied\nnext: smallfirst serve --ledger {new.place}")
+
+
+@verb(
+    "smallfirst statement --month 2026-11",
+    "smallfirst statement tickets invoices --month 2026-11 --out november",
+    "smallfirst statement --public-key",
+    "smallfirst statement --verify november --public-key ORPGEAuRr…=",
+    "smallfirst statement --verify november --against-ledger",
+)
+@TASKS
+@click.option("--month", help="Year and month in UTC, such as 2026-11. Default: the present one, so far.")
+@click.option("--out", type=PATH, help="Folder to write. Default: statement-MONTH.")
+@click.option(
+    "--verify", type=PATH, metavar="FOLDER", help="Check a statement instead of making one; needs no network."
+)
+@click.option(
+    "--public-key",
+    is_flag=False,
+    flag_value="own",
+    metavar="[KEY]",
+    help="Print the public key of this installation; with --verify, the key that must have signed.",
+)
+@click.option("--against-ledger", is_flag=True, help="With --verify: compare each row with the ledger as well.")
+@LEDGER
+@JSON
+def statement(
+    task_yamls: tuple[Path, ...],
+    month: str | None,
+    out: Path | None,
+    verify: Path | None,
+    public_key: str | None,
+    against_ledger: bool,
+    as_json: bool,
+) -> None:
+    """Write or check the signed statement of a month.
+
+    It says what was asked, promised, proven, paid and saved, with a row for each request: a page, CSV and JSON, signed
+    with the key in the state folder. Without a TASK it is about all that the ledger of this folder holds.
+    """
+    from smallfirst.base.paths import home, state_of
+    from smallfirst.deployment.billing import statement as statements
+    from smallfirst.path.project.task_file import read_task_file
+
+    files = [read_task_file(path) for path in task_yamls or ([Path()] if Path("task.yaml").exists() else [])]
+    with ExitStack() as opened:
+        if files:  # the ledger of a server is that of its first task
+            opened.enter_context(state_of(files[0].folder))
+        if public_key == "own":
+            public_key = statements.public_text(statements.signing_key(home()))
+            if not verify:
+                click.echo(public_key)
+                return
+        rows = opened.enter_context(read_ledger()) if against_ledger or not verify else None
+        done = opened.enter_context(Progress().bar("rows", None))
+        if verify:
+            found, shown = _verified(verify, public_key or "", rows, done)
+        else:
+            assert rows
+            found, shown = _made(rows, month, out, files, named=bool(task_yamls), done=done)
+    click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(_statement_in_words(found)))
+    click.echo(shown, err=as_json)
+
+
+def _verified(folder: Path, public_key: str, rows: Ledger | None, done: ProgressCallback) -> tuple[Statement, str]:
+    """Return a statement whose figures, signature and, with `rows`, answers fit together, and words on that."""
+    from smallfirst.deployment.billing.statement import verify
+
+    found, signer, page = verify(folder, public_key=public_key, ledger=rows, progress=done)
+    shown = f"{folder}: {found.figures.n:,} rows, all figures and the signature fit together"
+    shown += f"{', and with the ledger' if rows else ''}\n{page}"
+    if not public_key:
+        shown += f"\nsigned by {signer}, the key in the folder: it is the sender's if the sender's  "
+        shown += "smallfirst statement --public-key  prints the same"
+    return found, shown
+
+
+def _made(
+    rows: Ledger, month: str | None, out: Path | None, files: Sequence[TaskFile], *, named: bool, done: ProgressCallback
+) -> tuple[Statement, str]:
+    """Write the statement of a month about the `named` tasks, else about all of the ledger."""
+    from smallfirst.base.paths import home
+    from smallfirst.deployment.billing import statement as statements
+    from smallfirst.deployment.billing.saved import machine_costs
+
+    month = month or datetime.now(UTC).strftime("%Y-%m")
+    out, (since, until) = out or Path(f"statement-{month}"), statements.month_of(month)
+    found = statements.make(
+        rows,
+        month,
+        out,
+        key=statements.signing_key(home()),
+        tasks=[file.name for file in files] if named else (),
+        evaluated=_evaluated(files, rows),
+        machines=[
+            one
+            for file in (files if named else files[:1])
+            for one in machine_costs(rows, file.prices, since, until, task=file.name if named else None)
+        ],
+        progress=done,
+    )
+    return found, f"wrote {out / statements.PAGE}, rows.csv and statement.json"
+
+
+def _evaluated(files: Sequence[TaskFile], rows: Ledger) -> dict[str, Amount]:
+    """Return the large model's cost in the last evaluation of each task, where there is one."""
+    from smallfirst.deployment.billing.saved import evaluated_costs
+    from smallfirst.traffic.gateway.page import learnt_folders
+    from smallfirst.traffic.takeovers import TakeOvers
+
+    served: dict[str, Path | None] = {one.task: None for one in rows.sums(by=("task",)) if one.task}
+    named = {file.name: file.folder for file in files}
+    return evaluated_costs(served | learnt_folders(TakeOvers().read()) | named)
+
+
+def _statement_in_words(found: Statement) -> list[str]:
+    bill = [(what, f"{n:,}", format_usd(usd)) for what, (n, usd) in found.bill.items()]
+    bill += [("own machines, time no row carries", "", format_usd(found.uncharged_usd))] if found.machines else []
+    bill += [("all", f"{found.figures.n:,}", format_usd(found.total_usd))]
+    lines = [f"{found.month}{' so far' if found.so_far else ''} (UTC)", *(f"  {row}" for row in format_table(bill))]
+    if found.n_cost_unknown:
+        lines.append(f"  and {found.n_cost_unknown:,} with work whose cost nobody knows")
+    lines += [f"{one.task}: {one.in_words}" for one in found.figures.savings]
+    return [*lines, *([f"after training, labels and idle machines: {found.net_usd}"] if found.net_usd else [])]
+
+
+_UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
+
+
+def show_live(task_yaml: Path, last: str, *, html: Path | None, as_json: bool) -> None:
+    """Print the report on the `last` hours, days or weeks (`24h`, `30d`) and write its page. Raise BadParameter."""
+    from smallfirst.base.files import write_atomically
+    from smallfirst.deployment.billing.live import live_report
+    from smallfirst.deployment.billing.saved import evaluated_costs
+    from smallfirst.path.report.page import render_page
+
+    if not (found := re.fullmatch(r"(\d{1,4})([hdw])", last.strip())):
+        raise click.BadParameter(f"{last!r} is no time: write 24h, 7d or 4w", param_hint="--live")
+    until, file = datetime.now(UTC), load_task_file(task_yaml)
+    since = until - int(found[1]) * _UNITS[found[2]]
+    with read_ledger() as opened:
+        evaluated = evaluated_costs({file.name: file.folder}).get(file.name)
+        report = live_report(opened, file.name, file.prices, since, until, evaluated=evaluated)
+        place = opened.place
+    if html is not None:
+        write_atomically(html, render_page("live.html", report=report).encode())
+    show(report, as_json, _live_in_words)
+    if as_json:
+        return
+    if not report.models:
+        click.echo(f"in {place}; a server of several tasks writes to the ledger of its first one: --ledger PATH")
+    if html is not None:
+        click.echo(f"\npage: {html}")
+
+
+def _live_in_words(report: LiveReport) -> Iterator[str]:
+    from smallfirst.path.report.formats import count, ms, percent
+
+    yield f"{report.task}, {report.since:%Y-%m-%d %H:%M} to {report.until:%Y-%m-%d %H:%M} UTC\n"
+    if not report.models:
+        yield "no answers in this time"
+        return
+    heading = ("stage", "answered by", "answers", "share", "cost", "per 1,000", "p50", "p95")
+    rows = [
+        (m.stage, m.model, count(m.n), percent(m.share), format_usd(m.cost_usd), format_usd(m.usd_per_1k), ms(m.p50_ms),
+         ms(m.p95_ms))
+        for m in report.models
+    ]  # fmt: skip
+    yield from format_table([heading, *rows])
+    yield ""
+    yield from format_table(report.facts)
+    yield f"\n{report.verdict}"
+
+
+@verb("smallfirst plan tickets", "smallfirst plan tickets --requests-per-month 30e6 --peak 5 --requests-per-s 120")
+@TASK
+@click.option("--requests-per-month", type=POSITIVE, help="Such as 30e6. Default: task.yaml's requests_per_month.")
+@click.option("--peak", type=POSITIVE, default=3.0, show_default=True, help="Busiest hour over the mean rate.")
+@click.option("--headroom", type=click.FloatRange(min=1), default=2.0, show_default=True, help="Spare at that hour.")
+@click.option("--requests-per-s", type=POSITIVE, help="Of one machine. Default: the last evaluation's.")
+@click.option("--machine", default="", help="Its name under prices.machines. Default: prices.machine.")
+@JSON
+def plan(
+    task_yaml: Path, requests_per_month: float | None, requests_per_s: float | None, machine: str, as_json: bool,
+    **options: float,
+) -> None:  # fmt: skip
+    """Say how many machines a month takes, or to keep the API.
+
+    Machines: requests a second in the busiest hour times the headroom, over what one machine answers. That figure is
+    the last run's evaluation of what goes live, which knows neither HTTP nor the ledger, or your load test's.
+    """
+    from smallfirst.base.errors import ConfigError
+    from smallfirst.deployment.billing.capacity import capacity
+    from smallfirst.path.project.run_folder import RunFolder
+
+    file = load_task_file(task_yaml)
+    price, run, source = file.prices.machine_named(machine), RunFolder.latest(file.name), "--requests-per-s"
+    if requests_per_s is None:
+        name = run.live_candidate()
+        evaluation = run.evaluation(name, "test")
+        requests_per_s = evaluation.requests_per_s if evaluation else None
+        source = f'the last evaluation of "{name}", without HTTP and ledger'
+    if requests_per_s is None:
+        raise ConfigError(
+            "no rate of this task's model is known",
+            hint="smallfirst plan task.yaml --requests-per-s N   what a load test of yours showed",
+        )
+    found = capacity(
+        requests_per_month or file.requests_per_month, price, requests_per_s=requests_per_s, source=source,
+        routed=run.evaluation("routed", "test"), large=run.evaluation("large", "test"), **options,
+    )  # fmt: skip
+    show(found, as_json)

@@ -1,0 +1,301 @@
+"""Verbs on what was served: explain an answer, review what a label would help, and make better models from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from smallfirst.base.errors import ConfigError
+from smallfirst.base.progress import Progress, format_table, one_line
+from smallfirst.base.records import Record
+from smallfirst.interfaces.cli.options import (
+    JSON,
+    LEDGER,
+    OF_TASK,
+    PATH,
+    TASK,
+    load_project,
+    load_task_file,
+    named_in_task,
+    read_ledger,
+    show,
+    verb,
+)
+from smallfirst.ledger.rows import AttemptRow, AuditRow, FeedbackRow, LedgerRow, StateRow
+from smallfirst.models.protocol import RouteStep
+
+if TYPE_CHECKING:
+    from smallfirst.deployment.review_queue import Waiting
+    from smallfirst.ledger.ledger import Ledger
+
+COLUMNS = ("stage", "decision", "score", "asked for", "ms", "USD", "model", "why")
+
+
+@verb("smallfirst explain chatcmpl-4f0c2a")
+@click.argument("response_id")
+@OF_TASK
+@LEDGER
+@JSON
+def explain(response_id: str, as_json: bool) -> None:
+    """Explain one served answer step by step.
+
+    Each step with score, threshold and price; then the guarantee, audits and feedback.
+    """
+    with read_ledger() as opened:
+        found = explanation(opened, response_id.strip())
+    show(found, as_json, in_words)
+
+
+class Explanation(Record):
+    """The ledger's rows about one answer."""
+
+    answer: LedgerRow
+    steps: tuple[RouteStep, ...]
+    """Its steps through the Router, in order."""
+    state: StateRow | None
+    """The last change of the task's state before it; None if there is none in the ledger."""
+    attempts: tuple[AttemptRow, ...] = ()
+    """Requests to endpoints for it and its audit, oldest first."""
+    audits: tuple[AuditRow, ...]
+    """The verdict of its audit, if there is one."""
+    feedback: tuple[FeedbackRow, ...]
+    """Feedback on it, oldest first."""
+
+
+def explanation(ledger: Ledger, id: str) -> Explanation:
+    """Return the explanation of a response. Raise ConfigError if it is unknown."""
+    row = ledger.get(id)
+    if row is None:
+        raise ConfigError(
+            f"no answer with the id {id!r} is in {ledger.place}",
+            hint="an id is `id` in the response body, its header x-request-id, or in: smallfirst review",
+        )
+    states = ledger.entries(StateRow, task=row.task) if row.task else ()
+    earlier = [s for s in states if s.at <= row.at and s.before != s.after]  # the others are further alarms
+    return Explanation(
+        answer=row,
+        steps=row.steps,
+        state=earlier[-1] if earlier else None,
+        attempts=ledger.entries(AttemptRow, id=id),
+        audits=ledger.entries(AuditRow, id=id),
+        feedback=ledger.entries(FeedbackRow, id=id),
+    )
+
+
+def in_words(found: Explanation) -> list[str]:
+    """Return the explanation as aligned lines."""
+    lines = format_table([(name, value) for name, value in _facts(found) if value])
+    if found.steps:
+        lines += ["", *format_table([COLUMNS, *map(_cells, found.steps)], right=range(2, 6))]
+    after = [*_after(found)]
+    return [*lines, "", *after] if after else lines
+
+
+def _facts(found: Explanation) -> Iterator[tuple[str, str]]:
+    from smallfirst.traffic.improvement.harvest import last_user_message
+
+    row, state = found.answer, found.state
+    yield "answer", row.id
+    yield "asked", f"{_time(row.at)}, as {row.served_name}"
+    yield "question", one_line(last_user_message(row))
+    if row.status != 200:
+        yield "failed", f"{row.status} {row.error_code or ''} after {row.latency_ms:.0f} ms"
+        return
+    yield "answered", f"by {row.answered_by} (stage {row.stage}) in {row.latency_ms:.1f} ms for {_usd(row.cost_usd)}"
+    yield "says", one_line(row.answer_text or "")
+    yield "task", row.task or "none: no Router decided"
+    if row.task:
+        yield (
+            "guarantee",
+            (row.guarantee or "covered by the certificate") if row.certified else "none about this answer",
+        )
+    if state is not None:
+        yield "state", f"{state.after} since {_time(state.at)}: {state.why} (certificate {state.certificate})"
+
+
+def _after(found: Explanation) -> Iterator[str]:
+    row = found.answer
+    for one in found.attempts:
+        yield (
+            f"attempt: {_time(one.at)}  {one.model} at {one.endpoint} for the {one.purpose}: {one.outcome}, for "
+            f"{_usd(one.cost_usd)}"
+        )
+    yield from (f"bill: {line.in_words}" for line in row.bill)
+    if row.audit_share is not None:
+        drawn = "chosen" if row.audited else "not chosen"
+        yield f"audit: {drawn} by chance, of which it had {100 * row.audit_share:.3g} %"
+    for audit in found.audits:
+        who = "the large model" if audit.judged_by == "large" else "a person"
+        other = f", which says {one_line(audit.other)}" if audit.other else ""
+        verdict = "wrong" if audit.wrong else "right"
+        yield f"  {_time(audit.at)}  {verdict}, judged by {who} for {_usd(audit.cost_usd)}{other}"
+    for said in found.feedback:
+        right = f"; right is {one_line(said.answer)}" if said.answer else ""
+        counted = "; the audit's verdict" if said.counted else ""
+        yield f"feedback: {_time(said.at)}  {said.verdict}{right}{counted}"
+
+
+def _cells(step: RouteStep) -> tuple[str, ...]:
+    expected = step.decision == "not asked"  # its price is what asking would have cost
+    bound = ""
+    if step.threshold is not None:  # what the score had to reach; an out-of-domain score must not exceed it
+        sign = "<=" if step.stage in ("domain", "front") else ">="
+        bound = "never kept" if step.threshold > 1 else f"{sign} {step.threshold:.3f}"
+    return (
+        step.stage,
+        step.decision,
+        "" if step.score is None else f"{step.score:.3f}",
+        bound,
+        "" if expected or not step.latency_ms else f"{step.latency_ms:.1f}",
+        ("~" if expected else "") + f"{step.cost_usd:.6f}" if step.cost_usd else "",
+        step.model,
+        f"{step.why}, differs from the draft" if step.differs else step.why,
+    )
+
+
+def _time(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _usd(amount: float | None) -> str:
+    return "an unknown price" if amount is None else f"${amount:.6f}"
+
+
+@verb("smallfirst review tickets --limit 5", "smallfirst review tickets --labels suspects.jsonl")
+@TASK
+@LEDGER
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Answers to show.")
+@click.option("--labels", type=PATH, metavar="FILE", help="Write training rows whose label is probably wrong instead.")
+@JSON
+def review(task_yaml: Path, limit: int, labels: Path | None, as_json: bool) -> None:
+    """List what a person's label helps most.
+
+    Of the served answers: audits without a verdict first, then what is in doubt, answers on which models disagree, and
+    those nearest to the certificate's threshold. Mark them on the endpoint's page, or by POST /v1/feedback. With
+    --labels the training rows that look mislabelled are written to FILE, for a person to fill in.
+    """
+    if labels is not None:
+        _write_suspects(task_yaml, labels)
+        return
+    from smallfirst.deployment.review_queue import DUE, review_queue
+
+    task = load_task_file(task_yaml).name
+    with read_ledger() as opened:
+        found = review_queue(opened, [task])
+    n_due, shown = sum(one.reason in DUE for one in found), [_told(one) for one in found[:limit]]
+    if as_json:
+        click.echo(json.dumps({"task": task, "n_waiting": n_due, "data": shown}, indent=2, ensure_ascii=False))
+        return
+    more = f"; a label would help {len(found) - n_due:,} more" if len(found) > n_due else ""
+    click.echo(f"{n_due:,} answers of {task} wait for a person{more}")
+    for entry in shown:
+        click.echo(f"\n{entry['id']}  {entry['at']}  {entry['why']}")
+        click.echo(f"  asked    {entry['question'] or '(not stored: smallfirst serve --store-bodies)'}")
+        click.echo(f"  draft    {entry['draft'] or '(not stored)'}")
+    if found:
+        click.echo('\nnext: POST /v1/feedback {"id": "…", "verdict": "right"}, or "wrong" and the right "answer"')
+
+
+def _told(one: Waiting) -> dict[str, Any]:
+    from smallfirst.traffic.improvement.harvest import last_user_message
+
+    row = one.row
+    return {
+        "id": row.id,
+        "at": row.at.isoformat(timespec="seconds"),
+        "reason": one.reason,
+        "why": one.why,
+        "confidence": row.confidence,
+        "question": last_user_message(row),
+        "draft": row.answer_text or "",
+    }
+
+
+def _write_suspects(task_yaml: Path, out: Path) -> None:
+    from smallfirst.path.diagnostics import export_suspects
+
+    project = load_project(task_yaml)
+    if n := export_suspects(project, out):
+        click.echo(f"{n} probable label errors in {out}: fill in `answer` where the given one is wrong")
+        setting = f"relabels: {named_in_task(out, project.file)}"
+        click.echo(f"then add  {setting}  under data: in task.yaml\nnext: smallfirst run {task_yaml}")
+    else:
+        click.echo(f"no probable label errors: label more rows\nnext: smallfirst run {task_yaml}")
+
+
+@verb("smallfirst label tickets new.jsonl --cap-usd 2", "smallfirst label tickets new.jsonl --yes --min-confidence 0.9")
+@TASK
+@click.argument("rows", type=PATH)
+@click.option("--out", type=PATH, default="labelled.jsonl", show_default=True)
+@click.option("--cap-usd", type=float, help="Most that the answers may cost in all.")
+@click.option("--yes", is_flag=True, help="Accept the estimated cost without a cap.")
+@click.option("--min-confidence", type=float, default=0.0, show_default=True, help="Least confidence of a kept answer.")
+@click.option("--teacher", type=PATH, help="Folder of a model of this task.")
+@JSON
+def label(task_yaml: Path, rows: Path, as_json: bool, **settings: Any) -> None:
+    """Have the large model label ROWS under a price cap.
+
+    Those it is sure of become training rows. Run again, it asks only what is missing.
+    """
+    from smallfirst.base.records import parse_record
+    from smallfirst.traffic.improvement.labelling import LabelOptions
+    from smallfirst.traffic.improvement.labelling import label as label_stage
+
+    options = parse_record(LabelOptions, settings, where="options")
+    show(label_stage(load_task_file(task_yaml), rows, options=options, progress=Progress()), as_json)
+
+
+@verb("smallfirst harvest tickets --since 2026-01-31")
+@TASK
+@click.option("--out", type=PATH, default="harvested.jsonl", show_default=True)
+@LEDGER
+@click.option(
+    "--since", help="Only answers given or judged from then on, such as 2026-01-31 or 2026-01-31T12:00+01:00."
+)
+@JSON
+def harvest(task_yaml: Path, out: Path, since: str | None, as_json: bool) -> None:
+    """Turn served answers into training rows.
+
+    Only those that somebody judged, or that the large model gave.
+    """
+    from smallfirst.traffic.improvement.harvest import harvest as harvest_stage
+
+    found = harvest_stage(load_project(task_yaml), out=out, since=_moment(since) if since else None)
+    show(found, as_json)
+    if found.n_rows and not as_json:
+        click.echo(f"next: smallfirst challenge {task_yaml} --rows {out}")
+
+
+def _moment(text: str) -> datetime:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"--since {text!r} is no date or time in ISO 8601", hint="--since 2026-01-31") from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+@verb("smallfirst challenge tickets", "smallfirst challenge tickets --rows harvested.jsonl")
+@TASK
+@click.option("--rows", type=PATH, default="harvested.jsonl", show_default=True)
+@JSON
+def challenge(task_yaml: Path, rows: Path, as_json: bool) -> None:
+    """Train a challenger with harvested rows.
+
+    It becomes champion only if it passes the gate and is shown more accurate than the champion on the same test rows;
+    each challenge of a champion has to show more than the one before. Exit code 3 if the gate said no.
+    """
+    from smallfirst.traffic.improvement.challenge import challenge as challenge_stage
+
+    project = load_project(task_yaml)
+    found = challenge_stage(project, rows)
+    show(found, as_json)
+    if found.won and not as_json:
+        named = named_in_task(rows, project.file)
+        click.echo(f"next: name {named} under data.harvested in task.yaml, so that later runs learn from it as well")
+    if found.version is None:
+        click.get_current_context().exit(3)

@@ -1,0 +1,113 @@
+"""The command line: a verb per stage of work. Results go to standard output, progress to standard error.
+
+Exit codes: 0 done · 1 error · 2 wrong settings or usage · 3 the gate said no · 130 interrupted (Ctrl-C).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+import smallfirst
+from smallfirst.base.errors import SmallfirstError, as_missing_extra
+from smallfirst.base.extensions import Registry
+from smallfirst.base.progress import disable_tqdm_in_pipes
+from smallfirst.interfaces.cli.options import as_typed
+
+STAGES = {
+    "prepare": ("init", "check", "record", "models"),
+    "train": ("run", "train", "jobs"),
+    "judge": ("evaluate", "gate", "override", "calibrate", "report"),
+    "go live": ("promote", "serve", "parity", "rollback", "export"),
+    "improve": ("explain", "review", "label", "harvest", "challenge"),
+    "drop in": ("proxy", "discover", "learn", "take-over", "give-back", "tasks"),
+    "account": ("ledger", "statement", "plan"),
+    "operate": ("score", "doctor", "keys", "completion"),
+}
+"""The verbs by stage of work, in the order of the path; those of installed packages belong to the last stage."""
+
+LAST_STAGE = "operate"
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as of a shell: 128 + SIGINT."""
+ASK_ONCE = {"evaluate", "label", "record"}
+"""Verbs without --resume that go on by themselves when they are called again."""
+MAX_SUMMARY = 64
+"""Most characters of a summary, so that it stands on one line of 80 columns."""
+
+_MODULES = {"train": "path", "judge": "path", "go live": "path"} | {verb: verb for verb in ("jobs", "serve", "doctor")}
+_MODULES |= {"drop in": "drop_in", "score": "serve"}
+"""Module of a verb, or of all verbs of a stage; the others stand in that of their stage."""
+
+COMMANDS: Registry[click.Command] = Registry(
+    "smallfirst.commands",
+    {
+        verb: f"smallfirst.interfaces.cli.{_MODULES.get(verb, _MODULES.get(stage, stage))}:{verb.replace('-', '_')}"
+        for stage, verbs in STAGES.items()
+        for verb in verbs
+    },
+    noun="command",
+)
+"""All verbs; installed packages add their own."""
+
+
+class CommandGroup(click.Group):
+    """Lists the verbs of COMMANDS by stage, and prints user errors without a traceback."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS.names())
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Return the command of this name, loading it; None if it is unknown."""
+        return COMMANDS.get(name) if name in COMMANDS.names() else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the verbs with their summaries in a section for each stage of work."""
+        of = {verb: stage for stage, verbs in STAGES.items() for verb in verbs}
+        names = COMMANDS.names()
+        width = max(map(len, names))
+        for stage in STAGES:
+            verbs = [verb for verb in names if of.get(verb, LAST_STAGE) == stage]
+            with formatter.section(stage.capitalize()):
+                shown = [(f"{verb:<{width}}", COMMANDS.get(verb).get_short_help_str(MAX_SUMMARY)) for verb in verbs]
+                formatter.write_dl(shown)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; turn a SmallfirstError, an absent extra or Ctrl-C into a message and an exit code."""
+        disable_tqdm_in_pipes()  # before task.yaml loads candidates, whose modules may import PyTorch
+        try:
+            return super().invoke(ctx)
+        except (SmallfirstError, ModuleNotFoundError) as error:
+            known = as_missing_extra(error) if isinstance(error, ModuleNotFoundError) else error
+            if not isinstance(known, SmallfirstError):
+                raise
+            click.echo(as_typed(ctx, f"{type(known).__name__}: {known}"), err=True)
+            ctx.exit(known.exit_code)
+        except KeyboardInterrupt:
+            click.echo(as_typed(ctx, f"\ninterrupted{self._continuation(ctx)}"), err=True)
+            ctx.exit(INTERRUPTED)
+
+    def _continuation(self, ctx: click.Context) -> str:
+        """Return how to go on after Ctrl-C, for verbs that can."""
+        verb = ctx.invoked_subcommand or ""
+        command = self.get_command(ctx, verb)
+        if command and any(parameter.name == "resume" for parameter in command.params):
+            return f"; what was done is kept\n  next: smallfirst {verb} task.yaml --resume"
+        if verb == "score":
+            return "; what was answered is kept\n  next: the same command"
+        if verb in ASK_ONCE:
+            return f"; answers are kept and not asked for again\n  next: smallfirst {verb} task.yaml"
+        return ""
+
+
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(smallfirst.__version__, prog_name="smallfirst")
+def main() -> None:
+    """Small first: the smallest model that is proven good enough answers; everything else goes to the big one.
+
+    Begin with  smallfirst init FOLDER --from ROWS, then  smallfirst run FOLDER.
+    """
+
+
+if __name__ == "__main__":
+    main()

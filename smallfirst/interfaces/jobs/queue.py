@@ -1,0 +1,186 @@
+"""Submit, find, cancel and resume jobs; each is a process that outlives the one that submitted it.
+
+Without a daemon: whoever looks at a job whose process died starts it again from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from smallfirst.base.errors import ConfigError, SmallfirstError, did_you_mean
+from smallfirst.base.files import try_lock
+from smallfirst.interfaces.jobs import worker
+from smallfirst.interfaces.jobs.job_folder import (
+    TERMINAL_STATES,
+    JobFolder,
+    JobRows,
+    JobSpec,
+    jobs_folder,
+    lookup,
+    state_after,
+    stored_jobs,
+)
+from smallfirst.interfaces.jobs.supervisor import output_tail, recorded_environment, start_process
+from smallfirst.registry.runs import Status, resume_run
+from smallfirst.training.events import Event
+
+log = logging.getLogger(__name__)
+
+MAX_RESTARTS = 3
+"""Restarts without progress after which a job is given up: something kills it each time."""
+_PROGRESS_EVENTS = frozenset({"CHECKPOINT_SAVED", "STOPPED", "FAILED"})
+"""Events after which restarts are counted anew: more is saved than before, or only a person can resume the job."""
+FOLLOW_INTERVAL_S = 1.0
+EXIT_TIMEOUT_S = 5.0
+"""Longest wait for the exit of a process that has recorded how its job ended."""
+
+
+class JobNotFound(SmallfirstError):
+    """No job has this name."""
+
+
+def submit(spec: JobSpec, rows: JobRows | Path | None = None) -> JobFolder:
+    """Start the job's process and return the job. Raise ConfigError for a taken name.
+
+    `rows` may be a folder of train.json and evaluation.json, which is moved; without `rows` the process reads them.
+    """
+    all_jobs()
+    folder = jobs_folder() / spec.name
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        raise ConfigError(f'there is a job "{spec.name}" already', hint="choose another name") from None
+    job = JobFolder(folder)
+    lock = try_lock(job.lock)
+    if lock is None:
+        raise SmallfirstError(f"{job.lock} is held by another process", hint="submit again")
+    try:
+        if isinstance(rows, JobRows):
+            rows.save(folder)
+        elif rows is not None:
+            shutil.move(rows, folder / "rows")
+        job.log.append("CREATED", f"fine-tune of {spec.model} on {spec.train_rows}")
+        here = {"working_folder": Path.cwd(), "environment": recorded_environment()}
+        spec.model_copy(update=here).save(folder / "job.json")
+        _start(job, lock)
+    finally:
+        os.close(lock)  # the process inherited it
+    return job
+
+
+def find(name: str, *, restart_dead: bool = True) -> JobFolder:
+    """Return the job called `name`, restarted if its process died. Raise JobNotFound with the nearest name."""
+    job = lookup(name)
+    if job is None:
+        names = [other.name for other in stored_jobs()]
+        raise JobNotFound(
+            f'no job is called "{name}"{did_you_mean(name, names)}',
+            hint=f"there are: {', '.join(names[:10])}" if names else "none has been submitted yet",
+        )
+    if restart_dead:
+        recover(job)
+    return job
+
+
+def all_jobs() -> list[JobFolder]:
+    """Return all jobs, newest first; restart those whose process died."""
+    jobs = stored_jobs()
+    for job in reversed(jobs):  # the oldest first, so that it is again first in the queue
+        recover(job)
+    return jobs
+
+
+def follow(job: JobFolder) -> Iterator[Event]:
+    """Yield the job's events, also those to come, until it has ended; restart it if its process dies."""
+    n_seen = 0
+    while True:
+        events = job.events
+        yield from events[n_seen:]
+        n_seen = len(events)
+        if state_after(events, cancelled=False) in TERMINAL_STATES:
+            return
+        time.sleep(FOLLOW_INTERVAL_S)
+        recover(job)
+
+
+def cancel(job: JobFolder) -> bool:
+    """Request a stop, which follows within one step; return False if the job had ended or finished training."""
+    if not job.request_stop():
+        return False
+    recover(job)  # there may be no process left to obey
+    return True
+
+
+def recover(job: JobFolder) -> None:
+    """Restart a job that has not ended and that no process runs; mark it STOPPED or FAILED where that is due."""
+    if job.ended:
+        return
+    lock = try_lock(job.lock)
+    if lock is None:
+        return
+    try:
+        if job.ended:  # it ended between the first check and the lock
+            return
+        restarts = _restarts_without_progress(job.events)
+        if job.cancelled:
+            job.end("STOPPED", "cancelled")
+            _close_mlflow_run(job, "KILLED")
+        elif restarts >= MAX_RESTARTS:
+            died = f"its process died {restarts + 1} times without progress; the last lines of {job.output}:"
+            then = f"free memory or fix what kills it, then smallfirst jobs resume {job.name}"
+            job.end("FAILED", f"{died}\n{output_tail(job.output)}\n  next: {then}")
+            _close_mlflow_run(job, "FAILED")
+        else:
+            job.log.append("REQUEUED", "its process died; resuming from the last checkpoint")
+            _start(job, lock)
+    finally:
+        os.close(lock)
+
+
+def resume(job: JobFolder, *, by: str) -> bool:
+    """Resume a job from its checkpoint; return False if a process runs it. Raise ConfigError if it is completed."""
+    end = time.monotonic() + EXIT_TIMEOUT_S
+    while (lock := try_lock(job.lock)) is None:
+        if not job.ended or time.monotonic() > end:
+            return False
+        time.sleep(0.05)  # its process has recorded the end and is about to exit
+    try:
+        if job.state == "COMPLETED":
+            raise ConfigError(f"{job.name} is completed: nothing is left", hint=f"smallfirst jobs show {job.name}")
+        job.clear_stop_request()
+        job.log.append("REQUEUED", f"resumed by {by} from the last checkpoint")
+        _start(job, lock)
+    finally:
+        os.close(lock)
+    return True
+
+
+def _close_mlflow_run(job: JobFolder, status: Status) -> None:
+    if job.tracking is None:
+        return
+    try:
+        resume_run(job.tracking.run_id).finish(status)
+    except SmallfirstError as error:
+        log.warning("the MLflow run of %s stays open: %s", job.name, error)
+
+
+def _start(job: JobFolder, lock: int) -> None:
+    spec = job.spec
+    start_process(
+        worker.__name__,
+        job.folder,
+        lock,
+        output=job.output,
+        environment=spec.environment,
+        working_folder=spec.working_folder if spec.working_folder.is_dir() else None,
+    )
+
+
+def _restarts_without_progress(events: Sequence[Event]) -> int:
+    last = max((place for place, event in enumerate(events) if event.kind in _PROGRESS_EVENTS), default=-1)
+    return sum(event.kind == "REQUEUED" for event in events[last + 1 :])

@@ -1,0 +1,182 @@
+"""A model's agreement with itself and with people.
+
+No model that learns from answers can agree much better with them than their author does: two answers drawn with
+probabilities p agree with probability sum(p²), the likeliest one matches with max(p). As sum(p²) <= max(p) <=
+sqrt(sum(p²)), the best match lies between the agreement and its square root.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
+
+from smallfirst.base.errors import SmallfirstError
+from smallfirst.base.records import Record
+from smallfirst.base.stats.intervals import Estimate, cohen_kappa, wilson
+from smallfirst.measuring.evaluate import Evaluation
+from smallfirst.measuring.risk_coverage import risk_coverage_curve
+from smallfirst.tasks.task import Task
+
+N_THRESHOLDS = 10
+"""Rows of the table from which `min_confidence` is chosen."""
+AnswerMatcher = Callable[[str, str], bool]
+"""Whether two parsed answers mean the same."""
+
+
+class SelfAgreement(Record):
+    """The large model against itself and against the given answers, on the rows that it answered twice."""
+
+    agreement: Estimate
+    """Share of rows with the same answer twice; no answer is never the same."""
+    accuracy: Estimate
+    """Share of rows on which its first answer is right."""
+    second_accuracy: Estimate
+    kappa: Estimate | None
+    """Agreement beyond chance, in [-1, 1]."""
+    same_wrong_answer: Estimate
+    """Share of rows with the same wrong answer twice: asking again will not correct them, and some of the given answers
+    may be wrong."""
+    note: str = ""
+    """How it was measured, from the notes of both passes."""
+
+    @property
+    def attainable(self) -> tuple[float, float]:
+        """Range of the best possible match with the large model's answers, each end with its uncertainty."""
+        return self.agreement.low, math.sqrt(self.agreement.high)
+
+    @property
+    def in_words(self) -> str:
+        low, high = self.attainable
+        return (
+            f"Asked twice, the large model gives the same answer on {self.agreement} of {self.agreement.n} rows, so a "
+            f"model that learns from its answers can match them on {low:.3f} to {high:.3f} of rows at best. It is "
+            f"right on {self.accuracy}; on {self.same_wrong_answer} it gives the same wrong answer twice."
+        )
+
+
+def self_agreement(first: Evaluation, second: Evaluation) -> SelfAgreement:
+    """Compare two passes on the rows both have. Raise SmallfirstError if none is shared or the models differ."""
+    if first.model != second.model:
+        raise SmallfirstError(
+            f"a model is compared with itself, but the passes were made by {first.model} and {second.model}",
+            hint="give two evaluations of the large model; `compare` is for two models",
+        )
+    pairs = [(row, second.by_key[key]) for key, row in first.by_key.items() if key in second.by_key]
+    if not pairs:
+        raise SmallfirstError(
+            f"the two passes of {first.model} share no row",
+            hint="ask the second time about the same rows of the same split",
+        )
+    once, again = [a.answer for a, _ in pairs], [b.answer for _, b in pairs]
+    repeated = repeated_answers(once, again)
+    n = len(pairs)
+    return SelfAgreement(
+        agreement=wilson(sum(repeated), n),
+        accuracy=wilson(sum(a.correct for a, _ in pairs), n),
+        second_accuracy=wilson(sum(b.correct for _, b in pairs), n),
+        kappa=answer_kappa(once, again),
+        same_wrong_answer=wilson(
+            sum(s and not a.correct and not b.correct for s, (a, b) in zip(repeated, pairs, strict=True)), n
+        ),
+        note="; ".join(dict.fromkeys(note for note in (first.note, second.note) if note)),
+    )
+
+
+def repeated_answers(first: Sequence[str | None], second: Sequence[str | None]) -> list[bool]:
+    """Return for each row whether both answers are the same; no answer is never the same."""
+    return [a is not None and a == b for a, b in zip(first, second, strict=True)]
+
+
+def answer_kappa(first: Sequence[str | None], second: Sequence[str | None]) -> Estimate:
+    """Return Cohen's kappa of both passes; no answer twice is no agreement, so each pass has its own value for it."""
+    once: list[Hashable] = [(1,) if answer is None else answer for answer in first]
+    again: list[Hashable] = [(2,) if answer is None else answer for answer in second]
+    return cohen_kappa(once, again)
+
+
+class TeacherAnswer(NamedTuple):
+    """One answer of a teacher to one row."""
+
+    answer: str | None
+    confidence: float | None = None
+    """The model's own confidence, in [0, 1]; None if it gives none."""
+
+    def is_confident(self, min_confidence: float) -> bool:
+        """Return whether there is an answer with a confidence of at least `min_confidence`; at 0 any answer has."""
+        if self.answer is None or min_confidence <= 0:
+            return self.answer is not None
+        return self.confidence is not None and self.confidence >= min_confidence
+
+
+class ConfidenceThreshold(Record):
+    """Rows accepted at one value of `min_confidence`, among those answered by people."""
+
+    min_confidence: float
+    """Least confidence that is accepted, in [0, 1]."""
+    share: float
+    """Share of these rows that is accepted, in [0, 1]."""
+    accuracy: Estimate
+    """Share of right answers among the accepted, Wilson interval."""
+
+
+class TeacherAgreement(Record):
+    """Agreement of a teacher with people; None and empty where it was not asked."""
+
+    accuracy: Estimate | None = None
+    """Share of rows answered by people on which it is right, Wilson interval; no answer is wrong."""
+    confident_accuracy: Estimate | None = None
+    """Share of right answers among its confident ones: the accuracy to expect of the training file."""
+    thresholds: tuple[ConfidenceThreshold, ...] = ()
+    """Other values of `min_confidence`, the strictest first; empty if the teacher never gives a confidence."""
+    checked_on: str = ""
+
+    @property
+    def in_words(self) -> list[str]:
+        lines = []
+        if self.accuracy is not None and self.confident_accuracy is not None:
+            lines.append(
+                f"it is right on {self.accuracy} of {self.accuracy.n} {self.checked_on}; "
+                f"where it was confident, on {self.confident_accuracy} of {self.confident_accuracy.n}"
+            )
+        if self.thresholds:
+            lines.append("min_confidence  accepts  accuracy of the accepted")
+            lines += [
+                f"{t.min_confidence:14.3f}  {t.share:7.0%}  {t.accuracy} n={t.accuracy.n}" for t in self.thresholds
+            ]
+        return lines
+
+
+def answer_matcher(task: Task) -> AnswerMatcher:
+    """Return whether two answers are equal or, unless a closed set, one would be right where the other is."""
+    if task.closed:
+        return lambda first, second: first == second
+    return lambda first, second: first == second or task.score((first,), second) >= task.pass_score
+
+
+def agreement_with_people(
+    answers: Sequence[TeacherAnswer], golds: Sequence[Sequence[str]], task: Task, *, min_confidence: float
+) -> TeacherAgreement:
+    """Return `accuracy`, `confident_accuracy` and `thresholds` from the right answers that people gave to each row.
+
+    Empty without rows. Raises ValueError if the lengths differ.
+    """
+    if not answers:
+        return TeacherAgreement()
+    right = [task.score(gold, said.answer) >= task.pass_score for said, gold in zip(answers, golds, strict=True)]
+    confident = [ok for said, ok in zip(answers, right, strict=True) if said.is_confident(min_confidence)]
+    points = risk_coverage_curve(
+        [said.confidence if said.answer else None for said in answers], right, n_points=N_THRESHOLDS
+    )
+    return TeacherAgreement(
+        accuracy=wilson(sum(right), len(right)),
+        confident_accuracy=wilson(sum(confident), len(confident)),
+        thresholds=tuple(
+            ConfidenceThreshold(min_confidence=p.confidence, share=p.coverage, accuracy=_complement(p.error))
+            for p in points
+        ),
+    )
+
+
+def _complement(error: Estimate) -> Estimate:
+    return Estimate(value=1 - error.value, low=1 - error.high, high=1 - error.low, n=error.n)

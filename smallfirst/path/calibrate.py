@@ -1,0 +1,387 @@
+"""The calibration stage: the rows that certify, the certificate, the Router measured with it, and what serving needs.
+
+The rows that choose fit heads, gain and domain limit first. Rows that a policy places elsewhere certify nothing, since
+the certificate is about the requests that reach the cascade. Everything is attached to the model's version in the
+registry, so that what is served is what was certified.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from smallfirst.base.errors import DataError, StageMissing
+from smallfirst.base.records import Record, fingerprint
+from smallfirst.data.dataset import Dataset, fold_text
+from smallfirst.data.sources.load import load_rows
+from smallfirst.measuring.evaluate import Evaluation, EvaluationSetup, judge_by, restrict_to_rows
+from smallfirst.models.manifest import read_manifest, refuse_seen_rows
+from smallfirst.models.protocol import Request
+from smallfirst.path.confidence_heads import (
+    GAIN,
+    HEADS,
+    ConfidenceHeads,
+    fit_gain,
+    fit_heads,
+    foreign_drafts,
+    head_confidences,
+    load_gain,
+    with_confidences,
+)
+from smallfirst.path.evaluate import measure_router
+from smallfirst.path.plans.joined_rows import LOOKS, JoinedRows, find_joined
+from smallfirst.path.plans.worth import chosen_by
+from smallfirst.path.project.candidate_registry import FINE_TUNED
+from smallfirst.path.project.candidates import get_candidate
+from smallfirst.path.project.project import Project, labelled_by, own_validation, shown_as
+from smallfirst.path.project.run_folder import CERTIFICATE, Promotion, RunFolder
+from smallfirst.path.router_setup import (
+    CHEAP,
+    PROFILE_FOLDER,
+    REFERENCE,
+    RUN,
+    TrafficReference,
+    cascade_stages,
+    fit_profile,
+    load_ood_detector,
+    served_filters,
+)
+from smallfirst.registry import versions
+from smallfirst.routing.certificate.certificate import BelowRule, Certificate, certify
+from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.looks import LARGE, Portion
+from smallfirst.routing.certificate.outcomes import max_outside
+from smallfirst.routing.certificate.threshold_search import chance_to_show
+from smallfirst.routing.domain import KEEP_SHARE
+from smallfirst.routing.policies import CASCADE, apply_policies, is_conversation
+
+CERTIFIED = "certified.json"
+"""File of the latest Certified in a run folder."""
+MIN_CHANCE = 0.2
+"""Chance to show the guarantee from which a look takes the large portion of the level."""
+
+
+class Certified(Record):
+    """What certifying a candidate leaves for its version in the registry."""
+
+    candidate: str = ""
+    plan: Literal["small alone", "small first"] = "small alone"
+    """What it was made for: the candidate after its gate alone, or for the part that the certificate covers."""
+    certificate: Certificate
+    heads: ConfidenceHeads
+    """The confidence heads that it was made with."""
+    reference: TrafficReference
+    """What live traffic is compared with."""
+    confidence: dict[str, float] = {}
+    """By key of the calibration and selection rows that a second look counts: confidence of the last stage's draft."""
+    foreign: tuple[tuple[float, ...], ...] = ()
+    """By stage, the confidences of drafts of foreign requests, where a second look counts them."""
+    texts: frozenset[str] = frozenset()
+    """Of all rows (`known_texts`), where there may be a second look: none certifies as one that traffic brought."""
+
+
+class CalibrationSet(NamedTuple):
+    """The rows that certify, as they are served."""
+
+    drafts: list[Evaluation]
+    """The stages' answers, cheapest first, with the confidences that are served."""
+    selection: list[Evaluation] | None
+    """Their answers to the rows that choose; None if one was not evaluated on them."""
+    large: Evaluation | None
+    """The large model's answers, on these rows or a part; None if it was not asked."""
+    labels: Literal["gold", "large"]
+    """Who says what is right."""
+    guarantee: Guarantee
+    """With what counts once."""
+    foreign: list[list[float]]
+    """By stage the confidences of drafts of foreign requests."""
+    heads: ConfidenceHeads
+    reference: TrafficReference
+    tells: dict[str, Any]
+    """What a certificate of these rows says beside what they show, by field."""
+
+
+async def build_calibration_set(
+    project: Project, run_folder: RunFolder, candidate: str, joined: JoinedRows
+) -> CalibrationSet:
+    """Fit what the rows that choose fit, and return the calibration set of a candidate's cascade.
+
+    Raise StageMissing if a stage was not evaluated, DataError where a model was fitted on some of the rows.
+    """
+    file, names = project.file, {**{name: name for name in project.file.routing.ahead}, FINE_TUNED: candidate}
+    profile = fit_profile(project, run_folder)
+    stages = cascade_stages(project, run_folder, get_candidate(candidate).load(project, run_folder))
+    try:
+        folds = {stage: one for stage, name in names.items() if (one := run_folder.folds(name)) is not None}
+        heads, held = await fit_heads(project, stages, profile, folds=folds)
+        if any(policy.uses_gain for policy in file.routing.policies):
+            await fit_gain(project, held, FINE_TUNED, run_folder.path)
+        chosen_on = await head_confidences(heads, stages, held.rows, held.drafts, profile=profile)
+        served = await head_confidences(heads, stages, joined.rows, profile=profile)
+        foreign = await foreign_drafts(project, heads, stages, profile)
+    finally:
+        for stage in stages:
+            await stage.model.aclose()
+    rows, doubts, tells = await served_rows(project, run_folder, heads, joined.rows)
+    for name in names.values():
+        refuse_seen_rows(run_folder.model_folder(name), rows)
+    drafts = [
+        with_confidences(_measured_on(project, run_folder, name, rows), served.get(stage, {}))
+        for stage, name in names.items()
+    ]
+    asked = run_folder.evaluation("large", "calibration") is not None
+    large = _measured_on(project, run_folder, "large", rows) if asked else None
+    small, labels = drafts[-1], labelled_by(project)
+    reference = TrafficReference(large_usd=large.cost_usd_per_1k / 1000 if large else None)
+    says = [project.rows.counted.in_words, joined.in_words, _label_sources(rows) if labels == "large" else ""]
+    if labels == "large" and file.data.gold:  # as few as they are, people's answers bound true errors tighter
+        gold, labels = gold_answers(project, small), "gold"
+        drafts = [judge_by(draft, project.task, gold) for draft in drafts]
+        large = judge_by(large, project.task, gold) if large else None
+    tells["limits_of_validity"] = (*filter(None, says), *tells["limits_of_validity"])
+    if (share := file.routing.guarantee.max_foreign_share) and foreign.confidence and foreign.confidence[0]:
+        own = (sum(doubt > KEEP_SHARE for doubt in doubts), len(doubts))
+        tells["max_outside"] = max_outside(share, own, (foreign.n_outside, len(foreign.confidence[0])))
+    like = {e.key for e in project.rows.selection.examples} if own_validation(project) else None
+    selection = selection_drafts(run_folder, names, chosen_on, like=like)
+    return CalibrationSet(
+        drafts, selection, large, labels, guarantee_of(project), foreign.confidence, heads, reference, tells
+    )
+
+
+async def served_rows(
+    project: Project, run_folder: RunFolder, heads: ConfidenceHeads, rows: Dataset
+) -> tuple[Dataset, list[float], dict[str, Any]]:
+    """Return those of `rows` that reach the cascade when they are served, the detector's scores, and what is told.
+
+    Policies and domain check are applied as the Router applies them; random splits are left out.
+    """
+    policies, own, doubts = project.file.routing.policies, [], list[float]()
+    detector, gain = load_ood_detector(project.file, run_folder, heads), load_gain(run_folder.path)
+    fixed = [policy for policy in policies if policy.kind != "split"]
+    for example in rows.examples:
+        request = Request(messages=example.messages)
+        chosen = apply_policies(fixed, request, gain)
+        if (chosen is not None and chosen.to != CASCADE) or (detector and is_conversation(request)):
+            continue
+        own.append(example)
+        doubts += [(await detector.score(request)).value] if detector else []
+    if detector:
+        await detector.aclose()
+    limits = []
+    if fixed:
+        passed = f"{len(own)} of {len(rows)} calibration rows did"
+        limits.append(f"it holds for requests that pass the policies, as {passed}")
+    for policy in policies:
+        if policy.kind == "split" or getattr(policy, "tags", None):
+            like = "calibration rows are not parted by it, so the other requests are taken to be like them"
+            limits.append(f"a {'split' if policy.kind == 'split' else 'rule on tags'} leads to {policy.to}: {like}")
+    told = {"filters": served_filters(project.file, detector), "limits_of_validity": tuple(limits)}
+    return rows.subset(rows.name, tuple(own)), doubts, told
+
+
+def selection_drafts(
+    run_folder: RunFolder,
+    candidates: Mapping[str, str],
+    confidences: Mapping[str, Mapping[str, float]],
+    *,
+    like: set[str] | None = None,
+) -> list[Evaluation] | None:
+    """Return the answers of candidates by stage to the rows that choose, of these keys; None if one has none.
+
+    Rows that not every stage has answered without having seen them are left out.
+    """
+    found = {stage: one for stage, name in candidates.items() if (one := chosen_by(run_folder, name)) is not None}
+    if len(found) < len(candidates):
+        return None
+    common = set.intersection(*(set(one.by_key) for one in found.values()), *([] if like is None else [like]))
+    drafts = []
+    for stage, one in found.items():
+        rows = tuple(row for row in one.rows if row.key in common)
+        drafts.append(with_confidences(one.model_copy(update={"rows": rows}), confidences.get(stage, {})))
+    return drafts
+
+
+def guarantee_of(project: Project) -> Guarantee:
+    """Return the guarantee of the file, which counts texts once where calibration rows repeat them."""
+    guarantee = project.file.routing.guarantee
+    repeats = project.rows.counted.n_repeats and not guarantee.unit
+    return guarantee.model_copy(update={"unit": "text"}) if repeats else guarantee
+
+
+def _label_sources(rows: Dataset) -> str:
+    """Return a sentence on the rows that a model labelled; empty without any."""
+    counts = Counter(example.source for example in rows.examples if example.source)
+    models = ", ".join(f"{n} of {len(rows)} by {model}" for model, n in counts.most_common())
+    return f"calibration labels are a model's ({models}), so it promises agreement with the model" if models else ""
+
+
+def _measured_on(project: Project, run_folder: RunFolder, candidate: str, rows: Dataset) -> Evaluation:
+    """Return a candidate's answers to calibration rows, and to the test rows among `rows`."""
+    found = run_folder.evaluation(candidate, "calibration")
+    if found is None:
+        raise StageMissing(f"{candidate} was not evaluated", hint="smallfirst evaluate task.yaml")
+    test = run_folder.evaluation(candidate, "test")
+    answers = found.model_copy(update={"rows": (*found.rows, *(test.rows if test else ()))})
+    return restrict_to_rows(answers, EvaluationSetup(project.task, rows, split="calibration"))
+
+
+def gold_answers(project: Project, small: Evaluation) -> dict[str, str]:
+    """Return people's answers by key of the calibration row; other validation rows are left out."""
+    assert project.file.data.gold is not None
+    columns, rows = project.file.data.columns.model_copy(update={"group": ""}), project.rows
+    read = load_rows(project.file.data.gold, columns=columns, folder=project.file.folder)
+    keys = {row.text: row.key for row in small.rows}
+    unused = {e.text for part in (rows.selection, rows.calibration, rows.left_out) for e in part.examples}
+    unknown = [e for e in read.examples if e.text not in keys and e.text not in unused]
+    if unknown:
+        raise DataError(
+            f"{unknown[0].path}:{unknown[0].line}: no validation row has this text ({len(unknown)} such rows)",
+            hint="data.gold holds people's answers to a random part of the validation rows",
+        )
+    return {keys[e.text]: project.task.parse(e.answer) or e.answer for e in read.examples if e.text in keys}
+
+
+def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *, alone: bool) -> Certified:
+    """Certify a candidate behind the smaller ones ahead of it, a look at the rows; the run folder keeps what it finds.
+
+    `alone`: it passed its gate by itself, so what is not certified may stay small, unless task.yaml sets a guarantee
+    and there is a large model. Raise StageMissing if a stage was not evaluated.
+    """
+    routing = project.file.routing
+    free = alone and not project.file.binds_answers  # the gate's proof is about all answers, certified or not
+    joined = find_joined(project, run_folder, candidate)
+    rows = asyncio.run(build_calibration_set(project, run_folder, candidate, joined))
+    # Of a candidate that is not free only what is certified stays; a person is the last resort.
+    below = BelowRule(free, routing.person if free else project.file.large is None, routing.usd_per_wrong_answer)
+    certificate = certify(
+        rows.drafts,
+        rows.large,
+        rows.guarantee,
+        model_fingerprint=read_manifest(run_folder.model_folder(candidate)).weights_fingerprint,
+        labels=rows.labels,
+        selection=rows.selection,
+        foreign=rows.foreign,
+        below=below,
+        looks=run_folder.path.parent / LOOKS,
+        portion="small" if routing.second_look_after else look_portion(rows, joined.look.part),
+        shared=joined.look,
+        n_once=joined.n_test,
+    )
+    told = {**rows.tells, "limits_of_validity": (*rows.tells["limits_of_validity"], *certificate.limits_of_validity)}
+    if free and not certificate.issued:
+        why = "no certificate, so no threshold: the candidate passed its gate alone and answers every request"
+        told |= {"below": "keep", "below_why": why}
+    certificate = certificate.model_copy(update=told)
+    project.progress.log(f"certificate of {candidate}: {certificate.why}")
+    found = Certified(
+        candidate=candidate,
+        plan="small alone" if alone else "small first",
+        certificate=certificate,
+        heads=rows.heads,
+        reference=rows.reference,
+        **(_for_second_look(project, rows) if routing.second_look_after else {}),
+    )
+    _save(project, run_folder, found)
+    return found
+
+
+def _for_second_look(project: Project, rows: CalibrationSet) -> dict[str, Any]:
+    """Return what a second look counts beside live traffic: confidences, foreign drafts, and all known texts."""
+    last = [stages[-1] for stages in (rows.drafts, rows.selection) if stages]
+    return {
+        "confidence": {row.key: row.confidence or 0.0 for one in last for row in one.rows},
+        "foreign": tuple(map(tuple, rows.foreign)),
+        "texts": known_texts(project),
+    }
+
+
+def known_texts(project: Project) -> frozenset[str]:
+    """Return the fingerprints of the texts of all rows, as `ShadowRow.text` has them."""
+    rows = project.rows
+    parts = (rows.train, rows.selection, rows.calibration, rows.test)
+    return frozenset(fingerprint(fold_text(row.text)) for part in parts for row in part.examples)
+
+
+def look_portion(rows: CalibrationSet, part: float) -> Portion:
+    """Return the part of the level that this look is worth: too few rows keep the large one for a later look.
+
+    The rows that choose decide it, and how many certify; no answer of a certifying row does. `part`: of a shared look.
+    """
+    guarantee, selection = rows.guarantee, rows.selection
+    if not selection or len(selection) > 1 or set(guarantee.limits) != {"error"} or guarantee.per_group:
+        return "large"
+    said = np.array([row.confidence or 0.0 for row in selection[-1].rows])
+    right = np.array([row.correct for row in selection[-1].rows], dtype=bool)
+    level, limit = LARGE * part * (1 - guarantee.confidence), guarantee.limits["error"]
+    return "large" if chance_to_show(said, right, len(rows.drafts[-1].rows), limit, level) >= MIN_CHANCE else "small"
+
+
+@shown_as("certifying")
+def calibrate_stage(
+    project: Project, run_folder: RunFolder, promotion: Promotion | None = None, *, candidate: str = ""
+) -> Certificate:
+    """Certify a model and measure the Router on test rows; return the certificate.
+
+    It is `candidate`, which passed its gate alone and is not registered yet; else that of a `promotion`, left out the
+    run's own, to whose version the certificate is attached. Raise StageMissing if a stage was not evaluated.
+    """
+    promotion = promotion or (None if candidate else run_folder.promoted())
+    plan = promotion.plan if promotion else "small alone"
+    candidate = promotion.candidate if promotion else candidate
+    found = certify_candidate(project, run_folder, candidate, alone=plan == "small alone")
+    asyncio.run(measure_router(project, run_folder, found.certificate, found.heads, candidate=candidate))
+    kept = None if plan == "small first" else unconfirmed_escalation(project, run_folder, found.certificate, candidate)
+    if kept is not None:
+        found = found.model_copy(update={"certificate": kept})
+        _save(project, run_folder, found)
+        asyncio.run(measure_router(project, run_folder, kept, found.heads, candidate=candidate))
+    if promotion is not None:
+        attach_certified(promotion, found, run_folder)
+    return found.certificate
+
+
+def unconfirmed_escalation(
+    project: Project, run_folder: RunFolder, certificate: Certificate, candidate: str
+) -> Certificate | None:
+    """Return the certificate with what is below its threshold kept small, if test rows do not confirm the escalation.
+
+    The candidate passed its gate alone, so it wins ties with the Router on the same test rows. None: nothing changes,
+    also where a guarantee that task.yaml sets, or a limit of it, decides.
+    """
+    routed, alone = run_folder.evaluation("routed", "test"), run_folder.evaluation(candidate, "test")
+    routing = project.file.routing
+    decided = "accuracy_loss" in routing.guarantee.limits or project.file.binds_answers
+    if routed is None or alone is None or certificate.below != "escalate" or decided:
+        return None
+    pairs = [(row.correct, alone.by_key[row.key].correct) for row in routed.rows if row.key in alone.by_key]
+    n_routed, n_alone = sum(ours for ours, _ in pairs), sum(theirs for _, theirs in pairs)
+    if not pairs or n_routed > n_alone:
+        return None
+    why = (
+        f"{certificate.below_why}; but on {len(pairs)} test rows it is right on {n_routed} with that and on {n_alone} "
+        "without, so they stay small"
+    )
+    return certificate.model_copy(update={"below": "abstain" if routing.person else "keep", "below_why": why})
+
+
+def _save(project: Project, run_folder: RunFolder, found: Certified) -> None:
+    project.progress.log(f"below the threshold: {found.certificate.below} ({found.certificate.below_why})")
+    found.certificate.save(run_folder.path / CERTIFICATE)
+    found.save(run_folder.path / CERTIFIED)
+
+
+def attach_certified(promotion: Promotion, found: Certified, run_folder: RunFolder) -> None:
+    """Attach the certificate, the heads and the reference of live traffic to the version that is or goes live.
+
+    With what a server needs of the run where that is not on its machine: cheap models, and what recognises the task.
+    """
+    kept = {PROFILE_FOLDER, GAIN, *(run_folder.model_folder(name).name for name in CHEAP)}
+    paths = [path for path in run_folder.path.iterdir() if path.name in kept or path.suffix == ".json"]
+    versions.attach_folder(promotion.name, promotion.version, RUN, paths)
+    for filename, record in ((CERTIFICATE, found.certificate), (HEADS, found.heads), (REFERENCE, found.reference)):
+        versions.attach(promotion.name, promotion.version, filename, record.model_dump_json(indent=2).encode())

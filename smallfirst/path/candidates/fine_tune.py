@@ -1,0 +1,93 @@
+"""What candidates have in common: a tracked fine-tune, and the choice of the precision that a model is read in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smallfirst.models.catalog import find_weights
+from smallfirst.path.project.project import Project
+from smallfirst.registry import runs
+
+if TYPE_CHECKING:
+    from smallfirst.data.dataset import Dataset
+    from smallfirst.models.manifest import Int8Check
+    from smallfirst.training.config import TrainConfig
+    from smallfirst.training.loop import StepMetrics
+    from smallfirst.training.recipes.recipe import Recipe
+    from smallfirst.training.run import Run
+
+
+def fine_tune(
+    project: Project,
+    recipe: Recipe,
+    config: TrainConfig,
+    *,
+    base: str,
+    folder: Path,
+    run_name: str,
+    label: str = "training",
+    judged_by: str = "on selection rows",
+) -> Run:
+    """Fine-tune `base` into `folder`/model, tracked in the MLflow run `run_name` and shown as a progress bar.
+
+    A folder in which training was interrupted is continued, in the MLflow run that it began with. Without a `run_name`
+    nothing is tracked.
+    """
+    from smallfirst.training.recipes.recipe import TaskRecipe
+    from smallfirst.training.run import hold_folder, train
+
+    weights = find_weights(base, log=project.progress.log)
+    n_rows = len(recipe.train_rows)
+    params: dict[str, object] = {f"train.{name}": value for name, value in config.model_dump().items()}
+    params |= {"base": base, "n_train": n_rows, "task": project.file.name}
+    params["dataset_fingerprint"] = recipe.train_rows.content_fingerprint
+    project.progress.log(f"train: {base}, {config.method}, {config.duration}, {n_rows} rows")
+    with hold_folder(folder):
+        pass  # the MLflow run of a training under way must not be resumed and closed here
+    with (
+        _tracked_run(project.file.name, folder, run_name, params) as tracked,
+        project.progress.bar(label, 100, unit="%") as update,
+    ):
+
+        def on_step(step: StepMetrics) -> None:
+            update(round(100 * step.progress), 100, f"loss {step.loss:.3f}, {step.tokens_per_s:.0f} tokens/s")
+
+        calls: dict[str, Any] = {"on_step": on_step, "on_epoch": project.on_epoch}
+        if isinstance(recipe, TaskRecipe) and project.n_workers > 1:
+            from smallfirst.training.on_ray import train_on_ray, write_work
+
+            write_work(folder, recipe, config, (base, weights), tracked.run_id)
+            run = train_on_ray(folder, project.n_workers, log=project.progress.log, **calls)
+        else:
+            run = train(recipe, config, base=(base, weights), tracked=tracked, folder=folder, **calls)
+        tracked.log_artifact(folder / "events.jsonl")
+    score = dict(run.validation_curve)[run.best_epoch]
+    project.progress.log(
+        f"trained in {run.seconds / 60:.1f} min at {run.tokens_per_s:.0f} tokens/s; best epoch {run.best_epoch}: "
+        f"{score:.3f} {judged_by}"
+    )
+    return run
+
+
+def choose_precision(project: Project, folder: Path, rows: Dataset | None = None) -> Int8Check | None:
+    """Decide whether the model in a folder is read in int8 from now on, by rows that it was not fitted on.
+
+    Left out these are the selection rows. None where int8 is not possible.
+    """
+    from smallfirst.models.encoder.int8_check import check_int8
+
+    found = check_int8(folder, project.rows.selection if rows is None else rows) if project.task.closed else None
+    if found:
+        project.progress.log(f"int8 {'used' if found.kept else 'not used'}: {found.why}")
+    return found
+
+
+def _tracked_run(experiment: str, folder: Path, run_name: str, params: dict[str, object]) -> runs.TrackedRun:
+    """Return the MLflow run that training in this folder began with, else a new one."""
+    from smallfirst.training.events import EventLog
+
+    if not run_name:
+        return runs.UntrackedRun()
+    created = [e.values["run_id"] for e in EventLog(folder / "events.jsonl").read() if e.kind == "CREATED"]
+    return runs.resume_run(created[0]) if created else runs.open_run(experiment, run_name, params=params)

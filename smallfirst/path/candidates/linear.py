@@ -1,0 +1,180 @@
+"""Linear models for closed answers: on the words of a text, or on a frozen sentence encoder. Fitted in seconds."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+
+from smallfirst.base.stats.intervals import Estimate, wilson
+from smallfirst.data.dataset import Dataset, Example
+from smallfirst.measuring.evaluate import EvaluatedRow
+from smallfirst.measuring.out_of_fold import FoldAnswers, RawAnswer, folds_of, read_labels
+from smallfirst.models.catalog import find_weights
+from smallfirst.models.encoder.sentence_encoder import CachedEncoder
+from smallfirst.models.linear.classifier import LinearClassifier
+from smallfirst.models.linear.scope import ScopedClassifier
+from smallfirst.models.manifest import INT8_FILE, Manifest, write_manifest
+from smallfirst.models.protocol import Completion
+from smallfirst.path.candidates.fine_tune import choose_precision
+from smallfirst.path.project.candidates import Candidate
+from smallfirst.path.project.project import Project
+from smallfirst.path.project.run_folder import RunFolder
+from smallfirst.tasks.task import Task
+
+if TYPE_CHECKING:
+    from smallfirst.models.label_model import Scorer
+
+
+class LinearCandidate(Candidate):
+    """Multinomial logistic regression on features of the kind that `kind` says."""
+
+    kind: Literal["words", "encoder"]
+    closed_answers_only = True
+    several_labels = True
+    n_folds = 5
+
+    def fit(self, project: Project, run_folder: RunFolder) -> None:
+        """Fit on the training rows; calibrate the confidence on the selection rows."""
+        encoder = self._encoder(project)
+        classifier = LinearClassifier.fit(self.kind, project.rows.train, project.task, encoder=encoder)
+        base, folder = self.encoder_name(project.file.small), run_folder.model_folder(self.name)
+        manifest = classifier.save(folder, Manifest(kind=self.kind, task=project.task, base=base))
+        if (precision := choose_precision(project, folder)) is not None and precision.kept:
+            classifier = LinearClassifier.load(folder, manifest)
+        score = calibrate(project, classifier, manifest, folder)
+        project.progress.log(f"fitted {self.title}: {score:.3f} on selection rows")
+
+    def accuracies(self, project: Project, parts: Sequence[Dataset]) -> Iterator[Estimate]:
+        """Yield the accuracy on all test rows after fitting each part; embed every text once."""
+        encoder, test = self._encoder(project), project.rows.test.examples
+        for part in parts:
+            answers = self.answers(part, test, project.task, encoder)
+            yield wilson(sum(row.correct for row in answers), len(test))
+
+    def out_of_fold(self, project: Project, run_folder: RunFolder) -> FoldAnswers:
+        """Return answers by models fitted on four fifths of the rows; the first one's precision is chosen on them."""
+        rows, encoder = project.rows.development, self._encoder(project)
+        manifest = Manifest(kind=self.kind, task=project.task, base=self.encoder_name(project.file.small))
+        folds, answers, precision = folds_of(rows, self.n_folds), dict[int, RawAnswer](), None
+        for fold in folds:
+            classifier = LinearClassifier.fit(self.kind, fold.rest, project.task, encoder=encoder)
+            texts = [example.text for example in fold.held.examples]
+            answers |= dict(zip(fold.at, read_labels(classifier, fold.rest, texts, manifest), strict=True))
+            if fold is folds[0] and self.kind == "encoder":
+                with TemporaryDirectory() as folder:
+                    classifier.save(Path(folder), manifest)
+                    precision = choose_precision(project, Path(folder), fold.held)
+        given = [answers[i] for i in range(len(rows))]
+        return FoldAnswers.fit(given, rows, manifest, len(folds), int8=precision)
+
+    def refit(self, project: Project, run_folder: RunFolder, folds: FoldAnswers) -> None:
+        """Fit on training and selection rows."""
+        rows, folder = project.rows.development, run_folder.model_folder(self.name)
+        shutil.rmtree(folder, ignore_errors=True)
+        classifier = LinearClassifier.fit(self.kind, rows, project.task, encoder=self._encoder(project))
+        manifest = classifier.save(folder, folds.manifest)
+        finish_refit(classifier, rows, manifest, folds, folder)
+
+    def answers(self, train: Dataset, rows: Sequence[Example], task: Task, encoder: Any = None) -> list[EvaluatedRow]:
+        """Return the answers to `rows`, labels, of a model fitted on `train`; models of words need no encoder."""
+        from smallfirst.measuring.evaluate import score_row
+
+        classifier = LinearClassifier.fit(self.kind, train, task, encoder=encoder)
+        found = []
+        for example, scored in zip(rows, classifier.score([e.text for e in rows]), strict=True):
+            best = int(np.argmax(scored.log_probabilities))
+            completion = Completion(
+                text=task.closed[best],
+                latency_ms=0.0,
+                cost_usd=0.0,
+                confidence=float(np.exp(scored.log_probabilities[best])),
+                answered_by=self.name,
+            )
+            found.append(score_row(example, completion, task, self.name))
+        return found
+
+    def _encoder(self, project: Project) -> Any:
+        """Return what embeds every text once; None for models of words."""
+        name = self.encoder_name(project.file.small)
+        if not name:
+            return None
+        from smallfirst.models.encoder.sentence_encoder import open_encoder
+
+        return CachedEncoder(open_encoder(find_weights(name, log=project.progress.log)))
+
+
+def calibrate(project: Project, classifier: LinearClassifier, manifest: Manifest, folder: Path) -> float:
+    """Fit what turns the scores of the model in `folder` into answers and confidences; return its score.
+
+    On selection rows, and with `other`, where there are enough of its rows: the signals that recognize it.
+    """
+    from smallfirst.measuring.calibration import calibrate_labels
+
+    selection, scorer = project.rows.selection, cast("Scorer", classifier)
+    if manifest.kind == "encoder":
+        scoped = ScopedClassifier.fit(classifier, project.rows.train, selection, manifest)
+        if scoped is not None:
+            scorer, manifest = scoped, scoped.save(folder, manifest)
+    score, manifest = calibrate_labels(scorer.score([e.text for e in selection.examples]), selection, manifest)
+    write_manifest(folder, manifest)
+    return score
+
+
+def finish_refit(
+    classifier: LinearClassifier, rows: Dataset, manifest: Manifest, folds: FoldAnswers, folder: Path
+) -> None:
+    """Complete the model in `folder`, fitted on `rows`, by what was fitted on the folds' answers."""
+    if folds.int8 is not None:
+        fingerprint = manifest.weights_fingerprint
+        folds.int8.model_copy(update={"weights_fingerprint": fingerprint}).save(folder / INT8_FILE)
+    scoped = ScopedClassifier.unweighted(classifier, rows, manifest) if folds.scope is not None else None
+    if scoped is not None and folds.scope is not None:
+        scoped.parameters = folds.scope
+        manifest = scoped.save(folder, manifest)
+    write_manifest(folder, manifest)
+
+
+class _Words(LinearCandidate):
+    name = "words"
+    kind = "words"
+    title = "words + linear"
+    role = "a linear model on words"
+    explanation = "weighs the words of each text; no language model, fitted in seconds"
+    size = 10
+    measured_by_default = True
+    learning_curve = True
+
+    def minutes_to_fit(self, project: Project) -> float:
+        """Return the time of n-grams and regression: 18 s for 10,000 rows in 77 labels."""
+        return len(project.rows.train) * 1.8e-3 / 60
+
+
+class _Encoder(LinearCandidate):
+    name = "encoder"
+    kind = "encoder"
+    encoder_setting = "encoder"
+    title = "sentence embeddings + linear"
+    role = "a linear model on sentence embeddings"
+    explanation = "a published model turns texts into numbers, a linear one sorts them"
+    size = 20
+    measured_by_default = True
+    learning_curve = True
+    uses_sentence_encoder = True
+
+
+class _LargerEncoder(LinearCandidate):
+    name = "larger_encoder"
+    kind = "encoder"
+    encoder_setting = "larger_encoder"
+    title = "larger sentence embeddings + linear"
+    role = "a linear model on the embeddings of a larger sentence encoder"
+    explanation = "as sentence embeddings + linear, with a published model of five times the size"
+    size = 22
+
+
+WORDS, ENCODER, LARGER_ENCODER = _Words(), _Encoder(), _LargerEncoder()

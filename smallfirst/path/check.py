@@ -1,0 +1,297 @@
+"""The check stage: problems of the rows, what gate and certificate can show, time, memory and cost of the run.
+
+Nothing is downloaded: if the base model is not on this machine, lengths are estimated and the rest is unknown. Ten
+thousand rows take seconds, most of them to load PyTorch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from smallfirst.base.errors import MissingExtra, WeightsNotFound
+from smallfirst.base.paths import state_folder
+from smallfirst.base.records import Record
+from smallfirst.data.check import CheckReport, TokenCounts, check, estimate_token_counts, format_report
+from smallfirst.data.dataset import Dataset
+from smallfirst.data.findings import Finding, locate, make_finding
+from smallfirst.models.base_size import BaseSize, read_base_size
+from smallfirst.models.catalog import find_weights
+from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, LARGER_ENCODER
+from smallfirst.models.local.tokenizer import Tokenizer, load_tokenizer
+from smallfirst.models.pricing.prices import PriceBook
+from smallfirst.path.foretold import (
+    CertificateForecast,
+    RowsForecast,
+    ThresholdForecast,
+    forecast_certificate,
+    forecast_findings,
+    forecast_gate,
+    forecast_rows,
+)
+from smallfirst.path.large_model import LargeForecast, forecast_large, large_findings
+from smallfirst.path.project.candidates import project_candidates
+from smallfirst.path.project.project import Project, shown_as
+from smallfirst.path.project.rows import Rows
+from smallfirst.routing.policies import detect_language, dominant_script
+from smallfirst.training.batches import TokenizedRow, encode_label_rows, encode_text_rows
+from smallfirst.training.config import TrainConfig
+from smallfirst.training.estimates import (
+    Range,
+    TrainingEstimate,
+    ValidationWork,
+    estimate_training,
+    expected_memory,
+    format_gigabytes,
+    least_bytes,
+    suggest_smaller_setting,
+)
+from smallfirst.training.hardware import free_memory, has_gpu
+
+_NO_LIMIT = 1 << 30
+LANGUAGE_SAMPLE = 200
+"""So many training rows are read, evenly spaced."""
+MIN_LETTERS = 20
+"""A shorter text's language is a guess."""
+MAX_FOREIGN_SHARE = 0.2
+"""Above this share there is a finding. Of seven English sets, 0 to 3 % of the rows were taken for another language."""
+
+
+class PreflightReport(Record):
+    """Everything known before a run."""
+
+    rows: CheckReport
+    """Findings in the rows, and one if the fine-tune does not fit into memory."""
+    needs: TrainingEstimate | None
+    """Estimate of the fine-tune; None if it cannot be estimated yet."""
+    unknown: str
+    """Why it cannot be estimated, and what to do; empty if it is."""
+    gate: tuple[ThresholdForecast, ...] = ()
+    """What the test rows can show of each threshold of the gate."""
+    certificate: CertificateForecast | None = None
+    """What the calibration rows can show of the guarantee."""
+    rows_needed: RowsForecast | None = None
+    """How likely these rows are to decide gate and guarantee, and how many more would."""
+    large: LargeForecast | None = None
+    """What asking the large model takes; None without one."""
+
+    @property
+    def verdict(self) -> Literal["GO", "FIX", "NO"]:
+        """GO, FIX or NO."""
+        return self.rows.verdict
+
+    @property
+    def in_words(self) -> str:
+        """The report as text for the terminal."""
+        needs = self.needs.in_words if self.needs else []
+        if self.unknown:
+            needs = [f"time and memory of the fine-tune: unknown, {self.unknown}"]
+        return "\n".join([format_report(self.rows), *self._forecasts, *needs])
+
+    @property
+    def _forecasts(self) -> Iterator[str]:
+        """Yield a line for each forecast that is not a finding already."""
+        yield from (f"gate: {one.in_words}" for one in self.gate if one.reachable)
+        if self.certificate and self.certificate.reachable:
+            yield f"certificate: {self.certificate.in_words}"
+        if self.rows_needed:
+            yield from self.rows_needed.in_words
+        if self.large:
+            yield f"large model: {self.large.in_words}"
+
+    def __str__(self) -> str:
+        return self.in_words
+
+    @property
+    def in_json(self) -> str:
+        """The report as JSON: the verdict, the findings, then the estimate."""
+        rest = self.model_dump(mode="json", exclude={"rows"})
+        return json.dumps({"verdict": self.verdict, **self.rows.model_dump(mode="json"), **rest}, indent=2)
+
+
+class LocalBaseModel(NamedTuple):
+    """The base model, as far as it is on this machine."""
+
+    tokens: Tokenizer | None
+    size: BaseSize | None
+    unknown: str
+
+
+@shown_as("checking the rows")
+def check_stage(project: Project) -> PreflightReport:
+    """Check the rows, and foretell what the run takes and can show."""
+    rows, config = project.rows, project.file.small.training
+    held_out = (rows.selection, rows.calibration, rows.left_out)
+    validation = rows.selection.subset("validation", tuple(e for part in held_out for e in part.examples))
+    splits = {"train": rows.train, "validation": validation, "test": rows.test}
+    needs, base, counted = None, LocalBaseModel(None, None, ""), None
+    encoded: dict[str, list[TokenizedRow]] = {}
+    if any(candidate.is_language_model for candidate in project_candidates(project)):
+        base = find_local_base(project.file.small.base)
+        if base.tokens:
+            encoded = {name: tokenize_rows(project, data, base.tokens) for name, data in splits.items()}
+        counted = _counts(encoded, project) if encoded else estimate_token_counts(splits, config.max_seq_tokens)
+    unknown, findings = base.unknown, list[Finding]()
+    if base.size is not None and encoded.get("train"):
+        needs, unknown = _needs(project, base.size, encoded)
+        findings += _too_large(base.size, config)
+    gate, certificate = forecast_gate(project), forecast_certificate(project)
+    rows_needed = forecast_rows(project, certificate)
+    large = forecast_large(project.file, project.task, rows)
+    findings += [*forecast_findings(gate, certificate, rows_needed), *large_findings(project.file, large)]
+    findings += [*_not_counted(rows), *rows.skipped, *rows.notes]
+    findings += [*_system_messages(rows.train), *language_findings(project)]
+    report = check(rows.train, validation=validation, test=rows.test, tokens=counted).with_findings(findings)
+    return PreflightReport(
+        rows=report,
+        needs=needs,
+        unknown=unknown,
+        gate=gate,
+        certificate=certificate,
+        rows_needed=rows_needed,
+        large=large,
+    )
+
+
+def _not_counted(rows: Rows) -> Iterator[Finding]:
+    """Yield a finding if calibration rows do not count for the certificate."""
+    if rows.left_out.examples:
+        rule = (
+            "an exact bound takes independent rows that nothing was learnt from: give more, or other, validation rows"
+        )
+        where = [locate(example, "does not count") for example in rows.left_out.examples]
+        yield make_finding("note", rows.counted.in_words, rule, where)
+
+
+def _system_messages(train: Dataset) -> Iterator[Finding]:
+    """Yield a finding if system messages differ: a task's models read the user's message alone."""
+    told = {m.content: e for e in reversed(train.examples) for m in e.messages if m.role == "system"}
+    if told and not train.system_message:
+        where = [locate(example, f'has "{" ".join(words.split())[:60]}"') for words, example in reversed(told.items())]
+        what = f"{len(told):,} different system messages in train rows, or some rows without one"
+        rule = "the small model reads the user's message alone: put into it what an answer depends on"
+        yield make_finding("fix", what, rule, where)
+
+
+def find_local_base(name: str) -> LocalBaseModel:
+    """Return what is on this machine of the base model; download nothing."""
+    try:
+        folder = find_weights(name, download=False)
+        if folder.is_file():
+            return LocalBaseModel(None, None, f"{folder.name} is one file, and a base model to train is a folder")
+        return LocalBaseModel(
+            load_tokenizer(folder), read_base_size(folder), "the base model's files do not tell its size"
+        )
+    except WeightsNotFound as error:
+        return LocalBaseModel(None, None, f"{str(error).splitlines()[0]}\n  next: smallfirst models pull {name}")
+    except MissingExtra as error:
+        return LocalBaseModel(None, None, str(error))
+    except (OSError, ValueError) as error:  # of transformers, which has a tokenizer of its own kind to load
+        return LocalBaseModel(None, None, f"the tokenizer of {name} cannot be read: {str(error).splitlines()[0]}")
+
+
+def tokenize_rows(project: Project, data: Dataset, tokens: Tokenizer) -> list[TokenizedRow]:
+    """Tokenize the rows as training does, but without a length limit."""
+    closed = project.task.closed
+    if closed:  # which token stands for a label does not change the length
+        return encode_label_rows(data, project.task, codes=range(len(closed)), tokenizer=tokens, max_tokens=_NO_LIMIT)
+    return encode_text_rows(data, project.task, tokenizer=tokens, max_tokens=_NO_LIMIT)
+
+
+def _counts(encoded: Mapping[str, Sequence[TokenizedRow]], project: Project) -> TokenCounts:
+    counts = {
+        name: tuple(len(row.ids) if name == "train" else row.n_prompt for row in rows) for name, rows in encoded.items()
+    }
+    return TokenCounts(
+        counts=counts, limit=project.file.small.training.max_seq_tokens, counted_by=project.file.small.base
+    )
+
+
+def _needs(
+    project: Project, size: BaseSize, encoded: Mapping[str, list[TokenizedRow]]
+) -> tuple[TrainingEstimate | None, str]:
+    """Estimate the fine-tune on this machine, or return why that is impossible."""
+    config, rows = project.file.small.training, encoded["train"]
+    try:
+        gpu = has_gpu()
+    except ImportError:
+        return None, str(MissingExtra("Training", "train"))
+    free, memory = free_memory(), expected_memory(size, config, rows, gpu=gpu).span
+    if free and memory.high > free.bytes + free.swap:
+        words = f"about {format_gigabytes(memory.low)} to {format_gigabytes(memory.high)}"
+        return None, f"it may not fit: {words}, {format_gigabytes(free.bytes + free.swap)} of {free.name} is free"
+    from smallfirst.training.pace import training_pace  # loads PyTorch
+
+    name = project.file.small.base
+    pace = training_pace(state_folder() / "tasks", (name, find_weights(name, download=False)), config, rows)
+    exam = validation_work(project, encoded["validation"])
+    needs = estimate_training(name, size, config, rows, exam, pace, gpu=gpu)
+    more = {"free_bytes": free.bytes if free else None, "cost_usd": _cost(needs.seconds, project.file.prices)}
+    return needs.model_copy(update=more), ""
+
+
+def _cost(seconds: Range, prices: PriceBook) -> Range | None:
+    """Return None unless the task file gives the machine's price: a default would look like a measured value."""
+    told = "machine" in prices.model_fields_set and "usd_per_hour" in prices.machine.model_fields_set
+    return seconds.times(prices.machine.usd_per_hour / 3600) if told else None
+
+
+def validation_work(project: Project, validation: Sequence[TokenizedRow]) -> ValidationWork:
+    """Return the validation work after each epoch: all selection rows, or the first ones of open answers."""
+    from smallfirst.training.validation import MAX_GENERATED_ROWS  # loads PyTorch
+
+    asked = validation[: len(project.rows.selection)]
+    if project.task.closed:
+        return ValidationWork(sum(row.n_prompt for row in asked), 0)
+    asked = asked[:MAX_GENERATED_ROWS]
+    return ValidationWork(sum(row.n_prompt for row in asked), sum(len(row.ids) - row.n_prompt for row in asked))
+
+
+def _too_large(size: BaseSize, config: TrainConfig) -> Iterator[Finding]:
+    """Yield a finding if the fine-tune cannot fit into the free memory."""
+    try:
+        free = free_memory()
+    except ImportError:  # no PyTorch, so nothing is trained here
+        return
+    if free is None or (least := least_bytes(size, config, gpu=free.gpu)) <= free.bytes + free.swap:
+        return
+    yield make_finding(
+        "stop",
+        f"the fine-tune needs at least {format_gigabytes(least)} of {free.name}, "
+        f"{format_gigabytes(free.bytes + free.swap)} is free",
+        suggest_smaller_setting(size, config, free),
+        n=1,
+    )
+
+
+def language_findings(project: Project) -> Iterator[Finding]:
+    """Yield a note if many rows are not English and a candidate reads them with an encoder trained on English."""
+    named = (candidate.encoder_name(project.file.small) for candidate in project_candidates(project))
+    english = [name for name in dict.fromkeys(named) if name in (DEFAULT_ENCODER, LARGER_ENCODER)]
+    found, n = other_languages([example.text for example in project.rows.train.examples]) if english else (Counter(), 0)
+    if found.total() > MAX_FOREIGN_SHARE * n:
+        languages = ", ".join(language for language, _ in found.most_common(3))
+        what = f"{found.total():,} of {n:,} training rows looked at are not English ({languages})"
+        rule = (
+            f"{' and '.join(english)} learnt English alone: name the folder of a multilingual sentence encoder in "
+            "small.encoder, or trust the candidate words, which knows no language beforehand"
+        )
+        yield make_finding("note", what, rule, n=found.total())
+
+
+def other_languages(texts: Sequence[str]) -> tuple[Counter[str], int]:
+    """Return how many of a sample are in each language but English, by ISO 639-1 code, and the size of the sample.
+
+    Without the extra `language` only other scripts than the Latin are told apart, by Unicode's names.
+    """
+    long = [text for text in texts if sum(map(str.isalpha, text)) >= MIN_LETTERS]
+    sample = long[:: -(-len(long) // LANGUAGE_SAMPLE) or 1]
+    try:
+        found = Counter(map(detect_language, sample))
+    except MissingExtra:
+        found = Counter(dominant_script(text).capitalize() for text in sample)
+    for english in ("en", "Latin"):
+        found.pop(english, None)
+    return found, len(sample)

@@ -1,0 +1,91 @@
+"""The registry of candidates and how each describes itself, for task.yaml, run folders and the report.
+
+What a candidate does is in `candidates`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from smallfirst.base.extensions import Registry
+
+FINE_TUNED = "small"
+"""Name of the fine-tuned language model, which the report compares the others with."""
+
+
+class CandidateDescription:
+    """How a candidate is named, described and treated."""
+
+    name: str
+    """The name it is registered under; used in task.yaml, file names and the report: letters, digits, `-` and `_`."""
+    title: str
+    """Short name for tables, such as "words + linear"."""
+    role: str
+    """Noun phrase with an article, such as "a linear model on words"."""
+    explanation: str = ""
+    """What it is and does in a line that needs no knowledge of models; left out: `role`."""
+    size: float
+    """Sort key from the smallest model to the largest, in which candidates are shown. Built in: words 10,
+    encoder 20, larger_encoder 22, tuned, tagger and reader 30, larger_tuned 32, blend 35, base 40, small 50. Which one
+    is the cheapest is measured."""
+    promise: float | None = None
+    """Where time does not suffice for all, candidates of a higher promise are preferred; left out: `size`, since of
+    models of a kind the larger ones answer better."""
+
+    measured_by_default = False
+    """Measure it if task.yaml has no `ladder`."""
+    closed_answers_only = False
+    """Leave it out for tasks whose answers are not a closed set."""
+    several_labels = False
+    """With `closed_answers_only`: it can be used where a text may have several labels, too."""
+    promotable = True
+    """The gate checks it and it may go live; False for a point of reference."""
+    is_language_model = False
+    """The report says when a candidate that is none suffices."""
+    training_setting: Literal["", "training", "encoder_training"] = ""
+    """Setting of `small` with which it is fine-tuned, so that its learning rate may be chosen; empty if it is not."""
+    combines = False
+    """It is made from the other candidates of the run, and fitted after them."""
+    uses_sentence_encoder = False
+    """Its sentence encoder is there to be used for out-of-domain detection as well."""
+    encoder_setting: Literal["", "encoder", "larger_encoder"] = ""
+    """Setting below `small` that names its sentence encoder; empty if it has none."""
+    learning_curve = False
+    """Each run fits it on parts of the rows as well, for the learning curve (`Candidate.accuracies`)."""
+
+    def encoder_name(self, small: Any) -> str:
+        """Return its sentence encoder as the group `small` of a task file names it; empty if it has none."""
+        return str(getattr(small, self.encoder_setting)) if self.encoder_setting else ""
+
+    @property
+    def folder(self) -> str:
+        """Folder of its model below the run folder."""
+        return self.name
+
+
+CANDIDATES: Registry[CandidateDescription] = Registry(
+    "smallfirst.candidates",
+    {
+        "words": "smallfirst.path.candidates.linear:WORDS",
+        "encoder": "smallfirst.path.candidates.linear:ENCODER",
+        "larger_encoder": "smallfirst.path.candidates.linear:LARGER_ENCODER",
+        "tuned": "smallfirst.path.candidates.tuned:TUNED",
+        "larger_tuned": "smallfirst.path.candidates.tuned:LARGER_TUNED",
+        "blend": "smallfirst.path.candidates.blend:BLEND",
+        "tagger": "smallfirst.path.candidates.tuned:TAGGER",
+        "reader": "smallfirst.path.candidates.tuned:READER",
+        "base": "smallfirst.path.candidates.language_model:BASE",
+        FINE_TUNED: "smallfirst.path.candidates.language_model:SMALL",
+    },
+    noun="candidate",
+)
+
+
+def all_candidates() -> tuple[CandidateDescription, ...]:
+    """Return every registered candidate, the smallest first."""
+    return tuple(sorted((candidate for _, candidate in CANDIDATES), key=lambda candidate: candidate.size))
+
+
+def promotable_names() -> tuple[str, ...]:
+    """Return the names of the candidates that may go live, the smallest first."""
+    return tuple(candidate.name for candidate in all_candidates() if candidate.promotable)

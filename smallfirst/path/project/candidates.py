@@ -1,0 +1,134 @@
+"""Candidates: the kinds of small model that a run fits, measures and may promote.
+
+A candidate is one object: its name, its place in the order of sizes, its description, how it is fitted into a run
+folder and how it is loaded from there. To add one, subclass Candidate in a module of its own and register an instance
+under the entry-point group "smallfirst.candidates" (or with CANDIDATES.register in this process). The stages, the
+report and the command line iterate over the registry and name no candidate.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, cast
+
+from smallfirst.base.errors import ConfigError
+from smallfirst.path.project.candidate_registry import CANDIDATES, FINE_TUNED, CandidateDescription, all_candidates
+from smallfirst.path.project.project import Project, load_small
+from smallfirst.path.project.run_folder import RunFolder
+from smallfirst.path.project.task_file import TaskFile
+
+if TYPE_CHECKING:
+    from smallfirst.base.stats.intervals import Estimate
+    from smallfirst.data.dataset import Dataset
+    from smallfirst.measuring.out_of_fold import FoldAnswers
+    from smallfirst.models.protocol import Model
+
+__all__ = [
+    "CANDIDATES",
+    "FINE_TUNED",
+    "Candidate",
+    "fits_in_folds",
+    "fitted_candidates",
+    "get_candidate",
+    "project_candidates",
+]
+
+MAX_FOLD_ROWS = 1000
+"""Training and selection rows together from which selection rows alone choose, and nothing is fitted in folds."""
+ENOUGH_SELECTION_ROWS, MAX_QUICK_ROWS = 200, 3000
+"""A ladder of linear models alone, fitted in seconds, is fitted in folds with fewer selection rows than the first, on
+at most as many training rows as the second."""
+
+
+class Candidate(CandidateDescription, ABC):
+    """A kind of small model that a run can fit."""
+
+    n_folds = 0
+    """Where rows are few, in how many folds they are answered by models that were fitted without them; 0: never."""
+
+    @abstractmethod
+    def fit(self, project: Project, run_folder: RunFolder) -> None:
+        """Fit the model on `project.rows.train` and write it to `run_folder.model_folder(self.name)`.
+
+        Choose hyperparameters on `project.rows.selection` alone. With `n_folds`, few rows are fitted by `refit`.
+        """
+
+    def load(self, project: Project, run_folder: RunFolder) -> Model:
+        """Return the fitted model, ready to answer, priced by the machine's time."""
+        return load_small(project.file, run_folder.model_folder(self.name), name=f"{project.file.name}-{self.name}")
+
+    def why_unsuitable(self, project: Project) -> str:
+        """Return why it cannot be used for this task and its training rows, in a clause; empty if it can."""
+        labels = project.task.answer_labels if self.several_labels else project.task.closed
+        if self.closed_answers_only and not labels:
+            return f"it needs a closed set of answers; this task of kind {project.file.kind} has none"
+        return ""
+
+    def minutes_to_fit(self, project: Project) -> float | None:
+        """Return how long `fit` takes, where neither `encoder_setting` nor `training_setting` lets it be estimated."""
+        return None
+
+    def max_test_rows(self, file: TaskFile) -> int | None:
+        """Return how many test rows to measure it on; None for all."""
+        return None
+
+    def accuracies(self, project: Project, parts: Sequence[Dataset]) -> Iterator[Estimate]:
+        """Yield the accuracy on test rows after fitting each part of the training rows."""
+        raise NotImplementedError(f"{self.name} has no learning curve")
+
+    def out_of_fold(self, project: Project, run_folder: RunFolder) -> FoldAnswers:
+        """Return the answers to `project.rows.development` of models that were fitted on other folds.
+
+        Those of the candidates that it combines are in the run folder.
+        """
+        raise NotImplementedError(f"{self.name} is not fitted in folds")
+
+    def refit(self, project: Project, run_folder: RunFolder, folds: FoldAnswers) -> None:
+        """Fit on `project.rows.development`; what `fit` chooses on selection rows comes from the folds."""
+        raise NotImplementedError(f"{self.name} is not fitted in folds")
+
+
+def get_candidate(name: str) -> Candidate:
+    """Return the registered candidate of this name. Raise ConfigError if there is none."""
+    return cast(Candidate, CANDIDATES.get(name))
+
+
+def project_candidates(project: Project) -> tuple[Candidate, ...]:
+    """Return the candidates on the ladder, the smallest first. Raise ConfigError if it names one that cannot be used.
+
+    Without a ladder these are the ones measured by default that fit the task; with `minutes` all that can go live,
+    of which a run tries as many as its time allows.
+    """
+    ladder = project.file.ladder
+    in_time = project.file.minutes is not None
+    named = [
+        cast(Candidate, c)
+        for c in all_candidates()
+        if (c.measured_by_default or (in_time and c.promotable) if ladder is None else c.name in ladder)
+    ]
+    unsuitable = {c.name: why for c in named if (why := c.why_unsuitable(project))}
+    if unsuitable and ladder is not None:
+        raise ConfigError(
+            f"ladder: {'; '.join(f'{name}: {why}' for name, why in unsuitable.items())}",
+            hint=f"leave it out of ladder in {project.file.folder / 'task.yaml'}; small suits every kind",
+        )
+    return tuple(candidate for candidate in named if candidate.name not in unsuitable)
+
+
+def fits_in_folds(project: Project) -> bool:
+    """Return True if so few rows may choose that candidates are chosen by out-of-fold answers."""
+    n_train, n_selection = len(project.rows.train), len(project.rows.selection)
+    if n_train + n_selection < MAX_FOLD_ROWS:
+        return True
+    if n_selection >= ENOUGH_SELECTION_ROWS or n_train > MAX_QUICK_ROWS:
+        return False
+    return all(one.n_folds and not one.training_setting for one in project_candidates(project) if one.promotable)
+
+
+def fitted_candidates(project: Project, run_folder: RunFolder) -> tuple[Candidate, ...]:
+    """Return the candidates that a run has fitted, the smallest first."""
+    found = run_folder.fitted()
+    if found is None:  # a run of before 2026-11-27 has them all
+        return project_candidates(project)
+    return tuple(cast(Candidate, c) for c in all_candidates() if c.name in found.fitted)

@@ -1,0 +1,237 @@
+"""The rows that a task.yaml names, split by what they may be used for, and the task they make.
+
+Splits are by content hash within each label, so the same rows have the same parts whatever the task is called. Labels
+or a schema that the file does not give are taken from the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from smallfirst.base.errors import DataError, Problem
+from smallfirst.base.records import Record, parse_record
+from smallfirst.data.copies import CountedRows, LeakReport, count_rows, find_leaks
+from smallfirst.data.dataset import Dataset, Example, Message, fold_text, sample_share, split
+from smallfirst.data.findings import Finding
+from smallfirst.data.redaction import redact
+from smallfirst.data.row_formats import ROW_FORMATS, Columns
+from smallfirst.data.sources.load import LoadedRows, load_noted, load_rows, note_skipped
+from smallfirst.measuring.label_errors import apply_relabels, read_relabels
+from smallfirst.path.project.task_file import DataFiles, TaskFile
+from smallfirst.tasks import TASK_KINDS
+from smallfirst.tasks.task import Task
+
+PARTS = ("train", "selection", "calibration", "test")
+"""Parts of the rows that have answers."""
+_SELECTION_SALT = "claims-desk"  # any would do; with this one the demo's recorded answers are of its calibration rows
+SPLIT_OFF = 0.2
+"""Share of the training rows that becomes validation or test rows if there is no file of them."""
+
+
+class Rows(Record):
+    """The rows of a task, split by what they may be used for."""
+
+    train: Dataset
+    selection: Dataset
+    """Rows to choose with: epoch, temperature, out-of-domain threshold."""
+    calibration: Dataset
+    """Rows to certify with, used for nothing else."""
+    test: Dataset
+    """Rows to measure with, used once."""
+    open_ended: Dataset | None
+    """Requests that do not belong to the task."""
+    left_out: Dataset = Dataset(name="left out", examples=())
+    """Calibration rows that do not count, since they repeat a training, selection or other calibration row."""
+    counted: CountedRows = CountedRows(n_rows=0)
+    """How many calibration rows count, and why the others do not."""
+    notes: tuple[Finding, ...] = ()
+    """What was read otherwise than it stands in the files."""
+    skipped: tuple[Finding, ...] = ()
+    """Bad rows that were left out, a finding for each file; `data.skip_bad_rows_up_to` allows it."""
+
+    @property
+    def development(self) -> Dataset:
+        """Training and selection rows: all that a candidate may be fitted on and chosen by."""
+        return self.train.subset("development", (*self.train.examples, *self.selection.examples))
+
+    @property
+    def held_out(self) -> tuple[Dataset, ...]:
+        """The parts that measure, certify or choose; none of their texts may be trained on."""
+        parts = (self.test, self.calibration, self.left_out, self.selection)
+        return parts if self.open_ended is None else (*parts, self.open_ended)
+
+
+def read_rows(task_file: TaskFile) -> Rows:
+    """Return all rows, split. Raise DataError with every bad row of the first file that has one."""
+    files = task_file.data
+    kind = TASK_KINDS.get(task_file.kind)
+    read_so_far: list[LoadedRows] = []
+
+    def read(path: Path, labels: Sequence[str] | None) -> Dataset:
+        share = files.skip_bad_rows_up_to
+        found = load_noted(
+            path, columns=files.columns, labels=labels, folder=task_file.folder, skip_bad_rows_up_to=share
+        )
+        read_so_far.append(found)
+        return found.data
+
+    train = read(files.train, kind.row_labels(task_file.settings))
+    labels = kind.row_labels(task_file.settings, train)
+    shares = split_shares(task_file)
+    parts = split(train, validation=shares["validation"], test=shares["test"])
+    validation = read(files.validation, labels) if files.validation else parts.validation
+    selection, calibration = sample_share(validation, task_file.routing.selection_share, _SELECTION_SALT)
+    test = read(files.test, labels) if files.test else parts.test
+    return Rows(
+        train=parts.train,
+        selection=selection,
+        calibration=calibration,
+        test=test,
+        open_ended=_read_open_ended(task_file),
+        notes=tuple(note for found in read_so_far for note in found.notes),
+        skipped=tuple(found.skipped for found in read_so_far if found.skipped),
+    )
+
+
+def split_shares(task_file: TaskFile) -> dict[str, float]:
+    """Return the shares of the training file that become validation and test rows; 0 where a file is given."""
+    files = task_file.data
+    return {"validation": 0.0 if files.validation else SPLIT_OFF, "test": 0.0 if files.test else SPLIT_OFF}
+
+
+def read_task(task_file: TaskFile, rows: Rows) -> Task:
+    """Return the task of the file. Raise ConfigError if its settings and rows make none."""
+    kind = TASK_KINDS.get(task_file.kind)
+    settings = kind.complete_settings(task_file.settings, rows.train, (rows.selection, rows.calibration, rows.test))
+    about = task_file.about or rows.train.system_message
+    values = {"kind": task_file.kind, "name": task_file.name, "about": about, **settings}
+    return parse_record(kind, values, where=f"task {task_file.name}")
+
+
+def with_canonical_answers(rows: Rows, task: Task, files: DataFiles | None = None) -> Rows:
+    """Return the rows with answers in the task's canonical form.
+
+    Raise DataError naming each row that has none, unless `files` allows to leave out so many.
+    """
+    problems: list[Problem] = []
+
+    def canonical(data: Dataset) -> Dataset:
+        found = []
+        for example in data.examples:
+            golds = [task.parse(gold) for gold in example.golds]
+            if example.shape not in task.row_formats:
+                takes = " or ".join(ROW_FORMATS[shape] for shape in task.row_formats)
+                rule = f"a row of {ROW_FORMATS[example.shape]}; this task takes {takes}"
+                problems.append(Problem(example.path, example.line, rule))
+            elif sum(m.role != "system" for m in example.messages) > 1:
+                rule = "a conversation of several turns; a task is one question and its answer"
+                problems.append(Problem(example.path, example.line, rule))
+            elif None in golds:
+                bad = example.golds[golds.index(None)]
+                problems.append(Problem(example.path, example.line, f"no answer of this task: {bad[:80]!r}"))
+            else:
+                answer, *also = (gold for gold in golds if gold is not None)
+                changed = (answer, *also) != example.golds
+                found.append(example.model_copy(update={"answer": answer, "also": tuple(also)}) if changed else example)
+        return data.subset(data.name, tuple(found))
+
+    parts = {name: canonical(getattr(rows, name)) for name in PARTS}
+    n_all = sum(len(getattr(rows, name)) for name in PARTS)
+    up_to = files.skip_bad_rows_up_to if files else 0.0
+    if len(problems) > up_to * n_all:
+        raise DataError(
+            f"{len(problems)} rows do not fit the task", problems, hint="correct these lines, or the task's settings"
+        )
+    skipped = note_skipped(problems, len(problems), n_all - len(problems), up_to, "the task's rows")
+    return rows.model_copy(update={**parts, "skipped": (*rows.skipped, *([skipped] if skipped else []))})
+
+
+def with_relabels(rows: Rows, task_file: TaskFile, task: Task) -> Rows:
+    """Return the rows with people's answers to probable label errors.
+
+    Raise DataError naming every bad line, and if some rows of calibration or test were judged and others not: judged
+    where a model disagrees, they would pass its answers as right and keep the labels that are wrong in its favour.
+    """
+    if task_file.data.relabels is None:
+        return rows
+    path = task_file.path(task_file.data.relabels)
+    whole = rows.train.subset("rows", tuple(e for name in PARTS for e in getattr(rows, name).examples))
+    judged = frozenset(key for key, _ in read_relabels(path))
+    for name in ("calibration", "test"):
+        part = getattr(rows, name).examples
+        own = [example for example in part if example.key in judged]
+        if 0 < len(own) < len(part):
+            raise DataError(
+                f"{path} answers {len(own)} of {len(part)} {name} rows, which would shift what they measure",
+                [Problem(e.path, e.line, f"a {name} row") for e in own],
+                hint=f"remove these lines, or judge every {name} row; smallfirst review --labels is for training rows",
+            )
+    relabelled = iter(apply_relabels(whole, path, labels=task.closed or None).examples)
+    # The same number of rows in the same order: each part takes its own back.
+    parts = {}
+    for name in PARTS:
+        data = getattr(rows, name)
+        parts[name] = data.subset(data.name, tuple(next(relabelled) for _ in data.examples))
+    return rows.model_copy(update=parts)
+
+
+def with_harvested(rows: Rows, path: Path, *, columns: Columns, labels: Sequence[str]) -> Rows:
+    """Return the rows with those of `path` added to the training rows.
+
+    A text that is in the training rows already is left out. `labels` are the allowed answers of rows with one label. A
+    text that was served may be in the held-out rows as well, perhaps redacted: raise DataError naming every such row,
+    and every bad row.
+    """
+    own = rows.train.examples
+    allowed = labels if own and own[0].shape == "label" else None
+    new = load_rows(path, columns=columns.model_copy(update={"group": ""}), labels=allowed)
+    if leaked := find_held_out_leaks(rows, new).keys:
+        raise DataError(
+            f"{path}: {len(leaked):,} rows ask what test, calibration, selection or open-ended rows ask",
+            [Problem(e.path, e.line, "a held-out text, or nearly one") for e in new.examples if e.key in leaked],
+            hint="harvest again (smallfirst harvest task.yaml), or remove these lines",
+        )
+    known = {fold_text(e.asked) for e in own}
+    added = tuple(e for e in new.examples if fold_text(e.asked) not in known)
+    return rows.model_copy(update={"train": rows.train.subset(rows.train.name, (*own, *added))})
+
+
+def find_held_out_leaks(rows: Rows, new: Dataset) -> LeakReport:
+    """Find the rows of `new` that ask what a held-out row asks, exactly or nearly, redacted or not."""
+    return find_leaks(Dataset(name="held out", examples=tuple(_held_out_texts(rows))), new)
+
+
+def _held_out_texts(rows: Rows) -> Iterator[Example]:
+    """Yield every held-out row, and a redacted copy of those that hold personal data."""
+    for data in rows.held_out:
+        for example in data.examples:
+            yield example
+            redacted = redact(example.asked)
+            if redacted.counts:
+                messages = (Message(role="user", content=redacted.text),)
+                yield Example(messages=messages, answer="", shape="text", path=example.path, line=example.line)
+
+
+def with_independent_calibration(rows: Rows) -> Rows:
+    """Return the rows without the calibration rows that are no independent observations of unseen requests.
+
+    A row that stands in the training or selection rows as well stays there.
+    """
+    calibration, counted = count_rows((rows.train, rows.selection), rows.calibration)
+    kept = {id(example) for example in calibration.examples}
+    others = tuple(example for example in rows.calibration.examples if id(example) not in kept)
+    left_out = rows.left_out.subset("left out", others)
+    return rows.model_copy(update={"calibration": calibration, "left_out": left_out, "counted": counted})
+
+
+def _read_open_ended(task_file: TaskFile) -> Dataset | None:
+    if task_file.data.open_ended is None:
+        return None
+    columns = task_file.data.columns.model_copy(update={"text": "prompt", "prompt": "-", "group": ""})
+    read = load_rows(task_file.data.open_ended, columns=columns, folder=task_file.folder)
+    examples = tuple(
+        Example(messages=(Message(role="user", content=e.answer),), answer="", shape="text", path=e.path, line=e.line)
+        for e in read.examples
+    )
+    return read.subset(read.name, examples)

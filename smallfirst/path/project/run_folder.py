@@ -1,0 +1,279 @@
+"""Run folders: the model, evaluations, verdicts, certificate and report of each run of a task.
+
+Each run has a folder below the state folder. A stage that is called alone finds the latest run; if an earlier stage is
+missing, the error names the command to run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from smallfirst.base.errors import StageMissing, TrainingError
+from smallfirst.base.files import is_locked, try_lock
+from smallfirst.base.paths import home, state_folder
+from smallfirst.base.records import Record
+from smallfirst.measuring.evaluate import Evaluation
+from smallfirst.measuring.out_of_fold import FoldAnswers
+from smallfirst.measuring.verdict import Verdict
+from smallfirst.path.project.candidate_registry import CANDIDATES, FINE_TUNED, all_candidates, promotable_names
+from smallfirst.routing.certificate.certificate import Certificate
+
+R = TypeVar("R", bound=Record)
+
+FITTED, FINALISTS = "candidates.json", "finalists.json"
+"""Files of the FittedCandidates and of the Finalists in a run folder."""
+FOLDS = "folds"
+"""Folder of the FoldAnswers in a run folder, a file a candidate."""
+OUTCOME, VERDICTS, CERTIFICATE, PROMOTED = "outcome.json", "verdicts.json", "certificate.json", "promoted.json"
+"""Files of the Outcome, the GateVerdicts, the Certificate and the Promotion."""
+
+
+class Promotion(Record):
+    """The version that went live."""
+
+    name: str
+    """Three-level model name."""
+    version: int
+    candidate: str
+    at: str
+    """ISO 8601 in UTC."""
+    plan: Literal["small alone", "small first"] = "small alone"
+    """Whether it passed its gate by itself, or a certificate lets it answer a part of the requests."""
+
+
+class FittedCandidates(Record):
+    """What the training stage fits into a run folder; saved after each candidate, so that a run can be resumed."""
+
+    ladder: tuple[str, ...]
+    """The candidates of the run, the smallest first."""
+    fitted: tuple[str, ...] = ()
+    dataset_fingerprint: str = ""
+    """Of the training rows."""
+    mlflow_run_id: str | None = None
+    """The MLflow run that figures are logged to; None until all are fitted."""
+    minutes: dict[str, float] = {}
+    """How long each took to fit, in minutes, by candidate."""
+    left_out: dict[str, str] = {}
+    """Why the others of the ladder were left out, by candidate: no time was left, or they gained nothing."""
+
+
+class Finalists(Record):
+    """The candidates that calibration and test rows are asked about; saved before a test row is read."""
+
+    names: tuple[str, ...]
+    """At most three, in the order in which the gate tries them."""
+    shares: dict[str, float]
+    """Share of the gate's level for each, in (0, 1]."""
+
+
+class GateVerdicts(Record):
+    """The gate's verdicts of one run."""
+
+    verdicts: tuple[Verdict, ...]
+    """Verdicts on the finalists alone, in their order."""
+    winner: str | None
+    """The first finalist that passes and that no other clearly beats on test rows; None if none passes."""
+    chosen: str | None = None
+    """The first finalist, which was to be confirmed."""
+    trials: tuple[Verdict, ...] = ()
+    """Verdicts on the plans that were tried, in order: because no candidate may go live by its gate alone, or because
+    they are expected to be worth more."""
+
+    @property
+    def confirmed(self) -> Verdict | None:
+        """The plan that may go live; only the last one that was tried may have passed."""
+        return next((trial for trial in self.trials if trial.passed), None)
+
+    @property
+    def how_found(self) -> str:
+        """How the passing candidate was found, for the reader; empty if unknown."""
+        if self.chosen is None or self.winner is None:
+            return ""
+        if self.winner == self.chosen:
+            return "chosen on other rows, confirmed on test rows"
+        if self.of(self.chosen).passed:
+            return f"in place of {self.chosen}, which is clearly right less often on test rows and costs no less"
+        return f"next after {self.chosen}, which failed, at the part of the level that is left for the others"
+
+    def of(self, candidate: str) -> Verdict:
+        """Return the verdict on one candidate. Raise StageMissing if it was not checked."""
+        for verdict in self.verdicts:
+            if verdict.candidate == candidate:
+                return verdict
+        raise StageMissing(f"the gate has no verdict on {candidate}", hint="smallfirst gate task.yaml")
+
+
+class RunFolder:
+    """The folder of one run of one task."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def new(cls, task: str) -> RunFolder:
+        """Create a new folder; its name sorts by time."""
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        folder = home() / "tasks" / task / f"{stamp}-{secrets.token_hex(2)}"
+        folder.mkdir(parents=True)
+        return cls(folder)
+
+    @classmethod
+    def latest(cls, task: str, run: str | None = None) -> RunFolder:
+        """Return the latest run whose training finished, or the one named `run`. Raise StageMissing without one."""
+        runs = [one for one in cls._all(task) if one.is_fitted and run in (None, one.path.name)]
+        if not runs:
+            what = f"{task} has no finished run" + (f' "{run}"' if run else "")
+            if busy := run_under_way(task):
+                raise StageMissing(f"{what}: one is under way ({busy})", hint="wait until it ends")
+            raise StageMissing(what, hint="smallfirst train task.yaml")
+        return runs[-1]
+
+    @classmethod
+    def unfinished(cls, task: str) -> RunFolder | None:
+        """Return the latest run if its training was interrupted, else None."""
+        runs = [one for one in cls._all(task) if any((one.path / name).exists() for name in (FITTED, "events.jsonl"))]
+        return runs[-1] if runs and not runs[-1].is_fitted else None
+
+    @classmethod
+    def without_report(cls, task: str) -> RunFolder | None:
+        """Return the latest run if it has all its candidates but no report: a later stage was interrupted."""
+        runs = [one for one in cls._all(task) if (one.path / FITTED).exists()]
+        return runs[-1] if runs and not (runs[-1].path / "report.html").exists() else None
+
+    @classmethod
+    def _all(cls, task: str) -> list[RunFolder]:
+        return [cls(folder) for folder in sorted((state_folder() / "tasks" / task).glob("*/"))]
+
+    @property
+    def is_fitted(self) -> bool:
+        found = self.fitted()
+        return (self.path / "run.json").exists() if found is None else found.mlflow_run_id is not None
+
+    def fitted(self) -> FittedCandidates | None:
+        """Return what has been fitted; None in runs of before 2026-11-27, which always fine-tuned."""
+        return self.find(FittedCandidates, FITTED)
+
+    def model_folder(self, candidate: str) -> Path:
+        return self.path / CANDIDATES.get(candidate).folder
+
+    def save_evaluation(self, evaluation: Evaluation) -> None:
+        evaluation.save(self.path / "evaluations" / f"{evaluation.candidate}-{evaluation.split}.json")
+
+    def evaluation(self, candidate: str, split: str) -> Evaluation | None:
+        """Return a saved evaluation, or None."""
+        return self.find(Evaluation, f"evaluations/{candidate}-{split}.json")
+
+    def evaluations(self, split: str, names: Iterable[str] | None = None) -> list[Evaluation]:
+        """Return the evaluations on a split: of `names`, else of the candidates by size, the large model, the Router.
+
+        Raise StageMissing if there are none.
+        """
+        wanted = (*(candidate.name for candidate in all_candidates()), "large", "routed") if names is None else names
+        found = [self.evaluation(name, split) for name in wanted]
+        if not any(found):
+            raise StageMissing("nothing has been evaluated yet", hint="smallfirst evaluate task.yaml")
+        return [evaluation for evaluation in found if evaluation]
+
+    def save_folds(self, candidate: str, folds: FoldAnswers) -> None:
+        folds.save(self.path / FOLDS / f"{candidate}.json")
+
+    def folds(self, candidate: str) -> FoldAnswers | None:
+        """Return a candidate's out-of-fold answers; None where it was chosen on selection rows alone."""
+        return self.find(FoldAnswers, f"{FOLDS}/{candidate}.json")
+
+    def mlflow_run_id(self) -> str:
+        """Return the id of the MLflow run of the fine-tune; where there was none, of the run folder's own."""
+        found = self.fitted()
+        if found is not None and found.mlflow_run_id is not None:
+            return found.mlflow_run_id
+        return str(json.loads((self.path / "run.json").read_text(encoding="utf-8"))["run_id"])
+
+    def find(self, kind: type[R], name: str) -> R | None:
+        """Return the record saved as `name`; None if the run has not come so far."""
+        path = self.path / name
+        return kind.load(path) if path.exists() else None
+
+    def read(self, kind: type[R], name: str, *, next_command: str) -> R:
+        """Return the record saved as `name`. Raise StageMissing, naming the command that makes it."""
+        if (found := self.find(kind, name)) is None:
+            raise StageMissing(f"{name} is missing in run {self.path.name}", hint=next_command)
+        return found
+
+    def verdicts(self) -> GateVerdicts:
+        return self.read(GateVerdicts, VERDICTS, next_command="smallfirst gate task.yaml")
+
+    def certificate(self) -> Certificate:
+        return self.read(Certificate, CERTIFICATE, next_command="smallfirst calibrate task.yaml")
+
+    def promoted(self) -> Promotion:
+        return self.read(Promotion, PROMOTED, next_command="smallfirst promote task.yaml")
+
+    def live_candidate(self) -> str:
+        """Return the candidate that went live from this run; before any did, the largest that is fitted."""
+        if promoted := self.find(Promotion, PROMOTED):
+            return promoted.candidate
+        there = [name for name in promotable_names() if self.model_folder(name).exists()]
+        return there[-1] if there else FINE_TUNED
+
+
+# One run of a task at a time. The kernel releases the lock when its process ends, however it ends.
+
+_held: ContextVar[frozenset[Path]] = ContextVar("run locks of this call", default=frozenset())
+
+
+@contextmanager
+def only_run(task: str) -> Iterator[None]:
+    """Hold the task against a second run; a stage of the same run may call it again.
+
+    Raise TrainingError, with the other's process and start, if a run is under way.
+    """
+    folder = home() / "tasks" / task
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "run.lock"
+    if path in _held.get():
+        yield
+        return
+    descriptor = try_lock(path)
+    if descriptor is None:
+        raise _under_way(task, _who(path))
+    token = _held.set(_held.get() | {path})
+    try:
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "since": since}).encode(), 0)
+        yield
+    finally:
+        _held.reset(token)
+        os.close(descriptor)
+
+
+def refuse_second_run(task: str) -> None:
+    """Raise TrainingError as `only_run`, but write nothing."""
+    if busy := run_under_way(task):
+        raise _under_way(task, busy)
+
+
+def run_under_way(task: str) -> str:
+    """Return process and start of the run of a task that is under way; empty if there is none."""
+    path = state_folder() / "tasks" / task / "run.lock"
+    return _who(path) if path.exists() and is_locked(path) else ""
+
+
+def _under_way(task: str, busy: str) -> TrainingError:
+    return TrainingError(f"a run of {task} is under way ({busy})", hint="wait until it ends, or stop that process")
+
+
+def _who(path: Path) -> str:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {found['pid']}, since {found['since'][:16].replace('T', ' ')} UTC"
+    except (OSError, ValueError, KeyError, TypeError):  # it is being written at this moment
+        return "started just now"

@@ -1,0 +1,162 @@
+"""Where a candidate is wrong: labels or fields one by one, confused labels, and JSON answers field by field."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from smallfirst.base.records import Record
+from smallfirst.base.stats.intervals import Estimate
+from smallfirst.measuring.evaluate import EvaluatedRow, Evaluation
+from smallfirst.tasks.json.paths import flatten
+from smallfirst.tasks.task import PartCounts
+
+NO_ANSWER = "(no answer)"
+N_ERRORS = 3
+"""Errors shown for each label or field."""
+
+
+def surest_errors(evaluation: Evaluation) -> tuple[EvaluatedRow, ...]:
+    """Return the wrong answers, most confident first."""
+    wrong = (row for row in evaluation.rows if not row.correct)
+    return tuple(sorted(wrong, key=lambda row: -(row.confidence or 0.0)))
+
+
+class ConfusedPair(Record):
+    """Two labels that are confused with each other."""
+
+    gold: str
+    said: str
+    count: int
+    reverse: int
+    n_gold: int
+    """Rows whose right answer is `gold`."""
+
+
+def confused_pairs(evaluation: Evaluation, *, limit: int) -> tuple[ConfusedPair, ...]:
+    """Return the most frequent mistakes, both directions of a pair in one row."""
+    n_gold = Counter(row.gold for row in evaluation.rows)
+    mistakes = Counter((row.gold, row.answer or NO_ANSWER) for row in evaluation.rows if not row.correct)
+    pairs: dict[frozenset[str], ConfusedPair] = {}
+    for (gold, said), n in sorted(mistakes.items(), key=lambda item: (-item[1], item[0])):
+        pair = ConfusedPair(gold=gold, said=said, count=n, reverse=mistakes[said, gold], n_gold=n_gold[gold])
+        pairs.setdefault(frozenset((gold, said)), pair)
+    return tuple(sorted(pairs.values(), key=lambda p: -(p.count + p.reverse))[:limit])
+
+
+class FieldPair(NamedTuple):
+    """One field in which two JSON answers differ."""
+
+    path: str
+    """Path of the field: `guest.name`, `items[].price`."""
+    gold: str
+    """Its right value as text; empty if the field should be absent."""
+    said: str
+    """The value given; empty if there is none."""
+    state: Literal["wrong", "missing", "invented"]
+    """`missing`: expected but not given; `invented`: given but not expected."""
+
+
+def differing_fields(row: EvaluatedRow, part: str = "") -> list[FieldPair]:
+    """Return how the answer differs from the nearest accepted one; with `part` only at that field or inside it."""
+    found = min((differences(gold, row.answer) for gold in (row.gold, *row.also)), key=len)
+    return [pair for pair in found if not part or is_within(pair.path, part)]
+
+
+def differences(gold: str, said: str | None) -> list[FieldPair]:
+    """Return the fields in which two JSON answers differ; the task's own normalizers may accept some of them."""
+    expected, given = _fields(gold), _fields(said)
+    found = []
+    for path in dict.fromkeys([*expected, *given]):
+        right, other = expected.get(path, ()), given.get(path, ())
+        if Counter(map(_fold, right)) != Counter(map(_fold, other)):
+            state: Any = "wrong" if right and other else "missing" if right else "invented"
+            found.append(FieldPair(path, ", ".join(right), ", ".join(other), state))
+    return found
+
+
+def is_within(path: str, part: str) -> bool:
+    """Return whether `path` is the field `part` or lies inside it: a task may count an object as one field."""
+    return path == part or path.startswith((f"{part}.", f"{part}["))
+
+
+def _fields(text: str | None) -> dict[str, tuple[str, ...]]:
+    try:
+        answer = json.loads(text or "")
+    except (ValueError, RecursionError):
+        return {"(not JSON)": (text,)} if text else {}
+    as_text = {path or "(value)": values for path, values in flatten(answer).items()}
+    return {path: tuple(v if isinstance(v, str) else json.dumps(v) for v in vs) for path, vs in as_text.items()}
+
+
+def _fold(value: str) -> str:
+    folded = " ".join(value.casefold().split())
+    try:
+        return repr(float(folded))
+    except ValueError:
+        return folded
+
+
+class PartRow(Record):
+    """One label or one field."""
+
+    part: PartCounts
+    errors: tuple[EvaluatedRow, ...]
+    """A few rows where it went wrong, the most confident mistakes first."""
+
+    @property
+    def recall(self) -> Estimate | None:
+        """Share found of what was there; None if it never occurs."""
+        return self.part.recall if self.part.n_gold else None
+
+    @property
+    def precision(self) -> Estimate | None:
+        """Share right of what was predicted; None if it was never predicted."""
+        return self.part.precision if self.part.n_said else None
+
+    @property
+    def n_wrong(self) -> int:
+        """Predicted where expected, but with another value (fields only)."""
+        return max(0, self.part.n_gold - self.part.n_right - self.part.n_missing)
+
+    @property
+    def _rank(self) -> tuple[bool, float, float, int, str]:
+        part, recall = self.part, self.recall.value if self.recall else 1.0
+        return (part.n_gold + part.n_said == 0, part.f1, recall, -part.n_gold, part.name)
+
+
+def part_rows(evaluation: Evaluation, *, fields: bool) -> tuple[PartRow, ...]:
+    """Return one row for each label or field, worst F1 first; those that never occur come last."""
+    errors = _field_errors(evaluation) if fields else _label_errors(evaluation)
+    rows = [PartRow(part=part, errors=tuple(errors.get(part.name, ())[:N_ERRORS])) for part in evaluation.parts]
+    return tuple(sorted(rows, key=lambda row: row._rank))
+
+
+def _label_errors(evaluation: Evaluation) -> Mapping[str, list[EvaluatedRow]]:
+    found: dict[str, list[EvaluatedRow]] = defaultdict(list)
+    for row in surest_errors(evaluation):
+        gold, said = _labels(row.gold), _labels(row.answer)
+        # Of several labels those that were missed or wrongly added; of one just the right one.
+        for label in (gold ^ said) if row.gold.startswith("[") else gold:
+            found[label].append(row)
+    return found
+
+
+def _labels(answer: str | None) -> frozenset[str]:
+    try:
+        several = json.loads(answer) if answer and answer.startswith("[") else None
+    except ValueError:
+        several = None
+    return frozenset(map(str, several)) if several is not None else frozenset([answer] if answer is not None else [])
+
+
+def _field_errors(evaluation: Evaluation) -> Mapping[str, list[EvaluatedRow]]:
+    found: dict[str, list[EvaluatedRow]] = defaultdict(list)
+    for row in surest_errors(evaluation):
+        paths = [pair.path for pair in differing_fields(row)]
+        for part in evaluation.parts:
+            if any(is_within(path, part.name) for path in paths):
+                found[part.name].append(row)
+    return found

@@ -1,0 +1,328 @@
+"""The last lines of a run: who answers, how well and at what cost, and for each outcome the commands that come next."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Iterator
+
+from smallfirst.base.errors import DataError, GateFailed, ModelError, SmallfirstError, TrainingError
+from smallfirst.base.records import Record
+from smallfirst.base.stats.intervals import Estimate
+from smallfirst.measuring.evaluate import Evaluation
+from smallfirst.measuring.learning_curve import LearningCurve, forecast
+from smallfirst.measuring.outcome import Outcome
+from smallfirst.measuring.verdict import Verdict, nearest_to_passing
+from smallfirst.models.pricing.charge import format_usd
+from smallfirst.path.diagnostics import LEARNING
+from smallfirst.path.plans.worth import no_finalists
+from smallfirst.path.project.candidate_registry import all_candidates
+from smallfirst.path.project.project import Project
+from smallfirst.path.project.run_folder import (
+    CERTIFICATE,
+    OUTCOME,
+    PROMOTED,
+    VERDICTS,
+    FittedCandidates,
+    GateVerdicts,
+    Promotion,
+    RunFolder,
+)
+from smallfirst.path.project.task_file import RULES, TaskFile
+from smallfirst.path.report.data import OpenEndedRouting
+from smallfirst.registry import versions
+from smallfirst.routing.certificate.certificate import Certificate
+
+KEPT = "kept.json"
+"""File of the KeptOnTest in a run folder."""
+OPEN_ENDED = "open_ended.json"
+"""File of what the Router did with open-ended requests that it was not fitted on."""
+EXIT_STOPPED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
+MAX_QUESTION_CHARS = 400
+"""Longest row that is shown as an example request."""
+
+
+class KeptOnTest(Record):
+    """What the certificate covers of all test rows, whether or not the large model was asked them."""
+
+    n_rows: int
+    """Test rows."""
+    n_kept: int
+    """Rows whose small answer the certificate covers."""
+    n_wrong: int
+    """Wrong answers among them."""
+
+
+class PathSummary(Record):
+    """One path measured on test rows."""
+
+    model: str
+    accuracy: Estimate
+    """Share of correct answers."""
+    measures: dict[str, Estimate] = {}
+    """The task's other metrics by name."""
+    cost_usd_per_1k: float
+    """USD per 1,000 requests."""
+    p50_ms: float
+    """Median latency of one request."""
+    p95_ms: float
+    """95th percentile of the latency."""
+    requests_per_s: float | None
+    """Throughput with all rows in flight; None for recorded answers."""
+    share: float
+    """Share of requests that stay small, in [0, 1]; 1 for every path but the Router."""
+    note: str
+    """Remark of the evaluation, for example when answers were recorded."""
+
+
+class RunError(Record):
+    """The error that ended a run."""
+
+    type: str
+    """Class of the error, such as `GateFailed`."""
+    message: str
+    """The message with the next command."""
+    exit_code: int
+    """Exit code of the command line."""
+
+    @classmethod
+    def of(cls, error: BaseException) -> RunError:
+        stopped = isinstance(error, KeyboardInterrupt)
+        message = "stopped from the keyboard" if stopped else str(error)
+        code = EXIT_STOPPED if stopped else getattr(error, "exit_code", 1)
+        return cls(type=type(error).__name__, message=message, exit_code=code)
+
+
+class NextStep(Record):
+    """One thing to do next."""
+
+    what: str
+    """What it does or why, in words."""
+    command: str = ""
+    """Command to paste; empty where a person has to do something first."""
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        return (f"{self.what}:", f"  {self.command}") if self.command else (self.what,)
+
+
+class RunSummary(Record):
+    """Everything that the last lines of a run show; for a run that failed, what it reached and its error."""
+
+    task: str
+    error: RunError | None = None
+    """The error that ended the run; None if it succeeded."""
+    paths: dict[str, PathSummary] = {}
+    """Every measured path by name: `large`, the candidates from the smallest, and `routed`."""
+    minutes: dict[str, float] = {}
+    """Minutes that each candidate took to fit, by name."""
+    left_out: dict[str, str] = {}
+    """Why each candidate that was not fitted, or is no finalist, was left out, by name."""
+    outcome: Outcome | None = None
+    """What the run decided; None if it did not get that far."""
+    gate: GateVerdicts = GateVerdicts(verdicts=(), winner=None)
+    """The gate's verdicts on each candidate alone."""
+    certificate: Certificate | None = None
+    """The Router's certificate; None if nothing was certified."""
+    promoted: Promotion | None = None
+    """The version that went live; None if none did."""
+    open_ended: OpenEndedRouting | None = None
+    """The Router on open-ended requests; None without such requests."""
+    report: str = ""
+    """Path of the report; empty if none was written."""
+    next_steps: tuple[NextStep, ...] = ()
+    """What to do next, the best first."""
+
+    def __str__(self) -> str:
+        return format_summary(self)
+
+
+def summarize_run(file: TaskFile, run_folder: RunFolder | None, error: BaseException | None = None) -> RunSummary:
+    """Return the summary of a run from the files that its stages wrote; `error` ended it."""
+    ended = RunError.of(error) if error else None
+    if run_folder is None:
+        return RunSummary(task=file.name, error=ended)
+    names = ("large", *(candidate.name for candidate in all_candidates()), "routed")
+    measured = {name: run_folder.evaluation(name, "test") for name in names}
+    certificate, report = run_folder.find(Certificate, CERTIFICATE), run_folder.path / "report.html"
+    fitted = run_folder.fitted() or FittedCandidates(ladder=())
+    return RunSummary(
+        task=file.name,
+        error=ended,
+        minutes=fitted.minutes,
+        left_out=fitted.left_out | no_finalists(run_folder),
+        paths={name: _path_summary(evaluation) for name, evaluation in measured.items() if evaluation},
+        outcome=run_folder.find(Outcome, OUTCOME),
+        gate=run_folder.find(GateVerdicts, VERDICTS) or GateVerdicts(verdicts=(), winner=None),
+        certificate=certificate,
+        promoted=run_folder.find(Promotion, PROMOTED),
+        open_ended=run_folder.find(OpenEndedRouting, OPEN_ENDED),
+        report=str(report) if report.exists() or not error else "",
+    )
+
+
+def format_summary(summary: RunSummary) -> str:
+    """Return the summary as a table and a few sentences for the terminal."""
+    titles = {candidate.name: candidate.title for candidate in all_candidates()} | {"routed": "routed"}
+    if (large := summary.paths.get("large")) is not None:
+        titles["large"] = "large (recorded)" if large.requests_per_s is None else "large"
+    width = max((len(titles[name]) for name in summary.paths), default=0) + 1
+    lines = [f"{'':<{width}} {'accuracy':<24} {'cost / 1k requests':<20} {'p50':>9}   share"]
+    for name, path in summary.paths.items():
+        share = f"{100 * path.share:.0f} %" + (" small" if name == "routed" else "")
+        lines.append(
+            f"{titles[name]:<{width}} {path.accuracy!s:<24} {format_usd(path.cost_usd_per_1k):<20} "
+            f"{path.p50_ms:>6.0f} ms   {share}"
+        )
+    return "\n".join([*lines, *_sentences(summary)])
+
+
+def _sentences(summary: RunSummary) -> list[str]:
+    outcome, certificate = summary.outcome, summary.certificate
+    lines = [outcome.sentence] if outcome else []
+    gates = {"passed": "PASS", "failed": "FAIL", "signed": "FAIL, signed for", "not written": "not in task.yaml"}
+    confirmed = outcome and outcome.goes_live and summary.gate.confirmed
+    parts = [f"gate {'PASS (small first)' if confirmed else gates[outcome.gate] if outcome else 'not decided'}"]
+    if outcome and outcome.live_as:
+        parts.append(f"promoted {outcome.live_as}")
+    if certificate and certificate.issued and outcome and not outcome.promise:
+        parts.append("a certificate was issued, and nothing goes live with it")
+    elif certificate:
+        parts.append(f"{'certificate' if certificate.issued else 'no certificate'}: {certificate.why}")
+    lines.append(" · ".join(parts))
+    if summary.open_ended:
+        n_to_large, n = summary.open_ended.n_to_large, summary.open_ended.n_requests
+        lines.append(f"open-ended requests sent to the large model: {n_to_large} of {n}")
+    if outcome and outcome.live_as and summary.gate.winner not in (None, outcome.candidate):
+        how = f" ({summary.gate.how_found})" if summary.gate.how_found else ""
+        lines.append(f"by the gate alone: {summary.gate.winner}{how} — consider it (routing.small)")
+    return lines + [f"{name} left out: {why}" for name, why in summary.left_out.items()]
+
+
+def _path_summary(evaluation: Evaluation) -> PathSummary:
+    small = sum(evaluation.stays_small) / max(1, len(evaluation.rows))
+    measured = {name: getattr(evaluation, name) for name in PathSummary.model_fields if name != "share"}
+    return PathSummary(**measured, share=small if evaluation.candidate == "routed" else 1.0)
+
+
+def next_steps(
+    project: Project | None, run_folder: RunFolder | None, error: BaseException | None, *, task: str = "task.yaml"
+) -> tuple[NextStep, ...]:
+    """Return what to do after a run that ended with `error` or well, the best first.
+
+    `task` is the task as the user named it. After an error that says itself what to do there are no steps.
+    """
+    steps: Iterable[NextStep] = ()
+    if isinstance(error, DataError):
+        look = NextStep(what="see what is wrong with the rows, and where", command=f"smallfirst check {task}")
+        steps = look, NextStep(what=f"mend them or label more, then: smallfirst run {task}")
+    elif project is not None and isinstance(error, KeyboardInterrupt | ModelError | TrainingError):
+        steps = _after_interruption(project, error, task)
+    elif project is None or run_folder is None:
+        pass
+    elif type(error) is GateFailed and (verdicts := run_folder.find(GateVerdicts, VERDICTS)):
+        steps = after_gate(project, run_folder, verdicts, task=task)
+    elif error is None and (outcome := run_folder.find(Outcome, OUTCOME)):
+        steps = after_outcome(project, outcome, task=task)
+    return tuple(steps)
+
+
+def _after_interruption(project: Project, error: BaseException, task: str) -> Iterator[NextStep]:
+    when = "when the large model answers again" if isinstance(error, ModelError) else "to continue"
+    yield NextStep(
+        what=f"{when}; what was trained, measured or asked is kept", command=f"smallfirst run {task} --resume"
+    )
+    if isinstance(error, ModelError) and project.file.large is not None:
+        yield NextStep(what="or leave large: out of task.yaml: the small models are then judged by the rows alone")
+
+
+def after_gate(
+    project: Project, run_folder: RunFolder, gate: GateVerdicts, *, task: str = "task.yaml"
+) -> Iterator[NextStep]:
+    """Yield what to do after the gate has said no to the candidate that was to go live."""
+    named = project.file.goes_live
+    if gate.winner not in (None, named) and named not in RULES and project.file.sets_gate:
+        yield NextStep(
+            what=f"{gate.winner} passes: let it go live in place of {project.file.goes_live}",
+            command=f"smallfirst promote {task} --candidate {gate.winner}",
+        )
+        return
+    best, outcome = nearest_to_passing(gate.verdicts), run_folder.find(Outcome, OUTCOME)
+    if outcome is None:
+        what = "no candidate may go live alone: see which part of the requests can stay small"
+        yield NextStep(what=what, command=f"smallfirst calibrate {task}")
+    elif outcome.gate_line or outcome.alias == versions.SHADOW:
+        yield from after_outcome(project, outcome, task=task)
+        return
+    elif outcome.labels_needed is not None:
+        yield NextStep(what=f"label {outcome.labels_needed.in_words}, then: smallfirst run {task}")
+    if not best.failed_checks:
+        return
+    yield NextStep(what=" ".join(_what_to_label(project, run_folder, best)))
+    if project.task.closed:
+        yield NextStep(
+            what="look for wrong labels among the training rows",
+            command=f"smallfirst review {task} --labels suspects.jsonl",
+        )
+    yield NextStep(
+        what="or sign for it with a name and a reason, which stay on record",
+        command=f"smallfirst override {task} --candidate {best.candidate} --by NAME --because REASON",
+    )
+
+
+def _what_to_label(project: Project, run_folder: RunFolder, best: Verdict) -> Iterator[str]:
+    """Yield sentences on the failed check that is furthest off, and on what would change it."""
+    failed = sorted(best.failed_checks, key=lambda check: check.shortfall, reverse=True)
+    first = next((check for check in failed if check.more_rows is None), failed[0])
+    yield f"{best.candidate} comes nearest; furthest off is {first.requirement}, measured {first.measured}."
+    if not project.rows.test.examples:
+        yield "Label more rows: there is no test row."
+    elif first.more_rows is None and first.advice:
+        yield f"{first.advice[:1].upper()}{first.advice[1:]}{_forecast(project, run_folder, best.candidate)}."
+
+
+def _forecast(project: Project, run_folder: RunFolder, candidate: str) -> str:
+    curve = run_folder.find(LearningCurve, LEARNING)
+    points = [p for p in curve.points if p.candidate == candidate] if curve else []
+    found = forecast(points, 2 * len(project.rows.train)) if points else None
+    return f" ({found.why})" if found is not None and found.accuracy is not None else ""
+
+
+def after_outcome(project: Project, outcome: Outcome, *, task: str = "task.yaml") -> Iterator[NextStep]:
+    """Yield how to serve what is live, how to let it go live, or what is missing for that."""
+    replay = " --replay-large" if project.file.large and project.file.large.recorded else ""
+    serve = f"smallfirst serve {task}{replay}"
+    if outcome.live_as:
+        yield NextStep(what=f"serve it: {outcome.in_short}", command=serve)
+        yield NextStep(what="ask it one of your rows", command=_curl(project))
+    elif outcome.goes_live:
+        yield NextStep(what=f"let it go live: {outcome.in_short}", command=f"smallfirst promote {task}")
+    elif outcome.gate_line:
+        yield NextStep(what=f"{outcome.gate_missing} Then", command=f"smallfirst promote {task}")
+    elif outcome.alias == versions.SHADOW:
+        yield NextStep(
+            what="serve it meanwhile: the large model answers, the small one drafts beside it", command=serve
+        )
+        yield NextStep(what="ask it one of your rows", command=_curl(project))
+    if outcome.labels_needed is not None and not outcome.promise:
+        what = "have a promise about single answers" if outcome.goes_live else "have it decided"
+        yield NextStep(what=f"to {what}, label {outcome.labels_needed.in_words}, then: smallfirst run {task}")
+    elif outcome.why and not outcome.promise and not outcome.gate_line:
+        yield NextStep(what=f"no number of rows like these is likely to give a promise: {outcome.why}")
+
+
+def _curl(project: Project) -> str:
+    examples = project.rows.test.examples or project.rows.train.examples
+    shortest = min(examples, key=lambda example: (len(example.text), example.text))
+    messages = [{"role": m.role, "content": m.content[:MAX_QUESTION_CHARS]} for m in shortest.messages]
+    body = json.dumps({"model": project.file.name, "messages": messages}, ensure_ascii=False)
+    return f"curl -s localhost:8000/v1/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}"
+
+
+def hint_of(error: SmallfirstError, steps: Iterable[NextStep]) -> str | None:
+    """Return the error's own hint with the steps below it."""
+    lines = [*([error.hint] if error.hint else []), *(line for step in steps for line in step.lines)]
+    return "\n        ".join(lines) or None

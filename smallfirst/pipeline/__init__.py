@@ -1,1 +1,0 @@
-"""The whole path, stage by stage: check, train, evaluate, gate, promote, calibrate, report."""

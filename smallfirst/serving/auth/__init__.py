@@ -1,1 +1,0 @@
-"""API keys, roles and rate limits."""

@@ -1,0 +1,212 @@
+"""Hand exchanges to the process that keeps them: a copy in shared memory, and the request goes on.
+
+A request never waits for it. What was handed over is stored even if the proxy is killed; what finds no room, since the
+disk is full or the traffic too dense, is not kept and counted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import mmap
+import os
+import random
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from smallfirst.base.records import Record
+from smallfirst.traffic.capture_store import FILE_NAME, CaptureStore
+from smallfirst.traffic.gateway.http import GatewayRequest, UpstreamAnswer
+from smallfirst.traffic.settings import CaptureSettings, GatewaySettings
+
+_log = logging.getLogger("smallfirst.traffic.gateway")
+_ROUTES = (
+    "/chat/completions", "/responses", "/completions", "/messages", "/embeddings", "/moderations", "/decisions",
+    "/systemone",
+)  # fmt: skip
+"""Ends of the routes that are kept: questions that a model answers at once. Files, audio and jobs are not."""
+_KEPT_HEADERS = frozenset({b"content-type", b"content-encoding"})
+_RESTART_S = 5.0
+_END_S = 10.0
+MAX_BODY_BYTES = 1024 * 1024
+"""Exchanges with a larger body, of the request or of the answer, are not kept."""
+BUFFER_BYTES = 16 * 1024 * 1024
+"""Memory for what waits to be stored; what comes while it is full is not kept, and counted."""
+FRAME = struct.Struct("<II")
+"""Before an entry's three parts: the lengths of the first two, which are the facts as JSON and the request's body."""
+
+
+class WorkerOrder(Record):
+    """What the keeping process is told."""
+
+    path: Path
+    """File of the capture store."""
+    settings: GatewaySettings
+    wanted: CaptureSettings
+    ring_fd: int
+    wake_fd: int
+    """Read end of the pipe; it ends when the proxy ends."""
+
+    def open_store(self) -> CaptureStore:
+        """Open the store. Raise ConfigError if it cannot be used, or its key is missing."""
+        wanted = self.wanted
+        return CaptureStore(self.path, max_rows=wanted.max_rows, keep_days=wanted.keep_days, key=wanted.key())
+
+
+class Capture:
+    """The proxy's side of the capture."""
+
+    def __init__(self, settings: GatewaySettings, wanted: CaptureSettings, folder: Path) -> None:
+        """Start the process that keeps exchanges in `folder`. Raise ConfigError if the store cannot be used."""
+        self.wanted = wanted
+        self._tenants = frozenset(wanted.tenants)
+        self._ring = Ring(shared_memory(BUFFER_BYTES), BUFFER_BYTES)
+        self._order = WorkerOrder(
+            path=folder / FILE_NAME, settings=settings, wanted=wanted, ring_fd=self._ring.fd, wake_fd=0
+        )
+        self._order.open_store().close()
+        self._start()
+
+    def wants(self, request: GatewayRequest) -> bool:
+        """Return True if this request is to be kept: its tenant has agreed, and chance has drawn it."""
+        return (
+            request.method == "POST"
+            and request.path.endswith(_ROUTES)
+            and request.tenant in self._tenants
+            and len(request.body) <= MAX_BODY_BYTES
+            and (self.wanted.share >= 1 or random.random() < self.wanted.share)
+        )
+
+    def keep(self, request: GatewayRequest, answer: UpstreamAnswer) -> None:
+        """Hand an exchange over as it went over the line, with the headers alone that say how to read the answer."""
+        facts: dict[str, Any] = {
+            "id": request.id,
+            "at": request.at,
+            "route": request.path,
+            "tenant": "" if request.tenant == "default" else request.tenant,
+            "status": answer.status,
+            "upstream": answer.upstream,
+            "latency_ms": answer.latency_ms,
+            "headers": [(k.decode("latin-1"), v.decode("latin-1")) for k, v in answer.headers if k in _KEPT_HEADERS],
+        }
+        if len(answer.body) > MAX_BODY_BYTES:
+            return
+        head = json.dumps(facts).encode()
+        if self._ring.put((FRAME.pack(len(head), len(request.body)), head, request.body, answer.body)):
+            self._wake()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What became of the exchanges since the proxy has started."""
+        return self._ring.counts
+
+    def close(self) -> None:
+        """Let the process store what is waiting, and wait for its end for some seconds."""
+        os.close(self._wake_fd)
+        try:
+            self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            _log.warning("the capture still stores %d bytes", self._ring.counts["waiting_bytes"])
+
+    def _start(self) -> None:
+        read_fd, self._wake_fd = os.pipe()
+        os.set_blocking(self._wake_fd, False)
+        order = self._order.model_copy(update={"wake_fd": read_fd})
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "smallfirst.traffic.gateway.capture_worker", order.model_dump_json()],
+            pass_fds=(read_fd, self._ring.fd),
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C ends the proxy first, and that ends it
+        )
+        os.close(read_fd)
+        self._started_s = time.monotonic()
+
+    def _wake(self) -> None:
+        try:
+            os.write(self._wake_fd, b"\0")
+        except BlockingIOError:
+            pass  # it has enough to wake up from
+        except BrokenPipeError:
+            if time.monotonic() - self._started_s > _RESTART_S:
+                _log.warning("the capture's process has ended with %s; it is started again", self._process.poll())
+                os.close(self._wake_fd)
+                self._start()
+
+
+_HEAD_BYTES = 64
+_PUT, _TAKEN, _REFUSED, _STORED, _UNREADABLE = range(5)
+_LENGTH = struct.Struct("<I")
+
+
+class Ring:
+    """The queue. The writer wakes the reader through a pipe of its own, which orders their accesses to memory."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        """Map the shared memory of `size` bytes behind `fd` (see `shared_memory`)."""
+        self.fd, self._size = fd, size - _HEAD_BYTES
+        self._map = mmap.mmap(fd, size)
+        self._numbers = memoryview(self._map)[:_HEAD_BYTES].cast("Q")
+
+    def put(self, parts: Sequence[bytes]) -> bool:
+        """Append one entry, given in parts; return False if there is no room for it."""
+        length = sum(map(len, parts))
+        at = self._numbers[_PUT]
+        if at + length + _LENGTH.size - self._numbers[_TAKEN] > self._size:
+            self._numbers[_REFUSED] += 1
+            return False
+        for part in (_LENGTH.pack(length), *parts):
+            at = self._write(at, part)
+        self._numbers[_PUT] = at  # last, so that an entry is there as a whole or not at all
+        return True
+
+    def entries(self, most: int) -> tuple[list[bytes], int]:
+        """Return up to `most` waiting entries, oldest first, and the place behind them, for `take`."""
+        found: list[bytes] = []
+        at, end = self._numbers[_TAKEN], self._numbers[_PUT]
+        while at < end and len(found) < most:
+            (length,) = _LENGTH.unpack(self._read(at, _LENGTH.size))
+            found.append(self._read(at + _LENGTH.size, length))
+            at += _LENGTH.size + length
+        return found, at
+
+    def take(self, until: int, *, stored: int, unreadable: int) -> None:
+        """Give the room of the entries before `until` free, and count what became of them."""
+        self._numbers[_STORED] += stored
+        self._numbers[_UNREADABLE] += unreadable
+        self._numbers[_TAKEN] = until
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What became of the entries: `no_room` did not fit, `unreadable` could not be stored, whatever the room."""
+        put, taken, refused, stored, unreadable = self._numbers[: _UNREADABLE + 1]
+        return {"stored": stored, "waiting_bytes": put - taken, "no_room": refused, "unreadable": unreadable}
+
+    def _write(self, at: int, part: bytes) -> int:
+        start = at % self._size
+        first = min(len(part), self._size - start)
+        self._map[_HEAD_BYTES + start : _HEAD_BYTES + start + first] = part[:first]
+        if first < len(part):
+            self._map[_HEAD_BYTES : _HEAD_BYTES + len(part) - first] = part[first:]
+        return at + len(part)
+
+    def _read(self, at: int, length: int) -> bytes:
+        start = at % self._size
+        first = self._map[_HEAD_BYTES + start : _HEAD_BYTES + min(start + length, self._size)]
+        return first + self._map[_HEAD_BYTES : _HEAD_BYTES + length - len(first)]
+
+
+def shared_memory(size: int) -> int:
+    """Return the descriptor of new memory that a child process can map as well; it has no name in the file system."""
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("smallfirst-capture")
+    else:
+        with tempfile.TemporaryFile() as file:
+            fd = os.dup(file.fileno())
+    os.ftruncate(fd, size)
+    return fd

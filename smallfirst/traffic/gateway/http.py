@@ -1,0 +1,286 @@
+"""Requests and responses of the proxy, and its own errors in the shape that OpenAI's clients understand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from smallfirst.serving.openai.errors import ApiError, ClientDisconnected
+from smallfirst.serving.openai.wire import raw_headers
+from smallfirst.traffic.wire.dialects import read_stream
+
+if TYPE_CHECKING:
+    from smallfirst.traffic.gateway.upstreams import Response
+
+RawHeaders = list[tuple[bytes, bytes]]
+"""Names in lower case, in the order in which they came."""
+ERROR_HEADER = b"x-smallfirst-error"
+"""On every answer that is the proxy's own error and not the upstream's."""
+OWN_PREFIX = b"x-smallfirst-"
+"""Headers of requests that are for the proxy and not passed on."""
+
+READABLE = frozenset({"identity", "gzip", "deflate"})
+"""Content codings that are read here."""
+MAX_READ_BYTES = 16 * 1024 * 1024
+"""Longest decompressed body that is read."""
+_UNREAD: Any = object()
+
+
+@dataclass(slots=True)
+class GatewayRequest:
+    """A request as it arrived, its body whole."""
+
+    method: str
+    path: str
+    """As it was sent, escapes included, without the query: `/v1/chat/completions`."""
+    query: bytes
+    headers: RawHeaders
+    """With the client's own key: never store them."""
+    body: bytes
+    """Whole; empty if the body is passed on while it arrives (see `GatewaySettings.max_buffered_bytes`)."""
+    tenant: str = "default"
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Unique; that of its Exchange as well."""
+    at: float = field(default_factory=time.time)
+    """When it arrived, in seconds since the epoch."""
+    watched: bool = False
+    """Set it to True in `TakenOverTasks.answer` to get the upstream's answer in `TakenOverTasks.passed`."""
+    credential: tuple[str, str] | None = None
+    """Set by `Credentials.accepts`, which the upstream's answer then renews: a hash, never a key."""
+    _json: Any = _UNREAD
+
+    def json(self) -> dict[str, Any] | None:
+        """Return the body as JSON, parsed once: share it, do not change it. None if it is not an object."""
+        if self._json is _UNREAD:
+            try:
+                value = json.loads(self.body) if self.body else None
+            except (ValueError, RecursionError):
+                value = None
+            self._json = value if isinstance(value, dict) else None
+        found: dict[str, Any] | None = self._json
+        return found
+
+    def header(self, name: bytes) -> bytes:
+        """Return a header's value by its name in lower case, or an empty string."""
+        return next((value for key, value in self.headers if key == name), b"")
+
+
+class UpstreamAnswer(NamedTuple):
+    """The whole answer of an upstream."""
+
+    status: int
+    headers: RawHeaders
+    body: bytes
+    """As it came, compressed if `content-encoding` says so; `assembly.read_response` reads it."""
+    upstream: str
+    """Name in the settings."""
+    latency_ms: float
+    """From the request to the last byte."""
+
+
+class Captured(NamedTuple):
+    """A question to an upstream and its answer, as the capture is to keep them."""
+
+    request: bytes
+    """A JSON object."""
+    answer: UpstreamAnswer
+
+
+class GatewayResponse(NamedTuple):
+    """An answer of the proxy's own, or of an upstream that was asked for it."""
+
+    status: int
+    headers: RawHeaders
+    body: bytes
+    captured: Captured | None = None
+    """What to keep as an exchange; None: nothing. A small model's own answers must not be: nobody learns from them."""
+
+
+def is_stream(headers: RawHeaders) -> bool:
+    """Return True for server-sent events."""
+    return header_of(headers, b"content-type").lower().startswith("text/event-stream")
+
+
+def read_response(headers: RawHeaders, body: bytes) -> dict[str, Any] | None:
+    """Return an upstream's answer in the form without streaming; None if it cannot be read, or is no JSON object."""
+    try:
+        plain = _decompressed(body, header_of(headers, b"content-encoding").strip().lower())
+        value = read_stream(plain) if is_stream(headers) else json.loads(plain)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, zlib.error):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _decompressed(body: bytes, coding: str) -> bytes:
+    if coding in ("", "identity"):
+        return body
+    if coding not in ("gzip", "x-gzip", "deflate"):
+        raise ValueError(coding)
+    windows = (15, -15) if coding == "deflate" else (31,)  # deflate comes with a head or without
+    for window in windows:
+        reader = zlib.decompressobj(window)
+        try:
+            plain = reader.decompress(body, MAX_READ_BYTES)
+        except zlib.error:
+            continue
+        if reader.eof and not reader.unconsumed_tail:
+            return plain
+    raise ValueError("too long, or cut off")
+
+
+def header_of(headers: RawHeaders, name: bytes) -> str:
+    """Return a header's value by its name in lower case, or an empty text."""
+    return next((value.decode("latin-1") for key, value in headers if key == name), "")
+
+
+def json_response(value: Any, status: int = 200, *headers: tuple[bytes, bytes]) -> GatewayResponse:
+    """Return `value` as JSON."""
+    return GatewayResponse(status, [(b"content-type", b"application/json"), *headers], json.dumps(value).encode())
+
+
+def refusal(error: ApiError) -> GatewayResponse:
+    """Return an error of the proxy as its answer; the code stands in the header `x-smallfirst-error` as well."""
+    more = {ERROR_HEADER.decode(): error.code or "refused", **error.headers}
+    return json_response(error.body, error.status, *raw_headers(more))
+
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+_TAIL_BYTES = 20
+
+
+class BrokenOff(Exception):
+    """The answer ended in the middle: the server closes the connection, as the upstream did."""
+
+
+class Client:
+    """The client's side of one request."""
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive, self._send = receive, send
+        self._read, self._answered = asyncio.Event(), False
+        self.gone = False
+        """True if the client has closed its connection before it was answered."""
+        self.started = False
+        """True once the head of an answer is sent."""
+
+    async def read(self, most: int) -> tuple[bytes, bool]:
+        """Return the body, or its beginning of more than `most` bytes and True if there is more.
+
+        Raise ClientDisconnected.
+        """
+        pieces: list[bytes] = []
+        size, more = 0, True
+        while more and size <= most:
+            piece, more = await self._piece()
+            pieces.append(piece)
+            size += len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces), more
+
+    async def rest(self, beginning: bytes) -> AsyncIterator[bytes]:
+        """Yield the body from its beginning on as it arrives. Raise ClientDisconnected."""
+        yield beginning
+        more = True
+        while more:
+            piece, more = await self._piece()
+            if piece:
+                yield piece
+
+    async def _piece(self) -> tuple[bytes, bool]:
+        message = await self._receive()
+        if message["type"] != "http.request":
+            raise ClientDisconnected
+        if not (more := bool(message.get("more_body"))):
+            self._read.set()
+        return message.get("body", b""), more
+
+    async def discard(self, most: int) -> None:
+        """Read up to `most` bytes more: else a client that sends sees no answer. Raise ClientDisconnected."""
+        async for piece in self.rest(b""):
+            most -= len(piece)
+            if most < 0:
+                return
+
+    async def until_gone(self) -> Message:
+        """Return what the server says of the client after its body, for `cancel_on_disconnect`."""
+        await self._read.wait()
+        message = await self._receive()
+        if self._answered:  # the server reports the end of an answer as a disconnect, too
+            await asyncio.Event().wait()
+        self.gone = message["type"] == "http.disconnect"
+        return message
+
+    async def start(self, status: int, headers: RawHeaders) -> None:
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        self.started = True
+
+    async def piece(self, body: bytes, *, more: bool) -> None:
+        if not more:
+            self._answered = True
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def answer(self, response: GatewayResponse) -> None:
+        """Send an answer of the proxy's own."""
+        headers = [h for h in response.headers if h[0] != b"content-length"]
+        await self.start(response.status, [*headers, (b"content-length", b"%d" % len(response.body))])
+        await self.piece(response.body, more=False)
+
+
+class Copy:
+    """A copy of an answer that is passed back, up to a size."""
+
+    def __init__(self, most: int) -> None:
+        self._pieces: list[bytes] = []
+        self._left = most
+        self._tail = b""
+        self.whole = True
+        """False once the answer was larger."""
+
+    def add(self, piece: bytes) -> None:
+        self._left -= len(piece)
+        if self._left < 0:
+            self._pieces.clear()
+            self.whole = False
+        else:
+            self._pieces.append(piece)
+        self._tail = (self._tail + piece[-_TAIL_BYTES:])[-_TAIL_BYTES:]
+
+    @property
+    def says_done(self) -> bool:
+        """True once OpenAI's mark of a stream's end is there: clients may go then, before the answer itself ends."""
+        return self._tail.rstrip().endswith(b"data: [DONE]")
+
+    def body(self) -> bytes:
+        return b"".join(self._pieces)
+
+
+async def pass_back(response: Response, client: Client, copy: Copy | None, before_end: Callable[[], None]) -> None:
+    """Pass an upstream's answer on to the client as it arrives. Raise UpstreamFailed if it breaks off.
+
+    `before_end` is called once, when all of it is there, just before the client gets the end.
+    """
+    await client.start(response.status, response.headers)
+    left, told, ended = response.length, False, False
+    async for piece in response.pieces():
+        if copy is not None:
+            copy.add(piece)
+        if left is not None:
+            left -= len(piece)
+        ended = left == 0
+        if not told and (ended or (copy is not None and copy.says_done)):
+            told = True
+            before_end()
+        await client.piece(piece, more=not ended)
+    if not told:
+        before_end()
+    if not ended:
+        await client.piece(b"", more=False)

@@ -1,0 +1,455 @@
+"""One learnt task in front of its upstream: who answers a request, the watch over it, and the step back.
+
+The task's own Router decides by its certificate, and the same monitor audits it as behind `smallfirst serve`. Requests
+outside the share that was taken over pass, and the small model's drafts are compared with the upstream's answers there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import random
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+from time import perf_counter
+from typing import Any, NamedTuple
+
+from smallfirst.base.errors import ModelError
+from smallfirst.base.stats.intervals import upper_bound
+from smallfirst.base.stats.sequential import GuaranteeTest
+from smallfirst.deployment.second_look import Readiness, SecondLook
+from smallfirst.deployment.task_deployment import DeployedVersion, TargetVersions, TaskDeployment
+from smallfirst.ledger.ledger import Ledger
+from smallfirst.ledger.rows import LedgerRow, StateRow
+from smallfirst.models.pricing.charge import Charge, stated
+from smallfirst.models.pricing.prices import PriceBook
+from smallfirst.models.pricing.tokens import TokenUsage, read_usage
+from smallfirst.models.protocol import Capability, Completion, Request, Route
+from smallfirst.models.usage import paid
+from smallfirst.models.wrappers import CallableModel
+from smallfirst.path.project.task_file import read_task_file
+from smallfirst.routing.router import Decision
+from smallfirst.serving.request_lifecycle import route_columns, usage_columns
+from smallfirst.traffic.exchange import charge_of, estimate_tokens
+from smallfirst.traffic.gateway.tasks import Asked, BackgroundTasks
+from smallfirst.traffic.takeovers import LEARNT, Cause, Change, TakeOver, TenantStepBack
+from smallfirst.traffic.task_source import TaskSource
+from smallfirst.traffic.wire.dialects import read_answer
+from smallfirst.traffic.wire.messages import Answer
+
+_log = logging.getLogger("smallfirst.takeover")
+COMPARED_BESIDE = 0.25
+"""Share of the requests outside the share taken over whose drafts are compared; in shadow all are."""
+OUTSIDE = "outside the share that was taken over"
+UNPROVEN = "the upstream has not accepted this credential of late"
+ALONE = "the task has stepped back for this tenant"
+Update = Callable[[str, Change], TakeOver]
+"""Changes what takeovers.json says of a task."""
+
+
+class Ruling(NamedTuple):
+    """Who answers a request: the small model if there is an answer, else the upstream."""
+
+    task: LiveTask
+    asked: Asked
+    decision: Decision | None = None
+    """The Router's; None for a request outside the share."""
+    small: Completion | None = None
+    """The small model's certified answer."""
+    answer: Answer | None = None
+    """The same as the upstream would have written it."""
+    why: str = OUTSIDE
+    """Why the Router was not asked."""
+    request: Request | None = None
+    """What the Router was asked."""
+
+
+class LiveTask:
+    """A learnt task whose models are loaded."""
+
+    def __init__(
+        self,
+        taken: TakeOver,
+        upstream: Upstream,
+        deployed: DeployedVersion,
+        ledger: Ledger,
+        update: Update,
+        one_tenant: Callable[[], bool],
+        *,
+        agreement: bool,
+    ) -> None:
+        """`agreement`: right is what the large model answered; else people's answers certify."""
+        self.taken, self.upstream, self.deployed, self.agreement = taken, upstream, deployed, agreement
+        self.source, self.router, self.serves = upstream.source, deployed.router, taken.serves
+        self._ledger, self._update, self._one_tenant = ledger, update, one_tenant
+        self._watches = Watches()
+        self._background = BackgroundTasks()
+        if (looks := self.router.second_look) is not None:
+            looks.may_go_live, looks.on_taken = self._readiness, self._looked
+
+    @classmethod
+    def load(
+        cls,
+        taken: TakeOver,
+        ledger: Ledger,
+        update: Update,
+        one_tenant: Callable[[], bool],
+        prices: PriceBook | None = None,
+    ) -> LiveTask:
+        """Load a learnt task's models, which takes seconds. Raise what `TaskDeployment` raises."""
+        source = TaskSource.of(taken.folder)
+        assert source is not None
+        upstream = Upstream(source, prices or PriceBook())
+        deployment = TaskDeployment(read_task_file(taken.folder / LEARNT), ledger, large=upstream)
+        deployed = deployment.load(TargetVersions(taken.version) if taken.version else deployment.target_versions())
+        upstream.usual_usd = deployed.router.router.options.expected_cost_usd.get("large", 0.0)
+        agreement = deployment.file.routing.labels == "large"
+        live = cls(taken, upstream, deployed, ledger, update, one_tenant, agreement=agreement)
+        if deployed.second_look is not None:  # of a process that was killed before it told the file
+            live._looked(deployed.second_look)
+        return live
+
+    def follow(self, taken: TakeOver) -> None:
+        """Take over what the file says now; when a person has changed it, evidence begins anew."""
+        if taken.cause == "person" and taken.changed_at != self.taken.changed_at:
+            self._watches = Watches()
+        self.taken = taken
+
+    async def rule(self, asked: Asked) -> Ruling:
+        """Decide who answers a request that follows the task's wording."""
+        self._follow_monitor()
+        if self._is_back(asked.tenant):
+            return Ruling(self, asked, why=ALONE)
+        if not asked.may_ask:
+            return Ruling(self, asked, why=UNPROVEN)
+        drawn = int.from_bytes(hashlib.sha256(f"{self.taken.task}:{asked.id}".encode()).digest()[:6]) / 2**48
+        if drawn >= self._live_share:
+            return Ruling(self, asked)
+        request = Request.ask(asked.text)
+        decision = await self.router.decide(request)
+        draft = decision.draft
+        if decision.model is not None or draft is None or not decision.route.certified:
+            return Ruling(self, asked, decision, request=request)
+        try:
+            answer = asked.answer_format.render(draft.text)
+        except (ValueError, TypeError, KeyError):
+            _log.warning("%s: an answer cannot be written in the upstream's format", self.taken.task)
+            return Ruling(self, asked)
+        return Ruling(self, asked, decision, draft, answer, request=request)
+
+    async def answered(self, ruling: Ruling) -> Completion:
+        """Note that the small model's answer was given, and audit it if chance selects it; return it as noted."""
+        assert ruling.decision is not None
+        assert ruling.small is not None
+        noted = await self.router.settle(ruling.decision, ruling.small)
+        self._note(ruling, noted)
+        self._followed(ruling.asked)
+        return noted
+
+    async def passed(self, ruling: Ruling, response: dict[str, Any] | None, *, latency_ms: float = 0.0) -> None:
+        """Note what the upstream answered to a request that was passed, and compare the small model's draft with it."""
+        tenant = ruling.asked.tenant
+        grown = self._followed(ruling.asked)
+        completion = self.upstream.read(ruling.asked, response, latency_ms=latency_ms)
+        if completion is None:
+            return
+        self._answered_by(tenant, completion.answered_by)
+        if ruling.decision is not None and ruling.decision.model is not None:
+            noted = await self.router.settle(ruling.decision, completion)
+            last = noted.route.trail[-1] if noted.route and ruling.decision.draft else None
+            if last and self.taken.state == "live":
+                self._evidence(tenant, "model", self._watches.of(tenant).drafts.compared(last.differs))
+            self._note(ruling, noted)
+            return
+        share = COMPARED_BESIDE if self._live_share else 1.0
+        why = ruling.why if ruling.decision is None else ruling.decision.route.why
+        route = Route(stage="large", why=why, certified=False, task=self.router.name)
+        if ruling.why != ALONE:  # what one tenant has changed is no evidence against the promise to the others
+            drawn = ruling.decision is None and random.random() < share
+            route = route.model_copy(update={"audit_share": share, "audited": drawn})
+        as_learnt = not grown and completion.answered_by == (self.source.teacher.model or completion.answered_by)
+        counts = as_learnt and self.taken.state != "stepped back" and self.upstream.reads(ruling.asked, response)
+        self._note(ruling, completion.model_copy(update={"route": route}), in_shadow=counts)
+
+    def missed(self, tenant: str) -> None:
+        """Note that the upstream has answered a request that resembles the task's wording and does not follow it."""
+        self._evidence(tenant, "prompt", self._watches.of(tenant).wording.missed())
+
+    async def aclose(self) -> None:
+        """Wait for what is under way, then free the models."""
+        await self._background.wait()
+        await self.deployed.aclose()
+
+    def _followed(self, asked: Asked) -> str:
+        """Note an answered request that follows the task's wording; return how that has grown, or nothing."""
+        grown = self._watches.of(asked.tenant).wording.followed(asked.text)
+        self._evidence(asked.tenant, "prompt", grown)
+        return grown
+
+    @property
+    def _live_share(self) -> float:
+        """Share of the requests for which the small model may answer now: none while nothing is promised."""
+        return self.taken.live_share if self.router.router.certificate.issued else 0.0
+
+    def _readiness(self) -> Readiness:
+        live = self.taken.state == "live"
+        return Readiness(live, self.taken.command, share=self.taken.share if live else 0.0, held=True)
+
+    def _looked(self, look: SecondLook) -> None:
+        """Note what the second look found for all processes; they load the certificate that it put in force."""
+        found: dict[str, str] = {"second_look": look.found}
+        if look.replaces:
+            promise = f"{look.certificate.guarantee.in_words}; right is what the large model answered"
+            found |= {"certificate": look.certificate.fingerprint(), "promise": promise}
+
+        def note(known: TakeOver | None) -> TakeOver:
+            after = known or self.taken
+            return after.model_copy(update=found) if after.version == self.taken.version else after
+
+        self.follow(self._update(self.taken.task, note))
+
+    # The step back
+
+    def _answered_by(self, tenant: str, model: str) -> None:
+        """Note which model the upstream's response names."""
+        learnt = self.source.teacher.model
+        if learnt not in ("", model):
+            why = f"the upstream answers with {model}, and the task was learnt from {learnt}"
+            self._evidence(tenant, "model", why)
+
+    def _is_back(self, tenant: str) -> bool:
+        back = self.taken.tenant_back
+        return back is not None and back.tenant == tenant
+
+    def _evidence(self, tenant: str, cause: Cause, why: str) -> None:
+        """Let the upstream answer this tenant again, or all; nothing changes without a `why`, or if it does already."""
+        if not why or self.taken.state != "live" or self._is_back(tenant):
+            return
+        one = self._one_tenant()
+        self._change(lambda known: known.stepped_back(tenant, cause, why, one_tenant=one))
+
+    def _follow_monitor(self) -> None:
+        """Step back in a fallback of the monitor, and return when audits have ended it."""
+        monitor, taken = self.router.monitor, self.taken
+        if monitor.state == "fallback" and taken.state == "live":
+            why = monitor.alarms[-1].why if monitor.alarms else self.router.paused
+            self._change(lambda known: known.moved("stepped back", cause="guarantee", why=why))
+        elif monitor.state == "live" and taken.state == "stepped back" and taken.cause == "guarantee":
+            again = "audits show the guarantee again"
+            self._change(lambda known: known.moved("live", cause="guarantee", why=again))
+
+    def _change(self, change: Callable[[TakeOver], TakeOver]) -> None:
+        """Change the task for all processes, unless somebody has changed its state since this one looked."""
+        before, task = self.taken, self.taken.task
+        changed_here = False
+
+        def unless_changed(known: TakeOver | None) -> TakeOver:
+            nonlocal changed_here
+            if known is not None and known.changed_at != before.changed_at:
+                return known
+            after = change(known or before)
+            changed_here = after != known
+            return after
+
+        self.follow(self._update(task, unless_changed))
+        if not changed_here:
+            return
+        changed: TakeOver | TenantStepBack = self.taken
+        after: str = self.taken.state
+        if after == before.state and self.taken.tenant_back is not None:
+            changed = self.taken.tenant_back
+            after += f" without {changed.tenant}"
+        _log.warning("%s: %s -> %s: %s", task, before.state, after, changed.why)
+        values = {"before": before.state, "after": after, "why": changed.why, "cause": changed.cause, "certificate": ""}
+        row = StateRow.model_validate({"at": datetime.now(UTC), "task": task, **values})
+        self._background.start(self._ledger.append_async(row))
+
+    def _note(self, ruling: Ruling, completion: Completion, *, in_shadow: bool = False) -> None:
+        """Write the ledger's row, and hand the answer to the audits."""
+        asked, route = ruling.asked, completion.route
+        assert route is not None
+
+        async def ask_large() -> Completion:
+            other = await self.upstream.ask(asked)
+            self._answered_by(asked.tenant, other.answered_by)
+            return other
+
+        request = ruling.request or Request.ask(asked.text)
+        self.router.answered(asked.id, request, completion, ask_large=ask_large, in_shadow=in_shadow)
+        row = LedgerRow(
+            id=asked.id,
+            at=datetime.now(UTC),
+            served_name=str(asked.body.get("model") or "")[:128],
+            status=200,
+            latency_ms=completion.latency_ms,
+            answered_by=completion.answered_by,
+            stage=route.stage,
+            certified=route.certified,
+            confidence=route.confidence,
+            threshold=route.threshold,
+            **usage_columns(completion),
+            **route_columns(route),
+        )
+        self._background.start(self._ledger.append_async(row))
+
+
+class Upstream(CallableModel):
+    """The upstream's model. A Router knows it as its large model; it is asked by `ask`, with a client's request."""
+
+    capabilities: frozenset[Capability] = frozenset()
+
+    def __init__(self, source: TaskSource, prices: PriceBook) -> None:
+        self.name, self.source, self._prices = source.teacher.model, source, prices
+        self.usual_usd = 0.0
+        """Cost of an answer that has no price: the mean of the recorded ones; 0 if that is not known either."""
+
+    async def complete(self, request: Request) -> Completion:
+        """Raise ModelError: without a client's request there is no credential to ask with."""
+        raise ModelError(f"{self.name} is asked with a client's request, by `ask`")
+
+    async def ask(self, asked: Asked) -> Completion:
+        """Send a request again, for an audit. Raise ModelError if it is not answered."""
+        began = perf_counter()
+        status, response = await asked.again()
+        found = self.read(asked, response, latency_ms=(perf_counter() - began) * 1000) if status == 200 else None
+        if found is None:
+            raise ModelError(f"{self.name} did not answer an audit: HTTP {status}")
+        return found
+
+    def reads(self, asked: Asked, response: dict[str, Any] | None) -> bool:
+        """Return True if the answer is whole and in the format of the recorded ones, as what is learnt from must be."""
+        answer = read_answer(asked.path, response or {})
+        return answer is not None and asked.answer_format.parse(answer) is not None
+
+    def read(self, asked: Asked, response: dict[str, Any] | None, *, latency_ms: float = 0.0) -> Completion | None:
+        """Return the answer in a response, in the task's form where it has the known format; None without one."""
+        answer = read_answer(asked.path, response or {})
+        if answer is None or response is None:
+            return None
+        named = str(response.get("model") or self.name)
+        value = asked.answer_format.parse(answer)
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) if value else answer.text
+        charge = self._charge(named, asked, response)
+        return Completion(text=text, answered_by=named, latency_ms=latency_ms, **paid(charge))
+
+    def _charge(self, named: str, asked: Asked, response: dict[str, Any]) -> Charge:
+        """Return what the answer cost: as it states, by its tokens, or as the recorded ones did on average."""
+        reported = read_usage(response)
+        tokens = reported.tokens or estimate_tokens(asked.path, asked.body, response)
+        known = reported._replace(tokens=tokens)
+        charge = charge_of((named, str(asked.body.get("model") or ""), self.name), known, self._prices)
+        if charge is None:
+            usual, source = self.usual_usd or None, "the mean cost of recorded answers"
+            charge = stated(named, usual, tokens=tokens or TokenUsage(), source=source)
+        return charge.model_copy(update={"estimated": reported.tokens is None and reported.usd is None})
+
+
+# What shows for nothing that a task is no longer what it was
+
+N_RECENT = 40
+"""Requests of a task, or like it, that are looked back on."""
+NEAR_ENOUGH = 0.9
+"""Share of these that follow no known wording, from which on the wording counts as changed."""
+N_SAME = 12
+"""Different cases in a row that begin or end alike, from which on the common part counts as wording."""
+MIN_SAME = 16
+"""Characters that they have in common."""
+_KEPT = 64
+"""Characters of a case's beginning and of its end that are kept."""
+MAX_TENANTS = 1_000
+"""Tenants that are watched; of more, those that asked last."""
+N_USUAL = 400
+"""Compared drafts from which their usual share of differences is taken."""
+FALSE_ALARMS = 0.025
+"""Probability that the usual share is taken for smaller than it is, and that of an alarm while it stays."""
+
+
+class WordingWatch:
+    """The wordings of one task's recent requests that were answered."""
+
+    def __init__(self) -> None:
+        self._missed: deque[bool] = deque(maxlen=N_RECENT)
+        self._cases: deque[tuple[int, str, str]] = deque(maxlen=N_SAME)
+
+    def followed(self, text: str) -> str:
+        """Add a request that follows a wording; return what is wrong, in a sentence, or nothing.
+
+        `text` is its case. Cases that all begin or end alike mean that the prompt has grown where a slot was.
+        """
+        self._missed.append(False)
+        case = (hash(text), text[:_KEPT], text[-_KEPT:])
+        if case not in self._cases:
+            self._cases.append(case)
+        if len(self._cases) < N_SAME:
+            return ""
+        begins = _common_beginning([begin for _, begin, _ in self._cases])
+        ends = _common_beginning([end[::-1] for _, _, end in self._cases])[::-1]
+        same, where = max((begins, "begin"), (ends, "end"), key=lambda found: len(found[0]))
+        if len(same.strip()) < MIN_SAME:
+            return ""
+        return f"the application's prompt has changed: the last {N_SAME} cases all {where} with {same[:60]!r}"
+
+    def missed(self) -> str:
+        """Add a request that resembles a wording and follows none; return what is wrong, in a sentence, or nothing."""
+        self._missed.append(True)
+        n = sum(self._missed)
+        if len(self._missed) < N_RECENT or n < NEAR_ENOUGH * N_RECENT:
+            return ""
+        return f"the application's prompt has changed: {n} of the last {N_RECENT} requests follow no known wording"
+
+
+class DraftWatch:
+    """How often drafts that were not sure enough differ from the upstream's answer, which is there anyway.
+
+    The first N_USUAL say what is usual. More differences than their upper bound mean another model behind the same
+    name, or other cases; a test that may be looked at after each one decides.
+    """
+
+    def __init__(self) -> None:
+        self._n = self._n_different = 0
+        self._test: GuaranteeTest | None = None
+        self._usual = 0.0
+
+    def compared(self, differs: bool) -> str:
+        """Add a draft; return what is wrong, in a sentence, or nothing."""
+        if self._test is None:
+            self._n, self._n_different = self._n + 1, self._n_different + differs
+            if self._n == N_USUAL:
+                self._usual = upper_bound(self._n_different, self._n, confidence=1 - FALSE_ALARMS)
+                self._test = GuaranteeTest(min(self._usual, 0.999), 1 - FALSE_ALARMS)
+            return ""
+        self._test.update(differs)
+        if not self._test.rejected:
+            return ""
+        found, usual = f"{self._test.losses:.0f} of {self._test.n}", f"{100 * self._usual:.3g} % at most were usual"
+        why = f"{found} drafts that were not sure enough differ from them, {usual}"
+        return f"the upstream's answers have changed: {why}; evidence {self._test.e_value:.0f} to 1"
+
+
+class TenantWatch:
+    """What is watched of one tenant: nobody's requests are evidence against another's."""
+
+    def __init__(self) -> None:
+        self.wording, self.drafts = WordingWatch(), DraftWatch()
+
+
+class Watches:
+    """The tenants of a task that asked last."""
+
+    def __init__(self) -> None:
+        self._by_tenant: OrderedDict[str, TenantWatch] = OrderedDict()
+
+    def of(self, tenant: str) -> TenantWatch:
+        watch = self._by_tenant.setdefault(tenant, TenantWatch())
+        self._by_tenant.move_to_end(tenant)
+        if len(self._by_tenant) > MAX_TENANTS:
+            self._by_tenant.popitem(last=False)
+        return watch
+
+
+def _common_beginning(texts: list[str]) -> str:
+    first, last = min(texts), max(texts)  # all others stand between these two
+    n = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return first[:n]

@@ -1,0 +1,358 @@
+"""All learnt tasks behind one proxy: it follows `takeovers.json`, finds the task of a request, and answers it small."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import logging
+import re
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from smallfirst.ledger.ledger import Ledger
+from smallfirst.models.pricing.prices import PriceBook
+from smallfirst.serving.openai.wire import raw_headers, system_fingerprint
+from smallfirst.traffic.answer_format import AnswerFormat
+from smallfirst.traffic.exchange import kept_body
+from smallfirst.traffic.gateway.access import Credentials
+from smallfirst.traffic.gateway.http import GatewayRequest, GatewayResponse, UpstreamAnswer, read_response
+from smallfirst.traffic.gateway.upstreams import UpstreamFailed, Upstreams
+from smallfirst.traffic.takeovers import TakeOver, TakeOvers
+from smallfirst.traffic.task_source import TaskSource, TaskTemplate
+from smallfirst.traffic.wire.dialects import new_id, question_of, read_prompt, route_of, why_not, write_reply
+from smallfirst.traffic.wire.messages import Prompt, Reply
+
+if TYPE_CHECKING:
+    from smallfirst.traffic.gateway.live_task import LiveTask, Ruling
+
+_log = logging.getLogger("smallfirst.takeover")
+POLL_INTERVAL_S = 1.0
+"""Seconds between two looks at `takeovers.json`."""
+MAX_WAITING = 10_000
+"""Requests that were passed and whose answer is still awaited; older ones are forgotten."""
+Json = dict[str, Any]
+
+
+AskAgain = Callable[[], Awaitable[tuple[int, Json | None]]]
+"""Send a request to its upstream once more, not streamed; return the status and the response's body."""
+
+
+class Asked(NamedTuple):
+    """A request that follows a task's wording."""
+
+    id: str
+    path: str
+    body: Json
+    text: str
+    """The case that it asks about."""
+    again: AskAgain
+    """Sends it to its upstream once more."""
+    answer_format: AnswerFormat
+    """Format of the answers to its wording."""
+    tenant: str = "default"
+    may_ask: bool = True
+    """False while the upstream has not shown that it accepts the client's credential; then it answers itself."""
+
+
+class BackgroundTasks:
+    """Tasks that no answer waits for. What they raise is logged: no answer depends on them."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[None]] = set()
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Begin `work` in the running loop."""
+        task = asyncio.get_running_loop().create_task(_logged(work))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def wait(self, timeout_s: float = 10) -> None:
+        """Wait for what is running, at most so long."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=timeout_s)
+
+
+async def _logged(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        await work
+    except Exception:
+        _log.exception("work after an answer failed")
+
+
+class _Missed(NamedTuple):
+    """A request that resembles a task's wording and does not follow it."""
+
+    task: LiveTask
+    tenant: str
+
+
+class TakenOverTasks:
+    """The `LocalAnswers` of a proxy."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        file: TakeOvers | None = None,
+        *,
+        prices: PriceBook | None = None,
+        poll_interval_s: float = POLL_INTERVAL_S,
+        one_tenant: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Follow the file, by default that of the state folder; `prices` are the upstream's. Closes the ledger.
+
+        `one_tenant` returns True if there is one at most, whose evidence then counts for all.
+        """
+        self._prices, self._one_tenant = prices, one_tenant
+        self.credentials = Credentials(ledger.shared)
+        self._ledger, self._file, self._interval_s = ledger, file or TakeOvers(), poll_interval_s
+        self.tasks: dict[str, LiveTask] = {}
+        self._matcher = TaskMatcher({})
+        self._failed: dict[str, TakeOver] = {}
+        self._waiting: dict[str, Ruling | _Missed] = {}
+        self._background = BackgroundTasks()
+        self._looked_at, self._stamp = time.monotonic(), 0
+
+    async def start(self) -> None:
+        """Load what the file names; a task that cannot be loaded is logged, and its requests pass."""
+        self._stamp = self._file.stamp
+        await self.credentials.start()
+        self._use(await asyncio.to_thread(self._loaded))
+
+    async def answer(self, request: GatewayRequest, upstreams: Upstreams) -> GatewayResponse | None:
+        """Return the small model's certified answer, or None: the request is passed on."""
+        path, raw = request.path, request.json()
+        route = route_of(path)
+        if route is None or raw is None:
+            return None
+        self._look_at_file()
+        if not self.tasks:
+            return None
+        prompt = read_prompt(path, raw)
+        if prompt is None:
+            return None
+        body = raw
+        if self._matcher.may_find(prompt):
+            body = kept_body(raw)
+            prompt = read_prompt(path, body) or prompt
+        found = self._matcher.find(prompt)
+        near = None if found else self._matcher.near(prompt)
+        target = upstreams.own_target(request, prompt.model) if found or near else None
+        if target is None:
+            return None
+        if found is None:
+            self._await_upstream(request, _Missed(self.tasks[near or ""], request.tenant))
+            return None
+        task = self.tasks[found.task]
+        closed = found.answer_format.kind == "label"
+        if why_not(route, raw, closed=closed) or (not closed and body != raw):
+            return None  # a redacted value must not stand in an answer
+        again, may_ask = _asking_again(request, upstreams), upstreams.accepts(request, target, prompt.model)
+        asked = Asked(request.id, path, raw, found.text, again, found.answer_format, request.tenant, may_ask=may_ask)
+        ruling = await task.rule(asked)
+        if ruling.small is None or ruling.answer is None or why_not(route, raw, ruling.answer, closed=closed):
+            self._await_upstream(request, ruling)
+            return None
+        return await _reply(route, ruling._replace(asked=asked._replace(id=new_id(route))))
+
+    def find(self, prompt: Prompt) -> tuple[LiveTask, Match] | None:
+        """Return the task that a prompt follows, and the case that it asks about."""
+        self._look_at_file()
+        found = self._matcher.find(prompt)
+        return (self.tasks[found.task], found) if found else None
+
+    async def passed(self, request: GatewayRequest, answer: UpstreamAnswer) -> None:
+        """Compare what the upstream answered to a request of a task with the small model's draft."""
+        ruling = self._waiting.pop(request.id, None)
+        if ruling is None or not 200 <= answer.status < 300:
+            return  # a request that was refused is no evidence of anything
+        if isinstance(ruling, _Missed):
+            ruling.task.missed(ruling.tenant)
+            return
+        response = read_response(answer.headers, answer.body)
+        if response is None:
+            return
+        named = ruling.asked._replace(id=str(response.get("id") or request.id))
+        await ruling.task.passed(ruling._replace(asked=named), response, latency_ms=answer.latency_ms)
+
+    async def aclose(self) -> None:
+        """Finish what is under way and free all models."""
+        await self._background.wait()
+        await self.credentials.aclose()
+        for task in self.tasks.values():
+            await task.aclose()
+        self._ledger.close()
+
+    def _await_upstream(self, request: GatewayRequest, what: Ruling | _Missed) -> None:
+        request.watched = True
+        self._waiting[request.id] = what
+        if len(self._waiting) > MAX_WAITING:
+            del self._waiting[next(iter(self._waiting))]
+
+    def _look_at_file(self) -> None:
+        now = time.monotonic()
+        if now - self._looked_at < self._interval_s:
+            return
+        self._looked_at = now
+        if (stamp := self._file.stamp) != self._stamp:
+            self._stamp = stamp
+            self._background.start(self._follow())
+
+    async def _follow(self) -> None:
+        replaced = await asyncio.to_thread(self._loaded)
+        for task in self._use(replaced):
+            await asyncio.sleep(self._interval_s)  # requests that are under way still use it
+            await task.aclose()
+
+    def _loaded(self) -> dict[str, LiveTask]:
+        """Return the tasks of the file, those that have not changed as they are."""
+        wanted = self._file.read()
+        if not wanted:
+            return {}
+        from smallfirst.traffic.gateway.live_task import LiveTask
+
+        found: dict[str, LiveTask] = {}
+        for name, taken in wanted.items():
+            running = self.tasks.get(name)
+            if running is not None and running.serves == taken.serves:
+                running.follow(taken)
+                found[name] = running
+                continue
+            if self._failed.get(name) == taken:
+                continue
+            try:
+                given = (self._file.update, self._one_tenant, self._prices)
+                found[name] = LiveTask.load(taken, self._ledger, *given)
+            except Exception as error:
+                self._failed[name] = taken
+                _log.error("%s is not served, its requests pass: %s", name, error)
+                if running is not None:
+                    found[name] = running
+        return found
+
+    def _use(self, tasks: dict[str, LiveTask]) -> list[LiveTask]:
+        """Serve these tasks from now on; return those that are no longer served."""
+        before, self.tasks = self.tasks, tasks
+        self._matcher = TaskMatcher({name: task.source for name, task in tasks.items()})
+        return [task for name, task in before.items() if tasks.get(name) is not task]
+
+
+async def _reply(route: str, ruling: Ruling) -> GatewayResponse:
+    """Note the small model's answer, and return it as the upstream would have written it."""
+    task, asked = ruling.task, ruling.asked
+    noted = await task.answered(ruling)
+    assert ruling.answer is not None
+    reply = Reply(
+        id=asked.id,
+        body=asked.body,
+        answer=ruling.answer,
+        prompt_tokens=noted.prompt_tokens,
+        completion_tokens=noted.completion_tokens,
+        model=task.source.teacher.model or str(asked.body.get("model")),
+        fingerprint=system_fingerprint(noted.answered_by),
+        created=int(time.time()),
+    )
+    content_type, body = write_reply(route, reply)
+    named = {"task": task.taken.task, "model": noted.answered_by, "certified": "true"}
+    headers = raw_headers({f"x-smallfirst-{name}": text for name, text in named.items()})
+    return GatewayResponse(200, [(b"content-type", content_type.encode()), *headers], body)
+
+
+def _asking_again(request: GatewayRequest, upstreams: Upstreams) -> Callable[[], Awaitable[tuple[int, Json | None]]]:
+    """Return the function that sends a request to its upstream once more, not streamed."""
+
+    async def ask() -> tuple[int, Json | None]:
+        body = {key: value for key, value in (request.json() or {}).items() if key not in ("stream", "stream_options")}
+        try:
+            answer = await upstreams.ask(dataclasses.replace(request, body=json.dumps(body).encode()))
+        except UpstreamFailed as failure:
+            return failure.status, None
+        return answer.status, read_response(answer.headers, answer.body)
+
+    return ask
+
+
+PREFIX = 64
+"""Characters of the first constant piece by which wordings are looked up."""
+NEAR_SHARE = 0.7
+"""Share of a wording's words that a request must contain to look like a changed version of it."""
+MIN_WORDS = 5
+"""A wording with fewer different words is not looked for in other requests."""
+_WORD = re.compile(r"\w+")
+_LONGEST = 20_000
+"""Characters of a request that are searched for words."""
+
+
+class Match(NamedTuple):
+    """The task of a request, and the case that it asks about."""
+
+    task: str
+    text: str
+    answer_format: AnswerFormat
+
+
+class _Wording(NamedTuple):
+    task: str
+    template: TaskTemplate
+    models: tuple[str, ...]
+    answer_format: AnswerFormat
+
+
+class TaskMatcher:
+    """An index of the wordings of several tasks. A lookup does not depend on their number."""
+
+    def __init__(self, sources: Mapping[str, TaskSource]) -> None:
+        self._by_prefix: dict[tuple[str, ...], dict[str, list[_Wording]]] = defaultdict(lambda: defaultdict(list))
+        self._beginnings: dict[tuple[str, ...], set[str]] = defaultdict(set)
+        self._words: list[tuple[frozenset[str], str, tuple[str, ...]]] = []
+        for task, source in sources.items():
+            for wording in source.templates:
+                template, form = wording.template, wording.answer_format or source.answer_format
+                first = template.turns[0].text.pieces[0][:PREFIX]
+                kind = (template.tools, template.response_format, *(turn.role for turn in template.turns))
+                self._by_prefix[kind][first].append(_Wording(task, wording, source.models, form))
+                self._beginnings[kind[2:]].add(first.partition("[")[0])  # a placeholder stands for other text
+                constant = " ".join(piece for turn in template.turns for piece in turn.text.pieces)
+                words = frozenset(_WORD.findall(constant.lower()))
+                if len(words) >= MIN_WORDS and not question_of(template.response_format):
+                    self._words.append((words, task, source.models))
+
+    def may_find(self, raw: Prompt) -> bool:
+        """Return False if a prompt that is not redacted yet follows no wording by its roles and first words.
+
+        Redacting takes 0.3 ms for 1,000 characters, which requests of no task need not pay.
+        """
+        known, text = self._beginnings.get(tuple(turn.role for turn in raw.turns), ()), raw.turns[0].text
+        return any(text.startswith(beginning) for beginning in known)
+
+    def find(self, prompt: Prompt) -> Match | None:
+        """Return the task whose wording the prompt follows, asked of a model that the task is asked of."""
+        kind = (prompt.tools, prompt.response_format, *(turn.role for turn in prompt.turns))
+        known, text = self._by_prefix.get(kind), prompt.turns[0].text
+        if known is None:
+            return None
+        for length in sorted({len(prefix) for prefix in known}, reverse=True):
+            for wording in known.get(text[:length], ()):
+                if wording.models and prompt.model not in wording.models:
+                    continue
+                if (case := wording.template.text(prompt)) is not None:
+                    return Match(wording.task, case, wording.answer_format)
+        return None
+
+    def near(self, prompt: Prompt) -> str | None:
+        """Return the task that a prompt which follows no wording resembles most: a changed wording of it, or None.
+
+        It is asked of a model that the task is asked of.
+        A typed question resembles none: many are asked at once in almost the same words, and a changed one is another.
+        """
+        if not self._words or question_of(prompt.response_format):
+            return None
+        text = "\n".join(turn.text for turn in prompt.turns)[:_LONGEST]
+        words = set(_WORD.findall(text.lower()))
+        known = [one for one in self._words if not one[2] or prompt.model in one[2]]
+        share, task = max(
+            ((len(constant & words) / len(constant), task) for constant, task, _ in known), default=(0, "")
+        )
+        return task if share >= NEAR_SHARE else None

@@ -1,0 +1,428 @@
+"""Label rows with a large model under a cost cap and keep the confident answers as training rows.
+
+Answers are recorded as they arrive, so nothing is paid for twice, and a run that was stopped goes on where it ended.
+Rows that measure the teacher are asked first, so that labels have an accuracy if the cap ends a run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pydantic
+
+import smallfirst
+from smallfirst.base.errors import BadAnswer, ConfigError, DataError, Problem, SpendingLimitReached
+from smallfirst.base.files import try_lock
+from smallfirst.base.paths import home
+from smallfirst.base.progress import Progress
+from smallfirst.base.records import Record, fingerprint
+from smallfirst.data.copies import find_leaks
+from smallfirst.data.dataset import Dataset, Example, Message, RowFormat, fold_text, sample_rows
+from smallfirst.data.row_formats import ROW_FORMATS, Columns, to_row
+from smallfirst.data.sources.load import load_valid
+from smallfirst.ledger.expenses import note_recording
+from smallfirst.measuring.self_agreement import TeacherAgreement, TeacherAnswer, agreement_with_people
+from smallfirst.models.few_shot import fixed_shots
+from smallfirst.models.manifest import read_manifest
+from smallfirst.models.protocol import Model, Request
+from smallfirst.models.recorded import RecordedAnswer, Spending, read_recording, record, request_key
+from smallfirst.models.spending_cap import SpendingCap
+from smallfirst.path.large_model import GGUF_AT_ONCE, prompted_model, worst_usd
+from smallfirst.path.project.project import Project, load_small
+from smallfirst.path.project.rows import Rows
+from smallfirst.path.project.task_file import TaskFile
+from smallfirst.tasks.task import Task
+from smallfirst.traffic.improvement.rows_file import RowsRecord, refuse_to_overwrite, write_rows
+
+N_FIRST = 5
+"""Answers asked before consent, to tell what the others cost and whether the teacher gives a confidence."""
+LOCAL_AT_ONCE, LOCAL_TIMEOUT_S = 32, 60.0
+"""Texts that a model of our own reads side by side, and seconds that one of them surely does not take."""
+
+Fate = Literal["kept", "unsure", "unparseable", "unanswered"]
+
+
+class LabelOptions(Record):
+    """How rows are labelled."""
+
+    teacher: Path | None = None
+    """Folder of a model of this task that labels; None: the large model of the task file."""
+    out: Path = Path("labelled.jsonl")
+    """File of the training rows; the record is written beside it as `<name>.labels.json`."""
+    cap_usd: float | None = pydantic.Field(default=None, gt=0, allow_inf_nan=False)
+    """Most that the answers to these rows may cost in all, in USD, those of earlier runs included. None: no limit."""
+    yes: bool = False
+    """Accept the cost; not needed with a cap, or if labelling costs nothing."""
+    min_confidence: float = pydantic.Field(default=0.0, ge=0, le=1)
+    """Least confidence of an answer that becomes a training row, in [0, 1]; 0 keeps every answer."""
+    check_rows: int = pydantic.Field(default=50, ge=0)
+    """Most selection rows to ask, to measure the teacher."""
+
+    @property
+    def record_path(self) -> Path:
+        return self.out.with_name(f"{self.out.stem}.labels.json")
+
+
+class FilterCounts(Record):
+    """Rows of a file that may not be labelled, by reason; each is counted once, under the first that applies."""
+
+    n_rows: int
+    n_repeated: int = 0
+    """Rows equal to an earlier one, ignoring case, spacing and punctuation."""
+    n_held_out: int = 0
+    """Rows equal to a validation, test or open-ended one, or that share 9 of 10 words with it."""
+    n_known: int = 0
+    """Rows that are training rows already."""
+
+    @property
+    def in_words(self) -> str:
+        parts = [
+            (self.n_repeated, "repeated"),
+            (self.n_held_out, "equal or nearly equal to held-out rows"),
+            (self.n_known, "training rows already"),
+        ]
+        refused = ", ".join(f"{n:,} {why}" for n, why in parts if n)
+        n_left = self.n_rows - self.n_repeated - self.n_held_out - self.n_known
+        return f"{n_left:,} of {self.n_rows:,} rows may be labelled" + (f" ({refused})" if refused else "")
+
+
+class LabellingResult(RowsRecord):
+    """The record of a labelling: teacher, rows, cost, and how accurate the teacher is."""
+
+    task: str
+    teacher: str
+    made_at: str
+    """Date of this run in UTC, YYYY-MM-DD."""
+    texts: str
+    options: LabelOptions
+    filtered: FilterCounts
+    counts: dict[Fate, int]
+    """Outcomes of the rows that may be labelled. `unanswered`: the next run asks them."""
+    trust: TeacherAgreement
+    paid_usd: float
+    """Cost of all answers to these rows, including earlier runs."""
+    stopped: str = ""
+    """Why it stopped early and how to continue; empty if it finished."""
+
+    @property
+    def in_words(self) -> list[str]:
+        n = Counter(self.counts)
+        return [
+            f"{n['kept']:,} rows labelled by {self.teacher} in {self.options.out}; left out: {n['unsure']:,} unsure, "
+            f"{n['unparseable']:,} unparseable, {n['unanswered']:,} without an answer",
+            self.filtered.in_words,
+            f"paid ${self.paid_usd:.4f} for all answers to these rows",
+            *self.trust.in_words,
+            *filter(None, [self.stopped]),
+        ]
+
+
+class Teacher(NamedTuple):
+    """A model that labels."""
+
+    model: Model
+    """Answers a text as the task wants it; adds the task's prompt itself."""
+    fingerprint: str
+    """Of all that decides on its answers but the text: model, prompt and settings."""
+    worst_usd: Callable[[str], float]
+    """Most that one answer to this text may cost."""
+    max_concurrency: int = 1
+
+
+def label(
+    file: TaskFile,
+    texts: Path,
+    *,
+    options: LabelOptions | None = None,
+    progress: Progress | None = None,
+    teacher: Teacher | None = None,
+) -> LabellingResult:
+    """Label the rows of `texts`, write the training rows and return the record.
+
+    `teacher` replaces the one that the options name. Raise ConfigError if there is no teacher, or if labelling costs
+    money and neither a cap nor `yes` is given; DataError for bad rows; ModelError if the model fails. What was answered
+    by then is kept.
+    """
+    options, project = options or LabelOptions(), Project.read(file, progress)
+    earlier = LabellingResult.load(options.record_path) if options.record_path.exists() else None
+    refuse_to_overwrite(project, options.out, earlier, inputs=(texts,))
+    if teacher is None:
+        local = options.teacher
+        teacher = local_teacher(local, file, project.task) if local else large_model_teacher(project)
+    read = read_texts(texts, project.rows.train.examples[0].shape, file.data.columns)
+    left, filtered = filter_texts(read, project.rows)
+    project.progress.log(filtered.in_words)
+    if not left.examples:
+        raise DataError(f"{texts}: {filtered.in_words}", hint="give rows that the task does not have yet")
+    check = sample_rows(project.rows.selection, options.check_rows)
+    max_tokens = project.task.max_answer_tokens
+    asked = {e.text: Request.ask(e.text, max_tokens=max_tokens) for e in (*check.examples, *left.examples)}
+    path = home() / "labels" / file.name / f"{teacher.fingerprint}.jsonl"
+    stopped = _ask(project, teacher, asked, path, options)
+    answers = _answers(path, asked)
+    outcomes = [_outcome(e, answers.get(e.text), project.task, options.min_confidence) for e in left.examples]
+    judged = [_outcome(e, answers[e.text], project.task, 0.0) for e in check.examples if e.text in answers]
+    trust = agreement_with_people(
+        [one.said for one in judged],
+        [one.example.golds for one in judged],
+        project.task,
+        min_confidence=options.min_confidence,
+    ).model_copy(update={"checked_on": "selection rows"})
+    result = LabellingResult(
+        task=file.name,
+        teacher=teacher.model.name,
+        made_at=_today(),
+        texts=str(texts),
+        options=options,
+        filtered=filtered,
+        counts=dict(Counter(one.fate for one in outcomes)),
+        trust=trust,
+        paid_usd=_paid_usd(answers),
+        stopped=stopped,
+    )
+    kept = [one for one in outcomes if one.fate == "kept"]
+    rows = [_training_row(one, file.data.columns, teacher.model.name) for one in kept]
+    content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return write_rows(options.out, content, result, options.record_path)
+
+
+# Who labels
+
+
+def large_model_teacher(project: Project) -> Teacher:
+    """Return the large model of the task file with its prompt.
+
+    Raise ConfigError if none is named or only recorded answers are, PriceUnknown if its answers have no price.
+    """
+    file, task, train = project.file, project.task, project.rows.train
+    model, large = prompted_model(file, task, train), file.large
+    assert large is not None  # else prompted_model raises
+    shots = () if large.nearest else fixed_shots(train, task, large.shots_per_label)
+    endpoint = large.endpoint
+    decides = [
+        model.name,
+        large.model_dump(mode="json", include={"gguf", "engine", "nearest", "only_labels"}),
+        endpoint and endpoint.model_dump(mode="json", include={"base_url", "extra_body"}),
+        [message.model_dump() for message in task.instructions(shots)],
+        [train.content_fingerprint, file.small.encoder] if large.nearest else None,
+        task.answer_schema(),
+        task.max_answer_tokens,
+    ]
+    at_once = endpoint.max_concurrency if endpoint else GGUF_AT_ONCE
+    return Teacher(model, fingerprint(decides), worst_usd(file, model), at_once)
+
+
+def local_teacher(folder: Path, file: TaskFile, task: Task) -> Teacher:
+    """Return a model in a folder, made for this task, as the teacher; its answers cost the machine's time.
+
+    Raise ConfigError if the folder holds no model, or one that answers otherwise than the task.
+    """
+    manifest = read_manifest(folder)
+    if manifest.task.kind != task.kind or set(manifest.task.closed) != set(task.closed):
+        raise ConfigError(
+            f"the model in {folder} was made for another task ({manifest.task.kind} {manifest.task.name}): its answers "
+            f"are not those of {task.name}",
+            hint="give a model of this task, trained on its labelled rows",
+        )
+    model = load_small(file, folder, name=f"{task.name} model in {folder.name}")
+    longest = file.prices.machine.cost_usd(LOCAL_TIMEOUT_S)
+    return Teacher(model, fingerprint(manifest.model_dump()), lambda _: longest, LOCAL_AT_ONCE)
+
+
+# Which rows
+
+
+def read_texts(path: Path, shape: RowFormat, columns: Columns) -> Dataset:
+    """Read the texts of a file as rows of `shape` without an answer.
+
+    The text is in the text column; questions and prompts may be in theirs, with a context column. Raise DataError
+    naming bad rows, or rows with answers.
+    """
+    data, problems = load_valid(path, columns=columns)
+    if data.examples and data.examples[0].shape != "text":
+        raise DataError(
+            f"{path}: its rows have answers already ({ROW_FORMATS[data.examples[0].shape]})",
+            hint="name the file as data.train; or remove the answers to label the rows again",
+        )
+    # Where some rows fit as they are, the others are at fault; where none does, its columns may be called otherwise.
+    read = [(e, e.answer) for e in data.examples]
+    if not read:
+        read, problems = _read_otherwise(path, shape, columns)
+    if problems or not read:
+        raise DataError(
+            f"{path}: {len({p.line for p in problems}):,} rows are no text without an answer",
+            problems,
+            hint='one text a row, such as {"text": "…"}; map other names with data.columns in task.yaml',
+        )
+    examples = (
+        Example(messages=(Message(role="user", content=text),), answer="", shape=shape, path=e.path, line=e.line)
+        for e, text in read
+    )
+    return data.subset(data.name, tuple(examples))
+
+
+def _read_otherwise(
+    path: Path, shape: RowFormat, columns: Columns
+) -> tuple[list[tuple[Example, str]], tuple[Problem, ...]]:
+    """Read rows whose answer column is mapped but absent, or whose text is in the question or prompt column."""
+    data, problems = load_valid(path, columns=Columns(text=columns.text))
+    if not problems and data.examples[0].shape == "text":
+        return [(e, e.answer) for e in data.examples], ()
+    if shape in ("question", "prompt"):
+        asked = columns.question if shape == "question" else columns.prompt
+        # As questions that are their own answers.
+        names = Columns(question=asked, answer=asked, context=columns.context, text="-", prompt="-")
+        data, problems = load_valid(path, columns=names)
+        return [(e, e.text) for e in data.examples], problems
+    return [], problems
+
+
+def filter_texts(texts: Dataset, rows: Rows) -> tuple[Dataset, FilterCounts]:
+    """Return the texts that may be labelled, in file order, and the counts of the others.
+
+    No teacher's answer measures anything: a split leaves rows that a model labelled in training.
+    """
+    once = {fold_text(e.asked): e for e in reversed(texts.examples)}
+    first = tuple(e for e in texts.examples if once[fold_text(e.asked)] is e)
+    held_out = Dataset(name="held out", examples=tuple(e for part in rows.held_out for e in part.examples))
+    leaked = find_leaks(held_out, texts.subset(texts.name, first)).keys
+    unseen = [e for e in first if e.key not in leaked]
+    known = {fold_text(e.asked) for e in rows.train.examples}
+    new = tuple(e for e in unseen if fold_text(e.asked) not in known)
+    return texts.subset(texts.name, new), FilterCounts(
+        n_rows=len(texts),
+        n_repeated=len(texts) - len(first),
+        n_held_out=len(first) - len(unseen),
+        n_known=len(unseen) - len(new),
+    )
+
+
+# Asking
+
+
+def _ask(project: Project, teacher: Teacher, asked: dict[str, Request], path: Path, options: LabelOptions) -> str:
+    """Ask what the recording at `path` lacks, as far as cap and consent go; return why it stopped early, if it did."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = try_lock(path.with_suffix(".lock"))
+    if lock is None:
+        raise ConfigError(
+            f"{path} is in use: another run is labelling with the same teacher and prompt",
+            hint="wait for it to end; together the two could exceed the cap",
+        )
+    try:
+        return asyncio.run(_ask_in_turn(project, teacher, asked, path, options))
+    finally:
+        os.close(lock)
+        note_recording(project.file.name, "labelling", path)
+
+
+async def _ask_in_turn(
+    project: Project, teacher: Teacher, asked: dict[str, Request], path: Path, options: LabelOptions
+) -> str:
+    header = {"made_at": _today(), "smallfirst": smallfirst.__version__, "command": "smallfirst label"}
+    await record(teacher.model, (), path, header=header)  # drops a row that a killed run was writing
+    known = _answers(path, asked)
+    cap = SpendingCap(options.cap_usd, _paid_usd(known))
+
+    async def send(requests: Sequence[Request]) -> None:
+        with project.progress.bar(f"asking {teacher.model.name}", len(requests), "answers") as update:
+            try:
+                await record(
+                    teacher.model,
+                    requests,
+                    path,
+                    header=header,
+                    concurrency=teacher.max_concurrency,
+                    progress=update,
+                    spending=Spending(cap, teacher.worst_usd),
+                )
+            except BadAnswer:  # such rows are counted, and asked again by the next run
+                if not _answers(path, asked):
+                    raise
+
+    requests = list(asked.values())
+    missing = [request for text, request in asked.items() if text not in known]
+    try:
+        if missing and (options.min_confidence > 0 or (options.cap_usd is None and not options.yes)):
+            await send(missing[:N_FIRST])
+            known = _answers(path, asked)
+            _need_confidence(teacher, known, options)
+            _need_consent(known, len(requests) - len(known), options)
+        await send(requests)
+    except SpendingLimitReached:
+        n_left = len(requests) - len(_answers(path, asked))
+        return (
+            f"stopped at the cap of ${options.cap_usd:g}, earlier runs included: {n_left:,} answers are missing; run "
+            "again with a higher --cap-usd: nothing is paid twice"
+        )
+    finally:
+        await teacher.model.aclose()
+    return ""
+
+
+def _need_confidence(teacher: Teacher, known: dict[str, RecordedAnswer], options: LabelOptions) -> None:
+    if options.min_confidence > 0 and known and all(answer.confidence is None for answer in known.values()):
+        raise ConfigError(
+            f"{teacher.model.name} gives no confidence, so min_confidence {options.min_confidence:g} would keep no row",
+            hint="keep every answer: --min-confidence 0; or take a model that gives one: --teacher FOLDER",
+        )
+
+
+def _need_consent(known: dict[str, RecordedAnswer], n_missing: int, options: LabelOptions) -> None:
+    usd = n_missing * _paid_usd(known) / max(1, len(known))
+    if usd > 0 and options.cap_usd is None and not options.yes:
+        raise ConfigError(
+            f"labelling costs money and needs consent: {n_missing:,} answers to ask, about ${usd:.4f}, based on "
+            f"{len(known):,} answers for ${_paid_usd(known):.4f}",
+            hint=f"add --yes, or a limit: --cap-usd {1.2 * (usd + _paid_usd(known)):.2g}",
+        )
+
+
+# What became of them
+
+
+class _Outcome(NamedTuple):
+    example: Example
+    fate: Fate
+    said: TeacherAnswer
+
+
+def _outcome(example: Example, answer: RecordedAnswer | None, task: Task, min_confidence: float) -> _Outcome:
+    if answer is None:
+        return _Outcome(example, "unanswered", TeacherAnswer(None))
+    # Open text that was cut off is no answer; a label or complete JSON before the cut is one.
+    is_cut = answer.finish_reason == "length" and not task.closed and task.answer_schema() is None
+    said = TeacherAnswer(None if is_cut else task.parse(answer.answer), answer.confidence)
+    if said.answer is None:
+        return _Outcome(example, "unparseable", said)
+    return _Outcome(example, "kept" if said.is_confident(min_confidence) else "unsure", said)
+
+
+def _training_row(one: _Outcome, columns: Columns, teacher: str) -> dict[str, Any]:
+    """Return the row in the task's format and column names, with teacher, confidence and date beside it."""
+    answered = to_row(one.example.model_copy(update={"answer": one.said.answer}))
+    row = {getattr(columns, field): value for field, value in answered.items()}
+    source = {"teacher": teacher, "confidence": one.said.confidence, "labelled_on": _today()}
+    return row | source | row  # a row's own values win
+
+
+def _answers(path: Path, asked: dict[str, Request]) -> dict[str, RecordedAnswer]:
+    """Return the recorded answers to these texts."""
+    by_key = {answer.key: answer for answer in read_recording(path)[1]}
+    found = {text: by_key.get(request_key(request)) for text, request in asked.items()}
+    return {text: answer for text, answer in found.items() if answer is not None}
+
+
+def _paid_usd(answers: dict[str, RecordedAnswer]) -> float:
+    return sum(answer.cost_usd for answer in answers.values())
+
+
+def _today() -> str:
+    return datetime.now(UTC).date().isoformat()

@@ -1,0 +1,110 @@
+"""The rows that are asked for, against the interval they are to satisfy and against simulated measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smallfirst.base.stats.intervals import Estimate, upper_bound, wilson
+from smallfirst.base.stats.sample_size import (
+    MAX_ROWS,
+    chance_of_error_bound,
+    chance_of_interval,
+    chance_of_share,
+    fewest_rows,
+    round_up_to_two_digits,
+    rows_for_upper_bound,
+)
+
+
+@pytest.mark.parametrize(
+    ("chance", "rows", "said"),
+    [
+        (lambda n: float(n >= 100), 100, 1.0),
+        (lambda n: min(0.9, n / 1000), 750, 0.75),
+        (lambda n: min(0.5, n / 1000), 450, 0.45),  # nine tenths of what is possible
+        (lambda n: 1.0, 0, 1.0),
+    ],
+)
+def test_the_fewest_rows_that_are_likely_enough(chance: Callable[[int], float], rows: int, said: float) -> None:
+    found = fewest_rows(chance)
+    assert found.n_more == pytest.approx(rows, rel=0.05)
+    assert found.chance == pytest.approx(said, rel=0.05)
+    assert not found.unlikely
+
+
+def test_only_what_no_number_of_rows_makes_likely_is_unlikely() -> None:
+    assert fewest_rows(lambda n: 0.04).unlikely
+    assert not fewest_rows(lambda n: 0.1 * n / MAX_ROWS).unlikely
+
+
+def test_a_share_s_chance_is_that_of_simulated_measurements() -> None:
+    draw, right, n, more, bar = np.random.default_rng(0), 88, 100, 300, 0.85
+    truths = draw.beta(right + 1, n - right + 1, 4000)
+    came = [wilson(right + draw.binomial(more, p), n + more).low >= bar for p in truths]
+    assert chance_of_share(right, n, more, bar) == pytest.approx(np.mean(came), abs=0.03)
+    fresh = [wilson(draw.binomial(more, p), more).low >= bar for p in truths]
+    assert chance_of_share(right, n, more, bar, again=0.0) == pytest.approx(np.mean(fresh), abs=0.03)
+    assert chance_of_share(right, n, 0, 0.9) == 0
+    truths = draw.beta(right + 58 + 1, n - right + 2 + 1, 4000)  # 58 of 60 other rows were right as well
+    came = [wilson(right + draw.binomial(more, p), n + more).low >= bar for p in truths]
+    assert chance_of_share(right, n, more, bar, beside=(58, 60)) == pytest.approx(np.mean(came), abs=0.03)
+
+
+def test_an_error_bound_s_chance_is_that_of_simulated_tests() -> None:
+    draw, wrong, n, more, limit = np.random.default_rng(1), 1, 60, 200, 0.05
+    truths = draw.beta(wrong + 0.8, n - wrong + 1, 4000)
+    came = [upper_bound(wrong + draw.binomial(more, p), n + more) <= limit for p in truths]
+    assert chance_of_error_bound(wrong, n, more, limit, level=0.05) == pytest.approx(np.mean(came), abs=0.03)
+    assert chance_of_error_bound(0, 59, 0, limit, level=0.05) == 1  # 0.95**59 = 0.0485
+    assert chance_of_error_bound(0, 58, 0, limit, level=0.05) == 0
+
+
+def test_an_interval_s_chance_by_hand() -> None:
+    found = Estimate(value=0.9, low=0.8, high=0.95, n=100)
+    # Half of the width with four times the rows: the lower end lies at the value's distance, so one in two.
+    assert chance_of_interval(found, 0.85, 300, z=1.96) == pytest.approx(0.5)
+    assert chance_of_interval(found, 0.8, 0, z=1.96) == 1
+    assert chance_of_interval(found, 0.96, 0, z=1.96, at_most=True) == 1
+    assert chance_of_interval(found, 0.94, 0, z=1.96, at_most=True) == 0
+    # A value one standard error below the threshold is above it in truth in one of six cases.
+    assert chance_of_interval(found, 0.9 + 0.1 / 1.96, 10**9, z=1.96) == pytest.approx(0.159, abs=0.001)
+
+
+def test_fifty_nine_rows_without_an_error_show_at_most_five_percent() -> None:
+    # 0.95**59 = 0.0485 and 0.95**58 = 0.0510
+    assert rows_for_upper_bound(0.0, 0.05) == 59
+    assert upper_bound(0, 59) <= 0.05 < upper_bound(0, 58)
+    assert rows_for_upper_bound(0.0, 0.01) == 299  # 0.99**299 = 0.0495
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 30), st.integers(10, 200))
+def test_the_rows_for_upper_bound_are_enough_and_no_fewer_are(rate_permille: int, bar_permille: int) -> None:
+    needed = rows_for_upper_bound(rate_permille / 1000, bar_permille / 1000, max_rows=1500)
+
+    def enough(n: int) -> bool:
+        errors = -(-rate_permille * n // 1000)  # whole numbers: nothing to round
+        return upper_bound(errors, n) <= bar_permille / 1000
+
+    assert needed == next((n for n in range(1, 1501) if enough(n)), None)
+
+
+def test_a_whole_number_of_errors_is_not_rounded_up_to_the_next() -> None:
+    # 0.035 * 200 is 7.000000000000001 to a computer; 7 errors in 200 show 6.5 %, 8 would not.
+    assert rows_for_upper_bound(0.035, 0.065) == 200
+    assert upper_bound(7, 200) <= 0.065 < upper_bound(8, 200)
+
+
+def test_a_rate_at_or_above_the_bar_can_never_be_shown() -> None:
+    assert rows_for_upper_bound(0.05, 0.05) is None
+    assert rows_for_upper_bound(0.049, 0.05, max_rows=1000) is None
+
+
+@pytest.mark.parametrize(("rows", "rounded"), [(-3, 1), (7, 7), (99, 99), (131, 140), (1310, 1400), (1300, 1300)])
+def test_rows_are_rounded_up_to_two_digits(rows: int, rounded: int) -> None:
+    assert round_up_to_two_digits(rows) == rounded

@@ -1,0 +1,250 @@
+"""Sequential tests: fair by enumeration, valid by simulation, and quick when something changes."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import special, stats
+
+from smallfirst.base.stats.intervals import Estimate, clopper_pearson
+from smallfirst.base.stats.sequential import (
+    GuaranteeTest,
+    RecoveryTest,
+    anytime_valid_interval,
+    weighted_interval,
+)
+
+CALM = settings(max_examples=60, deadline=None)
+COUNTS = st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
+LEVELS = st.sampled_from([0.8, 0.95, 0.99])
+
+
+def test_the_first_round_by_hand() -> None:
+    """Limit 1/2: odds m give theta = m / (1 + m), so an error multiplies by 2 theta; 0.0318 of the stake takes part."""
+    stake = 1 - 1 / (1 + math.log(1 + 1 / 30))
+    thetas = [m / (1 + m) for m in (1.5, 2.0, 3.0, 5.0, 10.0, 30.0)]
+    for wrong in (True, False):
+        test = GuaranteeTest(0.5)
+        test.update(wrong)
+        factors = [2 * theta if wrong else 2 * (1 - theta) for theta in thetas]
+        assert test.e_value == pytest.approx(stake * np.average(factors, weights=[3, 4, 2, 1, 0.4, 0.2]) + 1 - stake)
+        assert (test.n, test.losses) == (1, int(wrong))
+
+
+def test_the_recursion_is_the_mixture_over_start_times() -> None:
+    outcomes = [False, True, True, False, True, False, False]
+    test = GuaranteeTest(0.1)
+    for wrong in outcomes:
+        test.update(wrong)
+    left = [1 / (1 + math.log(1 + t / 30)) for t in range(len(outcomes) + 1)]
+    expected = left[-1]
+    for odds, prior in ((1.5, 3), (2.0, 4), (3.0, 2), (5.0, 1), (10.0, 0.4), (30.0, 0.2)):
+        theta = odds / 9 / (1 + odds / 9)
+        bet = (theta - 0.1) / (0.1 * 0.9)
+        for start in range(len(outcomes)):
+            product_from_start = math.prod(1 + bet * (wrong - 0.1) for wrong in outcomes[start:])
+            expected += (left[start] - left[start + 1]) * product_from_start * prior / 10.6
+    assert test.e_value == pytest.approx(expected)
+
+
+def mean_evidence(make: Callable[[], GuaranteeTest | RecoveryTest], rate: float, n: int) -> float:
+    """The expected evidence after n audits at an error rate, over all outcomes."""
+    mean = 0.0
+    for outcomes in product((False, True), repeat=n):
+        test = make()
+        for wrong in outcomes:
+            test.update(wrong)
+        mean += rate ** sum(outcomes) * (1 - rate) ** (n - sum(outcomes)) * test.e_value
+    return mean
+
+
+@CALM
+@given(st.floats(0.01, 0.9), st.floats(0, 1), st.integers(1, 8))
+def test_evidence_against_a_true_guarantee_is_at_most_1_on_average(limit: float, below: float, n: int) -> None:
+    mean = mean_evidence(lambda: GuaranteeTest(limit), below * limit, n)
+    assert mean <= 1 + 1e-9
+    if below == 1:
+        assert mean == pytest.approx(1)
+
+
+@pytest.mark.parametrize("limit", [0.05, 0.5])
+def test_evidence_for_a_recovery_is_at_most_1_on_average_while_there_is_none(limit: float) -> None:
+    assert mean_evidence(lambda: RecoveryTest(limit), limit, 8) == pytest.approx(1)
+    assert mean_evidence(lambda: RecoveryTest(limit), (1 + limit) / 2, 8) < 1
+
+
+def drawn_with_weights(make: Callable[[], GuaranteeTest | RecoveryTest], rates: tuple[float, float], n: int) -> float:
+    """The expected evidence over n accepted rows: half of them with a chance of 0.2 and the first error rate, half of
+    them with 0.05 and the second; the mean chance is 0.125."""
+    rows = [(0.5 * 0.2 * rates[0], True, 0.625), (0.5 * 0.2 * (1 - rates[0]), False, 0.625)]
+    rows += [(0.5 * 0.05 * rates[1], True, 2.5), (0.5 * 0.05 * (1 - rates[1]), False, 2.5)]
+    mean = 0.0
+    for path in product([*rows, (0.875, None, 0.0)], repeat=n):
+        test = make()
+        for _, wrong, weight in path:
+            if wrong is not None:
+                test.update(wrong, weight)
+        mean += math.prod(chance for chance, _, _ in path) * test.e_value
+    return mean
+
+
+def test_evidence_from_rows_drawn_with_unequal_chances_is_at_most_1_on_average() -> None:
+    """Errors of 1 and 19 % are a mean of 10 %: just the limit, though twice as often among the rows drawn."""
+    for rates in ((0.01, 0.19), (0.19, 0.01)):
+        assert drawn_with_weights(lambda: GuaranteeTest(0.1, max_weight=2.5), rates, 4) == pytest.approx(1)
+        assert drawn_with_weights(lambda: RecoveryTest(0.1, max_weight=2.5), rates, 4) == pytest.approx(1)
+    assert drawn_with_weights(lambda: GuaranteeTest(0.1, max_weight=2.5), (0.03, 0.03), 4) < 1
+
+
+def test_a_weight_above_its_bound_is_refused() -> None:
+    for test in (GuaranteeTest(0.1, max_weight=2), RecoveryTest(0.1, max_weight=2)):
+        test.update(True, 2)
+        for weight in (2.1, 0):
+            with pytest.raises(ValueError, match="weight"):
+                test.update(True, weight)
+    with pytest.raises(ValueError, match="weight"):
+        weighted_interval({(1.5, True): 1})
+
+
+@pytest.mark.parametrize(("errors", "n"), [(0, 40), (3, 40), (40, 40), (100, 3000), (0, 0)])
+def test_with_equal_weights_the_weighted_interval_is_the_anytime_one(errors: int, n: int) -> None:
+    counts = {key: count for key, count in {(1.0, True): errors, (1.0, False): n - errors}.items() if count}
+    found, exact = weighted_interval(counts), anytime_valid_interval(errors, n)
+    assert (found.value, found.n) == (exact.value, exact.n)
+    assert (found.low, found.high) == pytest.approx((exact.low, exact.high), abs=2e-3)
+
+
+def test_the_weighted_interval_covers_at_every_audit_at_once() -> None:
+    """Errors of 30 and 2 % in halves, drawn at 3 to 1: the mean is 16 %, though 23 % of the rows drawn are wrong."""
+    draw, missed, n, draws = np.random.default_rng(3), 0, 60, 20
+    for _ in range(draws):
+        counts: Counter[tuple[float, bool]] = Counter()
+        for _ in range(n):
+            often = draw.random() < 0.75
+            counts[2 / 3 if often else 2.0, bool(draw.random() < (0.3 if often else 0.02))] += 1
+            if not _covers(found := weighted_interval(counts, 0.8, max_weight=2), 0.16):
+                missed += 1
+                break
+        assert found.low <= found.value <= found.high
+    assert missed / draws <= 0.2
+    many = Counter({(2 / 3, True): 225, (2 / 3, False): 525, (2.0, True): 5, (2.0, False): 245})
+    found = weighted_interval(many, max_weight=2)
+    assert (found.value, found.n) == (pytest.approx(0.16), 1000)
+    assert found.high - found.low < 0.11
+
+
+def test_a_guarantee_that_just_holds_is_seldom_called_broken() -> None:
+    draw, false_alarms = random.Random(1), 0
+    for _ in range(300):
+        test = GuaranteeTest(0.1, 0.8)
+        for _ in range(400):
+            test.update(draw.random() < 0.1)
+        false_alarms += test.rejected
+    assert 0 < false_alarms / 300 <= 0.2 + 3 * math.sqrt(0.2 * 0.8 / 300)
+
+
+@pytest.mark.parametrize(("quiet", "most"), [(0, 60), (5000, 90)])
+def test_a_broken_guarantee_is_found_soon_even_if_it_breaks_late(quiet: int, most: int) -> None:
+    for seed in range(10):
+        draw, test = random.Random(seed), GuaranteeTest(0.03)
+        for _ in range(quiet):
+            test.update(draw.random() < 0.02)
+        assert not test.rejected
+        while not test.rejected and test.n < quiet + most:
+            test.update(draw.random() < 0.35)
+        assert test.rejected
+
+
+def test_an_alarm_stays() -> None:
+    test = GuaranteeTest(0.03)
+    for _ in range(1000):
+        test.update(True)
+    assert test.rejected
+    assert math.isfinite(test.e_value)
+    for _ in range(40_000):
+        test.update(False)
+    assert test.rejected
+    assert test.e_value < 1
+
+
+def test_a_repaired_model_recovers_though_it_was_wrong_for_long() -> None:
+    """Without an error bets on a thirtieth of the odds grow by 3 % an audit at most: 0.03 n = ln 20 + ln 6 + late."""
+    test = RecoveryTest(0.03)
+    for number in range(2000):
+        test.update(number % 3 == 0)
+    assert not test.rejected
+    while not test.rejected and test.n < 2000 + 700:
+        test.update(False)
+    assert test.rejected
+    assert (test.n > 2000 + 150, test.losses) == (True, 667)
+    assert anytime_valid_interval(test.losses, test.n).low > 0.03
+
+
+@CALM
+@given(COUNTS, LEVELS)
+def test_the_anytime_interval_is_never_narrower_than_the_exact_one_for_a_single_look(
+    counts: tuple[int, int], level: float
+) -> None:
+    anytime, once = anytime_valid_interval(*counts, level), clopper_pearson(*counts, confidence=level)
+    assert anytime.low <= once.low + 1e-12
+    assert anytime.high >= once.high - 1e-12
+    assert (anytime.value, anytime.n) == (once.value, once.n)
+
+
+@CALM
+@given(COUNTS, LEVELS)
+def test_at_its_ends_the_anytime_interval_has_the_average_likelihood_over_alpha(
+    counts: tuple[int, int], level: float
+) -> None:
+    errors, n = counts
+    found = anytime_valid_interval(errors, n, level)
+    average = special.betaln(errors + 0.5, n - errors + 0.5) - special.betaln(0.5, 0.5)
+    for end, given_away in ((found.low, errors > 0), (found.high, errors < n)):
+        if given_away:
+            likelihood = special.xlogy(errors, end) + special.xlog1py(n - errors, -end)
+            assert average - likelihood == pytest.approx(-math.log(1 - level), abs=1e-4)
+        else:
+            assert end in (0.0, 1.0)
+
+
+def test_one_row_by_hand() -> None:
+    """A right answer: the average likelihood is 1/2, so p stays in while 1 - p > 0.05 / 2."""
+    assert anytime_valid_interval(0, 1).high == pytest.approx(0.975)
+    assert (anytime_valid_interval(0, 0).low, anytime_valid_interval(0, 0).high) == (0.0, 1.0)
+
+
+def test_the_anytime_interval_covers_at_every_row_at_once() -> None:
+    """Over 300 rows read after each; Clopper-Pearson's leaves the truth out at some row far more often."""
+    rate, n, draws = 0.1, 300, 200
+    errors = np.cumsum(np.random.default_rng(2).random((draws, n)) < rate, axis=1)
+    intervals = {
+        pair: anytime_valid_interval(*pair) for pair in {(int(e), i + 1) for row in errors for i, e in enumerate(row)}
+    }
+    missed = [any(not _covers(intervals[int(e), i + 1], rate) for i, e in enumerate(row)) for row in errors]
+    assert np.mean(missed) <= 0.05
+    counts = np.arange(1, n + 1)
+    low = np.nan_to_num(stats.beta.ppf(0.025, errors, counts - errors + 1))
+    high = np.nan_to_num(stats.beta.ppf(0.975, errors + 1, counts - errors), nan=1.0)
+    assert np.mean(((low > rate) | (high < rate)).any(axis=1)) > 0.12
+
+
+def _covers(interval: Estimate, rate: float) -> bool:
+    return interval.low <= rate <= interval.high
+
+
+@pytest.mark.parametrize("limit", [0.0, 1.0])
+def test_impossible_arguments_are_refused(limit: float) -> None:
+    with pytest.raises(ValueError, match="limit"):
+        GuaranteeTest(limit)
+    with pytest.raises(ValueError, match="confidence"):
+        anytime_valid_interval(1, 2, confidence=limit)
+    with pytest.raises(ValueError, match="3 of 2"):
+        anytime_valid_interval(3, 2)

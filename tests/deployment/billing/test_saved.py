@@ -1,0 +1,169 @@
+"""What was saved is estimated from audits, or what comes nearest to them, and its interval covers the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fixtures.evaluations import evaluated_row, evaluation_of
+
+from smallfirst.base.paths import state_of
+from smallfirst.deployment.billing.saved import Account, Amount, CostSample, evaluated_costs, is_small, savings, total
+from smallfirst.ledger.ledger import Ledger
+from smallfirst.ledger.rows import AuditRow, LedgerRow
+from smallfirst.path.project.run_folder import FITTED, FittedCandidates, RunFolder
+
+NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    opened = Ledger(tmp_path / "ledger.db")
+    yield opened
+    opened.close()
+
+
+def answer(id: str, stage: str, usd: float | None, **more: Any) -> LedgerRow:
+    row = LedgerRow(id=id, at=NOON, served_name="t", status=200, latency_ms=1.0, task="t", stage=stage, cost_usd=usd)
+    return row.model_copy(update={"certified": stage != "large", **more})
+
+
+def audit(id: str, usd: float, propensity: float) -> AuditRow:
+    columns = {"task": "t", "certificate": "c", "wrong": False, "judged_by": "large"}
+    return AuditRow(id=id, at=NOON, propensity=propensity, cost_usd=usd, **columns)
+
+
+def test_audits_stand_for_the_answers_that_were_not_drawn(ledger: Ledger) -> None:
+    # 12 audits of 40 small answers: 6 drawn with chance 1/2 cost $2, 6 drawn with chance 1/4 cost $5.
+    ledger.append(*(answer(f"s{i}", "small", 0.1) for i in range(40)))
+    ledger.append(*(audit(f"s{i}", 2.0, 0.5) for i in range(6)), *(audit(f"s{i}", 5.0, 0.25) for i in range(6, 12)))
+    # Beside answers of the large model drafts are audited too, at the cost of the draft: these tell nothing.
+    ledger.append(answer("l", "large", 9.0), audit("l", 0.01, 0.1))
+    (found,) = savings(ledger, None, None)
+    assert found.basis == "audits"
+    assert found.large_usd is not None
+    assert found.large_usd.usd == pytest.approx((6 * 2 * 2 + 6 * 4 * 5) / (6 * 2 + 6 * 4))  # 4
+    # Variance of a Hájek mean under Poisson sampling: sum of (1 - p) / p^2 (c - 4)^2, here 6 * 2 * 4 + 6 * 12 * 1.
+    error = np.sqrt((6 * 2 * 4 + 6 * 12 * 1) * 12 / 11) / 36
+    assert found.large_usd.high_usd == pytest.approx(4 + 2.200985 * error, rel=1e-6)  # Student's t with 11 df
+    assert found.would_have_usd is not None
+    assert found.would_have_usd.usd == pytest.approx(160)
+    assert found.saved_usd is not None
+    assert found.saved_usd.usd == pytest.approx(160 - 40 * 0.1 - 6 * 2 - 6 * 5 - 0.01)
+    assert (found.n_small, found.n_large, found.share_small) == (40, 1, 40 / 41)
+    assert "drawn at random" in found.in_words
+
+
+def test_where_every_answer_was_audited_the_saving_is_exact() -> None:
+    account = Account()
+    account.add_answers("small", "h", 20, 0.2)
+    for i in range(20):
+        account.audits.add(0.5 + i, 1.0)
+    saved = account.saving("t").saved_usd
+    assert saved is not None
+    assert (saved.usd, saved.low_usd, saved.high_usd) == pytest.approx((199.8, 199.8, 199.8))
+
+
+def test_small_answers_that_cost_more_than_the_large_model_save_less_than_nothing() -> None:
+    account = Account()
+    account.add_answers("small", "h", 100, 3.0)
+    account.audit_usd = 0.5
+    found = account.saving("t", Amount(usd=0.01, low_usd=0.0, high_usd=0.02, n=50))
+    assert found.basis == "evaluation"
+    assert found.saved_usd is not None
+    assert (found.saved_usd.usd, found.saved_usd.low_usd) == pytest.approx((-2.5, -3.5))
+    assert found.in_words.startswith("saved −$2.50 (95 %: −$3.50 to −$1.50): the mean on 50 rows")
+
+
+def test_without_audits_the_escalated_answers_tell_their_drafts_apart() -> None:
+    account = Account()
+    account.add_answers("small", "h1", 10, 0.0)
+    account.add_answers("large", "h1", 3, 3.3, n_unknown=1, draft_usd=0.3)
+    account.add_answers("large", "h2", 2, 5.0)
+    found = account.saving("t", Amount(usd=9.0, low_usd=9.0, high_usd=9.0, n=1))
+    assert found.basis == "escalated"
+    assert found.would_have_usd is not None
+    assert found.would_have_usd.usd == pytest.approx(10 * 8.0 / 4)
+    assert found.saved_usd is not None
+    assert found.saved_usd.usd == pytest.approx(20.0 - 0.3)
+    one_hour = Account()
+    one_hour.add_answers("large", "h", 3, 3.0)
+    assert one_hour.saving("t").in_words == (
+        "saved $0.00: the mean of 3 answers that the large model gave: other requests, so a rough guide"
+    )
+
+
+def test_answers_of_people_and_requests_that_nobody_answers_did_not_stay_small() -> None:
+    assert [is_small(stage) for stage in ("small", "words", "large", "person", "out_of_scope", "")] == [
+        True,
+        True,
+        *[False] * 4,
+    ]
+
+
+def test_a_saving_that_nothing_tells_is_unknown_and_so_is_the_total() -> None:
+    blind, other = Account(), Account()
+    blind.add_answers("small", "h", 5, 0.05)
+    other.add_answers("small", "h", 5, 0.05)
+    halves = Amount(usd=1.0, low_usd=0.4, high_usd=1.6, n=9), Amount(usd=2.0, low_usd=1.2, high_usd=2.8, n=9)
+    unknown = total([blind.saving("a"), other.saving("b", halves[0])])
+    assert (unknown.saved_usd, unknown.basis, unknown.n_small) == (None, "unknown", 10)
+    assert "unknown" in unknown.in_words
+    both = total([other.saving("a", halves[0]), other.saving("b", halves[1])]).saved_usd
+    assert both is not None
+    assert both.half_usd == pytest.approx(5.0)  # independent: 3 and 4 add as the sides of a triangle
+    assert total([]).saved_usd is None
+
+
+def test_the_interval_covers_skewed_costs_at_unequal_chances() -> None:
+    draw = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        costs = draw.lognormal(0, 0.8, 2000)
+        chances = np.clip(0.02 * costs**0.5, 0.01, 1)  # who costs more is drawn more often
+        sample = CostSample()
+        for i in np.flatnonzero(draw.random(2000) < chances):
+            sample.add(float(costs[i]), float(chances[i]))
+        found = sample.mean()
+        assert found.low_usd is not None
+        assert found.high_usd is not None
+        covered += found.low_usd <= costs.mean() <= found.high_usd
+    assert covered / 400 >= 0.92
+
+
+def test_only_the_period_counts(ledger: Ledger) -> None:
+    ledger.append(*(answer(f"s{i}", "small", 0.1, at=NOON + timedelta(hours=i)) for i in range(12)))
+    ledger.append(*(audit(f"s{i}", 1.0, 1.0).model_copy(update={"at": NOON}) for i in range(12)))
+    (found,) = savings(ledger, NOON, NOON + timedelta(hours=3))
+    assert found.n_small == 3
+    (later,) = savings(ledger, NOON + timedelta(hours=1), None)
+    assert later.basis == "unknown"
+
+
+def test_the_cost_in_the_latest_run_is_looked_for_where_the_task_is_and_unknown_where_no_row_was_billed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SMALLFIRST_HOME", raising=False)
+    for task, costs in (("paid", (0.02, 0.04)), ("unpriced", (0.0, 0.0)), ("unreadable", (0.1,))):
+        (tmp_path / task / ".smallfirst").mkdir(parents=True)
+        with state_of(tmp_path / task):
+            run = RunFolder.new(task)
+        FittedCandidates(ladder=(), mlflow_run_id="r").save(run.path / FITTED)
+        rows = [evaluated_row(f"{i}", "a", "a", cost_usd=usd) for i, usd in enumerate(costs)]
+        run.save_evaluation(evaluation_of(rows, candidate="large"))
+    (run.path / FITTED).write_text("{}")  # of another version
+    folders = {name: tmp_path / name for name in ("paid", "unpriced", "unreadable", "nowhere")}
+    found = evaluated_costs(folders)
+    assert {name: (cost.usd, cost.n) for name, cost in found.items()} == {"paid": (pytest.approx(0.03), 2)}
+    with state_of(tmp_path / "paid"):
+        assert evaluated_costs({"paid": None}) == found
+
+
+def test_an_hour_that_the_time_begins_in_counts_with_its_answers_and_its_audits(ledger: Ledger) -> None:
+    ledger.append(*(answer(f"s{i}", "small", 0.1) for i in range(12)), *(audit(f"s{i}", 1.0, 1.0) for i in range(12)))
+    (found,) = savings(ledger, NOON + timedelta(minutes=20), NOON + timedelta(minutes=30))
+    assert (found.n_small, found.basis) == (12, "audits")

@@ -1,0 +1,145 @@
+"""The figures of the page against a ledger that was added up by hand, and an alarm as a reader sees it."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fixtures.dashboard import DashboardServer
+
+from smallfirst.base.stats.intervals import wilson
+from smallfirst.deployment.billing.saved import machine_costs, savings
+from smallfirst.deployment.dashboard.watch import Window, watch
+from smallfirst.ledger.ledger import Ledger
+from smallfirst.ledger.rows import AuditRow, ExpenseRow, FeedbackRow, LedgerRow
+from smallfirst.models.pricing.charge import Charge
+from smallfirst.models.pricing.prices import PriceBook
+
+NOON = datetime(2026, 11, 27, 12, 20, tzinfo=UTC)
+
+
+def answer(id: str, hours_ago: float, stage: str | None, usd: float, **values: Any) -> LedgerRow:
+    charges = [Charge(model="m", usd=usd, basis="tokens").model_dump(mode="json")]
+    given = {"id": id, "at": NOON - timedelta(hours=hours_ago), "served_name": "tickets", "status": 200}
+    given |= {"latency_ms": 100.0, "task": "tickets", "stage": stage, "certified": stage == "small"}
+    return LedgerRow.model_validate({**given, "cost_usd": usd, "charges": json.dumps(charges), **values})
+
+
+def audit(id: str, hours_ago: float, *, wrong: bool, **values: Any) -> AuditRow:
+    given = {"id": id, "at": NOON - timedelta(hours=hours_ago), "task": "tickets", "certificate": "c"}
+    return AuditRow.model_validate({**given, "propensity": 0.5, "wrong": wrong, "judged_by": "large", **values})
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Any:
+    made = Ledger(tmp_path / "ledger.db")
+    for index in range(6):
+        made.append(answer(f"small-{index}", 1, "small", 0.001, latency_ms=10.0 if index < 5 else 1000.0))
+    made.append(
+        answer("large-0", 1, "large", 0.02),
+        answer("large-1", 26, "large", 0.02),
+        answer("person", 1, "person", 0.001),
+        answer("old", 24 * 31, "small", 5.0),
+        answer("plain", 1, "echo", 0.25, task=None, served_name="echo"),
+        answer("other", 1, "small", 0.001, task="invoices"),
+        answer("failed", 1, None, 0.0, status=502, charges="[]"),
+        answer("refused", 1, None, 0.0, status=400, cost_usd=None, charges=None),
+        audit("small-0", 1, wrong=False, cost_usd=0.02),
+        audit("small-1", 1, wrong=True, cost_usd=0.02),
+        audit("small-2", 1, wrong=False, cost_usd=0.02),
+        FeedbackRow(id="large-0", at=NOON, verdict="right"),
+        FeedbackRow(id="large-1", at=NOON, verdict="wrong"),
+        FeedbackRow(id="large-1", at=NOON, verdict="right", judge=False, caller="u"),
+        ExpenseRow(id="run", at=NOON - timedelta(hours=2), task="tickets", kind="training", cost_usd=0.4),
+    )
+    yield made
+    made.close()
+
+
+def test_figures_of_a_task_are_those_of_its_rows(ledger: Ledger) -> None:
+    found = watch(ledger, {}, {"task": "tickets", "range": "30d"}, now=NOON)
+    assert found["n"] == {"small": 6, "large": 2, "other": 1}
+    assert found["share"] == wilson(6, 8).model_dump()
+    assert found["usd"] == pytest.approx({"small": 0.006, "large": 0.04, "other": 0.001, "audits": 0.06, "once": 0.4})
+    assert found["outcomes"] == {"answered": 9, "failed": 1, "refused": 1}
+    days = [one for one in found["periods"] if one["outcomes"]]
+    assert [(one["period"], one["n"].get("large")) for one in days] == [("2026-11-26", 1), ("2026-11-27", 1)]
+    assert len(found["periods"]) == 30
+    # Fewer than ten audits: the large model's price is the mean of its own answers.
+    assert found["periods"][-1]["large_alone_usd"] == pytest.approx(6 * 0.02 + 0.02)
+    [saving] = [one for one in savings(ledger, Window.of("30d", NOON).since, NOON) if one.task == "tickets"]
+    assert found["saving"]["saved_usd"] == saving.saved_usd.model_dump()  # type: ignore[union-attr]
+    assert found["idle_usd"] is None
+    small = found["latency"]["small"]
+    assert small["p50"] == pytest.approx(10, rel=0.1)
+    assert small["p95"] == pytest.approx(1000, rel=0.1)
+
+
+def test_idle_machine_time_is_that_of_the_bill(ledger: Ledger) -> None:
+    window, prices = Window.of("24h", NOON), PriceBook.model_validate({"machine": {"usd_per_hour": 0.36}})
+    ledger.note_uptime(NOON - timedelta(hours=2), NOON - timedelta(hours=1))
+    ledger.append(answer("own", 1, "small", 0.0, charges='[{"model":"m","usd":0.0,"busy_s":100.0}]'))
+    found = watch(ledger, {}, {"task": "tickets", "range": "24h"}, prices=lambda task: prices, now=NOON)
+    # An hour of rent, none of which the rows carry.
+    assert found["idle_usd"] == pytest.approx(0.36)
+    assert found["idle_usd"] == sum(
+        one.uncharged_usd for one in machine_costs(ledger, prices, *window[:2], task="tickets")
+    )
+
+
+def test_accuracy_counts_verdicts_and_keeps_marks_apart_from_audits(ledger: Ledger) -> None:
+    found = watch(ledger, {}, {"task": "tickets", "range": "24h"}, now=NOON)["accuracy"]
+    assert (found["small"]["n"], found["small"]["n_wrong"]) == (3, 1)
+    assert found["small"]["value"] == pytest.approx(2 / 3)
+    assert 0 < found["small"]["low"] < 2 / 3 < found["small"]["high"] < 1
+    assert found["large_marked"] == wilson(1, 2).model_dump()
+    assert found["large_measured"] is None
+
+
+def test_all_tasks_have_a_line_each_and_other_models_are_no_task(ledger: Ledger) -> None:
+    found = watch(ledger, {}, {"task": "", "range": "24h"}, now=NOON)
+    assert {one["task"]: one["n"].get("small") for one in found["tasks"]} == {"tickets": 6, "invoices": 1}
+    assert found["n"]["other"] == 2
+    assert found["usd"]["other"] == pytest.approx(0.251)
+    assert found["periods"][-1]["period"] == "2026-11-27T12"
+    assert len(found["periods"]) == 24
+    # Nothing tells what the large model would cost for the other task.
+    assert (found["saving"]["saved_usd"], found["periods"][-2]["large_alone_usd"]) == (None, None)
+
+
+def test_only_admins_may_watch_and_a_range_is_one_of_three(dashboard: DashboardServer) -> None:
+    def get(role: str, query: str) -> httpx.Response:
+        headers = {"authorization": f"Bearer {dashboard.keys[role]}"}
+        return httpx.get(f"{dashboard.url}/v1/dashboard/watch?{query}", headers=headers)
+
+    assert [get(role, "range=7d").status_code for role in ("user", "judge", "admin")] == [403, 403, 200]
+    assert get("admin", "range=2y").json()["error"]["param"] == "range"
+
+
+def test_audits_that_break_the_promise_raise_an_alarm_on_the_page(dashboard: DashboardServer) -> None:
+    page = dashboard.open("admin", path="#/watch?task=tickets&range=24h")
+    page.get_by_role("heading", name="tickets").wait_for()
+    assert "Live" in page.locator(".state").inner_text()
+    client = httpx.Client(headers={"authorization": f"Bearer {dashboard.keys['admin']}"})
+    router = dashboard.router
+    about = {"task": "tickets", "certificate": router.certificate, "propensity": 1.0, "judged_by": "person"}
+    audits = ({"id": f"a{i}", "at": datetime.now(UTC), "wrong": True, **about} for i in range(9))
+    dashboard.ledger.append(*map(AuditRow.model_validate, audits))
+    for _ in range(3):
+        body = {"model": "tickets", "messages": [{"role": "user", "content": "something new"}]}
+        client.post(f"{dashboard.url}/v1/chat/completions", json=body).raise_for_status()
+    page.reload()
+    page.get_by_text("Fallback: the large model answers").wait_for()
+    assert "audited answers were wrong" in page.get_by_role("region", name="Alarms").inner_text()
+    card = page.get_by_role("listitem").filter(has=page.get_by_role("heading", name="Answered small"))
+    assert "0.0 %" in card.inner_text()
+    page.get_by_text("These figures as a table").click()
+    rows = page.get_by_role("table", name="Answers and money over time").locator("tbody tr")
+    assert sum(int(row.locator("td").nth(1).inner_text()) for row in rows.all()) == len(dashboard.ledger.rows())
+    page.get_by_role("link", name="7 days").click()
+    page.get_by_role("link", name="7 days").and_(page.locator("[aria-current]")).wait_for()
+    page.close()

@@ -1,0 +1,164 @@
+"""An answer explained, the review of answers and labels, harvested rows."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from fixtures.cli import NOON, call, evaluated, failed, row
+
+from smallfirst.ledger.ledger import Ledger
+from smallfirst.ledger.rows import AuditRow, FeedbackRow, StateRow
+
+STEPS: list[dict[str, Any]] = [
+    {"stage": "domain", "decision": "passed on", "why": "the task's own", "score": 0.1, "threshold": 0.4},
+    {
+        "stage": "words",
+        "decision": "passed on",
+        "why": "not sure enough",
+        "model": "toy-words",
+        "score": 0.41,
+        "threshold": 1.01,
+        "cost_usd": 0.000001,
+        "latency_ms": 1.25,
+    },
+    {
+        "stage": "small",
+        "decision": "kept",
+        "why": "as sure as the certificate asks for",
+        "model": "toy-small",
+        "score": 0.93,
+        "threshold": 0.88,
+        "cost_usd": 0.000019,
+        "latency_ms": 31.0,
+    },
+    {"stage": "large", "decision": "not asked", "why": "expected price", "model": "big", "cost_usd": 0.0012},
+]
+
+
+def test_a_kept_answer_is_explained_step_by_step_with_prices_and_what_became_of_it(ledger: Ledger) -> None:
+    for minutes, before, after in ((-60, "", "live"), (-30, "live", "drift"), (30, "drift", "fallback")):
+        at = NOON + timedelta(minutes=minutes)
+        values = {"at": at, "task": "toy", "before": before, "after": after, "why": f"because {after}"}
+        ledger.append(StateRow.model_validate({**values, "certificate": "abc123"}))
+    kept = row(
+        "chatcmpl-1",
+        trail=json.dumps(STEPS),
+        guarantee="at most 3 % of kept answers wrong",
+        audit_share=0.02,
+        audited=True,
+        request_text=json.dumps([["user", "where is\nmy card"]]),
+        answer_text="card_arrival",
+    )
+    ledger.append(kept)
+    values = {"id": kept.id, "at": NOON, "task": "toy", "certificate": "abc123", "propensity": 0.02, "wrong": True}
+    ledger.append(AuditRow.model_validate({**values, "judged_by": "large", "cost_usd": 0.0013, "other": "lost_pin"}))
+    ledger.append(FeedbackRow(id=kept.id, at=NOON, verdict="wrong", answer="refund_request"))
+    assert call("explain", kept.id).output.splitlines() == [
+        "answer     chatcmpl-1",
+        "asked      2026-01-02 12:00:00 UTC, as auto",
+        "question   where is my card",
+        "answered   by toy-small (stage small) in 32.2 ms for $0.000020",
+        "says       card_arrival",
+        "task       toy",
+        "guarantee  at most 3 % of kept answers wrong",
+        "state      drift since 2026-01-02 11:30:00 UTC: because drift (certificate abc123)",
+        "",
+        "stage   decision   score   asked for    ms        USD  model      why",
+        "domain  passed on  0.100    <= 0.400                              the task's own",
+        "words   passed on  0.410  never kept   1.2   0.000001  toy-words  not sure enough",
+        "small   kept       0.930    >= 0.880  31.0   0.000019  toy-small  as sure as the certificate asks for",
+        "large   not asked                           ~0.001200  big        expected price",
+        "",
+        "audit: chosen by chance, of which it had 2 %",
+        "  2026-01-02 12:00:00 UTC  wrong, judged by the large model for $0.001300, which says lost_pin",
+        "feedback: 2026-01-02 12:00:00 UTC  wrong; right is refund_request",
+    ]
+    told = json.loads(call("explain", kept.id, "--json").output)
+    assert told["state"]["after"] == "drift"
+    assert [step["stage"] for step in told["steps"]] == ["domain", "words", "small", "large"]
+    assert told["audits"][0]["propensity"] == 0.02
+
+
+def test_what_failed_says_so_and_an_unknown_id_is_refused(ledger: Ledger) -> None:
+    ledger.append(
+        row("chatcmpl-0f3a", status=503, error_code="model_unavailable", task=None, stage=None, cost_usd=None)
+    )
+    assert "failed  503 model_unavailable after 32 ms" in call("explain", "chatcmpl-0f3a").output
+    assert "no answer with the id 'q' is in " in failed(call("explain", "q"), 2)
+
+
+def test_nothing_is_made_where_there_is_no_ledger(tmp_path: Path) -> None:
+    assert "none.db: no such ledger" in failed(call("explain", "a", "--ledger", tmp_path / "none.db"), 2)
+    assert list(tmp_path.glob("*.db")) == []
+
+
+def test_the_review_shows_what_nobody_has_judged_oldest_first(ledger: Ledger, tmp_path: Path) -> None:
+    task = tmp_path / "task.yaml"
+    task.write_text("name: toy\ndata: {train: train.jsonl}\n")
+    text = json.dumps([["user", "hm"]])
+    hour = timedelta(hours=1)
+    ledger.append(row("late", stage="person", certified=False, confidence=0.4, at=NOON + hour, request_text=text))
+    ledger.append(row("early", audited=True, audit_share=0.1))
+    ledger.append(row("told", stage="person", certified=False))
+    ledger.append(FeedbackRow(id="told", at=NOON, verdict="right"))
+    ledger.append(row("done", audited=True, audit_share=0.1))
+    values = {"id": "done", "at": NOON, "task": "toy", "certificate": "c", "propensity": 0.1, "wrong": False}
+    ledger.append(AuditRow.model_validate({**values, "judged_by": "large"}))
+    ledger.append(row("kept"))
+    ledger.append(row("beside", audited=True, audit_share=0.1, certified=False, stage="large"))
+    ledger.append(row("foreign", stage="person", task="other"))
+    found = json.loads(call("review", task, "--json").output)
+    assert [(entry["id"], entry["why"]) for entry in found["data"]] == [
+        ("early", "drawn by chance: its verdict counts for the guarantee"),
+        ("late", "no model was sure (confidence 0.400): left to a person"),
+    ]
+    output = call("review", task, "--limit", "1").output
+    assert output.startswith("2 answers of toy wait for a person")
+    assert "early" in output
+    assert "late" not in output
+    assert "--store-bodies" in output
+    assert "asked    hm" in call("review", task).output
+    task.write_text("name: nobody\ndata: {train: train.jsonl}\n")
+    assert call("review", task).output == "0 answers of nobody wait for a person\n"
+
+
+def test_training_rows_that_look_mislabelled_are_written(desk_folder: Path, tmp_path: Path) -> None:
+    evaluated(wrong=30)
+    result = call("review", desk_folder, "--labels", tmp_path / "suspects.jsonl")
+    assert result.exit_code == 0
+    assert result.output == f"no probable label errors: label more rows\nnext: smallfirst run {desk_folder}\n"
+    assert (tmp_path / "suspects.jsonl").exists()
+
+
+def test_harvest_says_what_it_did_and_what_comes_next(ledger: Ledger, tmp_path: Path) -> None:
+    rows = [{"text": f"question {word}", "label": label} for word in "abc" for label in ("yes",)]
+    rows += [{"text": "nothing like it", "label": "no"}]
+    for name in ("train", "validation", "test"):
+        texts = "".join(json.dumps(r | {"text": f"{r['text']} of {name}"}) + "\n" for r in rows)
+        (tmp_path / f"{name}.jsonl").write_text(texts, encoding="utf-8")
+    task = tmp_path / "task.yaml"
+    data = {name: f"{name}.jsonl" for name in ("train", "validation", "test")}
+    task.write_text(json.dumps({"name": "toy", "data": data}), encoding="utf-8")
+    text = json.dumps([["user", "a new thing entirely"]])
+    ledger.append(row("chatcmpl-7", stage="large", request_text=text, answer_text="yes"))
+    ledger.append(row("chatcmpl-8", stage="large"))
+    out = tmp_path / "new.jsonl"
+    output = call("harvest", task, "--out", out).output
+    assert output.startswith(f"1 rows for toy in {out}, from 2 responses\n       1  answered by the large model\n")
+    assert "left out: 1 whose texts were not stored" in output
+    assert output.endswith(f"next: smallfirst challenge {task} --rows {out}\n")
+    assert json.loads(out.read_text()) == {
+        "text": "a new thing entirely",
+        "label": "yes",
+        "source": "large",
+        "response_id": "chatcmpl-7",
+    }
+    again = tmp_path / "b.jsonl"
+    late = call("harvest", task, "--out", again, "--since", "2026-01-02T13:30+01:00", "--json").output
+    assert json.loads(late)["n_rows"] == 0  # half an hour after noon
+    assert "no date or time in ISO 8601" in failed(call("harvest", task, "--since", "yesterday"), 2)
+    message = failed(call("challenge", task, "--rows", out), 1)
+    assert "no model is registered as main.default.toy" in message

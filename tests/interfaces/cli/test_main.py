@@ -1,0 +1,110 @@
+"""The command line: verbs by stage of work, errors without a traceback, exit codes for scripts."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from fixtures.cli import call, failed
+
+import smallfirst
+from smallfirst.interfaces.cli.main import COMMANDS, STAGES, main
+
+VERBS = COMMANDS.names()
+READ_NO_TASK = set(STAGES["drop in"]) | {"init", "models", "explain", "keys", "jobs", "ledger"}
+READ_NO_TASK |= {"completion", "doctor"}
+
+
+def test_help_lists_the_verbs_by_stage_of_work_in_the_order_of_the_path() -> None:
+    result = call("--help")
+    assert result.exit_code == 0
+    sections = re.split(r"^(\w[\w ]*):\n", result.output, flags=re.MULTILINE)[3:]
+    listed = {
+        name.lower(): tuple(re.findall(r"^  ([a-z-]+) ", text, flags=re.MULTILINE))
+        for name, text in zip(sections[::2], sections[1::2], strict=True)
+    }
+    assert listed == STAGES
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_says_what_it_does(verb: str) -> None:
+    result = call(verb, "--help")
+    assert result.exit_code == 0
+    assert len(result.output.splitlines()) > 3
+
+
+def test_bars_of_libraries_are_off_in_a_pipe_before_a_command_imports_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    CliRunner().invoke(main, ["models"])
+    assert os.environ["TQDM_DISABLE"] == "1"
+
+
+def test_the_version_is_the_packages() -> None:
+    assert call("--version").output == f"smallfirst, version {smallfirst.__version__}\n"
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in READ_NO_TASK])
+def test_a_missing_file_is_a_wrong_setting(verb: str, tmp_path: Path) -> None:
+    path = tmp_path / "task.yaml"
+    signed = ("--candidate", "small", "--by", "Ada", "--because", "seen")
+    more = {"override": signed, "label": ("rows.jsonl",), "score": ("rows.jsonl",), "export": ("out",)}
+    assert failed(call(verb, path, *more.get(verb, ())), 2) == (
+        f"ConfigError: {path}: no such file\n  next: smallfirst init   writes a commented task.yaml\n"
+    )
+
+
+def test_a_wrong_setting_is_told_with_a_suggestion(desk_folder: Path) -> None:
+    (desk_folder / "task.yaml").write_text("name: desk\ndata: {train: train.jsonl}\nruting: {}\n")
+    message = failed(call("check", desk_folder), 2)
+    assert (
+        message == f'ConfigError: {desk_folder / "task.yaml"}:\n  ruting: unknown setting — did you mean "routing"?\n'
+    )
+
+
+def test_an_unknown_verb_or_option_is_wrong_usage() -> None:
+    assert call("trian").exit_code == 2
+    assert call("check", "--jsn").exit_code == 2
+
+
+def test_no_summary_is_cut_and_each_stands_on_one_line_of_eighty_columns() -> None:
+    lines = CliRunner(env={"COLUMNS": "80"}).invoke(main, ["--help"]).output.splitlines()
+    listed = lines[lines.index("Prepare:") :]
+    assert sum(line.startswith("  ") for line in listed) == len(VERBS)
+    assert [line for line in listed if line.endswith("...")] == []
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_example_of_a_verbs_help_is_a_command_line_that_is_understood(verb: str) -> None:
+    examples = getattr(COMMANDS.get(verb), "examples", ())
+    assert examples
+    shown = call(verb, "--help").output
+    for example in examples:
+        assert f"  {example}\n" in shown
+        program, *words = shlex.split(example.partition(" >")[0])
+        assert program == "smallfirst"
+        command: click.Command = main
+        while isinstance(command, click.Group) and words:
+            found = command.get_command(click.Context(command), words.pop(0))
+            assert found is not None
+            command = found
+        command.make_context(command.name, words)
+
+
+def test_ctrl_c_ends_with_130_and_says_how_to_go_on(desk_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def press(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("smallfirst.path.run.try_run", press)
+    monkeypatch.setattr("smallfirst.interfaces.cli.path.load_run", press)
+    assert failed(call("run", desk_folder), 130) == (
+        f"\ninterrupted; what was done is kept\n  next: smallfirst run {desk_folder} --resume\n"
+    )
+    assert failed(call("evaluate", desk_folder), 130) == (
+        f"\ninterrupted; answers are kept and not asked for again\n  next: smallfirst evaluate {desk_folder}\n"
+    )
+    assert failed(call("gate", desk_folder), 130) == "\ninterrupted\n"

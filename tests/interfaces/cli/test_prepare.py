@@ -1,0 +1,115 @@
+"""Verbs before a run: the template, the check of the rows, the catalogue."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from fixtures.cli import call, failed
+
+from smallfirst.models.catalog import CATALOG
+from smallfirst.path.project.rows import read_rows
+from smallfirst.path.project.task_file import read_task_file
+
+
+def test_init_writes_a_template_that_is_read_once_the_rows_are_there(tmp_path: Path, desk_folder: Path) -> None:
+    target = tmp_path / "new" / "task.yaml"
+    result = call("init", target.parent)
+    assert result.output == f"wrote {target}\nnext: put your rows beside it, then  smallfirst check {target}\n"
+    assert [path.name for path in target.parent.iterdir()] == ["task.yaml"]
+    (target.parent / "train.jsonl").write_bytes((desk_folder / "train.jsonl").read_bytes())
+    task_file = read_task_file(target)
+    assert task_file.name == "new"
+    assert len(read_rows(task_file).train) > 30
+
+
+def test_the_settings_that_the_template_leaves_commented_out_are_real_ones(tmp_path: Path) -> None:
+    call("init", tmp_path)
+    lines = (tmp_path / "task.yaml").read_text().splitlines()
+    # A setting that is commented out is "# name: value"; the notes above the first setting are prose.
+    start = next(i for i, line in enumerate(lines) if line.startswith("# name:"))
+    shown = [re.sub(r"^(\s*)# (?=\s*[a-z0-9_]+:( |$))", r"\1", line) for line in lines[start:]]
+    (tmp_path / "task.yaml").write_text("\n".join(shown))
+    task_file = read_task_file(tmp_path)
+    assert task_file.settings["labels"] == ["billing", "delivery"]
+    assert task_file.large is not None
+    assert task_file.large.endpoint is not None
+    assert task_file.data.columns.label == "category"
+    assert task_file.gate.p95_ms_at_most == 200
+
+
+def test_init_overwrites_nothing(desk_folder: Path) -> None:
+    before = (desk_folder / "task.yaml").read_bytes()
+    assert failed(call("init", desk_folder), 2) == (
+        f"ConfigError: {desk_folder / 'task.yaml'} exists already\n  next: edit it, or name another folder\n"
+    )
+    assert (desk_folder / "task.yaml").read_bytes() == before
+
+
+def test_bad_rows_are_all_named_and_end_with_one(desk_folder: Path) -> None:
+    with (desk_folder / "train.jsonl").open("a") as file:
+        file.write('{"text": "a"}\n{"text": "", "label": "card"}\n')
+    message = failed(call("check", desk_folder), 1)
+    assert message.splitlines()[0] == f"DataError: {desk_folder / 'train.jsonl'}: 2 bad and 90 good rows"
+    assert f'  {desk_folder / "train.jsonl"}:92  "text" is empty' in message
+
+
+def test_check_prints_what_it_found_and_ends_with_zero(desk_folder: Path) -> None:
+    result = call("check", desk_folder, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert sum(found["n_rows"].values()) == 90
+    assert found["verdict"] in ("GO", "FIX")
+
+
+def test_rows_that_cannot_be_used_end_with_one_and_are_told_on_both_streams(desk_folder: Path) -> None:
+    twice = (desk_folder / "train.jsonl").read_text()
+    (desk_folder / "test.jsonl").write_text(twice)  # every test row is a training row
+    (desk_folder / "task.yaml").write_text("name: desk\ndata: {train: train.jsonl, test: test.jsonl}\n")
+    result = call("check", desk_folder)
+    assert failed(result, 1) == ("DataError: the rows cannot be used as they are\n  next: mend what is marked stop\n")
+    assert "NO" in result.stdout
+
+
+def test_models_lists_the_catalogue_and_where_it_stands() -> None:
+    result = call("models")
+    assert result.exit_code == 0
+    lines = result.output.splitlines()
+    assert [line.split()[0] for line in lines] == [entry.name for entry in CATALOG]
+    assert all(f"{entry.megabytes} MB" in line for entry, line in zip(CATALOG, lines, strict=True))
+
+
+def test_a_base_model_that_is_nowhere_is_an_error_with_a_suggestion() -> None:
+    message = failed(call("models", "pull", "HuggingFaceTB/SmolLM2-135M-Instuct"), 1)
+    assert 'did you mean "HuggingFaceTB/SmolLM2-135M-Instruct"?' in message
+
+
+def test_init_from_rows_shows_them_and_the_next_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    topics = ("pin", "card")
+    rows = [{"message": f"my {topics[i % 2]}, day {i}", "topic": topics[i % 2]} for i in range(40)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = call("init", "desk", "--from", "rows.jsonl")
+    assert result.exit_code == 0, result.output
+    assert result.output == (
+        'classify: text "message" → label "topic" (2 different), 40 rows\n\n'
+        "  text            label\n  my pin, day 0   pin\n  my card, day 1  card\n  my pin, day 2   pin\n\n"
+        "wrote desk/task.yaml\nnext: smallfirst check desk   then  smallfirst run desk\n"
+    )
+    assert "columns: {text: message, label: topic}" in Path("desk/task.yaml").read_text()
+
+
+def test_init_says_what_it_assumes_where_the_rows_leave_something_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"text": f"message number {i}, please", "queue": "ab"[i % 2], "team": "cde"[i % 3]} for i in range(40)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = call("init", "desk", "--from", "rows.jsonl")
+    assert 'or: --label team: classify: text "text" → label "team"' in result.output
+    call("init", "desk2", "--from", "rows.jsonl", "--label", "team", "--good-enough", "0.85")
+    written = Path("desk2/task.yaml").read_text()
+    assert "columns: {label: team}" in written
+    assert "gate: {accuracy_at_least: 0.85}" in written

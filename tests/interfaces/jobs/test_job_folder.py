@@ -1,0 +1,107 @@
+"""A job's state, from its events and its lock alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from fixtures.jobs import create_job, job_spec
+
+from smallfirst.base.errors import DataError
+from smallfirst.base.files import try_lock
+from smallfirst.interfaces.jobs.job_folder import JobRows, JobSpec, new_job_name, read_rows, state_after
+from smallfirst.interfaces.jobs.supervisor import output_tail
+from smallfirst.training.events import Event
+
+
+@pytest.mark.parametrize(
+    ("kinds", "state"),
+    [
+        ([], "PENDING"),
+        (["CREATED"], "PENDING"),
+        (["CREATED", "QUEUED"], "QUEUED"),
+        (["CREATED", "QUEUED", "STARTED", "DATA_VALIDATED", "MODEL_INITIALIZED"], "STARTING"),
+        (["CREATED", "STARTED", "TRAIN_STARTED", "TRAIN_UPDATED", "CHECKPOINT_SAVED"], "RUNNING"),
+        (["CREATED", "STARTED", "TRAIN_STARTED", "TRAIN_FINISHED"], "RUNNING"),
+        (["CREATED", "STARTED", "TRAIN_STARTED", "REQUEUED"], "PENDING"),
+        (["CREATED", "STARTED", "TRAIN_STARTED", "REQUEUED", "STARTED", "RESUMED"], "RUNNING"),
+        (["CREATED", "STARTED", "TRAIN_STARTED", "COMPLETED"], "COMPLETED"),
+        (["CREATED", "STOPPED"], "STOPPED"),
+        (["CREATED", "STARTED", "FAILED"], "FAILED"),
+    ],
+)
+def test_the_state_follows_from_the_events(kinds: list[str], state: str) -> None:
+    events = tuple(Event(kind=kind, at="2026-11-30T12:00:00+00:00", message="") for kind in kinds)  # type: ignore[arg-type]
+    assert state_after(events, cancelled=False) == state
+    ended = state in ("COMPLETED", "STOPPED", "FAILED")
+    assert state_after(events, cancelled=True) == (state if ended else "TERMINATING")
+
+
+def test_a_job_lives_while_its_lock_is_held(jobs_home: Path) -> None:
+    job = create_job(job_spec("held"))
+    assert not job.alive
+    held = try_lock(job.lock)
+    assert job.alive
+    os.close(held or -1)
+    assert not job.alive
+
+
+def test_asked_to_stop_it_is_terminating_until_it_says_so(jobs_home: Path) -> None:
+    job = create_job(job_spec("stopping"))
+    job.request_stop()
+    assert (job.state, job.cancelled, job.ended) == ("TERMINATING", True, False)
+    assert (job.folder / "run" / "cancel").exists()  # where training looks
+    job.log.append("STOPPED", "")
+    assert (job.state, job.ended) == ("STOPPED", True)
+
+
+def test_the_last_lines_of_the_output(jobs_home: Path) -> None:
+    job = create_job(job_spec("printing"))
+    assert output_tail(job.output) == ""
+    job.output.write_text("one\ntwo\nthree\n")
+    assert output_tail(job.output, 2) == "two\nthree"
+
+
+def test_names_tell_the_model_and_are_safe_in_paths() -> None:
+    assert new_job_name("Org/My Model.v2")[:-6] == "my-model-v2-"
+    assert new_job_name("../..")[:-6] == "model-"
+    assert len({new_job_name("a/b") for _ in range(50)}) == 50
+
+
+def test_rows_once_read_are_kept_with_their_places(jobs_home: Path, spec: JobSpec) -> None:
+    job = create_job(spec.model_copy(update={"name": "kept", "eval_rows": spec.train_rows}))
+    first = JobRows.load(job)
+    Path(spec.train_rows).write_text('{"prompt": "other", "response": "rows"}')
+    again = JobRows.load(job)
+    assert (again.train, again.evaluation) == (first.train, first.evaluation)
+    assert len(again.train) == 64
+    assert (again.train.examples[2].path, again.train.examples[2].line) == (spec.train_rows, 3)
+
+
+def test_rows_given_at_submission_are_not_read_again(jobs_home: Path, spec: JobSpec) -> None:
+    rows = JobRows.read(spec)
+    job = create_job(spec.model_copy(update={"name": "given", "train_rows": "nowhere.jsonl"}))
+    rows.save(job.folder)
+    assert JobRows.load(job).train == rows.train
+    assert JobRows.load(job).evaluation is None
+
+
+def test_a_folder_of_text_is_for_the_text_recipe_only(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "b.txt").write_text("second")
+    (tmp_path / "texts" / "a.txt").write_text("first")
+    assert [e.answer for e in read_rows(str(tmp_path / "texts"), "text").examples] == ["first", "second"]
+    with pytest.raises(DataError, match="2 of 2 rows do not fit") as caught:
+        read_rows(str(tmp_path / "texts"), "chat")
+    assert [Path(problem.path).name for problem in caught.value.problems] == ["a.txt", "b.txt"]
+
+
+def test_rows_of_another_recipe_are_named(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"text": "where is my card", "label": "card"}))
+    with pytest.raises(DataError, match=r"rows\.jsonl:1  a row of text \+ label; this recipe takes chat messages"):
+        read_rows(str(rows), "chat")
+    with pytest.raises(DataError, match=r"rows\.jsonl:1  a row of text \+ label; this recipe takes text alone"):
+        read_rows(str(rows), "text")

@@ -1,0 +1,181 @@
+"""Jobs in real processes: none is lost when its process or its parent is killed, and each has its turn."""
+
+from __future__ import annotations
+
+import os
+import signal
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from fixtures.expenses import spent_once
+from fixtures.jobs import Eventually, create_job, event_kinds, job_spec, process_id
+
+from smallfirst.base.errors import Cancelled, ConfigError
+from smallfirst.base.files import try_lock
+from smallfirst.interfaces.jobs import queue, worker
+from smallfirst.interfaces.jobs.job_folder import JobFolder, JobSpec, MlflowIds
+from smallfirst.interfaces.jobs.supervisor import output_tail
+from smallfirst.interfaces.jobs.worker import register_model
+from smallfirst.registry import versions
+from smallfirst.registry.runs import client, open_run
+from smallfirst.training.run import Run
+
+pytestmark = pytest.mark.usefixtures("jobs_home", "warm_jobs")
+
+
+def has_checkpoint(job: JobFolder) -> bool:
+    return "CHECKPOINT_SAVED" in [event.kind for event in job.training_log.read()]
+
+
+def test_a_killed_job_is_restarted_in_its_turn_and_its_model_registered(spec: JobSpec, eventually: Eventually) -> None:
+    slow = spec.config.model_copy(update={"duration": "160ba", "batch_tokens": 64})  # a row a step
+    often = {"checkpoint_every_s": 0.0, "config": slow}
+    long = slow.model_copy(update={"duration": "9999ep"})
+    later = {**often, "config": long, "created_at": spec.created_at + timedelta(seconds=1)}
+    first = queue.submit(spec.model_copy(update={"name": "first", "eval_prompts": ("where is my card",), **often}))
+    eventually(lambda: first.state == "STARTING")  # its turn has come; the others must wait
+    second = queue.submit(spec.model_copy(update={"name": "second", **later}))
+    third = queue.submit(spec.model_copy(update={"name": "third", **later}))
+    eventually(lambda: second.state == third.state == "QUEUED")
+    assert queue.cancel(third)
+    eventually(lambda: third.state == "STOPPED")
+    assert event_kinds(third) == ["CREATED", "QUEUED", "STOPPED"]
+
+    eventually(lambda: has_checkpoint(first))
+    os.kill(process_id(first), signal.SIGKILL)
+    eventually(lambda: not first.alive)
+    assert first.state == "RUNNING"  # it could not record its end
+    eventually(lambda: second.state == "RUNNING")  # the queue goes on without it
+    assert queue.find("first").alive  # looking restarts it
+    assert event_kinds(first)[-1] in ("REQUEUED", "QUEUED")
+    assert queue.cancel(second)
+    eventually(lambda: second.ended)
+    assert second.state == "STOPPED"
+    assert second.events[-1].message.startswith("cancelled at step")
+    assert client().get_run(tracking(second)).info.status == "KILLED"
+
+    eventually(lambda: first.ended)
+    assert first.state == "COMPLETED", output_tail(first.output)
+    assert event_kinds(first)[-1] == "COMPLETED"
+    assert event_kinds(first).count("TRAIN_STARTED") == event_kinds(first).count("RESUMED") == 1
+    assert max(point.step for point in client().get_metric_history(tracking(first), "loss")) == 160
+    assert first.result is not None
+    assert first.result.reference == "main.toys.desk/1"
+    assert spent_once(first.folder, "main.toys.desk")["training"] > 0
+    version = versions.resolve("main.toys.desk/1")
+    assert (version.tags["signed_by"], version.tags["because"]) == ("somebody", "no gate was declared")
+    assert version.run_id == tracking(first)
+    assert version.aliases == ()  # nothing goes live by itself
+    artifacts = {file.path for file in client().list_artifacts(version.run_id, "eval_prompts")}
+    assert "eval_prompts/epoch-001.json" in artifacts
+    assert first.progress is not None
+    assert first.progress.share == 1.0
+    assert queue.cancel(first) is False
+    # Had it been killed between registering and saying so, it would find its version again.
+    run = Run.load(first.run_folder / "run.json")
+    assert register_model(first, run) == first.result
+    assert len(versions.list_versions("main.toys.desk")) == 1
+
+
+def tracking(job: JobFolder) -> str:
+    assert job.tracking is not None
+    return job.tracking.run_id
+
+
+def test_a_job_that_cannot_be_done_fails_and_says_why(spec: JobSpec, eventually: Eventually) -> None:
+    job = queue.submit(spec.model_copy(update={"name": "hopeless", "train_rows": "nowhere.jsonl"}))
+    eventually(lambda: job.ended)
+    assert event_kinds(job) == ["CREATED", "STARTED", "FAILED"]
+    assert "nowhere.jsonl: no such file" in job.events[-1].message
+
+
+def test_a_job_whose_process_dies_again_and_again_is_given_up() -> None:
+    job = create_job(job_spec("dying"))
+    for _ in range(queue.MAX_RESTARTS):
+        job.log.append("REQUEUED", "")
+    job.output.write_text("Killed: out of memory\n")
+    left_open = open_run("toy", "dying").run_id
+    MlflowIds(run_id=left_open, experiment_id="1").save(job.folder / "mlflow.json")
+    assert queue.find("dying").state == "FAILED"
+    assert client().get_run(left_open).info.status == "FAILED"
+    assert "died 4 times" in job.events[-1].message
+    assert "Killed: out of memory" in job.events[-1].message
+
+
+def test_a_dead_job_that_was_cancelled_is_stopped_without_a_process() -> None:
+    job = create_job(job_spec("unwanted"))
+    assert queue.cancel(job)
+    assert event_kinds(job) == ["CREATED", "STOPPED"]
+    assert queue.cancel(job) is False
+
+
+def test_a_living_job_is_left_alone() -> None:
+    job = create_job(job_spec("living"))
+    held = try_lock(job.lock)
+    queue.recover(job)
+    assert event_kinds(job) == ["CREATED"]
+    job.log.append("COMPLETED", "")
+    os.close(held or -1)
+    queue.recover(job)
+    assert event_kinds(job) == ["CREATED", "COMPLETED"]
+
+
+def test_an_unknown_name_is_reported_with_the_nearest(spec: JobSpec) -> None:
+    create_job(job_spec("tickets-abc")).log.append("STOPPED", "")
+    for wrong in ("ticket-abc", "../jobs/tickets-abc", "tickets-abc/"):
+        with pytest.raises(queue.JobNotFound, match='did you mean "tickets-abc"'):
+            queue.find(wrong)
+    with pytest.raises(ConfigError, match='there is a job "tickets-abc" already'):
+        queue.submit(spec.model_copy(update={"name": "tickets-abc"}))
+
+
+def test_a_damaged_job_hides_no_other() -> None:
+    damaged = create_job(job_spec("damaged"))
+    (damaged.folder / "job.json").write_text("{")
+    whole = create_job(job_spec("whole"))
+    whole.log.append("STOPPED", "")
+    names = [job.name for job in queue.all_jobs()]
+    assert "whole" in names
+    assert "damaged" not in names
+    (damaged.folder / "job.json").unlink()
+
+
+def test_the_earlier_of_two_that_wait_goes_first(
+    spec: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.tempfile, "gettempdir", lambda: str(tmp_path))
+    early = create_job(job_spec("early"))
+    late = create_job(
+        spec.model_copy(update={"name": "late", "created_at": spec.created_at + timedelta(microseconds=1)})
+    )
+    held = try_lock(early.lock)
+    naps: list[float] = []
+
+    def nap(seconds: float) -> None:  # what happens while the late one sleeps
+        naps.append(seconds)
+        assert late.state == "QUEUED"
+        if len(naps) == 3:
+            early.log.append("STARTED", "")  # it is no longer waiting, but the machine is free
+
+    monkeypatch.setattr(worker.time, "sleep", nap)
+    with worker.wait_for_turn(late):
+        assert len(naps) == 3
+        assert worker.take_slot() is None
+    slot = worker.take_slot()
+    assert slot is not None
+    os.close(slot)
+    os.close(held or -1)
+    for job in (early, late):
+        job.log.append("STOPPED", "")
+
+
+def test_a_job_cancelled_while_it_waits_never_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker.tempfile, "gettempdir", lambda: str(tmp_path))
+    job = create_job(job_spec("waiting"))
+    taken = worker.take_slot()
+    monkeypatch.setattr(worker.time, "sleep", lambda _: job.request_stop())
+    with pytest.raises(Cancelled, match="before it began"), worker.wait_for_turn(job):
+        pytest.fail("it began")
+    os.close(taken or -1)
+    job.log.append("STOPPED", "")

@@ -1,0 +1,100 @@
+"""A thread that writes what waits together: order, crowds, and who is told of a failure."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from smallfirst.ledger.group_commit import GroupCommitWriter
+
+
+class Book:
+    """Keeps what is written, batch by batch; refuses a batch with something negative in it; may be held up."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.open = threading.Event()
+        self.open.set()
+        self.begun = threading.Event()
+        self.writer: GroupCommitWriter[int] = GroupCommitWriter(self.write, name="book")
+
+    def write(self, items: Sequence[int]) -> None:
+        self.begun.set()
+        assert self.open.wait(5)
+        if any(item < 0 for item in items):
+            raise ValueError(f"{min(items)} is negative")
+        self.batches.append(list(items))
+
+
+def test_what_waits_together_is_written_together_in_order() -> None:
+    book = Book()
+    book.open.clear()
+
+    async def five() -> None:
+        first = asyncio.create_task(book.writer.put_async(0))
+        await asyncio.to_thread(book.begun.wait, 5)
+        rest = [asyncio.create_task(book.writer.put_async(n)) for n in range(1, 5)]
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in (first, *rest))
+        book.open.set()
+        await asyncio.gather(first, *rest)
+
+    asyncio.run(five())
+    assert book.batches == [[0], [1, 2, 3, 4]]
+
+
+def test_nobody_goes_on_before_the_own_item_is_written() -> None:
+    book = Book()
+
+    async def one_by_one() -> None:
+        for n in range(3):
+            await book.writer.put_async(n)
+            assert book.batches[-1] == [n]
+
+    asyncio.run(one_by_one())
+    book.writer.put(3)
+    assert book.batches[-1] == [3]
+
+
+def test_of_a_crowd_only_those_at_fault_fail() -> None:
+    book = Book()
+    book.open.clear()
+
+    async def four() -> list[BaseException | None]:
+        first = asyncio.create_task(book.writer.put_async(0))
+        await asyncio.to_thread(book.begun.wait, 5)
+        rest = [asyncio.create_task(book.writer.put_async(n)) for n in (1, -2, 3)]
+        await asyncio.sleep(0)
+        book.open.set()
+        return await asyncio.gather(first, *rest, return_exceptions=True)
+
+    results = asyncio.run(four())
+    assert [str(result) for result in results] == ["None", "None", "-2 is negative", "None"]
+    assert book.batches == [[0], [1], [3]]
+
+
+def test_one_that_fails_alone_is_tried_once() -> None:
+    book = Book()
+    with pytest.raises(ValueError, match="-1 is negative"):
+        book.writer.put(-1)
+    book.writer.put(1)
+    assert book.batches == [[1]]
+
+
+def test_closing_waits_for_what_was_handed_in_and_refuses_the_rest() -> None:
+    book = Book()
+    book.open.clear()
+    handing_in = threading.Thread(target=book.writer.put, args=(1,))
+    handing_in.start()
+    assert book.begun.wait(5)
+    threading.Timer(0.05, book.open.set).start()
+    book.writer.close()
+    book.writer.close()
+    assert book.batches == [[1]]
+    handing_in.join()
+    with pytest.raises(RuntimeError):
+        book.writer.put(2)
+    assert book.batches == [[1]]

@@ -1,0 +1,226 @@
+"""A temperature, steps and weights found again from simulated answers; the error that is left, by hand."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.isotonic import IsotonicRegression
+from sklearn.metrics import brier_score_loss, roc_auc_score
+
+from smallfirst.measuring.calibration import (
+    MIN_ROWS,
+    brier_score,
+    equal_count_bins,
+    expected_calibration_error,
+    fit_calibration,
+    fit_isotonic,
+    fit_temperature,
+)
+from smallfirst.models.confidence import TIE_BREAK, Calibration, IsotonicCurve, token_features
+from smallfirst.models.label_model import softmax
+
+
+def simulated(temperature: float, *, n: int = 12_000, labels: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """Return log-probabilities of a model `temperature` times too confident, and gold labels drawn from the truth."""
+    draw = np.random.default_rng(3)
+    logits = draw.normal(0, 2, (n, labels))
+    confidences = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    truth = softmax(confidences, temperature)
+    gold = (truth.cumsum(axis=1) > draw.random((n, 1))).argmax(axis=1)
+    return confidences, gold
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.8, 2.5])
+def test_the_temperature_that_was_applied_is_found_again(temperature: float) -> None:
+    assert fit_temperature(*simulated(temperature)) == pytest.approx(temperature, abs=0.1)
+
+
+def test_the_fitted_temperature_leaves_less_calibration_error_and_the_same_answers() -> None:
+    confidences, gold = simulated(2.0)
+    right = confidences.argmax(axis=1) == gold
+    before, after = np.exp(confidences), softmax(confidences, fit_temperature(confidences, gold))
+    assert (after.argmax(axis=1) == before.argmax(axis=1)).all()
+    assert expected_calibration_error(before.max(axis=1), right) > 0.1
+    assert expected_calibration_error(after.max(axis=1), right) < 0.02
+
+
+def test_rows_that_are_all_right_or_all_wrong_meet_the_ends_of_the_range() -> None:
+    confidences = np.log(np.array([[0.7, 0.3]] * 20))
+    assert fit_temperature(confidences, np.zeros(20, dtype=int)) == pytest.approx(0.25, abs=0.01)
+    assert fit_temperature(confidences, np.ones(20, dtype=int)) == pytest.approx(8.0, abs=0.01)
+
+
+def test_errors_of_an_all_but_certain_model_still_show_which_temperature_is_best() -> None:
+    # Right labels at e^-40 half of the time: far below what a floor of, say, 1e-12 would tell apart.
+    confidences = np.array([[0.0, -40.0]] * 20)
+    gold = np.arange(20) % 2
+    assert fit_temperature(confidences, gold) == pytest.approx(8.0, abs=0.01)
+    impossible = np.where(confidences < 0, -np.inf, confidences)
+    assert fit_temperature(impossible, gold) == pytest.approx(8.0, abs=0.01)
+
+
+def test_without_rows_nothing_is_changed() -> None:
+    assert fit_temperature(np.zeros((0, 3)), np.zeros(0, dtype=int)) == 1.0
+    assert expected_calibration_error([], []) == 0.0
+    assert brier_score([], []) == 0.0
+    assert fit_isotonic([], []) == IsotonicCurve()
+    assert fit_calibration([], []) == Calibration()
+    assert equal_count_bins([], 10) == []
+
+
+def answers(n: int, *, seed: int = 1) -> tuple[list[list[float]], list[bool]]:
+    """Token log-probabilities of written answers whose lowest token alone says how likely they are right.
+
+    Every other token is a filler whose log-probability says nothing, so a long answer's own probability is low.
+    """
+    draw = np.random.default_rng(seed)
+    chance = draw.uniform(0.05, 0.99, n)
+    tokens = [[float(np.log(p)) - 0.5, *(-0.4 * draw.random(draw.integers(1, 40))).tolist()] for p in chance]
+    return tokens, (draw.random(n) < chance).tolist()
+
+
+def test_steps_are_scikit_learns_with_one_row_against_each_end() -> None:
+    draw = np.random.default_rng(2)
+    confidences = draw.random(200).round(2)
+    right = draw.random(200) < confidences**2
+    steps = fit_isotonic(confidences.tolist(), right.tolist())
+    reference = IsotonicRegression(out_of_bounds="clip").fit(
+        np.concatenate([[-1.0], confidences, [2.0]]), np.concatenate([[1.0], right, [0.0]])
+    )
+    for value in np.unique(confidences).tolist():
+        assert steps.at(value) == pytest.approx(float(reference.predict([value])[0]), abs=TIE_BREAK)
+
+
+def test_no_step_claims_certainty() -> None:
+    confidences = [i / 100 for i in range(100)]
+    steps = fit_isotonic(confidences, [i >= 40 for i in range(100)])
+    # 60 right ones and the wrong one that was added; 40 wrong ones and the right one that was added.
+    assert (steps.y[0], steps.y[-1]) == pytest.approx((1 / 41, 60 / 61))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(-100, 1), st.booleans()), min_size=MIN_ROWS, max_size=60),
+    st.lists(st.floats(-150, 50), min_size=2, max_size=10),
+)
+def test_steps_keep_the_order_and_leave_the_mean_right(rows: list[tuple[float, bool]], values: list[float]) -> None:
+    confidences, right = [s for s, _ in rows], [r for _, r in rows]
+    steps = fit_isotonic(confidences, right)
+    if all(right) or not any(right):
+        assert steps == IsotonicCurve()
+        return
+    found = [steps.at(value) for value in sorted(values)]
+    assert min(np.diff(found)) >= -1e-12  # equal ones may differ by rounding
+    assert 0 <= found[0] <= found[-1] <= 1
+    # Isotonic regression keeps the mean, here with the two rows that were added.
+    assert np.mean([steps.at(s) for s in confidences]) == pytest.approx(
+        np.mean(right), abs=2 / len(confidences) + TIE_BREAK
+    )
+
+
+def test_a_calibration_ranks_answers_better_than_their_own_probability_and_is_honest() -> None:
+    tokens, right = answers(600)
+    held_out, held_out_right = answers(2000, seed=9)
+    fitted = fit_calibration(tokens, right)
+    before = [Calibration().confidence(answer) for answer in held_out]
+    after = [fitted.confidence(answer) for answer in held_out]
+    assert fitted.n_rows == 600
+    assert roc_auc_score(held_out_right, after) > roc_auc_score(held_out_right, before) + 0.1
+    assert expected_calibration_error(before, held_out_right) > 0.3
+    assert expected_calibration_error(after, held_out_right) < 0.06
+    assert brier_score(after, held_out_right) < brier_score(before, held_out_right) - 0.1
+
+
+def test_where_the_own_probability_says_it_all_nothing_else_is_weighed() -> None:
+    draw = np.random.default_rng(8)
+    total = -6 * draw.random(300)
+    right = draw.random(300) < np.exp(total)
+    tokens = [[value / 2] * 2 for value in total.tolist()]  # always two tokens: mean and lowest are the sum again
+    fitted = fit_calibration(tokens, right.tolist())
+    order = np.argsort(total)
+    confidences = [fitted.confidence(tokens[i]) for i in order]
+    assert confidences == sorted(confidences)
+    # All the same length: its feature has no spread, and must not divide by it.
+    assert fitted.scales[3] == 1.0
+
+
+def test_with_few_errors_the_order_is_that_of_the_own_probability() -> None:
+    tokens, _ = answers(100)
+    right = [i >= 9 for i in range(100)]
+    fitted = fit_calibration(tokens, right)
+    assert fitted.weights == (1.0, 0.0, 0.0, 0.0)
+    assert fitted.centres == pytest.approx(np.mean([token_features(answer) for answer in tokens], axis=0))
+
+
+@pytest.mark.parametrize(("n", "kinds"), [(MIN_ROWS - 1, 2), (MIN_ROWS, 1), (500, 1)])
+def test_too_few_rows_and_rows_of_one_kind_leave_it_unfitted(n: int, kinds: int) -> None:
+    tokens, _ = answers(n)
+    for first in (True, False):
+        right = [first if kinds == 1 else i % 2 == 0 for i in range(n)]
+        assert fit_calibration(tokens, right) == Calibration()
+        assert fit_isotonic([i / n for i in range(n)], right) == IsotonicCurve()
+
+
+def test_every_answer_needs_its_outcome() -> None:
+    with pytest.raises(ValueError, match="differ in number: 1 and 2"):
+        fit_calibration([[-0.1]], [True, False])
+    for measure in (fit_isotonic, brier_score, expected_calibration_error):
+        with pytest.raises(ValueError, match="differ in number: 1 and 2"):
+            measure([0.5], [True, False])
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=50))
+def test_brier_agrees_with_scikit_learn(rows: list[tuple[float, bool]]) -> None:
+    confidences, right = [s for s, _ in rows], [r for _, r in rows]
+    assert brier_score(confidences, right) == pytest.approx(brier_score_loss(right, confidences, labels=[False, True]))
+
+
+def test_the_calibration_error_is_the_weighted_gap_of_bins_of_equal_count() -> None:
+    # By confidence: {0.1, 0.3} mean 0.2, all right; {0.8, 1.0} mean 0.9, half right. Gaps 0.8 and 0.4.
+    found = expected_calibration_error([1.0, 0.1, 0.8, 0.3], [False, True, True, True], bins=2)
+    assert found == pytest.approx((2 * 0.8 + 2 * 0.4) / 4)
+    # Five rows in two bins: three and two rows. {0.1, 0.2, 0.3} mean 0.2, one right; {0.8, 0.9} mean 0.85, one right.
+    found = expected_calibration_error([0.1, 0.2, 0.3, 0.8, 0.9], [False, False, True, True, False], bins=2)
+    assert found == pytest.approx((3 * (1 / 3 - 0.2) + 2 * (0.85 - 0.5)) / 5)
+    assert expected_calibration_error([0.9], [True]) == pytest.approx(0.1)  # more bins than rows do no harm
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=1, max_size=60),
+    st.integers(1, 12),
+    st.randoms(use_true_random=False),
+)
+def test_bins_part_all_rows_never_equal_ones_and_the_error_ignores_their_order(
+    rows: list[tuple[int, bool]], bins: int, shuffle: Random
+) -> None:
+    confidences, right = [s / 8 for s, _ in rows], [r for _, r in rows]
+    parts = equal_count_bins(confidences, bins)
+    assert len(parts) <= bins
+    assert sorted(i for part in parts for i in part.tolist()) == list(range(len(confidences)))
+    ends = [(confidences[part[0]], confidences[part[-1]]) for part in parts]
+    assert all(before[1] < after[0] for before, after in pairwise(ends))
+    shuffled = rows.copy()
+    shuffle.shuffle(shuffled)
+    again = expected_calibration_error([s / 8 for s, _ in shuffled], [r for _, r in shuffled], bins=bins)
+    assert expected_calibration_error(confidences, right, bins=bins) == pytest.approx(again)
+
+
+def test_bins_without_ties_differ_by_one_row_at_most() -> None:
+    confidences = np.random.default_rng(0).permutation(23) / 23
+    assert [len(part) for part in equal_count_bins(confidences, 5)] == [5, 5, 5, 4, 4]
+
+
+def test_an_honest_model_shows_as_much_error_as_chance_says() -> None:
+    draw = np.random.default_rng(6)
+    found = []
+    for _ in range(200):
+        confidences = draw.uniform(0.5, 1, 400)
+        found.append(expected_calibration_error(confidences.tolist(), (draw.random(400) < confidences).tolist()))
+    # Mean p(1 - p) over [0.5, 1] is 1/6.
+    assert np.mean(found) == pytest.approx(0.8 * np.sqrt(10 / 6 / 400), rel=0.1)

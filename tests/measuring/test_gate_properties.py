@@ -1,0 +1,206 @@
+"""Laws of the gate: what must never turn a pass into a fail, or a fail into a pass, whatever the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smallfirst.base.stats.intervals import Estimate
+from smallfirst.measuring.evaluate import Evaluation
+from smallfirst.measuring.gate import Gate
+from smallfirst.measuring.verdict import Verdict
+
+Measured = Callable[..., Evaluation]
+
+MINIMA = ("accuracy_at_least", "macro_f1_at_least", "each_part_at_least")
+MAXIMA = (
+    "not_worse_than_large_by",
+    "score_not_worse_than_large_by",
+    "p50_ms_at_most",
+    "p95_ms_at_most",
+    "cost_usd_per_1k_at_most",
+)
+NAMED_MINIMA = {"measures_at_least": "macro_f1", "parts_at_least": "odd"}
+NAMED_MAXIMA = {"measures_at_most": "macro_f1"}
+
+
+class Case(NamedTuple):
+    """What a gate looks at: right or wrong and the score of both models on each row, and the other findings."""
+
+    small: list[bool]
+    large: list[bool]
+    small_scores: list[float]
+    large_scores: list[float]
+    figure: Estimate
+
+
+shares = st.one_of(st.sampled_from([0.0, 0.05, 0.5, 0.8, 0.9, 1.0]), st.floats(0, 1))
+thresholds = st.one_of(st.sampled_from([0.01, 0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0]), st.floats(0.001, 1))
+
+
+@st.composite
+def estimates(draw: st.DrawFn, n: int) -> Estimate:
+    """A figure in [0, 1] inside its interval."""
+    low, value, high = sorted(draw(st.tuples(shares, shares, shares)))
+    return Estimate(value=value, low=low, high=high, n=n)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Up to 150 rows, most of them right, so that thresholds are met about as often as missed."""
+    n = draw(st.sampled_from([0, 1, 2, 12, 40, 150]))
+    some = st.sets(st.integers(0, n - 1), max_size=12) if n else st.just(set())
+    wrong, missed = draw(some), draw(some)
+    graded = draw(st.dictionaries(st.sampled_from(range(max(1, n))), shares, max_size=8))
+    level = draw(shares)
+    return Case(
+        small=[i not in wrong for i in range(n)],
+        large=[i not in missed for i in range(n)],
+        small_scores=[graded.get(i, level) for i in range(n)],
+        large_scores=[level] * n,
+        figure=draw(estimates(n)),
+    )
+
+
+@st.composite
+def gates(draw: st.DrawFn) -> dict[str, Any]:
+    """All thresholds of a gate at random heights, as settings."""
+    found: dict[str, Any] = {name: draw(thresholds) for name in (*MINIMA, *MAXIMA)}
+    found |= {name: {key: draw(thresholds)} for name, key in (NAMED_MINIMA | NAMED_MAXIMA).items()}
+    return found | {"part_rows": draw(st.integers(1, 30))}
+
+
+def judged(measured: Measured, gate: dict[str, Any], case: Case, *, comparisons: int = 1) -> Verdict:
+    """The verdict on the small model of the case."""
+    figures = {"measures": {"macro_f1": case.figure}, "p50_ms": 0.4, "p95_ms": 0.8, "cost_usd_per_1k": 0.05}
+    small = measured(case.small, scores=case.small_scores, **figures)
+    large = measured(case.large, scores=case.large_scores, candidate="large", cost_usd_per_1k=0.1)
+    return Gate(**gate).check(small, large=large, comparisons_made=comparisons)
+
+
+def no_fail_became_a_pass(before: Verdict, after: Verdict) -> bool:
+    """True if every check that failed still fails, and so the verdict."""
+    pairs = list(zip(before.checks, after.checks, strict=True))
+    return all(b.passed or not a.passed for b, a in pairs) and (before.passed or not after.passed)
+
+
+def shows_no_more(before: Verdict, after: Verdict) -> bool:
+    """True if no lower end rose, so that there is no height of a minimum at which a fail becomes a pass."""
+    pairs = [
+        (b.estimate, a.estimate) for b, a in zip(before.checks, after.checks, strict=True) if b.estimate and a.estimate
+    ]
+    return no_fail_became_a_pass(before, after) and all(a.low <= b.low + 1e-12 for b, a in pairs)
+
+
+def some_of(n: int) -> st.SearchStrategy[set[int]]:
+    return st.sets(st.integers(0, max(0, n - 1)))
+
+
+@settings(max_examples=60)
+@given(gates(), cases(), st.data())
+def test_more_right_rows_never_turn_pass_into_fail(
+    measured: Measured, gate: dict[str, Any], case: Case, data: st.DataObject
+) -> None:
+    corrected = data.draw(some_of(len(case.small)))
+    raised = data.draw(st.dictionaries(st.integers(0, max(0, len(case.small) - 1)), shares, max_size=5))
+    better = case._replace(
+        small=[ok or i in corrected for i, ok in enumerate(case.small)],
+        small_scores=[max(score, raised.get(i, 0.0)) for i, score in enumerate(case.small_scores)],
+    )
+    assert shows_no_more(judged(measured, gate, better), judged(measured, gate, case))
+
+
+@settings(max_examples=60)
+@given(gates(), cases(), st.data())
+def test_a_better_large_model_never_turns_fail_into_pass(
+    measured: Measured, gate: dict[str, Any], case: Case, data: st.DataObject
+) -> None:
+    corrected = data.draw(some_of(len(case.large)))
+    better = case._replace(
+        large=[ok or i in corrected for i, ok in enumerate(case.large)],
+        large_scores=[min(1.0, s + 0.3 * (i in corrected)) for i, s in enumerate(case.large_scores)],
+    )
+    assert shows_no_more(judged(measured, gate, case), judged(measured, gate, better))
+
+
+@settings(max_examples=60)
+@given(gates(), gates(), cases())
+def test_a_stricter_bar_never_turns_fail_into_pass(
+    measured: Measured, gate: dict[str, Any], other: dict[str, Any], case: Case
+) -> None:
+    stricter = dict(gate)
+    for names, choose in ((MINIMA, max), (MAXIMA, min)):
+        stricter |= {name: choose(gate[name], other[name]) for name in names}
+    for named, choose in ((NAMED_MINIMA, max), (NAMED_MAXIMA, min)):
+        stricter |= {name: {key: choose(gate[name][key], other[name][key])} for name, key in named.items()}
+    assert no_fail_became_a_pass(judged(measured, gate, case), judged(measured, stricter, case))
+
+
+@given(gates(), cases(), st.sets(st.sampled_from((*MINIMA, *MAXIMA)), min_size=1))
+def test_a_bar_more_never_turns_fail_into_pass(
+    measured: Measured, gate: dict[str, Any], case: Case, left_out: set[str]
+) -> None:
+    fewer = {name: threshold for name, threshold in gate.items() if name not in left_out}
+    assert judged(measured, fewer, case).passed or not judged(measured, gate, case).passed
+
+
+@settings(max_examples=60)
+@given(gates(), cases(), st.integers(1, 40), st.integers(1, 40))
+def test_more_comparisons_never_turn_fail_into_pass(
+    measured: Measured, gate: dict[str, Any], case: Case, few: int, more: int
+) -> None:
+    looked_at_few = judged(measured, gate, case, comparisons=few)
+    assert shows_no_more(looked_at_few, judged(measured, gate, case, comparisons=few + more))
+
+
+@settings(max_examples=60)
+@given(gates(), cases(), st.randoms(use_true_random=False))
+def test_the_order_of_rows_changes_nothing(measured: Measured, gate: dict[str, Any], case: Case, random: Any) -> None:
+    order = list(range(len(case.small)))
+    random.shuffle(order)
+    small = measured(case.small, scores=case.small_scores)
+    large = measured(case.large, scores=case.large_scores, candidate="large")
+    paired = Gate(
+        accuracy_at_least=gate["accuracy_at_least"],
+        not_worse_than_large_by=gate["not_worse_than_large_by"],
+        score_not_worse_than_large_by=gate["score_not_worse_than_large_by"],
+    )
+    shuffled = small.model_copy(update={"rows": tuple(small.rows[i] for i in order)})
+    assert paired.check(shuffled, large=large).checks == paired.check(small, large=large).checks
+
+
+@given(st.sampled_from([0.3, 0.1, 0.05, 0.02]), st.integers(1, 5), st.booleans())
+def test_equal_answers_pass_any_margin_with_rows_enough_and_none_with_few(
+    measured: Measured, margin: float, comparisons: int, right: bool
+) -> None:
+    gate = Gate(not_worse_than_large_by=margin, score_not_worse_than_large_by=margin)
+
+    def passes(n: int) -> bool:
+        small, large = measured([right] * n), measured([right] * n, candidate="large")
+        return gate.check(small, large=large, comparisons_made=comparisons).passed
+
+    # z² / (n + z²) ≤ margin, with z² between 3.84 for one candidate and 6.64 for five.
+    assert passes(int(6.64 / margin) + 1)
+    assert not passes(int(3.84 * (1 - margin) / margin))
+
+
+@given(gates(), st.integers(1, 3))
+def test_without_rows_nothing_passes(measured: Measured, gate: dict[str, Any], comparisons: int) -> None:
+    nothing = Estimate(value=0.0, low=0.0, high=1.0, n=0)
+    empty = Case([], [], [], [], figure=nothing)
+    assert not any(result.passed for result in judged(measured, gate, empty, comparisons=comparisons).checks)
+
+
+@settings(max_examples=60)
+@given(gates(), cases(), st.integers(1, 5))
+def test_every_line_says_how_many_rows_and_every_miss_what_to_do(
+    measured: Measured, gate: dict[str, Any], case: Case, comparisons: int
+) -> None:
+    for result in judged(measured, gate, case, comparisons=comparisons).checks:
+        assert result.passed or result.advice
+        assert not result.passed or "n=" in result.measured or " of " in result.measured
+        if result.estimate is not None:
+            assert result.estimate.low <= result.estimate.value <= result.estimate.high

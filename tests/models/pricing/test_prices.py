@@ -1,0 +1,246 @@
+"""Prices: the project's own first, then the shared file, then the catalogue, then an error that names the line.
+
+The catalogue's own arithmetic and ours agree, by seller, day, tier and length of the prompt.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import pytest
+
+from smallfirst.base.errors import ConfigError, PriceUnknown
+from smallfirst.base.records import parse_record
+from smallfirst.models.pricing.prices import (
+    MachinePrice,
+    NotInCatalogue,
+    PriceBook,
+    TokenPrice,
+    list_price,
+    with_price_file,
+)
+from smallfirst.models.pricing.tokens import TokenUsage, tokens_of
+
+genai_prices = pytest.importorskip("genai_prices")
+NOW = datetime(2026, 11, 27, tzinfo=UTC)
+OWN = PriceBook(tokens={"gpt-4o-mini": TokenPrice(input_usd_per_mtok=1, output_usd_per_mtok=3)})
+ALL_KINDS = TokenUsage(
+    prompt_tokens=1_000,
+    cached_tokens=400,
+    cache_write_tokens=300,
+    cache_write_1h_tokens=100,
+    image_tokens=50,
+    completion_tokens=60,
+    reasoning_tokens=20,
+)
+
+
+def book(**prices: Any) -> PriceBook:
+    return parse_record(PriceBook, {"tokens": prices.pop("tokens", {}), **prices}, where="task.yaml")
+
+
+def test_own_price_comes_before_the_catalogue() -> None:
+    # 2,000 tokens at $1 and 100 at $3 per million
+    assert OWN.charge("gpt-4o-mini", tokens_of(2000, 100)).usd == pytest.approx(0.0023)
+    assert OWN.source_of("gpt-4o-mini") == "task.yaml"
+
+
+def test_every_kind_of_token_has_its_price_and_none_is_paid_twice() -> None:
+    price = {
+        "input_usd_per_mtok": 10,
+        "cached_usd_per_mtok": 1,
+        "cache_write_usd_per_mtok": 12.5,
+        "cache_write_1h_usd_per_mtok": 20,
+        "image_usd_per_mtok": 8,
+        "output_usd_per_mtok": 30,
+        "reasoning_usd_per_mtok": 40,
+        "usd_per_request": 0.002,
+        "tiers": {"batch": 0.5},
+    }
+    line = book(tokens={"big": price}).charge("big", ALL_KINDS)
+    # fresh 1000 - 400 - 300 - 50 = 250 at 10, 400 at 1, 200 at 12.5, 100 at 20, 50 at 8, 40 at 30, 20 at 40, a request
+    by_hand = (250 * 10 + 400 * 1 + 200 * 12.5 + 100 * 20 + 50 * 8 + 40 * 30 + 20 * 40) / 1e6
+    assert line.usd == pytest.approx(by_hand + 0.002, rel=1e-12)
+    assert line.rates == {
+        "input": 10,
+        "cached": 1,
+        "cache_write": 12.5,
+        "cache_write_1h": 20,
+        "image": 8,
+        "output": 30,
+        "reasoning": 40,
+        "request": 0.002,
+    }
+    batch = book(tokens={"big": price}).charge("big", ALL_KINDS, tier="batch")
+    assert (batch.usd, batch.tier) == (pytest.approx(by_hand / 2 + 0.002, rel=1e-12), "batch")
+
+
+def test_kinds_without_a_price_cost_what_others_do() -> None:
+    line = book(tokens={"big": {"input_usd_per_mtok": 10, "output_usd_per_mtok": 30}}).charge("big", ALL_KINDS)
+    assert line.usd == pytest.approx((1000 * 10 + 60 * 30) / 1e6, rel=1e-12)
+    assert "request" not in line.rates
+
+
+def test_the_price_of_a_day_is_the_newest_that_had_begun() -> None:
+    prices = [
+        {"input_usd_per_mtok": 4, "output_usd_per_mtok": 0},
+        {"input_usd_per_mtok": 2, "output_usd_per_mtok": 0, "valid_from": "2026-11-15"},
+        {"input_usd_per_mtok": 1, "output_usd_per_mtok": 0, "valid_from": "2027-01-01", "source": "the new contract"},
+    ]
+    found = book(tokens={"big": prices})
+    one = TokenUsage(prompt_tokens=1_000_000)
+
+    def on(*moment: int) -> tuple[float | None, date | None, str]:
+        line = found.charge("big", one, at=datetime(*moment, tzinfo=UTC))  # type: ignore[arg-type,misc]
+        return line.usd, line.price_date, line.source
+
+    assert on(2026, 11, 14, 23, 59) == (4, None, "task.yaml")
+    assert on(2026, 11, 15) == (2, date(2026, 11, 15), "task.yaml")
+    assert on(2027, 1, 1) == (1, date(2027, 1, 1), "the new contract")
+    with pytest.raises(PriceUnknown) as caught:
+        book(tokens={"big": prices[1:]}).charge("big", one, at=datetime(2026, 11, 1, tzinfo=UTC))
+    assert 'no price for "big": none under `prices` is valid on 2026-11-01' in str(caught.value)
+    assert "        valid_from: …" in str(caught.value)
+
+
+def test_a_mistake_in_a_price_is_named_by_its_place() -> None:
+    right = {"input_usd_per_mtok": 1, "output_usd_per_mtok": 2}
+    with pytest.raises(ConfigError) as caught:
+        book(tokens={"big": {**right, "cashed_usd_per_mtok": 1}, "mid": [{**right, "output_usd_per_mtok": -2}]})
+    assert str(caught.value).splitlines() == [
+        "task.yaml:",
+        '  tokens.big.cashed_usd_per_mtok: unknown setting — did you mean "cached_usd_per_mtok"?',
+        "  tokens.mid.0.output_usd_per_mtok: Input should be greater than or equal to 0 (got -2)",
+    ]
+
+
+def test_a_tier_without_a_price_is_an_error_that_names_the_line() -> None:
+    with pytest.raises(PriceUnknown) as caught:
+        OWN.charge("gpt-4o-mini", TokenUsage(prompt_tokens=1), tier="flex")
+    assert str(caught.value) == (
+        'no price for "gpt-4o-mini": under `prices` it has no tier flex\n'
+        "  next: add its price to task.yaml, in USD per million tokens:\n"
+        "  prices:\n"
+        "    tokens:\n"
+        '      "gpt-4o-mini":\n'
+        "        input_usd_per_mtok: …\n"
+        "        output_usd_per_mtok: …\n"
+        "        tiers: {flex: …}"
+    )
+
+
+def test_a_shared_file_fills_in_what_the_settings_leave_out(tmp_path: Path) -> None:
+    (tmp_path / "prices.yaml").write_text(
+        "machine: {usd_per_hour: 0.5}\n"
+        "machines: {gpu: {usd_per_hour: 2}}\n"
+        "tokens:\n"
+        "  big: {input_usd_per_mtok: 11, output_usd_per_mtok: 11}\n"
+        "  mid: [{input_usd_per_mtok: 3, output_usd_per_mtok: 3}]\n"
+    )
+    given = {"file": "prices.yaml", "tokens": {"mid": {"input_usd_per_mtok": 7, "output_usd_per_mtok": 7}}}
+    found = parse_record(PriceBook, with_price_file(given, tmp_path / "gateway.yaml"), where="gateway.yaml")
+    one = TokenUsage(prompt_tokens=1_000_000)
+    assert [(found.charge(m, one).usd, found.source_of(m)) for m in ("big", "mid")] == [
+        (11, "prices.yaml"),
+        (7, "gateway.yaml"),
+    ]
+    assert (found.machine.usd_per_hour, found.machine_named("gpu").name) == (0.5, "gpu")
+    with pytest.raises(ConfigError, match=r'no machine "gpus" under prices\.machines — did you mean "gpu"'):
+        found.machine_named("gpus")
+    (tmp_path / "prices.yaml").write_text("tokens: {big: {input_usd_per_mtok: free, output_usd_per_mtok: 1}}\n")
+    with pytest.raises(ConfigError, match=r"prices\.yaml:\n  tokens\.big"):
+        with_price_file(given, tmp_path / "task.yaml")
+    with pytest.raises(ConfigError, match=r"missing\.yaml: not readable"):
+        with_price_file({"file": "missing.yaml"}, tmp_path / "task.yaml")
+    assert with_price_file(None, tmp_path / "gateway.yaml") == {"source": "gateway.yaml"}
+
+
+def test_unknown_price_is_an_error_that_shows_the_lines_to_write() -> None:
+    with pytest.raises(PriceUnknown) as caught:
+        PriceBook(source="gateway.yaml").charge('our-"70b"', tokens_of(1, 1))
+    assert str(caught.value) == (
+        'no price for "our-\\"70b\\"": it is not under `prices`,'
+        f" and genai-prices {genai_prices.__version__} does not know it either\n"
+        "  next: add its price to gateway.yaml, in USD per million tokens:\n"
+        "  prices:\n"
+        "    tokens:\n"
+        '      "our-\\"70b\\"":\n'
+        "        input_usd_per_mtok: …\n"
+        "        output_usd_per_mtok: …"
+    )
+
+
+def test_a_machine_is_paid_for_idle_time_too_and_its_line_names_it() -> None:
+    # half an hour at $0.60 per hour, useful for half of the time: $0.30 of work costs $0.60
+    assert MachinePrice(usd_per_hour=0.60, utilisation=0.5).cost_usd(1800) == pytest.approx(0.60)
+    line = MachinePrice(usd_per_hour=3.6, utilisation=1.0, name="gpu").charge("big", 2.0)
+    assert (line.usd, line.machine, line.source) == (pytest.approx(0.002), "gpu", "prices.machines.gpu")
+    for wrong in (0.0, 1.1, float("nan")):
+        with pytest.raises(pydantic.ValidationError, match="utilisation"):
+            MachinePrice(utilisation=wrong)
+
+
+def test_catalogue_prices_a_known_model() -> None:
+    line = PriceBook().charge("gpt-4o-mini", TokenUsage(prompt_tokens=1_000_000, completion_tokens=1_000_000), at=NOW)
+    assert line.usd == pytest.approx(0.75)  # list price $0.15 and $0.60 per million
+    assert line.rates == {"input": 0.15, "output": 0.6}
+    assert line.source == f"genai-prices {genai_prices.__version__}: openai/gpt-4o-mini"
+    assert line.price_date is not None
+    assert date(2026, 1, 1) < line.price_date <= datetime.now(UTC).date()
+
+
+def test_address_tells_the_seller() -> None:
+    model = "meta-llama/Llama-3.3-70B-Instruct-Turbo"
+    source = PriceBook().source_of(model, api_url="https://api.together.xyz/v1")
+    assert source.endswith(f": together/{model}")
+
+
+@pytest.mark.parametrize("tier", ["", "batch", "flex", "priority"])
+@pytest.mark.parametrize("n_prompt", [900, 250_000])
+@pytest.mark.parametrize(
+    "model", ["gpt-4o-mini", "gpt-5", "gpt-5.4", "claude-sonnet-4-5", "gemini-2.5-pro", "deepseek-chat"]
+)
+def test_cost_is_that_of_the_catalogues_own_calculation(model: str, n_prompt: int, tier: str) -> None:
+    tokens = TokenUsage(
+        prompt_tokens=n_prompt, cached_tokens=500, cache_write_tokens=100, completion_tokens=80, reasoning_tokens=30
+    )
+    usage = genai_prices.Usage(
+        input_tokens=n_prompt,
+        cache_read_tokens=500,
+        cache_write_tokens=100,
+        output_tokens=80,
+        output_reasoning_tokens=30,
+    )
+    context = {"processing": "batch"} if tier == "batch" else {"service_tier": tier} if tier else None
+    n_compared = 0
+    for at in (datetime(2025, 12, 1, 18, tzinfo=UTC), NOW):
+        theirs = genai_prices.calc_price(usage, model, genai_request_timestamp=at, price_context=context)
+        with suppress(PriceUnknown):  # of a tier, where the catalogue would take the usual price instead
+            ours = PriceBook().charge(model, tokens, at=at, tier=tier)
+            assert ours.usd == pytest.approx(float(theirs.total_price), rel=1e-12)
+            n_compared += 1
+    assert n_compared == 2 or tier
+
+
+def test_a_tier_that_the_catalogue_does_not_know_is_no_usual_price() -> None:
+    with pytest.raises(PriceUnknown, match="has no price of deepseek/deepseek-v4-flash in the tier flex"):
+        PriceBook().charge("deepseek-v4-flash", TokenUsage(prompt_tokens=1), at=NOW, tier="flex")
+
+
+def test_a_price_that_changes_has_the_day_on_which_it_began() -> None:
+    before, after = (
+        list_price("gemini-3.6-flash", api_url=None, at=datetime(*day, tzinfo=UTC))
+        for day in ((2026, 12, 31), (2027, 1, 1))
+    )
+    assert after.valid_from == date(2027, 1, 1)
+    assert before.valid_from is not None
+    assert before.valid_from < date(2027, 1, 1)
+
+
+def test_what_nobody_sells_has_no_price() -> None:
+    with pytest.raises(NotInCatalogue, match="does not know it either"):
+        list_price("our-70b", api_url=None, at=NOW)

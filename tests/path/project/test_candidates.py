@@ -1,0 +1,38 @@
+"""Candidates: which ones a project measures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from smallfirst.base.errors import ConfigError
+from smallfirst.base.progress import Progress
+from smallfirst.path.project.candidates import project_candidates
+from smallfirst.path.project.project import Project
+from smallfirst.path.project.task_file import read_task_file
+
+
+def names(folder: Path, kind: str, **settings: object) -> list[str]:
+    answer = {"classify": ("label", ["card", "fee"]), "extract": ("target", [{"item": "card"}, {"item": "fee"}])}[kind]
+    rows = [{"text": f"number {i}", answer[0]: answer[1][i % 2]} for i in range(40)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {"name": "desk", "kind": kind, "data": {"train": "train.jsonl"}, **settings}
+    (folder / "task.yaml").write_text(json.dumps(values))
+    project = Project.read(read_task_file(folder), Progress(quiet=True))
+    return [candidate.name for candidate in project_candidates(project)]
+
+
+def test_the_ladder_is_in_order_of_size_and_names_everything(tmp_path: Path) -> None:
+    assert names(tmp_path, "classify") == ["words", "encoder", "tuned", "small"]
+    chosen = ["larger_tuned", "tuned", "larger_encoder", "words"]
+    assert names(tmp_path, "classify", ladder=chosen) == ["words", "larger_encoder", "tuned", "larger_tuned"]
+    assert names(tmp_path, "extract") == ["tagger", "small"]
+    assert names(tmp_path, "extract", ladder=["base", "small"]) == ["base", "small"]
+    assert set(names(tmp_path, "classify", minutes=20)) >= {"words", "encoder", "tuned", "small"}
+
+
+def test_a_candidate_that_does_not_fit_the_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="ladder: words: it needs a closed set of answers; this task of kind"):
+        names(tmp_path, "extract", ladder=["words", "small"])

@@ -1,0 +1,146 @@
+"""The folder of a task, from rows of any shape."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from smallfirst.base.errors import ConfigError, DataError
+from smallfirst.path.project.project import Project
+from smallfirst.path.project.scaffold import init, scaffold
+
+TOPICS = ("card", "refund", "pin")
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    lines = ["Nachricht;Thema"] + [f"where is my {TOPICS[i % 3]} of day {i};{TOPICS[i % 3]}" for i in range(120)]
+    path = tmp_path / "rows.csv"
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture
+def chats(tmp_path: Path) -> Path:
+    path = tmp_path / "chats.jsonl"
+    system = {"role": "system", "content": "File it.\nBriefly."}
+    turns = [[system, {"role": "user", "content": f"my {TOPICS[i % 3]}, day {i}"}] for i in range(90)]
+    rows = [{"messages": [*turn, {"role": "assistant", "content": TOPICS[i % 3]}]} for i, turn in enumerate(turns)]
+    rows[4]["messages"].pop()
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_table_is_named_where_it_stands(tmp_path: Path, table: Path) -> None:
+    task_file = init(tmp_path / "my tickets", from_=table)
+    assert (task_file.name, task_file.kind) == ("my-tickets", "classify")
+    assert [path.name for path in (tmp_path / "my tickets").iterdir()] == ["task.yaml"]
+    text = (tmp_path / "my tickets" / "task.yaml").read_text()
+    assert text == (
+        f"# 120 rows of {table}\n\n"
+        "kind: classify\n"
+        "data:\n  train: ../rows.csv\n  columns: {text: Nachricht, label: Thema}\n\n"
+        "# What is good enough to answer every request; without it certified answers alone go live.\n"
+        "# gate: {accuracy_at_least: 0.8}\n"
+        "# The large model that answers today, to compare with and to fall back to; its key is in OPENAI_API_KEY.\n"
+        "# large: {endpoint: {base_url: https://api.openai.com/v1, model: gpt-4o-mini}}\n"
+    )
+    project = Project.read(task_file)
+    assert project.task.closed == ("card", "pin", "refund")
+
+
+def test_other_formats_become_rows_of_the_task_and_the_unused_are_listed(tmp_path: Path, chats: Path) -> None:
+    made = scaffold(tmp_path / "desk", str(chats), {})
+    folder = tmp_path / "desk"
+    assert json.loads((folder / "rows.jsonl").read_text().splitlines()[4]) == {"text": "my pin, day 5", "label": "pin"}
+    unused = json.loads((folder / "not_used.jsonl").read_text())
+    assert (unused["path"], unused["line"]) == (str(chats), 5)
+    assert unused["rule"].startswith("no answer")
+    task_file = init(tmp_path / "desk2", from_=chats)
+    assert task_file.about == "File it.\nBriefly."
+    assert len(Project.read(task_file).rows.train) > 40
+    assert made.in_words[:3] == [
+        'chats or logs of requests, classify: text "text" → label "answer" (3 different), 89 rows',
+        "",
+        "  text              label",
+    ]
+    assert f"rows that are not used: 1, listed in {folder / 'not_used.jsonl'}" in made.in_words
+
+
+def test_answers_of_a_log_are_marked_as_the_model_s_and_questions_on_one_passage_are_a_group(tmp_path: Path) -> None:
+    log = [
+        {
+            "request": {"model": "large-1", "messages": [{"role": "user", "content": f"my {TOPICS[i % 3]}, day {i}"}]},
+            "response": {"choices": [{"message": {"content": TOPICS[i % 3]}}]},
+        }
+        for i in range(90)
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+    rows = Project.read(init(tmp_path / "desk", from_=tmp_path / "log.jsonl")).rows
+    assert {example.source for example in rows.train.examples} == {"large-1"}
+    asked = [{"question": f"what is in box {i}?", "context": f"box {i // 2}", "answer": f"the {i}"} for i in range(90)]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    assert init(tmp_path / "boxes", from_=tmp_path / "asked.jsonl", kind="answer").data.columns.group == "context"
+
+
+def test_what_the_rows_leave_open_is_assumed_and_said(tmp_path: Path) -> None:
+    rows = [{"text": f"message number {i}, please", "queue": TOPICS[i % 3], "team": "ab"[i % 2]} for i in range(60)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = scaffold(tmp_path / "assumed", str(path), {})
+    assert made.guess.columns["label"] == "queue"
+    assert 'or: --label team: classify: text "text" → label "team"' in made.in_words
+    assert init(tmp_path / "chosen", from_=path, label="team").data.columns.label == "team"
+
+
+def test_rows_without_an_answer_are_counted_and_stated(tmp_path: Path, table: Path) -> None:
+    with table.open("a") as file:
+        file.write("\n\nwhere is my parcel;\nand this;")
+    task_file = init(tmp_path / "tickets", from_=table)
+    assert task_file.data.skip_bad_rows_up_to == 0.02  # 2 of 122, rounded up
+    assert "# Not used: 2 rows, named by smallfirst check\n" in (tmp_path / "tickets" / "task.yaml").read_text()
+    assert len(Project.read(task_file).rows.train) > 40
+
+
+def test_nothing_is_overwritten_and_wrong_arguments_are_named(tmp_path: Path, table: Path, chats: Path) -> None:
+    (tmp_path / "desk").mkdir()
+    (tmp_path / "desk" / "rows.jsonl").write_text("mine")
+    with pytest.raises(ConfigError, match=r"rows\.jsonl exists already"):
+        init(tmp_path / "desk", from_=chats)
+    assert [path.name for path in (tmp_path / "desk").iterdir()] == ["rows.jsonl"]
+    init(tmp_path / "a", from_=table)
+    with pytest.raises(ConfigError, match=r"task\.yaml exists already"):
+        init(tmp_path / "a", from_=table)
+    with pytest.raises(ConfigError, match=r'lable: rows have no such part — did you mean "label"\?'):
+        init(tmp_path / "b", from_=table, lable="Thema")
+    with pytest.raises(DataError, match="no such file"):
+        init(tmp_path / "b", from_=tmp_path / "none.csv")
+
+
+def test_without_rows_the_template_of_a_kind_is_written(tmp_path: Path) -> None:
+    task_file = init(tmp_path / "bookings", kind="extract")
+    assert (task_file.name, task_file.kind) == ("bookings", "extract")
+
+
+@pytest.mark.parametrize("kind", ["classify", "extract", "answer", "chat"])
+def test_a_gate_is_the_users_only_if_the_user_said_what_is_good_enough(kind: str, tmp_path: Path) -> None:
+    by_default, given = init(tmp_path / "a", kind=kind), init(tmp_path / "b", kind=kind, good_enough=0.85)
+    assert not by_default.sets_gate
+    assert "guarantee" not in by_default.routing.model_fields_set
+    assert given.sets_gate
+    found = given.gate.measures_at_least["token_f1"] if kind == "chat" else given.gate.accuracy_at_least
+    assert found == 0.85
+
+
+def test_rows_set_no_gate_either(tmp_path: Path) -> None:
+    rows = [{"question": f"what costs number {i}", "answer": f"{i} euros and {i % 7} cents"} for i in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = init(tmp_path / "a", from_=tmp_path / "rows.jsonl", kind="answer")
+    assert not made.sets_gate
+    assert "# gate: {accuracy_at_least: 0.7}" in (tmp_path / "a" / "task.yaml").read_text()
+    assert (
+        init(tmp_path / "b", from_=tmp_path / "rows.jsonl", kind="answer", good_enough=0.9).gate.accuracy_at_least
+        == 0.9
+    )

@@ -1,0 +1,43 @@
+"""Amounts and differences as a person reads them."""
+
+from __future__ import annotations
+
+import pytest
+
+from smallfirst.models.pricing.charge import format_usd
+from smallfirst.path.report.formats import breakable, ms, question_and_context, short, signed, usd_tick
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [
+        (0, "$0.00"),
+        (0.0028, "$0.0028"),
+        (0.05, "$0.050"),
+        (0.996, "$1.00"),
+        (12.345, "$12.35"),
+        (1234.5, "$1,234"),
+        (-2.5, "−$2.50"),
+    ],
+)
+def test_an_amount_keeps_the_digits_somebody_can_use(amount: float, text: str) -> None:
+    assert format_usd(amount) == text
+
+
+def test_ticks_and_latencies_are_short() -> None:
+    assert [usd_tick(x) for x in (0.001, 10, 2000)] == ["$0.001", "$10", "$2k"]
+    assert [short(x) for x in (2e9, 300_000, 7)] == ["2G", "300k", "7"]
+    assert [ms(x).replace("\xa0", " ") for x in (0.42, 48, 1234)] == ["0.42 ms", "48 ms", "1.23 s"]
+
+
+def test_a_difference_carries_its_sign() -> None:
+    assert (signed(0.034), signed(-0.05), signed(0.0)) == ("+3.4", "−5.0", "+0.0")
+
+
+def test_a_path_may_be_broken_and_is_escaped() -> None:
+    assert breakable("a_b.<i>") == "a_<wbr>b.<wbr>&lt;i&gt;"
+
+
+def test_the_question_stands_after_the_last_blank_line() -> None:
+    assert question_and_context("One.\n\nTwo.\n\nWho?") == ("Who?", "One.\n\nTwo.")
+    assert question_and_context("Who?\n") == ("Who?", "")

@@ -1,0 +1,112 @@
+"""The start of the search and what happens below the threshold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fixtures.certificates import certificate as make_certificate
+from fixtures.evaluations import evaluated_row, evaluation_of
+
+from smallfirst.base.errors import DataError
+from smallfirst.base.progress import Progress
+from smallfirst.models.manifest import TRAINED_ON, TrainedOn
+from smallfirst.path.calibrate import (
+    CalibrationSet,
+    certify_candidate,
+    look_portion,
+    selection_drafts,
+    unconfirmed_escalation,
+)
+from smallfirst.path.confidence_heads import ConfidenceHeads
+from smallfirst.path.project.candidates import get_candidate
+from smallfirst.path.project.project import Project
+from smallfirst.path.project.run_folder import RunFolder
+from smallfirst.path.project.task_file import read_task_file
+from smallfirst.path.router_setup import TrafficReference
+from smallfirst.routing.certificate.guarantee import Guarantee
+
+
+def project(folder: Path, **guarantee: Any) -> Project:
+    """A task of twenty rows a part."""
+    for part in ("train", "validation", "test"):
+        rows = [{"text": f"{part} {i}", "label": "ab"[i % 2]} for i in range(20)]
+        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = {part: f"{part}.jsonl" for part in ("train", "validation", "test")}
+    routing = {"guarantee": guarantee} if guarantee else {}
+    file = {"name": "desk", "labels": ["a", "b"], "data": data, "routing": routing}
+    (folder / "task.yaml").write_text(json.dumps(file), encoding="utf-8")
+    return Project.read(read_task_file(folder / "task.yaml"), Progress(quiet=True))
+
+
+def test_the_answers_to_selection_rows_choose_the_start_if_every_stage_has_them(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    first = evaluation_of([evaluated_row("row-1", "a", "a", confidence=0.4)], candidate="words", split="selection")
+    run.save_evaluation(first)
+    assert selection_drafts(run, {"words": "words", "small": "encoder"}, {}) is None
+    run.save_evaluation(first.model_copy(update={"candidate": "encoder"}))
+    found = selection_drafts(run, {"words": "words", "small": "encoder"}, {"small": {"row-1": 0.7}})
+    assert found is not None
+    assert [draft.rows[0].confidence for draft in found] == [0.4, 0.7]
+    of_train = evaluation_of([*first.rows, evaluated_row("row-0", "a", "b")], candidate="words", split="choosing")
+    run.save_evaluation(of_train)
+    kept = [selection_drafts(run, {"small": "words"}, {}, like=like) for like in (None, {"row-1"})]
+    assert [len(one[0].rows) for one in kept if one] == [2, 1]
+
+
+def measured_on_test(run_folder: RunFolder, candidate: str, right: int, *, stages: int = 0) -> None:
+    """Twenty test rows of which the first `right` are right; the Router sends the last `stages` of them on."""
+    rows = [
+        evaluated_row(str(i), "a", "a" if i < right else "b", stage="large" if i >= 20 - stages else candidate)
+        for i in range(20)
+    ]
+    run_folder.save_evaluation(evaluation_of(rows, candidate=candidate))
+
+
+@pytest.mark.parametrize(("routed", "stays"), [(15, True), (16, True), (17, False)])
+def test_what_test_rows_do_not_confirm_is_not_sent_on(tmp_path: Path, routed: int, stays: bool) -> None:
+    of, run_folder = project(tmp_path), RunFolder(tmp_path / "run")
+    measured_on_test(run_folder, "words", 16)
+    measured_on_test(run_folder, "routed", routed, stages=6)
+    found = make_certificate(below="escalate", below_why="shown to be better")
+    kept = unconfirmed_escalation(of, run_folder, found, "words")
+    assert (kept is not None) is stays
+    if kept is not None:
+        assert kept.below == "keep"
+        assert kept.below_why.startswith("shown to be better; but on 20 test rows it is right on ")
+        assert unconfirmed_escalation(of, run_folder, kept, "words") is None  # nothing is left to send on
+
+
+def test_a_limit_against_the_large_model_is_not_overruled_by_test_rows(tmp_path: Path) -> None:
+    of, run_folder = project(tmp_path, max_accuracy_loss=0.05), RunFolder(tmp_path / "run")
+    measured_on_test(run_folder, "words", 16)
+    measured_on_test(run_folder, "routed", 10, stages=6)
+    assert unconfirmed_escalation(of, run_folder, make_certificate(below="escalate"), "words") is None
+
+
+def test_a_model_is_not_certified_by_rows_that_it_was_fitted_on(tmp_path: Path) -> None:
+    """A refit on calibration rows is another model: their answers prove nothing of it."""
+    of, run_folder = project(tmp_path, max_error=0.2), RunFolder(tmp_path / "run")
+    get_candidate("words").fit(of, run_folder)
+    rows = [evaluated_row(e.key, e.answer, e.answer, confidence=0.9) for e in of.rows.calibration.examples]
+    run_folder.save_evaluation(evaluation_of(rows, candidate="words", split="calibration"))
+    seen = TrainedOn.of(of.rows.calibration.subset("seen", of.rows.calibration.examples[:3]))
+    seen.save(run_folder.model_folder("words") / TRAINED_ON)
+    with pytest.raises(DataError, match=f"3 of {len(rows)} rows to certify words with"):
+        certify_candidate(of, run_folder, "words", alone=True)
+    TrainedOn.of(of.rows.development).save(run_folder.model_folder("words") / TRAINED_ON)
+    assert certify_candidate(of, run_folder, "words", alone=True).candidate == "words"
+
+
+def test_a_look_that_is_not_likely_to_show_anything_keeps_the_large_portion() -> None:
+    chosen_on = [
+        evaluation_of([evaluated_row(str(i), "a", "ab"[i % 20 == 7], confidence=1 - i / 400) for i in range(400)])
+    ]
+    guarantee = Guarantee(max_error=0.1)
+    for n, portion in ((40, "small"), (800, "large")):
+        drafts = [evaluation_of([evaluated_row(f"c{i}", "a", "a", confidence=0.9) for i in range(n)])]
+        rows = CalibrationSet(drafts, chosen_on, None, "gold", guarantee, [], ConfidenceHeads(), TrafficReference(), {})
+        assert look_portion(rows, 1.0) == portion
+    assert look_portion(rows._replace(selection=None), 1.0) == "large"

@@ -1,0 +1,244 @@
+"""The whole look before a run: lengths as training counts them, needs of the tiny model, and what cannot be known."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fixtures.preflight import project_of
+
+from smallfirst.base.errors import MissingExtra
+from smallfirst.base.paths import home
+from smallfirst.base.progress import Progress
+from smallfirst.data.dataset import Message
+from smallfirst.path import check as module
+from smallfirst.path.check import (
+    PreflightReport,
+    check_stage,
+    language_findings,
+    other_languages,
+)
+from smallfirst.path.project.project import Project
+from smallfirst.path.project.task_file import read_task_file
+from smallfirst.training.hardware import FreeMemory
+from smallfirst.training.recipes.recipe import TaskRecipe
+
+LONG = "card " * 60
+
+
+def desk(folder: Path, base: object, *, more: str = "", rows: list[dict[str, Any]] | None = None) -> Project:
+    """A task of 90 rows, or of these, with this base model."""
+    things = ("card", "fee", "pin")
+    frames = ("where is my {}, number {}", "{} of day {} is wrong", "question {}: {}")
+    made = [
+        {"text": frame.format(things[i % 3], f"{i}{i * 7919 % 1000}"), "label": things[i % 3]}
+        for frame in frames
+        for i in range(30)
+    ]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows or made))
+    training = "{duration: 2ep, batch_tokens: 128, max_seq_tokens: 64}"
+    (folder / "task.yaml").write_text(
+        f"name: desk\ndata: {{train: train.jsonl}}\nsmall: {{base: {base}, training: {training}}}\n{more}"
+    )
+    return Project.read(read_task_file(folder), Progress(quiet=True))
+
+
+def spread(found: PreflightReport, split: str) -> Any:
+    [one] = [lengths for lengths in found.rows.lengths if lengths.split == split]
+    return one
+
+
+def test_lengths_are_those_of_the_rows_that_training_makes(tmp_path: Path, tiny_folder: Path) -> None:
+    import transformers
+
+    project = desk(tmp_path, tiny_folder)
+    found = spread(check_stage(project), "train")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_folder)
+    recipe = TaskRecipe(project.task, project.rows.train, project.rows.selection)
+    lengths = [len(row.ids) for row in recipe.prepare(tokenizer, project.file.small.training, "tiny").rows]
+    assert (found.total, found.longest) == (sum(lengths), max(lengths))
+    assert found.counted_by == str(tiny_folder)
+
+
+def test_the_needs_are_those_of_the_run_that_would_follow(tmp_path: Path, tiny_folder: Path) -> None:
+    project = desk(tmp_path, tiny_folder)
+    needs = check_stage(project).needs
+    assert needs is not None
+    found = spread(check_stage(project), "train")
+    assert needs.tokens == 2 * (found.total - len(project.rows.train))  # the last token of a row is only a target
+    assert (needs.epochs, needs.method) == (2, "full")
+    assert 0 < needs.seconds.low < needs.seconds.high
+    assert needs.free_bytes is not None
+    assert needs.cost_usd is None
+    assert "first steps" in needs.pace
+
+
+def test_a_written_answer_counts_in_training_and_in_no_other_split(tmp_path: Path, tiny_folder: Path) -> None:
+    rows = [{"prompt": f"question {i}{i * 7919 % 1000}", "response": "the card " * (3 + i % 2)} for i in range(60)]
+    found = check_stage(desk(tmp_path, tiny_folder, more="kind: chat\n", rows=rows))
+    assert spread(found, "train").median > spread(found, "test").longest + 3
+    assert found.needs is not None
+
+
+def test_rows_over_the_limit_are_named_in_full(tmp_path: Path, tiny_folder: Path) -> None:
+    rows = [{"text": f"{LONG} {i}{i * 7919 % 1000}", "label": "ab"[i % 2]} for i in range(60)]
+    project = desk(tmp_path, tiny_folder, rows=rows)
+    found = check_stage(project)
+    [over] = [f for f in found.rows.findings if f.what.startswith("train rows over 64 tokens")]
+    assert (over.level, over.n, len(over.where)) == ("stop", len(project.rows.train), len(project.rows.train))
+    assert found.verdict == "NO"
+
+
+def test_what_the_machine_costs_is_said_only_if_the_file_says_it(tmp_path: Path, tiny_folder: Path) -> None:
+    needs = check_stage(desk(tmp_path, tiny_folder, more="prices: {machine: {usd_per_hour: 3600}}\n")).needs
+    assert needs is not None
+    assert needs.cost_usd == needs.seconds  # a dollar a second
+    needs = check_stage(desk(tmp_path, tiny_folder, more="prices: {machine: {utilisation: 0.5}}\n")).needs
+    assert needs is not None
+    assert needs.cost_usd is None
+
+
+def test_without_the_weights_lengths_are_guessed_and_nothing_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from smallfirst.models import catalog as base
+
+    def no_network(*_: object, **__: object) -> None:
+        raise AssertionError("fetched")
+
+    monkeypatch.setattr(base, "pull_weights", no_network)
+    rows = [{"text": f"{LONG} {i}{i * 7919 % 1000}", "label": "ab"[i % 2]} for i in range(60)]
+    found = check_stage(desk(tmp_path, "HuggingFaceTB/SmolLM2-135M-Instruct", rows=rows))
+    assert found.needs is None
+    guesses = [f.level for f in found.rows.findings if "probably over 64 tokens" in f.what]
+    assert guesses == ["note"] * 3
+    assert spread(found, "train").counted_by == ""
+    last = found.in_words.splitlines()[-2:]
+    assert last[0].startswith("time and memory of the fine-tune: unknown, no weights found")
+    assert last[1] == "  next: smallfirst models pull HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def test_a_base_without_a_tokenizer_is_said_to_have_none(tmp_path: Path, tiny_folder: Path) -> None:
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "config.json").write_bytes((tiny_folder / "config.json").read_bytes())
+    found = check_stage(desk(tmp_path, tmp_path / "bare"))
+    assert found.needs is None
+    assert "cannot be read" in found.unknown
+
+
+def test_a_fine_tune_that_cannot_fit_stops(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "free_memory", lambda: FreeMemory(1000, 0, gpu=False))
+    found = check_stage(desk(tmp_path, tiny_folder))
+    [finding] = [f for f in found.rows.findings if f.what.startswith("the fine-tune needs at least")]
+    assert (finding.level, found.verdict) == ("stop", "NO")
+    assert found.rows.findings[0] == finding
+    monkeypatch.setattr(module, "free_memory", lambda: FreeMemory(1000, 10**12, gpu=False))
+    assert check_stage(desk(tmp_path, tiny_folder)).verdict != "NO"
+
+
+def test_the_json_is_flat_and_holds_the_verdict(tmp_path: Path, tiny_folder: Path) -> None:
+    found = check_stage(desk(tmp_path, tiny_folder))
+    values = json.loads(found.in_json)
+    assert values["verdict"] == found.verdict
+    assert sum(values["n_rows"].values()) == 90
+    assert values["needs"]["base"] == str(tiny_folder)
+    assert values["lengths"][0]["split"] == "train"
+
+
+def finished(tasks: Path, name: str, **changes: Any) -> None:
+    run = {"base": "tiny", "config": {"method": "full"}, "tokens_per_s": 100.0} | changes
+    (tasks / "desk" / name).mkdir(parents=True)
+    (tasks / "desk" / name / "run.json").write_text(json.dumps(run))
+
+
+def test_an_earlier_run_is_believed_before_a_measurement(tmp_path: Path, tiny_folder: Path) -> None:
+    finished(home() / "tasks", "1", base=str(tiny_folder), tokens_per_s=50.0)
+    needs = check_stage(desk(tmp_path, tiny_folder)).needs
+    assert needs is not None
+    assert needs.pace == "an earlier run read 50 tokens/s"
+    assert needs.seconds.low * 1.3 >= needs.tokens / 50  # and the exams besides
+
+
+def test_linear_models_alone_are_checked_without_tokens_and_without_an_estimate(tmp_path: Path) -> None:
+    found = check_stage(desk(tmp_path, "no-such-model", more="ladder: [words]\nrouting: {small: words}\n"))
+    assert (found.needs, found.unknown, found.rows.lengths) == (None, "", ())
+
+
+def test_what_a_run_can_end_with_is_in_the_report_and_the_json(tmp_path: Path) -> None:
+    found = check_stage(desk(tmp_path, "no-such-model", more="gate: {accuracy_at_least: 0.5}\n"))
+    n = len(desk(tmp_path, "no-such-model").rows.test)
+    assert f"gate: {n} test rows show accuracy at least 0.500 only from a measured " in found.in_words
+    assert found.certificate is not None
+    assert found.certificate.in_words in {finding.what.removeprefix("certificate: ") for finding in found.rows.findings}
+    values = json.loads(found.in_json)
+    assert values["gate"][0]["n_wrong"] == found.gate[0].n_wrong
+    assert values["certificate"]["n_without_error"] > values["certificate"]["n_rows"]
+    assert values["rows_needed"]["fewest"]["n_data_rows"] > 0
+    assert values["rows_needed"]["fewest"]["chance"] > 0.5
+    assert (values["large"], found.verdict) == (None, "FIX")
+
+
+def test_one_system_message_is_the_task_s_job_and_different_ones_are_a_finding(tmp_path: Path) -> None:
+    def row(i: int, system: str) -> dict[str, Any]:
+        turns = [("system", system), ("user", f"question {i}{i * 7919 % 1000}"), ("assistant", f"answer {i}")]
+        return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+    more = "kind: chat\nladder: [small]\n"
+    project = desk(tmp_path, "no-such-model", more=more, rows=[row(i, "Be brief.") for i in range(40)])
+    assert project.task.system_message() == "Be brief."
+    whats = [finding.what for finding in check_stage(project).rows.findings]
+    assert not any("system messages" in what for what in whats)
+    project = desk(tmp_path, "no-such-model", more=more, rows=[row(i, f"Be {i % 2}.") for i in range(40)])
+    [finding] = [found for found in check_stage(project).rows.findings if "system messages" in found.what]
+    assert (finding.level, finding.n) == ("fix", 2)
+    assert {place.rpartition(" has ")[2] for place in finding.where} == {'"Be 0."', '"Be 1."'}
+
+
+GERMAN = ["Wo ist meine Karte geblieben?", "Ich möchte das Geld für die Bestellung zurück haben."]
+ENGLISH = ["Where is my card, it was due on Monday", "I would like my money back for this order, please"]
+
+
+def test_languages_are_counted_without_english_and_without_short_texts() -> None:
+    assert other_languages([*GERMAN, *ENGLISH, "Karte", "6 a.m."]) == (Counter(de=2), 4)
+    assert other_languages(["ok"]) == (Counter(), 0)
+
+
+def test_a_large_set_is_sampled_evenly() -> None:
+    found, n = other_languages(ENGLISH[:1] * 250 + GERMAN[:1] * 250)
+    assert (found, n) == (Counter(de=83), 167)  # every third
+
+
+def test_without_the_extra_other_scripts_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(text: str) -> str:
+        raise MissingExtra("Rules on languages", "language")
+
+    monkeypatch.setattr(module, "detect_language", missing)
+    assert other_languages([*GERMAN, "Где моя карта, она должна была прийти"]) == (Counter(Cyrillic=1), 3)
+
+
+@pytest.mark.parametrize(
+    ("texts", "more", "noted"),
+    [
+        (GERMAN, "", True),
+        (ENGLISH, "", False),
+        (GERMAN[:1] + 4 * ENGLISH[:1], "", False),  # a fifth is not above the bar
+        (GERMAN + 7 * ENGLISH[:1], "", True),
+        (GERMAN, "ladder: [words]\n", False),
+        (GERMAN, "small: {encoder: multilingual, larger_encoder: multilingual}\n", False),
+    ],
+)
+def test_a_note_names_the_encoder_and_what_to_do(texts: list[str], more: str, noted: bool, tmp_path: Path) -> None:
+    project = project_of(tmp_path, more=more)
+    train = project.rows.train
+    asked = [(Message(role="user", content=text),) for text in texts]
+    examples = tuple(train.examples[i].model_copy(update={"messages": messages}) for i, messages in enumerate(asked))
+    rows = project.rows.model_copy(update={"train": train.subset("train", examples)})
+    findings = list(language_findings(project._replace(rows=rows)))
+    assert len(findings) == noted
+    if noted:
+        assert findings[0].what == f"2 of {len(texts)} training rows looked at are not English (de)"
+        assert "sentence-transformers/all-MiniLM-L6-v2 learnt English alone" in findings[0].rule
+        assert "small.encoder" in findings[0].rule

@@ -1,0 +1,213 @@
+"""Scrutiny finds what it should once, keeps it with the run, and asks the large model twice only when told to."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from fixtures.cli import measured
+
+from smallfirst.base.errors import DataError
+from smallfirst.base.progress import Progress
+from smallfirst.data.copies import LeakReport
+from smallfirst.data.dataset import Example
+from smallfirst.measuring.evaluate import EvaluationSetup, evaluate
+from smallfirst.measuring.learning_curve import LearningCurve
+from smallfirst.models.protocol import Request
+from smallfirst.models.recorded import request_key
+from smallfirst.path import large_model as large_path
+from smallfirst.path.diagnostics import (
+    diagnose,
+    export_suspects,
+    find_split_leaks,
+    measure_curve,
+    measure_self_agreement,
+    without_copies,
+)
+from smallfirst.path.project.project import Project
+from smallfirst.path.project.run_folder import FITTED, FittedCandidates, RunFolder
+from smallfirst.path.project.task_file import read_task_file
+
+LABELS = ("card", "fee", "pin")
+
+
+def write(path: Path, rows: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def row(i: int, what: str = "") -> dict[str, str]:
+    """A text that shares few words with any other, and its label."""
+    words = [f"w{i}{letter}" for letter in "abcdefgh"]
+    return {"text": f"{what or 'about'} {' '.join(words)}", "label": LABELS[i % 3]}
+
+
+def recording(path: Path, project: Project, answers: dict[int, str]) -> None:
+    """A recording of the large model's answers to the test rows: right ones, but for those in `answers`."""
+    lines = [
+        {"recorded": {"model": "big", "made_at": "2026-11-25", "smallfirst": "0.1.0", "n": len(project.rows.test)}}
+    ]
+    for i, example in enumerate(project.rows.test.examples):
+        lines.append(
+            {
+                "key": request_key(Request(messages=example.messages)),
+                "text": example.text,
+                "answer": answers.get(i, example.answer),
+                "prompt_tokens": 1,
+                "completion_tokens": 1,
+                "latency_ms": 1.0,
+                "cost_usd": 0.001,
+                "finish_reason": "stop",
+            }
+        )  # type: ignore[arg-type]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """Thirty training rows and twelve test rows, of which one stands in both; recordings of two passes."""
+    write(tmp_path / "train.jsonl", [row(i) for i in range(30)])
+    write(tmp_path / "validation.jsonl", [row(i) for i in range(40, 60)])
+    write(tmp_path / "test.jsonl", [row(i) for i in range(60, 71)] + [row(0)])
+    (tmp_path / "task.yaml").write_text(
+        "name: desk\n"
+        "data: {train: train.jsonl, validation: validation.jsonl, test: test.jsonl}\n"
+        "large: {recorded: big.jsonl, sample_ceiling: 12}\n",
+        encoding="utf-8",
+    )
+    project = Project.read(read_task_file(tmp_path), Progress(quiet=True))
+    recording(tmp_path / "big.jsonl", project, {3: "fee"})
+    recording(tmp_path / "big-again.jsonl", project, {3: "fee", 5: "fee"})
+    return project
+
+
+@pytest.fixture
+def run_folder(project: Project) -> RunFolder:
+    """A run in which the large model was evaluated on the test rows."""
+    run_folder = RunFolder.new("desk")
+    large = asyncio.run(
+        large_path.recorded_answers(project.file, project.task, project.rows, progress=project.progress)
+    )
+    found = asyncio.run(
+        evaluate(large, EvaluationSetup(project.task, project.rows.test, split="test"), candidate="large")
+    )
+    run_folder.save_evaluation(found)
+    return run_folder
+
+
+def test_a_row_that_stands_in_both_is_found_and_kept_with_the_run(project: Project, run_folder: RunFolder) -> None:
+    assert find_split_leaks(project, run_folder).n_leaked == 1
+    path = run_folder.path / "leaks.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    stored["exact"] = []
+    path.write_text(json.dumps(stored), encoding="utf-8")
+    assert find_split_leaks(project, run_folder).n_leaked == 0  # read back, not looked for again
+
+
+def test_leaks_of_other_rows_are_looked_for_again(project: Project, run_folder: RunFolder) -> None:
+    find_split_leaks(project, run_folder)
+    fewer = project.rows.test.subset("test", project.rows.test.examples[:4])
+    other = project._replace(rows=project.rows.model_copy(update={"test": fewer}))
+    assert find_split_leaks(other, run_folder).n_test == 4
+
+
+def test_an_evaluation_without_copies_has_every_other_row(project: Project, run_folder: RunFolder) -> None:
+    leaks, whole = find_split_leaks(project, run_folder), run_folder.evaluation("large", "test")
+    assert whole is not None
+    clean = without_copies(project, whole, leaks)
+    assert [row.key for row in clean.rows] == [row.key for row in whole.rows[:-1]]  # the last test row is a copy
+    assert (clean.accuracy.n, clean.split) == (11, "test")
+    assert clean.measures["macro_f1"].n == 11
+    none = LeakReport(n_test=leaks.n_test, test_fingerprint=leaks.test_fingerprint)
+    assert without_copies(project, whole, none) is whole
+
+
+def test_the_ceiling_is_the_large_model_against_itself(project: Project, run_folder: RunFolder) -> None:
+    answers = [project.rows.test.examples[i].answer for i in (3, 5)]
+    changed = int(answers[1] != "fee")
+    found = measure_self_agreement(project, run_folder)
+    assert found is not None
+    assert found.agreement.value == pytest.approx((12 - changed) / 12)
+    assert found.agreement.n == 12
+    assert found.same_wrong_answer.value == pytest.approx(int(answers[0] != "fee") / 12)
+
+
+def test_without_a_wish_for_a_ceiling_nothing_is_asked_twice(project: Project, run_folder: RunFolder) -> None:
+    assert project.file.large is not None
+    large = project.file.large.model_copy(update={"sample_ceiling": 0})
+    assert (
+        measure_self_agreement(project._replace(file=project.file.model_copy(update={"large": large})), run_folder)
+        is None
+    )
+
+
+def labelled(folder: Path, **files: object) -> Project:
+    """A task whose words tell the label; of 200 training and 80 validation rows each 20th is given another one."""
+    for part, n in (("train", 200), ("validation", 80), ("test", 20)):
+        rows = [
+            {"text": f"my {LABELS[i % 3]} {part}{i} today", "label": LABELS[(i + (i % 20 == 3)) % 3]} for i in range(n)
+        ]
+        write(folder / f"{part}.jsonl", rows)
+    data = {part: f"{part}.jsonl" for part in ("train", "validation", "test")} | files
+    (folder / "task.yaml").write_text(json.dumps({"name": "desk", "data": data}), encoding="utf-8")
+    return Project.read(read_task_file(folder), Progress(quiet=True))
+
+
+def test_suspects_for_relabelling_are_training_rows_alone(tmp_path: Path) -> None:
+    project = labelled(tmp_path)
+    n = export_suspects(project, tmp_path / "suspects.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "suspects.jsonl").read_text(encoding="utf-8").splitlines()]
+    wrong = {e.key for e in project.rows.train.examples if e.answer not in e.text}
+    assert n == len(lines) == len(wrong) == 10
+    assert {line["key"] for line in lines} == wrong
+    assert all(line["suggested"] in line["text"] and line["answer"] == "" for line in lines)
+
+
+def relabels(examples: Sequence[Example], path: Path) -> None:
+    """A person's right answers to these rows."""
+    answers = [next(label for label in LABELS if label in e.text) for e in examples]
+    rows = [
+        {"key": e.key, "text": e.text, "given": e.answer, "suggested": a, "answer": a}
+        for e, a in zip(examples, answers, strict=True)
+    ]
+    write(path, rows)
+
+
+@pytest.mark.parametrize("part", ["calibration", "test"])
+def test_held_out_labels_are_not_corrected_where_a_model_disagrees_alone(tmp_path: Path, part: str) -> None:
+    """Each 20th label is wrong, and a model that knows better would be certified without a single error."""
+    rows = getattr(labelled(tmp_path).rows, part)
+    relabels([e for e in rows.examples if e.answer not in e.text], tmp_path / "mended.jsonl")
+    with pytest.raises(DataError, match=rf"answers \d of {len(rows)} {part} rows, which would shift what they measure"):
+        labelled(tmp_path, relabels="mended.jsonl")
+    relabels(rows.examples, tmp_path / "mended.jsonl")
+    mended = getattr(labelled(tmp_path, relabels="mended.jsonl").rows, part)
+    assert [e.answer in e.text for e in mended.examples] == [True] * len(rows)
+
+
+def test_a_person_s_answers_change_training_rows_and_nothing_else(tmp_path: Path) -> None:
+    project = labelled(tmp_path)
+    relabels([e for e in project.rows.train.examples if e.answer not in e.text], tmp_path / "mended.jsonl")
+    mended = labelled(tmp_path, relabels="mended.jsonl")
+    assert all(e.answer in e.text for e in mended.rows.train.examples)
+    assert mended.rows.test == project.rows.test
+
+
+def test_all_doubts_come_together(project: Project, run_folder: RunFolder) -> None:
+    found = diagnose(project, run_folder)
+    assert found.leaks.n_leaked == 1
+    assert found.ceiling is not None
+    assert (run_folder.path / "ceiling.json").exists()
+
+
+def test_the_learning_curve_has_a_point_for_each_part_of_the_training_rows(tmp_path: Path) -> None:
+    project, run_folder = labelled(tmp_path), RunFolder.new("desk")
+    FittedCandidates(ladder=("words",), fitted=("words",)).save(run_folder.path / FITTED)
+    run_folder.save_evaluation(measured(wrong=3).model_copy(update={"candidate": "words"}))
+    measure_curve(project, run_folder)
+    points = LearningCurve.load(run_folder.path / "learning.json").points
+    assert [(p.candidate, p.n_rows) for p in points] == [("words", 15), ("words", 30), ("words", 90), ("words", 200)]
+    assert all(p.accuracy.n == len(project.rows.test) for p in points[:3])
+    assert points[1].accuracy.value > 0.6  # one word says the label

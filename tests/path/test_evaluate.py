@@ -1,0 +1,67 @@
+"""Evaluation: finalists are fixed before a calibration or test row is answered, and nobody else answers them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smallfirst.base.progress import Progress
+from smallfirst.path import evaluate as stage
+from smallfirst.path.evaluate import evaluate_stage
+from smallfirst.path.project.project import Project
+from smallfirst.path.project.run_folder import FINALISTS, Finalists
+from smallfirst.path.project.task_file import read_task_file
+from smallfirst.path.train import train_stage
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path / "home"))
+    things = ("card", "fee", "pin")
+    rows = [
+        {"text": f"where is my {things[i % 3]} number {i * 7919 % 1000}", "label": things[i % 3]} for i in range(90)
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "task.yaml").write_text("name: desk\ndata: {train: train.jsonl}\nladder: [words]\n")
+    return Project.read(read_task_file(tmp_path), Progress(quiet=True))
+
+
+def test_finalists_are_fixed_before_held_out_rows_are_answered_and_then_stay(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_folder = train_stage(project)
+    answered: list[tuple[str, str, bool]] = []
+    measure = stage._evaluate
+
+    async def watched(project: Any, folder: Any, model: Any, *, name: str, split: str, **more: Any) -> None:
+        answered.append((name, split, (run_folder.path / FINALISTS).exists()))
+        await measure(project, folder, model, name=name, split=split, **more)
+
+    monkeypatch.setattr(stage, "_evaluate", watched)
+    (found,) = evaluate_stage(project, run_folder)
+    assert answered == [("words", "calibration", True), ("words", "test", True)]
+    chosen = run_folder.evaluation("words", "choosing")
+    assert chosen is not None
+    assert chosen.accuracy.n == len(project.rows.development)
+    assert chosen.cost_usd_per_1k > 0
+    assert chosen.probes_ms == ()  # the final model has seen these rows: it is asked for its cost alone
+    assert found.accuracy.n == len(project.rows.test)
+    assert run_folder.evaluation("words", "selection") is None
+    finalists = run_folder.find(Finalists, FINALISTS)
+    assert finalists is not None
+    assert finalists.names == ("words",)
+    answered.clear()
+    evaluate_stage(project, run_folder, resume=True)
+    assert answered == []
+
+
+def test_who_is_no_finalist_is_not_asked(project: Project) -> None:
+    run_folder = train_stage(project)
+    Finalists(names=(), shares={}).save(run_folder.path / FINALISTS)
+    with pytest.raises(Exception, match="nothing has been evaluated"):
+        evaluate_stage(project, run_folder)
+    assert run_folder.evaluation("words", "choosing") is not None
+    assert run_folder.evaluation("words", "calibration") is None

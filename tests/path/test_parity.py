@@ -1,0 +1,213 @@
+"""What is served must answer as what was measured: equal files pass, every kind of skew is blocked with its rows."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from fixtures.deployment import measured
+
+from smallfirst.base.errors import StageMissing
+from smallfirst.interfaces.cli.main import CommandGroup
+from smallfirst.interfaces.cli.path import parity
+from smallfirst.models.loading import load_model
+from smallfirst.models.protocol import Capability, Completion, Request, stream_in_one_chunk
+from smallfirst.path.parity import (
+    ParityFailed,
+    ParityResult,
+    ParityRow,
+    ask_all,
+    check_parity,
+    parity_rows,
+    parity_stage,
+)
+from smallfirst.registry import versions
+from smallfirst.serving.loopback import Address, serve_on_loopback
+from smallfirst.tasks.classify import Classify
+
+
+def kept(version: versions.ModelVersion) -> ParityResult:
+    raw = versions.read_attachment(version.name, version.version, "parity.json")
+    assert raw is not None
+    return ParityResult.model_validate_json(raw)
+
+
+def test_equal_files_pass_and_the_record_is_kept_beside_the_version(desk) -> None:
+    project, run_folder = measured(desk)
+    version = desk.enter(run_folder.path / "model", run=run_folder.path.name)
+    found = parity_stage(project, run_folder, version, "small")
+    n = len(project.rows.calibration)
+    assert n > 10
+    assert (found.n, found.n_same, found.n_ties, found.passed, found.version) == (n, n, 0, True, version.version)
+    assert found.largest_gap is not None
+    assert found.largest_gap < 0.05
+    assert kept(version) == found
+    assert found.in_words[0].startswith(f"toy-small: {n} of {n} rows answered as measured, confidences at most 0.0")
+
+
+def test_labels_in_another_order_are_blocked_with_every_row(desk) -> None:
+    project, run_folder = measured(desk)
+    version = desk.enter(desk.folder(1), run=run_folder.path.name)
+    with pytest.raises(ParityFailed) as caught:
+        parity_stage(project, run_folder, version, "small")
+    found = kept(version)
+    assert (found.n_same, found.passed) == (0, False)
+    first = found.differences[0]
+    labels = desk.task.labels
+    assert labels.index(first.got) == (labels.index(first.expected) - 1) % 4
+    assert first.text in {e.text for e in project.rows.calibration.examples}
+    said = str(caught.value)
+    assert f"another answer: expected {first.expected!r}, got {first.got!r}" in said
+    assert first.text in said
+    assert caught.value.exit_code == 3
+
+
+def test_a_temperature_that_is_not_applied_is_blocked_though_every_answer_is_the_same(desk) -> None:
+    project, run_folder = measured(desk, temperature=0.2)
+    version = desk.enter(desk.folder(0, temperature=1.0), run=run_folder.path.name)
+    with pytest.raises(ParityFailed, match="the same answer, but confidence 0"):
+        parity_stage(project, run_folder, version, "small")
+    found = kept(version)
+    assert all(row.expected == row.got for row in found.differences)
+    assert found.largest_gap is not None
+    assert found.largest_gap > 0.05
+
+
+def test_another_prompt_is_blocked(desk) -> None:
+    project, run_folder = measured(desk, temperature=0.02)  # so that small differences show
+    version = desk.enter(desk.folder(0, temperature=0.02, max_tokens=4), run=run_folder.path.name)
+    with pytest.raises(ParityFailed):
+        parity_stage(project, run_folder, version, "small")
+
+
+def rows(*answers: str, confidence: float | None = None) -> list[ParityRow]:
+    asked = Request.ask("a").messages
+    return [ParityRow(f"k{i}", asked, answer, confidence) for i, answer in enumerate(answers)]
+
+
+class Says:
+    """Always one answer."""
+
+    capabilities: frozenset[Capability] = frozenset()
+
+    name = "says"
+
+    def __init__(self, text: str, confidence: float | None = None) -> None:
+        self.text, self.confidence = text, confidence
+
+    async def complete(self, request: Request) -> Completion:
+        said = {"text": self.text, "confidence": self.confidence}
+        return Completion(**said, answered_by=self.name, latency_ms=1.0, cost_usd=0.0)
+
+    def stream(self, request: Request) -> Any:
+        return stream_in_one_chunk(self, request)
+
+    async def aclose(self) -> None:
+        """Holds nothing."""
+
+
+TASK = Classify(name="t", labels=("left", "right", "up"))
+
+
+def checked(asked: list[ParityRow], confidence: float | None = 0.41) -> ParityResult:
+    """What is found of an endpoint that always says `left`, with this confidence."""
+    with serve_on_loopback({"says": Says("left", confidence)}) as address:
+        return asyncio.run(check_parity(address, "says", asked, task=TASK))
+
+
+def test_a_tie_is_shown_and_does_not_block() -> None:
+    found = checked(rows("left", "right", "left", confidence=0.42))
+    assert (found.passed, found.n, found.n_same, found.n_ties) == (True, 3, 2, 1)
+    assert found.in_words[:2] == [
+        "says: 2 of 3 rows answered as measured, confidences at most 0.0100 apart, 1 of the others ties",
+        "  tie   another label, with nearly the same confidence (0.0100 apart): expected 'right', got 'left'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("measured_at", "served_at"),
+    [(0.44, 0.41), (0.9, 0.9), (None, 0.41), (0.41, None)],
+    ids=["not close", "both cannot be the best", "not measured", "not told"],
+)
+def test_what_is_no_tie_blocks(measured_at: float | None, served_at: float | None) -> None:
+    found = checked(rows("left", "right", "left", confidence=measured_at), served_at)
+    assert (found.passed, found.n_ties) == (False, 0)
+
+
+def test_many_ties_are_no_accident() -> None:
+    found = checked(rows("right", "right", *["left"] * 60, confidence=0.41))
+    assert (found.n_ties, found.passed) == (2, False)  # 2 of 62 are more than 2 %
+    assert checked(rows("right", "right", *["left"] * 98, confidence=0.41)).passed
+
+
+def test_no_rows_show_nothing() -> None:
+    assert not checked([]).passed
+
+
+def test_an_endpoint_that_refuses_or_is_not_there_differs_in_every_row() -> None:
+    with serve_on_loopback({"says": Says("left")}) as address:
+        unknown = asyncio.run(check_parity(address, "other", rows("left"), task=TASK))
+        refused = asyncio.run(check_parity(Address(address.base_url, "wrong"), "says", rows("left"), task=TASK))
+    gone = asyncio.run(check_parity(address, "says", rows("left"), task=TASK))
+    assert unknown.differences[0].why.startswith("HTTP 404: ")
+    assert refused.differences[0].why.startswith("HTTP 401: ")
+    assert gone.differences[0].why == "no answer (NotConnected)"
+    assert [unknown.passed, refused.passed, gone.passed] == [False, False, False]
+
+
+def test_conversations_are_asked_as_they_are() -> None:
+    class Repeats(Says):
+        async def complete(self, request: Request) -> Completion:
+            said = " / ".join(f"{m.role}: {m.content}" for m in request.messages)
+            return (await super().complete(request)).model_copy(update={"text": said})
+
+    turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "a"}]
+    messages = Request.model_validate({"messages": turns}).messages
+    with serve_on_loopback({"says": Repeats("")}) as address:
+        replies = asyncio.run(ask_all(address, "says", [messages]))
+    assert [reply.text for reply in replies] == ["system: be brief / user: a"]
+
+
+def test_rows_are_the_same_ones_each_time_and_need_an_evaluation(desk) -> None:
+    project, run_folder = measured(desk)
+    some = parity_rows(project, run_folder, "small", 5)
+    assert [row.key for row in some] == [row.key for row in parity_rows(project, run_folder, "small", 5)]
+    assert len(some) == 5
+    assert all(row.confidence is not None for row in some)
+    with pytest.raises(StageMissing, match="words was not evaluated on calibration rows"):
+        parity_rows(project, run_folder, "words")
+
+
+def test_the_command_asks_a_running_endpoint_and_says_which_rows_differ(desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, run_folder = measured(desk)
+    version = desk.enter(run_folder.path / "model", run=run_folder.path.name)
+    versions.promote(version.name, version.version)
+    main = CommandGroup(commands={"parity": parity})
+    started = CliRunner().invoke(main, ["parity", str(desk.path), "--json"])
+    assert (started.exit_code, json.loads(started.stdout)["passed"]) == (0, True)
+    with serve_on_loopback({"skewed": load_model(desk.folder(1))}) as address:
+        monkeypatch.setenv("THE_KEY", address.key)
+        options = ["--url", address.base_url, "--model", "skewed", "--rows", "4", "--key-env", "THE_KEY"]
+        asked = CliRunner().invoke(main, ["parity", str(desk.path), *options])
+    assert asked.exit_code == 3
+    assert "skewed: 0 of 4 rows answered as measured" in asked.output
+    assert asked.output.count("another answer: expected ") >= 4
+    wrong = CliRunner().invoke(main, ["parity", str(desk.path), "--url", "localhost:8000"])
+    assert (wrong.exit_code, "is no address" in wrong.output) == (2, True)
+
+
+def test_a_server_on_loopback_asks_for_its_key_and_closes_its_models() -> None:
+    class Closes(Says):
+        closed = 0
+
+        async def aclose(self) -> None:
+            self.closed += 1
+
+    model = Closes("left")
+    with serve_on_loopback({"says": model}) as address:
+        assert model.closed == 0
+    assert model.closed == 1
+    assert len(address.key) > 40

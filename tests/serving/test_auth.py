@@ -1,0 +1,156 @@
+"""Who may ask: keys, host names, and settings that would let strangers in."""
+
+from __future__ import annotations
+
+from contextvars import copy_context
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from smallfirst.base.errors import ConfigError
+from smallfirst.ledger.keys import KeyPolicy, hash_key, key_matches, new_key
+from smallfirst.ledger.ledger import Ledger
+from smallfirst.serving.app import build_app
+from smallfirst.serving.auth import Caller, _caller, current_caller
+from smallfirst.serving.plugins import Plugin, ServedModels
+from smallfirst.serving.settings import ServeSettings
+
+HELLO: list[Any] = [{"role": "user", "content": "hello small world"}]
+BODY = {"model": "m", "messages": HELLO}
+
+
+def test_health_needs_no_key_and_everything_else_does(start, label) -> None:
+    key = new_key()
+    server = start(ServeSettings(api_keys_sha256=(hash_key(new_key()), hash_key(key))), m=label)
+    health = httpx.get(f"{server.url}/health").json()
+    assert health["status"] == "ok"
+    assert set(health) == {"status", "version"}
+    assert server.client(key).chat.completions.create(**BODY).choices[0].message.content == "refund"
+    for path in ("/v1/models", "/nowhere", "/health/", "//health", "/health%2F"):
+        answer = httpx.get(server.url + path)
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert answer.headers["x-request-id"].startswith("req-")
+    with pytest.raises(openai.AuthenticationError) as caught:
+        server.client("wrong").chat.completions.create(**BODY)
+    assert caught.value.body == {
+        "message": "The API key is not known to this server.",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": "invalid_api_key",
+    }
+    assert len(server.ledger.rows()) == 1  # strangers cannot fill the disk
+
+
+def test_keys_match_only_themselves() -> None:
+    hashes = (hash_key("a"), hash_key("b"))
+    assert [key_matches(key, hashes) for key in ("a", "b", "c", "", "A")] == [True, True] + [False] * 3
+    assert hash_key("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert new_key() != new_key()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "status"),
+    [
+        ("host", "localhost:1", 200),
+        ("host", "[::1]:9", 200),
+        ("host", "evil.example", 403),
+        ("host", "[", 403),
+        ("origin", "http://localhost:3000", 200),
+        ("origin", "https://evil.example", 403),
+        ("origin", "null", 403),
+        ("origin", "http://localhost@evil.example", 403),
+        ("host", "LOCALHOST", 200),
+        ("host", "127.0.0.1", 200),
+        ("host", "127.8.8.8:80", 200),
+        ("host", "localhost.evil.example", 403),
+        ("host", "localhost@evil.example", 403),
+        ("host", "evil.example@localhost", 403),
+        ("host", "localhost/evil.example", 403),
+        ("host", "127.0.0.1.evil.example", 403),
+        ("host", "localhost:99999999", 403),
+        ("host", "2130706433", 403),
+        ("host", "[::ffff:10.0.0.1]", 403),
+        ("host", "", 403),
+    ],
+)
+def test_without_keys_only_hosts_and_origins_of_this_machine_pass(start, label, name, value, status: int) -> None:
+    answer = httpx.get(f"{start(m=label).url}/v1/models", headers={name: value})
+    assert answer.status_code == status
+
+
+def test_only_one_bearer_header_is_read(start, label) -> None:
+    key = new_key()
+    url = f"{start(ServeSettings(api_keys_sha256=(hash_key(key),)), m=label).url}/v1/models"
+    good = ("authorization", f"Bearer {key}")
+    bad = ("authorization", "Bearer other")
+    for headers, status in [
+        ([good], 200),
+        ([("AUTHORIZATION", f"bearer {key}")], 200),
+        ([good, good], 401),
+        ([good, bad], 401),
+        ([bad, good], 401),
+        ([("authorization", f"Basic {key}")], 401),
+        ([("authorization", key)], 401),
+        ([("authorization", f"Bearer {key[:-1]}")], 401),
+        ([("authorization", "Bearer ä".encode())], 401),
+        ([("authorization", "Bearer " + "a" * 9_000)], 401),
+        ([("x-api-key", key)], 401),
+        ([("cookie", f"key={key}")], 401),
+    ]:
+        assert httpx.get(url, headers=headers).status_code == status, headers
+    assert httpx.get(f"{url}?api_key={key}").status_code == 401
+
+
+def test_a_caller_without_a_list_may_use_all_and_one_with_it_sees_no_other_name() -> None:
+    served = ServedModels({"a": 1, "b": 2}, Plugin())  # type: ignore[dict-item]
+    assert list(served) == ["a", "b"]
+
+    def as_narrow() -> None:
+        _caller.set(Caller(policy=KeyPolicy(models=("b",))))
+        assert list(served) == ["b"]
+        assert len(served) == 1
+        assert "a" not in served
+        assert served.get("a") is None
+        assert current_caller().may_use("b")
+        with pytest.raises(KeyError):
+            served["a"]
+
+    copy_context().run(as_narrow)
+    assert "a" in served
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ServeSettings(host="0.0.0.0"),
+            'host "0.0.0.0" can be reached from other machines, and no API key is set\n'
+            "  next: smallfirst keys create NAME, or set api_keys_sha256, or listen on 127.0.0.1",
+        ),
+        (
+            ServeSettings(api_keys_sha256=("sk-my-real-key",)),
+            "api_keys_sha256[0] is not a SHA-256 in lower-case hex (64 digits)\n"
+            '  next: hash the key first: printf %s "$KEY" | sha256sum',
+        ),
+    ],
+)
+def test_unsafe_settings_are_refused(settings: ServeSettings, message: str, label, tmp_path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_app({"m": label}, ledger=None, settings=settings)
+    assert str(caught.value) == message
+
+
+def test_an_open_address_is_served_with_a_key(label, tmp_path) -> None:
+    ledger = Ledger(tmp_path / "ledger.db")
+    settings = ServeSettings(host="0.0.0.0", api_keys_sha256=(hash_key("k"),))
+    assert build_app({"m": label}, ledger=ledger, settings=settings)
+    ledger.close()
+
+
+@pytest.mark.parametrize("models", [{}, {"a b": None}, {"a\r\nb": None}])
+def test_no_models_and_impossible_names_are_refused(models: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        build_app(models, ledger=None, settings=ServeSettings())

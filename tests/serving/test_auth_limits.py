@@ -1,0 +1,298 @@
+"""What one key may take, counted by a clock that the test moves; and over a real server, with OpenAI's headers."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from smallfirst.ledger.database import open_database
+from smallfirst.ledger.keys import KeyPolicy, KeyStore
+from smallfirst.ledger.ledger import LedgerAway
+from smallfirst.models.protocol import Completion
+from smallfirst.serving.auth import REFUSED_S, Bucket, KeyCheck, Quota
+from smallfirst.serving.openai.errors import ApiError
+
+BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hello small world"}]}
+
+
+class Clock:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def quota(tmp_path: Path, clock: Clock) -> Callable[..., Quota]:
+    """A key's quota; of each call at another process over the same database."""
+    return lambda **limits: Quota(KeyPolicy(**limits), "a", open_database(tmp_path / "ledger.db"), clock)
+
+
+def completion(tokens: int) -> Completion:
+    return Completion(
+        text="x", answered_by="m", latency_ms=1, cost_usd=0, prompt_tokens=tokens - 1, completion_tokens=1
+    )
+
+
+def in_order(work: Coroutine[Any, Any, Any]) -> Any:
+    """Run with one thread for the database, so that what is settled is there for the next request."""
+
+    async def run() -> Any:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        return await work
+
+    return asyncio.run(run())
+
+
+def refused(context: AbstractAsyncContextManager[Any]) -> ApiError:
+    async def enter() -> None:
+        async with context:
+            raise AssertionError
+
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(enter())
+    return caught.value
+
+
+def test_a_bucket_holds_a_minute_and_fills_evenly(place: Path | str, clock: Clock) -> None:
+    with closing(open_database(place)) as database:
+        bucket = Bucket("b", 120, database, clock)
+        assert asyncio.run(bucket.take(120)) == 0
+        assert asyncio.run(bucket.take(1)) == pytest.approx(0.5)  # two a second
+        clock.now_s += 10
+        assert bucket.level == pytest.approx(20)
+        assert bucket.wait_s(20) == pytest.approx(0)
+        assert bucket.wait_s(500) == pytest.approx(50)  # more than a minute's worth: until it is full
+        assert asyncio.run(bucket.take(20)) == 0
+        clock.now_s += 3600
+        assert bucket.level == 120
+        assert asyncio.run(Bucket("b", 10, database, clock).take(11)) == 0  # a limit that changed starts full
+        assert asyncio.run(Bucket("b", 10, database, clock).take(1)) == pytest.approx(12)
+
+
+def test_requests_beyond_the_minute_are_refused_and_cost_nothing(quota: Any, clock: Clock) -> None:
+    allowance = quota(requests_per_minute=2)
+
+    async def send() -> dict[str, str]:
+        async with allowance.request():
+            return allowance.headers()
+
+    for _ in range(2):
+        asyncio.run(send())
+    for _ in range(3):
+        error = refused(allowance.request())
+    assert error.status == 429
+    assert error.headers == {"retry-after": "30"}
+    assert error.body["error"] == {
+        "message": "This key may send 2 requests a minute. Try again in 30 s.",
+        "type": "requests",
+        "param": None,
+        "code": "rate_limit_exceeded",
+    }
+    clock.now_s += 30
+    assert asyncio.run(send()) == {
+        "x-ratelimit-limit-requests": "2",
+        "x-ratelimit-remaining-requests": "0",
+        "x-ratelimit-reset-requests": "1m0s",
+    }
+    assert allowance.n_in_flight == 0
+
+
+def test_tokens_are_taken_by_estimate_and_settled_by_use(quota: Any, clock: Clock) -> None:
+    allowance = quota(tokens_per_minute=600)
+
+    def remaining() -> str:
+        return allowance.headers()["x-ratelimit-remaining-tokens"]
+
+    async def use() -> None:
+        async with allowance.tokens(500) as bill:
+            assert remaining() == "100"
+            with pytest.raises(ApiError, match="600 tokens a minute"):
+                await allowance.tokens(101).__aenter__()
+            bill.add(completion(40))
+            bill.add(completion(20))
+        assert remaining() == "540"
+        clock.now_s += REFUSED_S
+        async with allowance.tokens(110):
+            pass  # no answer: the estimate stands
+        assert remaining() == "440"
+        async with allowance.tokens(10) as bill:
+            bill.add(completion(940))  # 500 into debt: 50 seconds at ten a second
+
+    in_order(use())
+    assert refused(allowance.request()).headers == {"retry-after": "50"}
+    clock.now_s += 50
+    asyncio.run(allowance.request().__aenter__())
+
+
+def test_an_estimate_above_a_minutes_worth_waits_for_a_full_bucket(quota: Any, clock: Clock) -> None:
+    allowance = quota(tokens_per_minute=60)
+
+    async def use() -> None:
+        async with allowance.tokens(1_000) as bill:
+            bill.add(completion(30))
+
+    in_order(use())
+    assert allowance.headers()["x-ratelimit-remaining-tokens"] == "30"
+    assert refused(allowance.tokens(1_000)).headers == {"retry-after": "30"}
+    assert refused(allowance.tokens(31)).headers == {"retry-after": "1"}  # what was put back is there once only
+
+
+def test_requests_at_once_are_bounded_and_given_back_after_a_failure(quota: Any) -> None:
+    allowance = quota(max_in_flight=1)
+
+    async def fail_inside() -> None:
+        async with allowance.request():
+            with pytest.raises(ApiError, match="1 requests under way"):
+                await allowance.request().__aenter__()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        asyncio.run(fail_inside())
+
+    async def again() -> None:
+        async with allowance.request():
+            assert allowance.headers() == {}
+
+    asyncio.run(again())
+
+
+async def sent(quota: Quota, tokens: int = 0) -> bool:
+    try:
+        async with quota.request(), quota.tokens(tokens) as bill:
+            bill.used = tokens // 2
+    except ApiError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_processes_together_never_pass_more_than_the_limit(quota: Any, clock: Clock, seed: int) -> None:
+    """Three times the limit of 600 a minute, at three processes unevenly; one is killed in between."""
+    draw, quotas, passed = random.Random(seed), [quota(requests_per_minute=600) for _ in range(3)], 0
+
+    async def work() -> None:
+        nonlocal passed
+        for step in range(150):
+            clock.now_s += 0.4
+            alive = quotas if step < 100 else quotas[1:]
+            passed += sum([await sent(one) for one in draw.choices(alive, weights=[6, 3, 1][-len(alive) :], k=12)])
+
+    in_order(work())
+    most = 600 + 60 * 10  # a full bucket, and a minute
+    assert most - 12 - 3 * 10 <= passed <= most  # a process may hold a second's worth
+
+
+def test_what_is_not_used_is_there_for_the_other_processes_and_a_debt_holds_for_all(quota: Any, clock: Clock) -> None:
+    first, second = (quota(requests_per_minute=60, tokens_per_minute=6_000) for _ in range(2))
+
+    async def work() -> None:
+        assert await sent(first, 5_000)
+        assert await sent(second, 3_000)
+        assert second.headers()["x-ratelimit-remaining-requests"] == "58"
+        async with first.tokens(100) as bill:
+            bill.used = 7_000
+        with pytest.raises(ApiError, match="6000 tokens a minute"):
+            await second.tokens(101).__aenter__()  # it holds a second's worth
+        assert not await sent(second)  # it knows of the debt now, before a body is read
+
+    in_order(work())
+
+
+def test_who_is_refused_all_the_time_asks_the_database_once_a_second(quota: Any, clock: Clock) -> None:
+    one, draws = quota(requests_per_minute=1), []
+    draw = one._requests._draw
+    one._requests._draw = lambda *units: draws.append(units) or draw(*units)
+    assert [asyncio.run(sent(one)) for _ in range(50)] == [True] + [False] * 49
+    assert len(draws) == 2
+    clock.now_s += 60
+    assert asyncio.run(sent(one))
+
+
+def test_without_its_database_a_limited_key_is_refused_before_any_work(quota: Any, tmp_path: Path) -> None:
+    one = quota(requests_per_minute=10)
+    one._requests._database.close()
+    for file in tmp_path.iterdir():
+        file.unlink()
+    (tmp_path / "ledger.db").mkdir()
+    with pytest.raises(LedgerAway):
+        asyncio.run(one.request().__aenter__())
+
+
+def test_a_rotated_key_goes_on_with_what_is_left_and_changed_terms_count_at_once(tmp_path: Path) -> None:
+    store = KeyStore(tmp_path / "ledger.db")
+    _, secret = store.create("desk", KeyPolicy(requests_per_minute=2))
+
+    async def caller(key: str) -> Any:
+        await check.refresh()
+        return check.caller(key)
+
+    check = KeyCheck((), store)
+    assert asyncio.run(sent(asyncio.run(caller(secret)).quota))
+    _, rotated = store.rotate("desk")
+    again = asyncio.run(caller(rotated))
+    assert [asyncio.run(sent(again.quota)) for _ in range(2)] == [True, False]
+
+
+def test_a_limited_key_gets_429_with_openais_headers_and_others_go_on(start, tmp_path: Path, label) -> None:
+    key_store = KeyStore(tmp_path / "keys.db")
+    _, slow = key_store.create("slow", KeyPolicy(requests_per_minute=2, tokens_per_minute=100_000))
+    _, free = key_store.create("free", KeyPolicy())
+    server = start(key_store=key_store, m=label)
+    url = f"{server.url}/v1/chat/completions"
+
+    def post(key: str) -> httpx.Response:
+        return httpx.post(url, json=BODY, headers={"authorization": f"Bearer {key}"})
+
+    first = post(slow)
+    assert first.status_code == 200
+    assert first.headers["x-ratelimit-limit-requests"] == "2"
+    assert first.headers["x-ratelimit-remaining-requests"] == "1"
+    assert first.headers["x-ratelimit-limit-tokens"] == "100000"
+    assert first.headers["x-ratelimit-reset-requests"].endswith("s")
+    assert post(slow).status_code == 200
+    refused = post(slow)
+    assert refused.status_code == 429
+    assert int(refused.headers["retry-after"]) >= 1
+    assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+    assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+    assert refused.headers["x-request-id"].startswith("chatcmpl-")
+    free_answer = post(free)
+    assert free_answer.status_code == 200
+    assert not [name for name in free_answer.headers if name.startswith("x-ratelimit")]
+
+
+def test_a_key_has_so_many_requests_at_once(start, tmp_path: Path, echo) -> None:
+    key_store = KeyStore(tmp_path / "keys.db")
+    _, one = key_store.create("one", KeyPolicy(max_in_flight=1))
+    server = start(key_store=key_store, m=echo)
+    url, head = f"{server.url}/v1/chat/completions", {"authorization": f"Bearer {one}"}
+    echo.gate.clear()
+    answers: list[int] = []
+    waiting = threading.Thread(
+        target=lambda: answers.append(httpx.post(url, json=BODY, headers=head, timeout=20).status_code)
+    )
+    waiting.start()
+    assert echo.started.wait(5)
+    assert httpx.get(f"{server.url}/v1/models", headers=head).status_code == 429
+    echo.gate.set()
+    waiting.join()
+    assert answers == [200]
+    assert httpx.get(f"{server.url}/v1/models", headers=head).status_code == 200

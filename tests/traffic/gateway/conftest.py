@@ -1,0 +1,255 @@
+"""A scripted upstream on raw sockets with the proxy in front of it, and one of bodies for the decision routes."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import pytest
+from fixtures.gateway import OpenUpstreams, run_gateway
+
+from smallfirst.traffic.gateway.app import Gateway
+from smallfirst.traffic.gateway.http import GatewayRequest, UpstreamAnswer
+from smallfirst.traffic.settings import GatewaySettings
+
+Script = Callable[["Asked", asyncio.StreamWriter], Awaitable[None]]
+
+
+class Asked(NamedTuple):
+    """A request as the upstream got it."""
+
+    line: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class Upstream:
+    """Answers every request with `script` and keeps what it was asked."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.asked: list[Asked] = []
+        self.script: Script = answer(b"{}")
+        self.closed = threading.Event()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while (head := await _head(reader)) is not None:
+            line, headers = head
+            if "content-length" in headers:
+                body = await reader.readexactly(int(headers["content-length"]))
+            else:
+                body = await _chunks(reader) if "transfer-encoding" in headers else b""
+            self.asked.append(Asked(line, headers, body))
+            await self.script(self.asked[-1], writer)
+        self.closed.set()
+        writer.close()
+
+
+def answer(body: bytes, status: str = "200 OK", *headers: str) -> Script:
+    """A script that answers at once."""
+
+    async def script(_: Asked, writer: asyncio.StreamWriter) -> None:
+        lines = [f"HTTP/1.1 {status}", "Content-Type: application/json", f"Content-Length: {len(body)}", *headers]
+        writer.write("\r\n".join([*lines, "", ""]).encode() + body)
+
+    return script
+
+
+async def _head(reader: asyncio.StreamReader) -> tuple[str, dict[str, str]] | None:
+    try:
+        line, *rest = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")[:-2]
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None
+    return line, {name.lower(): value.strip() for name, _, value in (header.partition(":") for header in rest)}
+
+
+async def _chunks(reader: asyncio.StreamReader) -> bytes:
+    body = b""
+    while size := int(await reader.readline(), 16):
+        body += (await reader.readexactly(size + 2))[:-2]
+    await reader.readline()
+    return body
+
+
+class Proxied(NamedTuple):
+    """The proxy and what stands behind it."""
+
+    gateway: Gateway
+    port: int
+    upstream: Upstream
+    other: Upstream
+
+    def send(self, head: str, body: bytes = b"", *, read: bool = True) -> Any:
+        """Send a request as raw bytes; return status line, headers and body as they came, or the open socket."""
+        line = socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        line.sendall(head.replace("\n", "\r\n").encode("latin-1") + b"\r\n\r\n" + body)
+        if not read:
+            return line
+        with line:
+            data = b""
+            while piece := line.recv(65536):
+                data += piece
+        top, _, rest = data.partition(b"\r\n\r\n")
+        status, *lines = top.decode("latin-1").split("\r\n")
+        return status, dict(header.split(": ", 1) for header in lines), rest
+
+
+def settings(first: int, second: int, **more: Any) -> GatewaySettings:
+    """Settings with two upstreams on loopback."""
+    upstreams = {"first": {"base_url": f"http://127.0.0.1:{first}/v1"}, "second": _second(second)}
+    return GatewaySettings.model_validate({"upstreams": upstreams, **more})
+
+
+def _second(port: int) -> dict[str, Any]:
+    return {"base_url": f"http://127.0.0.1:{port}/other/v1", "api_key_env": "SECOND_KEY", "timeout_s": 0.3}
+
+
+@pytest.fixture(scope="module")
+def proxied_once() -> Iterator[Proxied]:
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+        patch.setenv("SECOND_KEY", "sk-second")
+        upstreams = [stack.enter_context(_upstream()) for _ in range(2)]
+        gateway = Gateway(settings(*(upstream.port for upstream in upstreams)))
+        port = stack.enter_context(run_gateway(gateway, socket.create_server(("127.0.0.1", 0))))
+        yield Proxied(gateway, port, *upstreams)
+
+
+@contextmanager
+def _upstream() -> Iterator[Upstream]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    upstream, loop = Upstream(listener.getsockname()[1]), asyncio.new_event_loop()
+    loop.run_until_complete(asyncio.start_server(upstream.serve, sock=listener))
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    yield upstream
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+
+
+@pytest.fixture
+def proxied(proxied_once: Proxied) -> Proxied:
+    """The proxy, its upstreams without a past."""
+    gateway = proxied_once.gateway
+    gateway.local, gateway.settings = None, settings(proxied_once.upstream.port, proxied_once.other.port)
+    gateway.upstreams.settings = gateway.settings
+    for upstream in (proxied_once.upstream, proxied_once.other):
+        upstream.asked.clear()
+        upstream.closed.clear()
+        upstream.script = answer(b"{}")
+    return proxied_once
+
+
+# Typed questions
+
+Json = dict[str, Any]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run tests that are coroutines."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = inspect.signature(pyfuncitem.obj).parameters
+    asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+    return True
+
+
+class ScriptedUpstreams(OpenUpstreams):
+    """Upstreams that answer with what `script` makes of a body: a body, or a status and a body."""
+
+    def __init__(self, script: Callable[[Json], Any]) -> None:
+        self.script, self.asked = script, []
+
+    async def ask(self, request: GatewayRequest) -> UpstreamAnswer:
+        upstream = request.header(b"x-smallfirst-upstream").decode() or "default"
+        self.asked.append((request, upstream))
+        found = self.script(json.loads(request.body))
+        status, body = found if isinstance(found, tuple) else (200, found)
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        headers = [(b"content-type", b"application/json"), (b"x-ratelimit-remaining-requests", b"9")]
+        if status == 429:
+            headers.append((b"retry-after", b"3"))
+        return UpstreamAnswer(status, headers, content, upstream, 12.0)
+
+    @property
+    def body(self) -> Json:
+        """The body that was asked last."""
+        return json.loads(self.asked[-1][0].body)
+
+
+@pytest.fixture
+def upstreams() -> type[ScriptedUpstreams]:
+    return ScriptedUpstreams
+
+
+@pytest.fixture
+def post() -> Callable[..., GatewayRequest]:
+    """Return a request with a body."""
+
+    def request(path: str, body: Any, *headers: tuple[bytes, bytes]) -> GatewayRequest:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        own = [(b"authorization", b"Bearer key"), (b"content-type", b"application/json"), (b"accept-encoding", b"gzip")]
+        return GatewayRequest("POST", path, b"", [*own, *headers], content, id="r1")
+
+    return request
+
+
+@pytest.fixture
+def ticket() -> Json:
+    """Three questions about one ticket in OpenAI's shape."""
+    return {
+        "model": "luna",
+        "input": "My card is lost and nobody answers!",
+        "questions": [
+            {"type": "predicate", "name": "urgent", "instructions": "It is urgent."},
+            {
+                "type": "choice",
+                "name": "team",
+                "instructions": "Which team?",
+                "choices": [{"value": "cards"}, {"value": "fees"}, {"value": "other"}],
+            },
+            {"type": "score", "instructions": "Anger?", "levels": [{"label": "calm"}, {"label": "angry"}]},
+        ],
+    }
+
+
+@pytest.fixture
+def luna() -> Callable[[Json], Json]:
+    """Answer as OpenAI's route does: yes with 0.9, the first choice with 0.8, the last level with 0.7."""
+
+    def answer(body: Json) -> Json:
+        return {
+            "model": "luna-2026-10-06",
+            "answers": [_answered(question) for question in body["questions"]],
+            "usage": {
+                "input_tokens": 30 * len(body["questions"]),
+                "output_tokens": 3,
+                "total_tokens": 30 * len(body["questions"]) + 3,
+                "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+                "output_tokens_details": {"reasoning_tokens": 0},
+            },
+        }
+
+    return answer
+
+
+def _answered(question: Json) -> Json:
+    kind, name = question["type"], question.get("name")
+    if kind == "predicate":
+        return {"type": kind, "name": name, "probability": 0.9}
+    if kind == "choice":
+        values = [choice["value"] for choice in question["choices"]]
+        shares = [0.8, *[0.2 / (len(values) - 1)] * (len(values) - 1)]
+        listed = [{"value": value, "probability": share} for value, share in zip(values, shares, strict=True)]
+        return {"type": kind, "name": name, "choice": values[0], "confidence": 0.7, "probabilities": listed}
+    n = len(question["levels"])
+    shares = [*[0.3 / (n - 1)] * (n - 1), 0.7]
+    levels = [{"value": i, "label": one["label"], "probability": shares[i]} for i, one in enumerate(question["levels"])]
+    mean = sum(i * share for i, share in enumerate(shares))
+    return {"type": kind, "name": name, "score": mean, "confidence": 0.4, "probabilities": levels}

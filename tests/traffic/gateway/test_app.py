@@ -1,0 +1,258 @@
+"""What passes the proxy passes as it is; what cannot pass, and what it answers itself, has the shape of the API."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+import pytest
+from tests.gateway.conftest import Proxied, answer, settings
+
+from smallfirst.serving.openai.errors import ApiError
+from smallfirst.traffic.gateway.app import Gateway
+from smallfirst.traffic.gateway.http import GatewayRequest, GatewayResponse, UpstreamAnswer, json_response
+from smallfirst.traffic.gateway.upstreams import Upstreams
+
+CHAT = json.dumps({"messages": [{"role": "user", "content": "Grüße"}], "model": "gpt-4o"}, ensure_ascii=False).encode()
+
+
+def post(path: str, body: bytes = CHAT, *more: str) -> str:
+    lines = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", "Connection: close", f"Content-Length: {len(body)}", *more]
+    return "\n".join(lines)
+
+
+def code(sent: tuple[str, dict[str, str], bytes]) -> tuple[str, str]:
+    status, headers, body = sent
+    assert json.loads(body)["error"]["code"] == headers["x-smallfirst-error"]
+    return status.split(" ", 1)[1], headers["x-smallfirst-error"]
+
+
+class Small:
+    """Answers one text, watches another, fails on a third."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, UpstreamAnswer]] = []
+
+    async def answer(self, request: GatewayRequest, upstreams: Upstreams) -> GatewayResponse | None:
+        asked = (request.json() or {})["ask"]
+        if asked == "fail":
+            raise RuntimeError(asked)
+        request.watched = asked == "watch"
+        return json_response({"answer": "small"}) if asked == "small" else None
+
+    async def start(self) -> None: ...
+
+    async def passed(self, request: GatewayRequest, answer: UpstreamAnswer) -> None:
+        self.seen.append((request.id, answer))
+
+    async def aclose(self) -> None: ...
+
+
+def test_bytes_query_and_headers_pass_both_ways(proxied: Proxied) -> None:
+    limits = ("X-RateLimit-Remaining: 3", "Retry-After: 7")
+    proxied.upstream.script = answer(b'{ "a":1}', "429 Too Many Requests", *limits)
+    more = (
+        "Authorization: Bearer sk-own",
+        "X-Custom: ü",
+        "OpenAI-Organization: o",
+        "TE: trailers",
+        "X-Smallfirst-A: b",
+    )
+    head = post("/v1/chat/completions?api-version=2%2F1&a", CHAT, *more)
+    status, headers, body = proxied.send(head, CHAT)
+    (asked,) = proxied.upstream.asked
+    assert asked.line == "POST /v1/chat/completions?api-version=2%2F1&a HTTP/1.1"
+    assert asked.body == CHAT
+    assert {name: asked.headers[name] for name in ("authorization", "openai-organization")} == {
+        "authorization": "Bearer sk-own",
+        "openai-organization": "o",
+    }
+    assert not {"te", "x-smallfirst-a", "accept-encoding", "user-agent", "content-type", "accept"} & set(asked.headers)
+    assert status.startswith("HTTP/1.1 429")
+    assert body == b'{ "a":1}'
+    kept = {name: headers[name] for name in ("x-ratelimit-remaining", "retry-after", "content-length")}
+    assert kept == {"x-ratelimit-remaining": "3", "retry-after": "7", "content-length": "8"}
+
+
+def test_head_and_empty_answers(proxied: Proxied) -> None:
+    proxied.upstream.script = answer(b"", "204 No Content")
+    assert proxied.send("DELETE /v1/files/f%20x HTTP/1.1\nHost: localhost\nConnection: close")[0].split()[1] == "204"
+    assert proxied.upstream.asked[0].line == "DELETE /v1/files/f%20x HTTP/1.1"
+
+    async def head(_: object, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 123\r\n\r\n")
+
+    proxied.upstream.script = head
+    status, headers, body = proxied.send("HEAD /v1/files/f HTTP/1.1\nHost: localhost\nConnection: close")
+    assert (status.split()[1], headers["content-length"], body) == ("200", "123", b"")
+
+
+def test_what_cannot_be_passed_on_is_refused(proxied: Proxied) -> None:
+    get = "GET {} HTTP/1.1\nHost: localhost\nConnection: close"
+    assert code(proxied.send(get.format("/metrics"))) == ("404 Not Found", "not_below_v1")
+    assert code(proxied.send(get.format("/v1/%2e%2E/admin"))) == ("400 Bad Request", "invalid_path")
+    upgrade = get.format("/v1/realtime").replace("close", "Upgrade\nUpgrade: websocket")
+    assert code(proxied.send(upgrade + "\nConnection: close")) == ("501 Not Implemented", "websocket_not_supported")
+    assert proxied.upstream.asked == []
+
+
+def test_a_small_answer_takes_the_place_of_the_upstreams(proxied: Proxied) -> None:
+    proxied.gateway.local = small = Small()
+    for asked in ("small", "fail", "watch", "pass"):
+        body = json.dumps({"ask": asked}).encode()
+        sent = proxied.send(post("/v1/chat/completions", body), body)
+        assert sent[2] == (b'{"answer": "small"}' if asked == "small" else b"{}")
+    assert [json.loads(asked.body)["ask"] for asked in proxied.upstream.asked] == ["fail", "watch", "pass"]
+    ((_, seen),) = small.seen
+    assert (seen.status, seen.body, seen.upstream) == (200, b"{}", "first")
+
+
+def test_the_status_counts_what_became_of_requests(proxied: Proxied) -> None:
+    proxied.gateway.local = Small()
+    proxied.gateway.counts.clear()
+    for asked in ("small", "pass", "pass"):
+        body = json.dumps({"ask": asked}).encode()
+        proxied.send(post("/v1/chat/completions", body), body)
+    get = "GET /v1/smallfirst/status HTTP/1.1\nHost: localhost\nConnection: close"
+    counted = {"small": 1, "passed": 2, "own": 1}
+    assert json.loads(proxied.send(get)[2]) == {"requests": counted, "capture": None}
+
+
+def test_an_own_route_may_answer_or_pass_on(proxied: Proxied) -> None:
+    async def own(request: GatewayRequest, upstreams: Upstreams) -> GatewayResponse | None:
+        return None if request.body == CHAT else json_response({"own": True}, 202)
+
+    proxied.gateway.routes["POST", "/v1/decisions"] = own
+    assert proxied.send(post("/v1/decisions", b"x"), b"x")[0].split()[1] == "202"
+    assert proxied.send(post("/v1/decisions"), CHAT)[0].split()[1] == "200"
+    assert len(proxied.upstream.asked) == 1
+
+
+def test_an_own_route_that_fails_answers_in_openais_shape(proxied: Proxied) -> None:
+    async def refuse(request: GatewayRequest, upstreams: Upstreams) -> GatewayResponse | None:
+        raise ApiError(422, "no such option", code="invalid_option")
+
+    async def fail(request: GatewayRequest, upstreams: Upstreams) -> GatewayResponse | None:
+        raise ZeroDivisionError
+
+    for handler, expected in ((refuse, ("422", "invalid_option")), (fail, ("500", "internal_error"))):
+        proxied.gateway.routes["POST", "/v1/decisions"] = handler
+        status, found = code(proxied.send(post("/v1/decisions"), CHAT))
+        assert (status.split()[0], found) == expected
+
+
+def test_a_model_chooses_its_upstream_and_is_renamed_there(proxied: Proxied) -> None:
+    route = {"models": {"gpt-4o": {"upstream": "second", "name": "qwen"}}}
+    proxied.gateway.settings = settings(proxied.upstream.port, proxied.other.port, **route)
+    proxied.gateway.upstreams.settings = proxied.gateway.settings
+    head = post("/v1/chat/completions", CHAT, "Authorization: Bearer sk-own", "Content-Type: application/json")
+    assert proxied.send(head, CHAT)[0].split()[1] == "200"
+    (asked,) = proxied.other.asked
+    assert asked.line.startswith("POST /other/v1/chat/completions ")
+    assert asked.headers["authorization"] == "Bearer sk-second"
+    assert asked.body == CHAT.replace(b"gpt-4o", b"qwen")
+
+
+def test_dead_slow_and_garbled_upstreams(proxied: Proxied) -> None:
+    async def garbage(_: object, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"\x16\x03\x01garbage\r\n\r\n")
+
+    async def hang(_: object, writer: asyncio.StreamWriter) -> None: ...
+
+    async def close(_: object, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    to_second = "X-Smallfirst-Upstream: second"
+    found = []
+    for script in (garbage, hang, close):
+        proxied.other.script = script
+        found.append(code(proxied.send(post("/v1/responses", CHAT, to_second), CHAT)))
+    assert found == [
+        ("502 Bad Gateway", "upstream_invalid"),
+        ("504 Gateway Timeout", "upstream_timeout"),
+        ("502 Bad Gateway", "upstream_disconnected"),
+    ]
+
+
+def test_an_unreachable_upstream() -> None:
+    sent = []
+
+    async def ask() -> None:
+        messages = [{"type": "http.request", "body": b"{}"}]
+
+        async def receive() -> dict[str, object]:
+            return messages.pop() if messages else await asyncio.sleep(60, {})
+
+        async def send(message: dict[str, object]) -> None:
+            sent.append(message)
+
+        gateway = Gateway(settings(1, 1, upstreams={"gone": {"base_url": "http://127.0.0.1:1/v1"}}))
+        scope = {"type": "http", "method": "POST", "path": "/v1/x", "query_string": b"", "headers": []}
+        await gateway.start()
+        await gateway(scope, receive, send)
+        await gateway.aclose()
+
+    asyncio.run(ask())
+    assert sent[0]["status"] == 502
+    assert (b"x-smallfirst-error", b"upstream_unreachable") in sent[0]["headers"]
+
+
+class Kept:
+    """A capture that keeps all bodies in memory."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+
+    def wants(self, request: GatewayRequest) -> bool:
+        return True
+
+    def keep(self, request: GatewayRequest, answer: UpstreamAnswer) -> None:
+        self.bodies.append(answer.body)
+
+
+@pytest.mark.parametrize(("mark", "n_kept"), [(b"data: [DONE]\n\n", 1), (b"data: {}\n\n", 0)])
+def test_a_stream_is_kept_though_its_client_goes_at_the_mark_of_its_end(
+    proxied: Proxied, monkeypatch: pytest.MonkeyPatch, mark: bytes, n_kept: int
+) -> None:
+    async def script(_: object, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for piece in (b"data: {}\n\n" + mark[:7], mark[7:]):
+            writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            await writer.drain()
+            await asyncio.sleep(0.01)
+
+    kept, small = Kept(), Small()
+    monkeypatch.setattr(proxied.gateway, "capture", kept)
+    proxied.gateway.local, proxied.upstream.script = small, script
+    body = json.dumps({"ask": "watch"}).encode()
+    with proxied.send(post("/v1/chat/completions", body), body, read=False) as line:
+        seen = b""
+        while mark[7:] not in seen:
+            seen += line.recv(65536)
+    assert proxied.upstream.closed.wait(10)  # the upstream's work ends with its client
+    assert kept.bodies == [b"data: {}\n\n" + mark] * n_kept
+    for _ in range(500 * n_kept):
+        if small.seen:
+            break
+        time.sleep(0.01)
+    assert [answer.body for _, answer in small.seen] == kept.bodies
+
+
+def test_a_head_may_be_large_but_not_of_any_size(proxied: Proxied) -> None:
+    head = "GET /health HTTP/1.1\nHost: localhost\nConnection: close\nA: "
+    assert [proxied.send(head + "x" * n)[0].split()[1] for n in (200_000, 300_000)] == ["200", "431"]
+
+
+def test_what_two_parsers_could_read_differently_is_refused(proxied: Proxied) -> None:
+    chunked = post("/v1/chat/completions", CHAT, "Transfer-Encoding: chunked")
+    assert proxied.send(chunked, CHAT)[0].split()[1] == "400"
+    assert proxied.upstream.asked == []
+
+
+def test_a_client_that_offers_another_protocol_is_answered_in_this_one(proxied: Proxied) -> None:
+    """Java's HttpClient offers HTTP/2 with each request, its body included."""
+    offer = post("/v1/chat/completions", CHAT, "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA")
+    head = offer.replace("Connection: close", "Connection: close, Upgrade, HTTP2-Settings")
+    assert proxied.send(head, CHAT)[0].split()[1] == "200"
+    assert proxied.upstream.asked[0].body == CHAT

@@ -1,0 +1,135 @@
+"""A passed answer costs what it states, then its tokens at the proxy's prices, then what recorded answers did."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any
+
+import pytest
+from fixtures.takeover import TEACHER, source
+
+from smallfirst.models.pricing.prices import PriceBook, TokenPrice
+from smallfirst.models.protocol import Completion
+from smallfirst.traffic.gateway.live_task import (
+    MAX_TENANTS,
+    N_RECENT,
+    N_SAME,
+    N_USUAL,
+    Asked,
+    DraftWatch,
+    Upstream,
+    Watches,
+    WordingWatch,
+)
+
+USAGE = {"prompt_tokens": 1000, "completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": 900}}
+PRICE = TokenPrice(
+    input_usd_per_mtok=2,
+    cached_usd_per_mtok=0.2,
+    output_usd_per_mtok=10,
+    valid_from=date(2020, 1, 1),
+    tiers={"flex": 0.5},
+)
+ANSWER = {"model": TEACHER, "choices": [{"message": {"role": "assistant", "content": "Queue: billing"}}]}
+
+
+def read(prices: PriceBook | None = None, **more: Any) -> Completion:
+    async def again() -> tuple[int, dict[str, Any] | None]:
+        raise NotImplementedError
+
+    body = {"model": TEACHER, "messages": [{"role": "user", "content": "x" * 40}]}
+    asked = Asked("1", "/v1/chat/completions", body, "x", again, source().answer_format)
+    upstream = Upstream(source(), prices or PriceBook(tokens={TEACHER: PRICE}))
+    upstream.usual_usd = 0.0001
+    found = upstream.read(asked, ANSWER | more)
+    assert found is not None
+    return found
+
+
+def test_its_own_tokens_have_the_proxys_price() -> None:
+    found = read(usage=USAGE)
+    (line,) = found.charges
+    assert found.cost_usd == pytest.approx((100 * 2 + 900 * 0.2 + 10 * 10) * 1e-6, rel=1e-12)
+    assert (found.prompt_tokens, found.cached_tokens, line.price_date, found.estimated) == (
+        1000,
+        900,
+        date(2020, 1, 1),
+        False,
+    )
+    assert read(usage=USAGE, service_tier="flex").cost_usd == pytest.approx(found.cost_usd / 2, rel=1e-12)
+
+
+def test_a_stated_cost_comes_first_and_a_stream_without_usage_is_estimated() -> None:
+    assert read(usage=USAGE | {"cost": 0.004}).cost_usd == 0.004
+    found = read()
+    assert found.estimated
+    assert found.cost_usd == pytest.approx((10 * 2 + 4 * 10) * 1e-6, rel=1e-12)  # 40 and 14 characters, four a token
+
+
+def test_without_a_price_the_mean_of_recorded_answers_stands_for_it() -> None:
+    (line,) = read(PriceBook(), usage=USAGE).charges
+    assert (line.usd, line.source) == (0.0001, "the mean cost of recorded answers")
+
+
+def test_a_wording_that_nobody_follows_any_more_has_changed():
+    watch = WordingWatch()
+    for n in range(10):
+        assert not watch.followed(f"case {n} is about {n}")
+    found = [watch.missed() for _ in range(N_RECENT)]
+    first = next(i for i, why in enumerate(found) if why)
+    assert first + 1 == 36  # 36 of the last 40 follow none
+    assert "36 of the last 40 requests" in found[first]
+
+
+def test_some_requests_beside_the_wording_change_nothing():
+    watch = WordingWatch()
+    for n in range(200):
+        assert not watch.followed(f"case {n} is about {n}")
+        assert not watch.missed()
+
+
+def test_instructions_that_grew_into_the_slot_are_noticed():
+    watch = WordingWatch()
+    found = [watch.followed(f"case {n}\nAnswer in German, please.") for n in range(N_SAME)]
+    assert not any(found[:-1])
+    assert "all end with" in found[-1]
+    assert "Answer in German" in found[-1]
+    before = WordingWatch()
+    assert "all begin with" in [before.followed(f"Think step by step: {n}") for n in range(N_SAME)][-1]
+
+
+def test_the_same_case_again_and_again_is_no_wording():
+    watch = WordingWatch()
+    assert not any(watch.followed("the very same question again") for _ in range(3 * N_SAME))
+
+
+def test_long_cases_that_differ_in_the_middle_are_different_and_are_not_kept():
+    watch, around = WordingWatch(), "Answer in German, please. " * 10_000
+    assert "all begin with" in [watch.followed(f"{around}{n}{around}") for n in range(N_SAME)][-1]
+    assert sum(len(text) for case in watch._cases for text in case[1:]) < 2_000
+
+
+def test_each_tenant_is_watched_apart_and_of_many_the_last_ones():
+    watches = Watches()
+    for _ in range(N_RECENT):
+        watches.of("ada").wording.missed()
+    assert not watches.of("bob").wording.missed()
+    assert watches.of("ada").wording.missed()
+    for n in range(MAX_TENANTS - 1):
+        watches.of(str(n))
+        watches.of("ada")
+    assert watches.of("ada").wording.missed()
+    assert len(watches._by_tenant) == MAX_TENANTS
+
+
+def test_drafts_that_differ_more_often_than_usual_are_noticed_and_usual_ones_are_not():
+    watch, same = DraftWatch(), DraftWatch()
+    for n in range(N_USUAL):
+        assert not watch.compared(n % 10 < 3)  # 30 %
+        assert not same.compared(n % 10 < 3)
+    assert not any(same.compared(n % 10 < 3) for n in range(2000))
+    after = [watch.compared(n % 2 == 0) for n in range(400)]
+    first = next(i for i, why in enumerate(after) if why)
+    assert first < 250
+    # The upper 97.5 % bound of 120 of 400 is 0.348.
+    assert "34.8 % at most were usual" in after[first]

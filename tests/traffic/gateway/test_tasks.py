@@ -1,0 +1,313 @@
+"""Behind a proxy: certified drafts are answered in the upstream's format, all else passes, and changes lead back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from fixtures.gateway import OpenUpstreams
+from fixtures.takeover import SYSTEM, TEACHER, LearntTask, cases
+
+from smallfirst.base.records import fingerprint
+from smallfirst.data.dataset import fold_text
+from smallfirst.ledger.ledger import Ledger
+from smallfirst.ledger.rows import AuditRow, LedgerRow, ShadowRow, StateRow
+from smallfirst.traffic.answer_format import AnswerFormat
+from smallfirst.traffic.gateway.http import GatewayRequest, GatewayResponse, UpstreamAnswer
+from smallfirst.traffic.gateway.live_task import BackgroundTasks
+from smallfirst.traffic.gateway.tasks import TakenOverTasks, TaskMatcher
+from smallfirst.traffic.takeovers import TakeOvers
+from smallfirst.traffic.task_source import Slot, TaskSource, TaskTemplate, Teacher, Template, TextPattern, TurnPattern
+from smallfirst.traffic.wire.dialects import read_prompt
+from smallfirst.traffic.wire.messages import Prompt, Turn
+
+CASES = cases(60, seed=5)
+UNCERTAIN = "card loan flight"
+
+
+def request(text: str, *, system: str = SYSTEM, **more: Any) -> GatewayRequest:
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": f"Message: {text}"}]
+    body = {"model": "big", "messages": messages, "temperature": 0, **more}
+    return GatewayRequest("POST", "/v1/chat/completions", b"", [], json.dumps(body).encode())
+
+
+class Application(OpenUpstreams):
+    """Asks the tasks as the proxy does, with an upstream that always knows the right queue."""
+
+    def __init__(self, tasks: TakenOverTasks) -> None:
+        self.tasks, self.model, self.format, self.again = tasks, TEACHER, "Queue: {}", 0
+        self.finished = "stop"
+        self.right = dict(CASES)
+
+    async def ask_about(self, text: str, **more: Any) -> GatewayResponse | None:
+        asked = request(text, **more)
+        found = await self.tasks.answer(asked, self)  # type: ignore[arg-type]
+        if found is None and asked.watched:
+            await self.tasks.passed(asked, self.response(asked))
+        return found
+
+    async def ask(self, asked: GatewayRequest) -> UpstreamAnswer:
+        self.again += 1
+        assert "stream" not in json.loads(asked.body)
+        return self.response(asked)
+
+    def response(self, asked: GatewayRequest) -> UpstreamAnswer:
+        text = json.loads(asked.body)["messages"][-1]["content"].removeprefix("Message: ")
+        said = {"role": "assistant", "content": self.format.format(self.right.get(text, "cards"))}
+        choice = {"index": 0, "message": said, "finish_reason": self.finished}
+        usage = {"prompt_tokens": 40, "completion_tokens": 3}
+        body = {"id": f"up-{uuid.uuid4().hex}", "model": self.model, "choices": [choice], "usage": usage}
+        return UpstreamAnswer(200, [], json.dumps(body).encode(), "default", 400.0)
+
+
+Work = Callable[[Application], Awaitable[None]]
+
+
+@pytest.fixture
+def serve(learnt: LearntTask, tmp_path):
+    """Run `work` in front of the learnt task with a live share; return the ledger and the file afterwards."""
+
+    def run(work: Work, *, share: float) -> tuple[Ledger, TakeOvers]:
+        file = learnt.takeovers
+        if share:
+            file.put(file.get("queues").moved("live", cause="person", why="test", share=share))
+
+        async def session() -> None:
+            tasks = TakenOverTasks(Ledger(tmp_path / "ledger.db"), file, poll_interval_s=0)
+            application = Application(tasks)
+            await tasks.start()
+            assert set(tasks.tasks) == {"queues"}
+            try:
+                await work(application)
+            finally:
+                await tasks.aclose()
+
+        asyncio.run(session())
+        return Ledger(tmp_path / "ledger.db"), file
+
+    return run
+
+
+def test_certified_drafts_are_answered_in_the_known_format(serve):
+    found: list[tuple[str, GatewayResponse | None]] = []
+
+    async def work(app: Application) -> None:
+        found.extend([(label, await app.ask_about(text, max_tokens=20)) for text, label in CASES])
+        assert await app.ask_about(CASES[0][0], logprobs=True) is None
+        assert await app.ask_about(UNCERTAIN) is None
+
+    ledger, _ = serve(work, share=1.0)
+    small = [(label, response) for label, response in found if response is not None]
+    assert len(small) > 30
+    for label, response in small:
+        body = json.loads(response.body)
+        assert body["choices"][0]["message"]["content"] == f"Queue: {label}"
+        assert body["model"] == TEACHER
+        assert (b"x-smallfirst-task", b"queues") in response.headers
+    rows = ledger.entries(LedgerRow)
+    assert sum(row.stage != "large" for row in rows) == len(small)
+    assert {row.stage for row in rows if not row.certified} == {"large"}
+    assert json.loads(small[0][1].body)["id"] in {row.id for row in rows}
+
+
+def test_in_shadow_everything_passes_and_drafts_are_compared(serve):
+    async def work(app: Application) -> None:
+        for text, _ in CASES:
+            assert await app.ask_about(text) is None
+        for _ in range(200):
+            await asyncio.sleep(0.01)
+            if not app.tasks.tasks["queues"].router._tasks:
+                break
+
+    ledger, _ = serve(work, share=0.0)
+    audits = ledger.entries(AuditRow)
+    assert len(audits) > 30
+    assert not any(audit.wrong for audit in audits)
+    assert {row.answered_by for row in ledger.entries(LedgerRow)} == {TEACHER}
+
+
+def test_in_shadow_only_what_could_be_learnt_from_counts_for_the_second_look(serve, learnt):
+    others = cases(40, seed=6)
+    uncounted = {"format": "I would say {}", "model": "big-2026-06-01", "finished": "length"}
+
+    async def work(app: Application) -> None:
+        for text in [UNCERTAIN, *(text for text, _ in [*CASES, *CASES[:5], *cases(240)[:9]])]:
+            await app.ask_about(text)
+        for (name, value), texts in zip(uncounted.items(), (others[:9], others[9:18], others[18:27]), strict=True):
+            before = getattr(app, name)
+            setattr(app, name, value)
+            for text, _ in texts:
+                await app.ask_about(text)
+            setattr(app, name, before)
+        file = learnt.takeovers
+        file.put(file.get("queues").moved("stepped back", cause="prompt", why="test"))
+        await app.ask_about(CASES[0][0])  # sees that the file has changed
+        while app.tasks.tasks["queues"].taken.state != "stepped back":
+            await asyncio.sleep(0.001)
+        await app.ask_about(others[30][0])
+        while app.tasks.tasks["queues"].router._tasks:
+            await asyncio.sleep(0.001)
+
+    ledger, _ = serve(work, share=0.0)
+    rows = ledger.entries(ShadowRow)
+    known = {fold_text(text) for text, _ in cases(240)}
+    new = {fold_text(text) for text in (UNCERTAIN, *(text for text, _ in CASES))} - known
+    assert {row.text for row in rows} == {fingerprint(text) for text in new}
+    assert len(rows) == len(new) > 50
+    [uncertain] = [row for row in rows if row.confidence < 0.9]  # whatever the draft
+    assert uncertain.text == fingerprint(fold_text(UNCERTAIN))
+    assert not any(row.wrong for row in rows if row is not uncertain)
+
+
+def test_another_model_upstream_leads_back_at_once(serve):
+    async def work(app: Application) -> None:
+        app.model = "big-2026-06-01"
+        assert await app.ask_about(UNCERTAIN) is None
+        assert await app.ask_about(CASES[0][0]) is None
+
+    ledger, file = serve(work, share=1.0)
+    taken = file.get("queues")
+    assert (taken.state, taken.cause, taken.share) == ("stepped back", "model", 1.0)
+    assert "big-2026-06-01" in taken.why
+    assert [row.after for row in ledger.entries(StateRow) if not row.certificate] == ["stepped back"]
+
+
+def test_audits_that_break_the_promise_lead_back(serve):
+    async def work(app: Application) -> None:
+        app.right = dict.fromkeys(app.right, "another queue")  # the model has changed behind its name
+        asked = 0
+        for text, _ in CASES:
+            asked += await app.ask_about(text, stream=True) is not None
+            while app.tasks.tasks["queues"].router._tasks:
+                await asyncio.sleep(0.001)
+        assert 3 < asked == app.again < 20
+
+    ledger, file = serve(work, share=1.0)
+    assert (file.get("queues").state, file.get("queues").cause) == ("stepped back", "guarantee")
+    assert "does not hold" in file.get("queues").why
+    audits = ledger.entries(AuditRow)
+    assert all(audit.wrong for audit in audits[:3])
+
+
+def test_another_wording_leads_back_and_is_never_answered(serve):
+    async def work(app: Application) -> None:
+        for text, _ in CASES:
+            assert await app.ask_about(text, system=f"{SYSTEM} Answer in German.") is None
+
+    _, file = serve(work, share=1.0)
+    assert (file.get("queues").state, file.get("queues").cause) == ("stepped back", "prompt")
+
+
+def test_a_share_is_drawn_and_a_command_is_followed_while_it_runs(serve, learnt):
+    async def work(app: Application) -> None:
+        small = [await app.ask_about(CASES[0][0]) is not None for _ in range(200)]
+        assert 60 < sum(small) < 140
+        learnt.takeovers.put(learnt.takeovers.get("queues").moved("shadow", cause="person", why="", share=0.0))
+        await app.ask_about(CASES[0][0])  # sees that the file has changed
+        for _ in range(100):
+            await asyncio.sleep(0.01)
+            if app.tasks.tasks["queues"].taken.state == "shadow":
+                break
+        assert await app.ask_about(CASES[0][0]) is None
+
+    serve(work, share=0.5)
+
+
+INTENTS = "You sort messages of a bank's customers. Answer with one of these intents: lost card, refund, pin."
+
+
+def source(name: str, *turns: tuple[str, tuple[str, ...]], models: tuple[str, ...] = ()) -> TaskSource:
+    patterns = tuple(TurnPattern(role=role, text=TextPattern(pieces=pieces)) for role, pieces in turns)
+    wording = TaskTemplate(template=Template(turns=patterns), slots=(Slot(name="text"),))
+    form, teacher = AnswerFormat(kind="label"), Teacher(model="gpt-large")
+    return TaskSource(name=name, templates=(wording,), answer_format=form, models=models, teacher=teacher)
+
+
+def prompt(*turns: tuple[str, str], model: str = "gpt", tools: str = "") -> Prompt:
+    return Prompt(model, tuple(Turn(*turn) for turn in turns), tools=tools)
+
+
+MATCHER = TaskMatcher(
+    {
+        "intents": source("intents", ("system", (INTENTS,)), ("user", ("", "")), models=("gpt",)),
+        "mood": source("mood", ("user", ("Is this message of a customer friendly or angry?\n", "\nAnswer:"))),
+    }
+)
+
+
+def test_the_wording_decides_and_gives_the_case():
+    asked = prompt(("system", INTENTS), ("user", "my card is gone"))
+    assert MATCHER.find(asked) == ("intents", "my card is gone", AnswerFormat(kind="label"))
+    mood = prompt(("user", "Is this message of a customer friendly or angry?\nno way\nAnswer:"))
+    assert MATCHER.find(mood) == ("mood", "no way", AnswerFormat(kind="label"))
+
+
+def test_another_model_tools_or_a_longer_conversation_are_not_the_task():
+    turns = (("system", INTENTS), ("user", "my card is gone"))
+    assert MATCHER.find(prompt(*turns, model="gpt-mini")) is None
+    assert MATCHER.find(prompt(*turns, tools="[{}]")) is None
+    assert MATCHER.find(prompt(*turns, ("assistant", "lost card"), ("user", "why?"))) is None
+
+
+def test_a_changed_wording_resembles_its_task_and_an_open_request_none():
+    changed = prompt(("system", INTENTS.replace("pin", "pin, other") + " Think first."), ("user", "my card is gone"))
+    assert MATCHER.find(changed) is None
+    assert MATCHER.near(changed) == "intents"
+    assert MATCHER.near(changed._replace(model="gpt-mini")) is None
+    assert MATCHER.near(prompt(("user", "Write a poem about a customer of a bank"))) is None
+    assert TaskMatcher({}).near(changed) is None
+
+
+def test_a_typed_question_follows_its_own_wording_and_resembles_no_other():
+    def asked(question: str) -> Prompt:
+        questions = [{"type": "predicate", "instructions": question}]
+        found = read_prompt("/v1/decisions", {"model": "gpt", "input": "My card", "questions": questions})
+        assert found is not None
+        return found
+
+    first = asked("The customer writes about a card.")
+    turns = (("system", (first.turns[0].text,)), ("user", ("", "")))
+    learnt = source("card", *turns)
+    template = learnt.templates[0].template.model_copy(update={"response_format": first.response_format})
+    wording = learnt.templates[0].model_copy(update={"template": template})
+    matcher = TaskMatcher({"card": learnt.model_copy(update={"templates": (wording,)})})
+    assert matcher.find(first) == ("card", "My card", AnswerFormat(kind="label"))
+    other = asked("The customer writes about a fee.")
+    assert matcher.find(other) is None
+    assert matcher.near(other) is None
+    assert matcher.near(prompt(("user", first.turns[0].text + " Think first."))) is None
+
+
+def test_only_a_prompt_that_begins_like_a_wording_is_redacted():
+    assert MATCHER.may_find(prompt(("system", INTENTS), ("user", "call 030 1234567")))
+    assert not MATCHER.may_find(prompt(("user", INTENTS)))
+    assert not MATCHER.may_find(prompt(("system", "Another application."), ("user", "hello")))
+    mailed = TaskMatcher({"mails": source("mails", ("user", ("Mail to [EMAIL], urgent or not?\n", "")))})
+    assert mailed.may_find(prompt(("user", "Mail to ada@example.com, urgent or not?\nnow!")))
+
+
+def test_work_is_waited_for_and_failures_are_logged(caplog):
+    done = []
+
+    async def work(fails):
+        await asyncio.sleep(0)
+        if fails:
+            raise OSError("disk full")
+        done.append(True)
+
+    async def run():
+        tasks = BackgroundTasks()
+        await tasks.wait()
+        tasks.start(work(fails=True))
+        tasks.start(work(fails=False))
+        await tasks.wait()
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(run())
+    assert done == [True]
+    assert ["disk full" in str(one.exc_info) for one in caplog.records] == [True]

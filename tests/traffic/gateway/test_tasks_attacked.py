@@ -1,0 +1,305 @@
+"""What clients can do to a task that was taken over: end each their own saving, and ask only what the upstream allows.
+
+Each test is a real proxy, as the command line starts it, in front of real upstreams on loopback.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fixtures.cli import call
+from fixtures.gateway import run_gateway
+from fixtures.takeover import NOUNS, SYSTEM, TEACHER, LearntTask, cases
+
+from smallfirst.ledger.keys import KeyPolicy, KeyStore
+from smallfirst.ledger.ledger import Ledger
+from smallfirst.ledger.rows import StateRow
+from smallfirst.traffic.takeovers import TakeOver, TakeOvers
+
+CERTAIN = [text for text, _ in cases(40, seed=5)]
+UNCERTAIN = "card loan flight"
+VALID = "Bearer sk-valid"
+CHAT = "/v1/chat/completions"
+
+
+class Upstream:
+    """Answers whoever has a valid credential."""
+
+    def __init__(self, model: str) -> None:
+        self.model, self.valid, self.status, self.n_asked = model, {VALID}, 200, 0
+        self.wrong: Callable[[str], bool] = lambda text: False
+        upstream = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                given = [self.headers[name] for name in ("authorization", "x-api-key", "api-key")]
+                status = upstream.status if upstream.valid & set(given) else 401
+                upstream.n_asked += 1
+                text = body["messages"][-1]["content"]
+                words = text.split()
+                rank = min if upstream.wrong(text) else max
+                label = rank(NOUNS, key=lambda queue: sum(word in NOUNS[queue] for word in words))
+                message = {"role": "assistant", "content": f"Queue: {label}"}
+                said = {"message": message, "index": 0, "finish_reason": "stop"}
+                named = upstream.model if body["model"] == "big" else body["model"]
+                answer = {"id": f"up-{upstream.n_asked}", "model": named, "choices": [said]} if status == 200 else {}
+                content = json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_: Any) -> None: ...
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+
+
+@contextmanager
+def upstream(model: str = TEACHER) -> Iterator[Upstream]:
+    one = Upstream(model)
+    thread = threading.Thread(target=one.server.serve_forever, daemon=True)
+    thread.start()
+    yield one
+    one.server.shutdown()
+    one.server.server_close()
+    thread.join()
+
+
+class Proxy:
+    """A running proxy, the tenants' keys for it, and the file of what was taken over."""
+
+    def __init__(self, port: int, keys: dict[str, str], file: TakeOvers) -> None:
+        self.port, self.keys, self.file = port, keys, file
+        self.local: Any = None
+
+    @property
+    def task(self) -> TakeOver:
+        return self.file.get("queues")
+
+    def ask(
+        self,
+        tenant: str = "",
+        text: str = CERTAIN[0],
+        *,
+        system: str = SYSTEM,
+        model: str = "big",
+        credential: str | None = VALID,
+        header: str = "authorization",
+        path: str = CHAT,
+        **more: str,
+    ) -> str:
+        """Return `small`, or the status of the upstream's answer."""
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": f"Message: {text}"}]
+        body = json.dumps({"model": model, "messages": messages, "temperature": 0})
+        headers = {"content-type": "application/json", **{k.replace("_", "-"): v for k, v in more.items()}}
+        headers |= {"x-smallfirst-key": self.keys[tenant]} if tenant else {}
+        headers |= {header: credential} if credential else {}
+        line = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        line.request("POST", path, body, headers)
+        response = line.getresponse()
+        response.read()
+        line.close()
+        return "small" if response.getheader("x-smallfirst-task") else str(response.status)
+
+    def asks(self, n: int, tenant: str = "", *texts: str, **how: Any) -> Counter[str]:
+        return Counter(self.ask(tenant, (texts or CERTAIN)[i % len(texts or CERTAIN)], **how) for i in range(n))
+
+    def changed_wording(self, n: int, tenant: str = "", **how: Any) -> Counter[str]:
+        return self.asks(n, tenant, system=f"{SYSTEM} Answer in German.", **how)
+
+    def restore(self) -> None:
+        """What `smallfirst take-over queues --share 1` does, until the proxy has followed."""
+        at = self.file.put(self.task.moved("live", cause="person", why="taken over by a person", share=1.0)).changed_at
+        self.wait(lambda: {task.taken.changed_at for task in self.tasks()} == {at})
+
+    def tasks(self) -> Any:
+        self.ask(next(iter(self.keys), ""), CERTAIN[0])  # a request makes the proxy look at the file
+        return self.local.tasks.values()
+
+    def wait(self, until: Callable[[], bool]) -> None:
+        for _ in range(400):
+            if until():
+                return
+            time.sleep(0.02)
+        raise AssertionError("it never happened")
+
+
+@pytest.fixture
+def started(learnt: LearntTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Proxy]]:
+    """Start proxies over one state folder in front of these upstreams, with keys for these tenants."""
+    monkeypatch.chdir(tmp_path)
+    state, keys = tmp_path / ".smallfirst", dict[str, str]()
+    state.mkdir(exist_ok=True)
+    file = TakeOvers(state / "takeovers.json")
+    file.put(learnt.takeovers.get("queues").moved("live", cause="person", why="test", share=1.0))
+    made: list[Any] = []
+    monkeypatch.setattr("smallfirst.traffic.gateway.app.run", lambda *given: made.append(given))
+    with ExitStack() as running:
+
+        def start(upstreams: dict[str, Any], *tenants: str, **settings: Any) -> Proxy:
+            named = {
+                name: {"base_url": one.url} if isinstance(one, Upstream) else one for name, one in upstreams.items()
+            }
+            (tmp_path / "gateway.yaml").write_text(json.dumps({"upstreams": named, **settings}))
+            store = KeyStore(state / "ledger.db")
+            keys.update({name: store.create(name, KeyPolicy())[1] for name in tenants})
+            ran = call("proxy", "gateway.yaml", "--port", "0")
+            assert ran.exit_code == 0, ran.output
+            gateway, listener = made.pop()
+            proxy = Proxy(running.enter_context(run_gateway(gateway, listener)), keys, file)
+            proxy.local = gateway.local
+            proxy.local._interval_s = 0.0
+            return proxy
+
+        yield start
+
+
+@pytest.fixture
+def big() -> Iterator[Upstream]:
+    with upstream() as one:
+        yield one
+
+
+@pytest.fixture
+def shared(started: Callable[..., Proxy], big: Upstream) -> Proxy:
+    """Two tenants, each with a small answer already."""
+    proxy = started({"default": big}, "ada", "bob")
+    for tenant in ("ada", "bob"):
+        assert proxy.asks(3, tenant)["small"] >= 2
+    return proxy
+
+
+def test_another_upstream_is_no_evidence(started: Callable[..., Proxy], big: Upstream) -> None:
+    with upstream("big") as other:
+        proxy = started({"default": big, "other": other}, "ada", "bob")
+        assert proxy.ask("bob", UNCERTAIN, x_smallfirst_upstream="other") == "200"
+        assert proxy.ask("bob", x_smallfirst_upstream="other") == "200"  # nor is it answered small
+        assert other.n_asked == 2
+        assert proxy.asks(10, "ada")["small"] >= 9
+    assert (proxy.task.state, proxy.task.tenant_back) == ("live", None)
+
+
+def test_requests_of_another_model_that_the_upstream_refuses_are_no_evidence(shared: Proxy) -> None:
+    assert shared.changed_wording(36, "bob", model="other", credential="Bearer sk-wrong") == {"401": 36}
+    assert shared.changed_wording(36, "bob", credential="Bearer sk-wrong") == {"401": 36}
+    assert shared.changed_wording(36, "bob", model="other") == {"200": 36}
+    assert shared.asks(5, "ada") == shared.asks(5, "bob") == {"small": 5}
+    assert (shared.task.state, shared.task.tenant_back) == ("live", None)
+
+
+def test_one_tenants_changed_prompt_ends_the_saving_of_that_tenant_alone(shared: Proxy) -> None:
+    alike = [f"{text} and please answer in German" for text in CERTAIN[:14]]
+    shared.asks(14, "bob", *alike)
+    assert shared.asks(5, "bob") == {"200": 5}
+    assert shared.asks(5, "ada") == {"small": 5}
+    back = shared.task.tenant_back
+    assert back is not None
+    assert (shared.task.state, back.tenant, back.cause) == ("live", "bob", "prompt")
+    assert "all end with" in back.why
+
+
+def test_evidence_of_two_tenants_steps_all_back_and_a_person_begins_anew(shared: Proxy, tmp_path: Path) -> None:
+    shared.changed_wording(40, "bob")
+    assert shared.asks(3, "bob") == {"200": 3}
+    assert shared.asks(3, "ada") == {"small": 3}
+    shared.restore()
+    assert shared.task.tenant_back is None
+    shared.changed_wording(1, "bob")  # one more after a person has restored the task
+    assert shared.asks(5, "bob") == shared.asks(5, "ada") == {"small": 5}
+    for tenant in ("ada", "bob"):
+        shared.changed_wording(40, tenant)
+    assert shared.asks(3, "ada") == shared.asks(3, "bob") == {"200": 3}
+    assert (shared.task.state, shared.task.cause) == ("stepped back", "prompt")
+    with closing(Ledger(tmp_path / ".smallfirst" / "ledger.db")) as ledger:
+        rows = [row for row in ledger.entries(StateRow) if not row.certificate]
+    assert [row.after for row in rows] == ["live without bob", "live without ada", "stepped back"]
+    assert "tenant ada had stepped back" in rows[2].why
+
+
+def test_where_there_is_one_tenant_its_evidence_steps_all_back(started: Callable[..., Proxy], big: Upstream) -> None:
+    proxy = started({"default": big})
+    assert proxy.asks(5)["small"] == 4
+    proxy.changed_wording(36)
+    assert proxy.asks(5) == {"200": 5}
+    assert proxy.task.state == "stepped back"
+
+
+def test_who_may_not_ask_the_upstream_gets_no_small_answer(started: Callable[..., Proxy], big: Upstream) -> None:
+    proxy = started({"default": big})
+    assert proxy.asks(5)["small"] == 4
+    for header in ("authorization", "x-api-key", "api-key"):
+        assert proxy.asks(3, credential="sk-wrong", header=header) == {"401": 3}
+    assert proxy.asks(3, credential=None) == {"401": 3}
+    assert proxy.asks(3, credential=VALID, header="x-api-key")["small"] == 2
+    assert proxy.asks(3) == {"small": 3}
+    big.valid = set()
+    assert proxy.ask(model="other") == "401"
+    assert proxy.asks(3) == {"401": 3}
+    big.valid = {VALID}
+    assert proxy.asks(3)["small"] == 2
+    big.valid = set()
+    proxy.wait(lambda: proxy.ask() == "401")  # an audit was refused
+    assert proxy.asks(3) == {"401": 3}
+
+
+def test_a_busy_upstream_changes_nothing_and_gives_no_right(started: Callable[..., Proxy], big: Upstream) -> None:
+    proxy = started({"default": big})
+    for status in (429, 500, 503):
+        big.status = status
+        assert proxy.ask() == str(status)
+    big.status = 200
+    assert proxy.ask() == "200"
+    for status in (429, 500, 503):
+        big.status = status
+        assert proxy.ask(text=UNCERTAIN) == str(status)
+        assert proxy.ask() == "small"
+
+
+def test_a_right_is_that_of_one_upstream_and_model(started: Callable[..., Proxy], big: Upstream) -> None:
+    with upstream() as other:
+        upstreams = {"default": big, "other": other}
+        proxy = started(upstreams, models={"big": "other"})
+        other.valid = {"Bearer sk-other"}
+        assert proxy.ask(model="small-talk") == "200"  # by the first upstream
+        assert proxy.asks(3) == {"401": 3}
+        assert proxy.asks(3, credential="Bearer sk-other")["small"] == 2
+
+
+def test_the_proxys_own_provider_key_needs_no_proof(
+    started: Callable[..., Proxy], big: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BIG_KEY", VALID.removeprefix("Bearer "))
+    proxy = started({"default": {"base_url": big.url, "api_key_env": "BIG_KEY"}}, "ada")
+    assert proxy.asks(3, "ada", credential=None) == {"small": 3}
+
+
+def test_processes_share_rights_and_their_ends(
+    started: Callable[..., Proxy], big: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smallfirst.traffic.gateway.access.SYNC_S", 0.0, raising=False)
+    one, two = (started({"default": big}) for _ in range(2))
+    assert one.ask() == "200"
+    before = big.n_asked
+    two.wait(lambda: two.ask() == "small")
+    assert two.asks(3) == {"small": 3}
+    assert big.n_asked - before <= 20
+    big.valid = set()
+    assert two.ask(text=UNCERTAIN) == "401"
+    one.wait(lambda: one.ask() == "401")
+    assert one.asks(3) == two.asks(3) == {"401": 3}
+    assert b"sk-valid" not in b"".join(file.read_bytes() for file in Path(".smallfirst").rglob("*.*") if file.is_file())

@@ -1,0 +1,626 @@
+"""Labelling: no answer is paid twice, no cap is passed, no held-out text becomes a training row."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fixtures.expenses import spent_once
+from fixtures.server import WholeModel
+
+from smallfirst.base.errors import BadAnswer, ConfigError, DataError, Unavailable
+from smallfirst.base.progress import Progress
+from smallfirst.base.stats.intervals import wilson
+from smallfirst.data.sources.load import load_rows
+from smallfirst.models.linear.classifier import LinearClassifier
+from smallfirst.models.manifest import Manifest
+from smallfirst.models.protocol import Completion, Request
+from smallfirst.models.recorded import MAX_BAD_IN_A_ROW
+from smallfirst.path.project.project import Project
+from smallfirst.path.project.task_file import TaskFile, read_task_file
+from smallfirst.tasks.classify import Classify
+from smallfirst.traffic.improvement.labelling import (
+    FilterCounts,
+    LabellingResult,
+    LabelOptions,
+    Teacher,
+    label,
+    large_model_teacher,
+    local_teacher,
+)
+
+LABELS = ("card", "fee", "pin")
+QUIET = Progress(quiet=True)
+COST, WORST = 1 / 64, 2 / 64
+"""Exact in binary, so that sums can be compared."""
+
+
+def text(i: int) -> str:
+    """A text that shares no word with any other."""
+    return " ".join(f"w{i}{letter}" for letter in "abcdefgh")
+
+
+def gold(words: str) -> str:
+    """The label that people give: by the number of the text."""
+    return LABELS[int(words.split()[0][1:-1]) % 3]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def labelled_rows(numbers: range) -> list[dict[str, Any]]:
+    return [{"text": text(i), "label": gold(text(i))} for i in numbers]
+
+
+def task(folder: Path, **changes: Any) -> TaskFile:
+    """A task of 12 training, 10 validation and 6 test rows; 4 of the validation rows choose (texts 100 to 127)."""
+    write(folder / "train.jsonl", labelled_rows(range(100, 112)))
+    write(folder / "validation.jsonl", labelled_rows(range(112, 122)))
+    write(folder / "test.jsonl", labelled_rows(range(122, 128)))
+    files = {"train": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"}
+    values = {"name": "desk", "data": files, "routing": {"selection_share": 0.5}, **changes}
+    (folder / "task.yaml").write_text(json.dumps(values), encoding="utf-8")
+    return read_task_file(folder)
+
+
+def texts(folder: Path, numbers: range = range(8)) -> Path:
+    return write(folder / "rows.jsonl", [{"text": text(i)} for i in numbers])
+
+
+class Oracle(WholeModel):
+    """Knows the right label, or says what `says` says; counts, and may break down at its n-th request."""
+
+    def __init__(
+        self,
+        says: Callable[[Request], str] = lambda request: gold(request.text),
+        *,
+        cost_usd: float = COST,
+        confidence: Callable[[str], float | None] = lambda text: None,
+        breaks: dict[int, BaseException] | None = None,
+    ) -> None:
+        self.name = "oracle"
+        self.says, self.cost_usd, self.confidence, self.breaks = says, cost_usd, confidence, breaks or {}
+        self.asked: list[Request] = []
+        self.answered: list[str] = []
+        self.under_way = self.most_under_way = 0
+        self.open = True
+
+    async def complete(self, request: Request) -> Completion:
+        self.asked.append(request)
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        n = len(self.asked)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        self.under_way -= 1
+        if n in self.breaks:
+            raise self.breaks[n]
+        self.answered.append(request.text)
+        return Completion(
+            text=self.says(request),
+            answered_by=self.name,
+            latency_ms=1.0,
+            cost_usd=self.cost_usd,
+            confidence=self.confidence(request.text),
+        )
+
+    async def aclose(self) -> None:
+        self.open = False
+
+
+def teacher(model: Any, *, way: str = "way-1", max_concurrency: int = 1, worst_usd: float = WORST) -> Teacher:
+    return Teacher(model, way, lambda text: worst_usd, max_concurrency)
+
+
+def options(folder: Path, **values: Any) -> LabelOptions:
+    """Nothing but the rows is asked, unless said otherwise."""
+    return LabelOptions.model_validate({"out": folder / "labelled.jsonl", "yes": True, "check_rows": 0, **values})
+
+
+def run(
+    folder: Path, model: Any, *, file: TaskFile | None = None, rows: Path | None = None, **values: Any
+) -> LabellingResult:
+    of_teacher = {name: values.pop(name) for name in ("way", "max_concurrency", "worst_usd") if name in values}
+    return label(
+        file or task(folder),
+        rows or texts(folder),
+        options=options(folder, **values),
+        progress=QUIET,
+        teacher=teacher(model, **of_teacher),
+    )
+
+
+def out(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "labelled.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+# What comes out
+
+
+def test_labelled_rows_are_training_rows_that_say_where_they_come_from(tmp_path: Path) -> None:
+    model = Oracle(confidence=lambda text: 0.75)
+    found = run(tmp_path, model)
+    rows = out(tmp_path)
+    assert [row["text"] for row in rows] == [text(i) for i in range(8)]
+    assert [row["label"] for row in rows] == [LABELS[i % 3] for i in range(8)]
+    assert all((row["teacher"], row["confidence"]) == ("oracle", 0.75) for row in rows)
+    assert all(row["labelled_on"] == found.made_at for row in rows)
+    assert LabellingResult.load(tmp_path / "labelled.labels.json") == found
+    assert not model.open
+    # Named together with the training rows they are what the task trains on.
+    both = (tmp_path / "train.jsonl").read_text() + (tmp_path / "labelled.jsonl").read_text()
+    (tmp_path / "train.jsonl").write_text(both)
+    assert len(Project.read(read_task_file(tmp_path), QUIET).rows.train) == 12 + 8
+
+
+def test_rows_have_the_column_names_of_the_task(tmp_path: Path) -> None:
+    file = task(tmp_path)
+    names = {"text": "message", "label": "desk"}
+    for part in ("train", "validation", "test"):
+        rows = [json.loads(line) for line in (tmp_path / f"{part}.jsonl").read_text().splitlines()]
+        write(tmp_path / f"{part}.jsonl", [{names[key]: value for key, value in row.items()} for row in rows])
+    columns = file.data.columns.model_copy(update=names)
+    file = file.model_copy(update={"data": file.data.model_copy(update={"columns": columns})})
+    rows_file = write(tmp_path / "rows.jsonl", [{"message": text(1), "id": 7}])
+    run(tmp_path, Oracle(), file=file, rows=rows_file)
+    assert list(out(tmp_path)[0].items())[:2] == [("message", text(1)), ("desk", "fee")]
+
+
+SHOP = {"type": "object", "properties": {"item": {"type": "string"}}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "known", "unlabelled", "said", "made"),
+    [
+        (
+            {"kind": "extract", "schema": SHOP},
+            {"text": "two pens", "target": {"item": "pen"}},
+            {"text": "one cup"},
+            'Sure: {"item": "cup"}',
+            {"text": "one cup", "target": {"item": "cup"}},
+        ),
+        (
+            {"kind": "classify", "multiple": True, "labels": ["card", "fee"]},
+            {"text": "two pens", "labels": ["card"]},
+            {"text": "one cup"},
+            "fee, card",
+            {"text": "one cup", "labels": ["card", "fee"]},
+        ),
+        (
+            {"kind": "answer"},
+            {"question": "how long?", "answer": "a day", "context": "It takes a day."},
+            {"question": "how much?", "context": ["It costs a pound.", "It is green."]},
+            "a pound",
+            {"question": "It costs a pound., It is green.\n\nhow much?", "answer": "a pound"},
+        ),
+        (
+            {"kind": "chat"},
+            {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]},
+            {"text": "good bye"},
+            "farewell",
+            {"messages": [{"role": "user", "content": "good bye"}, {"role": "assistant", "content": "farewell"}]},
+        ),
+    ],
+)
+def test_every_kind_of_task_gets_rows_of_its_own_shape(
+    tmp_path: Path, settings: Any, known: Any, unlabelled: Any, said: str, made: Any
+) -> None:
+    for part in ("train", "validation", "test"):
+        write(tmp_path / f"{part}.jsonl", [known])
+    files = {part: f"{part}.jsonl" for part in ("train", "validation", "test")}
+    (tmp_path / "task.yaml").write_text(json.dumps({"name": "desk", "data": files, **settings}))
+    rows = write(tmp_path / "rows.jsonl", [unlabelled])
+    run(tmp_path, Oracle(lambda request: said), file=read_task_file(tmp_path), rows=rows)
+    (row,) = out(tmp_path)
+    assert {key: row[key] for key in made} == made
+    labelled, train = (load_rows(tmp_path / f"{name}.jsonl").examples[0] for name in ("labelled", "train"))
+    assert labelled.shape == train.shape
+
+
+def test_questions_with_and_without_a_context_stand_side_by_side_in_csv(tmp_path: Path) -> None:
+    for part in ("train", "validation", "test"):
+        write(tmp_path / f"{part}.jsonl", [{"question": "how long?", "answer": "a day"}])
+    files = {part: f"{part}.jsonl" for part in ("train", "validation", "test")}
+    (tmp_path / "task.yaml").write_text(json.dumps({"name": "desk", "kind": "answer", "data": files}))
+    rows = tmp_path / "rows.csv"
+    rows.write_bytes(b'question,context\nhow much?,"It costs\na pound."\nwho?,\n')
+    run(tmp_path, Oracle(lambda request: "x"), file=read_task_file(tmp_path), rows=rows)
+    assert [row["question"] for row in out(tmp_path)] == ["It costs\na pound.\n\nhow much?", "who?"]
+
+
+def test_kept_left_out_and_unparseable_rows_are_counted_apart(tmp_path: Path) -> None:
+    sure = {text(0): 0.9, text(1): 0.89, text(2): None, text(3): 1.0}
+    unclear = {text(4): "no idea", text(5): "card or fee"}
+    model = Oracle(
+        lambda request: unclear.get(request.text, "card"),
+        confidence=lambda text: sure.get(text, 0.95),
+        breaks={7: BadAnswer("nothing")},
+    )
+    found = run(tmp_path, model, min_confidence=0.9)
+    assert [row["text"] for row in out(tmp_path)] == [text(0), text(3), text(7)]
+    assert found.counts == {"kept": 3, "unsure": 2, "unparseable": 2, "unanswered": 1}
+
+
+def test_open_text_that_was_cut_off_is_no_answer_but_a_label_before_the_cut_is(tmp_path: Path) -> None:
+    class Cut(Oracle):
+        async def complete(self, request: Request) -> Completion:
+            return (await super().complete(request)).model_copy(update={"finish_reason": "length"})
+
+    assert run(tmp_path, Cut(lambda request: "card, because")).counts["kept"] == 8
+    for part in ("train", "validation", "test"):
+        write(tmp_path / f"{part}.jsonl", [{"prompt": "hello", "response": "hi there"}])
+    values = json.loads((tmp_path / "task.yaml").read_text()) | {"kind": "chat"}
+    (tmp_path / "task.yaml").write_text(json.dumps(values))
+    found = run(tmp_path, Cut(lambda request: "farewell"), file=read_task_file(tmp_path), way="way-2")
+    assert found.counts == {"unparseable": 8}
+
+
+# How far to believe them
+
+
+def test_the_teacher_is_held_against_selection_rows_that_never_become_training_rows(tmp_path: Path) -> None:
+    chosen = {e.text for e in Project.read(task(tmp_path), QUIET).rows.selection.examples}
+    wrong = sorted(chosen)[0]
+    model = Oracle(lambda r: "none of them" if r.text == wrong else gold(r.text), confidence=lambda text: 0.9)
+    found = run(tmp_path, model, check_rows=50, min_confidence=0.8)
+    n = len(chosen)
+    assert n >= 2
+    assert {r.text for r in model.asked} == chosen | {text(i) for i in range(8)}
+    assert found.trust.accuracy == wilson(n - 1, n)
+    assert found.trust.confident_accuracy == wilson(n - 1, n - 1)
+    assert [(t.min_confidence, t.accuracy.value) for t in found.trust.thresholds] == [(0.9, 1.0)]
+    assert chosen.isdisjoint(row["text"] for row in out(tmp_path))
+
+
+def test_a_teacher_that_never_says_how_sure_it_is_cannot_reach_a_threshold(tmp_path: Path) -> None:
+    model = Oracle()
+    with pytest.raises(ConfigError, match=r"gives no confidence.*\n.*--teacher FOLDER"):
+        run(tmp_path, model, min_confidence=0.9)
+    assert len(model.asked) == 5  # no more than to foretell the price
+    assert run(tmp_path, model).counts["kept"] == 8
+
+
+# Held-out rows
+
+
+def test_texts_of_held_out_rows_are_refused_and_every_row_is_counted_once(tmp_path: Path) -> None:
+    rows = [
+        {"text": text(1)},
+        {"text": text(1).upper() + "!"},  # repeated
+        {"text": text(122)},  # a test row
+        {"text": f"«{text(112).upper()}»"},  # a validation row, folded
+        {"text": text(100).title()},  # a training row, folded
+        {"text": text(2)},
+    ]
+    model = Oracle()
+    found = run(tmp_path, model, rows=write(tmp_path / "rows.jsonl", rows))
+    assert [r.text for r in model.asked] == [text(1), text(2)]
+    assert found.filtered == FilterCounts(n_rows=6, n_repeated=1, n_held_out=2, n_known=1)
+    assert found.counts == {"kept": 2}
+
+
+def test_every_validation_and_test_row_is_held_out_and_so_are_open_ended_ones(tmp_path: Path) -> None:
+    task(tmp_path)
+    write(tmp_path / "open.jsonl", [{"prompt": text(200)}])
+    values = json.loads((tmp_path / "task.yaml").read_text())
+    values["data"]["open_ended"] = "open.jsonl"
+    (tmp_path / "task.yaml").write_text(json.dumps(values))
+    rows = write(tmp_path / "rows.jsonl", [{"text": text(i)} for i in (1, *range(112, 128), 200)])
+    found = run(tmp_path, Oracle(), file=read_task_file(tmp_path), rows=rows)
+    assert (found.filtered.n_held_out, found.counts["kept"]) == (17, 1)
+
+
+def test_a_text_that_nearly_repeats_a_test_row_is_refused(tmp_path: Path) -> None:
+    file = task(tmp_path)
+    words = [f"v{i}" for i in range(20)]
+    write(tmp_path / "test.jsonl", [{"text": " ".join(words), "label": "card"}])
+    rows = [{"text": " ".join([*words[:-1], "other"])}, {"text": " ".join([*words[:-4], "1", "2", "3", "4"])}]
+    found = run(tmp_path, Oracle(lambda r: "card"), file=file, rows=write(tmp_path / "rows.jsonl", rows))
+    assert (found.filtered.n_held_out, found.counts["kept"]) == (1, 1)  # 19 of 21 words, and 16 of 24
+
+
+# Going on after a stop
+
+
+def test_after_a_crash_between_answers_no_text_is_asked_twice(tmp_path: Path) -> None:
+    first = Oracle(breaks={6: RuntimeError("power cut")})
+    with pytest.raises(ExceptionGroup):
+        run(tmp_path, first)
+    assert first.answered == [text(i) for i in range(5)]
+    second = Oracle()
+    found = run(tmp_path, second)
+    assert second.answered == [text(i) for i in range(5, 8)]
+    assert [row["text"] for row in out(tmp_path)] == [text(i) for i in range(8)]
+    assert found.paid_usd == 8 * COST
+    assert spent_once(tmp_path, found.task) == {"labelling": 8 * COST}
+
+
+def test_a_model_that_goes_down_keeps_its_error_and_all_answers_until_then(tmp_path: Path) -> None:
+    first = Oracle(breaks={7: Unavailable("large model down", hint="see if it is up")})
+    with pytest.raises(Unavailable, match=r"large model down\n  next: see if it is up"):
+        run(tmp_path, first)
+    assert not first.open
+    assert not (tmp_path / "labelled.jsonl").exists()
+    second = Oracle()
+    run(tmp_path, second)
+    assert Counter(first.answered + second.answered) == Counter(text(i) for i in range(8))
+
+
+def test_a_line_cut_short_by_a_crash_is_dropped_and_its_text_asked_again(tmp_path: Path) -> None:
+    run(tmp_path, Oracle())
+    (journal,) = (tmp_path / ".smallfirst" / "labels" / "desk").glob("*.jsonl")
+    whole = journal.read_bytes()
+    journal.write_bytes(whole[:-20])
+    model = Oracle()
+    run(tmp_path, model)
+    assert model.answered == [text(7)]
+    assert all(json.loads(line) for line in journal.read_text().splitlines())
+
+
+def test_another_prompt_uses_no_old_answer_and_another_file_does(tmp_path: Path) -> None:
+    run(tmp_path, Oracle())
+    other = Oracle()
+    run(tmp_path, other, way="way-2")
+    assert len(other.answered) == 8
+    more = Oracle()
+    found = run(tmp_path, more, rows=texts(tmp_path, range(4, 12)))
+    assert more.answered == [text(i) for i in range(8, 12)]
+    assert found.paid_usd == 8 * COST
+
+
+def test_a_failed_row_is_asked_again_by_the_next_run_only(tmp_path: Path) -> None:
+    model = Oracle(breaks={2: BadAnswer("no completion")})
+    found = run(tmp_path, model)
+    assert len(model.asked) == 8
+    assert found.counts == {"kept": 7, "unanswered": 1}
+    again = Oracle()
+    found = run(tmp_path, again)
+    assert again.answered == [text(1)]
+    assert found.counts == {"kept": 8}
+
+
+def test_many_bad_answers_in_a_row_end_the_run(tmp_path: Path) -> None:
+    model = Oracle(breaks={n: BadAnswer("no completion") for n in range(6, 100)})
+    found = run(tmp_path, model, rows=texts(tmp_path, range(60)))
+    assert len(model.asked) == 5 + MAX_BAD_IN_A_ROW
+    assert found.counts == {"kept": 5, "unanswered": 55}
+    silent = Oracle(breaks={n: BadAnswer("no completion") for n in range(1, 100)})
+    with pytest.raises(BadAnswer):
+        run(tmp_path, silent, rows=texts(tmp_path, range(60)), way="way-2", yes=False)
+    assert len(silent.asked) == 5
+
+
+# Money
+
+
+def test_a_cap_ends_the_work_cleanly_and_a_higher_one_goes_on(tmp_path: Path) -> None:
+    # Before answer k + 1 there must be k/64 + 2/64 <= 6/64, so 5 answers are asked.
+    first = Oracle()
+    found = run(tmp_path, first, cap_usd=6 / 64, yes=False)
+    assert len(first.asked) == 5
+    assert (found.counts, found.paid_usd) == ({"kept": 5, "unanswered": 3}, 5 / 64)
+    assert found.stopped.startswith("stopped at the cap of $0.09375, earlier runs included: 3 answers are missing")
+    assert len(out(tmp_path)) == 5
+    same = Oracle()
+    assert run(tmp_path, same, cap_usd=6 / 64).counts["kept"] == 5
+    assert same.asked == []
+    last = Oracle()
+    found = run(tmp_path, last, cap_usd=10 / 64)
+    assert (found.counts, found.stopped, found.paid_usd) == ({"kept": 8}, "", 8 / 64)
+    assert len(last.asked) == 3
+
+
+@pytest.mark.parametrize("max_concurrency", [1, 3, 8])
+def test_paid_and_under_way_at_worst_never_pass_the_cap(tmp_path: Path, max_concurrency: int) -> None:
+    cap = 9 / 64
+
+    class Strict(Oracle):
+        async def complete(self, request: Request) -> Completion:
+            assert len(self.answered) * COST + (self.under_way + 1) * WORST <= cap
+            return await super().complete(request)
+
+    model = Strict()
+    found = run(tmp_path, model, rows=texts(tmp_path, range(30)), cap_usd=cap, max_concurrency=max_concurrency)
+    assert (found.counts["kept"], found.paid_usd) == (8, 8 / 64)  # k/64 + 2/64 <= 9/64 up to k = 7
+    assert model.most_under_way == min(max_concurrency, 4)  # four at worst are 8/64
+
+
+def test_within_a_run_too_a_request_without_an_answer_counts_at_its_worst_case(tmp_path: Path) -> None:
+    model = Oracle(breaks={2: BadAnswer("no completion")})
+    found = run(tmp_path, model, cap_usd=6 / 64)
+    # 1/64 paid and 2/64 perhaps: k more need 3/64 + k/64 + 2/64 <= 6/64, so two.
+    assert (len(model.asked), found.paid_usd) == (4, 3 / 64)
+    assert found.counts == {"kept": 3, "unanswered": 5}
+
+
+def test_an_answer_dearer_than_its_worst_case_is_set_aside_for_from_then_on(tmp_path: Path) -> None:
+    model = Oracle(cost_usd=4 / 64)
+    found = run(tmp_path, model, cap_usd=10 / 64)
+    # 2/64 at worst by what is known, then 4/64 each: 4 + 4 <= 10, but not 8 + 4 (8 + 2 would be).
+    assert (len(model.asked), found.paid_usd) == (2, 8 / 64)
+
+
+def test_without_consent_nothing_is_asked_beyond_what_foretells_the_price(tmp_path: Path) -> None:
+    model = Oracle()
+    with pytest.raises(ConfigError) as caught:
+        run(tmp_path, model, yes=False)
+    assert str(caught.value) == (
+        "labelling costs money and needs consent: 3 answers to ask, about $0.0469, based on 5 answers for $0.0781\n"
+        "  next: add --yes, or a limit: --cap-usd 0.15"
+    )
+    assert len(model.asked) == 5
+    assert run(tmp_path, Oracle(), yes=True).paid_usd == 8 * COST
+
+
+# Who labels
+
+
+PRICES = {"tokens": {"big": {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 4.0}}}
+ENDPOINT = {"base_url": "http://127.0.0.1:9/v1", "model": "big", "max_concurrency": 3}
+
+
+def made(folder: Path, **changes: Any) -> Teacher:
+    file = task(folder, **{"large": {"endpoint": ENDPOINT}, "prices": PRICES, **changes})
+    return large_model_teacher(Project.read(file, QUIET))
+
+
+def test_the_worst_case_takes_every_byte_for_a_token_and_the_longest_answer(tmp_path: Path) -> None:
+    found = made(tmp_path)
+    *prompt, _ = found.model.messages("größer")  # type: ignore[attr-defined]
+    shown = sum(len(message.content) for message in prompt)
+    assert len(prompt) == 1 + 2 * 3  # instructions, and one solved row for each label
+    read = shown + len("größer".encode()) + 16 * 8 + 128
+    assert found.worst_usd("größer") == pytest.approx((read * 1.0 + 32 * 4.0) / 1e6)
+    assert found.max_concurrency == 3
+
+
+def test_the_worst_case_of_a_machine_is_the_longest_wait(tmp_path: Path) -> None:
+    found = made(tmp_path, prices={"machine": {"usd_per_hour": 3.6, "utilisation": 0.5}})
+    assert found.worst_usd("any") == pytest.approx(2 * 60 * (3 + 1) * 0.002)  # 3 tries more than one, of 60 + 60 s
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({}, True),
+        ({"large": {"endpoint": ENDPOINT | {"timeout_s": 5, "max_concurrency": 1}}}, True),
+        ({"large": {"endpoint": ENDPOINT, "sample_test": 3}}, True),
+        ({"about": "Sort the post."}, False),
+        ({"large": {"endpoint": ENDPOINT | {"extra_body": {"top_p": 0.5}}}}, False),
+        ({"large": {"endpoint": ENDPOINT, "shots_per_label": 2}}, False),
+    ],
+)
+def test_answers_are_kept_apart_by_all_that_changes_them(tmp_path: Path, changes: dict[str, Any], same: bool) -> None:
+    assert (made(tmp_path, **changes).fingerprint == made(tmp_path).fingerprint) is same
+
+
+@pytest.mark.parametrize(
+    ("large", "message"),
+    [(None, "task.yaml names no large model"), ({"recorded": "large.jsonl"}, "names only recorded answers")],
+)
+def test_without_a_large_model_that_answers_it_is_said_what_to_add(tmp_path: Path, large: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        label(task(tmp_path, large=large), texts(tmp_path), options=options(tmp_path), progress=QUIET)
+
+
+# Files that must not be mistaken
+
+
+def test_a_file_with_answers_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"its rows have answers already \(text \+ label\)"):
+        run(tmp_path, Oracle(), rows=write(tmp_path / "rows.jsonl", labelled_rows(range(3))))
+    some = write(tmp_path / "rows.jsonl", [{"text": text(1)}, {"text": text(2)}, {"text": text(3), "label": "card"}])
+    with pytest.raises(DataError, match="1 rows are no text without an answer"):
+        run(tmp_path, Oracle(), rows=some)
+
+
+def test_no_file_of_the_user_is_overwritten(tmp_path: Path) -> None:
+    for name in ("rows.jsonl", "train.jsonl", "test.jsonl"):
+        with pytest.raises(ConfigError, match="is an input, so it cannot be the output"):
+            run(tmp_path, Oracle(), out=tmp_path / name)
+    with pytest.raises(ConfigError, match="rows are written as JSON Lines"):
+        run(tmp_path, Oracle(), out=tmp_path / "labelled.csv")
+    (tmp_path / "labelled.jsonl").write_text("mine\n")
+    with pytest.raises(ConfigError, match="was changed since an earlier run wrote it"):
+        run(tmp_path, Oracle())
+    (tmp_path / "labelled.jsonl").unlink()
+    run(tmp_path, Oracle())
+    run(tmp_path, Oracle())  # its own output may be written anew
+    mended = (tmp_path / "labelled.jsonl").read_text().replace('"card"', '"fee"')
+    (tmp_path / "labelled.jsonl").write_text(mended)
+    with pytest.raises(ConfigError, match="was changed since an earlier run wrote it"):
+        run(tmp_path, Oracle())
+
+
+# Over a real address
+
+
+class Desk(BaseHTTPRequestHandler):
+    """An endpoint that files every text under its right label, and says what it was sent."""
+
+    sent: list[dict[str, Any]] = []
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.sent.append(body)
+        words = body["messages"][-1]["content"]
+        n_read = sum(len(message["content"].split()) for message in body["messages"])
+        reply = {
+            "choices": [{"message": {"role": "assistant", "content": f"{gold(words)}."}, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": n_read, "completion_tokens": 2},
+        }
+        content = json.dumps(reply).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def desk() -> Iterator[str]:
+    Desk.sent.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Desk)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_an_endpoint_labels_with_the_prompt_of_the_task_at_the_price_of_its_tokens(tmp_path: Path, desk: str) -> None:
+    file = task(tmp_path, large={"endpoint": ENDPOINT | {"base_url": desk}}, prices=PRICES)
+    found = label(file, texts(tmp_path), options=options(tmp_path), progress=QUIET)
+    assert [row["label"] for row in out(tmp_path)] == [LABELS[i % 3] for i in range(8)]
+    assert [body["temperature"] for body in Desk.sent] == [0.0] * 8
+    for body in Desk.sent:
+        assert body["messages"][0]["content"].startswith("Classify the user's message.")
+        assert len(body["messages"]) == 1 + 2 * 3 + 1
+    n_read = sum(len(m["content"].split()) for body in Desk.sent for m in body["messages"])
+    assert found.paid_usd == pytest.approx((n_read * 1.0 + 8 * 2 * 4.0) / 1e6)
+    assert found.paid_usd < 8 * made(tmp_path).worst_usd(text(0))
+    label(file, texts(tmp_path), options=options(tmp_path), progress=QUIET)
+    assert len(Desk.sent) == 8
+
+
+def words_model(folder: Path, file: TaskFile) -> Path:
+    project = Project.read(file, QUIET)
+    LinearClassifier.fit("words", project.rows.train, project.task).save(
+        folder / "words", Manifest(kind="words", task=project.task, base="")
+    )
+    return folder / "words"
+
+
+def test_a_model_of_our_own_labels_and_says_how_sure_it_is(tmp_path: Path) -> None:
+    file = task(tmp_path)
+    folder = words_model(tmp_path, file)
+    rows = write(tmp_path / "rows.jsonl", [{"text": f"{text(100)} {i}"} for i in range(3)])
+    options = LabelOptions(teacher=folder, out=tmp_path / "out.jsonl", min_confidence=0.4, yes=True)
+    found = label(file, rows, options=options, progress=QUIET)
+    assert found.counts["kept"] == 3
+    made = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["label"] for row in made] == [gold(text(100))] * 3
+    assert "words" in found.teacher
+
+
+def test_a_model_of_another_task_is_no_teacher(tmp_path: Path) -> None:
+    file = task(tmp_path)
+    folder = words_model(tmp_path, file)
+    other = Classify(name="desk", labels=("card", "fee", "tan"))
+    with pytest.raises(ConfigError, match="was made for another task"):
+        local_teacher(folder, file, other)
+    with pytest.raises(ConfigError, match="so it is not a model"):
+        local_teacher(tmp_path, file, other)
