@@ -87,10 +87,11 @@ class Audits:
 
         Raise LedgerUnavailable.
         """
-        if time.monotonic() - self._read_at_s <= older_than_s:
+        if self._is_newer(older_than_s):
             return
         async with self._lock:
-            if (now := time.monotonic()) - self._read_at_s <= older_than_s:
+            now = time.monotonic()
+            if self._is_newer(older_than_s):
                 return  # another request has read it meanwhile
             while self._replay(await asyncio.to_thread(self._new)):
                 pass
@@ -98,6 +99,10 @@ class Audits:
                 await asyncio.to_thread(self._write, self._found[0])
                 self._found.pop(0)
             self._read_at_s = now
+
+    def _is_newer(self, than_s: float) -> bool:
+        """Return True if the ledger was read that lately, and each change of state that was found is written."""
+        return not self._found and time.monotonic() - self._read_at_s <= than_s
 
     async def take(self, audit: AuditRow) -> bool:
         """Count a verdict; return False if the audit has one already, from whichever process: it is final."""

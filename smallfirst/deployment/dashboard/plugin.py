@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -57,9 +58,11 @@ class Dashboard(Plugin):
             "models": [name for name in usable if name not in tasks],
         }
 
-    def _watch(self, call: PluginRequest) -> dict[str, Any]:
+    async def _watch(self, call: PluginRequest) -> dict[str, Any]:
+        for router in [*self._routers.values()]:
+            await router.follow()  # what other processes found, also where nobody asks
         tasks = (self._measured, self._prices, self._evaluated)
-        return watch(self._ledger, self._routers, dict(call.query), *tasks)
+        return await asyncio.to_thread(watch, self._ledger, self._routers, dict(call.query), *tasks)
 
     def _answer(self, call: PluginRequest) -> dict[str, Any]:
         """Return what the ledger holds about an answer, without texts; users see their own key's alone."""

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from tests.billing.test_statement import KEYS, LATER, NOON, fill, made
 
 from smallfirst.base.errors import ConfigError
 from smallfirst.base.files import sha256
@@ -19,6 +18,7 @@ from smallfirst.deployment.billing.saved import Amount, MachineCost
 from smallfirst.deployment.billing.statement import canonical, make, page_of, public_text, verify
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, ExpenseRow, LedgerRow
+from tests.deployment.billing.test_statement import KEYS, LATER, NOON, fill, made
 
 
 @pytest.fixture

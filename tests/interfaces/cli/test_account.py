@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from tests.billing.test_statement import fill
 
 from smallfirst.base.paths import state_of
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import ExpenseRow, LedgerRow
 from smallfirst.path.project.run_folder import RunFolder
+from tests.deployment.billing.test_statement import fill
 from tests.fixtures.cli import call, failed, measured
 
 NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)
@@ -142,7 +142,7 @@ def test_the_rate_is_the_evaluations_or_the_one_given(evaluated_folder: Path) ->
         run.save_evaluation(measured(1).model_copy(update={"requests_per_s": 400.0}))
     shown = call("plan", evaluated_folder, "--requests-per-month", "3e6")
     assert shown.exit_code == 0, shown.output
-    assert "3,000,000 requests a month, 3.42/s in the busiest hour (3 times the mean rate)" in shown.stdout
+    assert "3,000,000 requests a month, 3.42/s in the busiest hour" in shown.stdout
     assert 'one answers 400/s (the last evaluation of "small", without HTTP and ledger)' in shown.stdout
 
 

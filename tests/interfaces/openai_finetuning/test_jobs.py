@@ -290,10 +290,10 @@ def test_jobs_are_listed_in_pages_and_by_their_metadata(start_api: Any) -> None:
 
 def test_names_that_are_nearly_those_of_a_model_are_unknown(start_api: Any) -> None:
     job = add_job(1, "STARTED")
-    client = start_api().client()
     lock = try_lock(job.lock)
-    assert lock is not None  # a process seems to run the job: listing models starts none that would add events
+    assert lock is not None  # a process seems to run the job: the server starts none that would add events
     try:
+        client = start_api().client()
         assert [model.id for model in client.models.list()] == ["fixed"]  # nothing has come of it yet
         JobResult(model="main.fine_tuning.gone", version=1, best_epoch=1).save(job.folder / "result.json")
         job.log.append("COMPLETED", "")
