@@ -18,6 +18,7 @@ from smallfirst.ledger.sums import Period, Sums
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.models.pricing.prices import PriceBook
 from smallfirst.routing.monitor import share_wrong
+from smallfirst.routing.router import Router
 from smallfirst.serving.openai.errors import ApiError
 
 RANGES: dict[str, tuple[int, Period]] = {"24h": (24, "hour"), "7d": (7, "day"), "30d": (30, "day")}
@@ -200,6 +201,16 @@ def _live(router: AuditedRouter) -> dict[str, Any]:
     return {**_right(router.monitor.live_error), **least}
 
 
+def covered_before(router: Router) -> dict[str, Any] | None:
+    """Return the share of calibration rows that the certificate covers; None where something else decides who answers.
+
+    About as many requests stay small as long as they are like those rows.
+    """
+    certificate = router.certificate
+    decides = certificate.issued and certificate.below == "escalate" and not router.options.policies
+    return certificate.coverage.model_dump() if decides else None
+
+
 def _router(ledger: Ledger, router: AuditedRouter) -> dict[str, Any]:
     states = ledger.entries(StateRow, task=router.name)
     last = next((row for row in reversed(states) if row.before != row.after), None)
@@ -213,6 +224,7 @@ def _router(ledger: Ledger, router: AuditedRouter) -> dict[str, Any]:
         "guarantee": router.standing.promise,
         "standing": router.standing.model_dump(),
         "live": _live(router),
+        "covered": covered_before(router.router) if monitor.state == "live" else None,
         "judge": router.auditing.judge,
         "audit_share": monitor.audit_share,
     }

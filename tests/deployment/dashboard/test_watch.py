@@ -10,15 +10,18 @@ from typing import Any
 
 import httpx
 import pytest
-from fixtures.dashboard import DashboardServer
+from fixtures.certificates import certificate
+from fixtures.dashboard import DashboardServer, LargeModel, SmallModel
 
 from smallfirst.base.stats.intervals import wilson
 from smallfirst.deployment.billing.saved import machine_costs, savings
-from smallfirst.deployment.dashboard.watch import Window, watch
+from smallfirst.deployment.dashboard.watch import Window, covered_before, watch
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, ExpenseRow, FeedbackRow, LedgerRow
 from smallfirst.models.pricing.charge import Charge
 from smallfirst.models.pricing.prices import PriceBook
+from smallfirst.routing.policies import AlwaysPolicy, Policy
+from smallfirst.routing.router import Router, RouterOptions
 
 NOON = datetime(2026, 11, 27, 12, 20, tzinfo=UTC)
 
@@ -112,6 +115,17 @@ def test_all_tasks_have_a_line_each_and_other_models_are_no_task(ledger: Ledger)
     assert (found["saving"]["saved_usd"], found["periods"][-2]["large_alone_usd"]) == (None, None)
 
 
+def test_the_share_kept_small_is_held_against_calibration_rows_where_the_certificate_decides() -> None:
+    def router(policies: tuple[Policy, ...] = (), **changes: Any) -> Router:
+        changed = certificate(0.8, **{"n_labels": 400, "n_accepted": 100, **changes})
+        return Router(SmallModel(), LargeModel(), changed, options=RouterOptions(policies=policies))
+
+    assert covered_before(router()) == wilson(100, 400).model_dump()
+    assert covered_before(router(below="keep")) is None  # all stay small
+    assert covered_before(router((AlwaysPolicy(kind="always", to="large"),))) is None
+    assert covered_before(router(issued=False)) is None
+
+
 def test_only_admins_may_watch_and_a_range_is_one_of_three(dashboard: DashboardServer) -> None:
     def get(role: str, query: str) -> httpx.Response:
         headers = {"authorization": f"Bearer {dashboard.keys[role]}"}
@@ -127,10 +141,14 @@ def test_audits_that_break_the_promise_raise_an_alarm_on_the_page(dashboard: Das
     assert "Live" in page.locator(".state").inner_text()
     client = httpx.Client(headers={"authorization": f"Bearer {dashboard.keys['admin']}"})
     router = dashboard.router
+    body = {"model": "tickets", "messages": [{"role": "user", "content": "something new"}]}
+    client.post(f"{dashboard.url}/v1/chat/completions", json=body).raise_for_status()
+    page.reload()
+    card = page.get_by_role("listitem").filter(has=page.get_by_role("heading", name="Answered small"))
+    assert "60.0 % of calibration rows" in card.inner_text()
     about = {"task": "tickets", "certificate": router.certificate, "propensity": 1.0, "judged_by": "person"}
     audits = ({"id": f"a{i}", "at": datetime.now(UTC), "wrong": True, **about} for i in range(9))
     dashboard.ledger.append(*map(AuditRow.model_validate, audits))
-    body = {"model": "tickets", "messages": [{"role": "user", "content": "something new"}]}
     end = time.monotonic() + 20
     while router.monitor.state != "fallback" and time.monotonic() < end:  # audits are read once a second
         client.post(f"{dashboard.url}/v1/chat/completions", json=body).raise_for_status()
@@ -138,7 +156,6 @@ def test_audits_that_break_the_promise_raise_an_alarm_on_the_page(dashboard: Das
     page.reload()
     page.get_by_text("Fallback: the large model answers").wait_for()
     assert "audited answers were wrong" in page.get_by_role("region", name="Alarms").inner_text()
-    card = page.get_by_role("listitem").filter(has=page.get_by_role("heading", name="Answered small"))
     assert "0.0 %" in card.inner_text()
     page.get_by_text("These figures as a table").click()
     rows = page.get_by_role("table", name="Answers and money over time").locator("tbody tr")

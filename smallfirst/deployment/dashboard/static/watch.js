@@ -81,7 +81,7 @@ function cards(found) {
   const paid = (spent.small ?? 0) + (spent.large ?? 0) + (spent.other ?? 0) + (spent.audits ?? 0);
   const saved = saving?.saved_usd;
   return h('ul', { class: 'cards' },
-    share && card('Answered small', percent(share.value), `${count(n.small ?? 0)} of ${plural(share.n, 'answer')}`, range95(share)),
+    share && card('Answered small', percent(share.value), `${count(n.small ?? 0)} of ${plural(share.n, 'answer')}`, range95(share), covered(share, router?.covered)),
     saved ? card(saved.usd < 0 ? 'Cost more' : 'Saved', usd(Math.abs(saved.usd)), saved.low_usd !== null && `95 %: ${usd(saved.low_usd, 3)} to ${usd(saved.high_usd, 3)}`, basis(found), left(found))
       : card('Saved', 'unknown', basis(found)),
     card('Spent', usd(paid), `small ${usd(spent.small ?? 0)}, large ${usd(spent.large ?? 0)}, audits ${usd(spent.audits ?? 0)}`, spent.other > 0 && `asked by name ${usd(spent.other)}`,
@@ -90,6 +90,13 @@ function cards(found) {
       ? card(`Small answers ${byLarge(right.small) ? 'confirmed' : 'right'}`, percent(right.small.value), `${count(right.small.n - right.small.n_wrong)} of ${plural(right.small.n, 'audit')}${byLarge(right.small) ? ', by the large model' : ''}`,
         range95(right.small), promise(router))
       : card('Small answers right', '–', router?.state === 'live' && !router.guarantee && !router.live.by_gate ? 'nothing is promised, and nobody audits' : 'no audit in this time yet')));
+}
+
+/** Return the share of calibration rows that the certificate covers, and whether the requests are unlike those. */
+function covered(share, before) {
+  if (!before) return null;
+  const moved = share.high < before.low || share.low > before.high;
+  return `${percent(before.value)} of calibration rows${moved ? ': these requests are not like them' : ''}`;
 }
 
 /** Return true if it was the large model that judged most audits: it errs too, so what it denies need not be wrong. */
