@@ -15,13 +15,13 @@ import httpx
 import pytest
 from fixtures.cli import call
 from fixtures.takeover import LearntTask, cases, write_draft
-from tests.gateway.test_tasks_attacked import Proxy, Upstream, started, upstream
 
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, LedgerRow, ShadowRow, StateRow
 from smallfirst.registry import versions
 from smallfirst.traffic.learning import Learnt
 from smallfirst.traffic.takeovers import TakeOvers
+from tests.traffic.gateway.test_tasks_attacked import Proxy, Upstream, started, upstream
 
 __all__ = ["started"]
 N = 80

@@ -7,12 +7,12 @@ import json
 import time
 
 import pytest
-from tests.gateway.conftest import Proxied, answer, settings
 
 from smallfirst.serving.openai.errors import ApiError
 from smallfirst.traffic.gateway.app import Gateway
 from smallfirst.traffic.gateway.http import GatewayRequest, GatewayResponse, UpstreamAnswer, json_response
 from smallfirst.traffic.gateway.upstreams import Upstreams
+from tests.traffic.gateway.conftest import Proxied, answer, settings
 
 CHAT = json.dumps({"messages": [{"role": "user", "content": "Grüße"}], "model": "gpt-4o"}, ensure_ascii=False).encode()
 

@@ -3,13 +3,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from tests.gateway.test_capture import SETTINGS, Unstarted, reply, request
 
 from smallfirst.traffic.capture_store import CaptureStore, CaptureUnavailable
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.gateway.capture import WorkerOrder
 from smallfirst.traffic.gateway.capture_worker import Worker
 from smallfirst.traffic.settings import CaptureSettings
+from tests.traffic.gateway.test_capture import SETTINGS, Unstarted, reply, request
 
 
 class FullDisk(CaptureStore):

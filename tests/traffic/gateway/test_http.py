@@ -7,10 +7,10 @@ import json
 import threading
 
 import pytest
-from tests.gateway.conftest import Asked, Proxied, answer, settings
-from tests.gateway.test_app import CHAT, post
 
 from smallfirst.traffic.gateway.app import list_models
+from tests.traffic.gateway.conftest import Asked, Proxied, answer, settings
+from tests.traffic.gateway.test_app import CHAT, post
 
 EVENTS = [f'data: {{"n": {n}}}\n\n'.encode() for n in range(3)]
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
