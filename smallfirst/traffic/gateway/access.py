@@ -102,7 +102,7 @@ def _all(request: GatewayRequest, name: bytes) -> Sequence[str]:
 
 # Credentials of clients
 
-_log = logging.getLogger("smallfirst.traffic.gateway")
+_log = logging.getLogger("smallfirst.gateway")
 VALID_FOR_S = 3600.0
 """Seconds after an upstream's 2xx in which small models may answer a credential; then a request passes."""
 SYNC_S = 1.0

@@ -37,17 +37,16 @@ from smallfirst.traffic.gateway.http import (
     Send,
     UpstreamAnswer,
     json_response,
-    pass_back,
     read_response,
     refusal,
 )
-from smallfirst.traffic.gateway.upstreams import Target, Upstreams
+from smallfirst.traffic.gateway.upstreams import Target, Upstreams, pass_back
 from smallfirst.traffic.settings import GatewaySettings
 
 if TYPE_CHECKING:
     from smallfirst.traffic.gateway.tasks import TakenOverTasks
 
-_log = logging.getLogger("smallfirst.traffic.gateway")
+_log = logging.getLogger("smallfirst.gateway")
 MAX_ROUTED_BYTES = 64 * 1024 * 1024
 """With `models`, the largest request body: it is read whole, since its model says where it goes."""
 _MOST_COPIED = 4 * 1024 * 1024

@@ -25,7 +25,7 @@ from smallfirst.traffic.capture_store import FILE_NAME, CaptureStore
 from smallfirst.traffic.gateway.http import GatewayRequest, UpstreamAnswer
 from smallfirst.traffic.settings import CaptureSettings, GatewaySettings
 
-_log = logging.getLogger("smallfirst.traffic.gateway")
+_log = logging.getLogger("smallfirst.gateway")
 _ROUTES = (
     "/chat/completions", "/responses", "/completions", "/messages", "/embeddings", "/moderations", "/decisions",
     "/systemone",

@@ -25,7 +25,7 @@ from smallfirst.traffic.exchange import Exchange, billed
 from smallfirst.traffic.gateway.capture import BUFFER_BYTES, FRAME, Ring, WorkerOrder
 from smallfirst.traffic.gateway.http import read_response
 
-_log = logging.getLogger("smallfirst.traffic.gateway")
+_log = logging.getLogger("smallfirst.gateway")
 _BATCH = 100
 _GATHER_S = 0.05
 """After the first of a batch, time for more of them."""

@@ -22,6 +22,7 @@ from smallfirst.serving.openai.errors import ApiError, validation_error
 from smallfirst.serving.openai.wire import raw_headers
 from smallfirst.traffic.exchange import kept_body
 from smallfirst.traffic.gateway.app import Handler
+from smallfirst.traffic.gateway.asked import Asked, BackgroundTasks
 from smallfirst.traffic.gateway.http import (
     ERROR_HEADER,
     Captured,
@@ -32,7 +33,7 @@ from smallfirst.traffic.gateway.http import (
     json_response,
     refusal,
 )
-from smallfirst.traffic.gateway.tasks import Asked, BackgroundTasks, Match
+from smallfirst.traffic.gateway.tasks import Match
 from smallfirst.traffic.gateway.upstreams import UPSTREAM_HEADER, Target, UpstreamFailed, Upstreams
 from smallfirst.traffic.settings import DecisionSettings
 from smallfirst.traffic.wire import systemone

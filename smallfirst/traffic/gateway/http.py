@@ -9,14 +9,11 @@ import uuid
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from smallfirst.serving.openai.errors import ApiError, ClientDisconnected
 from smallfirst.serving.openai.wire import raw_headers
 from smallfirst.traffic.wire.dialects import read_stream
-
-if TYPE_CHECKING:
-    from smallfirst.traffic.gateway.upstreams import Response
 
 RawHeaders = list[tuple[bytes, bytes]]
 """Names in lower case, in the order in which they came."""
@@ -261,26 +258,3 @@ class Copy:
 
     def body(self) -> bytes:
         return b"".join(self._pieces)
-
-
-async def pass_back(response: Response, client: Client, copy: Copy | None, before_end: Callable[[], None]) -> None:
-    """Pass an upstream's answer on to the client as it arrives. Raise UpstreamFailed if it breaks off.
-
-    `before_end` is called once, when all of it is there, just before the client gets the end.
-    """
-    await client.start(response.status, response.headers)
-    left, told, ended = response.length, False, False
-    async for piece in response.pieces():
-        if copy is not None:
-            copy.add(piece)
-        if left is not None:
-            left -= len(piece)
-        ended = left == 0
-        if not told and (ended or (copy is not None and copy.says_done)):
-            told = True
-            before_end()
-        await client.piece(piece, more=not ended)
-    if not told:
-        before_end()
-    if not ended:
-        await client.piece(b"", more=False)

@@ -33,7 +33,7 @@ from smallfirst.path.project.task_file import read_task_file
 from smallfirst.routing.router import Decision
 from smallfirst.serving.request_lifecycle import route_columns, usage_columns
 from smallfirst.traffic.exchange import charge_of, estimate_tokens
-from smallfirst.traffic.gateway.tasks import Asked, BackgroundTasks
+from smallfirst.traffic.gateway.asked import Asked, BackgroundTasks
 from smallfirst.traffic.takeovers import LEARNT, Cause, Change, TakeOver, TenantStepBack
 from smallfirst.traffic.task_source import TaskSource
 from smallfirst.traffic.wire.dialects import read_answer

@@ -6,7 +6,7 @@ import io
 import json
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -17,7 +17,15 @@ from smallfirst.models.remote.config import is_loopback
 from smallfirst.models.remote.http import IDLE_TIMEOUT_S, certificates, proxy_for
 from smallfirst.serving.openai.errors import ApiError
 from smallfirst.traffic.gateway.access import Credentials
-from smallfirst.traffic.gateway.http import OWN_PREFIX, READABLE, GatewayRequest, RawHeaders, UpstreamAnswer
+from smallfirst.traffic.gateway.http import (
+    OWN_PREFIX,
+    READABLE,
+    Client,
+    Copy,
+    GatewayRequest,
+    RawHeaders,
+    UpstreamAnswer,
+)
 from smallfirst.traffic.settings import GatewaySettings, Upstream
 
 UPSTREAM_HEADER = b"x-smallfirst-upstream"
@@ -264,3 +272,26 @@ def with_model(request: GatewayRequest, name: str) -> bytes:
 def _in_form(request: GatewayRequest) -> re.Match[bytes] | None:
     is_form = request.header(b"content-type")[:19].lower() == b"multipart/form-data"
     return _FORM_FIELD.search(request.body) if is_form else None
+
+
+async def pass_back(response: Response, client: Client, copy: Copy | None, before_end: Callable[[], None]) -> None:
+    """Pass an upstream's answer on to the client as it arrives. Raise UpstreamFailed if it breaks off.
+
+    `before_end` is called once, when all of it is there, just before the client gets the end.
+    """
+    await client.start(response.status, response.headers)
+    left, told, ended = response.length, False, False
+    async for piece in response.pieces():
+        if copy is not None:
+            copy.add(piece)
+        if left is not None:
+            left -= len(piece)
+        ended = left == 0
+        if not told and (ended or (copy is not None and copy.says_done)):
+            told = True
+            before_end()
+        await client.piece(piece, more=not ended)
+    if not told:
+        before_end()
+    if not ended:
+        await client.piece(b"", more=False)
