@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -106,6 +107,13 @@ def test_no_folder_holds_more_than_a_person_scans() -> None:
     folders = {path.parent for path in MODULES}
     assert shown([folder for folder in folders if len(list(folder.glob("*.py"))) > MOST_FILES]) == []
     assert len(list(PACKAGE.glob("*.py"))) <= MOST_AT_ROOT
+
+
+def test_a_wheel_holds_every_file_that_is_no_module() -> None:
+    settings = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    packed = {path for pattern in settings["package-data"]["smallfirst"] for path in PACKAGE.glob(pattern)}
+    others = {path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert shown(sorted(others - packed)) == []
 
 
 def test_no_file_speaks_of_the_place_where_it_was_written() -> None:
