@@ -19,7 +19,6 @@ from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from sqlalchemy import (
     ColumnElement,
@@ -124,9 +123,6 @@ class Ledger(LedgerReader):
         self._uptime: threading.Thread | None = None
         self._keep_rows_days, self._export_to = keep_rows_days, export_to
         self.shared = SharedState(self.database)
-        self.n_servers = 1
-        """Processes that serve from this ledger, as `start` found last."""
-        self._name = uuid4().hex[:12]
         self._groups: set[int] = set()
         self._failing = False
         self._refused: Counter[tuple[int, str | None, str | None]] = Counter()
@@ -264,7 +260,6 @@ class Ledger(LedgerReader):
 
     def start(self) -> None:
         """Note that this process serves, and delete what is too old, in threads until the ledger is closed."""
-        self._count_servers()
         threading.Thread(target=self._expire_regularly, name="expiry", daemon=True).start()
         self._uptime = threading.Thread(target=self._note_regularly, name="uptime", daemon=True)
         self._uptime.start()
@@ -298,19 +293,9 @@ class Ledger(LedgerReader):
             begin = max(noted, now - timedelta(seconds=2 * UPTIME_INTERVAL_S))
             try:
                 self.note_uptime(begin, now)
-                self._count_servers(gone=closed)
             except LedgerUnavailable as error:
                 _log.warning("%s", error)
             noted = now
-
-    def _count_servers(self, *, gone: bool = False) -> None:
-        """Note that this process is there, or `gone`, and count those that were there a moment ago."""
-
-        def change(known: Any, now: float) -> tuple[dict[str, float], int]:
-            others = {name: until for name, until in (known or {}).items() if until > now and name != self._name}
-            return others | ({} if gone else {self._name: now + 2.5 * UPTIME_INTERVAL_S}), len(others) + 1
-
-        self.n_servers = self.shared.replace("servers", change)
 
     def _write(self, entries: Sequence[tuple[Entry | Executable, ...]]) -> None:
         rollup, statements = Rollup(), []

@@ -64,17 +64,3 @@ def test_without_its_database_a_value_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "ledger.db").mkdir()
     with pytest.raises(LedgerAway, match="takes no value"):
         ledger.shared.replace("n", count)
-
-
-def test_servers_of_a_ledger_are_counted_until_they_end(tmp_path: Path) -> None:
-    first, second = Ledger(tmp_path / "ledger.db"), Ledger(tmp_path / "ledger.db")
-    assert first.n_servers == 1
-    first.start()
-    second.start()
-    assert (first.n_servers, second.n_servers) == (1, 2)
-    first._count_servers()
-    assert first.n_servers == 2
-    second.close()  # it says that it goes
-    first._count_servers()
-    assert first.n_servers == 1
-    first.close()

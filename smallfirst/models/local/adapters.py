@@ -17,6 +17,8 @@ from smallfirst.models.manifest import ADAPTER_CONFIG, Manifest, read_manifest, 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 SETTINGS = ("r", "lora_alpha", "target_modules")
 """The settings of peft that are read; the rest is about training, or names code or places that are not followed."""
+RESCALED = ("use_rslora", "rank_pattern", "alpha_pattern")
+"""Settings of peft by which an adapter would count for another scale than lora_alpha / r."""
 OWN_NAME = "default"
 """Name that peft gives to the adapter in training."""
 
@@ -131,6 +133,9 @@ def _read_settings(folder: Path) -> Mapping[str, Any]:
         raise ConfigError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(config, dict) or str(config.get("peft_type", "")).upper() != "LORA" or config.get("use_dora"):
         raise ConfigError(f"{path}: peft_type must be LORA, without use_dora; no other adapters are served")
+    if scaled := [key for key in RESCALED if config.get(key)]:
+        rule = f"{', '.join(scaled)} changes the scale of an adapter and is not read"
+        raise ConfigError(f"{path}: {rule}", hint="merge it into the base with peft, and serve that")
     return {key: config[key] for key in SETTINGS if config.get(key) is not None}
 
 

@@ -128,13 +128,15 @@ def test_adapters_that_do_not_fit_are_refused(kept: Path, tmp_path: Path) -> Non
         with pytest.raises(ConfigError, match=match):
             load_model(broken)
 
-    name, first = next(iter(weights.items()))
+    part, first = next(iter(weights.items()))
     refused("must be LORA", weights, peft_type="IA3")
     refused("without use_dora", weights, use_dora=True)
+    for name in ("use_rslora", "rank_pattern", "alpha_pattern"):
+        refused(f"{name} changes the scale", weights, **{name: {"q_proj": 2}})
     refused("not readable as safetensors", {})
     refused("low-rank parts", weights | {"base_model.model.lm_head.weight": first.clone()})
-    refused("does not fit the base", weights | {name: torch.zeros(3, 3)})
-    refused("does not fit", {key: value for key, value in weights.items() if key != name})
+    refused("does not fit the base", weights | {part: torch.zeros(3, 3)})
+    refused("does not fit", {key: value for key, value in weights.items() if key != part})
 
 
 @pytest.mark.parametrize("changed", ["model.safetensors", "tokenizer_config.json"])
