@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from smallfirst.base.progress import Progress, ProgressCallback, format_table
+from smallfirst.base.progress import Progress, format_table
 from smallfirst.interfaces.cli.options import (
     JSON,
     LEDGER,
+    MOMENT,
     OF_TASK,
     PATH,
     TASK,
     TASKS,
     VerbGroup,
+    in_utc,
     load_task_file,
     read_ledger,
     show,
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     from smallfirst.path.project.task_file import TaskFile
 
 POSITIVE = click.FloatRange(min=0, min_open=True)
-_DAY = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M"])
 _KINDS = ("answers", "attempts", "audits", "drafts", "feedback", "states", "expenses")
 
 
@@ -61,23 +62,22 @@ def ledger() -> None:
 def info(as_json: bool) -> None:
     """Show where the ledger is and what it holds: entries by kind, first and last day, their cost."""
     with read_ledger() as opened:
-        days = opened.sums(by=("kind",), every="day")
-        kinds = opened.sums(by=("kind",))
+        days, kinds = opened.sums(by=("kind",), every="day"), opened.sums(by=("kind",))
     first, last = (days[0].period, days[-1].period) if days else ("", "")
-    found = {one.kind: {"n": one.n, "cost_usd": one.cost_usd, "n_without_row": one.n_without_row} for one in kinds}
     if as_json:
+        found = {one.kind: {"n": one.n, "cost_usd": one.cost_usd, "n_without_row": one.n_without_row} for one in kinds}
         click.echo(json.dumps({"ledger": opened.place, "from": first, "to": last, "kinds": found}, indent=2))
         return
-    click.echo(f"{opened.place}: " + (f"{first} to {last} (UTC)" if found else "no entry yet"))
-    for one in kinds:
-        beyond = f"  {one.n_without_row:,} refused ones have no row" if one.n_without_row else ""
-        click.echo(f"  {one.kind:<14} {one.n:>12,}  ${one.cost_usd:,.4f}{beyond}")
+    click.echo(f"{opened.place}: " + (f"{first} to {last} (UTC)" if days else "no entry yet"))
+    heading = ("kind", "entries", "cost", "refused, without a row")
+    rows = [(one.kind, f"{one.n:,}", f"${one.cost_usd:,.4f}", f"{one.n_without_row:,}") for one in kinds]
+    click.echo("\n".join(format_table([heading, *rows], right=range(1, 4))))
 
 
 @ledger.command()
 @click.argument("out", type=PATH)
-@click.option("--since", type=_DAY, help="First day, in UTC. Default: the first there is.")
-@click.option("--until", type=_DAY, help="First day that is left out. Default: none.")
+@click.option("--since", type=MOMENT, help="First day, in UTC. Default: the first there is.")
+@click.option("--until", type=MOMENT, help="First day that is left out. Default: none.")
 @click.option("--kind", type=click.Choice(_KINDS), default=_KINDS[0], show_default=True)
 @OF_TASK
 @LEDGER
@@ -85,9 +85,8 @@ def export(out: Path, since: datetime | None, until: datetime | None, kind: str)
     """Write rows to OUT, a CSV file, without the texts that they are about."""
     from smallfirst.ledger.database import KINDS
 
-    first, end = (moment and moment.replace(tzinfo=UTC) for moment in (since, until))
     with read_ledger() as opened:
-        count = opened.export(KINDS[kind], out, since=first, until=end)
+        count = opened.export(KINDS[kind], out, since=in_utc(since), until=in_utc(until))
     click.echo(f"{count:,} {kind} in {out}")
 
 
@@ -160,6 +159,7 @@ def statement(
     """
     from smallfirst.base.paths import home, state_of
     from smallfirst.deployment.billing import statement as statements
+    from smallfirst.deployment.billing.saved import machine_costs
     from smallfirst.path.project.task_file import read_task_file
 
     files = [read_task_file(path) for path in task_yamls or ([Path()] if Path("task.yaml").exists() else [])]
@@ -174,52 +174,36 @@ def statement(
         rows = opened.enter_context(read_ledger()) if against_ledger or not verify else None
         done = opened.enter_context(Progress().bar("rows", None))
         if verify:
-            found, shown = _verified(verify, public_key or "", rows, done)
+            found, signer, page = statements.verify(verify, public_key=public_key or "", ledger=rows, progress=done)
+            said = [f"{verify}: {found.figures.n:,} rows, all figures and the signature fit together", page]
+            if rows:
+                said.append("they fit together with the ledger too")
+            if not public_key:
+                said.append(f"signed by {signer}, the key in the folder: it is the sender's if the sender's")
+                said.append("  smallfirst statement --public-key  prints the same")
         else:
             assert rows
-            found, shown = _made(rows, month, out, files, named=bool(task_yamls), done=done)
+            month = month or datetime.now(UTC).strftime("%Y-%m")
+            out, (since, until) = out or Path(f"statement-{month}"), statements.month_of(month)
+            named = bool(task_yamls)
+            machines = [
+                one
+                for file in (files if named else files[:1])
+                for one in machine_costs(rows, file.prices, since, until, task=file.name if named else None)
+            ]
+            found = statements.make(
+                rows,
+                month,
+                out,
+                key=statements.signing_key(home()),
+                tasks=[file.name for file in files] if named else (),
+                evaluated=_evaluated(files, rows),
+                machines=machines,
+                progress=done,
+            )
+            said = [f"wrote {out / statements.PAGE}, rows.csv and statement.json"]
     click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(_statement_in_words(found)))
-    click.echo(shown, err=as_json)
-
-
-def _verified(folder: Path, public_key: str, rows: Ledger | None, done: ProgressCallback) -> tuple[Statement, str]:
-    """Return a statement whose figures, signature and, with `rows`, answers fit together, and words on that."""
-    from smallfirst.deployment.billing.statement import verify
-
-    found, signer, page = verify(folder, public_key=public_key, ledger=rows, progress=done)
-    shown = f"{folder}: {found.figures.n:,} rows, all figures and the signature fit together"
-    shown += f"{', and with the ledger' if rows else ''}\n{page}"
-    if not public_key:
-        shown += f"\nsigned by {signer}, the key in the folder: it is the sender's if the sender's  "
-        shown += "smallfirst statement --public-key  prints the same"
-    return found, shown
-
-
-def _made(
-    rows: Ledger, month: str | None, out: Path | None, files: Sequence[TaskFile], *, named: bool, done: ProgressCallback
-) -> tuple[Statement, str]:
-    """Write the statement of a month about the `named` tasks, else about all of the ledger."""
-    from smallfirst.base.paths import home
-    from smallfirst.deployment.billing import statement as statements
-    from smallfirst.deployment.billing.saved import machine_costs
-
-    month = month or datetime.now(UTC).strftime("%Y-%m")
-    out, (since, until) = out or Path(f"statement-{month}"), statements.month_of(month)
-    found = statements.make(
-        rows,
-        month,
-        out,
-        key=statements.signing_key(home()),
-        tasks=[file.name for file in files] if named else (),
-        evaluated=_evaluated(files, rows),
-        machines=[
-            one
-            for file in (files if named else files[:1])
-            for one in machine_costs(rows, file.prices, since, until, task=file.name if named else None)
-        ],
-        progress=done,
-    )
-    return found, f"wrote {out / statements.PAGE}, rows.csv and statement.json"
+    click.echo("\n".join(said), err=as_json)
 
 
 def _evaluated(files: Sequence[TaskFile], rows: Ledger) -> dict[str, Amount]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,11 @@ from smallfirst.base.records import Record
 from smallfirst.interfaces.cli.options import (
     JSON,
     LEDGER,
+    MOMENT,
     OF_TASK,
     PATH,
     TASK,
+    in_utc,
     load_project,
     load_task_file,
     named_in_task,
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from smallfirst.deployment.review_queue import Waiting
     from smallfirst.ledger.ledger import Ledger
 
-COLUMNS = ("stage", "decision", "score", "asked for", "ms", "USD", "model", "why")
+STEP_COLUMNS = ("stage", "decision", "score", "asked for", "ms", "USD", "model", "why")
 
 
 @verb("smallfirst explain chatcmpl-4f0c2a")
@@ -59,10 +61,9 @@ class Explanation(Record):
     """Its steps through the Router, in order."""
     state: StateRow | None
     """The last change of the task's state before it; None if there is none in the ledger."""
-    attempts: tuple[AttemptRow, ...] = ()
+    attempts: tuple[AttemptRow, ...]
     """Requests to endpoints for it and its audit, oldest first."""
     audits: tuple[AuditRow, ...]
-    """The verdict of its audit, if there is one."""
     feedback: tuple[FeedbackRow, ...]
     """Feedback on it, oldest first."""
 
@@ -87,57 +88,47 @@ def explanation(ledger: Ledger, id: str) -> Explanation:
     )
 
 
-def in_words(found: Explanation) -> list[str]:
-    """Return the explanation as aligned lines."""
-    lines = format_table([(name, value) for name, value in _facts(found) if value])
-    if found.steps:
-        lines += ["", *format_table([COLUMNS, *map(_cells, found.steps)], right=range(2, 6))]
-    after = [*_after(found)]
-    return [*lines, "", *after] if after else lines
-
-
-def _facts(found: Explanation) -> Iterator[tuple[str, str]]:
+def in_words(found: Explanation) -> Iterator[str]:
+    """Yield the explanation as tables: facts, steps, and what came of it."""
     from smallfirst.traffic.improvement.harvest import last_user_message
 
     row, state = found.answer, found.state
-    yield "answer", row.id
-    yield "asked", f"{_time(row.at)}, as {row.served_name}"
-    yield "question", one_line(last_user_message(row))
-    if row.status != 200:
-        yield "failed", f"{row.status} {row.error_code or ''} after {row.latency_ms:.0f} ms"
-        return
-    yield "answered", f"by {row.answered_by} (stage {row.stage}) in {row.latency_ms:.1f} ms for {_usd(row.cost_usd)}"
-    yield "says", one_line(row.answer_text or "")
-    yield "task", row.task or "none: no Router decided"
-    if row.task:
-        yield (
-            "guarantee",
-            (row.guarantee or "covered by the certificate") if row.certified else "none about this answer",
-        )
+    facts = [
+        ("answer", row.id),
+        ("asked", f"{_time(row.at)}, as {row.served_name}"),
+        ("question", one_line(last_user_message(row))),
+    ]
+    if row.status == 200:
+        by = f"by {row.answered_by} (stage {row.stage}) in {row.latency_ms:.1f} ms for {_usd(row.cost_usd)}"
+        promise = (row.guarantee or "covered by the certificate") if row.certified else "none about this answer"
+        facts += [("answered", by), ("says", one_line(row.answer_text or ""))]
+        facts += [("task", row.task or "none: no Router decided"), ("guarantee", promise if row.task else "")]
+    else:
+        facts.append(("failed", f"{row.status} {row.error_code or ''} after {row.latency_ms:.0f} ms"))
     if state is not None:
-        yield "state", f"{state.after} since {_time(state.at)}: {state.why} (certificate {state.certificate})"
-
-
-def _after(found: Explanation) -> Iterator[str]:
-    row = found.answer
-    for one in found.attempts:
-        yield (
-            f"attempt: {_time(one.at)}  {one.model} at {one.endpoint} for the {one.purpose}: {one.outcome}, for "
-            f"{_usd(one.cost_usd)}"
-        )
-    yield from (f"bill: {line.in_words}" for line in row.bill)
+        since = f"{state.after} since {_time(state.at)}: {state.why} (certificate {state.certificate})"
+        facts.append(("state", since))
     if row.audit_share is not None:
         drawn = "chosen" if row.audited else "not chosen"
-        yield f"audit: {drawn} by chance, of which it had {100 * row.audit_share:.3g} %"
+        facts.append(("audit", f"{drawn} by chance, of which it had {100 * row.audit_share:.3g} %"))
+    facts += [
+        ("attempt", f"{one.model} at {one.endpoint} for the {one.purpose}: {one.outcome}, for {_usd(one.cost_usd)}")
+        for one in found.attempts
+    ]
+    facts += [("bill", line.in_words) for line in row.bill]
     for audit in found.audits:
         who = "the large model" if audit.judged_by == "large" else "a person"
         other = f", which says {one_line(audit.other)}" if audit.other else ""
         verdict = "wrong" if audit.wrong else "right"
-        yield f"  {_time(audit.at)}  {verdict}, judged by {who} for {_usd(audit.cost_usd)}{other}"
+        facts.append(("audited", f"{_time(audit.at)}, {verdict} by {who} for {_usd(audit.cost_usd)}{other}"))
     for said in found.feedback:
         right = f"; right is {one_line(said.answer)}" if said.answer else ""
         counted = "; the audit's verdict" if said.counted else ""
-        yield f"feedback: {_time(said.at)}  {said.verdict}{right}{counted}"
+        facts.append(("feedback", f"{_time(said.at)}, {said.verdict}{right}{counted}"))
+    yield from format_table([fact for fact in facts if fact[1]])
+    if found.steps:
+        yield ""
+        yield from format_table([STEP_COLUMNS, *map(_cells, found.steps)], right=range(2, 6))
 
 
 def _cells(step: RouteStep) -> tuple[str, ...]:
@@ -254,29 +245,19 @@ def label(task_yaml: Path, rows: Path, as_json: bool, **settings: Any) -> None:
 @TASK
 @click.option("--out", type=PATH, default="harvested.jsonl", show_default=True)
 @LEDGER
-@click.option(
-    "--since", help="Only answers given or judged from then on, such as 2026-01-31 or 2026-01-31T12:00+01:00."
-)
+@click.option("--since", type=MOMENT, help="Only answers given or judged from then on, in UTC.")
 @JSON
-def harvest(task_yaml: Path, out: Path, since: str | None, as_json: bool) -> None:
+def harvest(task_yaml: Path, out: Path, since: datetime | None, as_json: bool) -> None:
     """Turn served answers into training rows.
 
     Only those that somebody judged, or that the large model gave.
     """
     from smallfirst.traffic.improvement.harvest import harvest as harvest_stage
 
-    found = harvest_stage(load_project(task_yaml), out=out, since=_moment(since) if since else None)
+    found = harvest_stage(load_project(task_yaml), out=out, since=in_utc(since))
     show(found, as_json)
     if found.n_rows and not as_json:
         click.echo(f"next: smallfirst challenge {task_yaml} --rows {out}")
-
-
-def _moment(text: str) -> datetime:
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        raise ConfigError(f"--since {text!r} is no date or time in ISO 8601", hint="--since 2026-01-31") from None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 @verb("smallfirst challenge tickets", "smallfirst challenge tickets --rows harvested.jsonl")

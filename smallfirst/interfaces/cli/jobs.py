@@ -114,7 +114,10 @@ def show(name: str, follow: bool, as_json: bool) -> None:
         events = [{"type": event.kind, "time": event.at, "message": event.message} for event in job.events]
         click.echo(json.dumps({**as_values(job), "events": events}, indent=2))
         return
-    click.echo("\n".join(describe(job)) + "\n")
+    for what, value in as_values(job).items():
+        if value is not None:
+            click.echo(f"{what:<15}{value}")
+    click.echo()
     for event in queue.follow(job) if follow else job.events:
         click.echo(event.in_one_line)
     if job.state in ("FAILED", "STOPPED"):
@@ -151,6 +154,8 @@ def as_values(job: JobFolder) -> dict[str, Any]:
         "name": job.name,
         "status": job.state,
         "base": spec.model,
+        "rows": spec.submitted.get("train_data_path", spec.train_rows),
+        "duration": spec.config.duration,
         "progress": progress.share if progress else None,
         "eta": job.estimated_end.isoformat() if job.estimated_end else None,
         "created_at": spec.created_at.isoformat(),
@@ -166,34 +171,10 @@ def as_values(job: JobFolder) -> dict[str, Any]:
 
 def table(jobs: Sequence[JobFolder]) -> list[str]:
     """Return a line of headings and one line for each job, in aligned columns."""
-    rows = [COLUMNS, *((job.name, job.state, job.spec.model, _progress(job), _age(job)) for job in jobs)]
+    rows = [COLUMNS]
+    for job in jobs:
+        now, end = datetime.now(UTC), job.estimated_end
+        left = f", {format_duration(end - now)} left" if end else ""
+        share = f"{job.progress.share:.0%}{left}" if job.progress else "-"
+        rows.append((job.name, job.state, job.spec.model, share, format_duration(now - job.spec.created_at)))
     return format_table(rows)
-
-
-def describe(job: JobFolder) -> list[str]:
-    """Return the specification and the outcome of a job, one line for each known value."""
-    spec = job.spec
-    version = f"/{job.result.version}" if job.result else " (not registered yet)"
-    lines = {
-        "name": job.name,
-        "status": f"{job.state} {_progress(job)}".rstrip(" -"),
-        "base": spec.model,
-        "rows": spec.submitted.get("train_data_path", spec.train_rows),
-        "training": f"{spec.config.duration}, learning rate {spec.config.learning_rate:g}",
-        "model": f"{spec.register_to}{version}",
-        "submitted": f"{spec.created_at.astimezone():%Y-%m-%d %H:%M:%S} by {spec.created_by}",
-        "MLflow": f"{spec.experiment}, run {job.tracking.run_id}" if job.tracking else None,
-        "folder": job.folder,
-    }
-    return [f"{name:<10}{value}" for name, value in lines.items() if value]
-
-
-def _progress(job: JobFolder) -> str:
-    if job.progress is None:
-        return "-"
-    left = f", {format_duration(job.estimated_end - datetime.now(UTC))} left" if job.estimated_end else ""
-    return f"{job.progress.share:.0%}{left}"
-
-
-def _age(job: JobFolder) -> str:
-    return format_duration(datetime.now(UTC) - job.spec.created_at)

@@ -23,15 +23,13 @@ STAGES = {
     "improve": ("explain", "review", "label", "harvest", "challenge"),
     "drop in": ("proxy", "discover", "learn", "take-over", "give-back", "tasks"),
     "account": ("ledger", "statement", "plan"),
-    "operate": ("score", "doctor", "keys", "completion"),
+    "operate": ("score", "doctor", "keys"),
 }
 """The verbs by stage of work, in the order of the path; those of installed packages belong to the last stage."""
 
 LAST_STAGE = "operate"
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as of a shell: 128 + SIGINT."""
-ASK_ONCE = {"evaluate", "label", "record"}
-"""Verbs without --resume that go on by themselves when they are called again."""
 MAX_SUMMARY = 64
 """Most characters of a summary, so that it stands on one line of 80 columns."""
 
@@ -84,20 +82,13 @@ class CommandGroup(click.Group):
             click.echo(as_typed(ctx, f"{type(known).__name__}: {known}"), err=True)
             ctx.exit(known.exit_code)
         except KeyboardInterrupt:
-            click.echo(as_typed(ctx, f"\ninterrupted{self._continuation(ctx)}"), err=True)
+            verb = ctx.invoked_subcommand or ""
+            command = self.get_command(ctx, verb)
+            resume = any(parameter.name == "resume" for parameter in command.params) if command else False
+            click.echo("\ninterrupted; what was done or answered is kept", err=True)
+            if resume:
+                click.echo(as_typed(ctx, f"  next: smallfirst {verb} task.yaml --resume"), err=True)
             ctx.exit(INTERRUPTED)
-
-    def _continuation(self, ctx: click.Context) -> str:
-        """Return how to go on after Ctrl-C, for verbs that can."""
-        verb = ctx.invoked_subcommand or ""
-        command = self.get_command(ctx, verb)
-        if command and any(parameter.name == "resume" for parameter in command.params):
-            return f"; what was done is kept\n  next: smallfirst {verb} task.yaml --resume"
-        if verb == "score":
-            return "; what was answered is kept\n  next: the same command"
-        if verb in ASK_ONCE:
-            return f"; answers are kept and not asked for again\n  next: smallfirst {verb} task.yaml"
-        return ""
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})

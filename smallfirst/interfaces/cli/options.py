@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
-import sys
 from collections.abc import Callable, Iterable
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,13 +45,11 @@ def as_typed(ctx: click.Context, text: str) -> str:
 
 
 def show_steps(steps: Iterable[NextStep]) -> None:
-    """Print what to do next, with commands as they can be pasted here."""
-    ctx, me = click.get_current_context(), Path(sys.argv[0])
-    off_path = me.name == "smallfirst" and me.is_file() and shutil.which("smallfirst") != str(me.absolute())
-    program = os.path.relpath(me) if off_path else "smallfirst"
+    """Print what to do next."""
+    ctx = click.get_current_context()
     click.echo("next:")
     for line in (line for step in steps for line in step.lines):
-        click.echo(f"  {re.sub('^  smallfirst ', f'  {program} ', as_typed(ctx, line))}")
+        click.echo(f"  {as_typed(ctx, line)}")
 
 
 TASK = click.argument("task_yaml", type=PATH, default="task.yaml", metavar="[TASK]", callback=_remember)
@@ -63,6 +60,7 @@ RESUME = click.option("--resume", is_flag=True, help="Continue a training that w
 WORKERS = click.option(
     "--workers", type=click.IntRange(1), default=1, help="Processes that train the language model together, by Ray."
 )
+MOMENT = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M"])
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -70,6 +68,11 @@ def show(found: Any, as_json: bool, in_words: Callable[[Any], Iterable[str]] | N
     """Print a record as JSON, or as the lines of `in_words`; left out, its own."""
     lines = () if as_json else in_words(found) if in_words else found.in_words
     click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(lines))
+
+
+def in_utc(moment: datetime | None) -> datetime | None:
+    """Return a time of an option, which is in UTC."""
+    return moment.replace(tzinfo=UTC) if moment else None
 
 
 def read_ledger(place: str | Path | None = None) -> closing[Ledger]:

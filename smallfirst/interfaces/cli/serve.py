@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from functools import partial
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
 
 FINE_TUNING = "openai_finetuning"
 """Plugin that `--fine-tuning` and `--base` are about."""
+KEPT = {"keep_days": "keep_bodies_days", "keep_rows_days": "keep_rows_days", "rows_to": "export_to"}
+"""Options about what the ledger keeps, by its names for them."""
 
 
 @verb(
@@ -65,8 +66,7 @@ def serve(task_yamls: tuple[Path, ...], replicas: int | None, **options: Any) ->
     promotion or a rollback changes who answers, without a restart. A model named by --model answers as it is, with
     neither router nor certificate: one that continues text at /v1/completions, for example.
     """
-    wanted = task_yamls or (Path("task.yaml"),)
-    settings, assemble = _set_up(wanted, **options)
+    files, settings = _read_settings(task_yamls, options)
     if replicas:
         from smallfirst.serving.replicas import serve_replicas
 
@@ -74,7 +74,7 @@ def serve(task_yamls: tuple[Path, ...], replicas: int | None, **options: Any) ->
         return
     from smallfirst.serving.app import serve as serve_models
 
-    service = assemble()
+    service = _load(files, settings, options)
     serve_models(service.models, ledger=service.ledger, settings=service.settings, plugins=service.plugins)
 
 
@@ -82,45 +82,29 @@ def service_of(arguments: Sequence[str]) -> Service:
     """Return what `smallfirst serve` with these arguments answers with, loaded: a replica serves it."""
     with serve.make_context("serve", list(arguments)) as context, context.scope():
         options = {name: value for name, value in context.params.items() if name != "replicas"}
-        return _set_up(options.pop("task_yamls") or (Path("task.yaml"),), **options)[1]()
+        return _load(*_read_settings(options.pop("task_yamls"), options), options)
 
 
-def _set_up(
-    wanted: Sequence[Path], *, fine_tuning: bool, bases: Sequence[str], references: tuple[str, ...], **options: Any
-) -> tuple[ServeSettings, Callable[[], Service]]:
-    """Read the options and the task files; return the settings, and what loads all that is served.
-
-    The state folder is that of the first task from now on.
-    """
+def _read_settings(task_yamls: Sequence[Path], options: dict[str, Any]) -> tuple[list[TaskFile], ServeSettings]:
+    """Return the task files and the server's settings; the state folder is that of the first task from now on."""
     from smallfirst.base.paths import state_of
     from smallfirst.base.records import parse_record
     from smallfirst.path.project.task_file import read_task_file
     from smallfirst.serving.settings import ServeSettings
 
-    enabled = {*options.pop("plugin_names"), *([FINE_TUNING] if fine_tuning else [])}
-    plugin_options = [*options.pop("plugin_options"), *((FINE_TUNING, "base", base) for base in bases)]
-    live = {name: options.pop(name) for name in ("replay_large", "follow_s")}
-    names = {"keep_days": "keep_bodies_days", "keep_rows_days": "keep_rows_days", "rows_to": "export_to"}
-    kept = {name: options.pop(option) for option, name in names.items()}
-    settings = parse_record(ServeSettings, options, where="options")
-    # Without one of them, only the models of the plugins and of --model are served.
-    others = enabled or references
-    any_there = any(path.exists() for path in wanted)
-    files = [read_task_file(path) for path in wanted] if any_there or not others else []
+    given = {name: value for name, value in options.items() if name in ServeSettings.model_fields}
+    settings = parse_record(ServeSettings, given, where="options")
+    wanted = task_yamls or (Path("task.yaml"),)
+    # Without a task, only the models of the plugins and of --model are served.
+    others = options["plugin_names"] or options["fine_tuning"] or options["references"]
+    files = [read_task_file(path) for path in wanted] if any(path.exists() for path in wanted) or not others else []
     if files:  # ledger and keys of the server are those of its first task
         click.get_current_context().with_resource(state_of(files[0].folder))
         _refuse_other_keys()
-    return settings, partial(_assemble, files, settings, kept, live, (enabled, plugin_options), references)
+    return files, settings
 
 
-def _assemble(
-    files: Sequence[TaskFile],
-    settings: ServeSettings,
-    kept: dict[str, Any],
-    live: dict[str, Any],
-    wanted: tuple[set[str], list[tuple[str, str, str]]],
-    references: Sequence[str],
-) -> Service:
+def _load(files: Sequence[TaskFile], settings: ServeSettings, options: dict[str, Any]) -> Service:
     """Load the models and plugins, and open the ledger."""
     from smallfirst.base.paths import ledger_place
     from smallfirst.deployment.dashboard.plugin import Dashboard
@@ -128,21 +112,28 @@ def _assemble(
     from smallfirst.serving.plugins import installed_plugins
     from smallfirst.serving.replicas import Service
 
-    ledger = Ledger(ledger_place(create=True), **kept)
+    ledger = Ledger(ledger_place(create=True), **{name: options[option] for option, name in KEPT.items()})
     models: Mapping[str, Model] = {}
     plugins: list[Plugin] = []
     tasks: tuple[Any, ...] = ({},)
     if files:
         from smallfirst.deployment.service import deploy
 
-        poll_s, bodies = live["follow_s"] or None, settings.store_bodies
-        deployed = deploy(files, ledger, live=not live["replay_large"], store_bodies=bodies, poll_interval_s=poll_s)
+        deployed = deploy(
+            files,
+            ledger,
+            live=not options["replay_large"],
+            store_bodies=settings.store_bodies,
+            poll_interval_s=options["follow_s"] or None,
+        )
         plugins.append(deployed)
         models = deployed.models
         tasks = (deployed.by_task, deployed.measured, deployed.prices, deployed.evaluated)
-    named = _registered(references)
-    models = ChainMap(named, cast(MutableMapping[str, "Model"], models)) if named else models
-    plugins += installed_plugins(models, *wanted)
+    if named := _registered(options["references"]):
+        models = ChainMap(named, cast(MutableMapping[str, "Model"], models))
+    enabled = {*options["plugin_names"], *([FINE_TUNING] if options["fine_tuning"] else [])}
+    bases = [(FINE_TUNING, "base", base) for base in options["bases"]]
+    plugins += installed_plugins(models, enabled, [*options["plugin_options"], *bases])
     plugins += [Dashboard(models, ledger, *tasks)] if models or plugins else []
     return Service(models, ledger, settings, plugins, files[0].folder if files else Path.cwd(), ledger_place())
 

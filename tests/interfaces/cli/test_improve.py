@@ -65,16 +65,15 @@ def test_a_kept_answer_is_explained_step_by_step_with_prices_and_what_became_of_
         "task       toy",
         "guarantee  at most 3 % of kept answers wrong",
         "state      drift since 2026-01-02 11:30:00 UTC: because drift (certificate abc123)",
+        "audit      chosen by chance, of which it had 2 %",
+        "audited    2026-01-02 12:00:00 UTC, wrong by the large model for $0.001300, which says lost_pin",
+        "feedback   2026-01-02 12:00:00 UTC, wrong; right is refund_request",
         "",
         "stage   decision   score   asked for    ms        USD  model      why",
         "domain  passed on  0.100    <= 0.400                              the task's own",
         "words   passed on  0.410  never kept   1.2   0.000001  toy-words  not sure enough",
         "small   kept       0.930    >= 0.880  31.0   0.000019  toy-small  as sure as the certificate asks for",
         "large   not asked                           ~0.001200  big        expected price",
-        "",
-        "audit: chosen by chance, of which it had 2 %",
-        "  2026-01-02 12:00:00 UTC  wrong, judged by the large model for $0.001300, which says lost_pin",
-        "feedback: 2026-01-02 12:00:00 UTC  wrong; right is refund_request",
     ]
     told = json.loads(call("explain", kept.id, "--json").output)
     assert told["state"]["after"] == "drift"
@@ -157,8 +156,7 @@ def test_harvest_says_what_it_did_and_what_comes_next(ledger: Ledger, tmp_path: 
         "response_id": "chatcmpl-7",
     }
     again = tmp_path / "b.jsonl"
-    late = call("harvest", task, "--out", again, "--since", "2026-01-02T13:30+01:00", "--json").output
+    late = call("harvest", task, "--out", again, "--since", "2026-01-02T12:30", "--json").output
     assert json.loads(late)["n_rows"] == 0  # half an hour after noon
-    assert "no date or time in ISO 8601" in failed(call("harvest", task, "--since", "yesterday"), 2)
     message = failed(call("challenge", task, "--rows", out), 1)
     assert "no model is registered as main.default.toy" in message

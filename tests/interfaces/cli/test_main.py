@@ -17,7 +17,7 @@ from smallfirst.interfaces.cli.main import COMMANDS, STAGES, main
 
 VERBS = COMMANDS.names()
 READ_NO_TASK = set(STAGES["drop in"]) | {"init", "models", "explain", "keys", "jobs", "ledger"}
-READ_NO_TASK |= {"completion", "doctor"}
+READ_NO_TASK |= {"doctor"}
 
 
 def test_help_lists_the_verbs_by_stage_of_work_in_the_order_of_the_path() -> None:
@@ -102,9 +102,6 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(desk_folder: Path, monkeypat
     monkeypatch.setattr("smallfirst.path.run.try_run", press)
     monkeypatch.setattr("smallfirst.interfaces.cli.path.load_run", press)
     assert failed(call("run", desk_folder), 130) == (
-        f"\ninterrupted; what was done is kept\n  next: smallfirst run {desk_folder} --resume\n"
+        f"\ninterrupted; what was done or answered is kept\n  next: smallfirst run {desk_folder} --resume\n"
     )
-    assert failed(call("evaluate", desk_folder), 130) == (
-        f"\ninterrupted; answers are kept and not asked for again\n  next: smallfirst evaluate {desk_folder}\n"
-    )
-    assert failed(call("gate", desk_folder), 130) == "\ninterrupted\n"
+    assert failed(call("evaluate", desk_folder), 130) == "\ninterrupted; what was done or answered is kept\n"

@@ -1,36 +1,19 @@
-"""Shell completion, and keys: what is printed, what is kept, and what is never shown again."""
+"""Keys: what is printed, what is kept, and what is never shown again."""
 
 from __future__ import annotations
 
 import json
+import re
 from datetime import date
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from fixtures.cli import call
 
 from smallfirst.base.errors import ConfigError
 from smallfirst.base.paths import home
-from smallfirst.interfaces.cli.main import main
 from smallfirst.interfaces.cli.operate import keys
 from smallfirst.ledger.keys import KeyPolicy, KeyStore, key_id
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_script_of_a_shell_asks_this_program(shell: str) -> None:
-    script = call("completion", shell).stdout
-    assert f"_SMALLFIRST_COMPLETE={shell}_complete" in script
-
-
-def test_verbs_and_options_are_completed() -> None:
-    def completed(words: str) -> list[str]:
-        asked = {"_SMALLFIRST_COMPLETE": "fish_complete", "COMP_WORDS": words, "COMP_CWORD": words.split(" ")[-1]}
-        lines = CliRunner(env=asked).invoke(main, prog_name="smallfirst").output.splitlines()
-        return [line.removeprefix("plain,").partition("\t")[0] for line in lines]
-
-    assert completed("smallfirst prom") == ["promote"]
-    assert completed("smallfirst gate --js") == ["--json"]
 
 
 @pytest.fixture
@@ -70,7 +53,7 @@ def test_keys_are_made_listed_and_revoked_by_commands(ring: KeyStore) -> None:
         "admin",
         "small, org/large",
         "60 requests/min",
-        "until 2099-01-31",
+        "2099-01-31",
     ):
         assert part in listed
     assert run.invoke(keys, ["revoke", key.id, *file]).output == f"revoked desk ({key.id})\n"
@@ -90,8 +73,8 @@ def test_a_rotated_key_keeps_name_policy_and_owner_and_others_may_join_it(ring: 
     assert key_id(run.invoke(keys, ["create", "night", "--owner", "desk", *file]).stdout.strip())
     assert {key.owner for key in ring.entries()} == {first["owner"]}
     listed = run.invoke(keys, ["list", *file]).output
-    assert "  ends 2" in listed.splitlines()[0]
-    assert all(f"owner {first['owner']}" in line for line in listed.splitlines()[1:])
+    assert re.search(r"  20\d\d-\d\d-\d\d \d\d:", listed.splitlines()[1])  # when the old one ends
+    assert all(line.split().count(first["owner"]) == 1 for line in listed.splitlines()[1:])
     again = run.invoke(keys, ["rotate", "desk", *file]).stdout.strip()
     states = {key.id: key.state() for key in ring.entries()}
     assert [states[id] for id in (first["id"], rotated["id"], key_id(again))] == ["active", "revoked", "active"]
