@@ -164,9 +164,9 @@ from smallfirst.training.estimates import TrainingEstimate as TrainingEstimate
 from smallfirst.training.loop import Backend as Backend
 from smallfirst.training.loop import MasterAdamW as MasterAdamW
 from smallfirst.training.loop import StepMetrics as StepMetrics
-from smallfirst.training.recipes.recipe import PreparedData as PreparedData
-from smallfirst.training.recipes.recipe import Recipe as Recipe
-from smallfirst.training.recipes.recipe import TaskRecipe as TaskRecipe
+from smallfirst.training.recipe import PreparedData as PreparedData
+from smallfirst.training.recipe import Recipe as Recipe
+from smallfirst.training.recipe import TaskRecipe as TaskRecipe
 from smallfirst.training.run import Run as Run
 from smallfirst.training.run import train as train
 from smallfirst.training.validation import ValidationResult as ValidationResult

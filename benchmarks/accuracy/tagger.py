@@ -26,8 +26,8 @@ from smallfirst.path.project.project import Project
 from smallfirst.registry.runs import open_run
 from smallfirst.tasks.extract import Extract
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.recipes.encoders import with_learning_rate
-from smallfirst.training.recipes.marking import TaggingRecipe
+from smallfirst.training.encoders import with_learning_rate
+from smallfirst.training.marking import TaggingRecipe
 from smallfirst.training.run import train
 
 FIGURES = RESULTS / "tagger.json"

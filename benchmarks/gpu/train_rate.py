@@ -1,6 +1,6 @@
 """Tokens a second and share of the peak of LoRA and QLoRA on an 8 B model, beside what others have published.
 
-    python -m benchmarks.gpu.train_rate [--base FOLDER] [--methods lora,qlora] [--tokens 4096] [--rows 2] [--compile]
+    python -m benchmarks.gpu.train_rate [--base FOLDER] [--methods lora,qlora] [--tokens 4096] [--rows 2]
     python -m benchmarks.gpu.train_rate --toy        # the same steps on a tiny model: proves that it runs
 
 Without `--base` a model of Llama 3.1 8B's shape is drawn at random, so nothing is downloaded; the rate is the same. Rows
@@ -21,10 +21,10 @@ from typing import Any
 import torch
 
 from smallfirst.models.local.weights import choose_device
-from smallfirst.training.batches import TokenizedRow
 from smallfirst.training.causal_lm import CausalBackend
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.loop import TrainingLoop
+from smallfirst.training.recipe import TokenizedRow
 
 PUBLISHED_TOKENS_PER_S = {"lora": 12_473}
 H100_PEAK = 989e12
@@ -113,7 +113,6 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--rows", type=int, default=2)
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--toy", action="store_true")
     asked = parser.parse_args()
@@ -129,7 +128,6 @@ def main() -> None:
                 micro_tokens=asked.rows * tokens,
                 max_seq_tokens=tokens + 1,
                 gradient_checkpointing=asked.checkpointing or None,
-                compile=asked.compile,
             )
             found = measure(base, config, rows=asked.rows, tokens=tokens)
             share = found["flops_per_s"] / H100_PEAK

@@ -39,7 +39,7 @@ from smallfirst.models.protocol import Request
 from smallfirst.registry import runs
 from smallfirst.tasks.extract import Extract
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.recipes.recipe import TaskRecipe
+from smallfirst.training.recipe import TaskRecipe
 from smallfirst.training.run import train
 
 SMALL = "HuggingFaceTB/SmolLM2-135M-Instruct"

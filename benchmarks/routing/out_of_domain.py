@@ -39,7 +39,7 @@ from smallfirst.routing.auto import TaskSelector
 from smallfirst.routing.domain import PROFILE_FILE, ConformalScorer, ScoreFusion, fit_task_profile
 from smallfirst.tasks.classify import Classify
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.recipes.encoders import EncoderRecipe
+from smallfirst.training.encoders import EncoderRecipe
 from smallfirst.training.run import train
 
 PARTS = ("validation", "test", "oos_test")

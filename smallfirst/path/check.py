@@ -21,7 +21,6 @@ from smallfirst.models.base_size import BaseSize, read_base_size
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, LARGER_ENCODER
 from smallfirst.models.local.tokenizer import Tokenizer, load_tokenizer
-from smallfirst.models.pricing.prices import PriceBook
 from smallfirst.path.foretold import (
     CertificateForecast,
     RowsForecast,
@@ -36,21 +35,19 @@ from smallfirst.path.project.candidates import project_candidates
 from smallfirst.path.project.project import Project, shown_as
 from smallfirst.path.project.rows import Rows
 from smallfirst.routing.policies import detect_language, dominant_script
-from smallfirst.training.batches import TokenizedRow, encode_label_rows, encode_text_rows
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.estimates import (
-    Range,
+    SMALLER,
     TrainingEstimate,
     ValidationWork,
     estimate_training,
     expected_memory,
-    format_gigabytes,
+    free_memory,
     least_bytes,
-    suggest_smaller_setting,
+    training_pace,
 )
-from smallfirst.training.hardware import free_memory, has_gpu
+from smallfirst.training.recipe import NO_LIMIT, TokenizedRow, encode_task_rows
 
-_NO_LIMIT = 1 << 30
 LANGUAGE_SAMPLE = 200
 """So many training rows are read, evenly spaced."""
 MIN_LETTERS = 20
@@ -194,10 +191,8 @@ def find_local_base(name: str) -> LocalBaseModel:
 
 def tokenize_rows(project: Project, data: Dataset, tokens: Tokenizer) -> list[TokenizedRow]:
     """Tokenize the rows as training does, but without a length limit."""
-    closed = project.task.closed
-    if closed:  # which token stands for a label does not change the length
-        return encode_label_rows(data, project.task, codes=range(len(closed)), tokenizer=tokens, max_tokens=_NO_LIMIT)
-    return encode_text_rows(data, project.task, tokenizer=tokens, max_tokens=_NO_LIMIT)
+    codes = range(len(project.task.closed))  # which token stands for a label does not change the length
+    return encode_task_rows(data, project.task, tokens, NO_LIMIT, codes)
 
 
 def _counts(encoded: Mapping[str, Sequence[TokenizedRow]], project: Project) -> TokenCounts:
@@ -215,27 +210,18 @@ def _needs(
     """Estimate the fine-tune on this machine, or return why that is impossible."""
     config, rows = project.file.small.training, encoded["train"]
     try:
-        gpu = has_gpu()
+        free = free_memory()
     except ImportError:
         return None, str(MissingExtra("Training", "train"))
-    free, memory = free_memory(), expected_memory(size, config, rows, gpu=gpu).span
-    if free and memory.high > free.bytes + free.swap:
-        words = f"about {format_gigabytes(memory.low)} to {format_gigabytes(memory.high)}"
-        return None, f"it may not fit: {words}, {format_gigabytes(free.bytes + free.swap)} of {free.name} is free"
-    from smallfirst.training.pace import training_pace  # loads PyTorch
-
-    name = project.file.small.base
+    if lack := free.lacks(expected_memory(size, config, rows, gpu=free.gpu).span.high):
+        return None, f"it may not fit: it takes up to {lack.removeprefix('at least ')}"
+    name, prices = project.file.small.base, project.file.prices
     pace = training_pace(state_folder() / "tasks", (name, find_weights(name, download=False)), config, rows)
     exam = validation_work(project, encoded["validation"])
-    needs = estimate_training(name, size, config, rows, exam, pace, gpu=gpu)
-    more = {"free_bytes": free.bytes if free else None, "cost_usd": _cost(needs.seconds, project.file.prices)}
-    return needs.model_copy(update=more), ""
-
-
-def _cost(seconds: Range, prices: PriceBook) -> Range | None:
-    """Return None unless the task file gives the machine's price: a default would look like a measured value."""
+    # A default price would look like a measured value.
     told = "machine" in prices.model_fields_set and "usd_per_hour" in prices.machine.model_fields_set
-    return seconds.times(prices.machine.usd_per_hour / 3600) if told else None
+    rate = prices.machine.usd_per_hour if told else None
+    return estimate_training(name, size, config, rows, exam, pace, free, usd_per_hour=rate), ""
 
 
 def validation_work(project: Project, validation: Sequence[TokenizedRow]) -> ValidationWork:
@@ -255,15 +241,8 @@ def _too_large(size: BaseSize, config: TrainConfig) -> Iterator[Finding]:
         free = free_memory()
     except ImportError:  # no PyTorch, so nothing is trained here
         return
-    if free is None or (least := least_bytes(size, config, gpu=free.gpu)) <= free.bytes + free.swap:
-        return
-    yield make_finding(
-        "stop",
-        f"the fine-tune needs at least {format_gigabytes(least)} of {free.name}, "
-        f"{format_gigabytes(free.bytes + free.swap)} is free",
-        suggest_smaller_setting(size, config, free),
-        n=1,
-    )
+    if lack := free.lacks(least_bytes(size, config, gpu=free.gpu)):
+        yield make_finding("stop", f"the fine-tune needs {lack}", SMALLER, n=1)
 
 
 def language_findings(project: Project) -> Iterator[Finding]:

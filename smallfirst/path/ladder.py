@@ -24,10 +24,16 @@ from smallfirst.path.check import find_local_base, tokenize_rows, validation_wor
 from smallfirst.path.project.candidates import Candidate, fits_in_folds, get_candidate
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.task_file import RULES
-from smallfirst.training.batches import TokenizedRow
 from smallfirst.training.config import TrainConfig, parse_duration
-from smallfirst.training.estimates import ValidationWork, count_epochs, first_epoch
-from smallfirst.training.hardware import SAMPLE_ROWS, encoder_pace
+from smallfirst.training.estimates import (
+    SAMPLE_ROWS,
+    ValidationWork,
+    count_epochs,
+    encoder_pace,
+    first_epoch,
+    training_pace,
+)
+from smallfirst.training.recipe import TokenizedRow
 
 QUICK_SHARE = 0.05
 """Candidates that take at most so much of the time left are admitted first."""
@@ -99,7 +105,7 @@ def _encoder_time(project: Project, candidate: Candidate) -> TimeNeeded:
     if not candidate.training_setting:
         fit_s = 2 * n * pace.read_s + n_folds * n * REGRESSION_S if n_folds else head_s + validate_s
         return TimeNeeded(fit_s, after_s=measure_s + curve_s)
-    from smallfirst.training.recipes.encoders import epoch_passes  # loads PyTorch
+    from smallfirst.training.encoders import epoch_passes  # loads PyTorch
 
     config: TrainConfig = getattr(small, candidate.training_setting)
 
@@ -138,8 +144,6 @@ def _language_model_time(project: Project, candidate: Candidate) -> TimeNeeded:
 
     train, selection = encoded(rows.train), encoded(rows.selection)
     held_out = [*selection, *encoded(rows.calibration, rows.test)]
-    from smallfirst.training.pace import training_pace  # loads PyTorch
-
     rate = training_pace(state_folder() / "tasks", (name, folder), config, train).tokens_per_s
     n_tokens = sum(len(row.ids) - 1 for row in train)
     epoch_s = (n_tokens + validation_work(project, selection).as_trained) / rate

@@ -55,8 +55,6 @@ class TrainConfig(Record):
     gradient_checkpointing: bool | None = None
     """True: a layer's activations are computed again in the backward pass instead of kept: a third more work, and long
     rows fit. None: if they would not fit otherwise. The model is the same."""
-    compile: bool = False
-    """Compile the layers (`torch.compile`): a minute or more at the start, faster steps on a GPU."""
     patience: int | None = pydantic.Field(default=None, ge=1)
     """Stop after so many epochs without a better score on selection rows. None: train to the end."""
     weight_decay: float = pydantic.Field(default=0.01, ge=0)
@@ -83,5 +81,5 @@ class TrainConfig(Record):
         return value
 
 
-OF_LANGUAGE_MODELS = ("method", "adapters", "micro_tokens", "gradient_checkpointing", "compile", "lora_rank")
+OF_LANGUAGE_MODELS = ("method", "adapters", "micro_tokens", "gradient_checkpointing", "lora_rank")
 """Settings that the fine-tune of an encoder does not read: every weight is trained, in whole batches."""

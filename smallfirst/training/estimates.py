@@ -1,4 +1,4 @@
-"""Time, memory and cost of a fine-tune before it starts, and the refusal of one that cannot fit into the memory.
+"""What a fine-tune takes on this machine before it starts: memory, time, cost; one that cannot fit is refused.
 
 Memory. Per weight: 2 bytes bf16 (0.52 in 4 bits with the scales), and for each trained one 12 (fp32 master and both
 moments of AdamW); on top of them the larger of two moments of a step: 4 bytes fp32 gradient while the optimizer works,
@@ -10,23 +10,34 @@ A layer of the Llama family keeps for each token, in bytes (h hidden, q query, k
 keep 2 h each, and one of them all. The formula is within 3 % of `torch.autograd.graph.saved_tensors_hooks`, within
 10 % for adapters.
 
-Time. Tokens over the tokens a second of an earlier run with the same base and method, or of its first steps.
+Time. Tokens over the tokens a second of an earlier run with the same base and method, or of its own first steps. A
+sentence encoder is timed on a few texts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from smallfirst.base.errors import TrainingError
 from smallfirst.base.records import Record
 from smallfirst.models.base_size import BaseSize, read_base_size
-from smallfirst.training.batches import LOSS_TARGETS, TokenizedRow, epoch_batches, micro_batches
+from smallfirst.models.local.weights import choose_device, release_memory
 from smallfirst.training.config import TrainConfig, epoch_seed, parse_duration
-from smallfirst.training.hardware import FreeMemory, free_memory
+from smallfirst.training.recipe import TokenizedRow, epoch_batches, micro_batches
 
+if TYPE_CHECKING:
+    import torch
+
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+LOSS_TARGETS = 1024
+"""Targets whose logits are in memory at once; those of more are computed again in the backward pass."""
 SHORT_TOKENS = 256
 """Rows up to this long keep their attention weights on a CPU (`models.local.packed_rows` computes them itself)."""
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -41,6 +52,165 @@ READ_SHARE = 1 / 3
 """Of the time of a trained token, what a token takes that is read in validation: the backward pass is two of three."""
 WRITTEN_FACTOR = 8.0
 """A token written in validation takes so many times as long as one that is read: 7 to 9 times in two runs."""
+MEASURED_S = 2.0
+"""Time for the first steps that are timed, after one that is not: it is slower."""
+SAMPLE_ROWS = 32
+"""Texts on which an encoder is timed."""
+FP32_FASTER = 1.25
+"""How much faster fp32 must be for a model to learn in it: less could be noise, and bf16 takes half the memory."""
+SMALLER = "set method: lora or qlora under small.training, or take a smaller base model"
+"""What to do about a fine-tune that does not fit."""
+
+
+class FreeMemory(NamedTuple):
+    """Memory available now, in bytes."""
+
+    bytes: int
+    swap: int
+    """Beyond it: a run that needs it is slow, but does not die."""
+    gpu: bool
+
+    def lacks(self, need: float) -> str:
+        """Return how much less than `need` bytes there is, in a clause; empty if there is enough."""
+        if need <= self.bytes + self.swap:
+            return ""
+        free = f"{format_gigabytes(self.bytes + self.swap)} is free"
+        return f"at least {format_gigabytes(need)} of {'GPU memory' if self.gpu else 'memory'}, {free}"
+
+
+def free_memory() -> FreeMemory:
+    """Return the free memory of the GPU if training would use one, else of the system. Raise ImportError."""
+    if (device := choose_device()).type != "cuda":
+        return system_memory()
+    import torch
+
+    return FreeMemory(int(torch.cuda.mem_get_info(device)[0]), 0, gpu=True)
+
+
+def system_memory(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> FreeMemory:
+    """Return the free memory of the system, or what its container may still take; its size where only that is known."""
+    try:
+        figures = _figures(meminfo)
+        free, swap = figures["MemAvailable:"] * 1024, figures.get("SwapFree:", 0) * 1024
+    except (OSError, KeyError):
+        return FreeMemory(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), 0, gpu=False)
+    try:  # cgroup v2; pages of files can be reclaimed and do not count
+        limit, used = (int((cgroup / f"memory.{name}").read_text(encoding="ascii")) for name in ("max", "current"))
+        pages = _figures(cgroup / "memory.stat")
+    except (OSError, ValueError):  # no container, or "max": no limit
+        return FreeMemory(free, swap, gpu=False)
+    allowed = max(0, limit - used + pages.get("inactive_file", 0) + pages.get("active_file", 0))
+    return FreeMemory(free, swap, gpu=False) if allowed > free else FreeMemory(allowed, 0, gpu=False)
+
+
+def _figures(path: Path) -> dict[str, int]:
+    lines = [line.split() for line in path.read_text(encoding="ascii").splitlines()]
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}
+
+
+@cache
+def training_dtype() -> torch.dtype:
+    """Return the precision in which models learn fastest on the processor: bf16, or fp32 where that is faster.
+
+    Not every processor that has bf16 instructions is faster by them: Intel cores whose AMX is hidden from a virtual
+    machine multiply 80 GFLOP/s in bf16 and 160 in fp32. Processor time is compared, which other programs change little;
+    takes a tenth of a second.
+    """
+    import torch
+
+    spent = {torch.bfloat16: float("inf"), torch.float32: float("inf")}
+    for _ in range(5):
+        for dtype in spent:
+            a, b = torch.ones(512, 384, dtype=dtype), torch.ones(384, 1536, dtype=dtype)
+            a @ b
+            began = time.process_time()
+            for _ in range(4):
+                a @ b
+            spent[dtype] = min(spent[dtype], time.process_time() - began)
+    faster = spent[torch.bfloat16] > FP32_FASTER * spent[torch.float32]
+    return torch.float32 if faster else torch.bfloat16
+
+
+class EncoderPace(NamedTuple):
+    """What an encoder takes for a text, in seconds."""
+
+    read_s: float
+    train_s: float
+    """Forwards and backwards, in the precision of `training_dtype`."""
+    tokens: float
+    """Mean tokens of a text."""
+    parameters: int
+
+
+@cache
+def encoder_pace(folder: Path, texts: tuple[str, ...]) -> EncoderPace:
+    """Measure an encoder on `texts`, read as they are served and trained on; takes a second or two."""
+    from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
+
+    served, encoder = SentenceEncoder.for_inference(folder), SentenceEncoder(folder)
+    served.embed(texts)  # the first call is slower
+    read_s = _seconds(lambda: served.embed(texts)) / len(texts)
+    ids = [encoder.tokens(text) for text in texts]
+    encoder.model.to(training_dtype())
+
+    def step(rows: list[list[int]]) -> None:
+        encoder.vectors(rows).sum().backward()
+
+    step(ids[:8])
+    train_s = _seconds(lambda: step(ids)) / len(texts)
+    parameters = sum(p.numel() for p in encoder.model.parameters())
+    return EncoderPace(read_s, train_s, sum(map(len, ids)) / len(ids), parameters)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+class Pace(NamedTuple):
+    """How fast a fine-tune is."""
+
+    tokens_per_s: float
+    words: str
+    """How it is known."""
+
+
+def training_pace(tasks: Path, base: tuple[str, Path], config: TrainConfig, rows: Sequence[TokenizedRow]) -> Pace:
+    """Return the pace of the latest run below `tasks` with this base (name, folder) and method.
+
+    Without one, that of the first steps, which takes some seconds and the memory of the fine-tune.
+    """
+    for path in sorted(tasks.glob("*/*/run.json"), key=lambda path: path.parent.name, reverse=True):
+        try:
+            run = json.loads(path.read_text(encoding="utf-8"))
+            if (run["base"], run["config"]["method"]) == (base[0], config.method):
+                return Pace(run["tokens_per_s"], f"an earlier run read {run['tokens_per_s']:,.0f} tokens/s")
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # damaged: it only does not help
+    measured = _of_first_steps(base[1], config.model_dump_json(), tuple(rows))
+    return Pace(measured, f"its first steps read {measured:,.0f} tokens/s")
+
+
+@cache
+def _of_first_steps(folder: Path, config: str, rows: tuple[TokenizedRow, ...]) -> float:
+    from smallfirst.training.causal_lm import CausalBackend
+    from smallfirst.training.loop import TrainingLoop
+
+    settings, backend = TrainConfig.model_validate_json(config), CausalBackend()
+    model, _ = backend.load(folder, settings)
+    backend.begin(model, rows, settings)
+    loop = TrainingLoop(backend, model, rows, settings)
+    first, rate = (0, 0.0), 0.0
+    for step in loop.steps():
+        rate = (loop.tokens - first[0]) / (loop.busy_s - first[1])
+        if step.step == 1:
+            first = loop.tokens, loop.busy_s
+        elif loop.busy_s - first[1] >= MEASURED_S:
+            break
+    del model, loop
+    release_memory()
+    return rate
 
 
 class Range(Record):
@@ -81,6 +251,18 @@ class PeakMemory(NamedTuple):
         return Range(low=self.at_least + PROGRAM_BYTES / 2, high=AT_MOST * (self.weights + self.read) + PROGRAM_BYTES)
 
 
+class ValidationWork(NamedTuple):
+    """Tokens of the validation after each epoch."""
+
+    read_tokens: int
+    written_tokens: int
+
+    @property
+    def as_trained(self) -> float:
+        """Tokens that are trained on in the same time."""
+        return READ_SHARE * (self.read_tokens + WRITTEN_FACTOR * self.written_tokens)
+
+
 class TrainingEstimate(Record):
     """What a fine-tune takes."""
 
@@ -99,54 +281,29 @@ class TrainingEstimate(Record):
     """How the speed is known."""
     memory_bytes: Range
     """At the peak, the program included."""
-    least_bytes: float
-    """The least it can take; if more than is free, it cannot run."""
-    free_bytes: int | None = None
-    """Free memory without swap; None if unknown."""
+    free_bytes: int
+    """Without swap."""
     cost_usd: Range | None = None
     """At the machine's price an hour; None if the task file sets none."""
 
     @property
-    def _gigabytes(self) -> str:
-        return f"{self.memory_bytes.low / 1e9:.1f} to {self.memory_bytes.high / 1e9:.1f} GB"
-
-    @property
     def short_summary(self) -> str:
-        return f"about {format_seconds(self.seconds)}, {self._gigabytes}"
+        memory = self.memory_bytes.times(1e-9)
+        return f"about {format_seconds(self.seconds)}, {memory.low:.1f} to {memory.high:.1f} GB"
 
     @property
     def in_words(self) -> list[str]:
         trained = "" if self.trained == self.parameters else f", {_millions(self.trained)} of them trained"
+        time_needed, memory = self.short_summary.split(", ")
         lines = [
             f"fine-tune of {self.base}: {self.method}, {_millions(self.parameters)} weights{trained}",
             f"  work    {self.tokens:,} tokens in {self.steps:,} steps, {self.epochs:.3g} epochs",
-            f"  time    about {format_seconds(self.seconds)} ({self.pace})",
+            f"  time    {time_needed} ({self.pace})",
+            f"  memory  about {memory}; {format_gigabytes(self.free_bytes)} is free",
         ]
-        free = "" if self.free_bytes is None else f"; {self.free_bytes / 1e9:.1f} GB is free"
-        lines.append(f"  memory  about {self._gigabytes}{free}")
         if self.cost_usd is not None:
             lines.append(f"  cost    about ${self.cost_usd.low:.2g} to ${self.cost_usd.high:.2g}")
         return lines
-
-
-class ValidationWork(NamedTuple):
-    """Tokens of the validation after each epoch."""
-
-    read_tokens: int
-    written_tokens: int
-
-    @property
-    def as_trained(self) -> float:
-        """Tokens that are trained on in the same time."""
-        return READ_SHARE * (self.read_tokens + WRITTEN_FACTOR * self.written_tokens)
-
-
-class Pace(NamedTuple):
-    """How fast a fine-tune is."""
-
-    tokens_per_s: float
-    words: str
-    """How it is known."""
 
 
 def estimate_training(
@@ -156,18 +313,16 @@ def estimate_training(
     rows: Sequence[TokenizedRow],
     validation: ValidationWork,
     pace: Pace,
+    free: FreeMemory,
     *,
-    gpu: bool = False,
+    usd_per_hour: float | None = None,
 ) -> TrainingEstimate:
-    """Return what the fine-tune takes, without free memory and cost, which the caller adds.
-
-    Early stopping lowers the low end of its time.
-    """
+    """Return what the fine-tune takes. Early stopping lowers the low end of its time."""
     steps, tokens = len(first_epoch(rows, config)), sum(len(row.ids) - 1 for row in rows)
     epochs = count_epochs(config, steps, tokens)
-    seconds = (epochs * tokens + max(1.0, epochs) * validation.as_trained) / pace.tokens_per_s
+    needed_s = (epochs * tokens + max(1.0, epochs) * validation.as_trained) / pace.tokens_per_s
     shortest = min(1.0, (config.patience + 1) / epochs) if config.patience else 1.0
-    top = expected_memory(size, config, rows, gpu=gpu)
+    seconds = Range(low=shortest * needed_s / TIME_RANGE, high=needed_s * TIME_RANGE)
     return TrainingEstimate(
         base=base,
         parameters=size.parameters,
@@ -176,10 +331,11 @@ def estimate_training(
         epochs=epochs,
         steps=max(1, round(epochs * steps)),
         tokens=round(epochs * tokens),
-        seconds=Range(low=shortest * seconds / TIME_RANGE, high=seconds * TIME_RANGE),
+        seconds=seconds,
         pace=pace.words,
-        memory_bytes=top.span,
-        least_bytes=top.at_least,
+        memory_bytes=expected_memory(size, config, rows, gpu=free.gpu).span,
+        free_bytes=free.bytes,
+        cost_usd=None if usd_per_hour is None else seconds.times(usd_per_hour / 3600),
     )
 
 
@@ -187,65 +343,6 @@ def count_epochs(config: TrainConfig, steps: int, tokens: int) -> float:
     """Return how many epochs of so many steps and tokens the duration makes."""
     duration = parse_duration(config.duration)
     return duration.amount / {"ep": 1, "ba": steps, "tok": tokens}[duration.unit]
-
-
-def trainable_parameters(size: BaseSize, config: TrainConfig) -> float:
-    """Return how many weights are trained."""
-    return size.parameters if config.method == "full" else config.lora_rank * size.linear_ends
-
-
-def activation_bytes(size: BaseSize, config: TrainConfig, read: MicroBatchShape, *, gpu: bool) -> float:
-    """Return what the backward pass keeps of one micro-batch; 0 for an encoder, whose share is small."""
-    if not size.causal:
-        return 0.0
-    layers = size.layers
-    token: float = 16 * size.hidden + 4 * size.query + 4 * size.key_value + 8 * size.inner
-    if not gpu and read.width <= SHORT_TOKENS:
-        token += 6 * size.heads * read.width
-    body = layers * 2 * size.hidden + token if config.gradient_checkpointing else layers * token
-    return read.rows * read.width * body + min(read.targets, LOSS_TARGETS) * 10 * size.vocabulary
-
-
-def base_bytes(size: BaseSize, config: TrainConfig) -> float:
-    """Return what the weights take as they are read in training."""
-    if config.method == "qlora":
-        return 2 * (size.parameters - size.body) + NF4_BYTES * size.body
-    return (2 if size.causal else 4) * size.parameters
-
-
-def peak_memory(
-    size: BaseSize,
-    config: TrainConfig,
-    read: MicroBatchShape,
-    *,
-    gpu: bool = False,
-    several: bool = False,
-) -> PeakMemory:
-    """Return the peak of a run, `read` its largest micro-batch; `several`: a step has more."""
-    trained, width = trainable_parameters(size, config), 2 if size.causal else 4
-    always = base_bytes(size, config) + 12 * trained
-    kept = activation_bytes(size, config, read, gpu=gpu)
-    working, reading = 4 * trained, (width + (4 if several else 0)) * trained
-    merges = config.method != "full" and config.adapters == "merged" and not gpu
-    saving = 2.0 * size.body if merges else 0.0
-    if reading + kept >= max(working, saving):
-        return PeakMemory(always + reading, kept)
-    return PeakMemory(always + max(working, saving), 0.0)
-
-
-def expected_memory(size: BaseSize, config: TrainConfig, rows: Sequence[TokenizedRow], *, gpu: bool) -> PeakMemory:
-    """Return the peak of a run on these rows."""
-    read, several = largest_micro_batch(rows, size, config, gpu=gpu)
-    return peak_memory(size, config, read, gpu=gpu, several=several)
-
-
-def largest_micro_batch(
-    rows: Sequence[TokenizedRow], size: BaseSize, config: TrainConfig, *, gpu: bool = False
-) -> tuple[MicroBatchShape, bool]:
-    """Return the micro-batch that keeps most in the first epoch, and whether any step has more than one."""
-    steps = first_epoch(rows, config)
-    largest = max(chain(*steps), key=lambda read: activation_bytes(size, config, read, gpu=gpu))
-    return largest, any(len(step) > 1 for step in steps)
 
 
 def first_epoch(rows: Sequence[TokenizedRow], config: TrainConfig) -> list[list[MicroBatchShape]]:
@@ -261,25 +358,68 @@ def first_epoch(rows: Sequence[TokenizedRow], config: TrainConfig) -> list[list[
     ]
 
 
+def trainable_parameters(size: BaseSize, config: TrainConfig) -> float:
+    """Return how many weights are trained."""
+    return size.parameters if config.method == "full" else config.lora_rank * size.linear_ends
+
+
+def activation_bytes(size: BaseSize, config: TrainConfig, read: MicroBatchShape, *, gpu: bool) -> float:
+    """Return what the backward pass keeps of one micro-batch; 0 for an encoder, whose share is small."""
+    if not size.causal:
+        return 0.0
+    token: float = 16 * size.hidden + 4 * size.query + 4 * size.key_value + 8 * size.inner
+    if not gpu and read.width <= SHORT_TOKENS:
+        token += 6 * size.heads * read.width
+    body = size.layers * 2 * size.hidden + token if config.gradient_checkpointing else size.layers * token
+    return read.rows * read.width * body + min(read.targets, LOSS_TARGETS) * 10 * size.vocabulary
+
+
+def base_bytes(size: BaseSize, config: TrainConfig) -> float:
+    """Return what the weights take as they are read in training."""
+    if config.method == "qlora":
+        return 2 * (size.parameters - size.body) + NF4_BYTES * size.body
+    return (2 if size.causal else 4) * size.parameters
+
+
+def peak_memory(
+    size: BaseSize, config: TrainConfig, read: MicroBatchShape, *, gpu: bool = False, several: bool = False
+) -> PeakMemory:
+    """Return the peak of a run, `read` its largest micro-batch; `several`: a step has more."""
+    trained = trainable_parameters(size, config)
+    always, kept = base_bytes(size, config) + 12 * trained, activation_bytes(size, config, read, gpu=gpu)
+    reading = ((2 if size.causal else 4) + (4 if several else 0)) * trained
+    merges = config.method != "full" and config.adapters == "merged" and not gpu
+    working = max(4 * trained, 2.0 * size.body if merges else 0.0)
+    return PeakMemory(always + reading, kept) if reading + kept >= working else PeakMemory(always + working, 0.0)
+
+
+def expected_memory(size: BaseSize, config: TrainConfig, rows: Sequence[TokenizedRow], *, gpu: bool) -> PeakMemory:
+    """Return the peak of a run on these rows: that of the micro-batch which keeps most in the first epoch."""
+    steps = first_epoch(rows, config)
+    largest = max(chain(*steps), key=lambda read: activation_bytes(size, config, read, gpu=gpu))
+    return peak_memory(size, config, largest, gpu=gpu, several=any(len(step) > 1 for step in steps))
+
+
+def least_bytes(size: BaseSize, config: TrainConfig, *, gpu: bool = False) -> float:
+    """Return the least a fine-tune can take, whatever its rows: weights, masters, moments and gradients."""
+    return peak_memory(size, config, MicroBatchShape(0, 0, 0), gpu=gpu).at_least
+
+
 def require_memory(base: tuple[str, Path], config: TrainConfig) -> None:
     """Raise TrainingError if even the least that the fine-tune of `base` (name and folder) can take is not free."""
-    size, free = read_base_size(base[1]), free_memory()
-    if size is None or free is None:
+    if (size := read_base_size(base[1])) is None:
         return
-    need = least_bytes(size, config, gpu=free.gpu)
-    if need > free.bytes + free.swap:
-        raise TrainingError(
-            f"{config.method} fine-tune of {base[0]} ({size.parameters / 1e6:,.0f} M weights) needs at least "
-            f"{format_gigabytes(need)} of {free.name}, {format_gigabytes(free.bytes + free.swap)} is free",
-            hint=suggest_smaller_setting(size, config, free),
-        )
+    free = free_memory()
+    if lack := free.lacks(least_bytes(size, config, gpu=free.gpu)):
+        weights = f"{size.parameters / 1e6:,.0f} M weights"
+        raise TrainingError(f"{config.method} fine-tune of {base[0]} ({weights}) needs {lack}", hint=SMALLER)
 
 
 def needs_checkpointing(size: BaseSize | None, config: TrainConfig, rows: Sequence[TokenizedRow]) -> bool:
     """Return whether a run whose weights are loaded needs checkpointed layers to fit into the memory that is free."""
-    free = free_memory() if config.gradient_checkpointing is None else None
-    if size is None or free is None:
+    if config.gradient_checkpointing is not None or size is None:
         return bool(config.gradient_checkpointing)
+    free = free_memory()
     peak = expected_memory(size, config, rows, gpu=free.gpu)
     return peak.weights - base_bytes(size, config) + AT_MOST * peak.read > free.bytes
 
@@ -289,17 +429,12 @@ def fits_in_fp32(size: BaseSize | None, config: TrainConfig, rows: Sequence[Toke
 
     Weights, gradients and activations are twice as wide then; during a validation the weights are there in bf16 too.
     """
-    free = free_memory()
-    if size is None or free is None or config.method != "full":
+    if size is None or config.method != "full":
         return False
+    free = free_memory()
     peak = expected_memory(size, config, rows, gpu=free.gpu)
     wider = 2 * base_bytes(size, config) + 2 * trainable_parameters(size, config) + peak.read
     return peak.weights - base_bytes(size, config) + AT_MOST * (peak.read + wider) < free.bytes
-
-
-def least_bytes(size: BaseSize, config: TrainConfig, *, gpu: bool = False) -> float:
-    """Return the least a fine-tune can take, whatever its rows: weights, masters, moments and gradients."""
-    return peak_memory(size, config, MicroBatchShape(0, 0, 0), gpu=gpu).at_least
 
 
 def format_gigabytes(n_bytes: float) -> str:
@@ -307,37 +442,17 @@ def format_gigabytes(n_bytes: float) -> str:
     return f"{n_bytes / 1e9:.1f} GB" if n_bytes < 1e10 else f"{n_bytes / 1e9:,.0f} GB"
 
 
-def suggest_smaller_setting(size: BaseSize, config: TrainConfig, free: FreeMemory) -> str:
-    """Describe the nearest setting under which a fine-tune that is too large may fit."""
-    methods: tuple[Literal["lora", "qlora"], ...] = ("lora", "qlora")
-    for method in methods if size.causal else ():
-        need = least_bytes(size, config.model_copy(update={"method": method}), gpu=free.gpu)
-        if method != config.method and need <= free.bytes + free.swap:
-            return f"method: {method} (rank {config.lora_rank}) under training: needs at least {format_gigabytes(need)}"
-    a_weight = {"full": 18.0, "qlora": NF4_BYTES}.get(config.method, 2.0)
-    return f"a smaller base model: {(free.bytes + free.swap) / a_weight / 1e6:,.0f} M weights at most would fit"
-
-
 def format_seconds(span: Range) -> str:
-    """Return a time that is known roughly in words: `85 s to 3.5 min`."""
+    """Return a time that is known roughly in words, of two digits: `85 s to 3.5 min`."""
     low, high = _time(span.low), _time(span.high)
-    if low == high:
-        return high
-    unit = " " + high.split()[1]
-    return f"{low.removesuffix(unit)} to {high}"
-
-
-def _millions(n: float) -> str:
-    return f"{n / 1e6:,.0f} M" if n >= 1e7 else f"{n / 1e6:.2g} M"
+    return high if low == high else f"{low} to {high}"
 
 
 def _time(seconds: float) -> str:
     units = (("h", 3600), ("min", 60), ("s", 1))
     unit, length = next(((name, n) for name, n in units if seconds >= 1.5 * n), units[-1])
-    return f"{_rounded(seconds / length)} {unit}"
+    return f"{max(1.0, float(f'{seconds / length:.2g}')):,g} {unit}"
 
 
-def _rounded(value: float) -> str:
-    if value < 10:
-        return f"{max(1.0, value):.2g}"
-    return f"{5 * round(value / 5):,}" if value < 100 else f"{round(value, -1):,.0f}"
+def _millions(n: float) -> str:
+    return f"{n / 1e6:,.0f} M" if n >= 1e7 else f"{n / 1e6:.2g} M"

@@ -1,6 +1,7 @@
 """The training loop: count the steps, draw batches epoch after epoch, step, set the learning rate.
 
 AdamW works on fp32 masters of low-precision weights: most updates are smaller than half a bf16 step and would be lost.
+Several processes may train together, by torch.distributed: each computes its part of a batch, the first one decides.
 """
 
 from __future__ import annotations
@@ -8,9 +9,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,7 +20,37 @@ from smallfirst.base.errors import TrainingError
 from smallfirst.training.checkpoint import SavedCheckpoint
 from smallfirst.training.config import TrainConfig, epoch_seed, parse_duration
 
+R = TypeVar("R")
 _KEPT = ("exp_avg", "exp_avg_sq", "step")
+
+
+class Group(NamedTuple):
+    """The processes of one training; a single one by default."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def joined(cls) -> Group:
+        """Return the group of the initialized torch.distributed processes; this process alone without any."""
+        return cls(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else cls()
+
+    @property
+    def leads(self) -> bool:
+        """True in the one process that validates, logs and writes."""
+        return self.rank == 0
+
+    def own(self, rows: Sequence[R]) -> Sequence[R]:
+        """Return this process's rows of a batch; none if there are fewer rows than processes."""
+        return rows[self.rank :: self.size]
+
+    def agree(self, value: float) -> float:
+        """Return the first process's value in every process."""
+        if self.size == 1:
+            return value
+        agreed = torch.tensor(value, dtype=torch.float64)
+        dist.broadcast(agreed, 0)
+        return agreed.item()
 
 
 class MasterAdamW:
@@ -138,7 +169,12 @@ class TrainingLoop:
 
     def steps(self) -> Iterator[StepMetrics]:
         """Yield the metrics of each step. Raise TrainingError before updating if the loss is no number."""
-        for batch in islice(iterate_batches(self.backend, self.rows, self.config), self.step, self.total):
+        batches = (
+            batch
+            for epoch in count()
+            for batch in self.backend.batches(self.rows, self.config, epoch_seed(self.config, epoch))
+        )
+        for batch in islice(batches, self.step, self.total):
             yield self._step(batch)
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
@@ -199,11 +235,3 @@ def count_steps(backend: Backend, rows: Sequence[Any], config: TrainConfig) -> t
         "tok": math.ceil(duration.amount / tokens * per_epoch),
     }[duration.unit]
     return max(1, total), per_epoch
-
-
-def iterate_batches(backend: Backend, rows: Sequence[Any], config: TrainConfig) -> Iterator[list[Any]]:
-    """Yield batches of epoch after epoch without end, each epoch in its own order."""
-    epoch = 0
-    while True:
-        yield from backend.batches(rows, config, epoch_seed(config, epoch))
-        epoch += 1

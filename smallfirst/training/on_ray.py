@@ -27,9 +27,8 @@ from smallfirst.registry.runs import UntrackedRun, resume_run
 from smallfirst.tasks import AnyTask
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.events import EventLog
-from smallfirst.training.group import Group
-from smallfirst.training.loop import StepMetrics
-from smallfirst.training.recipes.recipe import TaskRecipe
+from smallfirst.training.loop import Group, StepMetrics
+from smallfirst.training.recipe import TaskRecipe
 from smallfirst.training.run import STOP_FILE, EpochCallback, Run, StepCallback, train
 
 FOLDER = "workers"

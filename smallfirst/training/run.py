@@ -25,14 +25,13 @@ from smallfirst.base.files import locked
 from smallfirst.base.records import Record, fingerprint
 from smallfirst.models.manifest import MANIFEST, Manifest, base_sha256, write_manifest
 from smallfirst.registry.runs import TrackedRun
+from smallfirst.training.causal_lm import as_kept
 from smallfirst.training.checkpoint import CheckpointStore
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.device import as_kept
 from smallfirst.training.estimates import require_memory
 from smallfirst.training.events import EventLog
-from smallfirst.training.group import Group
-from smallfirst.training.loop import StepMetrics, TrainingLoop
-from smallfirst.training.recipes.recipe import Recipe
+from smallfirst.training.loop import Group, StepMetrics, TrainingLoop
+from smallfirst.training.recipe import Recipe
 
 CANCEL_FILE, STOP_FILE = "cancel", "stop"
 """Files in a run's folder that end the run within one step: as cancelled, or with the best epoch so far."""

@@ -22,8 +22,8 @@ from smallfirst.models.local.label_scorer import LabelScorer
 from smallfirst.models.local.tokenizer import encode_prompt, end_of_turn_token
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Request
-from smallfirst.training.batches import TokenizedRow, micro_batches
 from smallfirst.training.causal_lm import target_loss
+from smallfirst.training.recipe import TokenizedRow, micro_batches
 
 MAX_GENERATED_ROWS = 400
 """Selection rows whose answers are written after each epoch: the first ones, which a content hash has ordered."""

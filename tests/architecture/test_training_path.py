@@ -19,15 +19,14 @@ from smallfirst.models.local.packed_rows import PackedRows
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.task_file import read_task_file
 from smallfirst.registry.runs import open_run
-from smallfirst.training.batches import TokenizedRow
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.loop import StepMetrics
-from smallfirst.training.recipes.recipe import TaskRecipe
+from smallfirst.training.recipe import TaskRecipe, TokenizedRow
 from smallfirst.training.run import train
 
 PACKAGE = Path(smallfirst.__file__).parent
 DOCUMENT = PACKAGE.parent / "docs" / "design" / "training_path.md"
-MAX_FILES = 15
+MAX_FILES = 12
 MARK = "zebra"
 """A word of every row's text and of every label."""
 BESIDE = {

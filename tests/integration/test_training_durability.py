@@ -26,7 +26,7 @@ from smallfirst.tasks.classify import Classify
 from smallfirst.training.checkpoint import CheckpointStore
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.loop import StepMetrics
-from smallfirst.training.recipes.recipe import Recipe, TaskRecipe
+from smallfirst.training.recipe import Recipe, TaskRecipe
 from smallfirst.training.run import CANCEL_FILE, Run
 from smallfirst.training.validation import ValidationResult
 

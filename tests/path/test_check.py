@@ -23,8 +23,8 @@ from smallfirst.path.check import (
 )
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.task_file import read_task_file
-from smallfirst.training.hardware import FreeMemory
-from smallfirst.training.recipes.recipe import TaskRecipe
+from smallfirst.training.estimates import FreeMemory
+from smallfirst.training.recipe import TaskRecipe
 
 LONG = "card " * 60
 

@@ -27,9 +27,7 @@ from smallfirst.path.ladder import (
 from smallfirst.path.project.candidates import Candidate, get_candidate
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.task_file import TaskFile, read_task_file
-from smallfirst.training import pace
-from smallfirst.training.estimates import Pace
-from smallfirst.training.hardware import EncoderPace
+from smallfirst.training.estimates import EncoderPace, Pace
 
 TIMES: dict[str, TimeNeeded | None] = {
     "blend": None,
@@ -254,7 +252,7 @@ def test_a_language_model_takes_what_its_estimate_says(
     project = project._replace(file=project.file.model_copy(update={"small": small}))
     found = []
     for rate in (100.0, 400.0):
-        monkeypatch.setattr(pace, "training_pace", lambda *_, rate=rate: Pace(rate, ""))
+        monkeypatch.setattr(module, "training_pace", lambda *_, rate=rate: Pace(rate, ""))
         found.append(time_needed(project, get_candidate("small")) or TimeNeeded(0))
     assert found[0].epochs == 5
     assert found[0].epoch_s == pytest.approx(4 * found[1].epoch_s)

@@ -1,40 +1,42 @@
-"""One gradient: whether a shared beginning is read once, however a batch is cut, of a base in 4 bits or 16."""
+"""One gradient: however rows are packed, a batch is cut, a base is stored or memory is saved."""
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from fixtures.training import Bench
 from fixtures.warm_processes import WarmProcess
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from smallfirst.base.errors import MissingExtra, TrainingError
-from smallfirst.data.dataset import Dataset
 from smallfirst.models.local.weights import load_causal
-from smallfirst.registry.runs import open_run
-from smallfirst.tasks.answer import Answer
-from smallfirst.tasks.classify import Classify
 from smallfirst.training import causal_lm
-from smallfirst.training.batches import TokenizedRow, micro_batches
 from smallfirst.training.causal_lm import (
     CausalBackend,
+    FusedRMSNorm,
     accumulate_gradient,
+    as_kept,
     forward,
+    learn_in_fp32,
+    replace_norms,
     require_isolated_rows,
     shared_prefix_tokens,
     target_loss,
 )
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.device import replace_norms
 from smallfirst.training.loop import MasterAdamW
-from smallfirst.training.recipes.recipe import TaskRecipe
-from smallfirst.training.run import train
+from smallfirst.training.recipe import TokenizedRow, micro_batches
 
 BEGINNING = tuple(range(10, 22))
 ROWS = [
@@ -42,19 +44,46 @@ ROWS = [
     TokenizedRow((*BEGINNING, 40, 300, 301, 302), 13),
     TokenizedRow((*BEGINNING, 50, 51, 52, 53, 300), 16),
 ]
+# Rows with one, two and five targets: a mean of means would weigh them wrongly.
+CUT_ROWS = [
+    TokenizedRow((0, 5, 9, 300, 301), 4),
+    TokenizedRow((0, 7, 300, 301, 302), 3),
+    TokenizedRow((0, 11, 12, 300), 3),
+    TokenizedRow((0, 4, 300, 301, 302, 303, 304), 2),
+    TokenizedRow((0, 21, 22, 23, 24, 25, 26, 300), 7),
+]
 
 
 @pytest.fixture
 def model(tiny_folder: Path) -> Any:
-    found, _ = load_causal(tiny_folder)
-    return found.float()
+    return load_causal(tiny_folder)[0].float().train()
 
 
-def gradients(model: Any, **settings: Any) -> list[torch.Tensor]:
+def gradients(model: Any, rows: list[TokenizedRow] = ROWS) -> list[torch.Tensor]:
+    """The loss, then the gradient of each weight."""
     model.zero_grad()
-    loss = target_loss(model, ROWS, **settings)
+    loss = target_loss(model, rows)
     loss.backward()
     return [loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+
+def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    assert len(found) == len(expected) > 1
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def saved_bytes(work: Callable[[], object]) -> int:
+    """Of the tensors that the forward pass keeps for the backward pass."""
+    seen: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        work()
+    return sum(seen.values())
 
 
 def test_the_shared_beginning_ends_before_the_token_that_predicts_the_first_target() -> None:
@@ -63,27 +92,18 @@ def test_the_shared_beginning_ends_before_the_token_that_predicts_the_first_targ
     assert shared_prefix_tokens([TokenizedRow((*BEGINNING, 1), 12), TokenizedRow((*BEGINNING, 2), 12)]) == 11
     assert shared_prefix_tokens([TokenizedRow((1, *BEGINNING, 9), 12), TokenizedRow((2, *BEGINNING, 9), 12)]) == 0
     assert shared_prefix_tokens([TokenizedRow((8, 1, 5), 2), TokenizedRow((8, 2, 5), 2)]) == 0
-    assert (
-        shared_prefix_tokens([TokenizedRow(BEGINNING, 0), TokenizedRow(BEGINNING, 0)]) == 0
-    )  # plain text: every token is a target
+    assert shared_prefix_tokens([TokenizedRow(BEGINNING, 0), TokenizedRow(BEGINNING, 0)]) == 0  # plain text
 
 
 def test_a_beginning_read_once_gives_the_loss_and_gradient_of_reading_it_with_every_row(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    once = gradients(model)
-    monkeypatch.setattr(causal_lm, "MIN_SHARED_PREFIX_TOKENS", 1000)
-    apart = gradients(model)
-    assert len(once) == len(apart) > 10
-    for one, other in zip(once, apart, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
-
-
-def test_the_layers_see_the_shared_beginning_once_and_no_padding(model: Any) -> None:
     seen = []
     model.model.layers[0].register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[:2]))
-    assert forward(model, ROWS).states.shape == (6, 32)
+    once = gradients(model)
     assert seen == [(1, 12 + 3 + 3 + 4)]
+    monkeypatch.setattr(causal_lm, "MIN_SHARED_PREFIX_TOKENS", 1000)
+    assert_same(gradients(model), once)
 
 
 def test_states_before_each_target_are_those_of_transformers_own_pass_over_each_row(
@@ -118,7 +138,82 @@ def test_a_model_whose_packed_rows_see_one_another_is_refused(model: Any) -> Non
         require_isolated_rows(model)
 
 
-TWO_ROWS = [TokenizedRow((0, 5, 9, 300, 301), 3), TokenizedRow((0, 5, 7, 8, 300, 301, 302), 4)]
+def test_rows_of_4096_tokens_packed_give_the_gradient_of_each_alone(model: Any) -> None:
+    torch.manual_seed(0)
+    long, other = (tuple(torch.randint(5, 300, (n,)).tolist()) for n in (4096, 1500))
+    rows = [TokenizedRow(long, 4080), TokenizedRow(other, 1490), ROWS[0]]
+    alone = [gradients(model, [row]) for row in rows]
+    assert_same(gradients(model, rows), [torch.stack(parts).sum(0) for parts in zip(*alone, strict=True)])
+
+
+def test_the_loss_of_many_targets_is_computed_in_parts(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, kept = gradients(model), saved_bytes(lambda: target_loss(model, ROWS))
+    monkeypatch.setattr(causal_lm, "LOSS_TARGETS", 2)
+    assert_same(gradients(model), whole)
+    assert saved_bytes(lambda: target_loss(model, ROWS)) < kept
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_checkpointed_layers_give_the_same_loss_and_gradient_and_keep_less(method: str, tiny_folder: Path) -> None:
+    found = []
+    for setting in (False, True):
+        config, backend = TrainConfig(method=method, gradient_checkpointing=setting), CausalBackend()
+        torch.manual_seed(0)
+        model, _ = backend.load(tiny_folder, config)
+        backend.begin(model, ROWS, config)
+        found.append([*gradients(model), torch.tensor(saved_bytes(lambda m=model: target_loss(m, ROWS)))])
+    assert_same(found[1][:-1], found[0][:-1])
+    assert found[1][-1] < found[0][-1] / 1.5
+
+
+def test_what_learns_in_fp32_is_kept_in_bf16_and_then_exactly_what_it_was(model: Any) -> None:
+    learn_in_fp32(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1e-6)  # less than bf16 tells apart
+    exact = [parameter.detach().clone() for parameter in model.parameters()]
+    places = [id(parameter) for parameter in model.parameters()]
+    with as_kept(model):
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert_same(list(model.parameters()), exact)
+    assert [id(parameter) for parameter in model.parameters()] == places  # the optimizer's
+    assert {buffer.dtype for buffer in model.buffers()} == {torch.float32}
+
+
+@pytest.mark.parametrize("shape", [(5, 24), (2, 3, 4, 24)])
+def test_values_and_gradients_of_the_norm_are_transformers_own(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    theirs = LlamaRMSNorm(24)
+    theirs.weight.data = torch.randn(24)
+    ours = FusedRMSNorm(copy.deepcopy(theirs))
+    states, weigh = torch.randn(shape) * 3, torch.randn(shape)
+    found = []
+    for norm in (theirs, ours):
+        given = states.clone().requires_grad_()
+        out = norm(given)
+        (out * weigh).sum().backward()
+        found.append((out, given.grad, norm.weight.grad))
+    for their, our in zip(*found, strict=True):
+        torch.testing.assert_close(our, their, atol=1e-5, rtol=1e-5)
+    rounded, few = copy.deepcopy(theirs).bfloat16(), states.bfloat16()
+    exact, own = theirs(few.float()), FusedRMSNorm(rounded)(few)
+    assert own.dtype == torch.bfloat16
+    assert (own - exact).norm() <= 1.01 * (rounded(few) - exact).norm()
+
+
+def test_a_models_norms_are_replaced_under_their_names_and_other_formulas_stay(model: Any) -> None:
+    names = [name for name, _ in model.named_parameters()]
+    before = gradients(model)
+    replace_norms(model)
+    assert_same(gradients(model), before)
+    assert [name for name, _ in model.named_parameters()] == names
+    assert sum(isinstance(part, FusedRMSNorm) for part in model.modules()) == 2 * 2 + 1
+    other = torch.nn.Sequential(GemmaRMSNorm(8))
+    other[0].variance_epsilon = 1e-6  # it multiplies by 1 + weight
+    replace_norms(other)
+    assert isinstance(other[0], GemmaRMSNorm)
+
+
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed (extra gpu)"
 )
@@ -143,19 +238,16 @@ def test_a_base_in_4_bits_gives_the_loss_and_gradient_of_its_numbers_in_16(tiny_
     assert {type(weight).__name__ for weight in bits.values()} == {"Params4bit"}
     assert len(bits) == 2 * 7  # every matrix of both layers
     whole, tokenizer = load_causal(tiny_folder)
-    changed = 0
     for name, weight in bits.items():
-        part = whole.get_submodule(name.removesuffix(".base_layer"))
-        numbers = dequantize_4bit(weight.data, weight.quant_state)
-        changed += not torch.equal(part.weight, numbers)
+        part, before = whole.get_submodule(name.removesuffix(".base_layer")), weight.data
+        numbers = dequantize_4bit(before, weight.quant_state)
+        assert not torch.equal(part.weight, numbers)
         part.weight.data = numbers
-    assert changed == len(bits)
     whole.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    plain = adapted(tmp_path, method="lora")
     found = []
-    for model in (packed, plain):
-        loss = target_loss(model, TWO_ROWS)
+    for model in (packed, adapted(tmp_path, method="lora")):
+        loss = target_loss(model, CUT_ROWS[:2])
         loss.backward()
         found.append([loss.detach(), *(p.grad for p in model.parameters() if p.requires_grad)])
     assert len(found[0]) == len(found[1]) == 1 + 2 * len(bits)
@@ -177,16 +269,12 @@ def test_merging_writes_the_16_bit_model_that_was_trained(tiny_folder: Path, tmp
 
 
 @needs_bitsandbytes
-def test_a_run_learns_and_its_version_is_a_whole_model_in_16_bits(
-    toy_task: Classify, toy_rows: Dataset, toy_selection: Dataset, tiny_folder: Path, tmp_path: Path
-) -> None:
-    config = TrainConfig(method="qlora", duration="4ep", learning_rate=5e-3, batch_tokens=128)
-    with open_run("toy", "qlora") as tracked:
-        recipe = TaskRecipe(toy_task, toy_rows, toy_selection)
-        run = train(recipe, config, base=("tiny", tiny_folder), tracked=tracked, folder=tmp_path)
+@pytest.mark.usefixtures("module_home")
+def test_a_run_over_4_bits_learns_and_its_version_is_a_whole_model_in_16(bench: Bench, tmp_path: Path) -> None:
+    run = bench.train(TrainConfig(method="qlora", duration="4ep", learning_rate=5e-3, batch_tokens=128), tmp_path)
     losses = [loss for _, loss in run.loss_curve]
     assert losses[-1] < 0.85 * losses[0]
-    before, after = (dict(load_causal(folder)[0].named_parameters()) for folder in (tiny_folder, run.folder))
+    before, after = (dict(load_causal(folder)[0].named_parameters()) for folder in (bench.base, run.folder))
     assert before.keys() == after.keys()
 
 
@@ -196,19 +284,11 @@ def test_without_bitsandbytes_the_extra_is_named(tiny_folder: Path, monkeypatch:
         load_causal(tiny_folder, nf4=True)
 
 
-# Rows with one, two and five targets: a mean of means would weigh them wrongly.
-CUT_ROWS = [
-    TokenizedRow((0, 5, 9, 300, 301), 4),
-    TokenizedRow((0, 7, 300, 301, 302), 3),
-    TokenizedRow((0, 11, 12, 300), 3),
-    TokenizedRow((0, 4, 300, 301, 302, 303, 304), 2),
-    TokenizedRow((0, 21, 22, 23, 24, 25, 26, 300), 7),
-]
 PROCESS = """
     import sys, torch, torch.distributed as dist
     from pathlib import Path
     from smallfirst.models.local.weights import load_causal
-    from smallfirst.training.batches import TokenizedRow
+    from smallfirst.training.recipe import TokenizedRow
     from smallfirst.training.config import TrainConfig
     from smallfirst.training.causal_lm import accumulate_gradient
     from smallfirst.training.loop import MasterAdamW
@@ -219,25 +299,24 @@ PROCESS = """
     rows = [TokenizedRow(tuple(ids), n) for ids, n in CUT_ROWS]
     optimizer = MasterAdamW(list(model.parameters()), TrainConfig())
     config = TrainConfig.model_construct(**{**TrainConfig().model_dump(), "micro_tokens": 12})
-    loss = accumulate_gradient(model, rows, config, optimizer)
-    torch.save([torch.tensor(loss), *(m.grad for m in optimizer.masters)], out)
+    found = []
+    for chosen in (rows, rows[:1]):
+        loss = accumulate_gradient(model, chosen, config, optimizer)
+        found.append([torch.tensor(loss), *(m.grad for m in optimizer.masters)])
+        for master in optimizer.masters:
+            master.grad = None
+    torch.save(found, out)
 """
 
 
-def step_gradients(model: Any, rows: list[TokenizedRow], **settings: Any) -> list[torch.Tensor]:
-    config = TrainConfig(**settings)
+def step_gradients(model: Any, rows: list[TokenizedRow], micro_tokens: int | None = None) -> list[torch.Tensor]:
+    config = TrainConfig.model_construct(**{**TrainConfig().model_dump(), "micro_tokens": micro_tokens})
     optimizer = MasterAdamW(list(model.parameters()), config)
     loss = accumulate_gradient(model, rows, config, optimizer)
     return [torch.tensor(loss), *(m.grad for m in optimizer.masters if m.grad is not None)]
 
 
-def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
-
-
-def test_the_loss_is_the_mean_over_all_target_tokens(model: Any) -> None:
+def test_the_loss_is_the_mean_over_all_target_tokens_and_no_row_changes_anothers(model: Any) -> None:
     by_hand = []
     with torch.no_grad():
         for row in CUT_ROWS:
@@ -247,50 +326,21 @@ def test_the_loss_is_the_mean_over_all_target_tokens(model: Any) -> None:
     assert step_gradients(model, CUT_ROWS)[0].item() == pytest.approx(sum(by_hand) / 10, abs=1e-5)
 
 
-def test_micro_batches_give_the_gradient_of_the_whole(model: Any) -> None:
-    assert len(micro_batches(CUT_ROWS, 1024)) == 1
-    assert len(micro_batches(CUT_ROWS, 12)) == 3
-    whole = step_gradients(model, CUT_ROWS)
-    cut = TrainConfig.model_construct(**{**TrainConfig().model_dump(), "micro_tokens": 12})
-    optimizer = MasterAdamW(list(model.parameters()), cut)
-    loss = accumulate_gradient(model, CUT_ROWS, cut, optimizer)
-    assert_same([torch.tensor(loss), *(m.grad for m in optimizer.masters)], whole)
-
-
-@pytest.mark.parametrize("rows", [CUT_ROWS, CUT_ROWS[:1]])
-def test_two_processes_give_the_gradient_of_one(
-    model: Any, tiny_folder: Path, tmp_path: Path, warm_parent: None, rows: list[TokenizedRow]
+def test_micro_batches_and_processes_give_the_gradient_of_the_whole(
+    model: Any, tiny_folder: Path, tmp_path: Path, warm_parent: None
 ) -> None:
-    """One has a micro-batch more than the other, or all the rows that there are."""
-    program = f"CUT_ROWS = {[(list(r.ids), r.n_prompt) for r in rows]}\n" + textwrap.dedent(PROCESS)
+    """Of two processes one has a micro-batch more than the other, or all the rows that there are."""
+    program = f"CUT_ROWS = {[(list(r.ids), r.n_prompt) for r in CUT_ROWS]}\n" + textwrap.dedent(PROCESS)
     meeting, outs = tmp_path / "meeting", [tmp_path / "0.pt", tmp_path / "1.pt"]
     children = [
         WarmProcess([sys.executable, "-c", program, str(tiny_folder), str(meeting), str(rank), str(out)])
         for rank, out in enumerate(outs)
     ]
+    assert len(micro_batches(CUT_ROWS, 12)) == 3
+    whole = step_gradients(model, CUT_ROWS)
+    assert_same(step_gradients(model, CUT_ROWS, micro_tokens=12), whole)
     assert [child.wait(timeout=120) for child in children] == [0, 0]
-    whole = step_gradients(model, rows)
     for out in outs:
-        assert_same(torch.load(out, weights_only=True), whole)
-
-
-def test_micro_batches_keep_every_row_in_order_within_the_budget() -> None:
-    parts = micro_batches(CUT_ROWS, 12)
-    assert [row for part in parts for row in part] == CUT_ROWS
-    assert all(max(len(r.ids) - 1 for r in part) * len(part) <= 12 for part in parts)
-    assert micro_batches([TokenizedRow(tuple(range(50)), 3)], 32) == [[TokenizedRow(tuple(range(50)), 3)]]
-
-
-def test_prompt_tokens_beyond_what_a_row_is_never_enter_the_loss(model: Any) -> None:
-    """Another row in the batch changes no row's own loss."""
-    alone = sum(step_gradients(model, [row])[0].item() * (len(row.ids) - row.n_prompt) for row in CUT_ROWS)
-    assert step_gradients(model, CUT_ROWS)[0].item() * 10 == pytest.approx(alone, abs=1e-4)
-
-
-def test_every_written_row_ends_with_the_end_token(toy_rows: Dataset, tiny_folder: Path) -> None:
-    from smallfirst.training.batches import encode_text_rows
-
-    _, tokenizer = load_causal(tiny_folder)
-    rows = encode_text_rows(toy_rows, Answer(name="toy"), tokenizer=tokenizer, max_tokens=64)
-    assert {row.ids[-1] for row in rows} == {tokenizer.eos_token_id}
-    assert all(row.n_prompt < len(row.ids) - 1 for row in rows)
+        found = torch.load(out, weights_only=True)
+        assert_same(found[0], whole)
+        assert_same(found[1], step_gradients(model, CUT_ROWS[:1]))

@@ -1,46 +1,58 @@
-"""Memory of a fine-tune by hand and by PyTorch's own count, and who is refused; its time and the words for both."""
+"""Memory of a fine-tune by hand and by PyTorch's own count, and who is refused; its time, the pace and the words."""
 
 from __future__ import annotations
 
+import itertools
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
 from fixtures.training import TOY_SIZE as SIZE
 
 from smallfirst.base.errors import TrainingError
 from smallfirst.models.base_size import BaseSize, read_base_size
+from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
+from smallfirst.models.local import packed_rows
 from smallfirst.training import estimates
-from smallfirst.training.batches import TokenizedRow
+from smallfirst.training.causal_lm import add_adapters, checkpoint_layers
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.estimates import (
+    SMALLER,
+    FreeMemory,
     MicroBatchShape,
     Pace,
     Range,
-    TrainingEstimate,
     ValidationWork,
     activation_bytes,
     base_bytes,
     count_epochs,
+    encoder_pace,
     estimate_training,
+    expected_memory,
+    first_epoch,
     fits_in_fp32,
-    largest_micro_batch,
+    format_seconds,
+    free_memory,
     least_bytes,
     needs_checkpointing,
     peak_memory,
     require_memory,
-    suggest_smaller_setting,
+    system_memory,
     trainable_parameters,
+    training_dtype,
+    training_pace,
 )
-from smallfirst.training.hardware import FreeMemory
+from smallfirst.training.recipe import TokenizedRow
 
 FULL, LORA = TrainConfig(), TrainConfig(method="lora", lora_rank=2)
-LARGE = SIZE.model_copy(update={"parameters": 10**9, "embedding": 10**8, "linear_ends": 10**6})
+FREE = FreeMemory(15_800_000_000, 0, gpu=False)
 
 
-def test_weights_that_move_are_counted_by_method() -> None:
-    assert trainable_parameters(SIZE, FULL) == 1000
-    assert trainable_parameters(SIZE, LORA) == 100
+def free_is(monkeypatch: pytest.MonkeyPatch, n_bytes: float, swap: float = 0) -> None:
+    monkeypatch.setattr(estimates, "free_memory", lambda: FreeMemory(int(n_bytes), int(swap), gpu=False))
 
 
 def test_a_token_keeps_what_the_formula_says() -> None:
@@ -52,13 +64,16 @@ def test_a_token_keeps_what_the_formula_says() -> None:
 
 
 def test_the_peak_is_the_larger_of_two_moments() -> None:
-    nothing = MicroBatchShape(0, 0, 0)
+    nothing, encoder = MicroBatchShape(0, 0, 0), SIZE.model_copy(update={"causal": False})
+    assert (trainable_parameters(SIZE, FULL), trainable_parameters(SIZE, LORA)) == (1000, 100)
     # 2 bf16 + 4 master + 8 moments, and a gradient: fp32 while the optimizer works.
     assert peak_memory(SIZE, FULL, nothing).at_least == 18_000
     read = MicroBatchShape(10, 10, 0)
     kept = activation_bytes(SIZE, FULL, read, gpu=True)
     assert peak_memory(SIZE, FULL, read, gpu=True) == (16_000, kept)
     assert peak_memory(SIZE, FULL, read, gpu=True, several=True) == (20_000, kept)
+    # An encoder: 4 weights + 4 master + 8 moments + 4 gradient.
+    assert peak_memory(encoder, FULL, read).at_least == 20_000
     # Adapters: the base in bf16, 12 bytes for each of theirs, and the blocks a second time once they are merged.
     assert peak_memory(SIZE, LORA, nothing).at_least == 2_000 + 1_200 + 1_600
     for kept in (LORA.model_copy(update={"adapters": "kept"}), LORA):
@@ -77,8 +92,7 @@ def test_checkpointed_layers_keep_their_inputs_and_one_layer_whole() -> None:
 
 def test_layers_are_checkpointed_by_themselves_only_where_they_would_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [TokenizedRow(tuple(range(101)), 100)] * 4
-    read, several = largest_micro_batch(rows, SIZE, FULL)
-    peak = peak_memory(SIZE, FULL, read, several=several)
+    peak = expected_memory(SIZE, FULL, rows, gpu=False)
     need = peak.weights - 2 * SIZE.parameters + 1.3 * peak.read  # the base is loaded when it is asked
     free_is(monkeypatch, need + 1)
     assert not needs_checkpointing(SIZE, FULL, rows)
@@ -86,49 +100,30 @@ def test_layers_are_checkpointed_by_themselves_only_where_they_would_not_fit(mon
     assert needs_checkpointing(SIZE, FULL, rows)
     assert not needs_checkpointing(SIZE, TrainConfig(gradient_checkpointing=False), rows)
     assert not needs_checkpointing(None, FULL, rows)
-    free_is(monkeypatch, 1e12)
-    assert needs_checkpointing(SIZE, TrainConfig(gradient_checkpointing=True), rows)
-
-
-def test_the_range_holds_the_least_and_the_program() -> None:
-    found = peak_memory(SIZE, FULL, MicroBatchShape(10, 10, 0), gpu=True)
-    assert found.at_least < found.span.low < found.span.high
-    assert found.span.high == pytest.approx(1.3 * (16_000 + found.read) + 600e6)
+    assert needs_checkpointing(None, TrainConfig(gradient_checkpointing=True), rows)
 
 
 def test_a_run_in_fp32_needs_room_for_twice_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [TokenizedRow(tuple(range(30)), 20)]
-
-    def fits(n_bytes: float, **settings: Any) -> bool:
-        monkeypatch.setattr(estimates, "free_memory", lambda: FreeMemory(int(n_bytes), 0, gpu=False))
-        return fits_in_fp32(SIZE, TrainConfig(**settings), rows)
-
-    read, _ = largest_micro_batch(rows, SIZE, FULL)
-    in_bf16 = peak_memory(SIZE, FULL, read).weights - base_bytes(SIZE, FULL)
-    assert not fits(in_bf16 + 4 * SIZE.parameters)
-    assert fits(in_bf16 + 1.3 * (2 * peak_memory(SIZE, FULL, read).read + 6 * SIZE.parameters) + 1)
-    assert not fits(1e12, method="lora")
+    peak = expected_memory(SIZE, FULL, rows, gpu=False)
+    in_bf16 = peak.weights - base_bytes(SIZE, FULL)
+    free_is(monkeypatch, in_bf16 + 4 * SIZE.parameters)
+    assert not fits_in_fp32(SIZE, FULL, rows)
+    free_is(monkeypatch, in_bf16 + 1.3 * (2 * peak.read + 6 * SIZE.parameters) + 1)
+    assert fits_in_fp32(SIZE, FULL, rows)
+    assert not fits_in_fp32(SIZE, LORA, rows)
 
 
-@pytest.mark.parametrize(
-    ("width", "method", "within"),
-    [(32, "full", 0.03), (64, "full", 0.03), (300, "full", 0.03), (32, "lora", 0.1)],
-)
+@pytest.mark.parametrize(("width", "method", "within"), [(32, "full", 0.03), (300, "full", 0.03), (32, "lora", 0.1)])
 def test_the_formula_is_what_pytorch_keeps(tmp_path: Path, width: int, method: Any, within: float) -> None:
     model, size = seeded_llama(tmp_path)
     config = TrainConfig(method=method)
-    if method != "full":
-        from smallfirst.training.causal_lm import add_adapters
-
-        model = add_adapters(model, config)
-    rows = 4
-    formula = activation_bytes(size, config, MicroBatchShape(rows, width, 0), gpu=False)
-    assert kept_by(model, rows, width) == pytest.approx(formula, rel=within)
+    model = add_adapters(model, config) if method != "full" else model
+    formula = activation_bytes(size, config, MicroBatchShape(4, width, 0), gpu=False)
+    assert kept_by(model, 4, width) == pytest.approx(formula, rel=within)
 
 
 def test_pytorch_keeps_the_inputs_of_checkpointed_layers(tmp_path: Path) -> None:
-    from smallfirst.training.device import checkpoint_layers
-
     model, size = seeded_llama(tmp_path)
     whole = kept_by(model, 4, 300)
     checkpoint_layers(model)
@@ -140,11 +135,6 @@ def test_pytorch_keeps_the_inputs_of_checkpointed_layers(tmp_path: Path) -> None
 
 def seeded_llama(folder: Path) -> tuple[Any, BaseSize]:
     """A Llama wide enough that what the formula leaves out, a few bytes a token, is small."""
-    import torch
-    import transformers
-
-    from smallfirst.models.local import packed_rows
-
     shape = transformers.LlamaConfig(
         vocab_size=50,
         hidden_size=96,
@@ -165,8 +155,6 @@ def seeded_llama(folder: Path) -> tuple[Any, BaseSize]:
 
 def kept_by(model: Any, rows: int, width: int) -> int:
     """Bytes of distinct storages that are no weights and kept for the backward pass of one forward pass."""
-    import torch
-
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, Any] = {}
 
@@ -182,55 +170,31 @@ def kept_by(model: Any, rows: int, width: int) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def test_the_read_that_keeps_most_is_found() -> None:
+def test_the_read_that_keeps_most_decides() -> None:
     long, short = TokenizedRow(tuple(range(101)), 100), TokenizedRow(tuple(range(11)), 5)
-    found, several = largest_micro_batch([short] * 40 + [long] * 2, SIZE, TrainConfig(batch_tokens=200))
-    assert (found.rows, found.width, several) == (2, 100, False)
-    found, several = largest_micro_batch([short] * 40, SIZE, TrainConfig(batch_tokens=200, micro_tokens=50))
-    assert (found, several) == (MicroBatchShape(5, 10, 30), True)
+    rows, config = [short] * 40 + [long] * 2, TrainConfig(batch_tokens=200)
+    largest = MicroBatchShape(2, 100, 2)
+    assert expected_memory(SIZE, config, rows, gpu=False) == peak_memory(SIZE, config, largest)
+    config = TrainConfig(batch_tokens=200, micro_tokens=50)
+    assert set(first_epoch([short] * 40, config)[0]) == {MicroBatchShape(5, 10, 30)}
+    found = expected_memory(SIZE, config, [short] * 40, gpu=True)
+    assert found == peak_memory(SIZE, config, MicroBatchShape(5, 10, 30), gpu=True, several=True)
 
 
-def free_is(monkeypatch: pytest.MonkeyPatch, n_bytes: float, swap: float = 0) -> None:
-    monkeypatch.setattr(estimates, "free_memory", lambda: FreeMemory(int(n_bytes), int(swap), gpu=False))
-
-
-def test_a_run_that_cannot_fit_is_refused_with_what_would(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_cannot_fit_is_refused(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = read_base_size(tiny_folder)
     assert size is not None
     need = least_bytes(size, FULL)
     free_is(monkeypatch, need - 1)
     with pytest.raises(TrainingError) as caught:
         require_memory(("tiny", tiny_folder), FULL)
-    assert str(caught.value).startswith("full fine-tune of tiny (0 M weights) needs at least 0.0 GB of memory")
-    assert "next: method: lora" in str(caught.value)
+    assert str(caught.value).startswith("full fine-tune of tiny (0 M weights) needs at least 0.0 GB of memory, 0.0 GB")
+    assert caught.value.hint == SMALLER
+    require_memory(("unknown", tmp_path), FULL)  # nobody is refused on what is not known
     free_is(monkeypatch, need + 1)
     require_memory(("tiny", tiny_folder), FULL)
     free_is(monkeypatch, 1, swap=1e12)  # it may be used before a run is refused
     require_memory(("tiny", tiny_folder), FULL)
-
-
-def test_nobody_is_refused_on_what_is_not_known(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    free_is(monkeypatch, 1)
-    require_memory(("unknown", tmp_path), FULL)
-    monkeypatch.setattr(estimates, "free_memory", lambda: None)
-    require_memory(("tiny", tiny_folder), FULL)
-
-
-def test_the_way_out_is_the_nearest_that_fits() -> None:
-    assert suggest_smaller_setting(LARGE, FULL, FreeMemory(int(7e9), 0, gpu=False)).startswith("method: lora (rank 16)")
-    # 18 bytes a weight at the least.
-    assert suggest_smaller_setting(LARGE, FULL, FreeMemory(int(0.18e9), 0, gpu=False)) == (
-        "a smaller base model: 10 M weights at most would fit"
-    )
-
-
-def test_an_encoder_is_trained_in_fp32_and_offered_no_adapters() -> None:
-    encoder = SIZE.model_copy(update={"causal": False})
-    # 4 weights + 4 master + 8 moments + 4 gradient.
-    assert peak_memory(encoder, FULL, MicroBatchShape(10, 10, 0)).at_least == 20_000
-    assert suggest_smaller_setting(encoder, FULL, FreeMemory(1, 0, gpu=False)).startswith("a smaller base model")
 
 
 def rows_of(*lengths: int) -> list[TokenizedRow]:
@@ -246,64 +210,126 @@ def test_a_duration_is_so_many_epochs(duration: str, epochs: float) -> None:
 def test_time_is_tokens_over_the_pace_with_validation_after_each_epoch() -> None:
     config, pace = TrainConfig(duration="2ep", batch_tokens=32), Pace(8.0, "as said")
     rows = rows_of(11, 11, 11, 11)  # three rows of 10 a batch
-    found = estimate_training("tiny", SIZE, config, rows, ValidationWork(0, 0), pace)
+    found = estimate_training("tiny", SIZE, config, rows, ValidationWork(0, 0), pace, FREE)
     assert (found.epochs, found.steps, found.tokens) == (2, 4, 80)
     assert (found.seconds.low, found.seconds.high) == (pytest.approx(10 / 1.3), pytest.approx(10 * 1.3))
     assert (found.parameters, found.trained, found.pace) == (1000, 1000, "as said")
-    assert found.free_bytes is found.cost_usd is None
-    assert found.memory_bytes.low > found.least_bytes
-    exam = estimate_training("tiny", SIZE, config, rows, ValidationWork(30, 6), pace)  # 2 × 26 tokens as trained
+    assert found.memory_bytes.high == pytest.approx(1.3 * 18_000 + 600e6, rel=0.001)
+    exam = estimate_training("tiny", SIZE, config, rows, ValidationWork(30, 6), pace, FREE)  # 2 × 26 tokens as trained
     assert exam.seconds.high == pytest.approx(1.3 * (80 + 2 * (30 + 8 * 6) / 3) / 8)
+    config = TrainConfig(duration="2ep", batch_tokens=32, patience=1)
+    early = estimate_training("t", SIZE, config.model_copy(update={"duration": "10ep"}), rows, exam_of(0), pace, FREE)
+    assert early.seconds.low == pytest.approx(found.seconds.low)  # two epochs of ten
+    assert early.seconds.high == pytest.approx(5 * found.seconds.high)
 
 
-def test_a_run_that_may_stop_early_has_a_lower_low_end() -> None:
-    whole, early = (
-        estimate_training("t", SIZE, config, rows_of(11), ValidationWork(0, 0), Pace(8.0, "")).seconds
-        for config in (TrainConfig(duration="10ep"), TrainConfig(duration="10ep", patience=1))
-    )
-    assert (early.low, early.high) == (pytest.approx(whole.low / 5), whole.high)
-
-
-NEEDS = TrainingEstimate(
-    base="tiny",
-    parameters=134_515_008,
-    trained=134_515_008,
-    method="full",
-    epochs=4,
-    steps=616,
-    tokens=570_672,
-    seconds=Range(low=1500, high=2600),
-    pace="as said",
-    memory_bytes=Range(low=3.16e9, high=4.51e9),
-    least_bytes=3e9,
-    free_bytes=15_800_000_000,
-    cost_usd=Range(low=0.0417, high=0.0722),
-)
+def exam_of(n_tokens: int) -> ValidationWork:
+    return ValidationWork(n_tokens, 0)
 
 
 def test_the_words_claim_no_more_than_is_known() -> None:
-    assert NEEDS.in_words == [
+    size = SIZE.model_copy(update={"parameters": 134_515_008, "linear_ends": 305_280})
+    config = TrainConfig(duration="4ep")
+    args = "tiny", size, config, rows_of(*[1001] * 142), exam_of(0), Pace(284.0, "as said"), FREE
+    needs = estimate_training(*args, usd_per_hour=0.1)
+    assert needs.in_words == [
         "fine-tune of tiny: full, 135 M weights",
-        "  work    570,672 tokens in 616 steps, 4 epochs",
-        "  time    about 25 to 45 min (as said)",
-        "  memory  about 3.2 to 4.5 GB; 15.8 GB is free",
-        "  cost    about $0.042 to $0.072",
+        "  work    568,000 tokens in 568 steps, 4 epochs",
+        "  time    about 26 min to 43 min (as said)",
+        "  memory  about 2.7 to 3.7 GB; 16 GB is free",
+        "  cost    about $0.043 to $0.072",
     ]
-    less = NEEDS.model_copy(update={"trained": 4_884_480, "free_bytes": None, "cost_usd": None})
-    assert less.in_words[0] == "fine-tune of tiny: full, 135 M weights, 4.9 M of them trained"
-    assert less.in_words[-1] == "  memory  about 3.2 to 4.5 GB"
+    lora = config.model_copy(update={"method": "lora"})
+    less = estimate_training("tiny", size, lora, *args[3:])
+    assert less.in_words[0] == "fine-tune of tiny: lora, 135 M weights, 4.9 M of them trained"
+    assert less.in_words[-1].startswith("  memory  about ")
 
 
 @pytest.mark.parametrize(
     ("low", "high", "words"),
-    [
-        (2880, 54_000, "50 min to 15 h"),
-        (20, 70, "20 to 70 s"),
-        (0.2, 0.9, "1 s"),
-        (5400, 9000, "1.5 to 2.5 h"),
-        (3e5, 9e5, "85 to 250 h"),
-    ],
+    [(2880, 54_000, "48 min to 15 h"), (0.2, 0.9, "1 s"), (5400, 9000, "1.5 h to 2.5 h"), (3e5, 9e5, "83 h to 250 h")],
 )
 def test_times_are_rounded(low: float, high: float, words: str) -> None:
-    needs = NEEDS.model_copy(update={"seconds": Range(low=low, high=high)})
-    assert needs.in_words[2] == f"  time    about {words} (as said)"
+    assert format_seconds(Range(low=low, high=high)) == words
+
+
+KB = 1024
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "free"),
+    [
+        (None, 0, FreeMemory(600 * KB, 50 * KB, gpu=False)),
+        ("max", 10, FreeMemory(600 * KB, 50 * KB, gpu=False)),
+        ("99999999", 10, FreeMemory(600 * KB, 50 * KB, gpu=False)),
+        ("300000", 200_000, FreeMemory(150_007, 0, gpu=False)),  # it gives back what files take
+        ("1000", 99_000, FreeMemory(0, 0, gpu=False)),  # overdrawn
+    ],
+)
+def test_memory_that_can_be_had_counts_and_a_container_may_allow_less(
+    tmp_path: Path, limit: str | None, used: int, free: FreeMemory
+) -> None:
+    meminfo = "MemTotal:       1000 kB\nMemFree:         100 kB\nMemAvailable:    600 kB\nSwapFree:         50 kB\n"
+    (tmp_path / "meminfo").write_text(meminfo)
+    if limit is not None:
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        (tmp_path / "memory.current").write_text(f"{used}\n")
+        (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 50000\nactive_file 7\n")
+    assert system_memory(tmp_path / "meminfo", tmp_path) == free
+
+
+def test_where_the_system_tells_no_more_its_size_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 1000 kB\n")
+    whole = system_memory(tmp_path / "meminfo", tmp_path)
+    assert whole == system_memory(tmp_path / "missing", tmp_path)
+    assert whole.bytes >= free_memory().bytes > 0
+
+
+def test_the_pace_of_an_encoder_is_measured_on_the_texts_that_are_given(tiny_encoder_folder: Path) -> None:
+    texts = ("where is my card", "a fee", "my card was lost")
+    pace, encoder = encoder_pace(tiny_encoder_folder, texts), SentenceEncoder(tiny_encoder_folder)
+    assert pace.read_s > 0
+    assert pace.train_s > 0
+    assert pace.tokens == sum(len(encoder.tokens(text)) for text in texts) / 3
+    assert pace.parameters == sum(p.numel() for p in encoder.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("of_bf16", "of_fp32", "dtype"),
+    [(3.0, 1.0, torch.float32), (1.2, 1.0, torch.bfloat16), (1.0, 2.0, torch.bfloat16)],
+)
+def test_models_learn_in_fp32_where_the_processor_multiplies_it_clearly_faster(
+    monkeypatch: pytest.MonkeyPatch, of_bf16: float, of_fp32: float, dtype: torch.dtype
+) -> None:
+    times = itertools.accumulate(itertools.cycle([0.0, of_bf16, 0.0, of_fp32]))
+    monkeypatch.setattr(estimates.time, "process_time", lambda: next(times))
+    assert training_dtype.__wrapped__() == dtype
+
+
+def test_the_latest_run_that_is_alike_gives_the_pace(tmp_path: Path) -> None:
+    for name, run in enumerate(
+        [
+            {"base": "tiny", "config": {"method": "full"}, "tokens_per_s": 100.0},
+            {"base": "tiny", "config": {"method": "full"}, "tokens_per_s": 200.0},
+            {"base": "another", "config": {"method": "full"}, "tokens_per_s": 300.0},
+            {"base": "tiny", "config": {"method": "lora"}, "tokens_per_s": 400.0},
+            {"base": "tiny", "config": None},
+        ]
+    ):
+        (tmp_path / "desk" / str(name)).mkdir(parents=True)
+        (tmp_path / "desk" / str(name) / "run.json").write_text(json.dumps(run))
+    (tmp_path / "desk" / "4" / "run.json").write_text("{")
+    found = training_pace(tmp_path, ("tiny", tmp_path), TrainConfig(), [])
+    assert found == (200, "an earlier run read 200 tokens/s")
+
+
+def test_else_its_first_steps_are_taken_once(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimates, "MEASURED_S", 0.01)
+    rows, config = [TokenizedRow((0, 5, 9, i, 300), 4) for i in range(10, 90)], TrainConfig(batch_tokens=32)
+    found = training_pace(tmp_path, ("tiny", tiny_folder), config, rows)
+    assert found.tokens_per_s > 0
+    assert found.words == f"its first steps read {found.tokens_per_s:,.0f} tokens/s"
+    assert training_pace(tmp_path, ("tiny", tiny_folder), config, rows) == found  # not measured again
+    assert list(tmp_path.iterdir()) == []

@@ -22,7 +22,7 @@ from smallfirst.registry.runs import open_run
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.loop import StepMetrics
 from smallfirst.training.on_ray import FOLDER, Watch, do_work, run_beside, shares, train_on_ray, write_work
-from smallfirst.training.recipes.recipe import TaskRecipe
+from smallfirst.training.recipe import TaskRecipe
 from smallfirst.training.run import CANCEL_FILE, STOP_FILE, Run
 
 pytestmark = pytest.mark.usefixtures("module_home")

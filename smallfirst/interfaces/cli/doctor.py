@@ -99,15 +99,14 @@ def examine(file: TaskFile | None, *, ask_large: bool = False) -> Iterator[Findi
 
 def _machine() -> Iterator[Finding]:
     from smallfirst.models.hardware import detect_hardware
-    from smallfirst.training.hardware import system_memory
+    from smallfirst.training.estimates import system_memory
 
     found, memory = detect_hardware(), system_memory()
     what = f"{found.cores} cores, {found.gpus or 'no'} GPU, {', '.join(found.features) or 'no known features'}"
     yield Finding("ok", "processor", what)
-    what = f"{memory.bytes / GB:.1f} GB free" if memory else "unknown"
-    enough = memory is not None and memory.bytes >= LEAST_MEMORY
+    enough = memory.bytes >= LEAST_MEMORY
     advice = "" if enough else "smallfirst check task.yaml   says what a run takes"
-    yield Finding("ok" if enough else "warn", "memory", what, advice)
+    yield Finding("ok" if enough else "warn", "memory", f"{memory.bytes / GB:.1f} GB free", advice)
 
 
 def _state() -> Finding:

@@ -34,7 +34,7 @@ from smallfirst.training.config import TrainConfig
 from smallfirst.training.config import parse_duration as parse_duration
 from smallfirst.training.events import Event as Event
 from smallfirst.training.events import EventLog
-from smallfirst.training.recipes import RECIPES
+from smallfirst.training.recipe import RECIPES
 
 log = logging.getLogger(__name__)
 

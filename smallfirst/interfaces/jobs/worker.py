@@ -32,12 +32,12 @@ from smallfirst.interfaces.jobs.job_folder import (
 )
 from smallfirst.interfaces.jobs.supervisor import claim_lock
 from smallfirst.models.pricing.prices import MachinePrice
-from smallfirst.training.recipes import RECIPES
+from smallfirst.training.recipe import RECIPES
 
 if TYPE_CHECKING:
     from smallfirst.registry.runs import TrackedRun
     from smallfirst.training.loop import StepMetrics
-    from smallfirst.training.recipes.recipe import Recipe
+    from smallfirst.training.recipe import Recipe
     from smallfirst.training.run import Run
     from smallfirst.training.validation import Sample
 

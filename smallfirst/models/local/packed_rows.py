@@ -78,10 +78,7 @@ class RaggedRows(NamedTuple):
 
 @dataclass(eq=False)
 class PackedRows:
-    """Rows behind one another, shortest first: linear layers see no padding, and attention hardly any.
-
-    No tuple: torch.compile would look into one that only passes through a layer, and compile it anew for other rows.
-    """
+    """Rows behind one another, shortest first: linear layers see no padding, and attention hardly any."""
 
     order: list[int]
     """Row numbers, in the order in which their tokens follow."""
@@ -310,9 +307,9 @@ def _future(time: int, keys: int, query: torch.Tensor) -> torch.Tensor:
     return torch.full((time, keys), float("-inf"), dtype=torch.float32, device=query.device).triu(1 + keys - time)
 
 
-def register(function: Callable[..., Any] = causal_attention) -> str:
-    """Register the function with transformers; return its name."""
+def register() -> str:
+    """Register `causal_attention` with transformers; return its name."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, function)
+    AttentionInterface.register(NAME, causal_attention)
     return NAME

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from smallfirst.models.manifest import Int8Check
     from smallfirst.training.config import TrainConfig
     from smallfirst.training.loop import StepMetrics
-    from smallfirst.training.recipes.recipe import Recipe
+    from smallfirst.training.recipe import Recipe
     from smallfirst.training.run import Run
 
 
@@ -34,7 +34,7 @@ def fine_tune(
     A folder in which training was interrupted is continued, in the MLflow run that it began with. Without a `run_name`
     nothing is tracked.
     """
-    from smallfirst.training.recipes.recipe import TaskRecipe
+    from smallfirst.training.recipe import TaskRecipe
     from smallfirst.training.run import hold_folder, train
 
     weights = find_weights(base, log=project.progress.log)

@@ -63,7 +63,7 @@ class FineTunedModel(Candidate):
 
     def fit(self, project: Project, run_folder: RunFolder) -> None:
         """Fine-tune and keep the best epoch."""
-        from smallfirst.training.recipes.recipe import TaskRecipe
+        from smallfirst.training.recipe import TaskRecipe
 
         file, rows = project.file, project.rows
         recipe = TaskRecipe(project.task, rows.train, rows.selection)

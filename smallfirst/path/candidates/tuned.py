@@ -29,8 +29,8 @@ from smallfirst.tasks.answer import Answer, split_context
 from smallfirst.tasks.extract import Extract
 
 if TYPE_CHECKING:
-    from smallfirst.training.recipes.encoders import EncoderRecipeLike
-    from smallfirst.training.recipes.recipe import Recipe
+    from smallfirst.training.encoders import EncoderRecipeLike
+    from smallfirst.training.recipe import Recipe
 
 MAX_ROWS = 1000
 """Training rows from which is judged whether values stand in the texts; every stage of a run asks."""
@@ -73,7 +73,7 @@ class TunedEncoder(Candidate):
 
         Raise NothingGained once the folds so far show that it will not win.
         """
-        from smallfirst.training.recipes.encoders import FoldRecipe, ReadFold, join_folds
+        from smallfirst.training.encoders import FoldRecipe, ReadFold, join_folds
 
         rows, place = project.rows.development, run_folder.path / FOLDS / self.name
         folds, read, precision = folds_of(rows, self.n_folds), [], None
@@ -129,7 +129,7 @@ class TunedEncoder(Candidate):
 
     def refit(self, project: Project, run_folder: RunFolder, folds: FoldAnswers) -> None:
         """Fine-tune on training and selection rows up to the epoch that was best out of fold."""
-        from smallfirst.training.recipes.encoders import RefitRecipe
+        from smallfirst.training.encoders import RefitRecipe
 
         folder, in_time = run_folder.model_folder(self.name), project.on_epoch
         shutil.rmtree(folder.parent, ignore_errors=True)  # a run that was interrupted begins this anew
@@ -141,7 +141,7 @@ class TunedEncoder(Candidate):
         self.finish_refit(project, folder, folds)
 
     def _fine_tune(self, project: Project, recipe: Recipe, folder: Path, run_name: str, **words: str) -> None:
-        from smallfirst.training.recipes.encoders import with_learning_rate
+        from smallfirst.training.encoders import with_learning_rate
 
         base = self.encoder_name(project.file.small)
         config = with_learning_rate(project.file.small.encoder_training, find_weights(base, log=project.progress.log))
@@ -167,7 +167,7 @@ class _Tuned(TunedEncoder):
     several_labels = True
 
     def recipe(self, project: Project) -> EncoderRecipeLike:
-        from smallfirst.training.recipes.encoders import EncoderRecipe
+        from smallfirst.training.encoders import EncoderRecipe
 
         return EncoderRecipe(project.task, project.rows.train, project.rows.selection)
 
@@ -216,7 +216,7 @@ class _Tagger(TunedEncoder):
         return f"{_JUDGED[key]}: that needs writing, which small does" if _JUDGED[key] else ""
 
     def recipe(self, project: Project) -> EncoderRecipeLike:
-        from smallfirst.training.recipes.marking import TaggingRecipe
+        from smallfirst.training.marking import TaggingRecipe
 
         return TaggingRecipe(cast(Extract, project.task), project.rows.train, project.rows.selection)
 
@@ -249,7 +249,7 @@ class _Reader(TunedEncoder):
         )
 
     def recipe(self, project: Project) -> EncoderRecipeLike:
-        from smallfirst.training.recipes.marking import ReadingRecipe
+        from smallfirst.training.marking import ReadingRecipe
 
         return ReadingRecipe(cast(Answer, project.task), project.rows.train, project.rows.selection)
 

@@ -31,7 +31,7 @@ from smallfirst.registry.runs import open_run
 from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.classify import Classify
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.recipes.recipe import TaskRecipe
+from smallfirst.training.recipe import TaskRecipe
 from smallfirst.training.run import Run, train
 
 pytestmark = pytest.mark.usefixtures("module_home")

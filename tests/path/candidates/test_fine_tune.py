@@ -15,7 +15,7 @@ from smallfirst.path.project.task_file import read_task_file
 from smallfirst.registry.runs import client
 from smallfirst.training import on_ray
 from smallfirst.training.on_ray import do_work
-from smallfirst.training.recipes.recipe import TaskRecipe
+from smallfirst.training.recipe import TaskRecipe
 from smallfirst.training.run import StepCallback
 
 pytestmark = pytest.mark.usefixtures("module_home")

@@ -58,7 +58,7 @@ def test_a_task_without_names_takes_those_of_its_folder(tmp_path: Path) -> None:
     assert read(folder, MINIMAL + "register_to: a.b.c\n").register_to == "a.b.c"
 
 
-@pytest.mark.parametrize("setting", ["method: lora", "micro_tokens: 64", "compile: true"])
+@pytest.mark.parametrize("setting", ["method: lora", "micro_tokens: 64"])
 def test_settings_of_language_models_are_refused_for_encoders(tmp_path: Path, setting: str) -> None:
     path = written(tmp_path, MINIMAL + f"small: {{encoder_training: {{duration: 2ep, {setting}}}}}\n")
     wrong = f"small.encoder_training: an encoder is fine-tuned whole; leave out {setting.partition(':')[0]}"

@@ -31,8 +31,8 @@ from smallfirst.models.spans.values import CharSpan, answer_places
 from smallfirst.tasks.answer import Answer, split_context
 from smallfirst.tasks.extract import Extract
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.recipes.encoders import EncoderBackend, as_served
-from smallfirst.training.recipes.recipe import PreparedData, RowsOfTask
+from smallfirst.training.encoders import EncoderBackend, as_served
+from smallfirst.training.recipe import PreparedData, RowsOfTask
 from smallfirst.training.validation import ValidationResult
 
 HEAD_SCALE = 0.02

@@ -10,9 +10,8 @@ from smallfirst.data.dataset import Dataset, Example, Message, RowFormat
 from smallfirst.models.local.tokenizer import end_of_turn_token
 from smallfirst.models.manifest import Manifest
 from smallfirst.tasks.chat import Chat
-from smallfirst.training.batches import TokenizedRow, encode_rows
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.recipes.recipe import PreparedData, are_json_objects
+from smallfirst.training.recipe import PreparedData, TokenizedRow, are_json_objects, encode_rows
 
 if TYPE_CHECKING:  # these load PyTorch
     from smallfirst.training.causal_lm import CausalBackend
@@ -76,19 +75,12 @@ class ChatRecipe(_RowsWithEvaluation):
         """Raise DataError naming every row that cannot be used, TrainingError without an end token."""
         ensure_chat_template(tokenizer)
         parts = [data for data in (self.train_rows, self.evaluation) if data is not None]
-        encoded = [encode_conversations(data, tokenizer, max_tokens=config.max_seq_tokens) for data in parts]
-        if problems := [problem for _, found in encoded for problem in found]:
-            raise DataError(
-                f"{len(problems)} of {sum(map(len, parts))} rows cannot be used:",
-                problems,
-                hint="fix or remove these lines; for long ones raise max_seq_tokens (context_length)",
-            )
-        return PreparedData(encoded[0][0], self._manifest(config, base, "chat"))
+        rows = encode_conversations(parts, tokenizer, max_tokens=config.max_seq_tokens)[0]
+        return PreparedData(rows, self._manifest(config, base, "chat"))
 
     def validate(self, model: Any, tokenizer: Any, manifest: Manifest) -> ValidationResult | None:
-        rows: list[TokenizedRow] = []
-        if self.evaluation:
-            rows, _ = encode_conversations(self.evaluation, tokenizer, max_tokens=manifest.max_tokens)
+        parts = [self.evaluation] if self.evaluation else []
+        rows = [r for part in encode_conversations(parts, tokenizer, max_tokens=manifest.max_tokens) for r in part]
         return self._validate(rows, model, tokenizer, manifest)
 
 
@@ -147,8 +139,8 @@ def encode_conversation(example: Example, tokenizer: Any, end: int) -> Tokenized
     return TokenizedRow((*prompt_ids, *targets), len(prompt_ids))
 
 
-def encode_conversations(data: Dataset, tokenizer: Any, *, max_tokens: int) -> tuple[list[TokenizedRow], list[Problem]]:
-    """Return the rows that can be trained on, and what is wrong with the others."""
+def encode_conversations(parts: Sequence[Dataset], tokenizer: Any, *, max_tokens: int) -> list[list[TokenizedRow]]:
+    """Return the rows of each part. Raise DataError naming every row that cannot be trained on."""
     end = end_of_turn_token(tokenizer)
 
     def encode(example: Example) -> TokenizedRow | str:
@@ -156,7 +148,7 @@ def encode_conversations(data: Dataset, tokenizer: Any, *, max_tokens: int) -> t
             return "text alone: there is no answer to learn"
         return encode_conversation(example, tokenizer, end)
 
-    return encode_rows(data, encode, max_tokens=max_tokens)
+    return encode_rows(parts, encode, max_tokens=max_tokens)
 
 
 def text_windows(data: Dataset, tokenizer: Any, *, max_tokens: int) -> list[TokenizedRow]:

@@ -23,10 +23,9 @@ from smallfirst.models.manifest import Manifest, read_manifest
 from smallfirst.models.protocol import Request
 from smallfirst.registry.runs import open_run
 from smallfirst.tasks.classify import Classify
+from smallfirst.training import encoders
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.loop import MasterAdamW
-from smallfirst.training.recipes import encoders
-from smallfirst.training.recipes.encoders import (
+from smallfirst.training.encoders import (
     CONTRASTIVE_WEIGHT,
     TEMPERATURE,
     ContrastiveBackend,
@@ -39,6 +38,7 @@ from smallfirst.training.recipes.encoders import (
     join_folds,
     with_learning_rate,
 )
+from smallfirst.training.loop import MasterAdamW
 from smallfirst.training.run import Run, train
 
 pytestmark = pytest.mark.usefixtures("module_home")

@@ -34,11 +34,10 @@ from smallfirst.models.linear.classifier import (
 from smallfirst.models.local.weights import weights_fingerprint
 from smallfirst.models.manifest import Int8Check, Manifest
 from smallfirst.tasks.task import Task
-from smallfirst.training.batches import encode_all_rows, epoch_batches
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.hardware import training_dtype
+from smallfirst.training.estimates import training_dtype
 from smallfirst.training.loop import Backend, MasterAdamW
-from smallfirst.training.recipes.recipe import PreparedData, Recipe, RowsOfTask
+from smallfirst.training.recipe import PreparedData, Recipe, RowsOfTask, encode_rows, epoch_batches
 from smallfirst.training.validation import ValidationResult
 
 CONTRASTIVE_WEIGHT = 0.5
@@ -194,7 +193,7 @@ class EncoderRecipe(RowsOfTask[Task]):
             ids = tokenizer.encode(example.text, truncation=True, max_length=config.max_seq_tokens)
             return LabelledRow(tuple(ids), index[example.answer], labels)
 
-        rows = encode_all_rows(self.train_rows, encode, max_tokens=config.max_seq_tokens)
+        (rows,) = encode_rows([self.train_rows], encode, max_tokens=config.max_seq_tokens)
         return PreparedData(rows, Manifest(kind="encoder", task=self.task, base=base, max_tokens=config.max_seq_tokens))
 
     def validate(self, model: SentenceClassifier, tokenizer: Any, manifest: Manifest) -> ValidationResult:

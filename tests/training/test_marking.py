@@ -25,7 +25,7 @@ from smallfirst.models.spans.values import CharSpan
 from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.extract import Extract
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.recipes.marking import (
+from smallfirst.training.marking import (
     IGNORED,
     PointerModel,
     ReadingRecipe,

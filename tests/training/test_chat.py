@@ -23,14 +23,14 @@ from smallfirst.models.manifest import read_manifest
 from smallfirst.models.protocol import Request
 from smallfirst.registry.runs import open_run
 from smallfirst.training import validation
-from smallfirst.training.config import TrainConfig
-from smallfirst.training.recipes.chat import (
+from smallfirst.training.chat import (
     ChatRecipe,
     PretrainingRecipe,
     encode_conversation,
     ensure_chat_template,
     text_windows,
 )
+from smallfirst.training.config import TrainConfig
 from smallfirst.training.run import train
 from smallfirst.training.validation import Sample, generate_samples, mean_loss
 
@@ -152,7 +152,7 @@ def test_long_rows_of_both_files_are_all_named_and_none_is_cut(tokenizer: Any) -
     recipe = ChatRecipe(
         "desk", rows_of(chat("card", "refund"), chat(long, "no", line=2)), rows_of(chat("pin", long, line=3))
     )
-    with pytest.raises(DataError, match="2 of 3 rows cannot be used") as caught:
+    with pytest.raises(DataError, match="2 of 3 rows cannot be trained on") as caught:
         recipe.prepare(tokenizer, SHORT, "tiny")
     assert [problem.line for problem in caught.value.problems] == [2, 3]
     assert all("the limit is 64 (max_seq_tokens)" in problem.rule for problem in caught.value.problems)
