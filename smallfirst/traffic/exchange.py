@@ -11,8 +11,8 @@ from typing import Any
 
 from smallfirst.base.errors import PriceUnknown
 from smallfirst.base.records import Record
-from smallfirst.data.detectors.labelled import labelled_kind
-from smallfirst.data.redaction import NAMES, redact
+
+from smallfirst.data.redaction import NAMES, labelled_kind, redact
 from smallfirst.models.pricing.charge import Charge, stated
 from smallfirst.models.pricing.prices import PriceBook
 from smallfirst.models.pricing.tokens import Reported, TokenUsage, read_usage, tokens_of
