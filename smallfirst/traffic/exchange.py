@@ -11,7 +11,6 @@ from typing import Any
 
 from smallfirst.base.errors import PriceUnknown
 from smallfirst.base.records import Record
-
 from smallfirst.data.redaction import NAMES, labelled_kind, redact
 from smallfirst.models.pricing.charge import Charge, stated
 from smallfirst.models.pricing.prices import PriceBook
