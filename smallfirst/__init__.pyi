@@ -65,7 +65,6 @@ from smallfirst.models.pricing.tokens import TokenUsage as TokenUsage
 from smallfirst.models.protocol import Capability as Capability
 from smallfirst.models.protocol import Chunk as Chunk
 from smallfirst.models.protocol import Completion as Completion
-from smallfirst.models.protocol import Embeddings as Embeddings
 from smallfirst.models.protocol import LabelScores as LabelScores
 from smallfirst.models.protocol import Model as Model
 from smallfirst.models.protocol import Request as Request

@@ -81,17 +81,16 @@ def load_endpoint(plan: EndpointPlan) -> LoadedEndpoint:
     Raise RegistryError, ConfigError and PriceUnknown for an entity that cannot be loaded.
     """
     models: dict[str, Model] = {e.name: external_model(e.address, plan.prices) for e in plan.entities if e.address}
-    loaded, small = {}, None
+    loaded = {}
     for entity in plan.registered:
         mark = "" if entity.version.startswith("@") else "/"
         version = versions.resolve(f"{entity.model}{mark}{entity.version}")
         name = versioned_name(entity.name, version.version)
-        small = models[entity.name] = load_model(version.folder, name=name, price=plan.prices.machine)
+        models[entity.name] = load_model(version.folder, name=name, price=plan.prices.machine)
         loaded[entity.name] = version.version
     weights = {name: percent for name, percent in plan.percent.items() if percent}
     alone = {f"{plan.name}/{name}": TrafficSplit(name, {name: model}, {name: 100}) for name, model in models.items()}
-    embedder = small if len(plan.registered) == 1 else None
-    whole = TrafficSplit(plan.name, models, weights, embedder=embedder)
+    whole = TrafficSplit(plan.name, models, weights)
     return LoadedEndpoint({plan.name: whole, **alone}, loaded)
 
 
@@ -118,19 +117,15 @@ class TrafficSplit(DelegatingModel):
         models: Mapping[str, Model],
         percent: Mapping[str, int],
         *,
-        embedder: Model | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        """`embedder` alone embeds texts and gives probabilities of labels; None: no model does, unless there is one."""
-        first = next(iter(models.values()))
-        self._embeds = embedder is not None or len(models) == 1
-        super().__init__(embedder or first, name=name)
+        super().__init__(next(iter(models.values())), name=name)
         self._models, self._percent, self._chance = models, percent, chance
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        more = self.inner.capabilities if self._embeds else frozenset[Capability]()
-        return more - {Capability.JSON, Capability.LOGPROBS} | {Capability.STREAM}
+        without = {Capability.JSON, Capability.LOGPROBS, Capability.LABEL_PROBABILITIES}
+        return self.inner.capabilities - without | {Capability.STREAM}
 
     @property
     def max_answer_tokens(self) -> int | None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from smallfirst.base.errors import ModelError, RequestRefused
+from smallfirst.base.errors import ModelError
 from smallfirst.models.batching import SHORT_PASS, BatchWorker, estimated_tokens
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.pricing.charge import Charge
@@ -19,7 +19,6 @@ from smallfirst.models.pricing.tokens import tokens_of
 from smallfirst.models.protocol import (
     Capability,
     Completion,
-    Embeddings,
     LabelScores,
     Request,
     Token,
@@ -38,33 +37,11 @@ class LabelLogProbs(NamedTuple):
     busy_s: float
 
 
-class TextEmbedding(NamedTuple):
-    """The vector of one text."""
-
-    vector: list[float]
-    """Of length 1."""
-    n_tokens: int
-    busy_s: float
-
-
-Embedder = Callable[[Sequence[str]], list[TextEmbedding]]
-"""One result per text, in order. Called from one thread at a time."""
-
-
 class Scorer(Protocol):
     """Label probabilities of many texts at once. Called from one thread at a time."""
 
     def score(self, texts: Sequence[str]) -> list[LabelLogProbs]:
         """Return one result per text, in order."""
-
-    @property
-    def embed(self) -> Embedder | None:
-        """The embeddings of texts; None if the scorer has no vectors."""
-
-
-class _Item(NamedTuple):
-    text: str
-    embeds: bool = False
 
 
 class LabelAnswers(CallableModel, ABC):
@@ -141,49 +118,21 @@ class LabelModel(LabelAnswers):
         self, scorer: Scorer, manifest: Manifest, *, name: str = "", price: MachinePrice | None = None
     ) -> None:
         super().__init__(manifest, name=name, price=price)
-        self._scorer = scorer
-        self._worker: BatchWorker[_Item, LabelLogProbs | TextEmbedding] = BatchWorker(
-            self._compute,
+        self._worker: BatchWorker[str, LabelLogProbs] = BatchWorker(
+            scorer.score,
             name=self.name,
             max_batch_size=self.max_batch_size,
-            size=lambda item: estimated_tokens(item.text),
+            size=estimated_tokens,
             budget=SHORT_PASS,
             price=self._price,
-            n_written=lambda item: int(not item.embeds),
+            n_written=lambda _: 1,
         )
 
-    @property
-    def capabilities(self) -> frozenset[Capability]:
-        own = super().capabilities
-        return own if self._scorer.embed is None else own | {Capability.EMBEDDINGS}
-
     async def log_probabilities(self, text: str, *, tenant: str = "") -> LabelLogProbs:
-        scored = await self._worker.submit(_Item(text))
-        assert isinstance(scored, LabelLogProbs)
-        return scored
-
-    async def embed(self, texts: Sequence[str]) -> Embeddings:
-        """Return vectors of length 1. Raise RequestRefused if the scorer has none, ModelError if it fails."""
-        if self._scorer.embed is None:
-            raise RequestRefused(f"{self.name} has no embeddings: it computes word counts, not vectors")
-        items = [self._worker.submit(_Item(text, embeds=True)) for text in texts]
-        found = [one for one in await asyncio.gather(*items) if isinstance(one, TextEmbedding)]
-        n_tokens = sum(one.n_tokens for one in found)
-        charge = self._price.charge(self.name, sum(one.busy_s for one in found), tokens_of(n_tokens))
-        return Embeddings([one.vector for one in found], n_tokens, charge.usd or 0.0, (charge,))
+        return await self._worker.submit(text)
 
     async def aclose(self) -> None:
         await self._worker.aclose()
-
-    def _compute(self, items: Sequence[_Item]) -> list[LabelLogProbs | TextEmbedding]:
-        scored_texts, embedded_texts = ([one.text for one in items if one.embeds is kind] for kind in (False, True))
-        scored = self._scorer.score(scored_texts) if scored_texts else []
-        embed = self._scorer.embed
-        embedded = embed(embedded_texts) if embedded_texts and embed else []
-        if len(scored) + len(embedded) != len(items):
-            raise ValueError(f"{len(items)} texts, {len(scored) + len(embedded)} results")
-        labels, vectors = iter(scored), iter(embedded)
-        return [next(vectors) if one.embeds else next(labels) for one in items]
 
 
 def likeliest(labels: Sequence[str], probabilities: Sequence[float] | np.ndarray) -> dict[str, Any]:

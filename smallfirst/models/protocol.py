@@ -213,8 +213,6 @@ class Capability(StrEnum):
     """Free text is held to `Request.response_format`."""
     LOGPROBS = "logprobs"
     """Token log-probabilities are returned where `Request.logprobs` asks for them."""
-    EMBEDDINGS = "embeddings"
-    """The model is an `EmbeddingModel`."""
     LABEL_PROBABILITIES = "label_probabilities"
     """The model is a `LabelProbabilityModel`."""
     READINESS = "readiness"
@@ -246,17 +244,6 @@ class Model(Protocol):
         """Free the model's connections, threads and processes. Safe to call twice."""
 
 
-class Embeddings(NamedTuple):
-    """Texts as vectors."""
-
-    vectors: list[list[float]]
-    """One per text, of length 1."""
-    n_tokens: int
-    cost_usd: float
-    charges: tuple[Charge, ...] = ()
-    """The lines of `cost_usd`, where they are known."""
-
-
 class LabelScores(NamedTuple):
     """Probabilities of all labels for one text."""
 
@@ -267,13 +254,6 @@ class LabelScores(NamedTuple):
     cost_usd: float
     charges: tuple[Charge, ...] = ()
     """The lines of `cost_usd`, where they are known."""
-
-
-class EmbeddingModel(Protocol):
-    """A Model that also embeds texts as vectors."""
-
-    async def embed(self, texts: Sequence[str]) -> Embeddings:
-        """Return one vector per text, in order. Raise ModelError."""
 
 
 class LabelProbabilityModel(Protocol):
@@ -307,11 +287,6 @@ async def stream_in_one_chunk(model: Any, request: Request) -> AsyncIterator[Chu
     completion = await model.complete(request)
     yield Chunk(text=completion.text, tokens=completion.tokens)
     yield Chunk(completion=completion)
-
-
-def embedding_model(model: Model) -> EmbeddingModel | None:
-    """Return `model` as one that embeds texts, or None if it does not."""
-    return cast(EmbeddingModel, model) if Capability.EMBEDDINGS in model.capabilities else None
 
 
 def label_probability_model(model: Model) -> LabelProbabilityModel | None:

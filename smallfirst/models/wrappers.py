@@ -11,11 +11,9 @@ from smallfirst.models.protocol import (
     Capability,
     Chunk,
     Completion,
-    Embeddings,
     LabelScores,
     Model,
     Request,
-    embedding_model,
     label_probability_model,
     open_stream,
     probed_model,
@@ -57,13 +55,6 @@ class DelegatingModel:
             async with open_stream(model, request) as chunks:
                 async for chunk in chunks:
                     yield chunk
-
-    async def embed(self, texts: Sequence[str]) -> Embeddings:
-        with self._target() as model:
-            able = embedding_model(model)
-            if able is None:
-                raise ModelError(f"{model.name} has no embeddings")
-            return await able.embed(texts)
 
     async def probabilities(self, texts: Sequence[str]) -> list[LabelScores]:
         with self._target() as model:

@@ -19,13 +19,11 @@ from smallfirst.models.protocol import (
     Capability,
     Chunk,
     Completion,
-    Embeddings,
     LabelScores,
     Model,
     Request,
     Route,
     RouteStep,
-    embedding_model,
     label_probability_model,
     open_stream,
     probed_model,
@@ -197,7 +195,6 @@ class Router(CallableModel):
     @property
     def capabilities(self) -> frozenset[Capability]:
         given = {
-            Capability.EMBEDDINGS: embedding_model,
             Capability.LABEL_PROBABILITIES: label_probability_model,
             Capability.READINESS: probed_model,
         }
@@ -271,9 +268,6 @@ class Router(CallableModel):
         if chosen is not None and chosen.to != CASCADE:
             return None
         return await RoutingAttempt(self, request).draft_alone()
-
-    async def embed(self, texts: Sequence[str]) -> Embeddings:
-        return await self._able(embedding_model, "embeddings").embed(texts)
 
     async def probabilities(self, texts: Sequence[str]) -> list[LabelScores]:
         return await self._able(label_probability_model, "label probabilities").probabilities(texts)

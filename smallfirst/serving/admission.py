@@ -139,11 +139,9 @@ class Admission:
 
     def __init__(self, *, in_flight: int, queue: int, tokens: int = 2**31) -> None:
         self.places = Shares(in_flight + queue, "answers")
-        """Answers under way or waiting; a request has one for each that may be under way at once."""
+        """Answers under way or waiting."""
         self.turns = Turns(in_flight)
         self.prompt_tokens = Shares(tokens, "prompt tokens")
-        self.max_at_once = max(1, in_flight * KEY_RATIO // (KEY_RATIO + 1))
-        """Answers of one request that may be under way at once."""
 
 
 async def read_body(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:

@@ -23,7 +23,7 @@ from smallfirst.base.errors import ConfigError
 from smallfirst.ledger.keys import KeyStore, home_key_store
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.models.protocol import Model
-from smallfirst.serving import completions, embeddings, invocations
+from smallfirst.serving import completions
 from smallfirst.serving.admission import Admission
 from smallfirst.serving.auth import CHAT_PATH, PUBLIC_PATHS, USER_PATHS, AuthMiddleware, caller_owner
 from smallfirst.serving.openai.errors import ApiError, ClientDisconnected, model_not_found, to_api_error
@@ -37,9 +37,7 @@ _SERVED_NAME = re.compile(r"[A-Za-z0-9._/@:-]{1,128}")
 _HANDLERS: dict[str, tuple[str, Handler]] = {
     CHAT_PATH: ("chat/completions", completions.chat),
     "/v1/completions": ("completions", completions.completion),
-    "/v1/embeddings": ("embeddings", embeddings.embeddings),
-    "/v1/score": ("score", embeddings.score),
-    **{path: ("invocations", invocations.invoke) for path in invocations.PATHS},
+    **{path: ("invocations", completions.invoke) for path in completions.INVOCATION_PATHS},
 }
 """By path: the name of the route in the metrics, and the handler of a POST."""
 

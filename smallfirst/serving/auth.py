@@ -36,10 +36,7 @@ from smallfirst.serving.settings import ServeSettings
 CHAT_PATH = "/v1/chat/completions"
 PUBLIC_PATHS = frozenset({"/health", "/ready"})
 """Open without a key."""
-USER_PATHS = frozenset(
-    {CHAT_PATH, "/v1/completions", "/v1/embeddings", "/v1/score", "/v1/models"}
-    | {"/invocations", "/endpoints", "/serving-endpoints"}
-)
+USER_PATHS = frozenset({CHAT_PATH, "/v1/completions", "/v1/models", "/invocations", "/endpoints", "/serving-endpoints"})
 """Open to any key, with all paths below them; every other path needs the role `admin`."""
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{1,5})?")
 _ID_PREFIXES = {CHAT_PATH: "chatcmpl", "/v1/completions": "cmpl"}

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions and /v1/completions: ask the model and send its answer whole or as a stream.
+"""POST /v1/chat/completions, /v1/completions and MLflow's /invocations: ask the model and send its answer.
 
 An answer is in the ledger before the client has the end of it; an answer that cannot be recorded is not given out.
 """
@@ -6,6 +6,7 @@ An answer is in the ledger before the client has the end of it; an answer that c
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,9 +14,25 @@ from smallfirst.base.errors import BadAnswer
 from smallfirst.models.protocol import Chunk, Completion, Model, Request, open_stream
 from smallfirst.models.response_format import check_response_format
 from smallfirst.models.usage import estimate_written_tokens
-from smallfirst.serving.openai.wire import ParsedRequest, check_schema, parse_chat, parse_completion, sse_event
+from smallfirst.serving.openai.errors import ApiError
+from smallfirst.serving.openai.wire import (
+    ParsedRequest,
+    check_schema,
+    parse_chat,
+    parse_completion,
+    read_fields,
+    sse_event,
+)
 from smallfirst.serving.request_lifecycle import ApiCall
 
+INVOCATION_PATHS = (
+    "/invocations",
+    "/endpoints/{name}/invocations",
+    "/serving-endpoints/{name}/invocations",
+    "/serving-endpoints/{name}/served-models/{entity}/invocations",
+)
+DEFAULT_MODEL = "auto"
+"""The model that /invocations asks where none is named, if it is served; else the first one served."""
 _MAX_AHEAD = 64
 """Chunks that a model may be ahead of its client."""
 _Chunks = asyncio.Queue[Chunk | Exception]
@@ -32,7 +49,37 @@ async def completion(call: ApiCall, body: bytes) -> None:
     await _answer(call, parse_completion(body))
 
 
-async def complete(call: ApiCall, model: Model, request: Request) -> Completion:
+async def invoke(call: ApiCall, body: bytes) -> None:
+    """Answer MLflow's chat or prompt by the model of the path, else of the body. Raise what `to_api_error` knows."""
+    values, named = read_fields(body), call.scope["path_params"]
+    in_path = "/".join(named[part] for part in ("name", "entity") if part in named)
+    name = in_path or values.get("model") or await asyncio.to_thread(_default_model, call)
+    answer = completion if "prompt" in values else chat
+    await answer(call, json.dumps({**values, "model": name}).encode())
+
+
+def _default_model(call: ApiCall) -> str:
+    served = list(call.app.models)
+    if not served:
+        raise ApiError(404, "No model is served here.", param="model", code="model_not_found")
+    return DEFAULT_MODEL if DEFAULT_MODEL in served else served[0]
+
+
+async def _answer(call: ApiCall, parsed: ParsedRequest) -> None:
+    model, request = call.accept(parsed.model, parsed.request)
+    wanted = request.response_format
+    if wanted is not None and wanted.json_schema:
+        await asyncio.to_thread(check_schema, wanted.json_schema)
+    async with call.admitted(model, request) as reservation:
+        if parsed.stream:
+            answer = await _stream(call, model, request, include_usage=parsed.include_usage)
+        else:
+            answer = await _complete(call, model, request)
+            await call.send_json(200, call.response.whole(answer), call.response.headers(answer), answer=answer)
+        reservation.add(answer)
+
+
+async def _complete(call: ApiCall, model: Model, request: Request) -> Completion:
     """Return the model's answer once it is this caller's turn, in the format that was asked for."""
     async with call.turn():
         with call.asking(request, lambda: request.max_tokens):
@@ -40,28 +87,8 @@ async def complete(call: ApiCall, model: Model, request: Request) -> Completion:
     call.answers.append(answer)
     if request.response_format is not None:
         await check_response_format(answer, request.response_format)
+    call.first_token_s = call.elapsed_s
     return answer
-
-
-async def check_requested_schema(request: Request) -> None:
-    """Raise ApiError 400 for a schema that no answer can be held to."""
-    wanted = request.response_format
-    if wanted is not None and wanted.json_schema:
-        await asyncio.to_thread(check_schema, wanted.json_schema)
-
-
-async def _answer(call: ApiCall, parsed: ParsedRequest) -> None:
-    model = call.accept(parsed.model, (parsed.request,))
-    (request,) = call.requests
-    await check_requested_schema(request)
-    async with call.admitted(model) as reservation:
-        if parsed.stream:
-            answer = await _stream(call, model, request, include_usage=parsed.include_usage)
-        else:
-            answer = await complete(call, model, request)
-            call.first_token_s = call.elapsed_s
-            await call.send_json(200, call.response.whole(answer), call.response.headers(answer), answer=answer)
-        reservation.add(answer)
 
 
 async def _stream(call: ApiCall, model: Model, request: Request, *, include_usage: bool) -> Completion:

@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -185,7 +185,8 @@ class ApiCall:
     started_s: float = field(default_factory=time.perf_counter)
     attempts: list[Attempt] = field(default_factory=collect_attempts)
     """Requests to endpoints on its behalf."""
-    requests: tuple[Request, ...] = ()
+    request: Request | None = None
+    """Once it is parsed."""
     unfinished: list[Completion] = field(default_factory=collect_unfinished)
     """What models did for the request without returning an answer."""
     answers: list[Completion] = field(default_factory=list)
@@ -195,26 +196,23 @@ class ApiCall:
     """True once a part of the body was sent, and with it the head."""
     recorded: bool = False
 
-    def accept(self, served_name: str, requests: Sequence[Request]) -> Model:
-        """Note the parsed requests and return the model they are for. Raise ApiError 404 if it is not served."""
+    def accept(self, served_name: str, request: Request) -> tuple[Model, Request]:
+        """Note the parsed request; return the model that it is for, and it. Raise ApiError 404 if none is served."""
         self.response = self.response._replace(served_name=served_name)
-        self.requests = tuple(requests)
-        if self.owner:
-            self.requests = tuple(request.model_copy(update={"tenant": self.owner}) for request in requests)
+        self.request = request.model_copy(update={"tenant": self.owner}) if self.owner else request
         found = self.app.models.get(served_name)
         if found is None:
             raise model_not_found(served_name, self.app.models.own_names())
-        return found
+        return found, self.request
 
     @asynccontextmanager
-    async def admitted(self, model: Model, *, writes: bool = True) -> AsyncIterator[TokenReservation]:
-        """Reserve tokens for the prompts and, if the model `writes`, for the longest answer to each.
+    async def admitted(self, model: Model, request: Request) -> AsyncIterator[TokenReservation]:
+        """Reserve tokens for the prompt and the longest answer.
 
-        Raise ApiError 429 or 503 if there is no room. Without an answer the prompts count, and what was written.
+        Raise ApiError 429 or 503 if there is no room. Without an answer the prompt counts, and what was written.
         """
-        most = max_answer_tokens(model) or MAX_TOKENS
-        n_read = sum(map(estimate_prompt_tokens, self.requests))
-        n_written = sum(min(request.max_tokens, most) for request in self.requests) if writes else 0
+        n_read = estimate_prompt_tokens(request)
+        n_written = min(request.max_tokens, max_answer_tokens(model) or MAX_TOKENS)
         with self.app.admission.prompt_tokens.hold(self.owner, n_read):
             async with current_caller().quota.tokens(n_read + n_written) as reservation:
                 try:
@@ -223,11 +221,6 @@ class ApiCall:
                     used = self.used()
                     reservation.used = max(n_read, used.prompt_tokens + used.completion_tokens) if used else n_read
                     raise
-
-    def places(self, n_answers: int) -> AbstractContextManager[None]:
-        """Hold a place for each answer that may be under way at once; the request has one already."""
-        n_more = min(n_answers, self.app.admission.max_at_once) - 1
-        return self.app.admission.places.hold(self.owner, n_more) if n_more else nullcontext()
 
     def turn(self) -> AbstractAsyncContextManager[None]:
         return self.app.admission.turns.turn(self.owner)
@@ -261,7 +254,8 @@ class ApiCall:
         await self.write(self._answer_row(completion))
         stage = self.response.stage(completion)
         self.app.metrics.count_answer(stage, completion, self.first_token_s or self.elapsed_s)
-        self.app.plugins.answered(self.response.id, self.requests[0], completion)
+        assert self.request is not None
+        self.app.plugins.answered(self.response.id, self.request, completion)
 
     async def write(self, row: LedgerRow) -> None:
         """Write the row of the request together with its attempts at endpoints. Raise LedgerUnavailable."""
@@ -296,7 +290,7 @@ class ApiCall:
         await self.send_body(content, more=False)
 
     def row(self, *, status: int, latency_ms: float) -> LedgerRow:
-        messages = messages_json(self.requests[0]) if self.requests else None
+        messages = messages_json(self.request) if self.request else None
         return LedgerRow(
             id=self.response.id,
             at=self.received_at,

@@ -40,10 +40,10 @@ class Gated:
         self.closed += 1
 
 
-class Embedding(Gated):
-    capabilities = frozenset({Capability.STREAM, Capability.EMBEDDINGS})
+class Scoring(Gated):
+    capabilities = frozenset({Capability.STREAM, Capability.LABEL_PROBABILITIES})
 
-    async def embed(self, texts: list[str]) -> Any:
+    async def probabilities(self, texts: list[str]) -> Any:
         return [self.name, *texts]
 
 
@@ -123,14 +123,14 @@ def test_a_failure_gives_its_place_back_too() -> None:
 def test_a_door_can_do_what_the_model_behind_it_can() -> None:
     async def change() -> None:
         models = HotSwapModels()
-        models.put([model_set(Embedding("first"))])
+        models.put([model_set(Scoring("first"))])
         proxy: Any = models["toy"]
-        assert Capability.EMBEDDINGS in proxy.capabilities
-        assert await proxy.embed(["a"]) == ["first", "a"]
+        assert Capability.LABEL_PROBABILITIES in proxy.capabilities
+        assert await proxy.probabilities(["a"]) == ["first", "a"]
         models.put([model_set(Gated("second"))])
-        assert Capability.EMBEDDINGS not in models["toy"].capabilities
-        with pytest.raises(ModelError, match="second has no embeddings"):
-            await proxy.embed(["a"])
+        assert Capability.LABEL_PROBABILITIES not in models["toy"].capabilities
+        with pytest.raises(ModelError, match="second has no label probabilities"):
+            await proxy.probabilities(["a"])
 
     asyncio.run(change())
 

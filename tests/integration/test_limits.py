@@ -171,9 +171,9 @@ def test_a_label_reserves_one_token(start, tmp_path: Path) -> None:
     store = KeyStore(tmp_path / "keys.db")
     _, key = store.create("one", KeyPolicy(tokens_per_minute=1_000))
     server = start(key_store=store, m=Router(OneToken(), None, certificate(0.5)))
-    body = {"model": "m", "inputs": ["hello"] * 60}
-    answer = httpx.post(f"{server.url}/invocations", json=body, headers={"authorization": f"Bearer {key}"})
-    assert answer.status_code == 200  # at 256 tokens each, the fourth row would have been refused
+    body = {"model": "m", "messages": HELLO, "max_tokens": 2_000}
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}"})
+    assert answer.status_code == 200
 
 
 class OneToken(LabelModel):

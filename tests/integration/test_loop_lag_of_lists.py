@@ -12,7 +12,7 @@ HELLO = [{"role": "user", "content": "hello"}]
 LISTS = [
     ("POST", "/v1/chat/completions", {"model": "ft:tiny:smallfirst::00000000000fffff", "messages": HELLO}),
     ("POST", "/v1/chat/completions", {"model": "nobody", "messages": HELLO}),
-    ("POST", "/invocations", {"inputs": ["hello"]}),
+    ("POST", "/invocations", {"messages": HELLO}),
     ("GET", "/v1/models/nobody", None),
     ("GET", "/v1/fine_tuning/jobs?limit=100", None),
     ("GET", "/v1/fine_tuning/jobs/ftjob-00000000000fffff", None),

@@ -15,8 +15,6 @@ from smallfirst.base.errors import ConfigError, RequestRefused, Unavailable
 from smallfirst.models.protocol import (
     Capability,
     Completion,
-    Embeddings,
-    LabelScores,
     Request,
     Token,
 )
@@ -28,12 +26,9 @@ BODY = {"model": "m", "messages": HELLO}
 
 
 class Drawing(WholeModel):
-    """Answers its seed; knows the vectors and the labels of texts."""
+    """Answers its seed."""
 
-    capabilities: frozenset[Capability] = frozenset(
-        {Capability.EMBEDDINGS, Capability.LABEL_PROBABILITIES, Capability.READINESS}
-    )
-
+    capabilities: frozenset[Capability] = frozenset({Capability.READINESS})
     name = "drawing-1"
     failure: Exception | None = None
 
@@ -48,12 +43,6 @@ class Drawing(WholeModel):
             completion_tokens=1,
             tokens=() if request.logprobs is None else (Token(text="é", logprob=-0.5, top=top),),
         )
-
-    async def embed(self, texts):
-        return Embeddings([[0.6, 0.8] for _ in texts], 5, 0.5)
-
-    async def probabilities(self, texts):
-        return [LabelScores(("no", "yes"), [0.25, 0.75], 2, 0.125) for _ in texts]
 
     async def ready(self) -> None:
         if self.failure is not None:
@@ -98,44 +87,6 @@ def test_a_completion_answers_a_prompt(start) -> None:
     assert [c.choices[0].text for c in stream] == ["4", ""]
 
 
-def test_embeddings_come_as_floats_and_as_base64(start) -> None:
-    server = start(m=Drawing())
-    found = server.client().embeddings.create(model="m", input=["a", "b"])  # the client asks for base64
-    assert [[round(x, 6) for x in one.embedding] for one in found.data] == [[0.6, 0.8]] * 2
-    assert found.usage.prompt_tokens == 5
-    raw = httpx.post(f"{server.url}/v1/embeddings", json={"model": "m", "input": "a"}).json()
-    assert raw["data"] == [{"object": "embedding", "index": 0, "embedding": [0.6, 0.8]}]
-    assert [row.cost_usd for row in server.ledger.rows()] == [0.5, 0.5]
-
-
-def test_scores_give_every_label_its_probability(start) -> None:
-    server = start(m=Drawing())
-    found = httpx.post(f"{server.url}/v1/score", json={"model": "m", "input": ["a", "b"]}).json()
-    assert found["data"][1] == {
-        "object": "label_scores",
-        "index": 1,
-        "label": "yes",
-        "scores": {"no": 0.25, "yes": 0.75},
-    }
-    assert found["usage"] == {"prompt_tokens": 4, "total_tokens": 4}
-    (row,) = server.ledger.rows()
-    assert (row.stage, row.cost_usd, row.status) == ("m", 0.25, 200)
-
-
-@pytest.mark.parametrize("route", ["embeddings", "score"])
-def test_a_model_that_only_writes_cannot_be_read(start, echo, route: str) -> None:
-    server = start(m=echo)
-    answer = httpx.post(f"{server.url}/v1/{route}", json={"model": "m", "input": "a"})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported_by_model")
-
-
-@pytest.mark.parametrize("given", [{"input": []}, {"input": [1, 2]}, {"input": ""}, {"input": "a", "dimensions": 3}])
-def test_texts_to_read_are_checked(start, given: dict[str, object]) -> None:
-    answer = httpx.post(f"{start(m=Drawing()).url}/v1/embeddings", json={"model": "m", **given})
-    assert answer.status_code == 400
-    assert answer.json()["error"]["param"] in ("input", "input[0]", "dimensions")
-
-
 def test_an_answer_without_the_form_asked_for_does_not_reach_the_client(start) -> None:
     form = {"type": "json_object"}
     server = start(bad=Writing("not json"), good=Writing('{"a": 1}'), label=Writing("x", (("x", 1.0),)))
@@ -166,17 +117,15 @@ def test_what_a_model_refuses_is_told_and_what_it_says_of_this_machine_is_not(st
     assert "inside/path" not in hidden.text
 
 
-def test_a_table_is_answered_row_by_row_and_each_row_is_in_the_ledger(start) -> None:
+def test_mlflow_asks_a_chat_or_a_prompt_of_the_model_in_the_path_or_of_the_first(start) -> None:
     server = start(m=Drawing())
-    body = {"dataframe_split": {"columns": ["text"], "data": [["a"], ["b"]]}, "params": {"seed": 3}}
-    answer = httpx.post(f"{server.url}/invocations", json=body).json()
-    assert answer["predictions"] == ["3", "3"]
-    assert [row.id for row in server.ledger.rows()] == answer["ids"]
-    chat = httpx.post(f"{server.url}/invocations", json={"messages": HELLO, "seed": 5}).json()
-    assert chat["choices"][0]["message"]["content"] == "5"
+    for path, asked in (("/invocations", {"seed": 5}), ("/serving-endpoints/m/invocations", {"seed": 5, "model": "x"})):
+        chat = httpx.post(f"{server.url}{path}", json={"messages": HELLO, **asked}).json()
+        assert chat["choices"][0]["message"]["content"] == "5"
     assert httpx.post(f"{server.url}/invocations", json={"prompt": "a", "seed": 6}).json()["choices"][0]["text"] == "6"
-    assert httpx.post(f"{server.url}/invocations", json={"input": "a"}).json()["data"][0]["embedding"] == [0.6, 0.8]
-    assert httpx.post(f"{server.url}/invocations", json={"a": 1}).status_code == 400
+    assert [row.served_name for row in server.ledger.rows()] == ["m"] * 3
+    refused = httpx.post(f"{server.url}/endpoints/m/invocations", json={"dataframe_split": {}})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "dataframe_split")
 
 
 def test_readiness_is_real_work_and_recovers(start) -> None:

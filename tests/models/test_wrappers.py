@@ -13,7 +13,6 @@ from smallfirst.models.protocol import (
     Capability,
     Chunk,
     Completion,
-    Embeddings,
     LabelScores,
     Model,
     Request,
@@ -45,10 +44,7 @@ class Plain:
 
 
 class Able(Plain):
-    capabilities = frozenset({Capability.EMBEDDINGS, Capability.LABEL_PROBABILITIES, Capability.READINESS})
-
-    async def embed(self, texts: Sequence[str]) -> Embeddings:
-        return Embeddings([[1.0]] * len(texts), 1, 0.0)
+    capabilities = frozenset({Capability.LABEL_PROBABILITIES, Capability.READINESS})
 
     async def probabilities(self, texts: Sequence[str]) -> list[LabelScores]:
         return [LabelScores(("a",), [1.0], 1, 0.0) for _ in texts]
@@ -75,7 +71,6 @@ def test_calls_and_capabilities_are_those_of_the_wrapped_model() -> None:
         chunks = model.stream(Request.ask("x"))
         assert (await anext(chunks)).text == "able"
         await chunks.aclose()  # type: ignore[attr-defined]
-        assert (await model.embed(["x", "y"])).vectors == [[1.0], [1.0]]
         assert (await model.probabilities(["x"]))[0].labels == ("a",)
         await model.ready()
         await model.aclose()
@@ -87,8 +82,6 @@ def test_calls_and_capabilities_are_those_of_the_wrapped_model() -> None:
 def test_a_model_without_a_capability_raises_its_name() -> None:
     model = DelegatingModel(Plain("plain"))
     asyncio.run(model.ready())  # nothing to probe
-    with pytest.raises(ModelError, match="plain has no embeddings"):
-        asyncio.run(model.embed(["x"]))
     with pytest.raises(ModelError, match="plain has no label probabilities"):
         asyncio.run(model.probabilities(["x"]))
 
@@ -97,7 +90,7 @@ def test_another_target_takes_every_call() -> None:
     model = Redirected(Plain("old"))
     model.target = Able("new")
     assert asyncio.run(model.complete(Request.ask("x"))).text == "new"
-    assert asyncio.run(model.embed(["x"])).vectors == [[1.0]]
+    assert asyncio.run(model.probabilities(["x"]))[0].labels == ("a",)
 
 
 class Echo(CallableModel):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from smallfirst.base.errors import ModelError, NotRecorded, Unavailable
 from smallfirst.data.dataset import Message
 from smallfirst.models.pricing.charge import total_usd
-from smallfirst.models.protocol import Capability, Chunk, Completion, Embeddings, Model, Request
+from smallfirst.models.protocol import Capability, Chunk, Completion, LabelScores, Model, Request
 from smallfirst.routing.budget import Budget
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT
@@ -382,22 +382,23 @@ def test_a_router_is_a_model_under_the_tasks_name() -> None:
 
 def test_a_router_can_do_what_its_last_able_stage_can() -> None:
     class Encoder(Echo):
-        capabilities = frozenset({Capability.EMBEDDINGS, Capability.READINESS})
+        capabilities = frozenset({Capability.LABEL_PROBABILITIES, Capability.READINESS})
 
-        async def embed(self, texts: list[str]) -> Embeddings:
-            return Embeddings([[1.0] for _ in texts], len(texts), 0.0)
+        async def probabilities(self, texts: list[str]) -> list[LabelScores]:
+            return [LabelScores(("a",), [1.0], 1, 0.0) for _ in texts]
 
         async def ready(self) -> None:
             self.events.append("ready")
 
     encoder = Encoder("encoder")
     router = Router([Stage("encoder", encoder), Stage("small", Echo("small"))], None, certificate(0.8), name="desk")
-    assert router.capabilities == {Capability.STREAM, Capability.EMBEDDINGS, Capability.READINESS}
-    assert asyncio.run(router.embed(["a", "b"])).vectors == [[1.0], [1.0]]
+    assert router.capabilities == {Capability.STREAM, Capability.LABEL_PROBABILITIES, Capability.READINESS}
+    assert asyncio.run(router.probabilities(["a"]))[0].labels == ("a",)
     asyncio.run(router.ready())
     assert encoder.events == ["ready"]
+    drafting = Router(Echo("small"), None, certificate(0.8), name="desk")
     with pytest.raises(ModelError, match="desk has no label probabilities"):
-        asyncio.run(router.probabilities(["a"]))
+        asyncio.run(drafting.probabilities(["a"]))
     plain = Router(Echo("small"), None, certificate(0.8))
     assert plain.capabilities == {Capability.STREAM}
     asyncio.run(plain.ready())

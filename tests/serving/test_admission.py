@@ -13,10 +13,8 @@ from typing import Any
 
 import httpx
 import pytest
-from fixtures.server import WholeModel
 
 from smallfirst.ledger.keys import KeyPolicy, KeyStore
-from smallfirst.models.protocol import Completion, Request
 from smallfirst.serving.admission import Shares, Turns
 from smallfirst.serving.openai.errors import ApiError
 from smallfirst.serving.settings import ServeSettings
@@ -164,26 +162,6 @@ def test_answers_of_one_key_keep_no_other_out(start, keys, echo, label) -> None:
     for thread in threads:
         thread.join()
     assert statuses[14:] == [200] * 6
-
-
-class CountingModel(WholeModel):
-    """Counts how many of its answers are under way at once."""
-
-    n = most = 0
-
-    async def complete(self, request: Request) -> Completion:
-        self.n += 1
-        self.most = max(self.most, self.n)
-        await asyncio.sleep(0.005)
-        self.n -= 1
-        return Completion(text=request.text, answered_by=self.name, latency_ms=1, cost_usd=0, completion_tokens=1)
-
-
-def test_a_table_counts_its_rows(start) -> None:
-    model = CountingModel()
-    server = start(ServeSettings(max_in_flight=8, max_queue=0), m=model)
-    assert httpx.post(f"{server.url}/invocations", json={"inputs": [f"q{i}" for i in range(40)]}).status_code == 200
-    assert model.most <= 8
 
 
 def test_shares_leave_a_quarter_and_are_given_back() -> None:

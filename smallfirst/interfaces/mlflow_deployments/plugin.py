@@ -99,12 +99,12 @@ class SmallfirstClient(BaseDeploymentClient):  # type: ignore[misc]
 
     @_mlflow_errors
     def predict(self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None) -> Any:
-        """Return the response: a chat completion, or `predictions` for a table, a data frame or a list."""
-        from mlflow.deployments import DatabricksEndpoint, PredictionsResponse
+        """Return the chat completion, or the completion of a `prompt`."""
+        from mlflow.deployments import DatabricksEndpoint
 
         with _answered(endpoint or deployment_name, _request_body(inputs)) as (session, response):
             found = json.loads(session.read(response))
-        return (PredictionsResponse if "predictions" in found else DatabricksEndpoint)(found)
+        return DatabricksEndpoint(found)
 
     def predict_stream(
         self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None
@@ -155,12 +155,12 @@ def _one_model(model_uri: str) -> dict[str, Any]:
 
 
 def _request_body(inputs: Any) -> dict[str, Any]:
-    """Return the request body for a body, a data frame, an array or a list of rows."""
-    if isinstance(inputs, Mapping):
-        return dict(inputs)
-    if hasattr(inputs, "to_dict") and hasattr(inputs, "columns"):
-        return {"dataframe_split": json.loads(inputs.to_json(orient="split"))}
-    return {"inputs": inputs.tolist() if hasattr(inputs, "tolist") else inputs}
+    if not isinstance(inputs, Mapping):
+        raise ConfigError(
+            f"inputs are a body such as a chat's, not {type(inputs).__name__}",
+            hint='inputs={"messages": […]}; or  smallfirst score TASK ROWS  for many rows',
+        )
+    return dict(inputs)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import time
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,6 @@ import numpy as np
 from smallfirst.base.sync import run_in_thread
 from smallfirst.models.batching import run_in_compute_thread
 from smallfirst.models.encoder.ctranslate2_engine import CTranslate2Encoder, unsupported_reason
-from smallfirst.models.label_model import TextEmbedding
 from smallfirst.models.local.weights import (
     import_transformers,
     load_pretrained,
@@ -109,12 +107,6 @@ class SentenceEncoder:
         """Return unit vectors (texts, width) in float32, in order."""
         vectors = [one.vector for one in self._read_once(texts)]
         return np.stack(vectors) if vectors else np.zeros((0, self.width), dtype=np.float32)
-
-    def text_embeddings(self, texts: Sequence[str]) -> list[TextEmbedding]:
-        began = time.perf_counter()
-        found = self._read_once(texts)
-        busy_s = (time.perf_counter() - began) / max(1, len(texts))
-        return [TextEmbedding(one.vector.tolist(), one.n_tokens, busy_s) for one in found]
 
     def tokens(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, truncation=True, max_length=self.max_tokens)

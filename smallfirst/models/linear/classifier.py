@@ -16,7 +16,7 @@ from smallfirst.data.dataset import Dataset
 from smallfirst.data.row_formats import to_json
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder, open_encoder
-from smallfirst.models.label_model import Embedder, LabelLogProbs, LabelModel, log_softmax
+from smallfirst.models.label_model import LabelLogProbs, LabelModel, log_softmax
 from smallfirst.models.linear.tfidf import TfidfFeatures
 from smallfirst.models.manifest import Manifest, int8_allowed, write_manifest
 from smallfirst.models.protocol import Capability, Completion, Request
@@ -47,10 +47,6 @@ class LinearClassifier:
         """`features(texts)` returns a matrix (texts, features); weights (labels, features), bias (labels,)."""
         self.features, self.weights, self.bias, self.encoder = features, weights, bias, encoder
         self.several_labels = several_labels
-
-    @property
-    def embed(self) -> Embedder | None:
-        return None if self.encoder is None else self.encoder.text_embeddings
 
     @classmethod
     def fit(

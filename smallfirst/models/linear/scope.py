@@ -16,7 +16,7 @@ import numpy as np
 from smallfirst.base.files import sha256, write_atomically
 from smallfirst.base.records import Record
 from smallfirst.data.dataset import Dataset
-from smallfirst.models.label_model import Embedder, LabelLogProbs, log_softmax
+from smallfirst.models.label_model import LabelLogProbs, log_softmax
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest, write_manifest
 from smallfirst.models.state_features import HiddenStateProfile, HiddenStates
@@ -55,10 +55,6 @@ class ScopedClassifier:
 
     def __init__(self, classifier: LinearClassifier, profile: HiddenStateProfile, parameters: ScopeParameters) -> None:
         self.classifier, self.profile, self.parameters = classifier, profile, parameters
-
-    @property
-    def embed(self) -> Embedder | None:
-        return self.classifier.embed
 
     @classmethod
     def fit(cls, classifier: LinearClassifier, train: Dataset, selection: Dataset, manifest: Manifest) -> Self | None:

@@ -27,7 +27,6 @@ class LabelScorer:
     batch_rows = 32
     batch_tokens = 1024
     """Most tokens in a batch of more than one row; it bounds how long one long text delays another."""
-    embed = None
 
     def __init__(self, model: Any, tokenizer: Any, manifest: Manifest) -> None:
         """Score with transformers' own forward, so that the weights may be trained."""

@@ -11,7 +11,6 @@ import pytest
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.measuring.calibration import calibrate_labels
-from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.label_model import LabelLogProbs
 from smallfirst.models.linear.classifier import LinearClassifier, answer_labels, decision_nats, gold_labels
 from smallfirst.models.linear.tfidf import TfidfFeatures
@@ -141,19 +140,6 @@ def test_no_texts_give_no_scores() -> None:
     width = words.matrix(["card"]).shape[1]
     scorer = LinearClassifier(words, np.zeros((2, width)), np.zeros(2))
     assert scorer.score([]) == []
-
-
-def test_an_encoder_gives_its_vectors_and_words_have_none(
-    toy_rows: Dataset, toy_task: Classify, tiny_encoder_folder: Path
-) -> None:
-    assert LinearClassifier.fit("words", toy_rows, toy_task).embed is None
-    encoder = SentenceEncoder(tiny_encoder_folder)
-    embed = LinearClassifier(encoder.embed, np.zeros((3, 32)), np.zeros(3), encoder=encoder).embed
-    assert embed is not None
-    texts = ["where is my card", "refund"]
-    found = embed(texts)
-    assert [one.n_tokens for one in found] == [len(encoder.tokens(text)) for text in texts]
-    assert np.array([one.vector for one in found]) == pytest.approx(encoder.embed(texts), abs=1e-5)
 
 
 TASK = Classify(name="desk", labels=("card", "fee", "pin"), multiple=True)

@@ -20,7 +20,7 @@ from smallfirst.models.label_model import LabelModel
 from smallfirst.models.loading import load_model
 from smallfirst.models.local.label_scorer import LabelScorer
 from smallfirst.models.manifest import write_manifest
-from smallfirst.models.protocol import Capability, Model, Request, label_probability_model
+from smallfirst.models.protocol import Model, Request, label_probability_model
 from smallfirst.models.remote.config import VllmServer
 from smallfirst.models.servers.vllm import served_name
 
@@ -57,7 +57,6 @@ async def test_probabilities_are_those_of_pytorch(computing: ScriptedVllm, adapt
     temperature = 1.5
     scoring = label_probability_model(model)
     assert scoring is not None
-    assert Capability.EMBEDDINGS not in model.capabilities
     for text, found, expected in zip(TEXTS, await scoring.probabilities(TEXTS), scorer.score(TEXTS), strict=True):
         logs = torch.tensor(expected.log_probabilities) / temperature
         assert found.probabilities == pytest.approx(logs.softmax(-1).tolist(), abs=1e-5), text
