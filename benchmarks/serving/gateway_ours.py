@@ -11,9 +11,11 @@ there without a draft. Serves until SIGTERM. `fit` trains the model on words.
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
-from smallfirst.ledger.keys import hash_key
+from smallfirst.ledger.database import KEYS
+from smallfirst.ledger.keys import KeyStore, hash_key, key_id
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.models.label_model import LabelModel
 from smallfirst.models.linear.classifier import LinearClassifier
@@ -29,7 +31,7 @@ from smallfirst.serving.app import serve
 from smallfirst.serving.settings import ServeSettings
 from smallfirst.tasks.classify import Classify
 
-KEY, MODEL = "sk-benchmark", "routed"
+KEY, MODEL = f"sf-{'0' * 12}-{'b' * 43}", "routed"
 TASK = Classify(name="desk", labels=tuple(f"matter_{i}" for i in range(8)))
 CERTIFICATE = Certificate(
     issued=True,
@@ -98,8 +100,13 @@ def main() -> None:
     else:
         options = RouterOptions(policies=[RulePolicy(kind="rule", to="large", longer_than_chars=10)])
         router = Router(NeverAsked(), large, CERTIFICATE, options=options)  # type: ignore[arg-type]
-    settings = ServeSettings(port=int(sys.argv[4]), api_keys_sha256=(hash_key(KEY),), max_queue=1024)
-    serve({MODEL: router}, ledger=Ledger(folder / "ledger.sqlite"), settings=settings)
+    settings, ledger = ServeSettings(port=int(sys.argv[4]), max_queue=1024), Ledger(folder / "ledger.sqlite")
+    with ledger.database.writer.begin() as connection:
+        row = {"id": key_id(KEY), "owner": key_id(KEY), "name": "benchmark", "sha256": hash_key(KEY), "policy": "{}"}
+        connection.execute(
+            ledger.database.insert(KEYS).values(created_at=datetime.now(UTC), **row).on_conflict_do_nothing()
+        )
+    serve({MODEL: router}, ledger=ledger, settings=settings, key_store=KeyStore(ledger))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from smallfirst.ledger.keys import hash_key
+from smallfirst.ledger.keys import KeyPolicy, KeyStore
 from smallfirst.models.manifest import Manifest
 
 SLOT_TOKENS = 128
@@ -70,9 +70,9 @@ class Side(NamedTuple):
 
 def ours(task: Path, home: Path, manifest: Manifest) -> Side:
     """`smallfirst serve` of the task, asked for its small model, so that no large one is called."""
-    key = f"sf-{secrets.token_urlsafe(32)}"
+    _, key = KeyStore(home / "ledger.db").create(f"benchmark-{secrets.token_hex(4)}", KeyPolicy())
     served = f"{manifest.task.name}-small"
-    program = [str(Path(sys.executable).with_name("smallfirst")), "serve", str(task), "--api-key-sha256", hash_key(key)]
+    program = [str(Path(sys.executable).with_name("smallfirst")), "serve", str(task)]
     return Side(
         "smallfirst",
         lambda port, _: [*program, "--port", str(port)],

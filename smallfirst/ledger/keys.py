@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import hmac
 import logging
 import re
 import secrets
@@ -37,7 +36,6 @@ KeyState = Literal["active", "expired", "revoked"]
 _Limit = Annotated[int, Field(ge=1, le=1_000_000_000)]
 _Model = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/@:-]{1,128}$")]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
-_SHA256_HEX = re.compile(r"[0-9a-f]{64}")
 _WITH_ID = re.compile(r"sf-([0-9a-f]{12})-[A-Za-z0-9_-]{43}")
 R = TypeVar("R")
 _log = logging.getLogger("smallfirst.serving")
@@ -73,18 +71,13 @@ class ApiKey(Record):
     name: str = Field(pattern=rf"^{_NAME.pattern}$")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """SHA-256 of the whole key."""
-    owner: str = Field(pattern=r"^([0-9a-f]{12}|[0-9a-f]{64})$")
-    """Id of what the key makes and may see; the hash of a key that had been given by `--api-key-sha256`."""
+    owner: str = Field(pattern=r"^[0-9a-f]{12}$")
+    """Id of what the key makes and may see."""
     created_at: AwareDatetime
     revoked_at: AwareDatetime | None = None
     ends_at: AwareDatetime | None = None
     """End of the grace of a rotated key."""
     policy: KeyPolicy = KeyPolicy()
-
-    @property
-    def shown_owner(self) -> str:
-        """The owner for listings, which show no hash of a key."""
-        return self.owner[:12]
 
     def state(self, today: date | None = None) -> KeyState:
         """Return whether it opens anything on `today` (UTC)."""
@@ -138,7 +131,7 @@ class KeyStore:
     def create(self, name: str, policy: KeyPolicy, *, owner: str | None = None) -> tuple[ApiKey, str]:
         """Return a new key and its text, which is stored nowhere. Raise ConfigError for a taken or invalid name.
 
-        The key is its own owner, or has that of another key: `owner` is a key's name, id, owner or hash.
+        The key is its own owner, or has that of another key: `owner` is a key's name, id or owner.
         """
         if not _NAME.fullmatch(name):
             raise ConfigError(f"{name!r} cannot be a key's name", hint="use 1 to 64 of A-Z a-z 0-9 . _ @ -")
@@ -228,19 +221,8 @@ def key_id(key: str) -> str:
 
 
 def hash_key(key: str) -> str:
-    """Return the SHA-256 of a key in hex, as `ServeSettings.api_keys_sha256` takes it."""
+    """Return the SHA-256 of a key in hex."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def is_key_hash(text: str) -> bool:
-    """Return True if `text` can be a `hash_key`, and False for a key that was entered by mistake."""
-    return _SHA256_HEX.fullmatch(text) is not None
-
-
-def key_matches(presented: str, hashes: Sequence[str]) -> bool:
-    """Return True if the presented key has one of these hashes; the time taken does not tell which."""
-    digest = hash_key(presented)
-    return any([hmac.compare_digest(digest, known) for known in hashes])
 
 
 def _stored(connection: Connection) -> Sequence[Any]:
@@ -268,11 +250,11 @@ def _in_force(stored: Sequence[ApiKey], name_or_id: str) -> list[ApiKey]:
 
 
 def _find_owner(stored: Sequence[ApiKey], wanted: str) -> str:
-    """Return the owner of the newest key that fits. A key that is given by its hash need not be stored."""
-    owners = [key.owner for key in stored if wanted in (key.name, key.id, key.shown_owner, key.sha256)]
-    if not owners and not is_key_hash(wanted):
+    """Return the owner of the newest key that fits."""
+    owners = [key.owner for key in stored if wanted in (key.name, key.id, key.owner)]
+    if not owners:
         raise ConfigError(f'no key "{wanted[:64]}" is known, whose owner could be taken', hint="smallfirst keys list")
-    return owners[-1] if owners else wanted
+    return owners[-1]
 
 
 def _today() -> date:

@@ -26,11 +26,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from smallfirst.ledger.database import Database, LedgerAway
-from smallfirst.ledger.keys import ApiKey, KeyPolicy, KeyStore, KeyStoreUnreadable, hash_key, key_id, key_matches
+from smallfirst.ledger.keys import ApiKey, KeyPolicy, KeyStore, KeyStoreUnreadable, hash_key, key_id
 from smallfirst.models.protocol import Completion
 from smallfirst.models.remote.config import is_loopback
 from smallfirst.serving.admission import Shares
-from smallfirst.serving.openai.errors import RETRY_AFTER_S, ApiError, ledger_away
+from smallfirst.serving.openai.errors import RETRY_AFTER_S, ApiError, ledger_away, server_error
 from smallfirst.serving.settings import ServeSettings
 
 CHAT_PATH = "/v1/chat/completions"
@@ -227,16 +227,15 @@ class Caller(NamedTuple):
     """The key behind the current request."""
 
     owner: str = ""
-    """Owner of what the key makes: kept by a rotated key, the key's hash where it is in no key store; empty where no
-    key is asked for."""
+    """Owner of what the key makes, kept by a rotated key; empty where no key is asked for."""
     id: str = ""
-    """Id of the key, which may be logged; empty for a key that is not in the key store."""
+    """Id of the key, which may be logged."""
     policy: KeyPolicy = KeyPolicy(role="admin")
     """What the key allows; where no key is asked for, everything."""
     quota: Quota = Quota()
     """What is left of its limits, if it has any."""
     name: str = ""
-    """Name of the key; empty for a key that is not in the key store."""
+    """Name of the key."""
 
     @property
     def may_judge(self) -> bool:
@@ -263,8 +262,8 @@ def caller_owner() -> str:
 class KeyCheck:
     """The keys that open a server."""
 
-    def __init__(self, hashes: Sequence[str], key_store: KeyStore | None) -> None:
-        self._hashes, self._key_store = hashes, key_store
+    def __init__(self, key_store: KeyStore | None) -> None:
+        self._key_store = key_store
         self._quotas: dict[str, Quota] = {}
 
     async def refresh(self) -> None:
@@ -274,23 +273,24 @@ class KeyCheck:
 
     @property
     def needed(self) -> bool:
-        return bool(self._hashes) or (self._key_store is not None and self._key_store.key_required)
+        return self._key_store is not None and self._key_store.key_required
 
     def caller(self, presented: str) -> Caller:
         """Return whose key it is. Raise ApiError 401 for none or an unknown one, 503 if the keys cannot be read."""
         if not presented:
             raise _unauthorised("No API key was given; send it as Authorization: Bearer KEY.")
-        digest, known = hash_key(presented), self._known(presented)
-        fits = hmac.compare_digest(digest, known.sha256 if known else _NO_HASH)
-        fixed = key_matches(presented, self._hashes)
-        if known is not None and fits:
-            if (state := known.state()) != "active":
-                raise _unauthorised(f"The API key {known.id} is {state}.")
-            assert self._key_store is not None
-            return Caller(known.owner, known.id, known.policy, self._quota(known, self._key_store), known.name)
-        if fixed:
-            return Caller(digest)
-        raise _unauthorised("The API key is not known to this server.")
+        assert self._key_store is not None
+        try:
+            known = self._key_store.find(key_id(presented))
+        except KeyStoreUnreadable:
+            what = "Keys cannot be checked at the moment; try again shortly."
+            raise server_error(503, what, "keys_unreadable", RETRY_AFTER_S) from None
+        fits = hmac.compare_digest(hash_key(presented), known.sha256 if known else _NO_HASH)
+        if known is None or not fits:
+            raise _unauthorised("The API key is not known to this server.")
+        if (state := known.state()) != "active":
+            raise _unauthorised(f"The API key {known.id} is {state}.")
+        return Caller(known.owner, known.id, known.policy, self._quota(known, self._key_store), known.name)
 
     def _quota(self, key: ApiKey, key_store: KeyStore) -> Quota:
         id = f"{key.owner}/{key.name}"  # a rotated key goes on with what its predecessor left
@@ -299,17 +299,6 @@ class KeyCheck:
             # Only accepted keys come here, so the key store bounds their number.
             found = self._quotas[id] = Quota(key.policy, id, key_store.database)
         return found
-
-    def _known(self, presented: str) -> ApiKey | None:
-        try:
-            return self._key_store.find(key_id(presented)) if self._key_store else None
-        except KeyStoreUnreadable:
-            if key_matches(presented, self._hashes):
-                return None
-            what = "Keys cannot be checked at the moment; try again shortly."
-            raise ApiError(
-                503, what, kind="server_error", code="keys_unreadable", retry_after_s=RETRY_AFTER_S
-            ) from None
 
 
 class AuthMiddleware:
@@ -326,7 +315,7 @@ class AuthMiddleware:
         judge_paths: Collection[str],
     ) -> None:
         self._app = app
-        self._keys = KeyCheck(settings.api_keys_sha256, key_store)
+        self._keys = KeyCheck(key_store)
         self._open, self._user, self._judge = frozenset(open_paths), frozenset(user_paths), frozenset(judge_paths)
         self._hosts = frozenset(host.lower() for host in settings.allowed_hosts)
         # Twice the places: half of them for bodies on their way, which take none.

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from smallfirst.ledger.keys import hash_key, new_key
+from smallfirst.ledger.keys import KeyPolicy, KeyStore
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.models.protocol import Model
 from smallfirst.serving.app import build_app
@@ -31,11 +31,11 @@ class Address(NamedTuple):
 @contextmanager
 def serve_on_loopback(models: Mapping[str, Model]) -> Iterator[Address]:
     """Yield the address of a server of `models`; then stop it, close the models and delete its ledger."""
-    key = new_key()
-    settings = ServeSettings(port=0, api_keys_sha256=(hash_key(key),), max_queue=1024)
     with TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
         ledger = Ledger(Path(folder) / "ledger.db")
-        app = build_app(models, ledger=ledger, settings=settings)
+        keys = KeyStore(ledger)
+        _, key = keys.create("loopback", KeyPolicy())
+        app = build_app(models, ledger=ledger, settings=ServeSettings(port=0, max_queue=1024), key_store=keys)
         # Signals stay with the process: uvicorn takes them in the main thread only.
         server = Server(app, stopping=lambda: None)
         work = server.serve_and_close(listener, drain_s=0, held=list(models.values()))

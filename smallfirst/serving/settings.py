@@ -6,7 +6,7 @@ from pydantic import Field
 
 from smallfirst.base.errors import ConfigError
 from smallfirst.base.records import Record
-from smallfirst.ledger.keys import home_key_store, is_key_hash
+from smallfirst.ledger.keys import home_key_store
 from smallfirst.models.remote.config import is_loopback
 
 
@@ -19,8 +19,6 @@ class ServeSettings(Record):
     """TCP port; 0 takes a free one and prints it."""
     allowed_hosts: tuple[str, ...] = ()
     """Names that the Host header may have; empty = any name with a key, only this machine's names without."""
-    api_keys_sha256: tuple[str, ...] = ()
-    """SHA-256 (hex) of each accepted key; empty = no key is asked for."""
     max_body_bytes: int = Field(default=1024 * 1024, ge=1)
     """Largest request body; counted as it arrives, so a false Content-Length does not help."""
     max_in_flight: int = Field(default=64, ge=1)
@@ -39,20 +37,14 @@ class ServeSettings(Record):
 
 
 def check_settings(settings: ServeSettings, *, key_required: bool | None = None) -> None:
-    """Raise ConfigError, which never repeats a key, unless the settings are safe, or `key_required` by a key store.
+    """Raise ConfigError unless the address is loopback or keys are asked for.
 
-    Without `key_required` the ledger of the state folder says it.
+    Without `key_required` the ledger of the state folder says whether they are.
     """
-    for place, text in enumerate(settings.api_keys_sha256):
-        if not is_key_hash(text):
-            raise ConfigError(
-                f"api_keys_sha256[{place}] is not a SHA-256 in lower-case hex (64 digits)",
-                hint='hash the key first: printf %s "$KEY" | sha256sum',
-            )
-    if settings.api_keys_sha256 or is_loopback(settings.host):
+    if is_loopback(settings.host):
         return
     if not (home_key_store().key_required if key_required is None else key_required):
         raise ConfigError(
             f'host "{settings.host}" can be reached from other machines, and no API key is set',
-            hint="smallfirst keys create NAME, or set api_keys_sha256, or listen on 127.0.0.1",
+            hint="smallfirst keys create NAME, or listen on 127.0.0.1",
         )

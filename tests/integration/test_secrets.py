@@ -78,7 +78,7 @@ def environment(endpoint: EndpointFolder) -> str:
 @pytest.mark.usefixtures("planted")
 def test_no_secret_reaches_a_file_a_log_or_an_answer(echoing: str, tmp_path: Path) -> None:
     _, user = home_key_store().create("desk", KeyPolicy())
-    own = {"server": {"api_keys_sha256": [hash_key(CANARY)], "drain_s": 1}}
+    own = {"server": {"drain_s": 1}}
     entity = {**external(echoing), "environment_vars": {"TOKEN": CANARY}}
     endpoint = endpoints.create("desk", {"served_entities": [entity], "smallfirst": own})
     try:
@@ -88,12 +88,10 @@ def test_no_secret_reaches_a_file_a_log_or_an_answer(echoing: str, tmp_path: Pat
         assert f"MLFLOW_TRACKING_URI={TRACKING}" in environment(endpoint)  # from the shell that started it
         url, shown = describe(endpoint)["url"], [json.dumps(describe(endpoint))]
         message = {"model": "desk", "messages": [{"role": "user", "content": "hello"}]}
-        for key in (CANARY, user):
+        for key, statuses in ((CANARY, (401, 401)), (user, (502, 200))):
             with httpx.Client(headers={"authorization": f"Bearer {key}"}, timeout=60, trust_env=False) as http:
-                answers = [http.post(f"{url}/v1/chat/completions", json=message)]
-                paths = ("v1/models", "metrics")
-                answers += [http.get(f"{url}/{path}") for path in paths]
-            assert (answers[0].status_code, answers[1].status_code) == (502, 200)
+                answers = [http.post(f"{url}/v1/chat/completions", json=message), http.get(f"{url}/v1/models")]
+            assert tuple(answer.status_code for answer in answers) == statuses
             shown += [f"{answer.headers} {answer.text}" for answer in answers]
         shown.append(endpoint.output.read_text())
 
@@ -127,10 +125,9 @@ def test_no_secret_reaches_a_file_a_log_or_an_answer(echoing: str, tmp_path: Pat
         },
         {"served_entities": [external()], "ai_gateway": {"provider": {"api_key": CANARY}}},
         {"served_entities": [external()], "telemetry_config": {"exporters": [{"password": CANARY}]}},
-        {"served_entities": [external()], "smallfirst": {"server": {"api_keys_sha256": [CANARY]}}},
         {"served_entities": [external()], "smallfirst": {"server": {"port": CANARY}}},
     ],
-    ids=["user", "query", "key", "list", "bedrock", "custom", "gateway", "telemetry", "hash", "port"],
+    ids=["user", "query", "key", "list", "bedrock", "custom", "gateway", "telemetry", "port"],
 )
 @pytest.mark.usefixtures("planted")
 def test_a_secret_in_the_wrong_place_is_refused_and_not_repeated(values: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ import pytest
 from starlette.routing import Route
 
 from smallfirst.base.errors import Unavailable
-from smallfirst.ledger.keys import KeyPolicy, KeyStore, hash_key, new_key
+from smallfirst.ledger.keys import KeyPolicy, KeyStore
 from smallfirst.models.pricing.prices import PriceBook, TokenPrice
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
@@ -187,10 +187,9 @@ def test_09_every_route_but_two_needs_a_key_and_the_administrators_one_of_theirs
     assert httpx.get(f"{server.url}/metrics", headers=rewritten).status_code == 401
 
 
-def test_09_hosts_that_are_not_named_are_refused_with_a_key_as_well(start, label) -> None:
-    key = new_key()
-    settings = ServeSettings(api_keys_sha256=(hash_key(key),), allowed_hosts=("models.example",))
-    server = start(settings=settings, m=label)
+def test_09_hosts_that_are_not_named_are_refused_with_a_key_as_well(start, key_store, label) -> None:
+    _, key = key_store.create("desk", KeyPolicy())
+    server = start(settings=ServeSettings(allowed_hosts=("models.example",)), key_store=key_store, m=label)
     hosts = {"models.example": 200, "MODELS.example:8443": 200, "evil.example": 403, "models.example@evil.example": 403}
     for host, status in hosts.items():
         headers = {"host": host, "authorization": f"Bearer {key}"}

@@ -24,7 +24,6 @@ from smallfirst.ledger.keys import (
     new_key,
 )
 from smallfirst.ledger.ledger import Ledger
-from smallfirst.serving.settings import ServeSettings
 
 FREE = KeyPolicy()
 
@@ -152,17 +151,6 @@ def test_the_right_id_with_another_secret_opens_nothing(start, key_store: KeySto
     server = start(key_store=key_store, m=label)
     for key in (mixed, secret[:-1], secret + " x", secret.upper()):
         assert httpx.get(f"{server.url}/v1/models", headers={"authorization": f"Bearer {key}"}).status_code == 401
-
-
-def test_keys_given_by_their_hash_work_beside_the_key_store(start, key_store: KeyStore, label) -> None:
-    fixed = new_key()
-    _, secret = key_store.create("desk", FREE)
-    server = start(ServeSettings(api_keys_sha256=(hash_key(fixed),)), key_store=key_store, m=label)
-    for key in (fixed, secret):
-        assert [m.id for m in server.client(key).models.list()] == ["m"]
-    break_keys(key_store)
-    key_store._read_at_s = 0  # a broken key store does not shut out the key of the command line
-    assert [m.id for m in server.client(fixed).models.list()] == ["m"]
 
 
 def test_keys_are_in_the_ledger_of_the_state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -244,7 +244,7 @@ def test_a_rotated_key_goes_on_with_what_is_left_and_changed_terms_count_at_once
         await check.refresh()
         return check.caller(key)
 
-    check = KeyCheck((), store)
+    check = KeyCheck(store)
     assert asyncio.run(sent(asyncio.run(caller(secret)).quota))
     _, rotated = store.rotate("desk")
     again = asyncio.run(caller(rotated))

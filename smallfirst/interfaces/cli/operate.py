@@ -108,7 +108,7 @@ def _show_once(key: ApiKey, secret: str, *, as_json: bool) -> None:
 
 def _told(key: ApiKey) -> dict[str, Any]:
     shown = key.model_dump(mode="json", exclude={"sha256", "policy"})
-    return {**shown, "owner": key.shown_owner, "state": key.state(), **key.policy.model_dump(mode="json")}
+    return {**shown, "state": key.state(), **key.policy.model_dump(mode="json")}
 
 
 def _table(found: Iterable[ApiKey]) -> str:
@@ -122,7 +122,7 @@ def _table(found: Iterable[ApiKey]) -> str:
         }
         limits = ", ".join(f"{n:,} {what}" for what, n in named.items() if n is not None)
         models, made = ", ".join(policy.models) or "all", f"{key.created_at:%Y-%m-%d}"
-        owner = "" if key.owner == key.id else key.shown_owner
+        owner = "" if key.owner == key.id else key.owner
         rows.append(
             (key.name, key.id, key.state(), policy.role, models, limits or "none", made, owner, str(ends or ""))
         )

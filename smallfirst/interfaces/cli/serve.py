@@ -34,7 +34,6 @@ KEPT = {"keep_days": "keep_bodies_days", "keep_rows_days": "keep_rows_days", "ro
 @TASKS
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8000, show_default=True, type=int)
-@click.option("--api-key-sha256", "api_keys_sha256", multiple=True, help="SHA-256 of an accepted key; may be repeated.")
 @click.option("--allowed-host", "allowed_hosts", multiple=True, help="A name that the Host header may have.")
 @click.option("--replay-large", is_flag=True, help="Answer the large path from recordings only.")
 @click.option("--store-bodies", is_flag=True, help="Keep questions and answers in the ledger: harvest needs them.")

@@ -228,7 +228,7 @@ def _misplaced_secrets(value: Any, path: str = "", field: str = "") -> Iterator[
     elif isinstance(value, list | tuple):
         for place, inner in enumerate(value):
             yield from _misplaced_secrets(inner, f"{path}.{place}", field)
-    elif value is None or ".environment_vars." in path or field == "api_keys_sha256":  # not kept; checked by itself
+    elif value is None or ".environment_vars." in path:  # not kept
         return
     elif _SECRET_FIELD.search(field) and secret_variable(value) is None:
         yield f'{path}: must be "{{{{secrets/scope/key}}}}", which is read from the environment variable SCOPE_KEY'

@@ -252,7 +252,6 @@ def describe(endpoint: EndpointFolder) -> dict[str, Any]:
     for entity, shown in zip(record.body.config.served_entities, body["config"]["served_entities"], strict=True):
         live = status.versions.get(entity.served_name) if alive else None
         shown |= {"name": entity.served_name, **({"live_version": str(live)} if live else {})}
-    body.get("smallfirst", {}).get("server", {}).pop("api_keys_sha256", None)
     stopped = f'no server runs: update_endpoint("{endpoint.name}", {{}}) starts it again'
     why = status.why if alive else stopped
     return {

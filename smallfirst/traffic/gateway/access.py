@@ -39,7 +39,7 @@ class Access:
 
     def __init__(self, key_store: KeyStore | None = None, *, everybody: bool = False) -> None:
         """With `everybody`, requests without a key are served whatever host they name."""
-        self._keys, self._everybody = KeyCheck((), key_store), everybody
+        self._keys, self._everybody = KeyCheck(key_store), everybody
         self._key_store = key_store
 
     def one_tenant(self) -> bool:

@@ -23,7 +23,7 @@ from smallfirst.interfaces.mlflow_deployments import endpoints, server
 from smallfirst.interfaces.mlflow_deployments.endpoints import EndpointFolder, describe, endpoint_folder
 from smallfirst.interfaces.mlflow_deployments.server import LiveEndpoint
 from smallfirst.ledger.database import KEYS
-from smallfirst.ledger.keys import KeyPolicy, hash_key, home_key_store
+from smallfirst.ledger.keys import KeyPolicy, home_key_store
 from smallfirst.registry import versions
 from smallfirst.serving import plugins
 from smallfirst.serving.plugins import Plugin
@@ -157,20 +157,18 @@ def is_noticed_when_killed_and_started_again(desk: EndpointFolder) -> None:
     assert ask(desk).json()["smallfirst"]["answered_by"] == "tickets@1"
 
 
-def test_an_endpoint_that_cannot_be_had_leaves_nothing_and_one_with_keys_asks_for_them(large: Large) -> None:
+def test_an_endpoint_that_cannot_be_had_leaves_nothing_and_one_that_is_stopped_says_so(large: Large) -> None:
     with pytest.raises(ConfigError, match="no version 9"):
         endpoints.create("gone", config(large.url, version="9"))
     assert not endpoint_folder("gone").folder.exists()
-    own = {"server": {"api_keys_sha256": [hash_key("let-me-in")], "drain_s": 1}}
-    only = {"served_entities": config(large.url)["served_entities"][1:], "smallfirst": own}
-    keyed = endpoints.create("keyed", only)
-    assert ask(keyed).status_code == 401
-    assert ask(keyed, authorization="Bearer let-me-in").json()["choices"][0]["message"]["content"] == "refund_request"
-    with keyed.changing():
-        assert keyed.stop()
-        assert not keyed.stop()
-    assert "smallfirst stopped" in output_tail(keyed.output)
-    assert endpoints.delete("keyed")
+    only = {"served_entities": config(large.url)["served_entities"][1:], "smallfirst": {"server": {"drain_s": 1}}}
+    alone = endpoints.create("alone", only)
+    assert ask(alone).json()["choices"][0]["message"]["content"] == "refund_request"
+    with alone.changing():
+        assert alone.stop()
+        assert not alone.stop()
+    assert "smallfirst stopped" in output_tail(alone.output)
+    assert endpoints.delete("alone")
 
 
 def test_an_endpoint_obeys_the_key_store_of_its_state_folder_while_it_runs(large: Large) -> None:

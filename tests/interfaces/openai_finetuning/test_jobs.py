@@ -27,7 +27,6 @@ from smallfirst.interfaces.openai_finetuning.models import job_id
 from smallfirst.interfaces.openai_finetuning.plugin import fine_tuning
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
 from smallfirst.interfaces.openai_finetuning.uploaded_rows import UploadedRows, estimate_tokens
-from smallfirst.ledger.keys import hash_key
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.registry import versions
 from smallfirst.serving.app import build_app
@@ -136,14 +135,14 @@ def test_from_an_upload_to_the_answer_of_the_model(
 
     # This machine's own interfaces see the same job and model.
     run = fm.get(made.id)
-    assert (run.status.display_name, run.created_by) == ("Completed", f"key {hash_key('one')[:8]}")
+    assert (run.status.display_name, run.created_by) == ("Completed", f"key {server.owner('one')[:8]}")
     assert run.register_to == "main.fine_tuning.desk"
     assert versions.resolve("main.fine_tuning.desk/1").tags["job"] == made.id
     with pytest.raises(openai.BadRequestError, match="can no longer be cancelled: it is succeeded"):
         one.fine_tuning.jobs.cancel(made.id)
 
     # A model whose files are gone is down, again and again; nobody else's request suffers.
-    gone = add_job(1, "STARTED", owner=hash_key("one"))
+    gone = add_job(1, "STARTED", owner=server.owner("one"))
     JobResult(model="main.fine_tuning.gone", version=1, best_epoch=1).save(gone.folder / "result.json")
     gone.log.append("COMPLETED", "")
     for _ in range(2):
