@@ -32,7 +32,7 @@ NEEDED = ("train", "serve")
 TIMEOUT_S = 5.0
 
 
-class Finding(NamedTuple):
+class Diagnosis(NamedTuple):
     """One thing that was looked at."""
 
     level: Literal["ok", "warn", "fail"]
@@ -64,60 +64,60 @@ def doctor(ctx: click.Context, task_yaml: Path | None, ask_large: bool) -> None:
         ctx.exit(1)
 
 
-def examine(file: TaskFile | None, *, ask_large: bool = False) -> Iterator[Finding]:
+def examine(file: TaskFile | None, *, ask_large: bool = False) -> Iterator[Diagnosis]:
     """Yield what is found; `file` adds what its task needs."""
-    yield Finding("ok", "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    yield Diagnosis("ok", "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     yield from _machine()
     for extra in dict.fromkeys((*NEEDED, *EXTRAS.values())):
         missing = [package for package, its in EXTRAS.items() if its == extra and not find_spec(package)]
         if missing:
             what, command = f"not installed: {', '.join(missing)}", f'pip install "smallfirst[{extra}]"'
-            yield Finding("warn" if extra in NEEDED else "ok", f"extra {extra}", what, command)
+            yield Diagnosis("warn" if extra in NEEDED else "ok", f"extra {extra}", what, command)
         else:
-            yield Finding("ok", f"extra {extra}", "installed")
+            yield Diagnosis("ok", f"extra {extra}", "installed")
     yield _state()
     uri = tracking_uri(create=False) or str(state_folder() / "mlflow.db")
     if uri.startswith(("http://", "https://")):
         yield _answering("mlflow", uri, "/health", "", "start it, or unset MLFLOW_TRACKING_URI")
     else:
-        yield Finding("ok", "mlflow", uri)
+        yield Diagnosis("ok", "mlflow", uri)
     yield from map(_weights, _bases(file))
     if file is not None and file.large is not None and (endpoint := file.large.endpoint) is not None:
         name, where, key = "large model", endpoint.base_url, os.environ.get(endpoint.api_key_env, "")
         export = f"export {endpoint.api_key_env}=…"
         if not key and not endpoint.is_loopback:
-            yield Finding("fail", name, f"{where}: {endpoint.api_key_env} is not set", export)
+            yield Diagnosis("fail", name, f"{where}: {endpoint.api_key_env} is not set", export)
         elif ask_large:
             yield _answering(name, where, "/models", key, f"start it, {export}, or correct large.endpoint")
         else:
             how = "smallfirst doctor task.yaml --ask-large   asks for its list of models"
-            yield Finding("ok", name, f"{where}, not asked", how)
+            yield Diagnosis("ok", name, f"{where}, not asked", how)
     if file is not None and (vllm := file.small.vllm) is not None:
         key = os.environ.get(vllm.api_key_env, "")
         yield _answering("vLLM", vllm.url, "/health", key, "start it, or correct small.vllm.url")
 
 
-def _machine() -> Iterator[Finding]:
+def _machine() -> Iterator[Diagnosis]:
     from smallfirst.models.hardware import detect_hardware
     from smallfirst.training.estimates import system_memory
 
     found, memory = detect_hardware(), system_memory()
     what = f"{found.cores} cores, {found.gpus or 'no'} GPU, {', '.join(found.features) or 'no known features'}"
-    yield Finding("ok", "processor", what)
+    yield Diagnosis("ok", "processor", what)
     enough = memory.bytes >= LEAST_MEMORY
     advice = "" if enough else "smallfirst check task.yaml   says what a run takes"
-    yield Finding("ok" if enough else "warn", "memory", f"{memory.bytes / GB:.1f} GB free", advice)
+    yield Diagnosis("ok" if enough else "warn", "memory", f"{memory.bytes / GB:.1f} GB free", advice)
 
 
-def _state() -> Finding:
+def _state() -> Diagnosis:
     name, folder = "state folder", state_folder()
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         advice = "set SMALLFIRST_HOME to a folder that you can write"
-        return Finding("fail", name, f"{folder} cannot be written", advice)
+        return Diagnosis("fail", name, f"{folder} cannot be written", advice)
     free = shutil.disk_usage(existing).free
     what = f"{folder}{'' if folder.exists() else ', not created yet'}; {free / GB:.1f} GB free"
-    return Finding("ok", name, what) if free >= LEAST_DISK else Finding("warn", name, what, "free some space")
+    return Diagnosis("ok", name, what) if free >= LEAST_DISK else Diagnosis("warn", name, what, "free some space")
 
 
 def _bases(file: TaskFile | None) -> list[str]:
@@ -132,16 +132,16 @@ def _bases(file: TaskFile | None) -> list[str]:
     return [*([small.base] if language else []), *encoders]
 
 
-def _weights(name: str) -> Finding:
+def _weights(name: str) -> Diagnosis:
     from smallfirst.models.catalog import find_weights
 
     try:
-        return Finding("ok", "weights", f"{name} in {find_weights(name, download=False)}")
+        return Diagnosis("ok", "weights", f"{name} in {find_weights(name, download=False)}")
     except WeightsNotFound as error:
-        return Finding("warn", "weights", f"{name} is not here; a run fetches it", error.hint or "")
+        return Diagnosis("warn", "weights", f"{name} is not here; a run fetches it", error.hint or "")
 
 
-def _answering(name: str, url: str, path: str, key: str, advice: str) -> Finding:
+def _answering(name: str, url: str, path: str, key: str, advice: str) -> Diagnosis:
     """Ask a server by GET; it fails without an answer, and where the key is refused."""
     from smallfirst.models.remote.http import ConnectionBroken, HttpSession, ResponseTimeout
 
@@ -155,7 +155,7 @@ def _answering(name: str, url: str, path: str, key: str, advice: str) -> Finding
     try:
         found = asyncio.run(status())
     except (ConnectionBroken, ResponseTimeout) as error:
-        return Finding("fail", name, f"{url}: no answer: {error}", advice)
+        return Diagnosis("fail", name, f"{url}: no answer: {error}", advice)
     if found in (401, 403):
-        return Finding("fail", name, f"{url} refuses the key (status {found})", advice)
-    return Finding("ok", name, f"{url} answers (status {found})")
+        return Diagnosis("fail", name, f"{url} refuses the key (status {found})", advice)
+    return Diagnosis("ok", name, f"{url} answers (status {found})")

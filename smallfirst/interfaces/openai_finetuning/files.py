@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from smallfirst.base.errors import ConfigError, SmallfirstError
+from smallfirst.base.errors import ConfigError
 from smallfirst.base.paths import home
 from smallfirst.base.records import Record
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
@@ -57,7 +57,15 @@ class FilesApi:
         try:
             async with asyncio.timeout(self._settings.upload_timeout_s):
                 with self._uploads.places.hold(call.caller):
-                    return file_object(await self._receive(call))
+                    form = await call.form(max_bytes=self._settings.max_upload_bytes)
+                    try:
+                        upload = _checked_file(form)
+                        kept = await asyncio.to_thread(
+                            self._store.keep, call.caller, upload.filename or "", upload.file
+                        )
+                        return file_object(kept)
+                    finally:
+                        await form.close()
         except TimeoutError:
             raise ApiError(408, "The upload took too long.", code="timeout") from None
         except OSError as error:
@@ -91,16 +99,6 @@ class FilesApi:
         self._store.delete(call.caller, file)
         return {"id": file.id, "object": "file", "deleted": True}
 
-    async def _receive(self, call: PluginRequest) -> StoredFile:
-        form = await call.form(max_bytes=self._settings.max_upload_bytes)
-        try:
-            upload = _checked_file(form)
-            return await asyncio.to_thread(self._store.keep, call.caller, upload.filename or "", upload.file)
-        except StorageFull as error:
-            raise ApiError(400, f"{error.args[0]}; {error.hint}.", code="storage_full") from None
-        finally:
-            await form.close()
-
     def _find(self, call: PluginRequest) -> StoredFile:
         id = call.path_params["file_id"]
         file = self._store.find(call.caller, id)
@@ -127,8 +125,6 @@ def file_object(file: StoredFile) -> dict[str, Any]:
 def _checked_file(form: FormData) -> UploadFile:
     """Return the form's file. Raise ApiError 400 if it is missing or empty, or a field says what is not done here."""
     for name in form:
-        if name.startswith("expires_after"):
-            raise ApiError(400, "expires_after is not supported: files are kept until deleted.", param="expires_after")
         if name not in ("file", "purpose"):
             raise ApiError(400, f'Unknown parameter: "{name[:64]}".', param=name[:64], code="unknown_parameter")
     purpose, file = form.get("purpose"), form.get("file")
@@ -152,10 +148,6 @@ class StoredFile(Record):
     n_bytes: int
     created_at: int
     """Time of the upload, in seconds since 1970."""
-
-
-class StorageFull(SmallfirstError):
-    """The files of this key leave no room for another one."""
 
 
 class FileStore:
@@ -206,31 +198,22 @@ class FileStore:
         return self._root / (owner or _KEYLESS)
 
     def keep(self, owner: str, filename: str, content: BinaryIO) -> StoredFile:
-        """Store a copy of `content`. Raise StorageFull."""
+        """Store a copy of `content`. Raise ApiError 400 if the files of the owner leave no room for it."""
         with self.scratch(owner) as draft:
             with (draft / _CONTENT).open("wb") as copy:
                 shutil.copyfileobj(content, copy)
                 copy.flush()
                 os.fsync(copy.fileno())
                 n_bytes = copy.tell()
-            return self._publish(owner, draft, filename, n_bytes)
-
-    def _publish(self, owner: str, draft: Path, filename: str, n_bytes: int) -> StoredFile:
-        existing = self.all(owner)
-        hint = "delete files that are no longer needed"
-        if len(existing) >= self._max_files:
-            raise StorageFull(f"there are {len(existing)} files already; at most {self._max_files} are kept", hint=hint)
-        if sum(file.n_bytes for file in existing) + n_bytes > self._max_bytes:
-            raise StorageFull(f"the files together would take more than {self._max_bytes} bytes", hint=hint)
-        file = StoredFile(
-            id=f"file-{secrets.token_hex(12)}",
-            filename=safe_filename(filename),
-            n_bytes=n_bytes,
-            created_at=int(time.time()),
-        )
-        file.save(draft / _ABOUT)
-        draft.rename(self._folder(owner) / file.id)
-        return file
+            existing = self.all(owner)
+            if len(existing) >= self._max_files or sum(f.n_bytes for f in existing) + n_bytes > self._max_bytes:
+                most = f"at most {self._max_files} files and {self._max_bytes} bytes are kept"
+                raise ApiError(400, f"{most}; delete files that are no longer needed.", code="storage_full")
+            id, now = f"file-{secrets.token_hex(12)}", int(time.time())
+            file = StoredFile(id=id, filename=safe_filename(filename), n_bytes=n_bytes, created_at=now)
+            file.save(draft / _ABOUT)
+            draft.rename(self._folder(owner) / file.id)
+            return file
 
 
 def safe_filename(filename: str) -> str:

@@ -11,6 +11,7 @@ import asyncio
 import math
 import re
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -52,7 +53,6 @@ from smallfirst.serving.plugins import ApiError, PluginRequest, PluginResponse, 
 MAX_BODY_BYTES = 256 * 1024
 DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE = 20, 100
 MAX_SEED = 2**31 - 1
-MAX_MULTIPLIER = 100
 MAX_TOKENS = 2048
 """Longest row, unless the model takes less; the job refuses a longer one by line."""
 _METADATA = re.compile(r"metadata\[(.{1,64})\]")
@@ -90,15 +90,11 @@ class JobsApi:
         """Start a job and return it. Raise ApiError 400 naming the invalid field, 429 if too many jobs are open."""
         body = parse_job(await call.json(max_bytes=MAX_BODY_BYTES))
         async with self._submitting:
-            base = await asyncio.to_thread(self._accept, body, call.caller)
+            base = await asyncio.to_thread(self._base, body.model, call.caller)
             with self._store.scratch(call.caller) as folder:
-                rows = await read_files(body, call.caller, self._store, self._settings, copies=folder / "rows")
-
-                def submit() -> PluginResponse:
-                    spec = make_job_spec(body, rows, base, owner=call.caller, settings=self._settings)
-                    return job_object(queue.submit(spec, folder / "rows"))
-
-                return await asyncio.to_thread(submit)
+                rows = await self._read_files(body, call.caller, copies=folder / "rows")
+                spec = make_job_spec(body, rows, base, owner=call.caller, settings=self._settings)
+                return job_object(await asyncio.to_thread(queue.submit, spec, folder / "rows"))
 
     def list(self, call: PluginRequest) -> PluginResponse:
         """Return a page of the caller's jobs, newest first; `metadata[key]=value` selects those with this metadata."""
@@ -141,18 +137,15 @@ class JobsApi:
         queue.recover(job)
         return job
 
-    def _accept(self, body: JobBody, owner: str) -> tuple[str, str]:
-        """Return the base model as `_base` does. Raise ApiError 429 if too many jobs are open."""
-        base = self._base(body.model, owner)
-        n_open = sum(not job.ended for job in queue.all_jobs())
+    def _base(self, name: str, owner: str) -> tuple[str, str]:
+        """Return the name of the base model, and the name or folder of the weights to start from.
+
+        Raise ApiError 400 if it cannot be trained here, 429 if too many jobs are open.
+        """
+        n_open, known = sum(not job.ended for job in queue.all_jobs()), self._settings.base_models
         if n_open >= self._settings.max_open_jobs:
             what = f"{n_open} jobs have not ended yet; no more are taken. Cancel one, or wait."
             raise ApiError(429, what, kind="rate_limit_error", code="too_many_jobs", retry_after_s=60)
-        return base
-
-    def _base(self, name: str, owner: str) -> tuple[str, str]:
-        """Return the name of the base model, and the name or folder of the weights to start from."""
-        known = self._settings.base_models
         if name in known:
             return name, known[name]
         made_by = job_id(name)
@@ -166,54 +159,62 @@ class JobsApi:
             raise ApiError(400, what, param="model", code="model_not_available")
         return queue.find(made_by).spec.model, str(folder)
 
+    async def _read_files(self, body: JobBody, owner: str, *, copies: Path) -> UploadedRows:
+        """Keep the rows of both files in the folder `copies` as a job does; return what the training file has."""
+        train = await self._read("training_file", body.training_file, owner, copies / "train.json")
+        if train.n_rows < self._settings.min_rows:
+            what = f"{body.training_file} has {train.n_rows} rows; at least {self._settings.min_rows} are needed."
+            raise ApiError(400, what, param="training_file", code="invalid_file")
+        if body.validation_file:
+            await self._read("validation_file", body.validation_file, owner, copies / "evaluation.json")
+        return train
 
-Auto = Literal["auto"]
+    async def _read(self, parameter: str, id: str, owner: str, copy: Path) -> UploadedRows:
+        """Keep the rows of a file. Raise ApiError 400 naming every bad line, 503 if it could not be read."""
+        file = await asyncio.to_thread(self._store.find, owner, id)
+        if file is None:
+            raise ApiError(400, f"File '{id[:64]}' does not exist.", param=parameter, code="file_not_found")
+        path, limit_s = self._store.path(owner, file), self._settings.read_timeout_s
+        try:
+            rows = await read_upload(path, file.id, copy, max_rows=self._settings.max_rows, timeout_s=limit_s)
+        except ProcessFailed as error:
+            what = f"{file.filename} could not be read now: {error}."
+            raise ApiError(503, what, param=parameter, kind="server_error", code="file_not_read") from None
+        if rows.error:
+            what = f"{file.filename} cannot be used: {rows.error}."
+            raise ApiError(400, what, param=parameter, code="invalid_file")
+        return rows
+
+
+Auto = pydantic.BeforeValidator(lambda value: None if value == "auto" else value)
+"""Reads "auto" as None."""
 Short = Annotated[str, Field(max_length=512)]
 
 
-def _auto_or(kind: type[int] | type[float], most: int) -> pydantic.PlainValidator:
-    """Accept "auto" and a number of a kind above 0, at most `most`."""
-    words = f"a whole number from 1 to {most}" if kind is int else f"a number above 0, at most {most}"
-
-    def check(value: object) -> int | float | str:
-        if value == "auto" or (isinstance(value, int | kind) and not isinstance(value, bool) and 0 < value <= most):
-            return value if value == "auto" else kind(value)
-        raise ValueError(f'must be "auto" or {words}')
-
-    return pydantic.PlainValidator(check)
-
-
-class Hyperparameters(pydantic.BaseModel):
-    """Hyperparameters; `auto` stands for the default of TrainConfig."""
-
+class _JobPart(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", strict=True)
-    n_epochs: Annotated[int | Auto, _auto_or(int, 50)] = "auto"
-    batch_size: Annotated[int | Auto, _auto_or(int, 1024)] = "auto"
-    learning_rate_multiplier: Annotated[float | Auto, _auto_or(float, MAX_MULTIPLIER)] = "auto"
 
 
-class _Supervised(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+class Hyperparameters(_JobPart):
+    """Hyperparameters; None stands for the default of TrainConfig."""
+
+    n_epochs: Annotated[int | None, Auto] = Field(default=None, ge=1, le=50)
+    batch_size: Annotated[int | None, Auto] = Field(default=None, ge=1, le=1024)
+    learning_rate_multiplier: Annotated[float | None, Auto] = Field(default=None, gt=0, le=100)
+
+
+class _Supervised(_JobPart):
     hyperparameters: Hyperparameters = Hyperparameters()
 
 
-class _Method(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
-    type: str = "supervised"
+class _Method(_JobPart):
+    type: Literal["supervised"] = "supervised"
     supervised: _Supervised = _Supervised()
 
-    @pydantic.field_validator("type")
-    @classmethod
-    def _is_supervised(cls, value: str) -> str:
-        if value != "supervised":
-            raise ValueError(f'"{value[:64]}" is not supported; use "supervised"')
-        return value
 
-
-class JobBody(pydantic.BaseModel):
+class JobBody(_JobPart):
     """The body of a request to create a job."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
     model: str = Field(min_length=1, max_length=256)
     training_file: str = Field(min_length=1, max_length=64)
     validation_file: str | None = Field(default=None, min_length=1, max_length=64)
@@ -222,14 +223,6 @@ class JobBody(pydantic.BaseModel):
     hyperparameters: Hyperparameters | None = None
     method: _Method | None = None
     metadata: dict[Annotated[str, Field(min_length=1, max_length=64)], Short] = Field(default={}, max_length=16)
-    integrations: list[dict[str, Any]] = []
-
-    @pydantic.field_validator("integrations")
-    @classmethod
-    def _no_integrations(cls, value: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        if value:
-            raise ValueError("not supported: the job's curves are in this server's MLflow")
-        return value
 
     @property
     def chosen(self) -> Hyperparameters:
@@ -247,55 +240,29 @@ def parse_job(values: dict[str, Any]) -> JobBody:
     return body
 
 
-async def read_files(
-    body: JobBody, owner: str, store: FileStore, settings: FineTuningSettings, *, copies: Path
-) -> UploadedRows:
-    """Keep the rows of both files in the folder `copies` as a job does; return what the training file has.
-
-    Raise ApiError 400 naming the parameter and every bad line, 503 if a file could not be read.
-    """
-
-    async def read(parameter: str, id: str, copy: Path) -> UploadedRows:
-        file = await asyncio.to_thread(store.find, owner, id)
-        if file is None:
-            raise _bad_file(parameter, f"File '{id[:64]}' does not exist", code="file_not_found")
-        path, limit_s = store.path(owner, file), settings.read_timeout_s
-        try:
-            rows = await read_upload(path, file.id, copy, max_rows=settings.max_rows, timeout_s=limit_s)
-        except ProcessFailed as error:
-            what = f"{file.filename} could not be read now: {error}."
-            raise ApiError(503, what, param=parameter, kind="server_error", code="file_not_read") from None
-        if rows.error:
-            raise _bad_file(parameter, f"{file.filename} cannot be used: {rows.error}")
-        return rows
-
-    train = await read("training_file", body.training_file, copies / "train.json")
-    if train.n_rows < settings.min_rows:
-        what = f"{body.training_file} has {train.n_rows} rows; at least {settings.min_rows} are needed"
-        raise _bad_file("training_file", what)
-    if body.validation_file:
-        await read("validation_file", body.validation_file, copies / "evaluation.json")
-    return train
-
-
 def make_job_spec(
     body: JobBody, rows: UploadedRows, base: tuple[str, str], *, owner: str, settings: FineTuningSettings
 ) -> JobSpec:
     """Return the specification of a job that starts from `base`: the base model's name and its weights."""
     id = f"ftjob-{secrets.token_hex(8)}"
     name, weights = base
-    chosen, default = body.chosen, TrainConfig()
-    n_epochs = parse_duration(default.duration).amount if chosen.n_epochs == "auto" else chosen.n_epochs
-    multiplier = 1.0 if chosen.learning_rate_multiplier == "auto" else chosen.learning_rate_multiplier
-    seed = secrets.randbelow(MAX_SEED + 1) if body.seed is None else body.seed
+    chosen, default, n_tokens = body.chosen, TrainConfig(), MAX_TOKENS
+    with suppress(SmallfirstError):  # the weights may not be on this machine yet
+        n_tokens = min(MAX_TOKENS, context_length(weights) or MAX_TOKENS)
+    used = {
+        "n_epochs": chosen.n_epochs or parse_duration(default.duration).amount,
+        "batch_size": chosen.batch_size or "auto",
+        "learning_rate_multiplier": chosen.learning_rate_multiplier or 1.0,
+    }
+    batch = round(chosen.batch_size * rows.n_tokens / rows.n_rows) if chosen.batch_size else default.batch_tokens
     config = TrainConfig(
-        duration=f"{n_epochs}ep",
-        learning_rate=default.learning_rate * multiplier,
-        max_seq_tokens=_context_length(weights),
-        batch_tokens=_batch_tokens(chosen.batch_size, rows),
-        seed=seed,
+        duration=f"{used['n_epochs']}ep",
+        learning_rate=default.learning_rate * (chosen.learning_rate_multiplier or 1.0),
+        max_seq_tokens=n_tokens,
+        batch_tokens=max(32, batch),
+        seed=secrets.randbelow(MAX_SEED + 1) if body.seed is None else body.seed,
     )
-    used = {"n_epochs": n_epochs, "batch_size": chosen.batch_size, "learning_rate_multiplier": multiplier}
+    model = f"{settings.register_to}.{body.suffix or id}"
     return JobSpec(
         name=id,
         recipe="chat",
@@ -303,8 +270,8 @@ def make_job_spec(
         weights=None if weights == name else weights,
         train_rows=body.training_file,
         eval_rows=body.validation_file,
-        register_to=f"{settings.register_to}.{body.suffix or id}",
-        experiment=f"{settings.register_to}.{body.suffix or id}",
+        register_to=model,
+        experiment=model,
         config=config,
         created_by=f"key {owner[:8]}" if owner else user_name(),
         created_at=utc_now(),
@@ -315,25 +282,6 @@ def make_job_spec(
             "hyperparameters": used,
         },
     )
-
-
-def _bad_file(parameter: str, what: str, *, code: str = "invalid_file") -> ApiError:
-    return ApiError(400, f"{what}.", param=parameter, code=code)
-
-
-def _batch_tokens(batch_size: int | str, rows: UploadedRows) -> int:
-    """Return the tokens of a step that holds about `batch_size` rows."""
-    if not isinstance(batch_size, int):
-        return TrainConfig().batch_tokens
-    return max(32, round(batch_size * rows.n_tokens / rows.n_rows))
-
-
-def _context_length(weights: str) -> int:
-    """Return the longest row in tokens: what the model takes, at most MAX_TOKENS."""
-    try:
-        return min(MAX_TOKENS, context_length(weights) or MAX_TOKENS)
-    except SmallfirstError:  # the weights are not on this machine yet
-        return MAX_TOKENS
 
 
 def job_object(job: JobFolder) -> dict[str, Any]:
@@ -368,8 +316,22 @@ def job_object(job: JobFolder) -> dict[str, Any]:
 
 def event_objects(job: JobFolder) -> list[dict[str, Any]]:
     """Return the events, newest first."""
-    id = job.name.removeprefix("ftjob-")
-    return [_event_object(f"ftevent-{id}-{n:04d}", event, job) for n, event in enumerate(job.events)][::-1]
+    found = []
+    for n, event in enumerate(job.events):
+        metrics = _metrics(event)
+        message = f"the model is {model_name(job)}" if event.kind == "COMPLETED" else public_message(event.message, job)
+        found.append(
+            {
+                "id": f"ftevent-{job.name.removeprefix('ftjob-')}-{n:04d}",
+                "object": "fine_tuning.job.event",
+                "created_at": unix_seconds(event.at),
+                "level": _LEVELS.get(event.kind, "info"),
+                "message": f"{event.kind}: {message}",
+                "type": "metrics" if metrics else "message",
+                "data": metrics,
+            }
+        )
+    return found[::-1]
 
 
 def checkpoint_objects(job: JobFolder) -> list[dict[str, Any]]:
@@ -401,20 +363,6 @@ def public_message(message: str, job: JobFolder) -> str:
     if job.spec.weights:
         text = text.replace(job.spec.weights, job.spec.model)
     return text.replace(str(state_folder()), "…")
-
-
-def _event_object(id: str, event: Event, job: JobFolder) -> dict[str, Any]:
-    metrics = _metrics(event)
-    message = f"the model is {model_name(job)}" if event.kind == "COMPLETED" else public_message(event.message, job)
-    return {
-        "id": id,
-        "object": "fine_tuning.job.event",
-        "created_at": unix_seconds(event.at),
-        "level": _LEVELS.get(event.kind, "info"),
-        "message": f"{event.kind}: {message}",
-        "type": "metrics" if metrics else "message",
-        "data": metrics,
-    }
 
 
 def _metrics(event: Event) -> dict[str, float]:

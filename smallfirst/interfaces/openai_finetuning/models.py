@@ -112,7 +112,7 @@ class FineTunedModels:
     def find(self, name: str, owner: str) -> Model | None:
         """Return the owner's model, loaded at its first request; None if the owner has none of this name."""
         reference = _reference(name, owner)
-        return FineTunedModel(name, reference, self._loaded) if reference else None
+        return LazyModel(name, reference, self._loaded) if reference else None
 
     def folder(self, name: str, owner: str) -> Path | None:
         """Return the folder of the owner's model, or None. Raise RegistryError if its files have changed."""
@@ -139,7 +139,7 @@ def _reference(name: str, owner: str) -> str | None:
     return job.result.reference if job.result else None
 
 
-class FineTunedModel:
+class LazyModel:
     """A fine-tuned model that is loaded at its first request."""
 
     capabilities: frozenset[Capability] = frozenset({Capability.STREAM})

@@ -13,7 +13,7 @@ from fixtures.cli import call, failed
 
 from smallfirst.base.paths import state_folder
 from smallfirst.interfaces.cli import doctor
-from smallfirst.interfaces.cli.doctor import Finding, examine
+from smallfirst.interfaces.cli.doctor import Diagnosis, examine
 from smallfirst.path.project.task_file import TaskFile, read_task_file
 
 
@@ -22,7 +22,7 @@ def task_file(folder: Path, more: str = "") -> TaskFile:
     return read_task_file(folder)
 
 
-def found(name: str, file: TaskFile | None = None, *, ask_large: bool = False) -> Finding:
+def found(name: str, file: TaskFile | None = None, *, ask_large: bool = False) -> Diagnosis:
     return next(one for one in examine(file, ask_large=ask_large) if one.name == name)
 
 

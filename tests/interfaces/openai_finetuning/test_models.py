@@ -11,7 +11,7 @@ import pytest
 from jinja2.exceptions import TemplateError
 
 from smallfirst.base.errors import ConfigError, RegistryError, Unavailable
-from smallfirst.interfaces.openai_finetuning.models import FineTunedModel, ModelCache
+from smallfirst.interfaces.openai_finetuning.models import LazyModel, ModelCache
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request
 from smallfirst.serving.openai.errors import ApiError
 
@@ -62,8 +62,8 @@ class Shelf:
         self.held[name] = Held(name, self.story)
         return self.held[name]
 
-    def model(self, name: str) -> FineTunedModel:
-        return FineTunedModel(name, f"{name}/1", self.loaded)
+    def model(self, name: str) -> LazyModel:
+        return LazyModel(name, f"{name}/1", self.loaded)
 
     async def ask(self, name: str, text: str = "hello") -> str:
         return (await self.model(name).complete(Request.ask(text))).text
