@@ -27,7 +27,7 @@ from smallfirst.routing.router import Decision, Router
 from smallfirst.traffic.gateway.http import GatewayRequest, UpstreamAnswer
 from smallfirst.traffic.gateway.tasks import TakenOverTasks
 from smallfirst.traffic.gateway.upstreams import Target
-from smallfirst.traffic.takeovers import TakeOvers
+from smallfirst.traffic.task_source import TakeOvers
 
 CHANGE_AT = 1_000
 MOST = 4_000

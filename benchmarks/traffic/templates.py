@@ -31,7 +31,7 @@ from smallfirst.traffic.discovery.mine import MIN_REQUESTS, Miner
 from smallfirst.traffic.discovery.tasks import find_tasks
 from smallfirst.traffic.discovery.wordings import Case, read_cases
 from smallfirst.traffic.exchange import Exchange
-from smallfirst.traffic.wire.dialects import read_answer, read_prompt
+from smallfirst.traffic.wire import read_answer, read_prompt
 
 FOUND = 0.9
 """A wording is found if a group holds this share of its requests, and this share of the group is of the wording."""

@@ -16,7 +16,7 @@ from smallfirst.models.pricing.charge import Charge, stated
 from smallfirst.models.pricing.prices import PriceBook
 from smallfirst.models.pricing.tokens import Reported, TokenUsage, read_usage, tokens_of
 from smallfirst.models.usage import BYTES_PER_TOKEN
-from smallfirst.traffic.wire.dialects import read_answer, read_prompt
+from smallfirst.traffic.wire import read_answer, read_prompt
 
 
 class Exchange(Record):

@@ -39,8 +39,7 @@ from smallfirst.path.summary import RunSummary
 from smallfirst.registry.versions import SHADOW
 from smallfirst.traffic.improvement.harvest import harvest, open_ledger
 from smallfirst.traffic.settings import settings_near
-from smallfirst.traffic.takeovers import LEARNT, TakeOver, TakeOvers
-from smallfirst.traffic.task_source import TaskSource, Teacher
+from smallfirst.traffic.task_source import LEARNT, TakeOver, TakeOvers, TaskSource, Teacher
 
 CORRECTIONS = "corrections.jsonl"
 """File of people's right answers in the task's folder, in the columns of its rows."""

@@ -14,15 +14,15 @@ from smallfirst.base.errors import ConfigError, did_you_mean
 from smallfirst.base.records import Record, parse_record, read_yaml
 from smallfirst.models.pricing.prices import PriceBook, with_price_file
 from smallfirst.models.remote.config import BaseUrl
-from smallfirst.traffic import task_source
 from smallfirst.traffic.capture_store import KEY_ENV
+from smallfirst.traffic.task_source import Teacher
 
 FILE_NAME = "gateway.yaml"
 DEFAULT_UPSTREAM = "default"
 """Name of the upstream that `--upstream` gives."""
 
 
-class Upstream(Record):
+class UpstreamSettings(Record):
     """An API that requests are passed on to."""
 
     base_url: BaseUrl
@@ -82,7 +82,7 @@ class CaptureSettings(Record):
         return found
 
 
-class Teacher(Record):
+class TeacherTerms(Record):
     """Terms of a model whose recorded answers small models might learn from."""
 
     licence: str = ""
@@ -92,7 +92,7 @@ class Teacher(Record):
 
 
 class DecisionSettings(Record):
-    """The upstream of typed questions that no small model answers, `/v1/decisions` and `/v1/systemone`.
+    """The upstream of typed questions (`/v1/decisions`) that no small model answers.
 
     Without it each passes to its model's upstream as it is.
     """
@@ -100,7 +100,7 @@ class DecisionSettings(Record):
     upstream: str
     """Name of an upstream."""
     shape: Literal["own", "chat"] = "own"
-    """What it speaks: the shape of the route, or chat completions alone. A chat model gives a label and no
+    """What it speaks: the route's shape, or chat completions alone. A chat model gives a label and no
     probabilities: each answer says that they are uncalibrated."""
     model: str = ""
     """Model that it is asked for; left out: the one that the application asks for."""
@@ -111,7 +111,7 @@ class DecisionSettings(Record):
 class GatewaySettings(Record):
     """Everything that gateway.yaml can say."""
 
-    upstreams: dict[str, Upstream] = Field(min_length=1)
+    upstreams: dict[str, UpstreamSettings] = Field(min_length=1)
     """By name. Requests for models that `models` does not name go to the first."""
     models: dict[str, ModelRoute] = {}
     """By the name that is asked for; `gpt-4o: default` is short for `gpt-4o: {upstream: default}`."""
@@ -119,7 +119,7 @@ class GatewaySettings(Record):
     """Who answers typed questions; left out: the upstream of the model that is asked, in the shape of the route."""
     capture: CaptureSettings | None = None
     """Left out: nothing is kept."""
-    teachers: dict[str, Teacher] = {}
+    teachers: dict[str, TeacherTerms] = {}
     """By model name."""
     prices: PriceBook = PriceBook()
     """As in task.yaml."""
@@ -145,16 +145,16 @@ class GatewaySettings(Record):
                 raise ValueError(f"{place}: no upstream is called {name!r}{did_you_mean(name, self.upstreams)}")
         return self
 
-    def teacher_of(self, model: str, *asked_as: str) -> task_source.Teacher:
+    def teacher_of(self, model: str, *asked_as: str) -> Teacher:
         """Return the record of a teacher with its terms: those of its own name, or of a name that it was asked by.
 
         `gpt-4o` is also the name of its dated versions (`gpt-4o-2024-08-06`), unless these have terms of their own.
         """
         names = [name for name in (model, *asked_as) if name in self.teachers]
         names += sorted((name for name in self.teachers if model.startswith(f"{name}-")), key=len, reverse=True)
-        terms = self.teachers[names[0]] if names else Teacher()
+        terms = self.teachers[names[0]] if names else TeacherTerms()
         allowed = terms.training_allowed is not False
-        return task_source.Teacher(model=model, licence=terms.licence, training_allowed=allowed)
+        return Teacher(model=model, licence=terms.licence, training_allowed=allowed)
 
 
 def read_gateway_file(path: Path | None = None, *, upstream: str | None = None) -> GatewaySettings:

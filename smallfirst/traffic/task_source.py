@@ -1,21 +1,179 @@
-"""Where a task was found: templates of its prompts, slots that make its text, the format of its answers, its teacher.
+"""A task of the traffic as its files keep it: how it is asked and answered, and how much of it is taken over.
 
 A template is constant text around slots in each message of a prompt. `discover` writes `source.json` beside the task's
-`task.yaml`; `learn` and `take-over` read it.
+`task.yaml`; `learn` and `take-over` read it. `takeovers.json` is written by the command line and followed by the proxy.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections import Counter
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from pydantic import AwareDatetime, Field
+
+from smallfirst.base.errors import ConfigError, did_you_mean
+from smallfirst.base.files import locked
+from smallfirst.base.paths import home, state_folder
 from smallfirst.base.records import Record, fingerprint
-from smallfirst.traffic.answer_format import AnswerFormat, FormatCheck
-from smallfirst.traffic.wire.messages import Prompt
+from smallfirst.traffic.wire import ModelAnswer, Prompt, ToolCall
+
+# The format of its answers
+
+
+class JsonWriting(Record):
+    """How values become JSON text. Paths of fields are written as `items[].price`; that of the whole value is empty."""
+
+    keys: dict[str, tuple[str, ...]] = {}
+    """Order of the keys of the objects at a path; other keys follow in their own order."""
+    decimals: dict[str, int] = {}
+    """Number of decimals at a path whose numbers all have as many, as prices do; else the shortest that is exact."""
+    indent: str = ""
+    """What one level is indented by; empty: all on one line."""
+    item_separator: str = ", "
+    """Between items on one line."""
+    key_separator: str = ": "
+    """Between a key and its value."""
+    ascii_only: bool = False
+    """True if other characters are written as escapes."""
+
+    def write(self, value: Any) -> str:
+        """Return `value` as JSON text."""
+        return self._write(value, "", "\n")
+
+    def _write(self, value: Any, path: str, line_end: str) -> str:
+        if isinstance(value, dict):
+            keys, inner = self._ordered(value, path), line_end + self.indent
+            held = {key: self._write(value[key], child_path(path, key), inner) for key in keys}
+            items = [f"{self._scalar(key, '')}{self.key_separator}{text}" for key, text in held.items()]
+            return self._joined("{", items, "}", line_end)
+        if isinstance(value, list):
+            items = [self._write(item, f"{path}[]", line_end + self.indent) for item in value]
+            return self._joined("[", items, "]", line_end)
+        return self._scalar(value, path)
+
+    def _joined(self, opening: str, items: Sequence[str], closing: str, line_end: str) -> str:
+        if not items or not self.indent:
+            return opening + self.item_separator.join(items) + closing
+        inner = line_end + self.indent
+        return opening + inner + f",{inner}".join(items) + line_end + closing
+
+    def _scalar(self, value: Any, path: str) -> str:
+        if path in self.decimals and isinstance(value, int | float) and not isinstance(value, bool):
+            return f"{value:.{self.decimals[path]}f}"
+        return json.dumps(value, ensure_ascii=self.ascii_only)
+
+    def _ordered(self, value: dict[str, Any], path: str) -> list[str]:
+        first = [key for key in self.keys.get(path, ()) if key in value]
+        return first + [key for key in value if key not in first]
+
+
+def child_path(path: str, key: str) -> str:
+    """Return the path of a key in the object at a path, as in `JsonWriting`."""
+    return f"{path}.{key}" if path else key
+
+
+class AnswerFormat(Record):
+    """How a value stands in an answer."""
+
+    kind: Literal["label", "json", "text"]
+    """A label, a JSON object or list, or text as it is."""
+    prefix: str = ""
+    """Constant text before the value: a sentence frame, or the opening of a code fence."""
+    suffix: str = ""
+    """Constant text after it."""
+    tool: str = ""
+    """Name of the one function whose arguments hold the value; empty: it stands in the text."""
+    writing: JsonWriting = JsonWriting()
+    """How JSON is written: order of keys, spaces, decimals."""
+
+    def parse(self, answer: ModelAnswer) -> Any | None:
+        """Return the value in an answer: a str, or a dict or list for JSON; None if the answer has another format."""
+        text = self._written(answer)
+        if text is None or not text.startswith(self.prefix) or not text.endswith(self.suffix):
+            return None
+        inner = text[len(self.prefix) : len(text) - len(self.suffix)]
+        if len(text) < len(self.prefix) + len(self.suffix):
+            return None
+        if self.kind != "json":
+            return inner.strip() or None
+        try:
+            value = json.loads(inner)
+        except (ValueError, RecursionError):
+            return None
+        return value if isinstance(value, dict | list) else None
+
+    def render(self, value: Any) -> ModelAnswer:
+        """Return the answer that holds `value`, as the large model would have written it.
+
+        `value` is what `parse` returns; JSON may also be given as text. Raise ValueError for text that is no JSON.
+        """
+        if self.kind == "json":
+            inner = self.writing.write(json.loads(value) if isinstance(value, str) else value)
+        else:
+            inner = str(value)
+        text = f"{self.prefix}{inner}{self.suffix}"
+        return ModelAnswer("", (ToolCall(self.tool, text),), "tool_calls") if self.tool else ModelAnswer(text)
+
+    def reproduces(self, answer: ModelAnswer) -> bool:
+        """Return True if the value in the answer is written again byte for byte."""
+        value = self.parse(answer)
+        if value is None:
+            return False
+        again = self.render(value)
+        return again.text == answer.text and again.tool_calls == answer.tool_calls
+
+    def _written(self, answer: ModelAnswer) -> str | None:
+        """Return the text that should hold the value; None for a refusal, a cut-off answer and other tool calls."""
+        if answer.finish_reason not in ("stop", "tool_calls"):
+            return None
+        if not self.tool:
+            return None if answer.tool_calls else answer.text
+        if len(answer.tool_calls) != 1 or answer.tool_calls[0].name != self.tool:
+            return None
+        return answer.tool_calls[0].arguments
+
+
+class FormatCheck(Record):
+    """How faithfully a format gives recorded answers back."""
+
+    n_answers: int
+    """Recorded answers that were finished: neither cut off nor refused."""
+    n_read: int
+    """Of these, the ones that have the format."""
+    n_exact: int
+    """Of these, the ones that come back byte for byte."""
+    recorded: str = ""
+    """The first answer that has the format and does not come back; empty if all do."""
+    rendered: str = ""
+    """What comes back instead."""
+
+    @property
+    def is_exact(self) -> bool:
+        """True if every answer that has the format comes back byte for byte."""
+        return self.n_exact == self.n_read
+
+
+# Its prompts
+
+
+def values_between(pieces: Sequence[str], text: str) -> tuple[str, ...] | None:
+    """Return what stands between the pieces, of each the shortest that fits; None if the text does not follow them."""
+    if len(pieces) == 1:
+        return () if text == pieces[0] else None
+    at, end = len(pieces[0]), len(text) - len(pieces[-1])
+    if at > end or not text.startswith(pieces[0]) or not text.endswith(pieces[-1]):
+        return None
+    values = []
+    for piece in pieces[1:-1]:
+        found = text.find(piece, at, end)
+        if found < 0:
+            return None
+        values.append(text[at:found])
+        at = found + len(piece)
+    return (*values, text[at:end])
 
 
 class TextPattern(Record):
@@ -75,289 +233,12 @@ class Template(Record):
         return values
 
 
-MIN_CONSTANT_CHARACTERS = 20
-"""Fewest characters that prompts must share for these to be a template."""
-MIN_SHARE = 0.8
-"""Least share of prompts that must follow a template."""
-_SAMPLE = 120
-_TOKEN = re.compile(r"[^\W_]+|\n+|[^\S\n]+|[\W_]")
-_DAYS = "monday tuesday wednesday thursday friday saturday sunday mon tue wed thu fri sat sun"
-_MONTHS = "january february march april may june july august september october november december"
-_SHORT_MONTHS = "jan feb mar apr jun jul aug sep sept oct nov dec"
-_CALENDAR = frozenset(f"{_DAYS} {_MONTHS} {_SHORT_MONTHS}".split())
-_FOLDED = "\0"
-_NEARLY_ALL = 0.99
-_LEAST_CHARACTERS = 8
-_MARKS = re.escape('\n"`<>[](){}#=|„“”«»')
-_MARK = re.compile(f"[:{_MARKS}]")
-_AFTER_MARK = re.compile(rf".*[:{_MARKS}]\s*", re.DOTALL)
-_CASE_END = re.compile(rf"[\w \t.?!,;']*(?=[{_MARKS}]|->|$)")
-_JOINTS = frozenset("-/.,: ")
-_LOOKED_AT = 50
-_MOST_WORDS_OF_A_CASE = 2
-"""Words that all cases may begin with; more are the prompt's."""
+# Where it was found
 
-Wanted = Callable[[str], bool]
+SOURCE_FILE = "source.json"
 
 
-def tokens(text: str) -> list[str]:
-    """Return words, runs of white space and single other characters, which together are the text."""
-    return _TOKEN.findall(text)
-
-
-def varies_by_nature(token: str) -> bool:
-    """True for what dates, times, numbers and ids are made of: anything with a digit, names of days and months."""
-    return token.lower() in _CALENDAR if token.isalpha() else any(map(str.isdigit, token))
-
-
-def has_mark(text: str) -> bool:
-    """True if something in a text sets parts of it apart, such as a colon, a line break, quotes or brackets."""
-    return _MARK.search(text) is not None
-
-
-def values_between(pieces: Sequence[str], text: str) -> tuple[str, ...] | None:
-    """Return what stands between the pieces, of each the shortest that fits; None if the text does not follow them."""
-    if len(pieces) == 1:
-        return () if text == pieces[0] else None
-    at, end = len(pieces[0]), len(text) - len(pieces[-1])
-    if at > end or not text.startswith(pieces[0]) or not text.endswith(pieces[-1]):
-        return None
-    values = []
-    for piece in pieces[1:-1]:
-        found = text.find(piece, at, end)
-        if found < 0:
-            return None
-        values.append(text[at:found])
-        at = found + len(piece)
-    return (*values, text[at:end])
-
-
-def find_template(prompts: Sequence[str]) -> tuple[str, ...] | None:
-    """Return the constant pieces around the case that most prompts follow; None if they share no constant text."""
-    different = list(dict.fromkeys(prompts))
-    if len(different) < 3:
-        return None
-    step = max(1, len(different) // _SAMPLE)
-    for share in (1.0, MIN_SHARE):  # the second is for prompts of which a few follow no template
-        pieces = constant_pieces(different[::step][:_SAMPLE], share)
-        n_followed = sum(values_between(pieces, prompt) is not None for prompt in prompts)
-        n_constant = sum(len(piece.strip()) for piece in pieces)
-        if n_constant >= MIN_CONSTANT_CHARACTERS and n_followed >= MIN_SHARE * len(prompts):
-            return pieces
-    return None
-
-
-def constant_pieces(texts: Sequence[str], share: float = _NEARLY_ALL) -> tuple[str, ...]:
-    """Return the constant text around what varies, as pieces with a slot between each two; equal texts are one piece.
-
-    At least `share` of the texts should follow. The outer pieces may be empty.
-    """
-    folded = [_fold(text) for text in texts]
-    pieces = _unfolded(_pieces([text for text, _ in folded], 0, share), folded)
-    return _joined(pieces, texts) if len(pieces) > 1 else tuple(pieces)
-
-
-def _fold(text: str) -> tuple[str, list[str]]:
-    """Return the text with one mark in place of each date's or number's part, and these parts."""
-    words = tokens(text)
-    varying = [word for word in words if word == _FOLDED or varies_by_nature(word)]
-    return "".join(_FOLDED if word == _FOLDED or varies_by_nature(word) else word for word in words), varying
-
-
-def _unfolded(pieces: Sequence[str], folded: Sequence[tuple[str, list[str]]]) -> list[str]:
-    """Return the pieces with the parts of dates and numbers that are the same in nearly all texts; others are slots."""
-    found: list[list[list[str]]] = []  # per text, per piece, the parts that stand in it
-    for text, varying in folded:
-        values = values_between(pieces, text)
-        if values is None:
-            continue
-        at, parts = 0, []
-        for piece, value in zip(pieces, (*values, ""), strict=True):
-            n = piece.count(_FOLDED)
-            parts.append(varying[at : at + n])
-            at += n + value.count(_FOLDED)
-        found.append(parts)
-    unfolded: list[str] = []
-    for i, piece in enumerate(pieces):
-        first, *rest = piece.split(_FOLDED)
-        unfolded.append(first)
-        for k, after in enumerate(rest):
-            part, n = Counter(parts[i][k] for parts in found).most_common(1)[0] if found else ("", 0)
-            if found and n >= _NEARLY_ALL * len(found):
-                unfolded[-1] += part + after
-            else:
-                unfolded.append(after)
-    return unfolded
-
-
-# Three passes: long runs of words, short ones with a mark such as a colon, paragraph breaks.
-_PASSES: tuple[tuple[int, Wanted], ...] = (
-    (5, lambda run: len(run.replace(_FOLDED, "0000").strip()) >= _LEAST_CHARACTERS and any(map(str.isalpha, run))),
-    (3, lambda run: has_mark(run) and any(map(str.isalpha, run))),
-    (1, lambda run: run.count("\n") >= 2),
-)
-
-
-def _pieces(texts: list[str], level: int, share: float = _NEARLY_ALL) -> list[str]:
-    """Return constant pieces with a slot between each two of them; the first and the last may be empty."""
-    common, n = Counter(texts).most_common(1)[0]
-    if n >= share * len(texts):
-        return [common]
-    first = _beginning(texts, share)
-    texts = [text[len(first) :] for text in texts if text.startswith(first)]
-    last = _beginning([text[::-1] for text in texts], share)[::-1]
-    texts = [text[: len(text) - len(last)] for text in texts if text.endswith(last)]
-    inner: list[str] = []
-    while level < len(_PASSES) and not inner:
-        inner = _anchors(texts, share, *_PASSES[level])
-        level += not inner
-    gaps = [gap for text in texts if (gap := values_between(["", *inner, ""], text))] if inner else []
-    if not gaps:
-        return [first, last]
-    found = [first]
-    for between, after in zip(zip(*gaps, strict=True), (*inner, last), strict=True):
-        pieces = _pieces(list(between), level)
-        found[-1] += pieces[0]
-        found += pieces[1:]
-        found[-1] += after
-    return found
-
-
-def _beginning(texts: Sequence[str], share: float) -> str:
-    """Return what `share` of the texts begin with, up to the end of a token."""
-    ordered = sorted(texts)
-    n = math.ceil(share * len(ordered))
-    ends = [(ordered[i], ordered[i + n - 1]) for i in range(len(ordered) - n + 1)]
-    low, high = max(ends, key=lambda pair: _n_common(*pair))
-    common = low[: _n_common(low, high)]
-    if len(common) < max(len(low), len(high)):
-        cut = tokens(common)
-        whole = tokens(low)[: len(cut)] == cut and tokens(high)[: len(cut)] == cut
-        common = "".join(cut if whole else cut[:-1])
-    return common
-
-
-def _n_common(a: str, b: str) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-def _anchors(texts: Sequence[str], share: float, size: int, wanted: Wanted) -> list[str]:
-    """Return pieces that stand in nearly all texts in this order, made of runs that each text has equally often."""
-    split = [tokens(text) for text in texts]
-    texts_by_count: Counter[tuple[str, int]] = Counter()
-    for words in split:
-        texts_by_count.update(Counter(_runs(words, size)).items())
-    least = share * len(texts)
-    common = {run for (run, _), n in texts_by_count.items() if n >= least and wanted(run)}
-    if not common:
-        return []
-    words = max(split, key=lambda words: sum(run in common for run in _runs(words, size)))
-    return _in_order(_stretches(words, size, common), texts, least)
-
-
-def _runs(words: Sequence[str], size: int) -> list[str]:
-    return ["".join(words[i : i + size]) for i in range(len(words) - size + 1)]
-
-
-def _stretches(words: Sequence[str], size: int, common: set[str]) -> list[str]:
-    """Return the stretches of `words` that are made of common runs."""
-    stretches: list[str] = []
-    end = -1
-    for i, run in enumerate(_runs(words, size)):
-        if run not in common:
-            continue
-        if i < end:
-            stretches[-1] += "".join(words[end : i + size])
-        else:
-            stretches.append(run)
-        end = i + size
-    return stretches
-
-
-def _in_order(pieces: list[str], texts: Sequence[str], least: float) -> list[str]:
-    """Return the pieces without those that are not found after the one before; of two in conflict the shorter goes."""
-    while pieces:
-        missed: Counter[int] = Counter()
-        for text in texts:
-            at = 0
-            for i, piece in enumerate(pieces):
-                found = text.find(piece, at)
-                if found < 0:
-                    missed[i] += 1
-                    break
-                at = found + len(piece)
-        if len(texts) - missed.total() >= least:
-            break
-        i = missed.most_common(1)[0][0]
-        del pieces[i - 1 if i and len(pieces[i - 1]) < len(pieces[i]) else i]
-    return pieces
-
-
-# Where a slot begins and ends
-
-
-def _joined(pieces: list[str], texts: Sequence[str]) -> tuple[str, ...]:
-    """Return the pieces with slots widened to whole cases and dates, and without pieces that say nothing."""
-    pieces = _without_silent(pieces)
-    values = [found for text in texts[:_LOOKED_AT] if (found := values_between(pieces, text))]
-    is_number = [_are_numbers(slot) for slot in zip(*values, strict=True)]
-    last = len(pieces) - 1
-    trimmed = []
-    for i, piece in enumerate(pieces):
-        if i > 0:
-            piece = _without_number(piece) if is_number[i - 1] else _without_case_before(piece)
-        if i < last:
-            piece = _without_number(piece[::-1])[::-1] if is_number[i] else _without_case_after(piece)
-        trimmed.append(piece)
-    return tuple(_without_silent(trimmed))
-
-
-def _without_silent(pieces: Sequence[str]) -> list[str]:
-    """Return the pieces without inner ones that only join the parts of a date or number."""
-    inner = [piece for piece in pieces[1:-1] if ": " in piece or not _JOINTS.issuperset(piece)]
-    return [pieces[0], *inner, pieces[-1]]
-
-
-def _are_numbers(values: Sequence[str]) -> bool:
-    """True if (nearly) all values are dates, times, numbers or ids."""
-    n = sum(bool(value) and all(map(_is_of_number, tokens(value))) and len(value) < 40 for value in values)
-    return n >= 0.9 * len(values)
-
-
-def _is_of_number(token: str) -> bool:
-    return varies_by_nature(token) or token in _JOINTS
-
-
-def _without_number(piece: str) -> str:
-    """Return a piece without the rest of a number or date at its beginning."""
-    words = tokens(piece)
-    at = 0
-    for i, word in enumerate(words):
-        if varies_by_nature(word) or varies_by_nature(word[::-1]):
-            at = i + 1
-        elif word not in _JOINTS:
-            break
-    return "".join(words[at:])
-
-
-def _without_case_after(piece: str) -> str:
-    """Return a piece before a slot without words that all cases begin with."""
-    marked = _AFTER_MARK.match(piece)
-    rest = piece[marked.end() :] if marked else piece
-    return piece[: len(piece) - len(rest)] if 0 < len(rest.split()) <= _MOST_WORDS_OF_A_CASE else piece
-
-
-def _without_case_before(piece: str) -> str:
-    """Return a piece after a slot without the words and the full stop that all cases end with."""
-    found = _CASE_END.match(piece)
-    end = found.group() if found else ""
-    return piece[len(end.rstrip()) :] if 0 < len(end.split()) <= _MOST_WORDS_OF_A_CASE else piece
-
-
-FILE_NAME = "source.json"
-
-
-class Slot(Record):
+class TemplateSlot(Record):
     """A slot of a template."""
 
     name: str
@@ -370,7 +251,7 @@ class TaskTemplate(Record):
     """One wording of the task's prompt."""
 
     template: Template
-    slots: tuple[Slot, ...]
+    slots: tuple[TemplateSlot, ...]
     """One for each slot of the template, in order."""
     answer_format: AnswerFormat | None = None
     """Format of its answers, where it is not the task's."""
@@ -418,5 +299,151 @@ class TaskSource(Record):
     @classmethod
     def of(cls, folder: Path) -> TaskSource | None:
         """Return the source of the task in a folder; None if it was not found in traffic."""
-        path = folder / FILE_NAME
+        path = folder / SOURCE_FILE
         return cls.load(path) if path.exists() else None
+
+
+# How much of it is taken over
+
+TAKEOVERS_FILE = "takeovers.json"
+LEARNT = "learnt"
+"""Folder of the learnt task below that of the drafted one."""
+State = Literal["shadow", "live", "stepped back"]
+"""shadow: the large model answers, the small one beside it; stepped back: the same, since something has changed."""
+Cause = Literal["", "person", "prompt", "model", "guarantee"]
+
+
+class TenantStepBack(Record):
+    """The one tenant whose requests alone the large model answers again."""
+
+    tenant: str
+    """Name of its key."""
+    cause: Cause
+    why: str
+    at: AwareDatetime
+
+
+class TakeOver(Record):
+    """A learnt task, as it is served."""
+
+    task: str
+    folder: Path
+    """Folder of its `source.json`; what was learnt is below it."""
+    state: State = "shadow"
+    share: float = Field(default=0.0, ge=0, le=1)
+    """Share of its requests for which the small model may answer, in [0, 1]; kept while it has stepped back."""
+    version: int = 0
+    """Version of its model in the registry; another one is loaded at once."""
+    changed_at: AwareDatetime = datetime.fromtimestamp(0, UTC)
+    promise: str = ""
+    """What its certificate promises, in words; empty while nothing is promised."""
+    certificate: str = ""
+    """Fingerprint of the certificate that the second look put in force; another one is loaded at once."""
+    second_look: str = ""
+    """What the second look found, in one sentence without its end; empty before it."""
+    cause: Cause = ""
+    why: str = ""
+    """What led to its state, in one sentence."""
+    tenant_back: TenantStepBack | None = None
+    """For whom a live task has stepped back, until a person takes it over again; a second tenant ends it for all."""
+
+    @property
+    def live_share(self) -> float:
+        """Share of requests for which the small model may answer now."""
+        return self.share if self.state == "live" else 0.0
+
+    def check_format(self) -> None:
+        """Raise ConfigError, with an example, unless every recorded answer comes back byte for byte."""
+        source = TaskSource.of(self.folder)
+        check = source.format_check if source else None
+        if check is not None and not check.is_exact:
+            raise ConfigError(
+                f"{self.task}: {check.n_read - check.n_exact} of {check.n_read} recorded answers do not come back byte "
+                f"for byte\n  the large model: {check.recorded}\n  written again:   {check.rendered}",
+                hint="--accept-format, if the application reads both alike",
+            )
+
+    def moved(self, state: State, *, cause: Cause, why: str, share: float | None = None) -> TakeOver:
+        """Return it in another state, as of now; what a person does ends a tenant's step back."""
+        changes = {"state": state, "cause": cause, "why": why, "changed_at": datetime.now(UTC)}
+        changes |= {} if share is None else {"share": share}
+        return self.model_copy(update=changes | ({"tenant_back": None} if cause == "person" else {}))
+
+    @property
+    def serves(self) -> tuple[Path, int, str]:
+        """What is loaded for it."""
+        return self.folder, self.version, self.certificate
+
+    @property
+    def about_second_look(self) -> str:
+        """What the second look found, and the command that follows where it waits for one; empty before it."""
+        waits = self.second_look and self.certificate and self.state == "shadow"
+        return f"{self.second_look}; ready: {self.command}" if waits else self.second_look
+
+    @property
+    def command(self) -> str:
+        """The command that lets the small model answer."""
+        return f"smallfirst take-over {self.task} --share 0.1"
+
+    def stepped_back(self, tenant: str, cause: Cause, why: str, *, one_tenant: bool) -> TakeOver:
+        """Return it after evidence of a tenant: back for this one alone, or for all if it is the only or second one."""
+        other = self.tenant_back
+        if self.state != "live" or (other and other.tenant == tenant):
+            return self
+        if not (one_tenant or other):
+            alone = TenantStepBack(tenant=tenant, cause=cause, why=why, at=datetime.now(UTC))
+            return self.model_copy(update={"tenant_back": alone})
+        before = f"; tenant {other.tenant} had stepped back: {other.why}" if other else ""
+        return self.moved("stepped back", cause=cause, why=why + before)
+
+
+Change = Callable[[TakeOver | None], TakeOver]
+"""From what the file says of a task, if it names it, to what it shall say."""
+
+
+class _Content(Record):
+    tasks: tuple[TakeOver, ...] = ()
+
+
+class TakeOvers:
+    """The file of one state folder. Any process may change it; each change is one task's."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        """Use the file at `path`, else that of the state folder; it may be missing."""
+        self.path = path or state_folder() / TAKEOVERS_FILE
+
+    def read(self) -> Mapping[str, TakeOver]:
+        """Return the learnt tasks by name."""
+        found = _Content.load(self.path).tasks if self.path.exists() else ()
+        return {one.task: one for one in found}
+
+    def get(self, task: str) -> TakeOver:
+        """Return a task. Raise ConfigError if it was not learnt."""
+        known = self.read()
+        if task not in known:
+            raise ConfigError(
+                f"{task} was not learnt{did_you_mean(task, known)}; learnt so far: {', '.join(known) or 'nothing'}",
+                hint=f"smallfirst learn discovered/{task}",
+            )
+        return known[task]
+
+    def put(self, changed: TakeOver) -> TakeOver:
+        """Write one task, in place of what the file said of it; return it."""
+        return self.update(changed.task, lambda _: changed)
+
+    def update(self, task: str, change: Change) -> TakeOver:
+        """Replace what the file says of a task by what `change` makes of it, with nobody in between; return it."""
+        if self.path == state_folder() / TAKEOVERS_FILE:
+            home()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(self.path.with_suffix(".lock")):
+            known = dict(self.read())
+            changed = change(known.get(task))
+            if changed != known.pop(task, None):
+                _Content(tasks=(*known.values(), changed)).save(self.path)
+        return changed
+
+    @property
+    def stamp(self) -> int:
+        """A number that changes with the file."""
+        return self.path.stat().st_mtime_ns if self.path.exists() else 0

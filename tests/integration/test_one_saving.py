@@ -19,7 +19,7 @@ from smallfirst.interfaces.cli.main import main
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, LedgerRow
 from smallfirst.path.project.run_folder import FITTED, FittedCandidates, RunFolder
-from smallfirst.traffic.takeovers import TakeOver, TakeOvers
+from smallfirst.traffic.task_source import TakeOver, TakeOvers
 
 MONEY = st.floats(0.001, 1).map(lambda usd: round(usd, 6))
 ANSWERS = st.lists(st.tuples(st.sampled_from(["small", "words", "large"]), MONEY, st.floats(0, 1)), max_size=25)

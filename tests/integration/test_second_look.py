@@ -20,7 +20,7 @@ from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, LedgerRow, ShadowRow, StateRow
 from smallfirst.registry import versions
 from smallfirst.traffic.learning import Learnt
-from smallfirst.traffic.takeovers import TakeOvers
+from smallfirst.traffic.task_source import TakeOvers
 from tests.traffic.gateway.test_tasks_attacked import Proxy, Upstream, started, upstream
 
 __all__ = ["started"]

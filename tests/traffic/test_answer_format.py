@@ -8,52 +8,53 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from smallfirst.traffic.answer_format import AnswerFormat, JsonWriting, find_format, find_writing, frequent_labels
-from smallfirst.traffic.wire.messages import Answer, ToolCall
+from smallfirst.traffic.discovery.answer_formats import find_format, find_writing, frequent_labels
+from smallfirst.traffic.task_source import AnswerFormat, JsonWriting
+from smallfirst.traffic.wire import ModelAnswer, ToolCall
 
 FRAME = AnswerFormat(kind="label", prefix="Intent: ", suffix=".")
 FENCED = AnswerFormat(kind="json", prefix="```json\n", suffix="\n```", writing=JsonWriting(decimals={"total": 2}))
 
 
 def test_a_label_in_a_frame_comes_back() -> None:
-    assert FRAME.parse(Answer("Intent: card arrival.")) == "card arrival"
-    assert FRAME.render("card arrival") == Answer("Intent: card arrival.")
+    assert FRAME.parse(ModelAnswer("Intent: card arrival.")) == "card arrival"
+    assert FRAME.render("card arrival") == ModelAnswer("Intent: card arrival.")
 
 
 @pytest.mark.parametrize(
     "answer",
     [
-        Answer("card arrival."),
-        Answer("Intent: card arrival"),
-        Answer("Intent:."),
-        Answer("Intent: card arrival.", finish_reason="length"),
-        Answer("Intent: card arrival.", finish_reason="refusal"),
-        Answer("Intent: card arrival.", (ToolCall("look_up", "{}"),), "tool_calls"),
+        ModelAnswer("card arrival."),
+        ModelAnswer("Intent: card arrival"),
+        ModelAnswer("Intent:."),
+        ModelAnswer("Intent: card arrival.", finish_reason="length"),
+        ModelAnswer("Intent: card arrival.", finish_reason="refusal"),
+        ModelAnswer("Intent: card arrival.", (ToolCall("look_up", "{}"),), "tool_calls"),
     ],
 )
-def test_an_answer_of_another_form_has_no_value(answer: Answer) -> None:
+def test_an_answer_of_another_form_has_no_value(answer: ModelAnswer) -> None:
     assert FRAME.parse(answer) is None
     assert not FRAME.reproduces(answer)
 
 
 def test_json_in_a_fence_comes_back_with_its_decimals() -> None:
-    answer = Answer('```json\n{"total": 644.90, "tax": null}\n```')
+    answer = ModelAnswer('```json\n{"total": 644.90, "tax": null}\n```')
     assert FENCED.parse(answer) == {"total": 644.9, "tax": None}
     assert FENCED.reproduces(answer)
     assert FENCED.render('{"total": 3, "tax": 1}').text == '```json\n{"total": 3.00, "tax": 1}\n```'
-    assert FENCED.parse(Answer("```json\n12\n```")) is None
-    assert FENCED.parse(Answer('```json\n{"total": \n```')) is None
-    assert not FENCED.reproduces(Answer('```json\n{"total": 644.9, "tax": null}\n```'))
+    assert FENCED.parse(ModelAnswer("```json\n12\n```")) is None
+    assert FENCED.parse(ModelAnswer('```json\n{"total": \n```')) is None
+    assert not FENCED.reproduces(ModelAnswer('```json\n{"total": 644.9, "tax": null}\n```'))
 
 
 def test_a_tool_call_holds_the_value_in_its_arguments() -> None:
     call = AnswerFormat(kind="label", prefix='{"queue":"', suffix='"}', tool="route_ticket")
-    answer = Answer("", (ToolCall("route_ticket", '{"queue":"billing"}'),), "tool_calls")
+    answer = ModelAnswer("", (ToolCall("route_ticket", '{"queue":"billing"}'),), "tool_calls")
     assert call.parse(answer) == "billing"
     assert call.render("billing") == answer
     other = ToolCall("close_ticket", '{"queue":"billing"}')
-    assert call.parse(Answer("", (other,), "tool_calls")) is None
-    assert call.parse(Answer("", (*answer.tool_calls, other), "tool_calls")) is None
+    assert call.parse(ModelAnswer("", (other,), "tool_calls")) is None
+    assert call.parse(ModelAnswer("", (*answer.tool_calls, other), "tool_calls")) is None
 
 
 VALUES = [
@@ -100,8 +101,8 @@ def test_any_object_that_python_writes_comes_back(value: dict[str, object]) -> N
 LABELS = ("card arrival", "card linking", "top up failed", "top up limits")
 
 
-def in_frame(prefix: str, suffix: str, labels: tuple[str, ...] = LABELS) -> list[Answer]:
-    return [Answer(f"{prefix}{label}{suffix}") for label in labels for _ in range(10)]
+def in_frame(prefix: str, suffix: str, labels: tuple[str, ...] = LABELS) -> list[ModelAnswer]:
+    return [ModelAnswer(f"{prefix}{label}{suffix}") for label in labels for _ in range(10)]
 
 
 @pytest.mark.parametrize(
@@ -137,28 +138,28 @@ def test_what_labels_have_in_common_is_no_frame() -> None:
 
 
 def test_two_labels_that_begin_alike_need_no_frame_although_a_third_is_rare() -> None:
-    answers = [Answer("not urgent")] * 100 + [Answer("not relevant")] * 100 + [Answer("urgent")] * 4
+    answers = [ModelAnswer("not urgent")] * 100 + [ModelAnswer("not relevant")] * 100 + [ModelAnswer("urgent")] * 4
     found = find_format(answers)
     assert found is not None
     assert set(found.labels) == {"not urgent", "not relevant", "urgent"}
 
 
 def test_an_answer_in_the_models_own_words_is_no_label() -> None:
-    found = find_format([*in_frame("", ""), Answer("I can only classify messages into the intents.")])
+    found = find_format([*in_frame("", ""), ModelAnswer("I can only classify messages into the intents.")])
     assert found is not None
     assert len(found.labels) == 4
     assert found.check.n_read == 41
 
 
 def test_refusals_and_cut_off_answers_do_not_count() -> None:
-    found = find_format([*in_frame("", ""), Answer("I cannot", finish_reason="length")])
+    found = find_format([*in_frame("", ""), ModelAnswer("I cannot", finish_reason="length")])
     assert found is not None
     assert found.check.n_answers == 40
 
 
 def test_objects_are_json_in_their_writing() -> None:
     texts = [json.dumps({"who": f"name {i}", "n": i}, indent=2) for i in range(40)]
-    found = find_format([Answer(f"```json\n{text}\n```") for text in texts])
+    found = find_format([ModelAnswer(f"```json\n{text}\n```") for text in texts])
     assert found is not None
     assert found.format.kind == "json"
     assert found.format.writing.indent == "  "
@@ -168,13 +169,13 @@ def test_objects_are_json_in_their_writing() -> None:
 
 def test_few_different_objects_of_two_fields_are_no_labels() -> None:
     texts = ['{"who": "me", "n": "1"}', '{"who": "me", "n": "2"}', '{"who": "you", "n": "1"}']
-    found = find_format([Answer(text) for text in texts for _ in range(20)])
+    found = find_format([ModelAnswer(text) for text in texts for _ in range(20)])
     assert found is not None
     assert found.format.kind == "json"
 
 
 def test_a_call_of_one_function_is_a_format() -> None:
-    answers = [Answer("", (ToolCall("route", f'{{"queue":"{label}"}}'),), "tool_calls") for label in LABELS * 10]
+    answers = [ModelAnswer("", (ToolCall("route", f'{{"queue":"{label}"}}'),), "tool_calls") for label in LABELS * 10]
     found = find_format(answers)
     assert found is not None
     assert (found.format.tool, found.format.kind) == ("route", "label")
@@ -183,20 +184,20 @@ def test_a_call_of_one_function_is_a_format() -> None:
 
 
 def test_calls_of_several_functions_have_no_common_format() -> None:
-    answers = [Answer("", (ToolCall(name, "{}"),), "tool_calls") for name in ("a", "b", "c") for _ in range(5)]
+    answers = [ModelAnswer("", (ToolCall(name, "{}"),), "tool_calls") for name in ("a", "b", "c") for _ in range(5)]
     assert find_format(answers) is None
     assert find_format([]) is None
-    assert find_format([Answer("x", (ToolCall("a", "{}"),))] * 10) is None
+    assert find_format([ModelAnswer("x", (ToolCall("a", "{}"),))] * 10) is None
 
 
 def test_other_answers_are_text() -> None:
-    found = find_format([Answer(f"The answer is {i * 17} km.") for i in range(40)])
+    found = find_format([ModelAnswer(f"The answer is {i * 17} km.") for i in range(40)])
     assert found is not None
     assert (found.format.kind, found.format.prefix, found.format.suffix) == ("text", "The answer is ", ".")
 
 
 def test_the_answer_that_does_not_come_back_is_named() -> None:
-    answers = [Answer(f'{{"total": {i}.20}}') for i in range(60)] + [Answer('{"total": 7.5}')]
+    answers = [ModelAnswer(f'{{"total": {i}.20}}') for i in range(60)] + [ModelAnswer('{"total": 7.5}')]
     found = find_format(answers)
     assert found is not None
     assert not found.check.is_exact

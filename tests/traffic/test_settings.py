@@ -8,10 +8,9 @@ import pytest
 
 from smallfirst.base.errors import ConfigError
 from smallfirst.traffic import learning, task_source
-from smallfirst.traffic.answer_format import AnswerFormat
 from smallfirst.traffic.learning import learn, read_source
 from smallfirst.traffic.settings import GatewaySettings
-from smallfirst.traffic.task_source import FILE_NAME, TaskSource
+from smallfirst.traffic.task_source import SOURCE_FILE, AnswerFormat, TaskSource
 
 TERMS = GatewaySettings.model_validate(
     {
@@ -53,11 +52,11 @@ def test_terms_by_name(model, asked_as, licence, allowed):
 def test_terms_that_are_written_after_discover_hold(tmp_path):
     folder = tmp_path / "discovered" / "tickets"
     folder.mkdir(parents=True)
-    source().save(folder / FILE_NAME)
+    source().save(folder / SOURCE_FILE)
     assert read_source(folder) == source()
     (tmp_path / "gateway.yaml").write_text(SETTINGS)
     assert not read_source(folder).teacher.training_allowed
-    source("another").save(folder / FILE_NAME)
+    source("another").save(folder / SOURCE_FILE)
     assert read_source(folder) == source("another")
 
 
@@ -65,7 +64,7 @@ def test_learn_refuses_to_train_on_answers_that_may_only_measure(tmp_path):
     (tmp_path / "gateway.yaml").write_text(SETTINGS)
     (tmp_path / "task.yaml").write_text("kind: classify\nlabels: [a, b]\ndata: {train: rows.jsonl}\n")
     (tmp_path / "rows.jsonl").write_text('{"text": "x", "label": "a"}\n{"text": "y", "label": "b"}\n')
-    source().save(tmp_path / FILE_NAME)
+    source().save(tmp_path / SOURCE_FILE)
     with pytest.raises(ConfigError, match="used for measuring only, and people have answered 0 of its rows") as refused:
         learn(tmp_path)
     assert "corrections.jsonl" in str(refused.value)
@@ -85,7 +84,7 @@ def test_with_enough_answers_of_people_it_learns_from_these_alone(tmp_path, monk
         (tmp_path / name).write_text(
             "".join(json.dumps({"text": f"case {i}", "label": label}) + "\n" for i in range(n))
         )
-    source().save(tmp_path / FILE_NAME)
+    source().save(tmp_path / SOURCE_FILE)
     with pytest.raises(Stopped):
         learn(tmp_path)
     parts = [(tmp_path / "learnt" / f"{part}.jsonl").read_text() for part in ("train", "validation", "test")]

@@ -6,9 +6,7 @@ import pytest
 from fixtures.takeover import source
 
 from smallfirst.base.errors import ConfigError
-from smallfirst.traffic.answer_format import FormatCheck
-from smallfirst.traffic.takeovers import TakeOver, TakeOvers
-from smallfirst.traffic.task_source import FILE_NAME
+from smallfirst.traffic.task_source import SOURCE_FILE, FormatCheck, TakeOver, TakeOvers
 
 
 def test_a_change_leaves_the_other_tasks_as_they_are(tmp_path):
@@ -53,10 +51,10 @@ def test_a_task_that_was_not_learnt_is_refused_with_its_nearest_name(tmp_path):
 def test_a_format_that_does_not_come_back_blocks_the_take_over_with_the_example(tmp_path):
     taken = TakeOver(task="queues", folder=tmp_path)
     taken.check_format()  # nothing is known against it
-    source().save(tmp_path / FILE_NAME)
+    source().save(tmp_path / SOURCE_FILE)
     taken.check_format()
     check = FormatCheck(n_answers=50, n_read=50, n_exact=48, recorded='{"sum": 644.90}', rendered='{"sum": 644.9}')
-    source().model_copy(update={"format_check": check}).save(tmp_path / FILE_NAME)
+    source().model_copy(update={"format_check": check}).save(tmp_path / SOURCE_FILE)
     with pytest.raises(ConfigError, match=r"(?s)2 of 50 recorded answers.*644\.90.*644\.9") as refused:
         taken.check_format()
     assert "--accept-format" in str(refused.value)

@@ -8,21 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallfirst.traffic.answer_format import AnswerFormat
+from smallfirst.traffic.discovery.templates import constant_pieces, find_template, tokens
 from smallfirst.traffic.task_source import (
-    Slot,
+    AnswerFormat,
     TaskSource,
     TaskTemplate,
     Teacher,
     Template,
+    TemplateSlot,
     TextPattern,
     TurnPattern,
-    constant_pieces,
-    find_template,
-    tokens,
     values_between,
 )
-from smallfirst.traffic.wire.messages import Prompt, Turn
+from smallfirst.traffic.wire import Prompt, Turn
 
 PATTERN = TextPattern(pieces=("Ticket: ", "\nDate: ", "\nLabel:"))
 
@@ -141,9 +139,10 @@ def wording(pieces, slots):
 
 
 def source():
-    first = wording(("File: ", ""), (Slot(name="text"),))
+    first = wording(("File: ", ""), (TemplateSlot(name="text"),))
     second = wording(
-        ("On ", ", ", " wrote: ", ""), (Slot(name="date", use="ignored"), Slot(name="who"), Slot(name="text"))
+        ("On ", ", ", " wrote: ", ""),
+        (TemplateSlot(name="date", use="ignored"), TemplateSlot(name="who"), TemplateSlot(name="text")),
     )
     return TaskSource(
         name="tickets", templates=(first, second), answer_format=AnswerFormat(kind="label"), teacher=Teacher(model="m")

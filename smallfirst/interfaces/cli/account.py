@@ -210,7 +210,7 @@ def _evaluated(files: Sequence[TaskFile], rows: Ledger) -> dict[str, Amount]:
     """Return the large model's cost in the last evaluation of each task, where there is one."""
     from smallfirst.deployment.billing.saved import evaluated_costs
     from smallfirst.traffic.gateway.page import learnt_folders
-    from smallfirst.traffic.takeovers import TakeOvers
+    from smallfirst.traffic.task_source import TakeOvers
 
     served: dict[str, Path | None] = {one.task: None for one in rows.sums(by=("task",)) if one.task}
     named = {file.name: file.folder for file in files}

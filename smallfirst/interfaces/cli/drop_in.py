@@ -201,7 +201,7 @@ def take_over(task: str, share: float, accept_format: bool) -> None:
     Of that share it answers what its certificate covers, in the large model's format; everything else passes. A
     running proxy follows within a second.
     """
-    from smallfirst.traffic.takeovers import TakeOvers
+    from smallfirst.traffic.task_source import TakeOvers
 
     file = TakeOvers()
     taken = file.get(task)
@@ -217,7 +217,7 @@ def take_over(task: str, share: float, accept_format: bool) -> None:
 @click.argument("task")
 def give_back(task: str) -> None:
     """Let the large model answer all of a task's requests again."""
-    from smallfirst.traffic.takeovers import TakeOvers
+    from smallfirst.traffic.task_source import TakeOvers
 
     file = TakeOvers()
     file.put(file.get(task).moved("shadow", cause="person", why="given back by a person", share=0.0))

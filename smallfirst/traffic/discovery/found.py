@@ -10,10 +10,10 @@ from smallfirst.base.files import write_atomically
 from smallfirst.base.records import Record
 from smallfirst.base.stats.intervals import Estimate
 from smallfirst.path.report.page import render_page
-from smallfirst.traffic.answer_format import FormatCheck
 from smallfirst.traffic.discovery.outlook import Outlook, ShareAt
 from smallfirst.traffic.discovery.tasks import MONTH
 from smallfirst.traffic.discovery.wordings import AnswerKind
+from smallfirst.traffic.task_source import FormatCheck
 
 Verdict = Literal["moves", "unclear", "stays"]
 """A share above 0 is expected to move, nothing is foretold, or nothing can move."""

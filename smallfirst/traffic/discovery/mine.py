@@ -15,17 +15,9 @@ from datetime import date, datetime, timedelta
 from itertools import pairwise
 from typing import Generic, NamedTuple, TypeVar
 
-from smallfirst.traffic.discovery.shared_runs import wordings
-from smallfirst.traffic.task_source import (
-    Template,
-    TextPattern,
-    TurnPattern,
-    constant_pieces,
-    has_mark,
-    tokens,
-    varies_by_nature,
-)
-from smallfirst.traffic.wire.messages import Prompt, Turn
+from smallfirst.traffic.discovery.templates import constant_pieces, has_mark, tokens, varies_by_nature, wordings
+from smallfirst.traffic.task_source import Template, TextPattern, TurnPattern
+from smallfirst.traffic.wire import Prompt, Turn
 
 MIN_REQUESTS = 20
 """Fewest requests that must follow a template."""

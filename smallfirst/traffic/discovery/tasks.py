@@ -11,10 +11,9 @@ from typing import Any
 
 from smallfirst.base.stats.intervals import Estimate, wilson
 from smallfirst.path.project.task_file import NAME_PATTERN
-from smallfirst.traffic.answer_format import AnswerFormat, FormatCheck
 from smallfirst.traffic.discovery.wordings import AnswerKind, Case, Wording, as_text
-from smallfirst.traffic.task_source import Template
-from smallfirst.traffic.wire.dialects import question_of
+from smallfirst.traffic.task_source import AnswerFormat, FormatCheck, Template
+from smallfirst.traffic.wire import question_of
 
 MONTH = timedelta(days=30.44)
 MIN_REQUESTS = 30

@@ -14,11 +14,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from smallfirst.traffic.answer_format import FoundFormat, find_format
+from smallfirst.traffic.discovery.answer_formats import FoundFormat, find_format
 from smallfirst.traffic.exchange import Exchange
-from smallfirst.traffic.task_source import Slot, TaskTemplate, Template
-from smallfirst.traffic.wire.dialects import DECISIONS, read_answer, read_decision, read_prompt
-from smallfirst.traffic.wire.messages import Answer, Prompt
+from smallfirst.traffic.questions import ROUTE, read_decision
+from smallfirst.traffic.task_source import TaskTemplate, Template, TemplateSlot
+from smallfirst.traffic.wire import ModelAnswer, Prompt, read_answer, read_prompt
 
 _MOST_CHARACTERS = 100_000
 MOST_CASES = 100_000
@@ -31,7 +31,7 @@ class Case(NamedTuple):
     id: str
     at: datetime
     prompt: Prompt
-    answer: Answer
+    answer: ModelAnswer
     answered_by: str
     """Model that answered, or the one that was asked for where the response names none."""
     cost_usd: float | None
@@ -86,25 +86,16 @@ def one_question_each(exchanges: Iterable[Exchange]) -> Iterator[Exchange]:
     The exchange of question i, from 0, has the id `ID#i`. A decision that cannot be read passes as it is.
     """
     for exchange in exchanges:
-        yield from _split(exchange) if exchange.route in DECISIONS else (exchange,)
-
-
-def _split(exchange: Exchange) -> Iterator[Exchange]:
-    request = read_decision(exchange.route, exchange.request)
-    answers = exchange.response.get("answers")
-    if request is None or not isinstance(answers, (list, dict)) or len(answers) != len(request.questions):
-        yield exchange
-        return
-    shape, n = DECISIONS[exchange.route], len(request.questions)
-    shares = {name: _part_of(getattr(exchange, name), n) for name in _BILL}
-    for i, question in enumerate(request.questions):
-        one = {question.name: answers.get(question.name or "")} if isinstance(answers, dict) else [answers[i]]
-        changed = {
-            "id": f"{exchange.id}#{i}",
-            "request": shape.with_questions(request, [question], request.model),
-            "response": {**exchange.response, "answers": one},
-        }
-        yield exchange.model_copy(update={**changed, **shares})
+        request = read_decision(exchange.request) if exchange.route == ROUTE else None
+        answers = exchange.response.get("answers")
+        if request is None or not isinstance(answers, list) or len(answers) != len(request.questions):
+            yield exchange
+            continue
+        shares = {name: _part_of(getattr(exchange, name), len(answers)) for name in _BILL}
+        for i, (question, answer) in enumerate(zip(request.questions, answers, strict=True)):
+            body, response = request.with_questions([question]), {**exchange.response, "answers": [answer]}
+            changed = {"id": f"{exchange.id}#{i}", "request": body, "response": response}
+            yield exchange.model_copy(update={**changed, **shares})
 
 
 def _part_of(amount: float | None, n: int) -> float | None:
@@ -260,7 +251,7 @@ def choose_slots(
     values: Sequence[Sequence[str]],
     answers: Sequence[str],
     is_answer: Callable[[str], bool] = lambda _: False,
-) -> tuple[Slot, ...]:
+) -> tuple[TemplateSlot, ...]:
     """Return what each slot is for.
 
     `values` (cases, slots) and `answers` (cases,) as text; `is_answer` tells texts that look like the task's answers.
@@ -275,7 +266,7 @@ def choose_slots(
     longest = max(left, key=lambda i: _mean_length(columns[i]), default=0)
     kept = {i for i in left if i == longest or _counts(columns[i], answers)}
     names = _names(places, longest)
-    return tuple(Slot(name=name, use="text" if i in kept else "ignored") for i, name in enumerate(names))
+    return tuple(TemplateSlot(name=name, use="text" if i in kept else "ignored") for i, name in enumerate(names))
 
 
 def _places(template: Template) -> list[_Place]:

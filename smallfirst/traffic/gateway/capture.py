@@ -27,8 +27,7 @@ from smallfirst.traffic.settings import CaptureSettings, GatewaySettings
 
 _log = logging.getLogger("smallfirst.gateway")
 _ROUTES = (
-    "/chat/completions", "/responses", "/completions", "/messages", "/embeddings", "/moderations", "/decisions",
-    "/systemone",
+    "/chat/completions", "/responses", "/completions", "/messages", "/embeddings", "/moderations", "/decisions"
 )  # fmt: skip
 """Ends of the routes that are kept: questions that a model answers at once. Files, audio and jobs are not."""
 _KEPT_HEADERS = frozenset({b"content-type", b"content-encoding"})

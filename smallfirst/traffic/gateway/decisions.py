@@ -1,4 +1,4 @@
-"""`POST /v1/decisions`, `POST /v1/systemone`: each question by its task's small model, the rest by one upstream call.
+"""`POST /v1/decisions`: each question by its task's small model, the rest by one upstream call.
 
 Upstream is what speaks the route's own shape, or a chat model that is asked for labels as JSON. A request that no task
 has to do with passes as it is where its upstream speaks the route's own shape.
@@ -22,23 +22,31 @@ from smallfirst.serving.openai.errors import ApiError, validation_error
 from smallfirst.serving.openai.wire import raw_headers
 from smallfirst.traffic.exchange import kept_body
 from smallfirst.traffic.gateway.app import Handler
-from smallfirst.traffic.gateway.asked import Asked, BackgroundTasks
 from smallfirst.traffic.gateway.http import (
-    ERROR_HEADER,
+    AskAgain,
+    BackgroundTasks,
     Captured,
     GatewayRequest,
     GatewayResponse,
     RawHeaders,
+    TaskRequest,
     UpstreamAnswer,
-    json_response,
     refusal,
 )
-from smallfirst.traffic.gateway.tasks import Match
 from smallfirst.traffic.gateway.upstreams import UPSTREAM_HEADER, Target, UpstreamFailed, Upstreams
+from smallfirst.traffic.questions import (
+    ROUTE,
+    DecisionRequest,
+    DecisionUsage,
+    Question,
+    QuestionAnswer,
+    read_decision,
+    read_request,
+    read_response,
+    write_response,
+)
 from smallfirst.traffic.settings import DecisionSettings
-from smallfirst.traffic.wire import systemone
-from smallfirst.traffic.wire.dialects import DECISIONS, question_prompt, read_answer, read_decision
-from smallfirst.traffic.wire.questions import DecisionRequest, Question, Usage, Verdict
+from smallfirst.traffic.wire import Json, question_prompt, read_answer
 
 if TYPE_CHECKING:
     from smallfirst.traffic.gateway.live_task import Ruling
@@ -46,8 +54,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("smallfirst.decisions")
 CHAT_ROUTE = "/v1/chat/completions"
-OWN = "smallfirst"
-"""Who answers a question of one option, which nobody needs to be asked."""
 MAX_SCHEMA_OPTIONS = 500
 """Values that OpenAI's structured outputs take in all enums together; more are checked here alone."""
 _FENCE = re.compile(r"\s*```(?:json)?\s*(.*?)\s*```\s*", re.DOTALL)
@@ -60,32 +66,32 @@ _PASSED_BACK = (b"x-", b"openai-", b"retry-after")
 """Beginnings of the upstream's headers that a response put together here carries too."""
 
 
-class Verdicts(NamedTuple):
+class UpstreamDecision(NamedTuple):
     """What an upstream answered."""
 
     answer: UpstreamAnswer
     """As it came."""
-    verdicts: list[Verdict] | None
+    answers: list[QuestionAnswer] | None
     """One a question; None if the upstream refused the request."""
-    usage: Usage
+    usage: DecisionUsage
     model: str
     """As the response names it."""
+
+    def body_of(self, question: Question, answer: QuestionAnswer, n: int) -> Json:
+        """Return the response that the upstream would give to one of the `n` questions that it answered."""
+        return write_response(self.model, [question], [answer], DecisionUsage(*(one // n for one in self.usage)))
 
 
 class Answered(NamedTuple):
     """The answer to one question, and where it comes from."""
 
-    verdict: Verdict
+    answer: QuestionAnswer
     by: str
     probabilities: Probabilities
     task: str = ""
     """Taken-over task that answered; empty for the upstream."""
-    usage: Usage = Usage()
+    usage: DecisionUsage = DecisionUsage()
     """Tokens of a small answer; those of an upstream's answers are counted together."""
-
-    @property
-    def is_upstreams(self) -> bool:
-        return self.probabilities in ("upstream", "uncalibrated")
 
     @property
     def note(self) -> dict[str, Any]:
@@ -95,7 +101,7 @@ class Answered(NamedTuple):
 
 
 class DecisionRoutes:
-    """The handlers of both routes."""
+    """The handler of the route."""
 
     def __init__(self, settings: DecisionSettings | None = None, tasks: TakenOverTasks | None = None) -> None:
         self._settings, self._tasks = settings, tasks
@@ -103,7 +109,7 @@ class DecisionRoutes:
 
     @property
     def routes(self) -> Mapping[tuple[str, str], Handler]:
-        return {("POST", route): self.handle for route in DECISIONS}
+        return {("POST", ROUTE): self.handle}
 
     async def handle(self, request: GatewayRequest, upstreams: Upstreams) -> GatewayResponse | None:
         """Answer a request; None passes it to its model's upstream as it is."""
@@ -114,10 +120,8 @@ class DecisionRoutes:
             if asked is None or (not upstream.is_chat and not any(ruled)):
                 return await self._pass_on(request, upstream)
             return await self._answer(request, asked, upstream, ruled)
-        except pydantic.ValidationError as error:
-            return invalid_request(request.path, error)
         except ApiError as error:
-            return refuse(request.path, error)
+            return refusal(error)
 
     async def _pass_on(self, request: GatewayRequest, upstream: DecisionUpstream) -> GatewayResponse | None:
         if self._settings is None:
@@ -135,27 +139,27 @@ class DecisionRoutes:
     ) -> GatewayResponse:
         answered = await asyncio.gather(*map(_answer_here, asked.questions, ruled))
         rest = [i for i, one in enumerate(answered) if one is None]
-        said: Verdicts | None = None
+        said: UpstreamDecision | None = None
         if rest:
             said = await upstream.ask(asked, [asked.questions[i] for i in rest])
-            if said.verdicts is None:
+            if said.answers is None:
                 return GatewayResponse(said.answer.status, said.answer.headers, said.answer.body)
-            for i, verdict in zip(rest, said.verdicts, strict=True):
-                answered[i] = Answered(verdict, said.model, "uncalibrated" if upstream.is_chat else "upstream")
+            for i, answer in zip(rest, said.answers, strict=True):
+                answered[i] = Answered(answer, said.model, "uncalibrated" if upstream.is_chat else "upstream")
         every = [one for one in answered if one is not None]
         for i, one in enumerate(ruled):
             if one is not None and every[i].task:
                 await one.task.answered(one)
             elif one is not None and said is not None:
-                response = _one_answer(request.path, asked.questions[i], every[i].verdict, said, len(rest))
-                self._background.start(one.task.passed(one, response, latency_ms=said.answer.latency_ms))
+                body = said.body_of(asked.questions[i], every[i].answer, len(rest))
+                self._background.start(one.task.passed(one, body, latency_ms=said.answer.latency_ms))
         return _response(request, asked, every, said)
 
     async def _ruled(
         self, request: GatewayRequest, asked: DecisionRequest, upstream: DecisionUpstream
     ) -> list[Ruling | None]:
         """Return the task of each question, None where there is none; a failure counts as none."""
-        kept = read_decision(request.path, kept_body(asked.raw)) if self._tasks is not None else None
+        kept = read_decision(kept_body(asked.raw)) if self._tasks is not None else None
         target = upstream.own_target(kept.model) if kept is not None else None
         if self._tasks is None or kept is None or target is None or asked.has_media:
             return [None] * len(asked.questions)
@@ -167,9 +171,15 @@ class DecisionRoutes:
                 found = None if prompt.has_media else tasks.find(prompt)
                 if found is None:
                     return None
-                one = _asked(request, asked, i, found[1], upstream)
+                task, match = found
+                again = upstream.asking_again(asked, asked.questions[i])
+                body = asked.with_questions([asked.questions[i]])
                 may_ask = upstream.upstreams.accepts(request, target, kept.model)
-                return await found[0].rule(one._replace(may_ask=may_ask))
+                one = TaskRequest(
+                    f"{request.id}#{i}", ROUTE, body, match.text, again, match.answer_format, request.tenant, may_ask
+                )
+                ruling: Ruling = await task.rule(one)
+                return ruling
             except Exception:
                 _log.exception("a small answer failed; the question is passed on")
                 return None
@@ -178,45 +188,24 @@ class DecisionRoutes:
 
 
 def _read(request: GatewayRequest, upstream: DecisionUpstream) -> DecisionRequest | None:
-    """Return what is asked; None if the upstream, whose shape it is, judges it. Raise ValidationError, ApiError."""
+    """Return what is asked; None if the upstream, whose shape it is, judges it. Raise ApiError."""
     raw = request.json()
-    try:
-        asked = DECISIONS[request.path].read_request(raw) if raw is not None else None
-    except pydantic.ValidationError:
-        if not upstream.is_chat:
-            return None
-        raise
     if not upstream.is_chat:
-        return asked
-    if asked is None:
+        return read_decision(raw) if raw is not None else None
+    if raw is None:
         raise ApiError(400, "The body must be a JSON object, not compressed.", code="invalid_json")
+    try:
+        asked = read_request(raw)
+    except pydantic.ValidationError as error:
+        named = validation_error(error)
+        raise ApiError(400, str(named), param=named.body["error"]["param"], code="invalid_request") from None
     if asked.has_media or any(question.has_media for question in asked.questions):
-        message = f"Images and boxes need an upstream that speaks {request.path}."
-        raise ApiError(400, message, code="media_not_supported")
+        raise ApiError(400, f"Images need an upstream that speaks {ROUTE}.", code="media_not_supported")
     return asked
-
-
-def _asked(request: GatewayRequest, asked: DecisionRequest, i: int, found: Match, upstream: DecisionUpstream) -> Asked:
-    """Return one question about a case as a request of its own, which an audit may send again."""
-    question, path = asked.questions[i], request.path
-
-    async def again() -> tuple[int, dict[str, Any] | None]:
-        try:
-            said = await upstream.ask(asked, [question])
-        except UpstreamFailed as error:
-            return error.status, None
-        if said.verdicts is None:
-            return said.answer.status, None
-        return 200, _one_answer(path, question, said.verdicts[0], said, 1)
-
-    body = DECISIONS[path].with_questions(asked, [question], asked.model)
-    return Asked(f"{request.id}#{i}", path, body, found.text, again, found.answer_format, request.tenant)
 
 
 async def _answer_here(question: Question, ruling: Ruling | None) -> Answered | None:
     """Return the small model's certified answer with the probability of every option, or None: the upstream answers."""
-    if len(question.options) == 1:
-        return Answered(Verdict((1.0,)), OWN, "calibrated")
     small = ruling.small if ruling is not None else None
     if ruling is None or small is None or small.text not in question.labels:
         return None
@@ -228,12 +217,12 @@ async def _answer_here(question: Question, ruling: Ruling | None) -> Answered | 
         known = dict(zip(scores.labels, scores.probabilities, strict=True))
     given = [max(0.0, (known or {small.text: 1.0}).get(label, 0.0)) for label in question.labels]
     total = sum(given)
-    verdict = Verdict(tuple(p / total for p in given)) if total else Verdict()
-    if verdict.refused or question.labels[verdict.best] != small.text:
+    answer = QuestionAnswer(tuple(p / total for p in given)) if total else QuestionAnswer()
+    if answer.refused or question.labels[answer.best] != small.text:
         return None  # the certificate is about the label: probabilities that prefer another one are not shown
-    usage = Usage(small.prompt_tokens, small.completion_tokens)
+    usage = DecisionUsage(small.prompt_tokens, small.completion_tokens)
     worth: Probabilities = "calibrated to the large model" if ruling.task.agreement else "calibrated"
-    return Answered(verdict, small.answered_by, worth, ruling.task.taken.task, usage)
+    return Answered(answer, small.answered_by, worth, ruling.task.taken.task, usage)
 
 
 # The upstream
@@ -245,6 +234,7 @@ class DecisionUpstream:
     def __init__(self, settings: DecisionSettings | None, request: GatewayRequest, upstreams: Upstreams) -> None:
         """Without settings it is the upstream of the request's model, and speaks the route's own shape."""
         self._settings, self._request, self.upstreams = settings, request, upstreams
+        self._model = settings.model if settings else ""
         self.is_chat = settings is not None and settings.shape == "chat"
 
     def own_target(self, model: str) -> Target | None:
@@ -253,24 +243,37 @@ class DecisionUpstream:
             return Target(self._settings.upstream)
         return self.upstreams.own_target(self._request, model)
 
-    async def ask(self, request: DecisionRequest, questions: Sequence[Question]) -> Verdicts:
+    async def ask(self, request: DecisionRequest, questions: Sequence[Question]) -> UpstreamDecision:
         """Ask `questions`. Raise UpstreamFailed without a usable answer."""
-        model, path = self._model or request.model, self._request.path
+        path = ROUTE
         if self._settings is not None and self.is_chat:
-            body, path = {**chat_request(request, questions, model), **self._settings.extra_body}, CHAT_ROUTE
+            body = chat_request(request, questions, self._model or request.model) | self._settings.extra_body
+            path = CHAT_ROUTE
         else:
-            body = DECISIONS[path].with_questions(request, questions, model)
+            body = request.with_questions(questions, self._model)
         answer = await self._send(path, json.dumps(body).encode())
+        model = str(body["model"])
         if answer.status != 200:
-            return Verdicts(answer, None, Usage(), model)
+            return UpstreamDecision(answer, None, DecisionUsage(), model)
         try:
             response = json.loads(answer.body)
-            read = chat_verdicts if self.is_chat else DECISIONS[path].read_response
-            verdicts = read(response, questions)
+            answers = (chat_answers if self.is_chat else read_response)(response, questions)
         except (ValueError, AttributeError, TypeError, RecursionError) as error:
             message = f'The upstream "{answer.upstream}" answered in no form of its shape: {error}.'
             raise UpstreamFailed(502, "upstream_invalid", message) from None
-        return Verdicts(answer, verdicts, Usage.of(response), str(response.get("model") or model))
+        return UpstreamDecision(answer, answers, DecisionUsage.of(response), str(response.get("model") or model))
+
+    def asking_again(self, request: DecisionRequest, question: Question) -> AskAgain:
+        """Return the function that an audit asks one of the questions with."""
+
+        async def again() -> tuple[int, Json | None]:
+            try:
+                said = await self.ask(request, [question])
+            except UpstreamFailed as error:
+                return error.status, None
+            return said.answer.status, said.body_of(question, said.answers[0], 1) if said.answers else None
+
+        return again
 
     async def pass_on(self) -> UpstreamAnswer:
         """Pass the request as it came, but for the model's name where the settings say one. Raise UpstreamFailed."""
@@ -278,10 +281,6 @@ class DecisionUpstream:
         if raw is not None and self._model:
             body = json.dumps({**raw, "model": self._model}).encode()
         return await self._send(self._request.path, body)
-
-    @property
-    def _model(self) -> str:
-        return self._settings.model if self._settings else ""
 
     async def _send(self, path: str, body: bytes) -> UpstreamAnswer:
         """Send a request with the client's headers; its answer comes uncompressed."""
@@ -292,7 +291,7 @@ class DecisionUpstream:
         return await self.upstreams.ask(dataclasses.replace(self._request, path=path, headers=headers, body=body))
 
 
-def chat_request(request: DecisionRequest, questions: Sequence[Question], model: str) -> dict[str, Any]:
+def chat_request(request: DecisionRequest, questions: Sequence[Question], model: str) -> Json:
     """Return the chat request that asks `questions`, each to be answered by one label as JSON."""
     asked = "\n\n".join(f"q{i}: {question.text}" for i, question in enumerate(questions))
     listed = sum(len(question.options) for question in questions) <= MAX_SCHEMA_OPTIONS
@@ -314,8 +313,8 @@ def chat_request(request: DecisionRequest, questions: Sequence[Question], model:
     }
 
 
-def chat_verdicts(response: dict[str, Any], questions: Sequence[Question]) -> list[Verdict]:
-    """Return a verdict of one certain label on each question, a refusal where the model gives none of its labels.
+def chat_answers(response: Json, questions: Sequence[Question]) -> list[QuestionAnswer]:
+    """Return one certain label as the answer to each question, a refusal where the model gives none of its labels.
 
     Raise ValueError where the response holds no answer.
     """
@@ -327,66 +326,39 @@ def chat_verdicts(response: dict[str, Any], questions: Sequence[Question]) -> li
         said = {} if answer.finish_reason == "refusal" else json.loads(fenced[1] if fenced else answer.text)
     except ValueError:
         said = {}
-    labels = [said.get(f"q{i}") if isinstance(said, dict) else None for i in range(len(questions))]
-    labels = [str(label).lower() if isinstance(label, bool) else label for label in labels]
-    return [
-        Verdict(tuple(float(label == one) for one in question.labels)) if label in question.labels else Verdict()
-        for label, question in zip(labels, questions, strict=True)
-    ]
-
-
-# Responses
+    found = []
+    for i, question in enumerate(questions):
+        label = said.get(f"q{i}") if isinstance(said, dict) else None
+        label = str(label).lower() if isinstance(label, bool) else label
+        shares = tuple(float(label == one) for one in question.labels)
+        found.append(QuestionAnswer(shares if label in question.labels else ()))
+    return found
 
 
 def _response(
-    request: GatewayRequest, asked: DecisionRequest, answered: Sequence[Answered], said: Verdicts | None
+    request: GatewayRequest, asked: DecisionRequest, answered: Sequence[Answered], said: UpstreamDecision | None
 ) -> GatewayResponse:
     """Return the response with all answers, in its field `smallfirst` where each comes from.
 
     The header `x-smallfirst-probabilities` names the least that their probabilities are worth. Only what the upstream
     answered is captured.
     """
-    shape = DECISIONS[request.path]
-    usage = Usage(*map(sum, zip(*[one.usage for one in answered], said.usage if said else Usage(), strict=True)))
-    verdicts = [one.verdict for one in answered]
-    body = shape.write_response(said.model if said else asked.model, asked.questions, verdicts, usage)
+    usages = [*(one.usage for one in answered), said.usage if said else DecisionUsage()]
+    usage = DecisionUsage(*map(sum, zip(*usages, strict=True)))
+    body = write_response(said.model if said else asked.model, asked.questions, [a.answer for a in answered], usage)
     body["smallfirst"] = {"answers": [one.note for one in answered]}
-    n = Counter("upstream" if one.is_upstreams else "small" for one in answered)
+    n = Counter("small" if one.task else "upstream" for one in answered)
     worst = next(worth for worth in _WORST_FIRST if any(one.probabilities == worth for one in answered))
     by_whom = ", ".join(f"{n[by]} {by}" for by in ("small", "upstream") if n[by])
     headers = [*_JSON, *raw_headers({"x-smallfirst-answered": by_whom, "x-smallfirst-probabilities": worst})]
     theirs = [pair for pair in said.answer.headers if pair[0].startswith(_PASSED_BACK)] if said else []
-    id_header = b"x-typesafe-request-id" if request.path == systemone.ROUTE else b"x-request-id"
-    if id_header not in dict(theirs):
-        headers.append((id_header, request.id.encode()))
+    if b"x-request-id" not in dict(theirs):
+        headers.append((b"x-request-id", request.id.encode()))
     captured = None
     if said is not None:
-        pairs = [(question, one) for question, one in zip(asked.questions, answered, strict=True) if one.is_upstreams]
+        pairs = [(q, one.answer) for q, one in zip(asked.questions, answered, strict=True) if not one.task]
         questions = [question for question, _ in pairs]
-        given = shape.write_response(said.model, questions, [one.verdict for _, one in pairs], said.usage)
-        kept = json.dumps(shape.with_questions(asked, questions, asked.model)).encode()
+        given = write_response(said.model, questions, [answer for _, answer in pairs], said.usage)
+        kept = json.dumps(asked.with_questions(questions)).encode()
         captured = Captured(kept, said.answer._replace(headers=_JSON, body=json.dumps(given).encode()))
     return GatewayResponse(200, [*headers, *theirs], json.dumps(body).encode(), captured)
-
-
-def _one_answer(path: str, question: Question, verdict: Verdict, said: Verdicts, n: int) -> dict[str, Any]:
-    """Return the response that the upstream would give to one of the `n` questions that it answered."""
-    usage = Usage(*(tokens // n for tokens in said.usage))
-    return DECISIONS[path].write_response(said.model, [question], [verdict], usage)
-
-
-def invalid_request(path: str, error: pydantic.ValidationError) -> GatewayResponse:
-    """Return the error that names the broken rules: 400 with OpenAI's `param`, or TypeSafe's 422 with their places."""
-    if path == systemone.ROUTE:
-        found = error.errors(include_input=False, include_url=False, include_context=False)
-        detail = [{"loc": ["body", *one["loc"]], "msg": one["msg"], "type": one["type"]} for one in found]
-        return json_response({"detail": detail}, 422, (ERROR_HEADER, b"invalid_request"))
-    named = validation_error(error)
-    return refusal(ApiError(400, str(named), param=named.body["error"]["param"], code="invalid_request"))
-
-
-def refuse(path: str, error: ApiError) -> GatewayResponse:
-    """Return another error of the proxy's own, in the shape of the route."""
-    if path == systemone.ROUTE:
-        return json_response({"detail": str(error)}, error.status, *refusal(error).headers[1:])
-    return refusal(error)

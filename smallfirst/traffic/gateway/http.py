@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 import uuid
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from smallfirst.serving.openai.errors import ApiError, ClientDisconnected
 from smallfirst.serving.openai.wire import raw_headers
-from smallfirst.traffic.wire.dialects import read_stream
+from smallfirst.traffic.task_source import AnswerFormat
+from smallfirst.traffic.wire import Json, read_stream
 
+_log = logging.getLogger("smallfirst.takeover")
 RawHeaders = list[tuple[bytes, bytes]]
 """Names in lower case, in the order in which they came."""
 ERROR_HEADER = b"x-smallfirst-error"
@@ -74,7 +77,7 @@ class UpstreamAnswer(NamedTuple):
     status: int
     headers: RawHeaders
     body: bytes
-    """As it came, compressed if `content-encoding` says so; `assembly.read_response` reads it."""
+    """As it came, compressed if `content-encoding` says so; `read_response` reads it."""
     upstream: str
     """Name in the settings."""
     latency_ms: float
@@ -146,6 +149,56 @@ def refusal(error: ApiError) -> GatewayResponse:
     more = {ERROR_HEADER.decode(): error.code or "refused", **error.headers}
     return json_response(error.body, error.status, *raw_headers(more))
 
+
+# Requests of a task
+
+AskAgain = Callable[[], Awaitable[tuple[int, Json | None]]]
+"""Send a request to its upstream once more, not streamed; return the status and the response's body."""
+
+
+class TaskRequest(NamedTuple):
+    """A request that follows a task's wording."""
+
+    id: str
+    path: str
+    body: Json
+    text: str
+    """The case that it asks about."""
+    again: AskAgain
+    """Sends it to its upstream once more."""
+    answer_format: AnswerFormat
+    """Format of the answers to its wording."""
+    tenant: str = "default"
+    may_ask: bool = True
+    """False while the upstream has not shown that it accepts the client's credential; then it answers itself."""
+
+
+class BackgroundTasks:
+    """Tasks that no answer waits for. What they raise is logged: no answer depends on them."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[None]] = set()
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Begin `work` in the running loop."""
+        task = asyncio.get_running_loop().create_task(_logged(work))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def wait(self, timeout_s: float = 10) -> None:
+        """Wait for what is running, at most so long."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=timeout_s)
+
+
+async def _logged(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        await work
+    except Exception:
+        _log.exception("work after an answer failed")
+
+
+# The client's side
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

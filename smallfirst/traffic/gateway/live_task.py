@@ -14,7 +14,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from smallfirst.base.errors import ModelError
 from smallfirst.base.stats.intervals import upper_bound
@@ -33,11 +33,9 @@ from smallfirst.path.project.task_file import read_task_file
 from smallfirst.routing.router import Decision
 from smallfirst.serving.request_lifecycle import route_columns, usage_columns
 from smallfirst.traffic.exchange import charge_of, estimate_tokens
-from smallfirst.traffic.gateway.asked import Asked, BackgroundTasks
-from smallfirst.traffic.takeovers import LEARNT, Cause, Change, TakeOver, TenantStepBack
-from smallfirst.traffic.task_source import TaskSource
-from smallfirst.traffic.wire.dialects import read_answer
-from smallfirst.traffic.wire.messages import Answer
+from smallfirst.traffic.gateway.http import BackgroundTasks, TaskRequest
+from smallfirst.traffic.task_source import LEARNT, Cause, Change, TakeOver, TaskSource, TenantStepBack
+from smallfirst.traffic.wire import Json, ModelAnswer, read_answer
 
 _log = logging.getLogger("smallfirst.takeover")
 COMPARED_BESIDE = 0.25
@@ -53,12 +51,12 @@ class Ruling(NamedTuple):
     """Who answers a request: the small model if there is an answer, else the upstream."""
 
     task: LiveTask
-    asked: Asked
+    asked: TaskRequest
     decision: Decision | None = None
     """The Router's; None for a request outside the share."""
     small: Completion | None = None
     """The small model's certified answer."""
-    answer: Answer | None = None
+    answer: ModelAnswer | None = None
     """The same as the upstream would have written it."""
     why: str = OUTSIDE
     """Why the Router was not asked."""
@@ -117,7 +115,7 @@ class LiveTask:
             self._watches = Watches()
         self.taken = taken
 
-    async def rule(self, asked: Asked) -> Ruling:
+    async def rule(self, asked: TaskRequest) -> Ruling:
         """Decide who answers a request that follows the task's wording."""
         self._follow_monitor()
         if self._is_back(asked.tenant):
@@ -148,7 +146,7 @@ class LiveTask:
         self._followed(ruling.asked)
         return noted
 
-    async def passed(self, ruling: Ruling, response: dict[str, Any] | None, *, latency_ms: float = 0.0) -> None:
+    async def passed(self, ruling: Ruling, response: Json | None, *, latency_ms: float = 0.0) -> None:
         """Note what the upstream answered to a request that was passed, and compare the small model's draft with it."""
         tenant = ruling.asked.tenant
         grown = self._followed(ruling.asked)
@@ -182,7 +180,7 @@ class LiveTask:
         await self._background.wait()
         await self.deployed.aclose()
 
-    def _followed(self, asked: Asked) -> str:
+    def _followed(self, asked: TaskRequest) -> str:
         """Note an answered request that follows the task's wording; return how that has grown, or nothing."""
         grown = self._watches.of(asked.tenant).wording.followed(asked.text)
         self._evidence(asked.tenant, "prompt", grown)
@@ -309,7 +307,7 @@ class Upstream(CallableModel):
         """Raise ModelError: without a client's request there is no credential to ask with."""
         raise ModelError(f"{self.name} is asked with a client's request, by `ask`")
 
-    async def ask(self, asked: Asked) -> Completion:
+    async def ask(self, asked: TaskRequest) -> Completion:
         """Send a request again, for an audit. Raise ModelError if it is not answered."""
         began = perf_counter()
         status, response = await asked.again()
@@ -318,12 +316,12 @@ class Upstream(CallableModel):
             raise ModelError(f"{self.name} did not answer an audit: HTTP {status}")
         return found
 
-    def reads(self, asked: Asked, response: dict[str, Any] | None) -> bool:
+    def reads(self, asked: TaskRequest, response: Json | None) -> bool:
         """Return True if the answer is whole and in the format of the recorded ones, as what is learnt from must be."""
         answer = read_answer(asked.path, response or {})
         return answer is not None and asked.answer_format.parse(answer) is not None
 
-    def read(self, asked: Asked, response: dict[str, Any] | None, *, latency_ms: float = 0.0) -> Completion | None:
+    def read(self, asked: TaskRequest, response: Json | None, *, latency_ms: float = 0.0) -> Completion | None:
         """Return the answer in a response, in the task's form where it has the known format; None without one."""
         answer = read_answer(asked.path, response or {})
         if answer is None or response is None:
@@ -334,7 +332,7 @@ class Upstream(CallableModel):
         charge = self._charge(named, asked, response)
         return Completion(text=text, answered_by=named, latency_ms=latency_ms, **paid(charge))
 
-    def _charge(self, named: str, asked: Asked, response: dict[str, Any]) -> Charge:
+    def _charge(self, named: str, asked: TaskRequest, response: Json) -> Charge:
         """Return what the answer cost: as it states, by its tokens, or as the recorded ones did on average."""
         reported = read_usage(response)
         tokens = reported.tokens or estimate_tokens(asked.path, asked.body, response)

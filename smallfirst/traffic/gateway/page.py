@@ -20,8 +20,7 @@ from smallfirst.traffic.gateway.app import Handler
 from smallfirst.traffic.gateway.http import GatewayRequest, GatewayResponse, json_response
 from smallfirst.traffic.gateway.tasks import TakenOverTasks
 from smallfirst.traffic.gateway.upstreams import Upstreams
-from smallfirst.traffic.takeovers import LEARNT, TakeOver, TakeOvers, TenantStepBack
-from smallfirst.traffic.task_source import TaskSource
+from smallfirst.traffic.task_source import LEARNT, TakeOver, TakeOvers, TaskSource, TenantStepBack
 
 DISCOVERED = "discovered"
 """Folder that `discover` writes to unless another is named."""

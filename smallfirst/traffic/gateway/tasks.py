@@ -9,22 +9,35 @@ import logging
 import re
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.models.pricing.prices import PriceBook
 from smallfirst.serving.openai.wire import raw_headers, system_fingerprint
-from smallfirst.traffic.answer_format import AnswerFormat
 from smallfirst.traffic.exchange import kept_body
 from smallfirst.traffic.gateway.access import Credentials
-from smallfirst.traffic.gateway.asked import Asked, BackgroundTasks
-from smallfirst.traffic.gateway.http import GatewayRequest, GatewayResponse, UpstreamAnswer, read_response
+from smallfirst.traffic.gateway.http import (
+    BackgroundTasks,
+    GatewayRequest,
+    GatewayResponse,
+    TaskRequest,
+    UpstreamAnswer,
+    read_response,
+)
 from smallfirst.traffic.gateway.upstreams import UpstreamFailed, Upstreams
-from smallfirst.traffic.takeovers import TakeOver, TakeOvers
-from smallfirst.traffic.task_source import TaskSource, TaskTemplate
-from smallfirst.traffic.wire.dialects import new_id, question_of, read_prompt, route_of, why_not, write_reply
-from smallfirst.traffic.wire.messages import Prompt, Reply
+from smallfirst.traffic.task_source import AnswerFormat, TakeOver, TakeOvers, TaskSource, TaskTemplate
+from smallfirst.traffic.wire import (
+    Json,
+    ModelAnswer,
+    Prompt,
+    Reply,
+    new_id,
+    question_of,
+    read_prompt,
+    route_of,
+    write_reply,
+)
 
 if TYPE_CHECKING:
     from smallfirst.traffic.gateway.live_task import LiveTask, Ruling
@@ -34,7 +47,6 @@ POLL_INTERVAL_S = 1.0
 """Seconds between two looks at `takeovers.json`."""
 MAX_WAITING = 10_000
 """Requests that were passed and whose answer is still awaited; older ones are forgotten."""
-Json = dict[str, Any]
 
 
 class _Missed(NamedTuple):
@@ -45,7 +57,7 @@ class _Missed(NamedTuple):
 
 
 class TakenOverTasks:
-    """The `LocalAnswers` of a proxy."""
+    """What a proxy asks before it passes a request on."""
 
     def __init__(
         self,
@@ -105,7 +117,9 @@ class TakenOverTasks:
         if why_not(route, raw, closed=closed) or (not closed and body != raw):
             return None  # a redacted value must not stand in an answer
         again, may_ask = _asking_again(request, upstreams), upstreams.accepts(request, target, prompt.model)
-        asked = Asked(request.id, path, raw, found.text, again, found.answer_format, request.tenant, may_ask=may_ask)
+        asked = TaskRequest(
+            request.id, path, raw, found.text, again, found.answer_format, request.tenant, may_ask=may_ask
+        )
         ruling = await task.rule(asked)
         if ruling.small is None or ruling.answer is None or why_not(route, raw, ruling.answer, closed=closed):
             self._await_upstream(request, ruling)
@@ -228,6 +242,82 @@ def _asking_again(request: GatewayRequest, upstreams: Upstreams) -> Callable[[],
 
     return ask
 
+
+# Whether an answer of one's own can stand for the upstream's
+
+_COMMON = frozenset(
+    {
+        "model", "stream", "temperature", "top_p", "user", "metadata", "tools", "tool_choice", "store", "seed", "stop",
+        "parallel_tool_calls", "service_tier", "prompt_cache_key", "safety_identifier", "stream_options", "n",
+    }
+)  # fmt: skip
+_CHAT = "messages max_tokens max_completion_tokens response_format reasoning_effort verbosity presence_penalty"
+_COMPLETIONS = "prompt max_tokens presence_penalty frequency_penalty logprobs echo best_of"
+_KNOWN = {
+    "chat/completions": _COMMON.union(f"{_CHAT} frequency_penalty logprobs functions prompt_cache_retention".split()),
+    "responses": _COMMON.union(
+        ["input", "instructions", "max_output_tokens", "text", "reasoning", "truncation", "include"]
+    ),
+    "completions": _COMMON.union(_COMPLETIONS.split()),
+    "messages": _COMMON.union(["messages", "system", "max_tokens", "top_k", "stop_sequences"]),
+}
+"""Settings of each route that do not change what a task's answer is."""
+_DEFAULTS: dict[str, tuple[Any, ...]] = {
+    "n": (None, 1),
+    "best_of": (None, 1),
+    "logprobs": (None, False),
+    "echo": (None, False),
+    "store": (None, False),
+    "include": (None, []),
+}
+"""Values of settings that ask for nothing more than the answer: no second one, no probabilities, nothing kept."""
+_LIKELIEST = {"temperature": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+"""The providers' own values; a client that sets a higher one asks for another answer than the likeliest."""
+_BYTES_PER_TOKEN = 3
+"""Fewest bytes of an answer that a token is taken to cover."""
+
+
+def why_not(route: str, body: Json, answer: ModelAnswer | None = None, *, closed: bool = False) -> str:
+    """Return why `answer`, if it is known already, cannot stand for the upstream's, in a clause; empty if it can.
+
+    `closed`: it is one of the task's labels, which is chosen and not written, whatever settings of sampling there are.
+    """
+    for name, value in body.items():
+        if name not in _KNOWN[route] and value is not None:
+            return f"it sets {name}"
+        sampled = not closed and isinstance(value, int | float) and value > _LIKELIEST.get(name, value)
+        if sampled or (name in _DEFAULTS and value not in _DEFAULTS[name]):
+            return f"it asks for {name}: {value}"
+    if answer is None:
+        return ""
+    called = [call.name for call in answer.tool_calls]
+    if wrong := _wrong_tools(body.get("tool_choice"), called):
+        return wrong
+    written = answer.text + "".join(call.arguments for call in answer.tool_calls)
+    stop = body.get("stop") or body.get("stop_sequences") or ()
+    if any(text in written for text in ([stop] if isinstance(stop, str) else stop)):
+        return "a stop sequence is in the answer"
+    most = [body.get(name) for name in ("max_tokens", "max_completion_tokens", "max_output_tokens")]
+    limits = [limit for limit in most if isinstance(limit, int)]
+    if limits and len(written.encode()) > _BYTES_PER_TOKEN * min(limits):
+        return "the answer may be longer than the request allows"
+    return ""
+
+
+def _wrong_tools(choice: Any, called: Sequence[str]) -> str:
+    """Return how an answer breaks a request's `tool_choice`, OpenAI's or Anthropic's; empty if it does not."""
+    kind = choice.get("type") if isinstance(choice, dict) else choice
+    if kind == "none":
+        return "it forbids tools, and the answer calls one" if called else ""
+    if kind in (None, "auto", "allowed_tools"):
+        return ""
+    named = (choice.get("function") or choice).get("name") if isinstance(choice, dict) else None
+    if not called or (named is not None and named not in called):
+        return f"it asks for a call of {named or 'a tool'}"
+    return ""
+
+
+# Which task a request is of
 
 PREFIX = 64
 """Characters of the first constant piece by which wordings are looked up."""

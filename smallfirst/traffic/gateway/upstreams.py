@@ -26,7 +26,7 @@ from smallfirst.traffic.gateway.http import (
     RawHeaders,
     UpstreamAnswer,
 )
-from smallfirst.traffic.settings import GatewaySettings, Upstream
+from smallfirst.traffic.settings import GatewaySettings, UpstreamSettings
 
 UPSTREAM_HEADER = b"x-smallfirst-upstream"
 """A client may name the upstream itself, for routes whose requests name no model."""
@@ -189,7 +189,7 @@ class Response:
         self._response.close()
 
 
-def _connect(upstream: Upstream) -> _Connection:
+def _connect(upstream: UpstreamSettings) -> _Connection:
     key, host = upstream.key(), urlsplit(upstream.base_url).hostname or ""
     header = None
     if key is not None:

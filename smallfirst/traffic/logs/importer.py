@@ -11,12 +11,13 @@ from smallfirst.base.errors import ConfigError, Problem
 from smallfirst.data.dataset import fold_text
 from smallfirst.data.importers.table import Converted, Table, as_object
 from smallfirst.data.sources.reader import RawRow
+from smallfirst.traffic.discovery.templates import find_template
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.logs.files import LogRecord
 from smallfirst.traffic.logs.formats import FORMATS, holds_messages, is_batch
 from smallfirst.traffic.logs.read import LogReader
-from smallfirst.traffic.task_source import find_template, values_between
-from smallfirst.traffic.wire.dialects import read_answer, read_prompt
+from smallfirst.traffic.task_source import values_between
+from smallfirst.traffic.wire import read_answer, read_prompt
 
 _LOGS = [name for name in FORMATS if name != "table"]
 _CUT_OFF = ("length", "content_filter", "refusal")

@@ -14,8 +14,7 @@ from fixtures.traffic import sorted_tickets
 from smallfirst.traffic.capture_store import FILE_NAME, CaptureStore
 from smallfirst.traffic.discovery.found import Discovery
 from smallfirst.traffic.gateway.app import Gateway
-from smallfirst.traffic.takeovers import TakeOver, TakeOvers
-from smallfirst.traffic.task_source import TaskSource
+from smallfirst.traffic.task_source import TakeOver, TakeOvers, TaskSource
 
 
 def test_a_missing_file_names_the_way_without_one(tmp_path: Path) -> None:

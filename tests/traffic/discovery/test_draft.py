@@ -16,7 +16,7 @@ from smallfirst.traffic.discovery.draft import rows_of, source_of, task_settings
 from smallfirst.traffic.discovery.outlook import Outlook
 from smallfirst.traffic.discovery.tasks import RecurringTask, find_tasks
 from smallfirst.traffic.task_source import TaskSource, Teacher
-from smallfirst.traffic.wire.messages import Answer
+from smallfirst.traffic.wire import ModelAnswer
 
 
 def drafted(task: RecurringTask, folder: Path, **options: object) -> TaskSource:
@@ -61,7 +61,7 @@ def test_labels_are_drafted_with_both_formats(tmp_path: Path) -> None:
     followed = [[one for one in written.templates if one.text(case.prompt) is not None] for case, _, _ in task.cases]
     assert [len(found) for found in followed] == [1] * 90
     formats = [one.answer_format or written.answer_format for (one,) in followed]
-    assert {one.render("billing") for one in formats} == {Answer("billing"), Answer('{"queue": "billing"}')}
+    assert {one.render("billing") for one in formats} == {ModelAnswer("billing"), ModelAnswer('{"queue": "billing"}')}
     rows = [row for part in read_parts(tmp_path / "tickets").values() for row in part]
     assert len(rows) == len({row["text"] for row in rows}) <= 90
     assert {"text", "label", "teacher", "labelled_on", "id", "n", "cost_usd", "latency_ms"} <= rows[0].keys()

@@ -10,8 +10,7 @@ import pytest
 from smallfirst.traffic.discovery.mine import Conversations, Miner, _Asked, versions, with_dates_open
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.task_source import Template, TextPattern, TurnPattern
-from smallfirst.traffic.wire.dialects import read_prompt
-from smallfirst.traffic.wire.messages import Prompt, Turn
+from smallfirst.traffic.wire import Prompt, Turn, read_prompt
 
 START = datetime(2026, 10, 1, tzinfo=UTC)
 RNG = random.Random(0)

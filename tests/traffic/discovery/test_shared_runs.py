@@ -6,8 +6,8 @@ import random
 
 import numpy as np
 
-from smallfirst.traffic.discovery.shared_runs import runs_of, wordings
-from smallfirst.traffic.wire.messages import Prompt, Turn
+from smallfirst.traffic.discovery.templates import runs_of, wordings
+from smallfirst.traffic.wire import Prompt, Turn
 
 RNG = random.Random(0)
 WORDS = [f"w{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(400)]

@@ -19,7 +19,7 @@ from smallfirst.traffic.discovery.tasks import (
 from smallfirst.traffic.discovery.wordings import Wording
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.task_source import Template, TextPattern, TurnPattern
-from smallfirst.traffic.wire.dialects import read_prompt
+from smallfirst.traffic.wire import read_prompt
 
 
 def test_versions_make_one_task_with_all_its_cases() -> None:

@@ -5,41 +5,41 @@ from __future__ import annotations
 import asyncio
 import json
 from types import SimpleNamespace
+from typing import Any
 
-import pydantic
 import pytest
+from fixtures.gateway import OpenUpstreams
+from fixtures.takeover import NOUNS, TEACHER, LearntTask, cases, source
 
+from smallfirst.ledger.ledger import Ledger
+from smallfirst.ledger.rows import AuditRow, LedgerRow
 from smallfirst.models.protocol import Capability, Completion, LabelScores
-from smallfirst.serving.openai.errors import ApiError
-from smallfirst.traffic.answer_format import AnswerFormat
 from smallfirst.traffic.gateway.decisions import (
     DecisionRoutes,
     DecisionUpstream,
     _answer_here,
+    chat_answers,
     chat_request,
-    chat_verdicts,
-    invalid_request,
-    refuse,
 )
+from smallfirst.traffic.gateway.http import GatewayRequest, GatewayResponse, UpstreamAnswer
 from smallfirst.traffic.gateway.live_task import Ruling
-from smallfirst.traffic.gateway.tasks import Match
+from smallfirst.traffic.gateway.tasks import Match, TakenOverTasks
 from smallfirst.traffic.gateway.upstreams import UpstreamFailed
+from smallfirst.traffic.questions import read_request
 from smallfirst.traffic.settings import DecisionSettings
-from smallfirst.traffic.wire import openai_decisions, systemone
-from smallfirst.traffic.wire.dialects import read_answer
-from smallfirst.traffic.wire.messages import Answer
+from smallfirst.traffic.task_source import (
+    AnswerFormat,
+    TaskSource,
+    TaskTemplate,
+    Template,
+    TemplateSlot,
+    TextPattern,
+    TurnPattern,
+)
+from smallfirst.traffic.wire import ModelAnswer, read_answer, read_prompt
 
-DECISIONS, SYSTEM_ONE, CHAT = "/v1/decisions", "/v1/systemone", "/v1/chat/completions"
+DECISIONS, CHAT = "/v1/decisions", "/v1/chat/completions"
 IMAGE = {"type": "input_image", "image_url": "data:,"}
-JEV = {
-    "model": "jev-latest",
-    "state": {"ticket": "My card is lost"},
-    "questions": {
-        "urgent": {"type": "noul", "instructions": "It is urgent."},
-        "team": {"type": "choice", "instructions": "Which team?", "criteria": {"cards": None, "fees": None}},
-        "only": {"type": "choice", "criteria": {"this": None}},
-    },
-}
 
 
 class ScriptedTask:
@@ -76,7 +76,7 @@ class ScriptedTask:
             prompt_tokens=8,
             completion_tokens=1,
         )
-        return Ruling(self, asked, None, small, Answer("fees"))
+        return Ruling(self, asked, None, small, ModelAnswer("fees"))
 
     async def answered(self, ruling):
         self.gave.append(ruling.asked.id)
@@ -122,7 +122,7 @@ async def test_some_questions_are_answered_small_and_the_rest_by_one_call(ticket
     )
     assert (headers[b"x-request-id"], headers[b"x-ratelimit-remaining-requests"]) == (b"r1", b"9")
     await asyncio.sleep(0)
-    assert (task.gave, task.noted) == (["r1#1"], [("r1#2", Answer("angry"))])
+    assert (task.gave, task.noted) == (["r1#1"], [("r1#2", ModelAnswer("angry"))])
     kept, answer = map(json.loads, (response.captured.request, response.captured.answer.body))
     assert kept == {**ticket, "questions": [ticket["questions"][0], ticket["questions"][2]]}
     assert answer["answers"] == [urgent, anger]
@@ -133,7 +133,7 @@ async def test_an_audit_asks_the_upstream_for_the_one_question_again(ticket, pos
     scripted, task = upstreams(luna), ScriptedTask()
     await DecisionRoutes(tasks=task).handle(post(DECISIONS, ticket), scripted)
     status, response = await task.ruled[0].again()
-    assert (status, read_answer(DECISIONS, response)) == (200, Answer("cards"))
+    assert (status, read_answer(DECISIONS, response)) == (200, ModelAnswer("cards"))
     assert scripted.body["questions"] == [ticket["questions"][1]]
     scripted.script = lambda body: (500, b"")
     assert await task.ruled[0].again() == (500, None)
@@ -157,22 +157,6 @@ async def test_the_upstreams_refusal_comes_back_as_it_was_and_no_small_answer_is
     response = await DecisionRoutes(tasks=task).handle(post(DECISIONS, ticket), upstreams(lambda _: (429, b"slow")))
     assert (response.status, response.body, dict(response.headers)[b"retry-after"]) == (429, b"slow", b"3")
     assert not task.gave
-
-
-async def test_system_one_is_answered_by_a_chat_model(post, upstreams):
-    said = {"message": {"content": '{"q0": "true", "q1": "fees"}'}}
-    scripted = upstreams(lambda body: {"model": "gpt", "choices": [said], "usage": {"prompt_tokens": 9}})
-    settings = DecisionSettings(upstream="judge", shape="chat", model="gpt")
-    response = await DecisionRoutes(settings).handle(post(SYSTEM_ONE, JEV), scripted)
-    assert json.loads(response.body)["answers"] == {
-        "urgent": {"type": "noul", "noul": 1.0},
-        "team": {"type": "choice", "choice": "fees", "confidence": 1.0, "probabilities": {"cards": 0.0, "fees": 1.0}},
-        "only": {"type": "choice", "choice": "this", "confidence": 1.0, "probabilities": {"this": 1.0}},
-    }
-    headers = dict(response.headers)
-    assert (headers[b"x-typesafe-request-id"], headers[b"x-smallfirst-probabilities"]) == (b"r1", b"uncalibrated")
-    kept, answer = map(json.loads, (response.captured.request, response.captured.answer.body))
-    assert list(kept["questions"]) == list(answer["answers"]) == ["urgent", "team"]
 
 
 async def test_the_routes_own_shape_at_another_upstream_passes_whole(ticket, post, upstreams, luna):
@@ -200,13 +184,13 @@ async def test_what_cannot_be_translated_is_refused_before_the_upstream(ticket, 
     assert json.loads(compressed.body)["error"]["code"] == "invalid_json"
 
 
-async def test_a_dead_upstream_is_an_error_in_the_routes_shape(post, upstreams):
+async def test_a_dead_upstream_is_an_error(ticket, post, upstreams):
     def dead(body):
         raise UpstreamFailed(502, "upstream_unreachable", "It cannot be reached.")
 
     settings = DecisionSettings(upstream="judge")
-    response = await DecisionRoutes(settings).handle(post(SYSTEM_ONE, JEV), upstreams(dead))
-    assert (response.status, json.loads(response.body)) == (502, {"detail": "It cannot be reached."})
+    response = await DecisionRoutes(settings).handle(post(DECISIONS, ticket), upstreams(dead))
+    assert (response.status, json.loads(response.body)["error"]["code"]) == (502, "upstream_unreachable")
 
 
 class Scoring:
@@ -230,12 +214,12 @@ def ruled(text="fees", alternatives=(), model=None, agreement=False):
     small = text and Completion(
         text=text, answered_by=Scoring.name, latency_ms=1, cost_usd=0, alternatives=alternatives, prompt_tokens=3
     )
-    return Ruling(task, SimpleNamespace(text="My card"), None, small or None, Answer(text))
+    return Ruling(task, SimpleNamespace(text="My card"), None, small or None, ModelAnswer(text))
 
 
 @pytest.fixture
 def question(ticket):
-    return openai_decisions.read_request(ticket).questions[1]  # cards, fees, other
+    return read_request(ticket).questions[1]  # cards, fees, other
 
 
 @pytest.mark.parametrize(
@@ -249,7 +233,7 @@ def question(ticket):
 )
 async def test_every_option_has_a_probability(question, one, probabilities):
     answer = await _answer_here(question, one)
-    assert answer.verdict.probabilities == pytest.approx(probabilities)
+    assert answer.answer.probabilities == pytest.approx(probabilities)
     assert (answer.by, answer.task, answer.usage.input_tokens) == ("team-small@1", "team", 3)
 
 
@@ -271,7 +255,7 @@ def answered(content, **message):
 
 
 def test_all_questions_stand_in_one_request_with_their_labels_as_a_schema(ticket):
-    asked = openai_decisions.read_request(ticket)
+    asked = read_request(ticket)
     body = chat_request(asked, asked.questions[:2], "gpt")
     assert body["model"] == "gpt"
     assert body["messages"][1] == {"role": "user", "content": "My card is lost and nobody answers!"}
@@ -284,7 +268,7 @@ def test_all_questions_stand_in_one_request_with_their_labels_as_a_schema(ticket
 
 def test_more_labels_than_a_schema_takes_are_listed_in_words_alone(ticket):
     choices = {"type": "choice", "instructions": "?", "choices": [{"value": f"{i}"} for i in range(255)]}
-    asked = openai_decisions.read_request({**ticket, "questions": [choices] * 2})
+    asked = read_request({**ticket, "questions": [choices] * 2})
     body = chat_request(asked, asked.questions, "gpt")
     assert body["response_format"]["json_schema"]["schema"]["properties"]["q1"] == {"type": "string"}
 
@@ -300,19 +284,19 @@ def test_more_labels_than_a_schema_takes_are_listed_in_words_alone(ticket):
     ],
 )
 def test_a_label_is_certain_and_anything_else_a_refusal(ticket, content, labels):
-    questions = openai_decisions.read_request(ticket).questions[:2]
-    verdicts = chat_verdicts(answered(content), questions)
+    questions = read_request(ticket).questions[:2]
+    verdicts = chat_answers(answered(content), questions)
     found = [None if v.refused else q.labels[v.best] for v, q in zip(verdicts, questions, strict=True)]
     assert found == labels
     assert all(v.refused or max(v.probabilities) == 1.0 for v in verdicts)
 
 
 def test_a_refusal_of_the_model_refuses_all_and_no_answer_is_an_error(ticket):
-    questions = openai_decisions.read_request(ticket).questions
-    refused = chat_verdicts(answered(None, refusal="I cannot"), questions)
+    questions = read_request(ticket).questions
+    refused = chat_answers(answered(None, refusal="I cannot"), questions)
     assert [verdict.refused for verdict in refused] == [True] * 3
     with pytest.raises(ValueError, match="a chat completion expected"):
-        chat_verdicts({"choices": []}, questions)
+        chat_answers({"choices": []}, questions)
 
 
 def upstream(post, upstreams, **settings):
@@ -322,7 +306,7 @@ def upstream(post, upstreams, **settings):
 
 async def test_without_settings_the_models_upstream_is_asked_in_the_routes_shape(ticket, post, upstreams, luna):
     scripted = upstreams(luna)
-    asked = openai_decisions.read_request({**ticket, "prompt_cache_key": "k"})
+    asked = read_request({**ticket, "prompt_cache_key": "k"})
     one = upstream(post, scripted)
     said = await one.ask(asked, asked.questions[1:2])
     request, target = scripted.asked[0]
@@ -338,35 +322,20 @@ async def test_without_settings_the_models_upstream_is_asked_in_the_routes_shape
     assert b"authorization" in headers
 
 
-async def test_a_chat_model_gets_the_extra_body(ticket, post, upstreams):
-    content = '{"q0": "true", "q1": "cards", "q2": "calm"}'
-    scripted = upstreams(lambda body: {"model": "gpt", "choices": [{"message": {"content": content}}]})
-    asked = openai_decisions.read_request(ticket)
-    one = upstream(post, scripted, shape="chat", extra_body={"temperature": 0})
-    said = await one.ask(asked, asked.questions)
-    assert (scripted.asked[0][0].path, scripted.body["temperature"]) == (CHAT, 0)
-    assert [verdict.best for verdict in said.verdicts] == [0, 0, 0]
-
-
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"answers": []}', b'{"answers": [1, 2, 3]}'])
 async def test_an_answer_in_no_form_is_an_error_and_a_refusal_is_kept_as_it_came(ticket, post, upstreams, body):
-    asked = openai_decisions.read_request(ticket)
+    asked = read_request(ticket)
     with pytest.raises(UpstreamFailed, match="in no form of its shape") as failed:
         await upstream(post, upstreams(lambda _: body)).ask(asked, asked.questions)
     assert failed.value.status == 502
     said = await upstream(post, upstreams(lambda _: (429, body))).ask(asked, asked.questions)
-    assert (said.verdicts, said.answer.status, said.answer.body) == (None, 429, body)
+    assert (said.answers, said.answer.status, said.answer.body) == (None, 429, body)
 
 
-def refused(shape, body):
-    with pytest.raises(pydantic.ValidationError) as found:
-        shape.read_request(body)
-    return found.value
-
-
-def test_openais_error_names_the_field_and_never_repeats_what_was_sent(ticket):
+async def test_an_error_names_the_field_and_never_repeats_what_was_sent(ticket, post, upstreams):
     ticket["questions"][1]["choices"] = [{"value": "secret"}]
-    response = invalid_request(DECISIONS, refused(openai_decisions, {**ticket, "temperature": 0}))
+    routes = DecisionRoutes(DecisionSettings(upstream="judge", shape="chat"))
+    response = await routes.handle(post(DECISIONS, {**ticket, "temperature": 0}), upstreams(dict))
     error = json.loads(response.body)["error"]
     assert (response.status, error["type"], error["param"]) == (400, "invalid_request_error", "questions[1].choices")
     assert "temperature: Extra inputs are not permitted" in error["message"]
@@ -374,8 +343,111 @@ def test_openais_error_names_the_field_and_never_repeats_what_was_sent(ticket):
     assert dict(response.headers)[b"x-smallfirst-error"] == b"invalid_request"
 
 
-def test_typesafes_error_has_places_from_the_body_on():
-    response = invalid_request(SYSTEM_ONE, refused(systemone, {"model": "jev", "state": "x", "questions": {}}))
-    (detail,) = json.loads(response.body)["detail"]
-    assert (response.status, detail["loc"]) == (422, ["body", "questions"])
-    assert json.loads(refuse(SYSTEM_ONE, ApiError(502, "It broke.")).body) == {"detail": "It broke."}
+async def test_a_chat_model_answers_with_labels_alone(ticket, post, upstreams):
+    said = {"message": {"content": '{"q0": "true", "q1": "fees", "q2": "calm"}'}}
+    scripted = upstreams(lambda body: {"model": "gpt", "choices": [said], "usage": {"prompt_tokens": 9}})
+    settings = DecisionSettings(upstream="judge", shape="chat", model="gpt", extra_body={"temperature": 0})
+    response = await DecisionRoutes(settings).handle(post(DECISIONS, ticket), scripted)
+    urgent, team, anger = json.loads(response.body)["answers"]
+    assert (urgent["probability"], team["choice"], team["confidence"], anger["score"]) == (1.0, "fees", 1.0, 0.0)
+    assert (scripted.asked[0][0].path, scripted.body["temperature"]) == (CHAT, 0)
+    headers = dict(response.headers)
+    assert (headers[b"x-request-id"], headers[b"x-smallfirst-probabilities"]) == (b"r1", b"uncalibrated")
+    kept, answer = map(json.loads, (response.captured.request, response.captured.answer.body))
+    assert (kept, answer["answers"]) == (ticket, [urgent, team, anger])
+
+
+# A learnt typed question
+
+CASES = dict(cases(20, seed=5))
+QUEUES = sorted(NOUNS)
+QUESTION = {"type": "choice", "instructions": "Which queue?", "choices": [{"value": queue} for queue in QUEUES]}
+URGENT = {"type": "predicate", "instructions": "It is urgent."}
+
+
+def of_question() -> TaskSource:
+    """The learnt task as if it had been found in recorded decisions."""
+    prompt = read_prompt(DECISIONS, {"model": "big", "input": "", "questions": [QUESTION]})
+    assert prompt is not None
+    pieces = (("system", (prompt.turns[0].text,)), ("user", ("", "")))
+    turns = tuple(TurnPattern(role=role, text=TextPattern(pieces=text)) for role, text in pieces)
+    wording = TaskTemplate(
+        template=Template(turns=turns, response_format=prompt.response_format), slots=(TemplateSlot(name="text"),)
+    )
+    plain = source().answer_format.model_copy(update={"prefix": ""})
+    return source().model_copy(update={"templates": (wording,), "answer_format": plain})
+
+
+class Judge(OpenUpstreams):
+    """An upstream of OpenAI's shape that knows the right queue."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+
+    async def ask(self, request: GatewayRequest) -> UpstreamAnswer:
+        body = json.loads(request.body)
+        self.asked.append([question["type"] for question in body["questions"]])
+        answers = [self.answer(question, CASES[body["input"]]) for question in body["questions"]]
+        response = {"model": TEACHER, "answers": answers, "usage": {"input_tokens": 40, "output_tokens": 1}}
+        return UpstreamAnswer(200, [], json.dumps(response).encode(), "default", 400.0)
+
+    def answer(self, question: dict[str, Any], right: str) -> dict[str, Any]:
+        if question["type"] == "predicate":
+            return {"type": "predicate", "name": None, "probability": 0.5}
+        listed = [{"value": queue, "probability": float(queue == right)} for queue in QUEUES]
+        return {"type": "choice", "name": None, "choice": right, "confidence": 1.0, "probabilities": listed}
+
+
+@pytest.fixture
+def served(learnt: LearntTask, tmp_path, monkeypatch):
+    """Ask about all cases at a live share; return the responses, the upstream and the ledger."""
+    monkeypatch.setattr(TaskSource, "of", classmethod(lambda cls, folder: of_question()))
+
+    def run(share: float) -> tuple[list[GatewayResponse | None], Judge, Ledger]:
+        if share:
+            file = learnt.takeovers
+            file.put(file.get("queues").moved("live", cause="person", why="test", share=share))
+        judge, found = Judge(), []
+
+        async def session() -> None:
+            tasks = TakenOverTasks(Ledger(tmp_path / "ledger.db"), learnt.takeovers, poll_interval_s=0)
+            routes = DecisionRoutes(tasks=tasks)
+            await tasks.start()
+            for text in CASES:
+                body = {"model": "big", "input": text, "questions": [QUESTION, URGENT]}
+                request = GatewayRequest("POST", DECISIONS, b"", [], json.dumps(body).encode())
+                found.append(await routes.handle(request, judge))  # type: ignore[arg-type]
+            while routes._background._running or tasks.tasks["queues"].router._tasks:
+                await asyncio.sleep(0.01)
+            await tasks.aclose()
+
+        asyncio.run(session())
+        return found, judge, Ledger(tmp_path / "ledger.db")
+
+    return run
+
+
+def test_certified_answers_come_with_all_probabilities_and_are_noted(served):
+    found, judge, ledger = served(1.0)
+    bodies = [json.loads(response.body) for response in found if response]
+    small = [body for body in bodies if "task" in body["smallfirst"]["answers"][0]]
+    assert len(small) > 10
+    for body in small:
+        queue, urgent = body["answers"]
+        assert sum(option["probability"] for option in queue["probabilities"]) == pytest.approx(1)
+        assert body["smallfirst"]["answers"][0]["probabilities"] == "calibrated to the large model"
+        assert urgent == {"type": "predicate", "name": None, "probability": 0.5}
+    assert judge.asked.count(["predicate"]) == len(small)
+    rows = [row for row in ledger.entries(LedgerRow) if row.certified]
+    assert len(rows) == len(small)
+    assert {row.id.partition("#")[2] for row in rows} == {"0"}
+    ledger.close()
+
+
+def test_in_shadow_the_upstream_answers_and_the_draft_is_compared(served):
+    found, judge, ledger = served(0.0)
+    assert judge.asked == [["choice", "predicate"]] * len(CASES)
+    assert all(json.loads(response.body)["answers"][0]["choice"] in QUEUES for response in found)
+    assert all(response.captured is not None for response in found)
+    assert len(ledger.entries(AuditRow)) > 10
+    ledger.close()

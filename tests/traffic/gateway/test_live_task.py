@@ -10,12 +10,12 @@ from fixtures.takeover import TEACHER, source
 
 from smallfirst.models.pricing.prices import PriceBook, TokenPrice
 from smallfirst.models.protocol import Completion
+from smallfirst.traffic.gateway.http import TaskRequest
 from smallfirst.traffic.gateway.live_task import (
     MAX_TENANTS,
     N_RECENT,
     N_SAME,
     N_USUAL,
-    Asked,
     DraftWatch,
     Upstream,
     Watches,
@@ -38,7 +38,7 @@ def read(prices: PriceBook | None = None, **more: Any) -> Completion:
         raise NotImplementedError
 
     body = {"model": TEACHER, "messages": [{"role": "user", "content": "x" * 40}]}
-    asked = Asked("1", "/v1/chat/completions", body, "x", again, source().answer_format)
+    asked = TaskRequest("1", "/v1/chat/completions", body, "x", again, source().answer_format)
     upstream = Upstream(source(), prices or PriceBook(tokens={TEACHER: PRICE}))
     upstream.usual_usd = 0.0001
     found = upstream.read(asked, ANSWER | more)

@@ -25,7 +25,6 @@ from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, LedgerRow
 from smallfirst.path.project.run_folder import FITTED, FittedCandidates, RunFolder
 from smallfirst.traffic import task_source
-from smallfirst.traffic.answer_format import AnswerFormat
 from smallfirst.traffic.discovery.found import Discovery, FoundTask
 from smallfirst.traffic.discovery.outlook import Outlook
 from smallfirst.traffic.gateway.access import Access
@@ -34,8 +33,7 @@ from smallfirst.traffic.gateway.http import GatewayRequest
 from smallfirst.traffic.gateway.page import page_routes, read_task_table, task_routes
 from smallfirst.traffic.gateway.tasks import TakenOverTasks
 from smallfirst.traffic.settings import GatewaySettings
-from smallfirst.traffic.takeovers import TakeOver, TakeOvers
-from smallfirst.traffic.task_source import FILE_NAME, TaskSource
+from smallfirst.traffic.task_source import SOURCE_FILE, AnswerFormat, TakeOver, TakeOvers, TaskSource
 
 NOW = datetime.now(UTC)
 WHY = "the upstream answers with another <model>"
@@ -74,7 +72,7 @@ def save_source(folder, **teacher):
         foretold_share=(0.7, 0.6, 0.8),
     )
     folder.mkdir(parents=True)
-    source.save(folder / FILE_NAME)
+    source.save(folder / SOURCE_FILE)
 
 
 @pytest.fixture

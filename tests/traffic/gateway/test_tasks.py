@@ -17,14 +17,20 @@ from smallfirst.base.records import fingerprint
 from smallfirst.data.dataset import fold_text
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, LedgerRow, ShadowRow, StateRow
-from smallfirst.traffic.answer_format import AnswerFormat
-from smallfirst.traffic.gateway.http import GatewayRequest, GatewayResponse, UpstreamAnswer
-from smallfirst.traffic.gateway.live_task import BackgroundTasks
-from smallfirst.traffic.gateway.tasks import TakenOverTasks, TaskMatcher
-from smallfirst.traffic.takeovers import TakeOvers
-from smallfirst.traffic.task_source import Slot, TaskSource, TaskTemplate, Teacher, Template, TextPattern, TurnPattern
-from smallfirst.traffic.wire.dialects import read_prompt
-from smallfirst.traffic.wire.messages import Prompt, Turn
+from smallfirst.traffic.gateway.http import BackgroundTasks, GatewayRequest, GatewayResponse, UpstreamAnswer
+from smallfirst.traffic.gateway.tasks import TakenOverTasks, TaskMatcher, why_not
+from smallfirst.traffic.task_source import (
+    AnswerFormat,
+    TakeOvers,
+    TaskSource,
+    TaskTemplate,
+    Teacher,
+    Template,
+    TemplateSlot,
+    TextPattern,
+    TurnPattern,
+)
+from smallfirst.traffic.wire import ModelAnswer, Prompt, ToolCall, Turn, read_prompt
 
 CASES = cases(60, seed=5)
 UNCERTAIN = "card loan flight"
@@ -223,7 +229,7 @@ INTENTS = "You sort messages of a bank's customers. Answer with one of these int
 
 def source(name: str, *turns: tuple[str, tuple[str, ...]], models: tuple[str, ...] = ()) -> TaskSource:
     patterns = tuple(TurnPattern(role=role, text=TextPattern(pieces=pieces)) for role, pieces in turns)
-    wording = TaskTemplate(template=Template(turns=patterns), slots=(Slot(name="text"),))
+    wording = TaskTemplate(template=Template(turns=patterns), slots=(TemplateSlot(name="text"),))
     form, teacher = AnswerFormat(kind="label"), Teacher(model="gpt-large")
     return TaskSource(name=name, templates=(wording,), answer_format=form, models=models, teacher=teacher)
 
@@ -311,3 +317,62 @@ def test_work_is_waited_for_and_failures_are_logged(caplog):
         asyncio.run(run())
     assert done == [True]
     assert ["disk full" in str(one.exc_info) for one in caplog.records] == [True]
+
+
+# Whether an answer can stand for the upstream's
+
+ASKED_CHAT = {"model": "m", "messages": [], "temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({}, ""),
+        ({"n": 1, "logprobs": False, "tools": [], "web_search_options": None}, ""),
+        ({"n": 2}, "it asks for n: 2"),
+        ({"logprobs": True}, "it asks for logprobs: True"),
+        ({"store": True}, "it asks for store: True"),
+        ({"web_search_options": {}}, "it sets web_search_options"),
+        ({"stop": [" card"]}, "a stop sequence is in the answer"),
+        ({"max_tokens": 3}, "the answer may be longer than the request allows"),
+        ({"max_completion_tokens": 4}, ""),
+    ],
+)
+def test_a_setting_that_asks_for_more_passes_the_request_on(changes, why):
+    assert why_not("chat/completions", ASKED_CHAT | changes, ModelAnswer("lost card !")) == why
+
+
+@pytest.mark.parametrize("setting", [{"temperature": 1.5}, {"presence_penalty": 0.5}, {"frequency_penalty": 1}])
+def test_an_answer_that_is_written_is_the_upstreams_where_a_less_likely_one_is_wanted(setting):
+    (name, value), usual = *setting.items(), {"temperature": 0.7, "top_p": 0.9, "presence_penalty": 0, "seed": 4}
+    assert why_not("chat/completions", ASKED_CHAT | setting, ModelAnswer("lost card")) == f"it asks for {name}: {value}"
+    assert why_not("chat/completions", ASKED_CHAT | setting, ModelAnswer("lost_card"), closed=True) == ""
+    assert why_not("chat/completions", ASKED_CHAT | usual, ModelAnswer("lost card")) == ""
+
+
+@pytest.mark.parametrize(
+    ("choice", "called", "why"),
+    [
+        (None, ["route"], ""),
+        ("auto", [], ""),
+        ("none", [], ""),
+        ("none", ["route"], "it forbids tools, and the answer calls one"),
+        ({"type": "none"}, ["route"], "it forbids tools, and the answer calls one"),
+        ("required", [], "it asks for a call of a tool"),
+        ("required", ["route"], ""),
+        ({"type": "any"}, [], "it asks for a call of a tool"),
+        ({"type": "function", "function": {"name": "route"}}, ["route"], ""),
+        ({"type": "function", "function": {"name": "other"}}, ["route"], "it asks for a call of other"),
+        ({"type": "function", "name": "route"}, ["route"], ""),
+        ({"type": "tool", "name": "other"}, ["route"], "it asks for a call of other"),
+    ],
+)
+def test_an_answer_that_breaks_the_choice_of_tools_is_not_given(choice, called, why):
+    answer = ModelAnswer("lost", tuple(ToolCall(name, "{}") for name in called))
+    assert why_not("chat/completions", ASKED_CHAT | {"tool_choice": choice}, answer) == why
+
+
+def test_a_response_that_continues_another_one_is_not_answered():
+    body = {"model": "m", "input": "lost", "previous_response_id": "resp_1"}
+    assert why_not("responses", body) == "it sets previous_response_id"
+    assert not why_not("responses", {"model": "m", "input": "lost", "max_output_tokens": 16})

@@ -24,7 +24,7 @@ from fixtures.takeover import NOUNS, SYSTEM, TEACHER, LearntTask, cases
 from smallfirst.ledger.keys import KeyPolicy, KeyStore
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import StateRow
-from smallfirst.traffic.takeovers import TakeOver, TakeOvers
+from smallfirst.traffic.task_source import TakeOver, TakeOvers
 
 CERTAIN = [text for text, _ in cases(40, seed=5)]
 UNCERTAIN = "card loan flight"

@@ -10,8 +10,7 @@ from fixtures.logs import ASKED, MESSAGES, RESPONSE
 
 from smallfirst.traffic.logs import formats
 from smallfirst.traffic.logs.read import read_logs
-from smallfirst.traffic.wire.dialects import read_answer, read_prompt
-from smallfirst.traffic.wire.messages import Answer, ToolCall
+from smallfirst.traffic.wire import ModelAnswer, ToolCall, read_answer, read_prompt
 
 REQUEST = {"model": "gpt-4o-mini", "messages": MESSAGES, "temperature": 0}
 ANSWER = {"role": "assistant", "content": "lost_card"}
@@ -373,7 +372,7 @@ def test_one_exchange_in_every_convention(read_records, records):
     (one,), problems = read_records(*records)
     assert problems == []
     assert read_prompt(one.route, one.request).turns == ASKED
-    assert read_answer(one.route, one.response) == Answer("lost_card")
+    assert read_answer(one.route, one.response) == ModelAnswer("lost_card")
     assert (one.model, one.answered_by) == ("gpt-4o-mini", "gpt-4o-mini-2024-07-18")
     assert (one.prompt_tokens, one.completion_tokens, one.latency_ms) == (30, 3, 1000.0)
 
@@ -402,7 +401,7 @@ def test_one_exchange_in_every_convention(read_records, records):
 )
 def test_tools_and_calls(read_records, given):
     (one,), _ = read_records(spans(given))
-    assert read_answer(one.route, one.response) == Answer("", (ToolCall("file", CALL),), "tool_calls")
+    assert read_answer(one.route, one.response) == ModelAnswer("", (ToolCall("file", CALL),), "tool_calls")
     assert one.request["tools"] == [TOOL]
 
 

@@ -9,8 +9,7 @@ import pytest
 from fixtures.logs import ASKED, MESSAGES, RESPONSE
 
 from smallfirst.traffic.logs.shapes import CHAT, moment, number, request_body, response_body, route_of
-from smallfirst.traffic.wire.dialects import read_answer, read_prompt
-from smallfirst.traffic.wire.messages import Answer, ToolCall, Turn
+from smallfirst.traffic.wire import ModelAnswer, ToolCall, Turn, read_answer, read_prompt
 
 CALL = {"id": "c", "type": "function", "function": {"name": "file", "arguments": '{"label": "lost"}'}}
 
@@ -71,12 +70,12 @@ def test_what_asks_nothing(given):
 def test_one_answer_in_many_shapes(given):
     body = response_body(given)
     assert body is not None
-    assert read_answer(CHAT, body) == Answer("lost_card")
+    assert read_answer(CHAT, body) == ModelAnswer("lost_card")
 
 
 def test_an_answer_of_json_stays_as_it_was_written():
-    assert read_answer(CHAT, response_body('{"label":  "lost"}')) == Answer('{"label":  "lost"}')
-    assert read_answer(CHAT, response_body({"label": "lost", "sure": True})) == Answer(
+    assert read_answer(CHAT, response_body('{"label":  "lost"}')) == ModelAnswer('{"label":  "lost"}')
+    assert read_answer(CHAT, response_body({"label": "lost", "sure": True})) == ModelAnswer(
         '{"label": "lost", "sure": true}'
     )
 
@@ -89,7 +88,7 @@ def test_an_answer_of_json_stays_as_it_was_written():
     ],
 )
 def test_tool_calls(given):
-    expected = Answer("", (ToolCall("file", '{"label": "lost"}'),), "tool_calls")
+    expected = ModelAnswer("", (ToolCall("file", '{"label": "lost"}'),), "tool_calls")
     assert read_answer(CHAT, response_body(given)) == expected
 
 

@@ -1,14 +1,27 @@
-"""OpenAI's shape: strict requests, states as text, answers in order."""
+"""OpenAI's typed questions: strict requests, inputs as text, answers in order, each question a prompt of its own."""
 
 from __future__ import annotations
+
+from datetime import UTC, datetime
 
 import pydantic
 import pytest
 
-from smallfirst.traffic.wire import openai_decisions
-from smallfirst.traffic.wire.openai_decisions import Body
-from smallfirst.traffic.wire.questions import Usage, Verdict
+from smallfirst.traffic.discovery.wordings import one_question_each
+from smallfirst.traffic.exchange import Exchange
+from smallfirst.traffic.questions import (
+    DecisionUsage,
+    QuestionAnswer,
+    confidence_of,
+    label_of,
+    read_label,
+    read_request,
+    read_response,
+    write_response,
+)
+from smallfirst.traffic.wire import ModelAnswer, Turn, read_answer, read_prompt
 
+DECISIONS = "/v1/decisions"
 QUESTIONS = [
     {"type": "predicate", "instructions": "It is urgent.", "name": "urgent"},
     {"type": "choice", "instructions": "Paid?", "choices": [{"value": True}, {"value": "true"}, {"value": "open"}]},
@@ -41,7 +54,7 @@ ANSWERS = [
 
 
 def request(state="s", questions=QUESTIONS):
-    return openai_decisions.read_request({"model": "m", "input": state, "questions": questions})
+    return read_request({"model": "m", "input": state, "questions": questions})
 
 
 @pytest.mark.parametrize(
@@ -69,32 +82,32 @@ def test_the_state_is_read_as_text(given, text, has_media):
 
 def test_answers_come_back_as_they_were_and_in_their_order():
     questions = request().questions
-    verdicts = openai_decisions.read_response({"answers": ANSWERS}, questions)
+    verdicts = read_response({"answers": ANSWERS}, questions)
     assert [one.probabilities for one in verdicts] == [(0.9, pytest.approx(0.1)), (0.3, 0.6, 0.1), (0.75, 0.25)]
-    assert openai_decisions.write_response("m", questions, verdicts, Usage(7, 2, 3))["answers"] == ANSWERS
-    computed = [Verdict(one.probabilities) for one in verdicts]
-    written = openai_decisions.write_response("m", questions, computed, Usage(7, 2, 3))
+    assert write_response("m", questions, verdicts, DecisionUsage(7, 2, 3))["answers"] == ANSWERS
+    computed = [QuestionAnswer(one.probabilities) for one in verdicts]
+    written = write_response("m", questions, computed, DecisionUsage(7, 2, 3))
     assert [one.get("choice") for one in written["answers"]] == [None, "true", None]
     assert written["answers"][2] == ANSWERS[2]
     assert written["usage"]["total_tokens"] == 9
     assert written["usage"]["input_tokens_details"]["cached_tokens"] == 3
-    assert Usage.of(written) == Usage(7, 2, 3)
+    assert DecisionUsage.of(written) == DecisionUsage(7, 2, 3)
 
 
 def test_a_refusal_stays_one_and_a_broken_answer_is_named():
     questions = request().questions[:1]
-    (refused,) = openai_decisions.read_response({"answers": [{"type": "refusal", "name": "urgent"}]}, questions)
-    assert openai_decisions.write_response("m", questions, [refused], Usage())["answers"] == [
+    (refused,) = read_response({"answers": [{"type": "refusal", "name": "urgent"}]}, questions)
+    assert write_response("m", questions, [refused], DecisionUsage())["answers"] == [
         {"type": "refusal", "name": "urgent"}
     ]
     for answers in ([], [{"type": "score"}], [{"type": "predicate"}], [None], None):
         with pytest.raises(ValueError, match=r"expected|without its probabilities"):
-            openai_decisions.read_response({"answers": answers}, questions)
+            read_response({"answers": answers}, questions)
 
 
 def test_a_body_with_some_of_its_questions_keeps_all_else():
-    asked = openai_decisions.read_request({**request().raw, "prompt_cache_key": "k"})
-    part = openai_decisions.with_questions(asked, asked.questions[1:2], "other")
+    asked = read_request({**request().raw, "prompt_cache_key": "k"})
+    part = asked.with_questions(asked.questions[1:2], "other")
     assert part == {"model": "other", "input": "s", "prompt_cache_key": "k", "questions": [QUESTIONS[1]]}
 
 
@@ -138,7 +151,7 @@ CALL = {"type": "function_call", "call_id": "1", "name": "price", "arguments": "
     ],
 )
 def test_what_the_reference_allows_is_read(given):
-    Body.model_validate(given)
+    read_request(given)
 
 
 @pytest.mark.parametrize(
@@ -166,6 +179,84 @@ def test_what_the_reference_allows_is_read(given):
 )
 def test_what_it_does_not_allow_is_refused_at_its_place(given, place):
     with pytest.raises(pydantic.ValidationError) as refused:
-        Body.model_validate(given)
+        read_request(given)
     found = [error["loc"] for error in refused.value.errors()]
     assert any(place in loc for loc in found), found
+
+
+# A question as a task
+
+
+def exchange(route, request, response):
+    at = datetime.now(UTC)
+    return Exchange(id="e", at=at, route=route, request=request, response=response, prompt_tokens=31, cost_usd=0.3)
+
+
+def test_each_question_reads_as_a_prompt_and_its_answer_as_a_label():
+    asked = {"model": "m", "input": "My card is lost", "questions": QUESTIONS}
+    parts = list(one_question_each([exchange(DECISIONS, asked, {"answers": ANSWERS})]))
+    assert [(one.id, one.prompt_tokens) for one in parts] == [("e#0", 10), ("e#1", 10), ("e#2", 10)]
+    assert sum(one.cost_usd for one in parts) == pytest.approx(0.3)
+    prompts = [read_prompt(DECISIONS, one.request) for one in parts]
+    assert [prompt.turns[1] for prompt in prompts] == [Turn("user", "My card is lost")] * 3
+    assert [prompt.turns[0].text for prompt in prompts] == [
+        "It is urgent.\nIs this true of the text? Answer true or false.",
+        'Paid?\ntrue\n"true"\nopen\nAnswer with one of these.',
+        "Anger?\ncalm\nangry\nAnswer with one of these, listed from the lowest to the highest.",
+    ]
+    assert len({prompt.response_format for prompt in prompts}) == 3
+    labels = [read_answer(DECISIONS, one.response) for one in parts]
+    assert labels == [ModelAnswer("true"), ModelAnswer('"true"'), ModelAnswer("calm")]
+
+
+def test_what_is_no_decision_of_several_questions_passes_as_it_is():
+    asked = {"model": "m", "input": "s", "questions": QUESTIONS}
+    chat = exchange("/v1/chat/completions", {"messages": []}, {})
+    failed = exchange(DECISIONS, asked, {"error": {"message": "overloaded"}})
+    malformed = exchange(DECISIONS, {"model": "m"}, {"answers": ANSWERS})
+    assert list(one_question_each([chat, failed, malformed])) == [chat, failed, malformed]
+    assert read_prompt(DECISIONS, asked) is None
+    assert read_prompt(DECISIONS, {"model": "m"}) is None
+    assert read_answer(DECISIONS, {"answers": ANSWERS}) is None
+
+
+def test_refusals_and_broken_answers_give_no_label():
+    assert read_answer(DECISIONS, {"answers": [{"type": "refusal"}]}) == ModelAnswer("", (), "refusal")
+    for answers in ([{"type": "score", "probabilities": []}], [{"type": "choice"}], [{}], ["x"], None, 3):
+        assert read_label({"answers": answers}) is None
+
+
+def test_another_wording_or_another_option_is_another_question_and_its_name_is_no_part_of_it():
+    topic = {**choice("card", "fee"), "name": "topic"}
+    others = [{**topic, "name": None, "instructions": "Which ?"}, choice("card", "fees"), score(2)]
+    asked = [topic, choice("card", "fee"), *others]
+    first, same, *rest = read_request(body(questions=asked)).questions
+    assert first.text == same.text
+    assert first.text not in {other.text for other in rest}
+
+
+def test_labels_tell_a_boolean_from_a_text_that_reads_so():
+    assert [label_of(value) for value in (True, "true", False, "yes")] == ["true", '"true"', "false", "yes"]
+
+
+def test_a_question_without_labels_of_its_own_or_with_images_is_no_task():
+    same = {"type": "score", "instructions": "?", "levels": [{"label": "a"}, {"label": "a"}]}
+    image = {"type": "predicate", "instructions": [IMAGE]}
+    assert [one.is_task for one in read_request(body(questions=[same, choice("", "a"), image])).questions] == [
+        False
+    ] * 3
+    assert read_prompt(DECISIONS, body(input=[{"role": "user", "content": [IMAGE]}])).has_media
+
+
+@pytest.mark.parametrize(
+    ("kind", "probabilities", "confidence"),
+    [
+        ("choice", [0.8, 0.1, 0.1], 0.7),  # (0.8 - 1/3) / (2/3)
+        ("choice", [0.25] * 4, 0.0),
+        ("choice", [0.9, 0.0], 1.0),  # shares of what was given
+        ("score", [0.1, 0.1, 0.8], 0.55),  # 1 - (0.2 + 0.1) / (2/3)
+        ("score", [0.5, 0.0, 0.5], 0.0),  # never below 0
+    ],
+)
+def test_confidence_follows_its_definition(kind, probabilities, confidence):
+    assert confidence_of(kind, probabilities) == pytest.approx(confidence)
