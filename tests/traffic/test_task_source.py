@@ -1,26 +1,29 @@
-"""Which prompts follow a template, and with what values."""
+"""Prompts give their values, answers come back in the same bytes, and takeovers.json changes one task at a time."""
 
 from __future__ import annotations
 
-import random
+import json
 
 import pytest
+from fixtures.takeover import source
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallfirst.traffic.discovery.templates import constant_pieces, find_template, tokens
+from smallfirst.base.errors import ConfigError
 from smallfirst.traffic.task_source import (
+    SOURCE_FILE,
     AnswerFormat,
-    TaskSource,
+    FormatCheck,
+    JsonWriting,
+    TakeOver,
+    TakeOvers,
     TaskTemplate,
-    Teacher,
     Template,
     TemplateSlot,
     TextPattern,
     TurnPattern,
-    values_between,
 )
-from smallfirst.traffic.wire import Prompt, Turn
+from smallfirst.traffic.wire import ModelAnswer, Prompt, ToolCall, Turn
 
 PATTERN = TextPattern(pieces=("Ticket: ", "\nDate: ", "\nLabel:"))
 
@@ -48,113 +51,125 @@ def test_a_prompt_follows_in_all_of_its_messages_or_not_at_all():
     assert template.id != template.model_copy(update={"tools": "[]"}).id
 
 
-RNG = random.Random(0)
-WORDS = "card bank fee lost when why is my the not sent paid top up abroad app pin late twice"
-CASES = [f"{' '.join(RNG.choices(WORDS.split(), k=RNG.randint(4, 12)))} {i % 7}?" for i in range(60)]
-
-
-@pytest.mark.parametrize(
-    "around",
-    [
-        ("Classify the message of a customer.\n\nMessage: ", ""),
-        ("", "\n\nWhich department is it for? Answer in one word."),
-        ('File this under one of the labels: """', '"""'),
-        ("You are a clerk. Read {this} and answer [a|b]:\n<case>\n", "\n</case>\nAnswer:"),
-        ("Sort it.\n\nInput: card lost\nOutput: cards\n\nInput: fee?\nOutput: fees\n\nInput: ", "\nOutput:"),
-        ("Sort it.\n###\ncard lost -> cards\n", " ->"),
-        ("Was ist gemeint? Nachricht: „", "“"),
-        ("Labels:\n- card not working\n- top up not working\n- card lost\n- top up lost\n\nText: ", ""),
-    ],
-)
-def test_the_case_is_what_varies(around):
-    before, after = around
-    texts = [f"{before}{case}{after}" for case in CASES]
-    assert constant_pieces(texts) == (before, after)
-    if len(before + after) >= 30:
-        assert find_template(texts) == (before, after)
-
-
-def test_dates_numbers_choices_and_the_case_are_slots_of_their_own():
-    rng = random.Random(0)
-    texts = [
-        f"Today is 2026-09-{1 + i % 28:02d}. File it.\n\nTicket: {rng.randrange(9999)}\nTier: "
-        f'{rng.choice(["gold", "basic"])}\nMessage: "{case}"'
-        for i, case in enumerate(CASES)
-    ]
-    pieces = ("Today is ", ". File it.\n\nTicket: ", "\nTier: ", '\nMessage: "', '"')
-    assert constant_pieces(texts) == pieces
-
-
-def test_short_words_between_numbers_and_dates_are_the_prompts():
-    texts = [
-        f"From customer {i * 37} on Monday, October {1 + i % 28:02d}, 2026:\n{case}\n\nFile it."
-        for i, case in enumerate(CASES)
-    ]
-    assert constant_pieces(texts) == ("From customer ", " on ", ":\n", "\n\nFile it.")
-
-
-def test_examples_that_change_do_not_hide_the_case():
-    texts = [
-        f"Sort.\n\nCases:\n- {CASES[i - 7]} => a{i % 5}\n- {CASES[i - 9]} => b{i % 7}\n\nNow: {c}\n=>"
-        for i, c in enumerate(CASES)
-    ]
-    pieces = constant_pieces(texts)
-    assert [values[-1] for text in texts if (values := values_between(pieces, text))] == CASES
-
-
-def test_one_text_in_a_hundred_may_be_another():
-    texts = [f"Classify this mail of a client.\nMail: {i} {CASES[i % 60]}" for i in range(200)] + ["hello"] * 2
-    assert constant_pieces(texts) == ("Classify this mail of a client.\nMail: ", "")
-
-
-def test_equal_texts_have_no_slot_and_different_ones_nothing_else():
-    assert constant_pieces(["File it."] * 9) == ("File it.",)
-    assert constant_pieces(CASES) == ("", "")
-
-
-@given(st.text())
-def test_tokens_together_are_the_text(text):
-    assert "".join(tokens(text)) == text
-
-
-def test_a_date_is_a_gap_of_its_own_and_strangers_follow_no_template():
-    prompts = [f"Today is 2026-09-0{1 + i % 9}. Message of the customer: {case}" for i, case in enumerate(CASES)]
-    prompts[0] = "hello there"
-    template = find_template(prompts)
-    assert template == ("Today is ", ". Message of the customer: ", "")
-    assert values_between(template, prompts[0]) is None
-
-
-@pytest.mark.parametrize(
-    "prompts",
-    [CASES[:2], ["the same text each time"] * 9, [f"{i} where is my {i * 7} card {i * 3}?" for i in range(40)]],
-)
-def test_texts_that_share_little_have_no_template(prompts):
-    assert find_template(prompts) is None
-
-
-def wording(pieces, slots):
+def wording(pieces, *slots):
     template = Template(turns=(TurnPattern(role="user", text=TextPattern(pieces=pieces)),))
     return TaskTemplate(template=template, slots=slots)
 
 
-def source():
-    first = wording(("File: ", ""), (TemplateSlot(name="text"),))
-    second = wording(
-        ("On ", ", ", " wrote: ", ""),
-        (TemplateSlot(name="date", use="ignored"), TemplateSlot(name="who"), TemplateSlot(name="text")),
-    )
-    return TaskSource(
-        name="tickets", templates=(first, second), answer_format=AnswerFormat(kind="label"), teacher=Teacher(model="m")
-    )
-
-
-def asked(text):
-    return Prompt("m", (Turn("user", text),))
-
-
 def test_every_wording_gives_its_case():
-    first, second = source().templates
-    assert first.text(asked("File: lost")) == "lost"
-    assert second.text(asked("On Monday, Ann wrote: lost")) == "who: Ann\ntext: lost"
-    assert (first.text(asked("Write a poem")), second.text(asked("File: lost"))) == (None, None)
+    first = wording(("File: ", ""), TemplateSlot(name="text"))
+    date, who, text = TemplateSlot(name="date", use="ignored"), TemplateSlot(name="who"), TemplateSlot(name="text")
+    second = wording(("On ", ", ", " wrote: ", ""), date, who, text)
+    prompts = [Prompt("m", (Turn("user", one),)) for one in ("File: lost", "On Monday, Ann wrote: lost", "A poem")]
+    assert [first.text(one) for one in prompts] == ["lost", None, None]
+    assert [second.text(one) for one in prompts] == [None, "who: Ann\ntext: lost", None]
+
+
+# The format of answers
+
+FRAME = AnswerFormat(kind="label", prefix="Intent: ", suffix=".")
+FENCED = AnswerFormat(kind="json", prefix="```json\n", suffix="\n```", writing=JsonWriting(decimals={"total": 2}))
+
+
+def test_a_label_in_a_frame_comes_back() -> None:
+    assert FRAME.parse(ModelAnswer("Intent: card arrival.")) == "card arrival"
+    assert FRAME.render("card arrival") == ModelAnswer("Intent: card arrival.")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ModelAnswer("card arrival."),
+        ModelAnswer("Intent: card arrival"),
+        ModelAnswer("Intent:."),
+        ModelAnswer("Intent: card arrival.", finish_reason="length"),
+        ModelAnswer("Intent: card arrival.", finish_reason="refusal"),
+        ModelAnswer("Intent: card arrival.", (ToolCall("look_up", "{}"),), "tool_calls"),
+    ],
+)
+def test_an_answer_of_another_form_has_no_value(answer: ModelAnswer) -> None:
+    assert FRAME.parse(answer) is None
+    assert not FRAME.reproduces(answer)
+
+
+def test_json_in_a_fence_comes_back_with_its_decimals() -> None:
+    answer = ModelAnswer('```json\n{"total": 644.90, "tax": null}\n```')
+    assert FENCED.parse(answer) == {"total": 644.9, "tax": None}
+    assert FENCED.reproduces(answer)
+    assert FENCED.render('{"total": 3, "tax": 1}').text == '```json\n{"total": 3.00, "tax": 1}\n```'
+    assert FENCED.parse(ModelAnswer("```json\n12\n```")) is None
+    assert FENCED.parse(ModelAnswer('```json\n{"total": \n```')) is None
+    assert not FENCED.reproduces(ModelAnswer('```json\n{"total": 644.9, "tax": null}\n```'))
+
+
+def test_a_tool_call_holds_the_value_in_its_arguments() -> None:
+    call = AnswerFormat(kind="label", prefix='{"queue":"', suffix='"}', tool="route_ticket")
+    answer = ModelAnswer("", (ToolCall("route_ticket", '{"queue":"billing"}'),), "tool_calls")
+    assert call.parse(answer) == "billing"
+    assert call.render("billing") == answer
+    other = ToolCall("close_ticket", '{"queue":"billing"}')
+    assert call.parse(ModelAnswer("", (other,), "tool_calls")) is None
+    assert call.parse(ModelAnswer("", (*answer.tool_calls, other), "tool_calls")) is None
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=4), st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.text(max_size=3))
+    )
+)
+def test_any_object_that_python_writes_comes_back(value):
+    assert JsonWriting(ascii_only=True).write(value) == json.dumps(value)
+
+
+# What is taken over
+
+
+def test_a_change_leaves_the_other_tasks_as_they_are(tmp_path):
+    file = TakeOvers(tmp_path / "state" / "takeovers.json")
+    assert file.read() == {}
+    assert file.stamp == 0
+    first = file.put(TakeOver(task="tickets", folder=tmp_path, version=1))
+    file.put(TakeOver(task="intents", folder=tmp_path, version=2))
+    live = file.put(first.moved("live", cause="person", why="taken over", share=0.3))
+    assert file.get("tickets") == live
+    assert live.live_share == 0.3
+    assert live.moved("stepped back", cause="model", why="another model").live_share == 0
+    assert file.get("intents").state == "shadow"
+    assert file.stamp > 0
+
+
+def test_a_second_tenant_ends_for_all_what_the_first_ends_for_itself(tmp_path):
+    file = TakeOvers(tmp_path / "takeovers.json")
+    live = TakeOver(task="tickets", folder=tmp_path).moved("live", cause="person", why="taken over", share=1.0)
+    assert live.stepped_back("ada", "prompt", "A", one_tenant=True).why == "A"
+    file.put(live)
+    for _ in range(2):
+        file.update("tickets", lambda known: known.stepped_back("ada", "prompt", "A", one_tenant=False))
+    alone = file.get("tickets")
+    assert (alone.live_share, alone.changed_at) == (1.0, live.changed_at)
+    assert (alone.tenant_back.tenant, alone.tenant_back.cause, alone.tenant_back.why) == ("ada", "prompt", "A")
+    paused = alone.moved("stepped back", cause="guarantee", why="audits").moved("live", cause="guarantee", why="audits")
+    assert paused.tenant_back == alone.tenant_back
+    assert alone.moved("live", cause="person", why="again").tenant_back is None
+    both = alone.stepped_back("bob", "model", "B", one_tenant=False)
+    assert (both.state, both.cause, both.why) == ("stepped back", "model", "B; tenant ada had stepped back: A")
+    assert both.stepped_back("eve", "model", "C", one_tenant=False) == both
+
+
+def test_a_task_that_was_not_learnt_is_refused_with_its_nearest_name(tmp_path):
+    file = TakeOvers(tmp_path / "takeovers.json")
+    file.put(TakeOver(task="tickets", folder=tmp_path))
+    with pytest.raises(ConfigError, match=r"ticket was not learnt.*tickets"):
+        file.get("ticket")
+
+
+def test_a_format_that_does_not_come_back_blocks_the_take_over_with_the_example(tmp_path):
+    taken = TakeOver(task="queues", folder=tmp_path)
+    taken.check_format()  # nothing is known against it
+    source().save(tmp_path / SOURCE_FILE)
+    taken.check_format()
+    check = FormatCheck(n_answers=50, n_read=50, n_exact=48, recorded='{"sum": 644.90}', rendered='{"sum": 644.9}')
+    source().model_copy(update={"format_check": check}).save(tmp_path / SOURCE_FILE)
+    with pytest.raises(ConfigError, match=r"(?s)2 of 50 recorded answers.*644\.90.*644\.9") as refused:
+        taken.check_format()
+    assert "--accept-format" in str(refused.value)

@@ -1,66 +1,13 @@
-"""Values are read from answers and written again in the same bytes."""
+"""The format that recorded answers have in common is found, and how their JSON is written."""
 
 from __future__ import annotations
 
 import json
 
-import hypothesis
 import pytest
-from hypothesis import strategies as st
 
 from smallfirst.traffic.discovery.answer_formats import find_format, find_writing, frequent_labels
-from smallfirst.traffic.task_source import AnswerFormat, JsonWriting
 from smallfirst.traffic.wire import ModelAnswer, ToolCall
-
-FRAME = AnswerFormat(kind="label", prefix="Intent: ", suffix=".")
-FENCED = AnswerFormat(kind="json", prefix="```json\n", suffix="\n```", writing=JsonWriting(decimals={"total": 2}))
-
-
-def test_a_label_in_a_frame_comes_back() -> None:
-    assert FRAME.parse(ModelAnswer("Intent: card arrival.")) == "card arrival"
-    assert FRAME.render("card arrival") == ModelAnswer("Intent: card arrival.")
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        ModelAnswer("card arrival."),
-        ModelAnswer("Intent: card arrival"),
-        ModelAnswer("Intent:."),
-        ModelAnswer("Intent: card arrival.", finish_reason="length"),
-        ModelAnswer("Intent: card arrival.", finish_reason="refusal"),
-        ModelAnswer("Intent: card arrival.", (ToolCall("look_up", "{}"),), "tool_calls"),
-    ],
-)
-def test_an_answer_of_another_form_has_no_value(answer: ModelAnswer) -> None:
-    assert FRAME.parse(answer) is None
-    assert not FRAME.reproduces(answer)
-
-
-def test_json_in_a_fence_comes_back_with_its_decimals() -> None:
-    answer = ModelAnswer('```json\n{"total": 644.90, "tax": null}\n```')
-    assert FENCED.parse(answer) == {"total": 644.9, "tax": None}
-    assert FENCED.reproduces(answer)
-    assert FENCED.render('{"total": 3, "tax": 1}').text == '```json\n{"total": 3.00, "tax": 1}\n```'
-    assert FENCED.parse(ModelAnswer("```json\n12\n```")) is None
-    assert FENCED.parse(ModelAnswer('```json\n{"total": \n```')) is None
-    assert not FENCED.reproduces(ModelAnswer('```json\n{"total": 644.9, "tax": null}\n```'))
-
-
-def test_a_tool_call_holds_the_value_in_its_arguments() -> None:
-    call = AnswerFormat(kind="label", prefix='{"queue":"', suffix='"}', tool="route_ticket")
-    answer = ModelAnswer("", (ToolCall("route_ticket", '{"queue":"billing"}'),), "tool_calls")
-    assert call.parse(answer) == "billing"
-    assert call.render("billing") == answer
-    other = ToolCall("close_ticket", '{"queue":"billing"}')
-    assert call.parse(ModelAnswer("", (other,), "tool_calls")) is None
-    assert call.parse(ModelAnswer("", (*answer.tool_calls, other), "tool_calls")) is None
-
-
-VALUES = [
-    {"name": "Zoë", "items": [{"sku": "a", "price": 2.5}, {"sku": "b", "price": 10.25}], "paid": True},
-    {"name": "日本", "items": [], "paid": False},
-]
 
 
 def test_prices_keep_their_last_zero() -> None:
@@ -84,18 +31,6 @@ def test_keys_of_objects_in_lists_have_an_order_of_their_own() -> None:
 def test_what_is_no_json_is_refused() -> None:
     with pytest.raises(json.JSONDecodeError):
         find_writing(["{"])
-
-
-@hypothesis.settings(max_examples=30)
-@hypothesis.given(
-    st.dictionaries(
-        st.text(max_size=4), st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.text(max_size=3))
-    )
-)
-def test_any_object_that_python_writes_comes_back(value: dict[str, object]) -> None:
-    text = json.dumps(value)
-    assert find_writing([text]).write(json.loads(text)) == text
-    assert JsonWriting(ascii_only=True).write(value) == text
 
 
 LABELS = ("card arrival", "card linking", "top up failed", "top up limits")
