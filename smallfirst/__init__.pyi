@@ -81,9 +81,8 @@ from smallfirst.path.calibrate import calibrate_stage as calibrate_stage
 from smallfirst.path.check import PreflightReport as PreflightReport
 from smallfirst.path.check import check_stage as check_stage
 from smallfirst.path.evaluate import evaluate_stage as evaluate_stage
-from smallfirst.path.foretold import CertificateForecast as CertificateForecast
-from smallfirst.path.foretold import RowsForecast as RowsForecast
-from smallfirst.path.foretold import ThresholdForecast as ThresholdForecast
+from smallfirst.path.foretold import Foretold as Foretold
+from smallfirst.path.foretold import RequirementForecast as RequirementForecast
 from smallfirst.path.large_model import LargeForecast as LargeForecast
 from smallfirst.path.project.candidates import CANDIDATES as CANDIDATES
 from smallfirst.path.project.candidates import Candidate as Candidate
@@ -91,6 +90,7 @@ from smallfirst.path.project.project import Project as Project
 from smallfirst.path.project.rows import Rows as Rows
 from smallfirst.path.project.run_folder import FittedCandidates as FittedCandidates
 from smallfirst.path.project.run_folder import GateVerdicts as GateVerdicts
+from smallfirst.path.project.run_folder import OpenEndedRouting as OpenEndedRouting
 from smallfirst.path.project.run_folder import Promotion as Promotion
 from smallfirst.path.project.run_folder import RunFolder as RunFolder
 from smallfirst.path.project.scaffold import init as init
@@ -103,8 +103,7 @@ from smallfirst.path.project.task_file import TaskFile as TaskFile
 from smallfirst.path.project.task_file import read_task_file as read_task_file
 from smallfirst.path.release import gate_stage as gate_stage
 from smallfirst.path.release import promote_stage as promote_stage
-from smallfirst.path.report.data import OpenEndedRouting as OpenEndedRouting
-from smallfirst.path.report_data import report_stage as report_stage
+from smallfirst.path.report.page import report_stage as report_stage
 from smallfirst.path.run import check as check
 from smallfirst.path.run import run as run
 from smallfirst.path.summary import NextStep as NextStep

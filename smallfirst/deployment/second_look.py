@@ -29,12 +29,11 @@ from smallfirst.measuring.evaluate import EvaluatedRow, Evaluation
 from smallfirst.measuring.outcome import Outcome, share_words
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.path.calibrate import CERTIFIED, Certified
-from smallfirst.path.confidence_heads import with_confidences
-from smallfirst.path.plans.joined_rows import LOOKS
-from smallfirst.path.plans.worth import chosen_by
+from smallfirst.path.finalists import LOOKS, chosen_by
 from smallfirst.path.project.candidates import get_candidate
 from smallfirst.path.project.run_folder import CERTIFICATE, OUTCOME, RunFolder
 from smallfirst.path.project.task_file import TaskFile
+from smallfirst.path.router_setup import with_confidences
 from smallfirst.registry import versions
 from smallfirst.registry.versions import ModelVersion
 from smallfirst.routing.certificate.certificate import BelowRule, Certificate, certify

@@ -21,15 +21,16 @@ from smallfirst.measuring.outcome import Outcome
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.protocol import Model, Request
 from smallfirst.path import large_model as large_path
-from smallfirst.path.confidence_heads import HEADS, ConfidenceHeads
 from smallfirst.path.parity import PARITY, VLLM_PARITY, ParityResult
 from smallfirst.path.project.project import Project, load_small, small_engine
 from smallfirst.path.project.run_folder import OUTCOME, RunFolder
 from smallfirst.path.project.task_file import RoutingConfig, TaskFile
 from smallfirst.path.router_setup import (
+    HEADS,
     PROFILE_FOLDER,
     REFERENCE,
     RUN,
+    ConfidenceHeads,
     TrafficReference,
     challenger_stages,
     check_filters,

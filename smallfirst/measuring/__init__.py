@@ -1,1 +1,1 @@
-"""Measure a model on rows, calibrate it, and judge it: evaluation, learning curves, label errors, gate, verdict."""
+"""Measure a model on rows, calibrate it, and judge it: evaluation, label errors, gate, verdict."""

@@ -21,34 +21,30 @@ from smallfirst.data.sources.load import load_rows
 from smallfirst.measuring.evaluate import Evaluation, EvaluationSetup, judge_by, restrict_to_rows
 from smallfirst.models.manifest import read_manifest, refuse_seen_rows
 from smallfirst.models.protocol import Request
-from smallfirst.path.confidence_heads import (
-    GAIN,
-    HEADS,
-    ConfidenceHeads,
-    fit_gain,
-    fit_heads,
-    foreign_drafts,
-    head_confidences,
-    load_gain,
-    with_confidences,
-)
 from smallfirst.path.evaluate import measure_router
-from smallfirst.path.plans.joined_rows import LOOKS, JoinedRows, find_joined
-from smallfirst.path.plans.worth import chosen_by
+from smallfirst.path.finalists import LOOKS, JoinedRows, chosen_by, find_joined
 from smallfirst.path.project.candidate_registry import FINE_TUNED
 from smallfirst.path.project.candidates import get_candidate
 from smallfirst.path.project.project import Project, labelled_by, own_validation, shown_as
 from smallfirst.path.project.run_folder import CERTIFICATE, Promotion, RunFolder
 from smallfirst.path.router_setup import (
     CHEAP,
+    GAIN,
+    HEADS,
     PROFILE_FOLDER,
     REFERENCE,
     RUN,
+    ConfidenceHeads,
     TrafficReference,
     cascade_stages,
+    fit_gain,
+    fit_heads,
     fit_profile,
+    foreign_drafts,
+    head_confidences,
     load_ood_detector,
     served_filters,
+    with_confidences,
 )
 from smallfirst.registry import versions
 from smallfirst.routing.certificate.certificate import BelowRule, Certificate, certify
@@ -57,6 +53,7 @@ from smallfirst.routing.certificate.looks import LARGE, Portion
 from smallfirst.routing.certificate.outcomes import max_outside
 from smallfirst.routing.certificate.threshold_search import chance_to_show
 from smallfirst.routing.domain import KEEP_SHARE
+from smallfirst.routing.gain import GainModel
 from smallfirst.routing.policies import CASCADE, apply_policies, is_conversation
 
 CERTIFIED = "certified.json"
@@ -122,7 +119,7 @@ async def build_calibration_set(
             await fit_gain(project, held, FINE_TUNED, run_folder.path)
         chosen_on = await head_confidences(heads, stages, held.rows, held.drafts, profile=profile)
         served = await head_confidences(heads, stages, joined.rows, profile=profile)
-        foreign = await foreign_drafts(project, heads, stages, profile)
+        foreign, n_outside = await foreign_drafts(project, heads, stages, profile)
     finally:
         for stage in stages:
             await stage.model.aclose()
@@ -134,23 +131,20 @@ async def build_calibration_set(
         for stage, name in names.items()
     ]
     asked = run_folder.evaluation("large", "calibration") is not None
-    large = _measured_on(project, run_folder, "large", rows) if asked else None
-    small, labels = drafts[-1], labelled_by(project)
+    large, labels = _measured_on(project, run_folder, "large", rows) if asked else None, labelled_by(project)
     reference = TrafficReference(large_usd=large.cost_usd_per_1k / 1000 if large else None)
     says = [project.rows.counted.in_words, joined.in_words, _label_sources(rows) if labels == "large" else ""]
     if labels == "large" and file.data.gold:  # as few as they are, people's answers bound true errors tighter
-        gold, labels = gold_answers(project, small), "gold"
+        gold, labels = gold_answers(project, drafts[-1]), "gold"
         drafts = [judge_by(draft, project.task, gold) for draft in drafts]
         large = judge_by(large, project.task, gold) if large else None
     tells["limits_of_validity"] = (*filter(None, says), *tells["limits_of_validity"])
-    if (share := file.routing.guarantee.max_foreign_share) and foreign.confidence and foreign.confidence[0]:
+    if (share := file.routing.guarantee.max_foreign_share) and foreign and foreign[0]:
         own = (sum(doubt > KEEP_SHARE for doubt in doubts), len(doubts))
-        tells["max_outside"] = max_outside(share, own, (foreign.n_outside, len(foreign.confidence[0])))
+        tells["max_outside"] = max_outside(share, own, (n_outside, len(foreign[0])))
     like = {e.key for e in project.rows.selection.examples} if own_validation(project) else None
     selection = selection_drafts(run_folder, names, chosen_on, like=like)
-    return CalibrationSet(
-        drafts, selection, large, labels, guarantee_of(project), foreign.confidence, heads, reference, tells
-    )
+    return CalibrationSet(drafts, selection, large, labels, guarantee_of(project), foreign, heads, reference, tells)
 
 
 async def served_rows(
@@ -161,7 +155,7 @@ async def served_rows(
     Policies and domain check are applied as the Router applies them; random splits are left out.
     """
     policies, own, doubts = project.file.routing.policies, [], list[float]()
-    detector, gain = load_ood_detector(project.file, run_folder, heads), load_gain(run_folder.path)
+    detector, gain = load_ood_detector(project.file, run_folder, heads), GainModel.load(run_folder.path / GAIN)
     fixed = [policy for policy in policies if policy.kind != "split"]
     for example in rows.examples:
         request = Request(messages=example.messages)
@@ -284,20 +278,14 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
         certificate=certificate,
         heads=rows.heads,
         reference=rows.reference,
-        **(_for_second_look(project, rows) if routing.second_look_after else {}),
     )
+    if routing.second_look_after:  # what it counts beside live traffic
+        last = [stages[-1] for stages in (rows.drafts, rows.selection) if stages]
+        confidence = {row.key: row.confidence or 0.0 for one in last for row in one.rows}
+        update = {"confidence": confidence, "foreign": tuple(map(tuple, rows.foreign)), "texts": known_texts(project)}
+        found = found.model_copy(update=update)
     _save(project, run_folder, found)
     return found
-
-
-def _for_second_look(project: Project, rows: CalibrationSet) -> dict[str, Any]:
-    """Return what a second look counts beside live traffic: confidences, foreign drafts, and all known texts."""
-    last = [stages[-1] for stages in (rows.drafts, rows.selection) if stages]
-    return {
-        "confidence": {row.key: row.confidence or 0.0 for one in last for row in one.rows},
-        "foreign": tuple(map(tuple, rows.foreign)),
-        "texts": known_texts(project),
-    }
 
 
 def known_texts(project: Project) -> frozenset[str]:

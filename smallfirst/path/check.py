@@ -21,15 +21,7 @@ from smallfirst.models.base_size import BaseSize, read_base_size
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, LARGER_ENCODER
 from smallfirst.models.local.tokenizer import Tokenizer, load_tokenizer
-from smallfirst.path.foretold import (
-    CertificateForecast,
-    RowsForecast,
-    ThresholdForecast,
-    forecast_certificate,
-    forecast_findings,
-    forecast_gate,
-    forecast_rows,
-)
+from smallfirst.path.foretold import Foretold, foretell
 from smallfirst.path.large_model import LargeForecast, forecast_large, large_findings
 from smallfirst.path.project.candidates import project_candidates
 from smallfirst.path.project.project import Project, shown_as
@@ -65,12 +57,8 @@ class PreflightReport(Record):
     """Estimate of the fine-tune; None if it cannot be estimated yet."""
     unknown: str
     """Why it cannot be estimated, and what to do; empty if it is."""
-    gate: tuple[ThresholdForecast, ...] = ()
-    """What the test rows can show of each threshold of the gate."""
-    certificate: CertificateForecast | None = None
-    """What the calibration rows can show of the guarantee."""
-    rows_needed: RowsForecast | None = None
-    """How likely these rows are to decide gate and guarantee, and how many more would."""
+    foretold: Foretold = Foretold()
+    """What the rows can show of gate and guarantee, and how many more would."""
     large: LargeForecast | None = None
     """What asking the large model takes; None without one."""
 
@@ -85,25 +73,15 @@ class PreflightReport(Record):
         needs = self.needs.in_words if self.needs else []
         if self.unknown:
             needs = [f"time and memory of the fine-tune: unknown, {self.unknown}"]
-        return "\n".join([format_report(self.rows), *self._forecasts, *needs])
-
-    @property
-    def _forecasts(self) -> Iterator[str]:
-        """Yield a line for each forecast that is not a finding already."""
-        yield from (f"gate: {one.in_words}" for one in self.gate if one.reachable)
-        if self.certificate and self.certificate.reachable:
-            yield f"certificate: {self.certificate.in_words}"
-        if self.rows_needed:
-            yield from self.rows_needed.in_words
-        if self.large:
-            yield f"large model: {self.large.in_words}"
+        large = [f"large model: {self.large.in_words}"] if self.large else []
+        return "\n".join([format_report(self.rows), *self.foretold.in_words, *large, *needs])
 
     def __str__(self) -> str:
         return self.in_words
 
     @property
     def in_json(self) -> str:
-        """The report as JSON: the verdict, the findings, then the estimate."""
+        """The report as JSON: the verdict, the findings, then the estimates."""
         rest = self.model_dump(mode="json", exclude={"rows"})
         return json.dumps({"verdict": self.verdict, **self.rows.model_dump(mode="json"), **rest}, indent=2)
 
@@ -126,30 +104,19 @@ def check_stage(project: Project) -> PreflightReport:
     needs, base, counted = None, LocalBaseModel(None, None, ""), None
     encoded: dict[str, list[TokenizedRow]] = {}
     if any(candidate.is_language_model for candidate in project_candidates(project)):
-        base = find_local_base(project.file.small.base)
+        base, counted = find_local_base(project.file.small.base), estimate_token_counts(splits, config.max_seq_tokens)
         if base.tokens:
             encoded = {name: tokenize_rows(project, data, base.tokens) for name, data in splits.items()}
-        counted = _counts(encoded, project) if encoded else estimate_token_counts(splits, config.max_seq_tokens)
+            counted = _counts(encoded, project)
     unknown, findings = base.unknown, list[Finding]()
     if base.size is not None and encoded.get("train"):
         needs, unknown = _needs(project, base.size, encoded)
         findings += _too_large(base.size, config)
-    gate, certificate = forecast_gate(project), forecast_certificate(project)
-    rows_needed = forecast_rows(project, certificate)
-    large = forecast_large(project.file, project.task, rows)
-    findings += [*forecast_findings(gate, certificate, rows_needed), *large_findings(project.file, large)]
-    findings += [*_not_counted(rows), *rows.skipped, *rows.notes]
-    findings += [*_system_messages(rows.train), *language_findings(project)]
+    foretold, large = foretell(project), forecast_large(project.file, project.task, rows)
+    findings += [*foretold.findings, *large_findings(project.file, large), *_not_counted(rows)]
+    findings += [*rows.skipped, *rows.notes, *_system_messages(rows.train), *language_findings(project)]
     report = check(rows.train, validation=validation, test=rows.test, tokens=counted).with_findings(findings)
-    return PreflightReport(
-        rows=report,
-        needs=needs,
-        unknown=unknown,
-        gate=gate,
-        certificate=certificate,
-        rows_needed=rows_needed,
-        large=large,
-    )
+    return PreflightReport(rows=report, needs=needs, unknown=unknown, foretold=foretold, large=large)
 
 
 def _not_counted(rows: Rows) -> Iterator[Finding]:
@@ -246,31 +213,26 @@ def _too_large(size: BaseSize, config: TrainConfig) -> Iterator[Finding]:
 
 
 def language_findings(project: Project) -> Iterator[Finding]:
-    """Yield a note if many rows are not English and a candidate reads them with an encoder trained on English."""
+    """Yield a note if many rows are not English and a candidate reads them with an encoder trained on English.
+
+    Without the extra `language` only other scripts than the Latin are told apart, by Unicode's names.
+    """
     named = (candidate.encoder_name(project.file.small) for candidate in project_candidates(project))
     english = [name for name in dict.fromkeys(named) if name in (DEFAULT_ENCODER, LARGER_ENCODER)]
-    found, n = other_languages([example.text for example in project.rows.train.examples]) if english else (Counter(), 0)
-    if found.total() > MAX_FOREIGN_SHARE * n:
+    texts = [e.text for e in project.rows.train.examples if sum(map(str.isalpha, e.text)) >= MIN_LETTERS]
+    if not english or not texts:
+        return
+    sample = texts[:: -(-len(texts) // LANGUAGE_SAMPLE)]
+    try:
+        found = Counter(map(detect_language, sample))
+    except MissingExtra:
+        found = Counter(dominant_script(text).capitalize() for text in sample)
+    found = Counter({language: n for language, n in found.items() if language not in ("en", "Latin")})
+    if found.total() > MAX_FOREIGN_SHARE * len(sample):
         languages = ", ".join(language for language, _ in found.most_common(3))
-        what = f"{found.total():,} of {n:,} training rows looked at are not English ({languages})"
+        what = f"{found.total():,} of {len(sample):,} training rows looked at are not English ({languages})"
         rule = (
             f"{' and '.join(english)} learnt English alone: name the folder of a multilingual sentence encoder in "
             "small.encoder, or trust the candidate words, which knows no language beforehand"
         )
         yield make_finding("note", what, rule, n=found.total())
-
-
-def other_languages(texts: Sequence[str]) -> tuple[Counter[str], int]:
-    """Return how many of a sample are in each language but English, by ISO 639-1 code, and the size of the sample.
-
-    Without the extra `language` only other scripts than the Latin are told apart, by Unicode's names.
-    """
-    long = [text for text in texts if sum(map(str.isalpha, text)) >= MIN_LETTERS]
-    sample = long[:: -(-len(long) // LANGUAGE_SAMPLE) or 1]
-    try:
-        found = Counter(map(detect_language, sample))
-    except MissingExtra:
-        found = Counter(dominant_script(text).capitalize() for text in sample)
-    for english in ("en", "Latin"):
-        found.pop(english, None)
-    return found, len(sample)

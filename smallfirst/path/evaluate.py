@@ -9,16 +9,18 @@ from smallfirst.measuring.evaluate import Evaluation, EvaluationSetup, evaluate,
 from smallfirst.models.local.weights import release_memory
 from smallfirst.models.protocol import Model, Request
 from smallfirst.models.wrappers import OpenEndedReplay
-from smallfirst.path.confidence_heads import ConfidenceHeads, is_correct
+from smallfirst.path.finalists import CHOOSING, fix_before_test, fix_finalists
 from smallfirst.path.large_model import forecast_large, recorded_answers, recorded_open_answers
-from smallfirst.path.plans.joined_rows import fix_before_test
-from smallfirst.path.plans.worth import CHOOSING, fix_finalists
 from smallfirst.path.project.candidates import Candidate, fitted_candidates, get_candidate
 from smallfirst.path.project.project import Project, in_task_state
-from smallfirst.path.project.run_folder import RunFolder
-from smallfirst.path.report.data import OpenEndedRouting
-from smallfirst.path.router_setup import cascade_stages, load_ood_detector, routing_rules
-from smallfirst.path.summary import KEPT, OPEN_ENDED, KeptOnTest
+from smallfirst.path.project.run_folder import KEPT, OPEN_ENDED, KeptOnTest, OpenEndedRouting, RunFolder
+from smallfirst.path.router_setup import (
+    ConfidenceHeads,
+    cascade_stages,
+    is_correct,
+    load_ood_detector,
+    routing_rules,
+)
 from smallfirst.registry.evaluations import log_evaluation
 from smallfirst.routing.acceptance import split_foreign
 from smallfirst.routing.certificate.certificate import Certificate
@@ -39,25 +41,26 @@ def evaluate_stage(project: Project, run_folder: RunFolder, *, resume: bool = Fa
     Candidates that cannot go live are measured as well, on test rows alone. `resume` leaves out what is measured on
     these rows already.
     """
-    fitted = fitted_candidates(project, run_folder)
+    fitted, progress = fitted_candidates(project, run_folder), project.progress
     for candidate in fitted:
         if candidate.promotable and not (resume and _has_chosen(project, run_folder, candidate)):
             asyncio.run(_evaluate_to_choose(project, run_folder, candidate))
     if project.file.large is not None:
         forecast = forecast_large(project.file, project.task, project.rows)
-        project.progress.log(f"large model: {forecast.in_words if forecast else 'not asked'}")
+        progress.log(f"large model: {forecast.in_words if forecast else 'not asked'}")
         asyncio.run(_evaluate_large(project, run_folder, "calibration"))
     finalists = fix_finalists(project, run_folder)
     fix_before_test(project, run_folder)
-    project.progress.log(f"finalists: {', '.join(finalists.names)}")
+    progress.log(f"finalists: {', '.join(finalists.names)}")
     wanted = {*finalists.names, *project.file.routing.ahead}
     for candidate in fitted:
         if candidate.promotable and candidate.name not in wanted:
             continue
-        if resume and _is_measured(project, run_folder, candidate):
+        parts = _parts(project, candidate)
+        if resume and all(_is_measured(run_folder, candidate.name, split, data) for split, data in parts.items()):
             continue
-        with project.progress.step(f"measuring {candidate.title}"):
-            asyncio.run(_evaluate_candidate(project, run_folder, candidate))
+        with progress.step(f"measuring {candidate.title}"):
+            asyncio.run(_evaluate_candidate(project, run_folder, candidate, parts))
         release_memory()
     if project.file.large is not None:
         asyncio.run(_evaluate_large(project, run_folder, "test"))
@@ -99,11 +102,15 @@ def _parts(project: Project, candidate: Candidate) -> dict[str, Dataset]:
     return {"calibration": rows.calibration, "test": test} if candidate.promotable else {"test": test}
 
 
+def _is_measured(run_folder: RunFolder, candidate: str, split: str, data: Dataset) -> bool:
+    found = run_folder.evaluation(candidate, split)
+    return found is not None and found.dataset_fingerprint == data.content_fingerprint
+
+
 def _has_chosen(project: Project, run_folder: RunFolder, candidate: Candidate) -> bool:
-    folds = run_folder.folds(candidate.name)
-    found = run_folder.evaluation(candidate.name, "selection" if folds is None else CHOOSING)
-    wanted = project.rows.selection.content_fingerprint if folds is None else folds.dataset_fingerprint
-    return found is not None and found.dataset_fingerprint == wanted
+    if run_folder.folds(candidate.name) is None:
+        return _is_measured(run_folder, candidate.name, "selection", project.rows.selection)
+    return _is_measured(run_folder, candidate.name, CHOOSING, project.rows.development)
 
 
 async def _evaluate_to_choose(project: Project, run_folder: RunFolder, candidate: Candidate) -> None:
@@ -111,60 +118,41 @@ async def _evaluate_to_choose(project: Project, run_folder: RunFolder, candidate
 
     The final model, which has seen the rows of the folds, is asked some of them for its cost alone.
     """
-    model, folds, rows = candidate.load(project, run_folder), run_folder.folds(candidate.name), project.rows.selection
+    model, folds, name = candidate.load(project, run_folder), run_folder.folds(candidate.name), candidate.name
     try:
         if folds is None:
-            await _evaluate(project, run_folder, model, name=candidate.name, data=rows, split="selection")
+            await _evaluate(project, run_folder, model, name=name, data=project.rows.selection, split="selection")
             return
         rows = project.rows.development
         asked = EvaluationSetup(project.task, sample_rows(rows, COST_ROWS), split=CHOOSING)
-        priced = await evaluate(model, asked, candidate=candidate.name)
+        priced = await evaluate(model, asked, candidate=name)
     finally:
         await model.aclose()
+    answers = zip(rows.examples, folds.completions(name), strict=True)
     found = summarize(
-        [
-            score_row(example, answer, project.task, candidate.name)
-            for example, answer in zip(rows.examples, folds.completions(candidate.name), strict=True)
-        ],
+        [score_row(example, answer, project.task, name) for example, answer in answers],
         EvaluationSetup(project.task, rows, split=CHOOSING),
-        candidate=candidate.name,
+        candidate=name,
         model=priced.model,
         latencies_ms=[],
         requests_per_s=None,
         note=f"{len(rows):,} training and selection rows answered out of fold, {folds.n_folds} folds",
     )
-    found = found.model_copy(update={"cost_usd_per_1k": priced.cost_usd_per_1k})
-    run_folder.save_evaluation(found)
-    log_evaluation(run_folder.mlflow_run_id(), found)
-    project.progress.log(f"{candidate.name} out of fold: {found.in_words}")
+    _keep(project, run_folder, found.model_copy(update={"cost_usd_per_1k": priced.cost_usd_per_1k}))
 
 
-def _is_measured(project: Project, run_folder: RunFolder, candidate: Candidate) -> bool:
-    parts = _parts(project, candidate)
-    found = {split: run_folder.evaluation(candidate.name, split) for split in parts}
-    return all(one and one.dataset_fingerprint == parts[split].content_fingerprint for split, one in found.items())
-
-
-async def _evaluate_candidate(project: Project, run_folder: RunFolder, candidate: Candidate) -> None:
-    model = candidate.load(project, run_folder)
+async def _evaluate_candidate(
+    project: Project, run_folder: RunFolder, candidate: Candidate, parts: dict[str, Dataset]
+) -> None:
+    gate, model = project.file.gate, candidate.load(project, run_folder)
+    limited = candidate.promotable and (gate.p50_ms_at_most or gate.p95_ms_at_most)
     try:
-        for split, data in _parts(project, candidate).items():
-            await _evaluate(
-                project,
-                run_folder,
-                model,
-                name=candidate.name,
-                data=data,
-                split=split,
-                probe_rows=_n_probes(project, split) if candidate.promotable else PROBE_ROWS,
-            )
+        for split, data in parts.items():
+            probe_rows = LIMITED_PROBE_ROWS if limited and split == "test" else PROBE_ROWS
+            named = {"name": candidate.name, "split": split}
+            await _evaluate(project, run_folder, model, **named, data=data, probe_rows=probe_rows)
     finally:
         await model.aclose()
-
-
-def _n_probes(project: Project, split: str) -> int:
-    limited = split == "test" and (project.file.gate.p50_ms_at_most or project.file.gate.p95_ms_at_most)
-    return LIMITED_PROBE_ROWS if limited else PROBE_ROWS
 
 
 async def _evaluate_large(project: Project, run_folder: RunFolder, split: str) -> None:
@@ -187,10 +175,13 @@ async def _evaluate(
 ) -> None:
     with project.progress.bar(f"evaluating {name} on {split}", len(data)) as update:
         setup = EvaluationSetup(project.task, data, split=split, progress=update)
-        found = await evaluate(model, setup, candidate=name, probe_rows=probe_rows, note=note)
+        _keep(project, run_folder, await evaluate(model, setup, candidate=name, probe_rows=probe_rows, note=note))
+
+
+def _keep(project: Project, run_folder: RunFolder, found: Evaluation) -> None:
     run_folder.save_evaluation(found)
     log_evaluation(run_folder.mlflow_run_id(), found)
-    project.progress.log(f"{name} on {split}: {found.in_words}")
+    project.progress.log(f"{found.candidate} on {found.split} rows: {found.in_words}")
 
 
 async def _count_kept(project: Project, run_folder: RunFolder, router: Router) -> None:

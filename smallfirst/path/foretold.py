@@ -1,30 +1,36 @@
-"""What a run on these rows can be expected to show, before anything is trained.
+"""What rows can show, and how many more it takes: foretold before anything is trained, and counted after a run.
 
 The gate's own checks judge a model that is right on every test row: what it misses is out of reach of every model. How
 likely the gate's accuracy and the guarantee are to be shown, and how many more rows they take, follows from the answers
 of a linear model on words to rows that it did not learn (`models.linear.held_out`): a run's best candidate is taken to
 make all of its errors at worst, and half of them at best. Where there is no such model, from no error to half of those
 allowed. After a run on the same rows its own figure stands here.
+
+A part (test or calibration) that is split off a file grows with the file, so rows are counted that are added to the
+files as the user has them. Something goes live by a gate or by a certificate, so of these open questions the one that
+takes fewest rows decides. What no number of rows is likely to decide (`sample_size.UNLIKELY`) is left out.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from smallfirst.base.errors import StageMissing
 from smallfirst.base.paths import state_folder
 from smallfirst.base.records import Record
-from smallfirst.base.stats.intervals import Estimate, wilson
+from smallfirst.base.stats.intervals import wilson
 from smallfirst.base.stats.sample_size import (
     MAX_ROWS,
     RowsNeeded,
     chance_of_share,
     fewest_rows,
     min_rows_without_error,
+    round_up_to_two_digits,
     rows_for_error,
 )
 from smallfirst.data.dataset import Dataset, sample_rows
@@ -36,116 +42,94 @@ from smallfirst.measuring.outcome import LabelsNeeded, Outcome
 from smallfirst.measuring.verdict import CheckResult
 from smallfirst.models.linear.held_out import WORD_ERRORS, hold_out_labels
 from smallfirst.path.evaluate import LIMITED_PROBE_ROWS
-from smallfirst.path.plans.joined_rows import LOOKS
-from smallfirst.path.plans.labels_needed import OpenQuestion, rows_to_label
+from smallfirst.path.finalists import LOOKS, MAX_FINALISTS
 from smallfirst.path.project.candidate_registry import promotable_names
 from smallfirst.path.project.candidates import project_candidates
 from smallfirst.path.project.project import Project
-from smallfirst.path.project.run_folder import OUTCOME, RunFolder
+from smallfirst.path.project.rows import SPLIT_OFF
+from smallfirst.path.project.run_folder import CERTIFICATE, OUTCOME, RunFolder
+from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.looks import next_look, read_before, text_fingerprints
 
-MOST_CASES = 1000
-"""Training and selection rows of which the linear model on words answers each."""
-MOST_FINALISTS = 3
-"""So many candidates at most divide the level where test rows certify as well."""
-_ASSUMED = 1000
+PROMISE = "routing.guarantee"
+"""Name of the check that a certificate is issued."""
+CASES = 1000
+"""Training and selection rows of which the linear model on words answers each; as many are made up without one."""
+Span = tuple[float, float]
+"""At worst and at best."""
 
 
-class ThresholdForecast(Record):
-    """What the test rows can show of one threshold."""
+class RequirementForecast(Record):
+    """What the rows can show of a threshold of the gate, or of the guarantee."""
 
-    name: str
-    """Key of the threshold in task.yaml."""
-    requirement: str
-    n_rows: int
-    """Test rows."""
+    setting: str
+    """Where it stands in task.yaml."""
+    in_words: str
     reachable: bool
-    """False if not even a model without an error would pass."""
-    n_wrong: int | None = None
-    """Most wrong answers with which it is met; for `accuracy_at_least` only."""
-    least_measured: float | None = None
-    """The share of right answers that is left then, in [0, 1]."""
-    why_not: str = ""
-    """What would be measured of a model without an error; empty if it would pass."""
+    """False if not even a model without an error would show it."""
     advice: str = ""
-    """What the gate would advise it; empty if it would pass, or if its rows are too few."""
-    too_few: bool = False
-    """More test rows would do for a model without an error."""
-
-    @property
-    def in_words(self) -> str:
-        start = f"{self.n_rows:,} test rows show {self.requirement}"
-        if self.least_measured is not None:
-            return f"{start} only from a measured {self.least_measured:.3f} ({self.n_wrong:,} wrong at most)"
-        if self.reachable:
-            return f"{start} if the model is good enough"
-        return f"{self.requirement} is out of reach: {self.why_not}"
+    """What else than more rows would do; empty if these would."""
 
 
-class CertificateForecast(Record):
-    """What the calibration rows can show of the guarantee."""
+class Foretold(Record):
+    """What a run on these rows can show."""
 
-    guarantee: str
-    n_rows: int
-    """Rows that count: calibration rows, and test rows where they certify too."""
-    n_test: int = 0
-    """How many of them are test rows."""
-    level: float
-    """Error probability that the next certificate tried on them spends."""
-    n_without_error: int
-    """Fewest accepted rows that show it if none is wrong."""
-
-    @property
-    def reachable(self) -> bool:
-        """False if it is refused even without an error."""
-        return self.n_rows >= self.n_without_error
-
-    @property
-    def in_words(self) -> str:
-        test = f" and {self.n_test:,} test" if self.n_test else ""
-        n = f"{self.n_rows - self.n_test:,} calibration{test} rows"
-        if not self.reachable:
-            return f"{n} cannot show {self.guarantee}, even without an error"
-        return f"{n} show {self.guarantee} if, say, the {self.n_without_error:,} most confident answers are all right"
-
-
-class RowsForecast(Record):
-    """The chance that these rows decide gate and guarantee, and the rows that would, at two assumptions on errors."""
-
-    assumption: str
-    """In words, which errors are assumed at worst and at best."""
-    right: Estimate | None
-    """Share of right answers of the linear model on words; None without one."""
-    chance_gate: tuple[float, float] | None
-    """That these test rows show the gate's accuracy, at worst and at best; None if it is not asked for."""
-    chance_certificate: tuple[float, float] | None
-    """That these calibration rows show the guarantee, at worst and at best; None if that is not foretold."""
-    most: LabelsNeeded | None
+    gate: tuple[RequirementForecast, ...] = ()
+    """Each threshold of the gate; empty without test rows."""
+    certificate: RequirementForecast | None = None
+    """The guarantee; None where it is not foretold."""
+    assumption: str = ""
+    """Which errors are assumed at worst and at best; empty where neither accuracy nor errors are asked for."""
+    chance_gate: Span | None = None
+    """That these test rows show the gate's accuracy; None if it is not asked for."""
+    chance_certificate: Span | None = None
+    """That these calibration rows show the guarantee; None if that is not foretold."""
+    most: LabelsNeeded | None = None
     """Rows that decide what is open, at worst; None if nothing is open, or if no number of rows is likely to."""
-    fewest: LabelsNeeded | None
+    fewest: LabelsNeeded | None = None
     """As `most`, at best."""
     of_run: LabelsNeeded | None = None
-    """What the latest run on the same rows found; it stands in place of what was foretold."""
+    """What the latest run on the same rows asks for; it stands in place of what was foretold."""
 
     @property
     def in_words(self) -> Iterator[str]:
-        """Yield the lines for the terminal."""
+        """Yield the lines for the terminal, but for what is a finding."""
+        yield from (f"gate: {one.in_words}" for one in self.gate if one.reachable)
+        if self.certificate and self.certificate.reachable:
+            yield f"certificate: {self.certificate.in_words}"
         if self.of_run is not None:
             yield f"rows: the last run on these rows asks for {self.of_run.in_words}"
-            return
-        for name, chance in (("gate", self.chance_gate), ("certificate", self.chance_certificate)):
-            if chance is not None:
-                yield f"{name}: shown with these rows with a chance of {_span(*chance)}"
-        if self.most or self.fewest:
-            ends = [one.in_words for one in (self.fewest, self.most) if one]
-            rows = " to ".join(dict.fromkeys(ends)) if self.most else f"{ends[0]}, or no number of rows"
-            yield f"rows: {rows} would decide what is open"
-        yield f"assumed: {self.assumption}"
+        elif self.assumption:
+            for name, chance in (("gate", self.chance_gate), ("certificate", self.chance_certificate)):
+                if chance is not None:
+                    ends = sorted({round(100 * end) for end in chance})
+                    yield f"{name}: shown with these rows with a chance of {' to '.join(map(str, ends))} %"
+            if self.most or self.fewest:
+                ways = [one.in_words for one in (self.fewest, self.most) if one]
+                rows = " to ".join(dict.fromkeys(ways)) if self.most else f"{ways[0]}, or no number of rows"
+                yield f"rows: {rows} would decide what is open"
+            yield f"assumed: {self.assumption}"
+
+    @property
+    def findings(self) -> Iterator[Finding]:
+        """Yield a finding for each threshold that no model can reach with these rows, and for such a guarantee."""
+        found = self.of_run or self.fewest
+        add = f"add {found.in_words}" if found else "add rows"
+        named = [("gate", one) for one in self.gate] + [("certificate", one) for one in (self.certificate,) if one]
+        for name, one in named:
+            if not one.reachable:
+                rule = f"{one.advice or add}; or change {one.setting}"
+                yield make_finding("fix", f"{name}: {one.in_words}", rule, n=1)
 
 
-def _span(low: float, high: float) -> str:
-    ends = sorted({round(100 * low), round(100 * high)})
-    return f"{' to '.join(map(str, ends))} %"
+class OpenQuestion(NamedTuple):
+    """What too few rows of a part left open."""
+
+    part: Literal["test", "calibration"]
+    needed: RowsNeeded
+    """Rows more of the part."""
+    n_now: int
+    """Rows of the part that were counted."""
 
 
 class _Assumed(NamedTuple):
@@ -155,122 +139,116 @@ class _Assumed(NamedTuple):
     right: np.ndarray
 
 
-def forecast_gate(project: Project) -> tuple[ThresholdForecast, ...]:
-    """Return a forecast for each threshold that depends on test rows; nothing without test rows."""
-    gate, test = _asked_alone(project), project.rows.test
+def foretell(project: Project) -> Foretold:
+    """Return what a run on these rows can show; nothing is trained but a model of words on at most 1,000 rows."""
+    certificate, level, n = _certificate(project)
+    found = Foretold(gate=_thresholds(project), certificate=certificate, of_run=_of_last_run(project))
+    guarantee, bar = project.file.routing.guarantee, _asked_alone(project).accuracy_at_least
+    limit = guarantee.max_error if certificate and level and not guarantee.per_group else None
+    if bar is None and (certificate is None or guarantee.per_group):
+        return found
+    cases, assumption = _word_model(project)
+    n_test, confidence = len(project.rows.test), _level(project).confidence
+    of_gate, of_certificate, rows = list[float](), list[float](), list[LabelsNeeded | None]()
+    for left in (WORD_ERRORS[0], WORD_ERRORS[-1]):
+        questions = []
+        if bar is not None:
+            model = _as_good(cases, left, 1 - bar)
+
+            def chance(n_more: int, right: np.ndarray = model.right, bar: float = bar) -> float:
+                n_right, n_cases = int(right.sum()), len(right)
+                return chance_of_share(n_right, n_cases, n_test + n_more, bar, confidence=confidence, again=0.0)
+
+            of_gate.append(chance(0))
+            questions.append(OpenQuestion("test", fewest_rows(chance), n_test))
+        if limit is not None:
+            model = _as_good(cases, left, limit)
+            needed, now = (
+                rows_for_error(model.confidence, model.right, limit, level, again=0.0, n_new=n, max_rows=most)
+                for most in (MAX_ROWS, 0)
+            )
+            of_certificate.append(now.chance)
+            questions.append(OpenQuestion("calibration", needed, n))
+        rows.append(rows_to_label(project, [one for one in questions if one.needed.n_more]))
+    spans = {"chance_gate": of_gate, "chance_certificate": of_certificate}
+    told = {name: (span[0], span[1]) for name, span in spans.items() if span}
+    return found.model_copy(update={"assumption": assumption, "most": rows[0], "fewest": rows[1], **told})
+
+
+def _thresholds(project: Project) -> tuple[RequirementForecast, ...]:
+    """Return what test rows can show of each threshold of the gate; nothing without test rows."""
+    gate, test, large = _asked_alone(project), project.rows.test, project.file.large
     if not test.examples:
         return ()
-    level, large = _level(project), project.file.large
-    asked = perfect_evaluation(project, sample_rows(test, large.sample("test")), cost_usd=1.0) if large else None
-    inputs = CheckInputs(perfect_evaluation(project, test), level, asked, gate.part_rows)
-    return tuple(_forecast(project, result, level) for result in run_checks(gate, inputs))
+    level = _level(project)
+    asked = _perfect(project, sample_rows(test, large.sample("test")), cost_usd=1.0) if large else None
+    inputs = CheckInputs(_perfect(project, test), level, asked, gate.part_rows)
+    return tuple(_threshold(project, result, level) for result in run_checks(gate, inputs))
 
 
-def forecast_certificate(project: Project) -> CertificateForecast | None:
-    """Return what the calibration rows can certify; None where that is not foretold.
+def _threshold(project: Project, result: CheckResult, level: ConfidenceLevel) -> RequirementForecast:
+    n, name = len(project.rows.test), result.name
+    metric, _, end = name.rpartition("_at_")  # a metric by its name stands below measures_at_least or …_at_most
+    setting = f"gate.{name}" if name.partition(".")[0] in Gate.model_fields else f"gate.measures_at_{end}.{metric}"
+    words, advice = f"{n:,} test rows show {result.requirement} if the model is good enough", ""
+    if not result.passed:
+        of_whom = f" of a model without an error on {n:,} test rows" if result.estimate else ""
+        words = f"{result.requirement} is out of reach: {result.measured}{of_whom}"
+        if result.more_rows is None:
+            advice = ("" if result.estimate else result.advice) or "no number of rows like these would do"
+    elif name == "accuracy_at_least":
+        least = project.file.gate.accuracy_at_least or 0.0
+        n_wrong = bisect_left(
+            range(1, n + 1), True, key=lambda wrong: wilson(n - wrong, n, confidence=level.confidence).low < least
+        )
+        words = f"{n:,} test rows show {result.requirement} only from a measured {(n - n_wrong) / n:.3f} "
+        words += f"({n_wrong:,} wrong at most)"
+    return RequirementForecast(setting=setting, in_words=words, reachable=result.passed, advice=advice)
 
-    That is where people's answers to some of the rows certify alone, or where errors are not what is limited.
+
+def _certificate(project: Project) -> tuple[RequirementForecast | None, float, int]:
+    """Return what the calibration rows can show, the level of their next certificate, and how many rows count.
+
+    None where people's answers to some of the rows certify alone, or where errors are not what is limited.
     """
-    guarantee, rows = project.file.routing.guarantee, project.rows.calibration
-    if project.file.data.gold is not None or "error" not in guarantee.limits:
-        return None
-    looks, data = state_folder() / "tasks" / project.file.name / LOOKS, project.file.data
+    guarantee, rows, data = project.file.routing.guarantee, project.rows.calibration, project.file.data
+    if data.gold is not None or "error" not in guarantee.limits:
+        return None, 0.0, 0
+    looks = state_folder() / "tasks" / project.file.name / LOOKS
     own, test = (text_fingerprints(example.text for example in part.examples) for part in (rows, project.rows.test))
     n_test = len(test - read_before(looks, "", test)) if data.one_source else 0  # as `find_joined` decides
     share = next_look(looks, own | test if n_test else own).share
-    n_finalists = min(MOST_FINALISTS, sum(one.promotable for one in project_candidates(project)))
+    n_finalists = min(MAX_FINALISTS, sum(one.promotable for one in project_candidates(project)))
     share /= max(1, n_finalists) if n_test else 1
     level = share * (1 - guarantee.confidence) / (guarantee.n_limits * (3 if project.file.routing.ahead else 1))
     n = len(rows) + n_test
     fewest = min_rows_without_error(guarantee.limits["error"], level) if level else n + 1
-    words = guarantee.in_words
-    return CertificateForecast(guarantee=words, n_rows=n, n_test=n_test, level=level, n_without_error=fewest)
+    words = f"{len(rows):,} calibration{f' and {n_test:,} test' if n_test else ''} rows"
+    if n < fewest:
+        words += f" cannot show {guarantee.in_words}, even without an error"
+    else:
+        words += f" show {guarantee.in_words} if, say, the {fewest:,} most confident answers are all right"
+    return RequirementForecast(setting=PROMISE, in_words=words, reachable=n >= fewest), level, n
 
 
-def forecast_rows(project: Project, certificate: CertificateForecast | None) -> RowsForecast | None:
-    """Return how likely these rows are to decide, and how many more would be; None if there is nothing to show."""
-    bar, limit = _asked_alone(project).accuracy_at_least, project.file.routing.guarantee.max_error
-    simple = certificate is not None and not project.file.routing.guarantee.per_group
-    asked = None if not simple or limit is None else limit
-    if bar is None and asked is None:
-        return None
-    cases, right = _held_out(project)
-    spans: list[tuple[float | None, float | None, LabelsNeeded | None]] = []
-    for left in (WORD_ERRORS[0], WORD_ERRORS[-1]):
-        open_, chances = list[OpenQuestion](), list[float | None]([None, None])
-        if bar is not None:
-            model = _as_good(cases, left, 1 - bar)
-            needed, chances[0] = _for_gate(project, model, bar)
-            open_ += [OpenQuestion("test", needed, len(project.rows.test))] if needed.n_more else []
-        if asked is not None and certificate is not None and certificate.level:
-            model, n, level = _as_good(cases, left, asked), certificate.n_rows, certificate.level
-            needed, now = (
-                rows_for_error(model.confidence, model.right, asked, level, again=0.0, n_new=n, max_rows=most)
-                for most in (MAX_ROWS, 0)
-            )
-            chances[1] = now.chance
-            open_ += [OpenQuestion("calibration", needed, n)] if needed.n_more else []
-        spans.append((chances[0], chances[1], rows_to_label(project, open_)))
-    (gate, shown, most), (best_gate, best_shown, fewest) = spans
-    assumption = "from half of the errors that are allowed to none, since nothing is known of the model yet"
-    if right is not None:
-        assumption = (
-            f"from the errors of a linear model on words (right on {right} of {right.n} rows that it did not learn) to "
-            "half of them"
-        )
-    return RowsForecast(
-        assumption=assumption,
-        right=right,
-        chance_gate=None if gate is None or best_gate is None else (gate, best_gate),
-        chance_certificate=None if shown is None or best_shown is None else (shown, best_shown),
-        most=most,
-        fewest=fewest,
-        of_run=_of_last_run(project),
-    )
-
-
-def forecast_findings(
-    gate: Sequence[ThresholdForecast], certificate: CertificateForecast | None, rows: RowsForecast | None
-) -> Iterator[Finding]:
-    """Yield a finding for each threshold that no model can reach with these rows, and for such a guarantee."""
-    found = rows and (rows.of_run or rows.fewest)
-    add = f"add {found.in_words}" if found else "add rows"
-    for one in gate:
-        if not one.reachable:
-            advice = add if one.too_few else one.advice or "no number of rows like these would do"
-            yield make_finding("fix", f"gate: {one.in_words}", f"{advice}; or change {_setting(one.name)}", n=1)
-    if certificate is not None and not certificate.reachable:
-        yield make_finding("fix", f"certificate: {certificate.in_words}", f"{add}; or change routing.guarantee", n=1)
-
-
-def _held_out(project: Project) -> tuple[_Assumed | None, Estimate | None]:
-    """Return the answers of the linear model on words to rows that it did not learn; None for open answers."""
-    rows = project.rows.train.subset("held out", (*project.rows.train.examples, *project.rows.selection.examples))
-    examples = sample_rows(rows, MOST_CASES).examples
+def _word_model(project: Project) -> tuple[_Assumed | None, str]:
+    """Return the answers of the linear model on words to rows that it did not learn, and what is assumed of a run's."""
+    examples = sample_rows(project.rows.development, CASES).examples
     if not project.task.closed or len({example.answer for example in examples}) < 2:
-        return None, None
+        return None, "from half of the errors that are allowed to none, since nothing is known of the model yet"
     found = hold_out_labels([example.text for example in examples], [example.answer for example in examples])
-    return _Assumed(found.confidence, found.right), wilson(int(found.right.sum()), len(found.right))
+    right = wilson(int(found.right.sum()), len(found.right))
+    words = f"from the errors of a linear model on words (right on {right} of {right.n} rows that it did not learn) "
+    return _Assumed(found.confidence, found.right), f"{words}to half of them"
 
 
 def _as_good(cases: _Assumed | None, left: float, allowed: float) -> _Assumed:
     """Return the answers with a share `left` of their errors; without any, with `allowed` errors less as many."""
-    luck = np.random.default_rng(0).random(len(cases.right) if cases else _ASSUMED)
+    luck = np.random.default_rng(0).random(len(cases.right) if cases else CASES)
     if cases is not None:
         return cases._replace(right=cases.right | (luck >= left))
     at_worst = left == WORD_ERRORS[0]
-    return _Assumed(luck, np.arange(_ASSUMED) % round(2 / allowed) > 0 if at_worst else np.ones(_ASSUMED, dtype=bool))
-
-
-def _for_gate(project: Project, model: _Assumed, bar: float) -> tuple[RowsNeeded, float]:
-    """Return the rows that the gate's accuracy takes, and its chance with those that there are."""
-    n, n_right, n_cases = len(project.rows.test), int(model.right.sum()), len(model.right)
-    confidence = _level(project).confidence
-
-    def chance(n_more: int) -> float:
-        return chance_of_share(n_right, n_cases, n + n_more, bar, confidence=confidence, again=0.0)
-
-    return fewest_rows(chance), chance(0)
+    return _Assumed(luck, np.arange(CASES) % round(2 / allowed) > 0 if at_worst else np.ones(CASES, dtype=bool))
 
 
 def _asked_alone(project: Project) -> Gate:
@@ -292,33 +270,21 @@ def _of_last_run(project: Project) -> LabelsNeeded | None:
         run_folder = RunFolder.latest(project.file.name)
     except StageMissing:
         return None
-    for name in promotable_names():
-        for part in ("test", "calibration"):
-            measured = run_folder.evaluation(name, part)
-            if measured is not None and measured.dataset_fingerprint != getattr(project.rows, part).content_fingerprint:
-                return None
+    for split in ("test", "calibration"):
+        rows, found = getattr(project.rows, split), (run_folder.evaluation(name, split) for name in promotable_names())
+        if any(one and one.dataset_fingerprint != rows.content_fingerprint for one in found):
+            return None
     outcome = run_folder.find(Outcome, OUTCOME)
     return outcome.labels_needed if outcome else None
 
 
-def perfect_evaluation(project: Project, data: Dataset, *, cost_usd: float = 0.0) -> Evaluation:
+def _perfect(project: Project, data: Dataset, *, cost_usd: float = 0.0) -> Evaluation:
     """Return the evaluation of a model that is right on all rows; nothing is asked, and no scorer is called."""
+    usual = {"score": 1.0, "correct": True, "confidence": 1.0, "stage": "perfect", "certified": False}
+    usual |= {"latency_ms": 0.0, "cost_usd": cost_usd}
     rows = tuple(
-        EvaluatedRow(
-            key=example.key,
-            text=example.text,
-            gold=example.answer,
-            also=example.also,
-            answer=example.answer,
-            score=1.0,
-            correct=True,
-            confidence=1.0,
-            stage="perfect",
-            certified=False,
-            latency_ms=0.0,
-            cost_usd=cost_usd,
-        )
-        for example in data.examples
+        EvaluatedRow.model_validate({"key": e.key, "text": e.text, "gold": e.answer, "answer": e.answer, **usual})
+        for e in data.examples
     )
     n, limited = len(rows), project.file.gate.measures_at_most
     return Evaluation(
@@ -339,31 +305,52 @@ def perfect_evaluation(project: Project, data: Dataset, *, cost_usd: float = 0.0
     )
 
 
-def _forecast(project: Project, result: CheckResult, level: ConfidenceLevel) -> ThresholdForecast:
-    n = len(project.rows.test)
-    found = ThresholdForecast(name=result.name, requirement=result.requirement, n_rows=n, reachable=result.passed)
-    if not result.passed:
-        of_whom = f" of a model without an error on {n:,} test rows" if result.estimate else ""
-        advice = "" if result.estimate else result.advice
-        update = {"why_not": f"{result.measured}{of_whom}", "advice": advice, "too_few": result.more_rows is not None}
-        return found.model_copy(update=update)
-    if result.name == "accuracy_at_least":
-        n_wrong = _most_wrong(project.file.gate, n, level)
-        return found.model_copy(update={"n_wrong": n_wrong, "least_measured": (n - n_wrong) / n})
-    return found
+def labels_needed(project: Project, run_folder: RunFolder, *, live: bool = False) -> LabelsNeeded | None:
+    """Return the fewest rows that are likely to put something live, or to show a promise; None if no number is.
+
+    `live`: something goes live, and only a promise may be open.
+    """
+    ways = [rows_to_label(project, [one]) for one in _open_questions(project, run_folder, live=live)]
+    return min(filter(None, ways), key=lambda way: way.n_data_rows, default=None)
 
 
-def _most_wrong(gate: Gate, n: int, level: ConfidenceLevel) -> int:
-    """Return how many of `n` rows may be wrong for the accuracy still to be shown, where none may be many."""
-    least = gate.accuracy_at_least or 0.0
-    return bisect_left(
-        range(1, n + 1), True, key=lambda wrong: wilson(n - wrong, n, confidence=level.confidence).low < least
-    )
+def rows_to_label(project: Project, questions: Sequence[OpenQuestion]) -> LabelsNeeded | None:
+    """Return the rows to add to the data files, with their price, that are likely to decide all questions."""
+    likely = [one for one in questions if not one.needed.unlikely]
+    if not likely:
+        return None
+    files: dict[str, int] = {}
+    for file, n_rows in (_in_file(project, one) for one in likely):
+        files[file] = max(n_rows, files.get(file, 0))
+    n, price, chance = sum(files.values()), project.file.prices.usd_per_label, min(one.needed.chance for one in likely)
+    return LabelsNeeded(n_data_rows=n, chance=chance, files=files, usd=None if price is None else n * price)
 
 
-def _setting(threshold: str) -> str:
-    """Return where a threshold stands in task.yaml: a metric by its name is below measures_at_least or …_at_most."""
-    if threshold.partition(".")[0] in Gate.model_fields:
-        return f"gate.{threshold}"
-    metric, _, end = threshold.rpartition("_at_")
-    return f"gate.measures_at_{end}.{metric}"
+def _open_questions(project: Project, run_folder: RunFolder, *, live: bool) -> Iterator[OpenQuestion]:
+    gate, found = run_folder.verdicts(), run_folder.find(Certificate, CERTIFICATE)
+    if found is not None and not found.issued:
+        needed = RowsNeeded(found.labels_missing or 0, found.labels_missing_chance or 0.0)
+        yield OpenQuestion("calibration", needed, min(found.n_labels, len(project.rows.calibration)))
+    if live or any(verdict.passed for verdict in gate.verdicts):
+        return
+    for tried in (*gate.verdicts, *gate.trials):
+        failed = [check for check in tried.failed_checks if check.name != PROMISE]
+        if failed and all(check.more_rows for check in failed):  # else something failed that no rows are to change
+            more, chance = max(one.more_rows or 0 for one in failed), min(one.chance or 0.0 for one in failed)
+            yield OpenQuestion("test", RowsNeeded(more, chance), len(project.rows.test))
+
+
+def _in_file(project: Project, question: OpenQuestion) -> tuple[str, int]:
+    """Return the file that the part is split off, and about how many more of its rows give it those that it needs."""
+    files, rows, part = project.file.data, project.rows, question.part
+    if part == "test" and files.test:
+        return str(files.test), question.needed.n_more
+    validation = sum(len(one) for one in (rows.selection, rows.calibration, rows.left_out))
+    share = 1 - project.file.routing.selection_share if part == "calibration" else 1.0
+    if part == "calibration" and files.validation:
+        file, n_data, n_part = files.validation, validation, len(rows.calibration)
+    else:
+        n_data = len(rows.train) + (0 if files.validation else validation) + (0 if files.test else len(rows.test))
+        file, n_part, share = files.train, question.n_now, SPLIT_OFF * share
+    n_rows = math.ceil(question.needed.n_more * (n_data / n_part if n_part else 1 / share))
+    return str(file), round_up_to_two_digits(n_rows)

@@ -16,7 +16,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from smallfirst.base.errors import GateFailed, StageMissing
 from smallfirst.base.progress import one_line
@@ -25,7 +25,6 @@ from smallfirst.base.sync import run_sync
 from smallfirst.data.dataset import Message, sample_rows
 from smallfirst.models.protocol import probed_model
 from smallfirst.models.remote.http import ConnectionBroken, HttpSession, ResponseTimeout
-from smallfirst.models.remote.responses import did_nothing
 from smallfirst.path.project.project import Project, load_small, small_engine
 from smallfirst.path.project.run_folder import RunFolder
 from smallfirst.registry import versions
@@ -37,20 +36,16 @@ if TYPE_CHECKING:
 
 PARITY, VLLM_PARITY = "parity.json", "parity-vllm.json"
 """Files attached to the version, whatever the result: on PyTorch, and on the vLLM of its task."""
-MOST_ROWS = 200
-"""Rows with closed answers to ask, drawn by content hash: the same rows every time."""
-MOST_WRITTEN = 50
-"""Rows with generated answers to ask; these take longer."""
+MOST_ROWS, MOST_WRITTEN = 200, 50
+"""Rows with closed answers to ask, and with generated ones, which take longer; drawn by content hash: the same rows
+every time."""
 CONFIDENCE_TOLERANCE = 0.05
 """Allowed difference of confidences, in [0, 1]; bf16 alone moved those of Banking77 by up to 0.017."""
 TIE_MARGIN = 0.02
 """Two labels whose confidences, when measured and when served, differ by less than this are a tie."""
 MOST_TIES = 0.02
 """Share of the rows, in [0, 1], that may be ties (one row always may)."""
-_SPLIT = "calibration"
-_CONCURRENCY = 8
-_MAX_ATTEMPTS = 4
-_TIMEOUT_S = 120.0
+_SPLIT, _CONCURRENCY, _TIMEOUT_S, _SHOWN = "calibration", 8, 120.0, 20
 
 
 class ParityRow(NamedTuple):
@@ -74,10 +69,6 @@ class ParityDifference(Record):
     """The measured answer, shortened; None if the model gave none."""
     got: str | None
     """The served answer, shortened; None if it gave none."""
-    expected_confidence: float | None
-    """In [0, 1]."""
-    got_confidence: float | None
-    """In [0, 1]."""
     why: str
     """The difference, in one clause."""
     tie: bool = False
@@ -89,9 +80,8 @@ class ParityResult(Record):
 
     model: str
     """The served name that was asked."""
-    version: int | None
+    version: int | None = None
     """Version in the registry whose answers were expected; None if not given."""
-    split: str
     n: int
     """Rows asked."""
     n_same: int
@@ -100,10 +90,6 @@ class ParityResult(Record):
     """Rows with another label of nearly the same confidence."""
     largest_gap: float | None
     """Largest difference between confidences of equal answers, in [0, 1]; None if none were compared."""
-    tie_margin: float = TIE_MARGIN
-    """Difference of probabilities below which answers were a tie."""
-    confidence_tolerance: float = CONFIDENCE_TOLERANCE
-    """Allowed difference of confidences."""
     differences: tuple[ParityDifference, ...] = ()
     """Every row that differs, ties included."""
     passed: bool
@@ -119,46 +105,15 @@ class ParityResult(Record):
         gap = "" if self.largest_gap is None else f", confidences at most {self.largest_gap:.4f} apart"
         ties = f", {self.n_ties} of the others ties" if self.n_ties else ""
         lines = [f"{self.model}: {self.n_same} of {self.n} rows answered as measured{gap}{ties}"]
-        for row in self.differences[:20]:
+        for row in self.differences[:_SHOWN]:
             lines.append(f"  {'tie ' if row.tie else 'DIFF'}  {row.why}: expected {row.expected!r}, got {row.got!r}")
             lines.append(f"        {row.text}")
-        more = len(self.differences) - 20
+        more = len(self.differences) - _SHOWN
         return [*lines, f"  and {more} more in {PARITY}"] if more > 0 else lines
-
-
-class EndpointReply(NamedTuple):
-    """The reply to one conversation."""
-
-    text: str | None
-    """The answer; None if there is none."""
-    confidence: float | None = None
-    """The endpoint's confidence, in [0, 1]; None where it reports none."""
-    error: str = ""
-    """Why there is no answer."""
 
 
 class ParityFailed(GateFailed):
     """The served model does not answer as the measured one did."""
-
-
-async def check_parity(address: Address, model: str, rows: Sequence[ParityRow], *, task: Task) -> ParityResult:
-    """Ask an endpoint `rows` and compare its answers with the measured ones; a refused one is a difference."""
-    served = await ask_all(address, model, [row.messages for row in rows])
-    found = [_compare(row, reply, task) for row, reply in zip(rows, served, strict=True)]
-    differences = tuple(one for one, _ in found if one is not None)
-    n_ties = sum(one.tie for one in differences)
-    return ParityResult(
-        model=model,
-        version=None,
-        split=_SPLIT,
-        n=len(rows),
-        n_same=len(rows) - len(differences),
-        n_ties=n_ties,
-        largest_gap=max((gap for _, gap in found if gap is not None), default=None),
-        differences=differences,
-        passed=bool(rows) and len(differences) == n_ties <= max(1, MOST_TIES * len(rows)),
-        at=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
 
 
 def parity_stage(project: Project, run_folder: RunFolder, version: ModelVersion, candidate: str) -> ParityResult:
@@ -170,6 +125,16 @@ def parity_stage(project: Project, run_folder: RunFolder, version: ModelVersion,
     found = served_parity(project, run_folder, version, candidate)
     project.progress.log(f"parity: {found.in_words[0]}")
     return require_parity(found)
+
+
+def require_parity(found: ParityResult) -> ParityResult:
+    """Return the result if it passed, else raise ParityFailed."""
+    if found.passed:
+        return found
+    raise ParityFailed(
+        "\n".join(["the served model does not answer as the measured one", *found.in_words]),
+        hint="the version is registered, not live; look at the rows, then evaluate and promote again",
+    )
 
 
 def served_parity(
@@ -200,19 +165,9 @@ def served_parity(
         found = asyncio.run(check_parity(address, name, rows, task=project.task))
     found = found.model_copy(update={"version": version.version, "engine": engine})
     if n_rows is None:
-        filename = VLLM_PARITY if found.engine else PARITY
+        filename = VLLM_PARITY if engine else PARITY
         versions.attach(version.name, version.version, filename, found.model_dump_json(indent=2).encode())
     return found
-
-
-def require_parity(found: ParityResult) -> ParityResult:
-    """Return the result if it passed, else raise ParityFailed."""
-    if found.passed:
-        return found
-    raise ParityFailed(
-        "\n".join(["the served model does not answer as the measured one", *found.in_words]),
-        hint="the version is registered, not live; look at the rows, then evaluate and promote again",
-    )
 
 
 def parity_rows(
@@ -222,89 +177,88 @@ def parity_rows(
 
     Raises StageMissing if there are none.
     """
-    evaluation = run_folder.evaluation(candidate, _SPLIT)
-    if evaluation is None:
-        raise StageMissing(f"{candidate} was not evaluated on {_SPLIT} rows", hint="smallfirst evaluate task.yaml")
-    most = n_rows or (MOST_ROWS if project.task.closed else MOST_WRITTEN)
-    chosen = sample_rows(project.rows.calibration, most).examples
-    known = [(example.messages, row) for example in chosen if (row := evaluation.by_key.get(example.key))]
+    evaluation, closed = run_folder.evaluation(candidate, _SPLIT), bool(project.task.closed)
+    known = evaluation.by_key if evaluation else {}
+    chosen = sample_rows(project.rows.calibration, n_rows or (MOST_ROWS if closed else MOST_WRITTEN)).examples
     # The confidence of a written answer moves in steps, so that rounding alone can move it far.
-    closed = bool(project.task.closed)
-    rows = tuple(ParityRow(row.key, said, row.answer, row.confidence if closed else None) for said, row in known)
+    rows = tuple(
+        ParityRow(row.key, example.messages, row.answer, row.confidence if closed else None)
+        for example in chosen
+        if (row := known.get(example.key))
+    )
     if not rows:
         raise StageMissing(
-            f"none of today's {_SPLIT} rows is among those {candidate} was evaluated on",
-            hint="smallfirst evaluate task.yaml",
+            f"{candidate} was not evaluated on today's {_SPLIT} rows", hint="smallfirst evaluate task.yaml"
         )
     return rows
 
 
-def _compare(row: ParityRow, reply: EndpointReply, task: Task) -> tuple[ParityDifference | None, float | None]:
+async def check_parity(address: Address, model: str, rows: Sequence[ParityRow], *, task: Task) -> ParityResult:
+    """Ask an endpoint `rows` and compare its answers with the measured ones; a refused one is a difference."""
+    session = HttpSession(
+        address.base_url.rstrip("/"), key=address.key, timeout_s=_TIMEOUT_S, max_connections=_CONCURRENCY
+    )
+    try:
+        found = await asyncio.gather(*(_compare(session, model, row, task) for row in rows))
+    finally:
+        await session.aclose()
+    differences = tuple(one for one, _ in found if one is not None)
+    n_ties = sum(one.tie for one in differences)
+    return ParityResult(
+        model=model,
+        n=len(rows),
+        n_same=len(rows) - len(differences),
+        n_ties=n_ties,
+        largest_gap=max((gap for _, gap in found if gap is not None), default=None),
+        differences=differences,
+        passed=bool(rows) and len(differences) == n_ties <= max(1, MOST_TIES * len(rows)),
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+async def _compare(
+    session: HttpSession, model: str, row: ParityRow, task: Task
+) -> tuple[ParityDifference | None, float | None]:
     """Return the difference, if any, and the gap between the confidences of equal answers."""
-    got = None if reply.text is None else task.parse(reply.text)
-    both = row.confidence is not None and reply.confidence is not None
-    apart = abs((row.confidence or 0.0) - (reply.confidence or 0.0)) if both else None
-    tie, gap, why = False, apart if got == row.answer else None, reply.error
+    text, said, why = await _ask(session, model, row.messages)
+    got, tie, apart = None if text is None else task.parse(text), False, None
+    if row.confidence is not None and said is not None:
+        apart = abs(row.confidence - said)
     if not why and got != row.answer:
         why = "another answer"
         if got is not None and apart is not None and apart < TIE_MARGIN:
+            # Of two labels with nearly the same confidence each has one of one half at most.
             tie = (row.confidence or 0.0) <= (1 + TIE_MARGIN) / 2
             why = f"another label, with nearly the same confidence ({apart:.4f} apart)" if tie else why
-    elif not why and gap is not None and gap > CONFIDENCE_TOLERANCE:
-        why = f"the same answer, but confidence {reply.confidence:.3f} instead of {row.confidence:.3f}"
+    elif not why and apart is not None and apart > CONFIDENCE_TOLERANCE:
+        why = f"the same answer, but confidence {said:.3f} instead of {row.confidence:.3f}"
+    gap = apart if got == row.answer else None
     if not why:
         return None, gap
-    text = next((m.content for m in reversed(row.messages) if m.role == "user"), "")
-    shown = got if got is not None else reply.text
+    question = next((m.content for m in reversed(row.messages) if m.role == "user"), "")
+    shown = got if got is not None else text
     difference = ParityDifference(
         key=row.key,
-        text=one_line(text),
+        text=one_line(question),
         expected=row.answer and one_line(row.answer),
         got=shown and one_line(shown),
-        expected_confidence=row.confidence,
-        got_confidence=reply.confidence,
         why=why,
         tie=tie,
     )
     return difference, gap
 
 
-async def ask_all(address: Address, model: str, conversations: Sequence[Sequence[Message]]) -> list[EndpointReply]:
-    """Return one reply to each conversation, in order. Raise nothing for what the endpoint does."""
-    session = HttpSession(
-        address.base_url.rstrip("/"), key=address.key, timeout_s=_TIMEOUT_S, max_connections=_CONCURRENCY
-    )
-
-    async def ask(messages: Sequence[Message]) -> EndpointReply:
-        body = {"model": model, "messages": [{"role": one.role, "content": one.content} for one in messages]}
-        return await _ask(session, json.dumps(body).encode())
-
+async def _ask(session: HttpSession, model: str, messages: Sequence[Message]) -> tuple[str | None, float | None, str]:
+    """Return the answer, the confidence where one is reported, and why there is no answer."""
+    body = {"model": model, "messages": [{"role": one.role, "content": one.content} for one in messages]}
     try:
-        return list(await asyncio.gather(*map(ask, conversations)))
-    finally:
-        await session.aclose()
-
-
-async def _ask(session: HttpSession, body: bytes) -> EndpointReply:
-    error = ""
-    for attempt in range(_MAX_ATTEMPTS):
-        try:
-            response = await session.post("/chat/completions", body)
-            content = await response.read()
-            if response.status == 200:
-                return _parse(json.loads(content))
-        except (ConnectionBroken, ResponseTimeout, ValueError) as failure:
-            return EndpointReply(None, error=f"no answer ({type(failure).__name__})")
-        error = f"HTTP {response.status}: {one_line(content.decode(errors='replace'))}"
-        if not did_nothing(response.status, response.header("retry-after")):
-            break
-        await asyncio.sleep(2.0**attempt / 2)
-    return EndpointReply(None, error=error)
-
-
-def _parse(body: Any) -> EndpointReply:
-    try:
-        extension = body.get("smallfirst") or {}
-        return EndpointReply(body["choices"][0]["message"]["content"], extension.get("confidence"))
-    except (AttributeError, KeyError, IndexError, TypeError):
-        return EndpointReply(None, error="the response is not a chat completion")
+        response = await session.post("/chat/completions", json.dumps(body).encode())
+        content = await response.read()
+        if response.status != 200:
+            return None, None, f"HTTP {response.status}: {one_line(content.decode(errors='replace'))}"
+        found = json.loads(content)
+        return found["choices"][0]["message"]["content"], (found.get("smallfirst") or {}).get("confidence"), ""
+    except (ConnectionBroken, ResponseTimeout) as failure:
+        return None, None, f"no answer ({type(failure).__name__})"
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError):
+        return None, None, "the response is not a chat completion"

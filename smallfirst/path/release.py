@@ -1,21 +1,49 @@
-"""The gate and promotion stages: which candidates pass, which one goes live."""
+"""The gate, the plans, what goes live, and the outcome of a run.
+
+A plan is small where a certificate covers it, large elsewhere; it is tried if no candidate passes alone, or if it is
+worth more. Plans come by worth, as the rows that choose let expect it. Each is certified on calibration rows, a look of
+its own, and then confirmed on test rows by `gate.routed`, at an equal share of what the gate's level holds for plans;
+the first that passes goes live.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import math
 from datetime import UTC, datetime
 
+import yaml
+
 from smallfirst.base.errors import ConfigError, GateFailed
-from smallfirst.measuring.choice import unbeaten
-from smallfirst.measuring.verdict import Verdict, nearest_to_passing, override
+from smallfirst.base.stats.intervals import wilson
+from smallfirst.measuring.choice import PLANS, unbeaten
+from smallfirst.measuring.evaluate import Evaluation, share_of_bill
+from smallfirst.measuring.gate import CheckInputs, ConfidenceLevel, Requirement, run_checks
+from smallfirst.measuring.outcome import AuditedAccuracy, Outcome
+from smallfirst.measuring.verdict import CheckResult, Verdict, format_verdict, nearest_to_passing, override
+from smallfirst.models.pricing.charge import format_usd
 from smallfirst.path.calibrate import CERTIFIED, Certified, attach_certified, calibrate_stage, certify_candidate
 from smallfirst.path.diagnostics import find_split_leaks, without_copies
+from smallfirst.path.evaluate import measure_router
+from smallfirst.path.finalists import expected_plans, fix_finalists, price_of_guarantee
+from smallfirst.path.foretold import PROMISE, labels_needed
 from smallfirst.path.parity import parity_stage
-from smallfirst.path.plans.outcome import answers_live, decide_outcome, gate_line, may_go_alone, small_first_stage
-from smallfirst.path.plans.worth import expected_plans, fix_finalists
+from smallfirst.path.project.candidates import get_candidate
 from smallfirst.path.project.project import Project, in_task_state, shown_as
-from smallfirst.path.project.run_folder import PROMOTED, VERDICTS, GateVerdicts, Promotion, RunFolder
+from smallfirst.path.project.run_folder import (
+    CERTIFICATE,
+    KEPT,
+    OUTCOME,
+    PROMOTED,
+    VERDICTS,
+    GateVerdicts,
+    KeptOnTest,
+    Promotion,
+    RunFolder,
+)
 from smallfirst.path.project.task_file import RULES
-from smallfirst.registry import versions
+from smallfirst.registry import runs, versions
+from smallfirst.routing.certificate.certificate import Certificate
 
 
 @in_task_state
@@ -57,6 +85,19 @@ def override_stage(project: Project, run_folder: RunFolder, candidate: str, *, b
     return _saved(project, run_folder, verdicts, before.trials)
 
 
+def _saved(
+    project: Project, run_folder: RunFolder, verdicts: tuple[Verdict, ...], trials: tuple[Verdict, ...] = ()
+) -> GateVerdicts:
+    """Save the verdicts with the first candidate that passes and is not clearly beaten by another that does."""
+    leaks = find_split_leaks(project, run_folder)
+    measured = [run_folder.evaluation(one.candidate, "test") for one in verdicts if one.passed]
+    live = unbeaten([without_copies(project, one, leaks) for one in measured if one])
+    chosen = fix_finalists(project, run_folder).names[0]
+    result = GateVerdicts(verdicts=verdicts, winner=next(iter(live), None), chosen=chosen, trials=trials)
+    result.save(run_folder.path / VERDICTS)
+    return result
+
+
 def chosen_candidate(project: Project, verdicts: GateVerdicts) -> str:
     """Return the candidate that is to go live: the one that `routing.small` names, else the one found by the rule.
 
@@ -67,12 +108,93 @@ def chosen_candidate(project: Project, verdicts: GateVerdicts) -> str:
     return verdicts.winner or nearest_to_passing(verdicts.verdicts).candidate
 
 
+def may_go_alone(project: Project, verdict: Verdict) -> bool:
+    """Return True if a candidate may answer every request: it passed a gate that task.yaml sets, or somebody signed."""
+    return verdict.passed and (project.file.sets_gate or bool(verdict.signed_by))
+
+
+def gate_line(project: Project) -> str:
+    """Return the line of task.yaml that makes the default gate the user's own."""
+    given = {name: value for name, value in project.file.gate if value not in (None, {}) and name.endswith("_at_least")}
+    return f"gate: {yaml.safe_dump(given, default_flow_style=True).strip()}"
+
+
 def plans_stage(project: Project, run_folder: RunFolder, alone: Verdict) -> tuple[Verdict, ...]:
     """Try the plans that are worth more than the candidate of `alone` on every request: all, if it may not go alone."""
     instead_of = alone.candidate if may_go_alone(project, alone) else ""
     if instead_of and not expected_plans(project, run_folder, instead_of=instead_of):
         return ()
     return small_first_stage(project, run_folder, instead_of=instead_of)
+
+
+@shown_as("looking for a part of the requests that can stay small")
+def small_first_stage(project: Project, run_folder: RunFolder, *, instead_of: str = "") -> tuple[Verdict, ...]:
+    """Try the plans in order until one passes; save and return the verdicts on those that were tried.
+
+    `instead_of` is a candidate that may answer every request: only plans that are expected to be worth more are tried.
+    """
+    level = ConfidenceLevel(len(fix_finalists(project, run_folder).names) / PLANS)
+    trials: tuple[Verdict, ...] = ()
+    first: Certificate | None = None
+    for plan in expected_plans(project, run_folder, instead_of=instead_of):
+        trials = (*trials, _try(project, run_folder, plan.candidate, level, instead_of))
+        first = first or run_folder.certificate()
+        run_folder.verdicts().model_copy(update={"trials": trials}).save(run_folder.path / VERDICTS)
+        if trials[-1].passed:
+            return trials
+    if first is not None:  # the one that was expected to keep most, at the whole of the first look's level
+        first.save(run_folder.path / CERTIFICATE)
+    return trials
+
+
+def _try(project: Project, run_folder: RunFolder, candidate: str, level: ConfidenceLevel, instead_of: str) -> Verdict:
+    """Return the verdict on one plan. The Router is measured if the promise is shown."""
+    certified = certify_candidate(project, run_folder, candidate, alone=False)
+    checks = [_check_promise(certified.certificate)]
+    if certified.certificate.issued:
+        asyncio.run(measure_router(project, run_folder, certified.certificate, certified.heads, candidate=candidate))
+        routed, large = run_folder.evaluation("routed", "test"), run_folder.evaluation("large", "test")
+        assert routed is not None
+        routed = without_copies(project, routed, find_split_leaks(project, run_folder))
+        checks += run_checks(project.file.gate.routed, CheckInputs(routed, level, large))
+        if instead_of and (alone := run_folder.evaluation(instead_of, "test")):
+            checks.append(_check_worth(routed, alone, project.file.routing.usd_per_wrong_answer or 0.0))
+    verdict = Verdict(
+        candidate=candidate,
+        plan="small first",
+        checks=tuple(checks),
+        passed=all(check.passed for check in checks),
+        evaluation_fingerprint=run_folder.verdicts().of(candidate).evaluation_fingerprint,
+    )
+    project.progress.log(format_verdict(verdict))
+    return verdict
+
+
+def _check_promise(certificate: Certificate) -> CheckResult:
+    """Return whether the guarantee is shown on calibration rows."""
+    limit, words = certificate.guarantee.max_error or 1.0, certificate.guarantee.in_words
+    requirement = Requirement(PROMISE, limit, f"a certificate: {words}")
+    if not certificate.issued:
+        return requirement.result(certificate.why)
+    kept = f"{certificate.n_accepted} of {certificate.n_labels} calibration rows stay small"
+    return requirement.result(f"{kept}, {certificate.n_errors} of them wrong", passed=True)
+
+
+def _check_worth(routed: Evaluation, alone: Evaluation, usd_per_wrong_answer: float) -> CheckResult:
+    """Return whether the plan loses less than a candidate alone on test rows: its certificate may keep less than hoped.
+
+    The candidate passed its gate, so ties are won by it. Without this check plans made it worse where the large model
+    is weak, and the printed accuracy covers the truth as often with it.
+    """
+    losses = [
+        1000 * sum(row.cost_usd + usd_per_wrong_answer * (not row.correct) for row in one) / max(1, len(one))
+        for one in (routed.rows, [alone.by_key[row.key] for row in routed.rows if row.key in alone.by_key])
+    ]
+    name, price = get_candidate(alone.candidate).title, format_usd(usd_per_wrong_answer)
+    text = f"costs less than “{name}” alone, wrong answers at {price}"
+    measured = f"{format_usd(losses[0])} against {format_usd(losses[1])} per 1,000, n={len(routed.rows)}"
+    requirement = Requirement("routing.usd_per_wrong_answer", usd_per_wrong_answer, text)
+    return requirement.result(measured, passed=losses[0] < losses[1])
 
 
 @shown_as("registering, and asking the served model")
@@ -152,14 +274,138 @@ def _is_certified(run_folder: RunFolder, verdict: Verdict) -> bool:
     return found is not None and (found.candidate, found.plan) == (verdict.candidate, verdict.plan)
 
 
-def _saved(
-    project: Project, run_folder: RunFolder, verdicts: tuple[Verdict, ...], trials: tuple[Verdict, ...] = ()
-) -> GateVerdicts:
-    """Save the verdicts with the first candidate that passes and is not clearly beaten by another that does."""
-    leaks = find_split_leaks(project, run_folder)
-    measured = [run_folder.evaluation(one.candidate, "test") for one in verdicts if one.passed]
-    live = unbeaten([without_copies(project, one, leaks) for one in measured if one])
-    chosen = fix_finalists(project, run_folder).names[0]
-    result = GateVerdicts(verdicts=verdicts, winner=next(iter(live), None), chosen=chosen, trials=trials)
-    result.save(run_folder.path / VERDICTS)
-    return result
+def decide_outcome(project: Project, run_folder: RunFolder, *, shadow: Promotion | None = None) -> Outcome:
+    """Return the outcome of a run that was gated; save it in the run, with the version, and in MLflow.
+
+    A later stage replaces it. `shadow` is a version that was registered and is not live.
+    """
+    goes_live = answers_live(project, run_folder)
+    found = _live(project, run_folder) if goes_live else _not_live(project, run_folder)
+    registered = run_folder.find(Promotion, PROMOTED) if goes_live else shadow
+    if registered is not None:
+        alias = versions.CHAMPION if goes_live else versions.SHADOW
+        found = found.model_copy(update={"model": registered.name, "version": registered.version, "alias": alias})
+        raw = found.model_dump_json(indent=2).encode()
+        versions.attach(registered.name, registered.version, OUTCOME, raw)
+        versions.tag(registered.name, registered.version, found.facts)
+    found.save(run_folder.path / OUTCOME)
+    run = runs.TrackedRun(runs.client(), run_folder.mlflow_run_id())
+    run.set_tags(found.facts)
+    run.flush()
+    return found
+
+
+def answers_live(project: Project, run_folder: RunFolder) -> bool:
+    """Return True if something of the certified candidate may be answered: with a certificate, or alone.
+
+    Without a certificate a guarantee that task.yaml sets leaves nothing, where a large model can answer instead.
+    """
+    certified = _certified(project, run_folder)
+    if certified is None:
+        return False
+    alone = certified.plan == "small alone" and not project.file.binds_answers
+    return certified.certificate.issued or alone
+
+
+def _certified(project: Project, run_folder: RunFolder) -> Certified | None:
+    """Return what was certified last, if a gate, a signature or a confirmed plan lets it go live; else None."""
+    found, live = run_folder.find(Certified, CERTIFIED), run_folder.find(Promotion, PROMOTED)
+    if found is None:
+        return None
+    if live is not None:
+        return found.model_copy(update={"candidate": live.candidate, "plan": live.plan})
+    verdicts = run_folder.verdicts()
+    if found.plan == "small alone":
+        return found if may_go_alone(project, verdicts.of(found.candidate)) else None
+    return found if verdicts.confirmed and verdicts.confirmed.candidate == found.candidate else None
+
+
+def _live(project: Project, run_folder: RunFolder) -> Outcome:
+    """Return who answers what, with which proof."""
+    certified, large = _certified(project, run_folder), run_folder.evaluation("large", "test")
+    routed = run_folder.evaluation("routed", "test")
+    assert certified is not None
+    assert routed is not None
+    certificate, verdict = certified.certificate, run_folder.verdicts().of(certified.candidate)
+    stages, small = {row.stage for row in routed.rows}, routed.stays_small
+    rest = "large" if stages & {"large", "general"} else "person" if "person" in stages else ""
+    plan = "small first" if certified.plan == "small first" or rest else "small alone"
+    rest = rest or ("refused" if "out_of_scope" in stages else "")
+    kept = run_folder.find(KeptOnTest, KEPT) if certificate.issued else None
+    promised = wilson(kept.n_kept, kept.n_rows) if kept else None
+    all_promised = all(row.certified for row, ours in zip(routed.rows, small, strict=True) if ours)
+    bill = share_of_bill(routed, large) if large else None
+    answered = [row.correct for row in routed.rows if row.stage != "person"]
+    measured = run_folder.evaluation(certified.candidate, "test")
+    by_gate = holds_to_gate(project, certified, verdict, all_small=plan == "small alone")
+    audited = AuditedAccuracy.of(project.file.gate, measured, large) if measured is not None and by_gate else None
+    return Outcome(
+        kind=plan,
+        candidate=certified.candidate,
+        title=get_candidate(certified.candidate).title,
+        instead=price_of_guarantee(project, run_folder, routed) if rest == "large" else "",
+        gate="signed" if verdict.signed_by else "passed" if verdict.passed else "failed",
+        share_small=promised if promised and all_promised else wilson(sum(small), len(small)),
+        share_promised=promised,
+        promise=certificate.guarantee.in_words if certificate.issued else "",
+        accuracy=wilson(sum(answered), len(answered)) if answered else None,
+        share_of_bill=bill if bill and math.isfinite(bill.high) else None,
+        large=project.file.large is not None,
+        rest=rest or ("large" if plan == "small first" and project.file.large else ""),
+        watched_by=_judge(project, certificate, audited),
+        audited=audited,
+        signed=f"{verdict.signed_by} ({verdict.because})" if verdict.signed_by else "",
+        why="" if certificate.issued else certificate.why,
+        labels_needed=labels_needed(project, run_folder, live=True),
+    )
+
+
+def holds_to_gate(project: Project, certified: Certified, verdict: Verdict, *, all_small: bool) -> bool:
+    """Return True if audits hold small answers to the gate's accuracy: the candidate passed one that somebody wrote.
+
+    `all_small`: it answers every request of the task. Where it does not, a certificate decides what it answers, and is
+    what audits watch; without one, the domain check alone sends some on.
+    """
+    passed = certified.plan == "small alone" and verdict.passed and not verdict.signed_by and project.file.sets_gate
+    return passed and (all_small or not certified.certificate.issued)
+
+
+def _judge(project: Project, certificate: Certificate, audited: AuditedAccuracy | None) -> str:
+    """Return who judges audits; nobody where none could find a limit broken."""
+    routing, limits = project.file.routing, audited.limits if audited else {}
+    if project.file.large is not None and routing.judge == "large" and (certificate.issued or "large" in limits):
+        return "large"
+    asked = routing.person or routing.judge == "person"
+    return "person" if asked and (certificate.issued or limits) else ""
+
+
+def _not_live(project: Project, run_folder: RunFolder) -> Outcome:
+    """Return the rows that would decide it, else what fails; and the line of a gate that only has to be written."""
+    needed, verdicts = labels_needed(project, run_folder), run_folder.verdicts()
+    found = Outcome(
+        kind="keep the large model" if needed is None else "cannot be told yet",
+        labels_needed=needed,
+        large=project.file.large is not None,
+        why=_why_not(project, run_folder),
+    )
+    met = verdicts.winner if project.file.goes_live in RULES else project.file.goes_live
+    if met is None or not verdicts.of(met).passed:
+        return found
+    found = found.model_copy(update={"title": get_candidate(met).title, "gate": "passed"})
+    if may_go_alone(project, verdicts.of(met)):
+        return found
+    measured = run_folder.evaluation(met, "test")
+    missing = {"gate": "not written", "gate_line": gate_line(project), "accuracy": measured and measured.accuracy}
+    return found.model_copy(update=missing)
+
+
+def _why_not(project: Project, run_folder: RunFolder) -> str:
+    if (certified := _certified(project, run_folder)) is not None:
+        return f"what is right cannot be told from what is wrong well enough: {certified.certificate.why}"
+    verdicts = run_folder.verdicts()
+    nearest = verdicts.trials[0] if verdicts.trials else nearest_to_passing(verdicts.verdicts)
+    check, title = nearest.furthest_off, get_candidate(nearest.candidate).title
+    if check is None:
+        return ""
+    who = f"no candidate may go live alone, and “{title}” first" if verdicts.trials else f"“{title}” comes nearest and"
+    return f"{who} misses “{check.requirement}”{'' if check.name == PROMISE else f' ({check.measured})'}"

@@ -1,4 +1,9 @@
-"""The parts of a task's Router: stages, options, filters, and the reference for live traffic.
+"""The parts of a task's Router: stages with their confidences, gain, domain check, filters, options.
+
+Confidence heads and the gain of the large model are fitted on the rows that choose: out-of-fold answers to training and
+selection rows, or answers to selection rows. These never certify, so nothing here weakens a guarantee. A head is kept
+only if held-out rows show that it predicts correct answers clearly better than the model's own confidence; with a few
+hundred rows most heads are not.
 
 Measurement on test rows and serving use the same parts. A served model has its version in its name
 (`tickets-small@3`), so every answer and every row of the ledger says which version gave it.
@@ -6,36 +11,47 @@ Measurement on test rows and serving use the same parts. A served model has its 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from smallfirst.base.errors import DataError, StageMissing
+import numpy as np
+
+from smallfirst.base.errors import DataError, NotRecorded, StageMissing
 from smallfirst.base.records import Record
+from smallfirst.data.dataset import Dataset, Example
+from smallfirst.measuring.evaluate import Evaluation
+from smallfirst.measuring.out_of_fold import FoldAnswers
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.manifest import MANIFEST, int8_allowed, read_manifest
-from smallfirst.models.protocol import Model
-from smallfirst.path.confidence_heads import ConfidenceHeads, load_gain
+from smallfirst.models.protocol import Completion, Model, Request
+from smallfirst.path.large_model import answers_so_far
 from smallfirst.path.project.candidates import fits_in_folds, fitted_candidates
 from smallfirst.path.project.project import Project, load_small, own_validation
 from smallfirst.path.project.run_folder import RunFolder
 from smallfirst.path.project.task_file import TaskFile
 from smallfirst.registry import versions
+from smallfirst.routing.acceptance import AcceptanceScore, foreign_rows
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.domain import OodGate, TaskProfile, fit_task_profile
+from smallfirst.routing.confidence_head import DraftHead
+from smallfirst.routing.domain import MeasuredText, OodGate, TaskProfile, fit_task_profile
+from smallfirst.routing.gain import LARGE, SMALL, GainModel
 from smallfirst.routing.policies import CHALLENGER
 from smallfirst.routing.router import RouterOptions, Stage
 
+HEADS, REFERENCE = "heads.json", "reference.json"
+"""Files of the ConfidenceHeads and the TrafficReference beside the certificate."""
+GAIN, PROFILE_FOLDER = "gain", "signature"
+"""Folders of the fitted gain and of the task's profile in a run folder."""
 PROFILE_FOLDS = 5
 """Where rows are few, parts of them that profiles of the others measure."""
-PROFILE_FOLDER = "signature"
-"""Folder of the task's profile in a run folder."""
 RUN = "run"
 """Folder beside a version's files with what a server needs of its run."""
 CHEAP = ("words", "encoder")
 """Linear candidates, of which the first that a run has is asked about the answers of others."""
-REFERENCE = "reference.json"
-"""File beside the certificate."""
 
 
 class TrafficReference(Record):
@@ -43,6 +59,185 @@ class TrafficReference(Record):
 
     large_usd: float | None = None
     """Mean cost of an answer of the large model in USD; None if it was not measured."""
+
+
+class ConfidenceHeads(Record):
+    """The heads that were kept."""
+
+    by_stage: dict[str, DraftHead] = {}
+    """Head by stage; a stage without one uses its model's own confidence."""
+    acceptance: dict[str, AcceptanceScore] = {}
+    """By stage the score of confidence and distance together; empty where no domain check is served."""
+
+    def on(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+        return tuple(
+            stage._replace(head=self.by_stage.get(stage.name), acceptance=self.acceptance.get(stage.name))
+            for stage in stages
+        )
+
+
+class HeldOut(NamedTuple):
+    """Answers to rows that the model which gave them had not seen."""
+
+    rows: Dataset
+    drafts: dict[str, list[Completion]]
+    """By stage, in the order of the rows."""
+
+
+async def fit_heads(
+    project: Project,
+    stages: Sequence[Stage],
+    profile: TaskProfile | None = None,
+    *,
+    folds: Mapping[str, FoldAnswers] | None = None,
+) -> tuple[ConfidenceHeads, HeldOut]:
+    """Return the heads that help, and the answers that they were fitted on.
+
+    `folds` are the out-of-fold answers of stages that were fitted in folds. `profile` is that of the domain check which
+    is served: with it foreign rows are asked as well.
+    """
+    rows, drafts = held = await _held_out(project, stages, folds or {})
+    right = {
+        name: [is_correct(project, e.golds, draft) for e, draft in zip(rows.examples, mine, strict=True)]
+        for name, mine in drafts.items()
+    }
+    before = _drafts_before(stages, drafts)
+    heads = {name: DraftHead.fit(mine, right[name], others=before[name]) for name, mine in drafts.items()}
+    found = ConfidenceHeads(by_stage={name: head for name, head in heads.items() if head.weights})
+    for name, head in found.by_stage.items():
+        project.progress.log(f"confidence of {name}: {head.why}")
+    if profile is None:
+        return found, held
+    foreign, _ = foreign_rows(project.rows.open_ended)
+    own, theirs = await _confidences(found.on(stages), rows, drafts), await _confidences(found.on(stages), foreign)
+    features, others = (np.array([one.features for one in profile.measure_rows(part)]) for part in (rows, foreign))
+    share = project.file.routing.guarantee.max_foreign_share
+    scores = {
+        name: AcceptanceScore.fit((own[name], features, right[name]), (theirs[name], others), share=share)
+        for name in drafts
+    }
+    acceptance = {name: score for name, score in scores.items() if score is not None}
+    if not acceptance:
+        project.progress.log(f"foreign requests are not told apart: {len(rows)} rows are too few")
+    return found.model_copy(update={"acceptance": acceptance}), held
+
+
+async def _held_out(project: Project, stages: Sequence[Stage], folds: Mapping[str, FoldAnswers]) -> HeldOut:
+    """Return every stage's answers to training and selection rows out of fold.
+
+    To selection rows alone if a stage has none, or if training rows may be unlike those that certify.
+    """
+    n, known = len(project.rows.selection), {name: one.completions(name) for name, one in folds.items()}
+    if all(stage.name in known for stage in stages) and not own_validation(project):
+        return HeldOut(project.rows.development, known)
+    rows = project.rows.selection
+    asked = {s.name: known[s.name][-n:] if s.name in known and n else await _drafts_of(s, rows) for s in stages}
+    return HeldOut(rows, asked)
+
+
+async def foreign_drafts(
+    project: Project, heads: ConfidenceHeads, stages: Sequence[Stage], profile: TaskProfile | None
+) -> tuple[list[list[float]], int]:
+    """Return by stage the confidences of foreign rows that nothing was fitted on, none where no domain check is served.
+
+    And how many of these rows the domain check by itself calls foreign.
+    """
+    if profile is None or not heads.acceptance:
+        return [], 0
+    _, rows = foreign_rows(project.rows.open_ended)
+    measured = profile.measure_rows(rows)
+    said = await _confidences(heads.on(stages), rows, measured=measured)
+    return [said[stage.name] for stage in stages], sum(one.ood_score > profile.threshold for one in measured)
+
+
+async def head_confidences(
+    heads: ConfidenceHeads,
+    stages: Sequence[Stage],
+    rows: Dataset,
+    drafts: Mapping[str, Sequence[Completion]] | None = None,
+    *,
+    profile: TaskProfile | None = None,
+) -> dict[str, dict[str, float]]:
+    """Return the confidence of each answer by row key, for each stage whose model's own is not used as it is.
+
+    `drafts` saves asking again; `profile` is needed where the heads have an acceptance score.
+    """
+    changed = {*heads.by_stage, *heads.acceptance}
+    if not changed:
+        return {}
+    measured = profile.measure_rows(rows) if profile and heads.acceptance else None
+    said = await _confidences(heads.on(stages), rows, drafts, measured)
+    keys = [example.key for example in rows.examples]
+    return {name: dict(zip(keys, values, strict=True)) for name, values in said.items() if name in changed}
+
+
+def with_confidences(evaluation: Evaluation, confidence: Mapping[str, float]) -> Evaluation:
+    """Return the evaluation with these confidences by row key; unchanged if there are none."""
+    if not confidence:
+        return evaluation
+    rows = tuple(row.model_copy(update={"confidence": confidence[row.key]}) for row in evaluation.rows)
+    return evaluation.model_copy(update={"rows": rows})
+
+
+async def _confidences(
+    stages: Sequence[Stage],
+    rows: Dataset,
+    drafts: Mapping[str, Sequence[Completion]] | None = None,
+    measured: Sequence[MeasuredText] | None = None,
+) -> dict[str, list[float]]:
+    """Return by stage the confidence of its answer to each row, 0 where none is given; `drafts` saves asking again."""
+    drafts = drafts or {stage.name: await _drafts_of(stage, rows) for stage in stages}
+    before = _drafts_before(stages, drafts)
+    features = [one.features for one in measured] if measured is not None else [None] * len(rows)
+    return {
+        s.name: [s.confidence(*one) or 0.0 for one in zip(drafts[s.name], before[s.name], features, strict=True)]
+        for s in stages
+    }
+
+
+def _drafts_before(
+    stages: Sequence[Stage], drafts: Mapping[str, Sequence[Completion]]
+) -> dict[str, list[tuple[Completion, ...]]]:
+    """Return by stage, for each row, what its head compares the draft with: the draft of the stage before."""
+    names = [stage.name for stage in stages]
+    found: dict[str, list[tuple[Completion, ...]]] = {names[0]: [()] * len(drafts[names[0]])}
+    return found | {name: [(draft,) for draft in drafts[before]] for before, name in pairwise(names)}
+
+
+async def _drafts_of(stage: Stage, rows: Dataset) -> list[Completion]:
+    return list(await asyncio.gather(*(stage.model.complete(Request(messages=e.messages)) for e in rows.examples)))
+
+
+def is_correct(project: Project, golds: Sequence[str], draft: Completion) -> bool:
+    """Return True if the task scores the answer as correct."""
+    return project.task.score(golds, project.task.parse(draft.text)) >= project.task.pass_score
+
+
+async def fit_gain(project: Project, held: HeldOut, stage: str, folder: Path) -> GainModel:
+    """Fit the gain on a stage's and the large model's answers to the rows that choose; save it in `folder`.
+
+    Only recorded answers of the large model count, none is asked for; without any it is taken to be always right.
+    """
+    rows, drafts = held.rows.examples, held.drafts[stage]
+    outcomes: dict[str, list[float]] = {
+        SMALL: [float(is_correct(project, e.golds, draft)) for e, draft in zip(rows, drafts, strict=True)]
+    }
+    if recorded := answers_so_far(project.file, project.task):
+
+        async def outcome(example: Example) -> float:
+            """Return 1 or 0 for a right or wrong recorded answer, NaN for none."""
+            try:
+                answer = await recorded.complete(Request(messages=example.messages))
+            except NotRecorded:
+                return math.nan
+            return float(is_correct(project, example.golds, answer))
+
+        large = [await outcome(example) for example in rows]
+        outcomes |= {} if all(map(math.isnan, large)) else {LARGE: large}
+    found = GainModel.fit([e.text for e in rows], outcomes)
+    found.save(folder / GAIN)
+    project.progress.log(f"gain: {found.fitted.why}")
+    return found
 
 
 def cascade_stages(project: Project, run_folder: RunFolder, last: Model) -> tuple[Stage, ...]:
@@ -68,8 +263,8 @@ def routing_rules(file: TaskFile, large_usd: float | None, folder: Path, beside:
     """
     routing, there = file.routing, {stage.name for stage in beside}
     policies = [policy for policy in routing.policies if policy.to != CHALLENGER or CHALLENGER in there]
-    expected = {} if large_usd is None else {"large": large_usd}
-    return RouterOptions(policies, routing.budget, load_gain(folder), tuple(beside), expected, routing.out_of_scope)
+    expected, gain = {} if large_usd is None else {"large": large_usd}, GainModel.load(folder / GAIN)
+    return RouterOptions(policies, routing.budget, gain, tuple(beside), expected, routing.out_of_scope)
 
 
 def routes_to_challenger(file: TaskFile) -> bool:

@@ -16,21 +16,22 @@ from smallfirst.measuring.outcome import Outcome
 from smallfirst.measuring.verdict import format_verdict
 from smallfirst.path.calibrate import calibrate_stage
 from smallfirst.path.check import PreflightReport, check_stage
-from smallfirst.path.diagnostics import measure_curve
 from smallfirst.path.evaluate import evaluate_stage
 from smallfirst.path.large_model import require_large
-from smallfirst.path.plans.outcome import decide_outcome, may_go_alone, small_first_stage
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import OUTCOME, RunFolder, only_run, refuse_second_run
 from smallfirst.path.project.task_file import TaskFile, read_task_file
 from smallfirst.path.release import (
     chosen_candidate,
+    decide_outcome,
     gate_stage,
+    may_go_alone,
     plans_stage,
     promote_stage,
     shadow_stage,
+    small_first_stage,
 )
-from smallfirst.path.report_data import report_stage
+from smallfirst.path.report.page import report_stage
 from smallfirst.path.summary import RunSummary, hint_of, next_steps, summarize_run
 from smallfirst.path.train import train_stage
 
@@ -145,7 +146,6 @@ def gate_and_release(project: Project, run_folder: RunFolder) -> None:
     A candidate that passes the gate of task.yaml goes live alone, unless a plan is worth more. Else a part of the
     requests may still stay small.
     """
-    measure_curve(project, run_folder)
     verdicts = gate_stage(project, run_folder)
     alone = verdicts.of(chosen_candidate(project, verdicts))
     trials = plans_stage(project, run_folder, alone)

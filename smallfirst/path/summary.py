@@ -5,55 +5,71 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from smallfirst.base.errors import DataError, GateFailed, ModelError, SmallfirstError, TrainingError
 from smallfirst.base.records import Record
 from smallfirst.base.stats.intervals import Estimate
 from smallfirst.measuring.evaluate import Evaluation
-from smallfirst.measuring.learning_curve import LearningCurve, forecast
 from smallfirst.measuring.outcome import Outcome
 from smallfirst.measuring.verdict import Verdict, nearest_to_passing
 from smallfirst.models.pricing.charge import format_usd
-from smallfirst.path.diagnostics import LEARNING
-from smallfirst.path.plans.worth import no_finalists
+from smallfirst.path.finalists import no_finalists
 from smallfirst.path.project.candidate_registry import all_candidates
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import (
     CERTIFICATE,
+    OPEN_ENDED,
     OUTCOME,
     PROMOTED,
     VERDICTS,
     FittedCandidates,
     GateVerdicts,
+    OpenEndedRouting,
     Promotion,
     RunFolder,
 )
 from smallfirst.path.project.task_file import RULES, TaskFile
-from smallfirst.path.report.data import OpenEndedRouting
 from smallfirst.registry import versions
 from smallfirst.routing.certificate.certificate import Certificate
 
-KEPT = "kept.json"
-"""File of the KeptOnTest in a run folder."""
-OPEN_ENDED = "open_ended.json"
-"""File of what the Router did with open-ended requests that it was not fitted on."""
 EXIT_STOPPED = 130
 """Exit code after Ctrl-C, as shells have it."""
-
-
 MAX_QUESTION_CHARS = 400
 """Longest row that is shown as an example request."""
 
 
-class KeptOnTest(Record):
-    """What the certificate covers of all test rows, whether or not the large model was asked them."""
+class RunRecord(Record):
+    """What a run has reached: every output that tells of it reads this."""
 
-    n_rows: int
-    """Test rows."""
-    n_kept: int
-    """Rows whose small answer the certificate covers."""
-    n_wrong: int
-    """Wrong answers among them."""
+    gate: GateVerdicts = GateVerdicts(verdicts=(), winner=None)
+    """The gate's verdicts on each candidate alone, and on the plans that were tried."""
+    outcome: Outcome | None = None
+    """What the run decided; None if it did not get that far."""
+    certificate: Certificate | None = None
+    """The Router's certificate; None if nothing was certified."""
+    promoted: Promotion | None = None
+    """The version that went live; None if none did."""
+    open_ended: OpenEndedRouting | None = None
+    """The Router on open-ended requests; None without such requests."""
+    minutes: dict[str, float] = {}
+    """Minutes that each candidate took to fit, by name."""
+    left_out: dict[str, str] = {}
+    """Why each candidate that was not fitted, or is no finalist, was left out, by name."""
+
+
+def read_run(run_folder: RunFolder) -> dict[str, Any]:
+    """Return the fields of a RunRecord from the files that the stages of a run wrote."""
+    fitted = run_folder.fitted() or FittedCandidates(ladder=())
+    kinds: dict[str, tuple[type[Record], str]] = {
+        "gate": (GateVerdicts, VERDICTS),
+        "outcome": (Outcome, OUTCOME),
+        "certificate": (Certificate, CERTIFICATE),
+        "promoted": (Promotion, PROMOTED),
+        "open_ended": (OpenEndedRouting, OPEN_ENDED),
+    }
+    found = {name: record for name, (kind, file) in kinds.items() if (record := run_folder.find(kind, file))}
+    return {**found, "minutes": fitted.minutes, "left_out": fitted.left_out | no_finalists(run_folder)}
 
 
 class PathSummary(Record):
@@ -109,7 +125,7 @@ class NextStep(Record):
         return (f"{self.what}:", f"  {self.command}") if self.command else (self.what,)
 
 
-class RunSummary(Record):
+class RunSummary(RunRecord):
     """Everything that the last lines of a run show; for a run that failed, what it reached and its error."""
 
     task: str
@@ -117,20 +133,6 @@ class RunSummary(Record):
     """The error that ended the run; None if it succeeded."""
     paths: dict[str, PathSummary] = {}
     """Every measured path by name: `large`, the candidates from the smallest, and `routed`."""
-    minutes: dict[str, float] = {}
-    """Minutes that each candidate took to fit, by name."""
-    left_out: dict[str, str] = {}
-    """Why each candidate that was not fitted, or is no finalist, was left out, by name."""
-    outcome: Outcome | None = None
-    """What the run decided; None if it did not get that far."""
-    gate: GateVerdicts = GateVerdicts(verdicts=(), winner=None)
-    """The gate's verdicts on each candidate alone."""
-    certificate: Certificate | None = None
-    """The Router's certificate; None if nothing was certified."""
-    promoted: Promotion | None = None
-    """The version that went live; None if none did."""
-    open_ended: OpenEndedRouting | None = None
-    """The Router on open-ended requests; None without such requests."""
     report: str = ""
     """Path of the report; empty if none was written."""
     next_steps: tuple[NextStep, ...] = ()
@@ -146,20 +148,13 @@ def summarize_run(file: TaskFile, run_folder: RunFolder | None, error: BaseExcep
     if run_folder is None:
         return RunSummary(task=file.name, error=ended)
     names = ("large", *(candidate.name for candidate in all_candidates()), "routed")
-    measured = {name: run_folder.evaluation(name, "test") for name in names}
-    certificate, report = run_folder.find(Certificate, CERTIFICATE), run_folder.path / "report.html"
-    fitted = run_folder.fitted() or FittedCandidates(ladder=())
+    measured = {name: one for name in names if (one := run_folder.evaluation(name, "test"))}
+    report = run_folder.path / "report.html"
     return RunSummary(
+        **read_run(run_folder),
         task=file.name,
         error=ended,
-        minutes=fitted.minutes,
-        left_out=fitted.left_out | no_finalists(run_folder),
-        paths={name: _path_summary(evaluation) for name, evaluation in measured.items() if evaluation},
-        outcome=run_folder.find(Outcome, OUTCOME),
-        gate=run_folder.find(GateVerdicts, VERDICTS) or GateVerdicts(verdicts=(), winner=None),
-        certificate=certificate,
-        promoted=run_folder.find(Promotion, PROMOTED),
-        open_ended=run_folder.find(OpenEndedRouting, OPEN_ENDED),
+        paths={name: _path_summary(evaluation) for name, evaluation in measured.items()},
         report=str(report) if report.exists() or not error else "",
     )
 
@@ -261,7 +256,7 @@ def after_gate(
         yield NextStep(what=f"label {outcome.labels_needed.in_words}, then: smallfirst run {task}")
     if not best.failed_checks:
         return
-    yield NextStep(what=" ".join(_what_to_label(project, run_folder, best)))
+    yield NextStep(what=" ".join(_what_to_label(project, best)))
     if project.task.closed:
         yield NextStep(
             what="look for wrong labels among the training rows",
@@ -273,7 +268,7 @@ def after_gate(
     )
 
 
-def _what_to_label(project: Project, run_folder: RunFolder, best: Verdict) -> Iterator[str]:
+def _what_to_label(project: Project, best: Verdict) -> Iterator[str]:
     """Yield sentences on the failed check that is furthest off, and on what would change it."""
     failed = sorted(best.failed_checks, key=lambda check: check.shortfall, reverse=True)
     first = next((check for check in failed if check.more_rows is None), failed[0])
@@ -281,14 +276,7 @@ def _what_to_label(project: Project, run_folder: RunFolder, best: Verdict) -> It
     if not project.rows.test.examples:
         yield "Label more rows: there is no test row."
     elif first.more_rows is None and first.advice:
-        yield f"{first.advice[:1].upper()}{first.advice[1:]}{_forecast(project, run_folder, best.candidate)}."
-
-
-def _forecast(project: Project, run_folder: RunFolder, candidate: str) -> str:
-    curve = run_folder.find(LearningCurve, LEARNING)
-    points = [p for p in curve.points if p.candidate == candidate] if curve else []
-    found = forecast(points, 2 * len(project.rows.train)) if points else None
-    return f" ({found.why})" if found is not None and found.accuracy is not None else ""
+        yield f"{first.advice[:1].upper()}{first.advice[1:]}."
 
 
 def after_outcome(project: Project, outcome: Outcome, *, task: str = "task.yaml") -> Iterator[NextStep]:

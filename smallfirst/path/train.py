@@ -1,18 +1,69 @@
-"""The training stage: every candidate of a run fitted into one run folder."""
+"""The training stage: the candidates of a run fitted into one run folder, within its time where it has one.
+
+With `minutes` candidates are admitted in the order of what they promise, since a larger encoder answers better than a
+smaller one and a fine-tuned one better than a frozen one, on nearly every measured set (benchmarks/results/), and as
+long as they fit; those that cost next to nothing before all, fine-tunes with fewer epochs where all of them do not fit,
+but at least half. Of the admitted ones the quickest is fitted first, and the plan is made anew after each: what one
+saved or lost decides about the others.
+
+A sentence encoder is timed on a few of the task's own texts, read and trained on. A language model's time is that of
+an earlier run, else of its own first steps.
+"""
 
 from __future__ import annotations
 
-from smallfirst.base.errors import NothingGained, StageMissing
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from smallfirst.base.errors import ConfigError, NothingGained, SmallfirstError, StageMissing, WeightsNotFound
+from smallfirst.base.paths import state_folder
+from smallfirst.data.dataset import Dataset
 from smallfirst.ledger.expenses import note_expense
 from smallfirst.measuring.label_errors import read_relabels
+from smallfirst.models.catalog import find_weights
 from smallfirst.models.local.weights import release_memory
 from smallfirst.models.manifest import TRAINED_ON, TrainedOn
-from smallfirst.path.ladder import Ladder, TimeBudget
+from smallfirst.path.check import find_local_base, tokenize_rows, validation_work
 from smallfirst.path.project.candidate_registry import FINE_TUNED
-from smallfirst.path.project.candidates import Candidate, fits_in_folds, project_candidates
+from smallfirst.path.project.candidates import Candidate, fits_in_folds, get_candidate, project_candidates
 from smallfirst.path.project.project import Project, in_task_state
 from smallfirst.path.project.run_folder import FITTED, FittedCandidates, RunFolder, only_run
+from smallfirst.path.project.task_file import RULES
 from smallfirst.registry import runs
+from smallfirst.training.config import TrainConfig, parse_duration
+from smallfirst.training.estimates import (
+    SAMPLE_ROWS,
+    ValidationWork,
+    count_epochs,
+    encoder_pace,
+    first_epoch,
+    training_pace,
+)
+from smallfirst.training.recipe import TokenizedRow
+
+QUICK_SHARE = 0.05
+"""Candidates that take at most so much of the time left are admitted first."""
+LEAST_EPOCHS = 0.5
+"""Share of the epochs of its settings with which a fine-tune is still worth its time."""
+SAFETY = 1.15
+"""A candidate is taken to need so many times its estimate."""
+REST_SHARE, REST_S, REST_FACTOR = 0.05, 10.0, 2.0
+"""Kept for gate, certificate, Router and report: a share of the time, and seconds, or so many times as long as it took
+to read and to check the rows."""
+COMBINING = 1.5
+"""What combines others takes so many times as long as it takes to measure them: it asks them on all held-out rows, and
+before that on selection rows to be fitted."""
+REGRESSION_S = 1e-3
+"""A row in a logistic regression on vectors: 8 s for 10,000 rows in 77 labels."""
+OPTIMIZER_BYTES, MEMORY_BYTES_PER_S = 40, 20e9
+"""Read and written for each trained weight in a step, and how fast."""
+BEGIN_S = 5.0
+"""To load, prepare and save a model that is fine-tuned."""
+
+Fit = Callable[[Project, Candidate], None]
+"""Fits a candidate and notes that it is fitted."""
 
 
 @in_task_state
@@ -24,59 +75,77 @@ def train_stage(project: Project, *, resume: bool = False, began: float | None =
     of the progress's clock; None: from now.
     """
     with only_run(project.file.name):
-        return _fit_all(project, resume=resume, began=began)
+        return _fit_all(project, _run_folder(project, resume=resume), began)
 
 
-def _fit_all(project: Project, *, resume: bool, began: float | None) -> RunFolder:
-    candidates, train = project_candidates(project), project.rows.train
-    run_folder = _run_folder(project, resume=resume)
+def _run_folder(project: Project, *, resume: bool) -> RunFolder:
+    name, log = project.file.name, project.progress.log
+    unfinished = RunFolder.unfinished(name)
+    if resume and unfinished is None:
+        raise StageMissing(f"{name} has no interrupted run to resume", hint="smallfirst train task.yaml")
+    if resume and unfinished is not None:
+        log(f"resuming run {unfinished.path.name}")
+        return unfinished
+    if unfinished is not None:
+        log(f"run {unfinished.path.name} has no report; --resume continues it, this is a new run")
+    return RunFolder.new(name)
+
+
+def _fit_all(project: Project, run_folder: RunFolder, began: float | None) -> RunFolder:
+    candidates, train, progress = project_candidates(project), project.rows.train, project.progress
     for skipped in project.rows.skipped:
-        project.progress.log(f"{skipped.what}: {'; '.join(skipped.where)}")
+        progress.log(f"{skipped.what}: {'; '.join(skipped.where)}")
     ladder = tuple(candidate.name for candidate in candidates)
-    found = FittedCandidates(ladder=ladder, dataset_fingerprint=train.content_fingerprint)
-    if (earlier := run_folder.fitted()) is not None:
-        if (earlier.ladder, earlier.dataset_fingerprint) != (ladder, found.dataset_fingerprint):
-            raise StageMissing(
-                f"the rows or the ladder are others than when run {run_folder.path.name} began",
-                hint="smallfirst run task.yaml   starts a new run",
-            )
-        found = earlier
+    new = FittedCandidates(ladder=ladder, dataset_fingerprint=train.content_fingerprint)
+    found = run_folder.fitted() or new
+    if (found.ladder, found.dataset_fingerprint) != (new.ladder, new.dataset_fingerprint):
+        raise StageMissing(
+            f"the rows or the ladder are others than when run {run_folder.path.name} began",
+            hint="smallfirst run task.yaml   starts a new run",
+        )
     found.save(run_folder.path / FITTED)
     _note_labels(project)
 
+    def leave_out(name: str, why: str) -> None:
+        nonlocal found
+        progress.log(f"{name} left out: {why}")
+        found = found.model_copy(update={"left_out": {**found.left_out, name: why}})
+
     def fit(project: Project, candidate: Candidate) -> None:
         nonlocal found
-        start = project.progress.clock()
-        with project.progress.step(f"fitting {candidate.title}"):
-            try:
+        start = progress.clock()
+        try:
+            with progress.step(f"fitting {candidate.title}"):
                 _fit_one(project, run_folder, candidate)
-            except NothingGained as why:
-                project.progress.log(f"{candidate.name} left out: {why}")
-                found = found.model_copy(update={"left_out": {**found.left_out, candidate.name: str(why)}})
-                return
+        except NothingGained as why:
+            leave_out(candidate.name, str(why))
+            return
         release_memory()
-        minutes = {**found.minutes, candidate.name: (project.progress.clock() - start) / 60}
+        minutes = {**found.minutes, candidate.name: (progress.clock() - start) / 60}
         found = found.model_copy(update={"fitted": (*found.fitted, candidate.name), "minutes": minutes})
         found.save(run_folder.path / FITTED)
-        _note_expense(project, run_folder, found)
+        # At the machine's price an hour: it does nothing else then.
+        hours, what = sum(minutes.values()) / 60, f"run {run_folder.path.name}: {', '.join(minutes)}"
+        usd = hours * project.file.prices.machine.usd_per_hour
+        note_expense(project.file.name, "training", run_folder.path.name, usd, what=what, busy_s=3600 * hours)
 
     waiting = [candidate for candidate in candidates if candidate.name not in found.fitted]
     if project.file.minutes is None:
         for candidate in sorted(waiting, key=lambda candidate: candidate.combines):
             fit(project, candidate)
     else:
-        rungs = Ladder(project, waiting, TimeBudget(project, began=began, used_minutes=sum(found.minutes.values())))
-        rungs.fit(fit)
-        found = found.model_copy(update={"left_out": {**found.left_out, **rungs.left_out}})
+        budget = TimeBudget(project, began=began, used_minutes=sum(found.minutes.values()))
+        for name, why in fit_in_time(project, waiting, budget, fit).items():
+            leave_out(name, why)
     if found.mlflow_run_id is None:
-        run_id = run_folder.mlflow_run_id() if FINE_TUNED in found.fitted else _open_run(project, run_folder, found)
+        run_id = _run_id(project, run_folder, found)
         found.model_copy(update={"mlflow_run_id": run_id}).save(run_folder.path / FITTED)
     return run_folder
 
 
 def _fit_one(project: Project, run_folder: RunFolder, candidate: Candidate) -> None:
     """Fit a candidate on training rows; where these are few, in folds first and then on training and selection rows."""
-    if not (candidate.n_folds and fits_in_folds(project)):
+    if not _n_folds(project, candidate):
         candidate.fit(project, run_folder)
     else:
         rows = project.rows.development
@@ -90,14 +159,6 @@ def _fit_one(project: Project, run_folder: RunFolder, candidate: Candidate) -> N
         TrainedOn.of(project.rows.development).save(run_folder.model_folder(candidate.name) / TRAINED_ON)
 
 
-def _note_expense(project: Project, run_folder: RunFolder, found: FittedCandidates) -> None:
-    """Write to the ledger what fitting has cost so far, at the machine's price an hour: it does nothing else then."""
-    hours = sum(found.minutes.values()) / 60
-    usd = hours * project.file.prices.machine.usd_per_hour
-    what = f"run {run_folder.path.name}: {', '.join(found.minutes)}"
-    note_expense(project.file.name, "training", run_folder.path.name, usd, what=what, busy_s=3600 * hours)
-
-
 def _note_labels(project: Project) -> None:
     """Write to the ledger what people's labels of probable label errors have cost so far."""
     file, relabels = project.file, project.file.data.relabels
@@ -106,23 +167,260 @@ def _note_labels(project: Project) -> None:
     note_expense(file.name, "labels", "labels", usd, what=f"{n:,} answers of people")
 
 
-def _open_run(project: Project, run_folder: RunFolder, found: FittedCandidates) -> str:
-    """Return the id of a new, finished MLflow run: no fine-tune made one."""
+def _run_id(project: Project, run_folder: RunFolder, found: FittedCandidates) -> str:
+    """Return the id of the fine-tune's MLflow run; without one, of a new, finished run."""
+    if FINE_TUNED in found.fitted:
+        return str(json.loads((run_folder.path / "run.json").read_text(encoding="utf-8"))["run_id"])
     params = {"task": project.file.name, "ladder": ", ".join(found.fitted), "n_train": len(project.rows.train)}
     params |= {"dataset_fingerprint": found.dataset_fingerprint}
     with runs.open_run(project.file.name, run_folder.path.name, params=params) as tracked:
         return tracked.run_id
 
 
-def _run_folder(project: Project, *, resume: bool) -> RunFolder:
-    name = project.file.name
-    unfinished = RunFolder.unfinished(name)
-    if resume:
-        unfinished = unfinished or RunFolder.without_report(name)
-        if unfinished is None:
-            raise StageMissing(f"{name} has no interrupted run to resume", hint="smallfirst train task.yaml")
-        project.progress.log(f"resuming run {unfinished.path.name}")
-        return unfinished
-    if unfinished is not None:
-        project.progress.log(f"run {unfinished.path.name} was interrupted; --resume continues it, this is a new run")
-    return RunFolder.new(name)
+class TimeNeeded(NamedTuple):
+    """Time that a candidate takes, in seconds."""
+
+    begin_s: float
+    """To fit it, but for its epochs."""
+    epoch_s: float = 0.0
+    """An epoch with its validation; 0 for one that is not trained in epochs."""
+    epochs: int = 0
+    """Epochs of its settings; 0 if it is not trained in epochs."""
+    after_s: float = 0.0
+    """To measure it once it is fitted."""
+
+    def whole_s(self, epochs: int) -> float:
+        """Return the time to fit it in so many epochs and to measure it, with a margin."""
+        return SAFETY * (self.begin_s + self.epoch_s * epochs + self.after_s)
+
+    def epochs_in(self, left_s: float) -> int | None:
+        """Return the most epochs that fit into `left_s` seconds, 0 without epochs; None if too few do."""
+        spare_s = left_s - self.whole_s(0)
+        if not self.epochs:
+            return 0 if spare_s >= 0 else None
+        epochs = min(self.epochs, math.floor(spare_s / (SAFETY * self.epoch_s) + 1e-9))
+        return epochs if epochs >= max(1, math.ceil(LEAST_EPOCHS * self.epochs)) else None
+
+
+def time_needed(project: Project, candidate: Candidate) -> TimeNeeded | None:
+    """Return how long a candidate takes; None if it does not say. Raise SmallfirstError if it lacks weights here."""
+    minutes, n_fits = candidate.minutes_to_fit(project), max(1, _n_folds(project, candidate))
+    if minutes is not None:  # n folds of (n - 1) / n of the rows, and then all
+        return TimeNeeded(60 * minutes * n_fits)
+    if candidate.encoder_setting:
+        return _encoder_time(project, candidate)
+    if candidate.is_language_model and candidate.training_setting:
+        return _language_model_time(project, candidate)
+    return None
+
+
+def _encoder_time(project: Project, candidate: Candidate) -> TimeNeeded:
+    rows, small, n_folds = project.rows, project.file.small, _n_folds(project, candidate)
+    folder = find_weights(candidate.encoder_name(small), download=candidate.measured_by_default)
+    every = max(1, len(rows.train) // SAMPLE_ROWS)
+    pace = encoder_pace(folder, tuple(e.text for e in rows.train.examples[::every][:SAMPLE_ROWS]))
+    n = len(rows.development if n_folds else rows.train)
+    validate_s = len(rows.selection) * pace.read_s
+    measure_s = (len(rows.selection) + len(rows.calibration) + len(rows.test)) * pace.read_s
+    head_s = n * (pace.read_s + REGRESSION_S)
+    if not candidate.training_setting:
+        fit_s = 2 * n * pace.read_s + n_folds * n * REGRESSION_S if n_folds else head_s + validate_s
+        return TimeNeeded(fit_s, after_s=measure_s)
+    from smallfirst.training.encoders import epoch_passes  # loads PyTorch
+
+    config: TrainConfig = getattr(small, candidate.training_setting)
+
+    def epoch(n_rows: float) -> tuple[float, int]:
+        """Return the seconds and the steps of an epoch on so many rows."""
+        if project.task.answer_labels:
+            n_rows *= epoch_passes(n_rows * pace.tokens, config)
+        steps = math.ceil(n_rows * pace.tokens / config.batch_tokens)
+        return n_rows * pace.train_s + steps * OPTIMIZER_BYTES * pace.parameters / MEMORY_BYTES_PER_S, steps
+
+    epoch_s, steps = epoch(n)
+    begin_s = BEGIN_S + head_s
+    if n_folds:  # a fine-tune for each fold, which reads its own rows after each epoch, and one on all rows
+        epoch_s += n_folds * epoch(n - n / n_folds)[0] + n * pace.read_s
+        begin_s *= 1 + n_folds
+    else:
+        epoch_s += validate_s
+    duration = parse_duration(config.duration)
+    of = {"ep": 1, "ba": steps, "tok": max(1, steps * config.batch_tokens)}[duration.unit]
+    return _in_epochs(begin_s, epoch_s, duration.amount / of, measure_s)
+
+
+def _n_folds(project: Project, candidate: Candidate) -> int:
+    return candidate.n_folds if candidate.n_folds and fits_in_folds(project) else 0
+
+
+def _language_model_time(project: Project, candidate: Candidate) -> TimeNeeded:
+    rows, config, name = project.rows, project.file.small.training, project.file.small.base
+    folder = find_weights(name, download=candidate.measured_by_default)
+    tokens, size, unknown = find_local_base(name)
+    if tokens is None or size is None:
+        raise WeightsNotFound(f"how long {name} takes is not known: {unknown}")
+
+    def encoded(*parts: Dataset) -> list[TokenizedRow]:
+        return [row for part in parts for row in tokenize_rows(project, part, tokens)]
+
+    train, selection = encoded(rows.train), encoded(rows.selection)
+    held_out = [*selection, *encoded(rows.calibration, rows.test)]
+    rate = training_pace(state_folder() / "tasks", (name, folder), config, train).tokens_per_s
+    n_tokens = sum(len(row.ids) - 1 for row in train)
+    epoch_s = (n_tokens + validation_work(project, selection).as_trained) / rate
+    written = 0 if project.task.closed else sum(len(row.ids) - row.n_prompt for row in held_out)
+    asked = ValidationWork(sum(row.n_prompt for row in held_out), written)
+    epochs = count_epochs(config, len(first_epoch(train, config)), n_tokens)
+    return _in_epochs(BEGIN_S, epoch_s, epochs, asked.as_trained / rate)
+
+
+def _in_epochs(begin_s: float, epoch_s: float, epochs: float, after_s: float) -> TimeNeeded:
+    """Return the time of a fine-tune; one of less than an epoch has no epochs to be shortened by."""
+    if epochs < 1:
+        return TimeNeeded(begin_s + epochs * epoch_s, after_s=after_s)
+    return TimeNeeded(begin_s, epoch_s, math.ceil(epochs), after_s)
+
+
+class TimeBudget:
+    """Seconds that are left of `minutes` since the run began, on the clock of its progress."""
+
+    def __init__(self, project: Project, *, began: float | None = None, used_minutes: float = 0.0) -> None:
+        """The run `began` at this time of its progress's clock, None: now; `used_minutes` were used before."""
+        assert project.file.minutes is not None
+        self.total_s, self._clock = 60 * project.file.minutes, project.progress.clock
+        now = self._clock()
+        before_s = 0.0 if began is None else now - began
+        self._began = now - before_s - 60 * used_minutes
+        self._kept_s = REST_SHARE * self.total_s + max(REST_S, REST_FACTOR * before_s)
+
+    @property
+    def used_s(self) -> float:
+        """Seconds used so far."""
+        return self._clock() - self._began
+
+    @property
+    def left_s(self) -> float:
+        """Seconds left for candidates."""
+        return self.total_s - self.used_s - self._kept_s
+
+    def keep(self, seconds: float) -> None:
+        """Keep so many more seconds for later, such as to measure what was fitted."""
+        self._kept_s += seconds
+
+
+class Rung(NamedTuple):
+    """A candidate that may be fitted."""
+
+    name: str
+    promise: float
+    """Candidates of a higher one are preferred."""
+    time: TimeNeeded | None
+    """None if it does not say: it is tried last, if any time is left."""
+    required: bool = False
+    """task.yaml needs it: it comes before all others."""
+
+    def why_left_out(self, left_s: float, budget_s: float) -> str:
+        """Return how long it takes, what was left, and which time would have included it."""
+        if self.time is None:
+            return f"how long it takes is not known, and {in_minutes(left_s)} were left"
+        needed_s = self.time.whole_s(self.time.epochs)
+        wanted = math.ceil((budget_s + (needed_s - left_s) / (1 - REST_SHARE)) / 60)
+        return f"about {in_minutes(needed_s)}, {in_minutes(left_s)} were left; --minutes {wanted} would include it"
+
+
+def plan_steps(rungs: Sequence[Rung], left_s: float) -> list[tuple[Rung, int]]:
+    """Return what to fit in `left_s` seconds and its epochs (0 without any), the quickest first."""
+    known = [(rung, rung.time) for rung in rungs if rung.time is not None]
+
+    def preference(one: tuple[Rung, TimeNeeded]) -> tuple[bool, bool, float]:
+        rung, needed = one
+        return not rung.required, needed.whole_s(needed.epochs) > QUICK_SHARE * left_s, -rung.promise
+
+    steps, rest_s = list[tuple[float, Rung, int]](), left_s
+    for rung, needed in sorted(known, key=preference):
+        if (epochs := needed.epochs_in(rest_s)) is not None:
+            steps.append((needed.whole_s(epochs), rung, epochs))
+            rest_s -= steps[-1][0]
+    unknown = [(rung, 0) for rung in rungs if rung.time is None and rest_s > 0]
+    return [*((rung, epochs) for _, rung, epochs in sorted(steps, key=lambda step: step[0])), *unknown]
+
+
+def in_minutes(seconds: float) -> str:
+    """Return a time as `9 minutes` or, below two minutes, `40 seconds`."""
+    return f"{max(0, round(seconds))} seconds" if seconds < 120 else f"{round(seconds / 60)} minutes"
+
+
+def fit_in_time(project: Project, candidates: Iterable[Candidate], budget: TimeBudget, fit: Fit) -> dict[str, str]:
+    """Fit what ends in time with `fit`; return why each of the others was left out.
+
+    What combines others comes after them, in the time that was kept for it with each. Raise ConfigError if a candidate
+    that task.yaml needs does not end in time.
+    """
+    combining = [one for one in candidates if one.combines]
+    rungs, left_out = _rungs(project, [one for one in candidates if not one.combines], shared=bool(combining))
+    while steps := plan_steps([*rungs.values()], left_s := budget.left_s):
+        _require(rungs, [rung for rung, _ in steps], left_s, budget)
+        rung, epochs = steps[0]
+        candidate = get_candidate(rungs.pop(rung.name).name)
+        needed, log = rung.time or TimeNeeded(0.0), project.progress.log
+        budget.keep(needed.after_s)
+        words, shorter = in_minutes(needed.whole_s(epochs)) if rung.time else "time not known", project
+        if epochs < needed.epochs:
+            words += f", {epochs} of {needed.epochs} epochs"
+            config = getattr(project.file.small, candidate.training_setting)
+            update = {str(candidate.training_setting): config.model_copy(update={"duration": f"{epochs}ep"})}
+            small = project.file.small.model_copy(update=update)
+            shorter = project._replace(file=project.file.model_copy(update={"small": small}))
+        log(f"next {rung.name}: {words}; {in_minutes(budget.used_s)} of {in_minutes(budget.total_s)} used")
+        fit(shorter._replace(on_epoch=ends_in_time(budget)), candidate)
+    _require(rungs, [], budget.left_s, budget)
+    for candidate in combining if budget.left_s >= 0 else ():
+        fit(project, candidate)
+    return left_out | {name: rung.why_left_out(budget.left_s, budget.total_s) for name, rung in rungs.items()}
+
+
+def _rungs(
+    project: Project, candidates: Sequence[Candidate], *, shared: bool
+) -> tuple[dict[str, Rung], dict[str, str]]:
+    """Return the candidates with how long each takes, and why those were left out that cannot be used here.
+
+    `shared`: another one will ask them, but for language models.
+    """
+    rungs, left_out, file = dict[str, Rung](), dict[str, str](), project.file
+    required = {*file.routing.ahead, file.goes_live}.difference(RULES)
+    with project.progress.step("estimating how long each candidate takes"):
+        for one in candidates:
+            try:
+                needed = time_needed(project, one)
+            except SmallfirstError as error:
+                if one.name in required or one.name in (file.ladder or ()):
+                    raise
+                left_out[one.name] = " ".join(str(error).split())
+                continue
+            if needed and shared and not one.is_language_model:
+                needed = needed._replace(after_s=(1 + COMBINING) * needed.after_s)
+            promise = one.size if one.promise is None else one.promise
+            rungs[one.name] = Rung(one.name, promise, needed, one.name in required)
+    return rungs, left_out
+
+
+def _require(rungs: dict[str, Rung], planned: Sequence[Rung], left_s: float, budget: TimeBudget) -> None:
+    for rung in rungs.values():
+        if rung.required and rung not in planned:
+            raise ConfigError(
+                f"routing needs {rung.name}, which does not end in --minutes {budget.total_s / 60:g}: "
+                + rung.why_left_out(left_s, budget.total_s),
+                hint="give it that time, or leave it out of routing",
+            )
+
+
+def ends_in_time(budget: TimeBudget) -> Callable[[int, float], bool]:
+    """Return a callback that ends a fine-tune after the last epoch that leaves no time for another."""
+    last_s = budget.used_s
+
+    def ends(epoch: int, score: float) -> bool:
+        nonlocal last_s
+        took_s, last_s = budget.used_s - last_s, budget.used_s
+        return budget.left_s < took_s
+
+    return ends

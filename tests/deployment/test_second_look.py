@@ -28,11 +28,10 @@ from smallfirst.measuring.outcome import Outcome
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.models.wrappers import CallableModel
 from smallfirst.path.calibrate import CERTIFIED, Certified
-from smallfirst.path.confidence_heads import ConfidenceHeads
-from smallfirst.path.plans.joined_rows import LOOKS
+from smallfirst.path.finalists import LOOKS
 from smallfirst.path.project.run_folder import RunFolder
 from smallfirst.path.project.task_file import TaskFile, read_task_file
-from smallfirst.path.router_setup import TrafficReference
+from smallfirst.path.router_setup import ConfidenceHeads, TrafficReference
 from smallfirst.registry import versions
 from smallfirst.registry.versions import ModelVersion
 from smallfirst.routing.certificate.certificate import Certificate, certify

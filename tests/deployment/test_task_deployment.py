@@ -20,11 +20,10 @@ from smallfirst.measuring.outcome import Outcome
 from smallfirst.models.local.weights import load_causal
 from smallfirst.models.protocol import Request
 from smallfirst.path.candidates.linear import WORDS
-from smallfirst.path.confidence_heads import HEADS, ConfidenceHeads
 from smallfirst.path.parity import served_parity
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import RunFolder
-from smallfirst.path.router_setup import PROFILE_FOLDER
+from smallfirst.path.router_setup import HEADS, PROFILE_FOLDER, ConfidenceHeads
 from smallfirst.registry import versions
 from smallfirst.routing.acceptance import AcceptanceScore
 from smallfirst.routing.domain import fit_task_profile

@@ -36,7 +36,7 @@ from smallfirst.measuring.outcome import Outcome
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded import RecordedAnswer, RecordingHeader, request_key
 from smallfirst.path.check import check_stage
-from smallfirst.path.plans.joined_rows import LOOKS
+from smallfirst.path.finalists import LOOKS
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import OUTCOME, RunFolder
 from smallfirst.path.project.task_file import TaskFile, read_task_file

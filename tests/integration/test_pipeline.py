@@ -170,7 +170,7 @@ def test_a_training_that_was_broken_off_is_gone_on_with(
     assert run_folder.path == broken.path
     begun = [e for e in EventLog(broken.path / "events.jsonl").read() if e.kind == "CREATED"]
     assert [Run.load(broken.path / "run.json").run_id] == [e.values["run_id"] for e in begun]
-    assert RunFolder.unfinished("claims-desk") is None
+    assert run_folder.is_fitted
 
 
 def test_a_fine_tuned_encoder_is_measured_and_judged(desk_folder: Path, tiny_encoder_folder: Path) -> None:

@@ -20,12 +20,11 @@ from smallfirst.path.calibrate import (
     selection_drafts,
     unconfirmed_escalation,
 )
-from smallfirst.path.confidence_heads import ConfidenceHeads
 from smallfirst.path.project.candidates import get_candidate
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import RunFolder
 from smallfirst.path.project.task_file import read_task_file
-from smallfirst.path.router_setup import TrafficReference
+from smallfirst.path.router_setup import ConfidenceHeads, TrafficReference
 from smallfirst.routing.certificate.guarantee import Guarantee
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from smallfirst.path.check import (
     PreflightReport,
     check_stage,
     language_findings,
-    other_languages,
 )
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.task_file import read_task_file
@@ -171,13 +169,13 @@ def test_what_a_run_can_end_with_is_in_the_report_and_the_json(tmp_path: Path) -
     found = check_stage(desk(tmp_path, "no-such-model", more="gate: {accuracy_at_least: 0.5}\n"))
     n = len(desk(tmp_path, "no-such-model").rows.test)
     assert f"gate: {n} test rows show accuracy at least 0.500 only from a measured " in found.in_words
-    assert found.certificate is not None
-    assert found.certificate.in_words in {finding.what.removeprefix("certificate: ") for finding in found.rows.findings}
+    assert found.foretold.certificate is not None
+    whats = {finding.what.removeprefix("certificate: ") for finding in found.rows.findings}
+    assert found.foretold.certificate.in_words in whats
     values = json.loads(found.in_json)
-    assert values["gate"][0]["n_wrong"] == found.gate[0].n_wrong
-    assert values["certificate"]["n_without_error"] > values["certificate"]["n_rows"]
-    assert values["rows_needed"]["fewest"]["n_data_rows"] > 0
-    assert values["rows_needed"]["fewest"]["chance"] > 0.5
+    assert values["foretold"]["gate"][0]["reachable"] is True
+    assert values["foretold"]["fewest"]["n_data_rows"] > 0
+    assert values["foretold"]["fewest"]["chance"] > 0.5
     assert (values["large"], found.verdict) == (None, "FIX")
 
 
@@ -201,24 +199,6 @@ GERMAN = ["Wo ist meine Karte geblieben?", "Ich möchte das Geld für die Bestel
 ENGLISH = ["Where is my card, it was due on Monday", "I would like my money back for this order, please"]
 
 
-def test_languages_are_counted_without_english_and_without_short_texts() -> None:
-    assert other_languages([*GERMAN, *ENGLISH, "Karte", "6 a.m."]) == (Counter(de=2), 4)
-    assert other_languages(["ok"]) == (Counter(), 0)
-
-
-def test_a_large_set_is_sampled_evenly() -> None:
-    found, n = other_languages(ENGLISH[:1] * 250 + GERMAN[:1] * 250)
-    assert (found, n) == (Counter(de=83), 167)  # every third
-
-
-def test_without_the_extra_other_scripts_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(text: str) -> str:
-        raise MissingExtra("Rules on languages", "language")
-
-    monkeypatch.setattr(module, "detect_language", missing)
-    assert other_languages([*GERMAN, "Где моя карта, она должна была прийти"]) == (Counter(Cyrillic=1), 3)
-
-
 @pytest.mark.parametrize(
     ("texts", "more", "noted"),
     [
@@ -231,14 +211,33 @@ def test_without_the_extra_other_scripts_are_seen(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_a_note_names_the_encoder_and_what_to_do(texts: list[str], more: str, noted: bool, tmp_path: Path) -> None:
-    project = project_of(tmp_path, more=more)
-    train = project.rows.train
-    asked = [(Message(role="user", content=text),) for text in texts]
-    examples = tuple(train.examples[i].model_copy(update={"messages": messages}) for i, messages in enumerate(asked))
-    rows = project.rows.model_copy(update={"train": train.subset("train", examples)})
-    findings = list(language_findings(project._replace(rows=rows)))
+    findings = notes(tmp_path, [*texts, "Karte", "6 a.m."], more)  # short texts are a guess
     assert len(findings) == noted
     if noted:
         assert findings[0].what == f"2 of {len(texts)} training rows looked at are not English (de)"
         assert "sentence-transformers/all-MiniLM-L6-v2 learnt English alone" in findings[0].rule
         assert "small.encoder" in findings[0].rule
+
+
+def notes(folder: Path, texts: list[str], more: str = "") -> list[Any]:
+    """The findings on the language of training rows with these texts."""
+    project = project_of(folder, more=more)
+    train = project.rows.train
+    asked = [(Message(role="user", content=text),) for text in texts]
+    examples = tuple(train.examples[0].model_copy(update={"messages": messages}) for messages in asked)
+    rows = project.rows.model_copy(update={"train": train.subset("train", examples)})
+    return list(language_findings(project._replace(rows=rows)))
+
+
+def test_a_large_set_is_sampled_evenly(tmp_path: Path) -> None:
+    [found] = notes(tmp_path, ENGLISH[:1] * 250 + GERMAN[:1] * 250)
+    assert found.what.startswith("83 of 167 ")  # every third
+
+
+def test_without_the_extra_other_scripts_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(text: str) -> str:
+        raise MissingExtra("Rules on languages", "language")
+
+    monkeypatch.setattr(module, "detect_language", missing)
+    [found] = notes(tmp_path, [*GERMAN, "Где моя карта, она должна была прийти"])
+    assert found.what == "1 of 3 training rows looked at are not English (Cyrillic)"

@@ -19,13 +19,13 @@ from smallfirst.path.parity import (
     ParityFailed,
     ParityResult,
     ParityRow,
-    ask_all,
     check_parity,
     parity_rows,
     parity_stage,
 )
 from smallfirst.registry import versions
 from smallfirst.serving.loopback import Address, serve_on_loopback
+from smallfirst.tasks.chat import Chat
 from smallfirst.tasks.classify import Classify
 
 
@@ -166,9 +166,9 @@ def test_conversations_are_asked_as_they_are() -> None:
 
     turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "a"}]
     messages = Request.model_validate({"messages": turns}).messages
+    row = ParityRow("k", messages, "system: be brief / user: a", None)
     with serve_on_loopback({"says": Repeats("")}) as address:
-        replies = asyncio.run(ask_all(address, "says", [messages]))
-    assert [reply.text for reply in replies] == ["system: be brief / user: a"]
+        assert asyncio.run(check_parity(address, "says", [row], task=Chat(name="t"))).passed
 
 
 def test_rows_are_the_same_ones_each_time_and_need_an_evaluation(desk) -> None:
@@ -177,7 +177,7 @@ def test_rows_are_the_same_ones_each_time_and_need_an_evaluation(desk) -> None:
     assert [row.key for row in some] == [row.key for row in parity_rows(project, run_folder, "small", 5)]
     assert len(some) == 5
     assert all(row.confidence is not None for row in some)
-    with pytest.raises(StageMissing, match="words was not evaluated on calibration rows"):
+    with pytest.raises(StageMissing, match="words was not evaluated on today's calibration rows"):
         parity_rows(project, run_folder, "words")
 
 

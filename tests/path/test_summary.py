@@ -13,10 +13,17 @@ from smallfirst.base.stats.intervals import wilson
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.measuring.outcome import Outcome
 from smallfirst.measuring.verdict import CheckResult, Verdict
-from smallfirst.path.project.run_folder import FITTED, FittedCandidates, GateVerdicts, Promotion, RunFolder
+from smallfirst.path.project.run_folder import (
+    FITTED,
+    OPEN_ENDED,
+    FittedCandidates,
+    GateVerdicts,
+    OpenEndedRouting,
+    Promotion,
+    RunFolder,
+)
 from smallfirst.path.project.task_file import TaskFile
-from smallfirst.path.report.data import OpenEndedRouting
-from smallfirst.path.summary import OPEN_ENDED, format_summary, summarize_run
+from smallfirst.path.summary import format_summary, summarize_run
 
 OUTCOME = Outcome(
     kind="small first",

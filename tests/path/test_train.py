@@ -1,21 +1,26 @@
-"""Few rows are answered out of fold before they are fitted together, in a run that can be interrupted."""
+"""Few rows are answered out of fold before they are fitted together; with `minutes` made-up times, and a clock."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from smallfirst.base.errors import ConfigError, WeightsNotFound
 from smallfirst.base.progress import Progress
 from smallfirst.models.manifest import TrainedOn, read_manifest
-from smallfirst.path.project.candidates import fits_in_folds, get_candidate
+from smallfirst.path import train as module
+from smallfirst.path.project.candidates import Candidate, fits_in_folds, get_candidate
 from smallfirst.path.project.project import Project
-from smallfirst.path.project.task_file import read_task_file
-from smallfirst.path.train import train_stage
+from smallfirst.path.project.task_file import TaskFile, read_task_file
+from smallfirst.path.train import Rung, TimeBudget, TimeNeeded, fit_in_time, plan_steps, time_needed, train_stage
+from smallfirst.training.estimates import EncoderPace, Pace
 from smallfirst.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("module_home")
@@ -104,3 +109,229 @@ def test_from_a_thousand_rows_on_selection_rows_choose(tmp_path: Path, tiny_enco
     some = many.subset("some", many.examples[:2000])
     assert fits_in_folds(linear._replace(rows=linear.rows.model_copy(update={"train": some})))  # in seconds
     assert not fits_in_folds(linear._replace(rows=linear.rows.model_copy(update={"train": many})))
+
+
+TIMES: dict[str, TimeNeeded | None] = {
+    "blend": None,
+    "words": TimeNeeded(10, after_s=5),
+    "encoder": TimeNeeded(20, after_s=10),
+    "tuned": TimeNeeded(30, 20, 6, after_s=10),
+    "small": TimeNeeded(20, 100, 5, after_s=30),
+}
+
+
+class Desk:
+    """A run whose candidates take `factor` times what was estimated."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, minutes: float, *, factor: float = 1.0, **settings: Any
+    ) -> None:
+        self.now, self.factor, self.fitted = 0.0, factor, dict[str, int]()
+        file = TaskFile.model_validate({"name": "desk", "data": {"train": "t.jsonl"}, "minutes": minutes, **settings})
+        progress = Progress(quiet=True, clock=lambda: self.now)
+        self.project = Project(file, cast(Any, SimpleNamespace(selection=())), cast(Any, None), progress)
+        monkeypatch.setattr(module, "time_needed", self.time_needed)
+
+    def time_needed(self, project: Project, candidate: Candidate) -> TimeNeeded | None:
+        if candidate.name not in TIMES:
+            raise WeightsNotFound(f"{candidate.name} is not here")
+        return TIMES[candidate.name]
+
+    def fit(self, project: Project, candidate: Candidate) -> None:
+        """Let the time of the candidate pass, epoch by epoch until it is told to stop."""
+        needed = TIMES[candidate.name] or TimeNeeded(0.0)
+        self.now += self.factor * needed.begin_s
+        self.fitted[candidate.name] = 0
+        config = getattr(project.file.small, candidate.training_setting or "training")
+        for epoch in range(1, 1 + int(config.duration.removesuffix("ep")) if needed.epochs else 1):
+            self.now += self.factor * needed.epoch_s
+            self.fitted[candidate.name] = epoch
+            if project.on_epoch(epoch, 0.5):
+                break
+
+    def run(self, *names: str) -> dict[str, str]:
+        """Fit in time; return why each of the others was left out."""
+        candidates = [get_candidate(name) for name in names or ("words", "encoder", "tuned", "small")]
+        return fit_in_time(self.project, candidates, TimeBudget(self.project), self.fit)
+
+
+def test_all_are_fitted_quickest_first_in_ample_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk(monkeypatch, 20)
+    assert desk.run() == {}
+    assert list(desk.fitted.items()) == [("words", 0), ("encoder", 0), ("tuned", 6), ("small", 5)]
+
+
+def test_what_does_not_end_in_time_is_never_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk(monkeypatch, 5)
+    why = desk.run()["small"]
+    assert list(desk.fitted) == ["words", "encoder", "tuned"]
+    # Of 300 s 25 are kept, 180 went on fitting and 25 on measuring: 70 are left of the 633 that it takes.
+    assert why == "about 11 minutes, 70 seconds were left; --minutes 15 would include it"
+
+
+def test_a_slow_machine_ends_a_fine_tune_at_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk(monkeypatch, 5, factor=1.5)
+    desk.run()
+    # 275 s for candidates: 45 to fit the linear ones, 25 to measure; 45 and 30 an epoch leave room for 5 epochs.
+    assert list(desk.fitted.items()) == [("words", 0), ("encoder", 0), ("tuned", 5)]
+    assert desk.now <= 275
+
+
+def test_time_is_kept_for_what_combines_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Both and the blend take 1.15 × (30 + 2.5 × 15) = 78 of the 81 s that are for candidates.
+    desk = Desk(monkeypatch, 1.6)
+    assert desk.run("blend", "encoder", "words") == {}
+    assert list(desk.fitted) == ["words", "encoder", "blend"]
+    shorter = Desk(monkeypatch, 1.4)
+    assert list(shorter.run("blend", "encoder", "words")) == ["words"]
+    assert Desk(monkeypatch, 1.4).run("encoder", "words") == {}
+
+
+def test_what_cannot_be_used_here_is_left_out_unless_the_task_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk(monkeypatch, 20)
+    assert desk.run("words", "larger_encoder") == {"larger_encoder": "larger_encoder is not here"}
+    named = Desk(monkeypatch, 20, ladder=["words", "larger_encoder"])
+    with pytest.raises(WeightsNotFound):
+        named.run("words", "larger_encoder")
+
+
+def test_a_candidate_that_routing_needs_is_fitted_first_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk(monkeypatch, 11.7, routing={"small": "small"})
+    desk.run("tuned", "small")
+    assert list(desk.fitted) == ["small"]
+    with pytest.raises(ConfigError, match=r"routing needs small.*--minutes 12 would include it"):
+        Desk(monkeypatch, 5, routing={"small": "small"}).run()
+
+
+QUICK = Rung("words", 10, TimeNeeded(8, after_s=2))
+SMALL = Rung("tuned", 30, TimeNeeded(10, 10, 6, after_s=10))
+LARGE = Rung("larger", 32, TimeNeeded(40, 60, 6, after_s=60))
+LANGUAGE = Rung("small", 15, TimeNeeded(0, 120, 4, after_s=20))
+"""In all 10, 80, 460 and 500 seconds."""
+
+
+@pytest.mark.parametrize(
+    ("left_s", "rungs", "wanted"),
+    [
+        (2000, (LANGUAGE, LARGE, SMALL, QUICK), [("words", 0), ("tuned", 6), ("larger", 6), ("small", 4)]),
+        # Words (quick), the larger encoder, and the tuned one, but not the language model.
+        (700, (LANGUAGE, LARGE, SMALL, QUICK), [("words", 0), ("tuned", 6), ("larger", 6)]),
+        (600, (LANGUAGE._replace(required=True), LARGE), [("small", 4)]),  # before what promises more
+        (100, (Rung("new", 50, None), QUICK), [("words", 0), ("new", 0)]),  # it does not say how long it takes
+        (5, (Rung("new", 50, None), QUICK), [("new", 0)]),
+        (0, (Rung("new", 50, None), QUICK), []),
+    ],
+)
+def test_what_promises_more_is_preferred_and_the_quickest_comes_first(
+    left_s: float, rungs: tuple[Rung, ...], wanted: list[tuple[str, int]]
+) -> None:
+    assert [(rung.name, epochs) for rung, epochs in plan_steps(rungs, left_s)] == wanted
+
+
+@pytest.mark.parametrize(
+    ("rung", "left_s", "epochs"),
+    [(LARGE, 460, 6), (LARGE, 459, 5), (LARGE, 280, 3), (LARGE, 279, None), (QUICK, 10, 0), (QUICK, 9, None)],
+)
+def test_a_fine_tune_is_shortened_to_half_of_its_epochs_and_no_further(
+    rung: Rung, left_s: float, epochs: int | None
+) -> None:
+    assert rung.time is not None
+    assert rung.time.epochs_in(1.15 * left_s) == epochs
+
+
+def test_what_is_left_out_is_told_with_the_time_that_would_include_it() -> None:
+    # 1.15 × 460 s = 529 s; 300 s were left of 1200, and 5 % of the time that is added is kept, so 1441 s do.
+    assert LARGE.why_left_out(300, 1200) == "about 9 minutes, 5 minutes were left; --minutes 25 would include it"
+
+
+def test_time_is_kept_for_what_follows_and_time_before_a_resumption_counts() -> None:
+    now = [100.0]
+    file = TaskFile.model_validate({"name": "desk", "data": {"train": "t.jsonl"}, "minutes": 10})
+    project = Project(file, cast(Any, None), cast(Any, None), Progress(quiet=True, clock=lambda: now[0]))
+    budget = TimeBudget(project, began=90, used_minutes=1)
+    now[0] += 20
+    assert budget.used_s == 90
+    # 10 s went by before the ladder, so that 20 s are kept for what comes after it.
+    assert budget.left_s == pytest.approx(600 - 90 - (0.05 * 600 + 20))
+    budget.keep(70)
+    assert budget.left_s == pytest.approx(390)
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny_encoder_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """100 rows, 20 selection, 60 calibration and 40 test rows."""
+    monkeypatch.setattr(module, "encoder_pace", lambda folder, texts: EncoderPace(0.1, 0.4, 32, 1_000_000))
+    rows = [{"text": f"number {i} {i % 7}", "label": ["card", "fee"][i % 2]} for i in range(220)]
+    for name, part in (("train", rows[:100]), ("validation", rows[100:180]), ("test", rows[180:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    values: dict[str, Any] = {
+        "data": {name: f"{name}.jsonl" for name in ("train", "validation", "test")},
+        "small": {
+            "base": "no-such-model",
+            "encoder": str(tiny_encoder_folder),
+            "encoder_training": {"duration": "4ep", "batch_tokens": 320},
+        },
+        "routing": {"selection_share": 0.25},
+    }
+    (tmp_path / "task.yaml").write_text(json.dumps(values))
+    return Project.read(read_task_file(tmp_path), Progress(quiet=True))
+
+
+@pytest.fixture
+def many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Selection rows choose, as with 1,000 rows and more."""
+    monkeypatch.setattr(module, "fits_in_folds", lambda project: False)
+
+
+@pytest.mark.usefixtures("many_rows")
+def test_a_frozen_encoder_reads_every_row(project: Project) -> None:
+    found = time_needed(project, get_candidate("encoder"))
+    assert found is not None
+    n_selection, n_held_out = len(project.rows.selection), 80 - len(project.rows.left_out) + 40
+    assert found.begin_s == pytest.approx(100 * (0.1 + module.REGRESSION_S) + 0.1 * n_selection)
+    assert found.after_s == pytest.approx(0.1 * n_held_out)
+
+
+@pytest.mark.usefixtures("many_rows")
+def test_a_fine_tune_takes_its_epochs_with_validation_and_updates(project: Project) -> None:
+    found = time_needed(project, get_candidate("tuned"))
+    assert found is not None
+    assert found.epochs == 4
+    # 3,200 tokens in batches of 320 are passed over three times an epoch: thirty updates of 40 bytes for each of a
+    # million weights at 20 GB/s.
+    assert found.epoch_s == pytest.approx(300 * 0.4 + 30 * 40e6 / 20e9 + 0.1 * len(project.rows.selection))
+
+
+def test_few_rows_are_fitted_once_for_each_fold_and_once_together(project: Project) -> None:
+    encoder, tuned = time_needed(project, get_candidate("encoder")), time_needed(project, get_candidate("tuned"))
+    assert encoder is not None
+    assert tuned is not None
+    n = 100 + len(project.rows.selection)
+    assert encoder.begin_s == pytest.approx(2 * n * 0.1 + 5 * n * module.REGRESSION_S)
+    assert tuned.begin_s == pytest.approx(4 * (module.BEGIN_S + n * (0.1 + module.REGRESSION_S)))
+    whole, part = 2 * n, 4 * n * 2 / 3  # so many passes make thirty updates of an epoch
+    steps = (32 * whole / 320, 32 * part / 320)
+    updates_s = (math.ceil(steps[0]) + 3 * math.ceil(steps[1])) * 40e6 / 20e9
+    assert tuned.epoch_s == pytest.approx((whole + 3 * part) * 0.4 + updates_s + n * 0.1)
+
+
+def test_a_language_model_takes_what_its_estimate_says(
+    project: Project, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(WeightsNotFound):
+        time_needed(project, get_candidate("small"))
+    small = project.file.small.model_copy(update={"base": str(tiny_folder)})
+    project = project._replace(file=project.file.model_copy(update={"small": small}))
+    found = []
+    for rate in (100.0, 400.0):
+        monkeypatch.setattr(module, "training_pace", lambda *_, rate=rate: Pace(rate, ""))
+        found.append(time_needed(project, get_candidate("small")) or TimeNeeded(0))
+    assert found[0].epochs == 5
+    assert found[0].epoch_s == pytest.approx(4 * found[1].epoch_s)
+    assert found[1].after_s > 0
+    assert found[0].after_s == pytest.approx(4 * found[1].after_s)
+
+
+def test_the_base_model_does_not_say_how_long_it_takes(project: Project) -> None:
+    assert time_needed(project, get_candidate("base")) is None
+    assert time_needed(project, get_candidate("words")) == TimeNeeded(pytest.approx(0.9))

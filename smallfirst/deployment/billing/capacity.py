@@ -8,8 +8,8 @@ from smallfirst.base.records import Record
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.models.pricing.charge import format_usd
 from smallfirst.models.pricing.prices import MachinePrice
-from smallfirst.path.report.economics import HOURS_PER_MONTH, large_part_usd_per_1k
 from smallfirst.path.report.formats import count, percent
+from smallfirst.path.report.measures import HOURS_PER_MONTH, large_part_usd_per_1k
 
 
 class Capacity(Record):

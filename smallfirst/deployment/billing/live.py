@@ -16,7 +16,7 @@ from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.sums import Sums
 from smallfirst.models.pricing.charge import format_usd
 from smallfirst.models.pricing.prices import PriceBook
-from smallfirst.path.report.economics import HOURS_PER_MONTH, break_even_requests
+from smallfirst.path.report.measures import HOURS_PER_MONTH, break_even_requests
 
 IDLE = "machine time that no answer carries"
 """Kind of cost; negative if the machines worked more than `prices` state."""

@@ -131,8 +131,7 @@ def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
     Exit code 3 if the chosen one may not; `calibrate` then looks for a part of the requests that can stay small.
     """
     from smallfirst.measuring.verdict import format_verdict
-    from smallfirst.path.plans.outcome import gate_line, may_go_alone
-    from smallfirst.path.release import chosen_candidate, gate_stage
+    from smallfirst.path.release import chosen_candidate, gate_line, gate_stage, may_go_alone
     from smallfirst.path.summary import NextStep, after_gate
 
     project, run_folder = load_run(task_yaml, run_name)
@@ -187,9 +186,8 @@ def calibrate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
     """
     from smallfirst.measuring.verdict import format_verdict
     from smallfirst.path.calibrate import calibrate_stage
-    from smallfirst.path.plans.outcome import decide_outcome, may_go_alone
     from smallfirst.path.project.run_folder import PROMOTED
-    from smallfirst.path.release import chosen_candidate, plans_stage
+    from smallfirst.path.release import chosen_candidate, decide_outcome, may_go_alone, plans_stage
     from smallfirst.path.summary import after_gate, after_outcome
 
     project, run_folder = load_run(task_yaml, run_name)
@@ -238,7 +236,7 @@ def report(task_yaml: Path, run_name: str | None, live: str | None, html: Path |
 
         show_live(task_yaml, live, html=html, as_json=as_json)
         return
-    from smallfirst.path.report_data import report_stage
+    from smallfirst.path.report.page import report_stage
 
     project, run_folder = load_run(task_yaml, run_name)
     click.echo(str(report_stage(project, run_folder)))

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-import numpy as np
-
-from smallfirst.base.stats.intervals import Estimate, wilson
-from smallfirst.data.dataset import Dataset, Example
-from smallfirst.measuring.evaluate import EvaluatedRow
+from smallfirst.data.dataset import Dataset
 from smallfirst.measuring.out_of_fold import FoldAnswers, RawAnswer, folds_of, read_labels
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import CachedEncoder
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.linear.scope import ScopedClassifier
-from smallfirst.models.manifest import INT8_FILE, Manifest, write_manifest
-from smallfirst.models.protocol import Completion
-from smallfirst.path.candidates.fine_tune import choose_precision
+from smallfirst.models.manifest import INT8_FILE, Int8Check, Manifest, write_manifest
 from smallfirst.path.project.candidates import Candidate
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import RunFolder
-from smallfirst.tasks.task import Task
 
 if TYPE_CHECKING:
     from smallfirst.models.label_model import Scorer
@@ -48,13 +40,6 @@ class LinearCandidate(Candidate):
             classifier = LinearClassifier.load(folder, manifest)
         score = calibrate(project, classifier, manifest, folder)
         project.progress.log(f"fitted {self.title}: {score:.3f} on selection rows")
-
-    def accuracies(self, project: Project, parts: Sequence[Dataset]) -> Iterator[Estimate]:
-        """Yield the accuracy on all test rows after fitting each part; embed every text once."""
-        encoder, test = self._encoder(project), project.rows.test.examples
-        for part in parts:
-            answers = self.answers(part, test, project.task, encoder)
-            yield wilson(sum(row.correct for row in answers), len(test))
 
     def out_of_fold(self, project: Project, run_folder: RunFolder) -> FoldAnswers:
         """Return answers by models fitted on four fifths of the rows; the first one's precision is chosen on them."""
@@ -80,24 +65,6 @@ class LinearCandidate(Candidate):
         manifest = classifier.save(folder, folds.manifest)
         finish_refit(classifier, rows, manifest, folds, folder)
 
-    def answers(self, train: Dataset, rows: Sequence[Example], task: Task, encoder: Any = None) -> list[EvaluatedRow]:
-        """Return the answers to `rows`, labels, of a model fitted on `train`; models of words need no encoder."""
-        from smallfirst.measuring.evaluate import score_row
-
-        classifier = LinearClassifier.fit(self.kind, train, task, encoder=encoder)
-        found = []
-        for example, scored in zip(rows, classifier.score([e.text for e in rows]), strict=True):
-            best = int(np.argmax(scored.log_probabilities))
-            completion = Completion(
-                text=task.closed[best],
-                latency_ms=0.0,
-                cost_usd=0.0,
-                confidence=float(np.exp(scored.log_probabilities[best])),
-                answered_by=self.name,
-            )
-            found.append(score_row(example, completion, task, self.name))
-        return found
-
     def _encoder(self, project: Project) -> Any:
         """Return what embeds every text once; None for models of words."""
         name = self.encoder_name(project.file.small)
@@ -106,6 +73,19 @@ class LinearCandidate(Candidate):
         from smallfirst.models.encoder.sentence_encoder import open_encoder
 
         return CachedEncoder(open_encoder(find_weights(name, log=project.progress.log)))
+
+
+def choose_precision(project: Project, folder: Path, rows: Dataset | None = None) -> Int8Check | None:
+    """Decide whether the model in a folder is read in int8 from now on, by rows that it was not fitted on.
+
+    Left out these are the selection rows. None where int8 is not possible.
+    """
+    from smallfirst.models.encoder.int8_check import check_int8
+
+    found = check_int8(folder, project.rows.selection if rows is None else rows) if project.task.closed else None
+    if found:
+        project.progress.log(f"int8 {'used' if found.kept else 'not used'}: {found.why}")
+    return found
 
 
 def calibrate(project: Project, classifier: LinearClassifier, manifest: Manifest, folder: Path) -> float:
@@ -147,7 +127,6 @@ class _Words(LinearCandidate):
     explanation = "weighs the words of each text; no language model, fitted in seconds"
     size = 10
     measured_by_default = True
-    learning_curve = True
 
     def minutes_to_fit(self, project: Project) -> float:
         """Return the time of n-grams and regression: 18 s for 10,000 rows in 77 labels."""
@@ -163,7 +142,6 @@ class _Encoder(LinearCandidate):
     explanation = "a published model turns texts into numbers, a linear one sorts them"
     size = 20
     measured_by_default = True
-    learning_curve = True
     uses_sentence_encoder = True
 
 

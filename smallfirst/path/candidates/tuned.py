@@ -20,8 +20,8 @@ from smallfirst.measuring.out_of_fold import FoldAnswers, folds_of
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.spans.alignment import learn_plan
-from smallfirst.path.candidates.fine_tune import choose_precision, fine_tune
-from smallfirst.path.candidates.linear import LinearCandidate, calibrate, finish_refit
+from smallfirst.path.candidates.language_model import fine_tune
+from smallfirst.path.candidates.linear import LinearCandidate, calibrate, choose_precision, finish_refit
 from smallfirst.path.project.candidates import Candidate, fitted_candidates
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import FOLDS, RunFolder

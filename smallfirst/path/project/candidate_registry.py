@@ -50,8 +50,6 @@ class CandidateDescription:
     """Its sentence encoder is there to be used for out-of-domain detection as well."""
     encoder_setting: Literal["", "encoder", "larger_encoder"] = ""
     """Setting below `small` that names its sentence encoder; empty if it has none."""
-    learning_curve = False
-    """Each run fits it on parts of the rows as well, for the learning curve (`Candidate.accuracies`)."""
 
     def encoder_name(self, small: Any) -> str:
         """Return its sentence encoder as the group `small` of a task file names it; empty if it has none."""

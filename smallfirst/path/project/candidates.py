@@ -9,7 +9,6 @@ report and the command line iterate over the registry and name no candidate.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
 from smallfirst.base.errors import ConfigError
@@ -19,8 +18,6 @@ from smallfirst.path.project.run_folder import RunFolder
 from smallfirst.path.project.task_file import TaskFile
 
 if TYPE_CHECKING:
-    from smallfirst.base.stats.intervals import Estimate
-    from smallfirst.data.dataset import Dataset
     from smallfirst.measuring.out_of_fold import FoldAnswers
     from smallfirst.models.protocol import Model
 
@@ -72,10 +69,6 @@ class Candidate(CandidateDescription, ABC):
     def max_test_rows(self, file: TaskFile) -> int | None:
         """Return how many test rows to measure it on; None for all."""
         return None
-
-    def accuracies(self, project: Project, parts: Sequence[Dataset]) -> Iterator[Estimate]:
-        """Yield the accuracy on test rows after fitting each part of the training rows."""
-        raise NotImplementedError(f"{self.name} has no learning curve")
 
     def out_of_fold(self, project: Project, run_folder: RunFolder) -> FoldAnswers:
         """Return the answers to `project.rows.development` of models that were fitted on other folds.

@@ -1,7 +1,6 @@
-"""Run folders: the model, evaluations, verdicts, certificate and report of each run of a task.
+"""Run folders, one below the state folder for each run of a task: models, evaluations, verdicts, certificate, report.
 
-Each run has a folder below the state folder. A stage that is called alone finds the latest run; if an earlier stage is
-missing, the error names the command to run.
+A stage that is called alone finds the latest run; if an earlier stage is missing, the error names the command to run.
 """
 
 from __future__ import annotations
@@ -34,6 +33,8 @@ FOLDS = "folds"
 """Folder of the FoldAnswers in a run folder, a file a candidate."""
 OUTCOME, VERDICTS, CERTIFICATE, PROMOTED = "outcome.json", "verdicts.json", "certificate.json", "promoted.json"
 """Files of the Outcome, the GateVerdicts, the Certificate and the Promotion."""
+KEPT, OPEN_ENDED = "kept.json", "open_ended.json"
+"""Files of the KeptOnTest and the OpenEndedRouting."""
 
 
 class Promotion(Record):
@@ -111,6 +112,25 @@ class GateVerdicts(Record):
         raise StageMissing(f"the gate has no verdict on {candidate}", hint="smallfirst gate task.yaml")
 
 
+class KeptOnTest(Record):
+    """What the certificate covers of all test rows, whether or not the large model was asked them."""
+
+    n_rows: int
+    """Test rows."""
+    n_kept: int
+    """Rows whose small answer the certificate covers."""
+    n_wrong: int
+    """Wrong answers among them."""
+
+
+class OpenEndedRouting(Record):
+    """Where the Router sent open-ended requests that it was not fitted on."""
+
+    n_requests: int
+    n_to_large: int
+    """Requests that went to the large model."""
+
+
 class RunFolder:
     """The folder of one run of one task."""
 
@@ -138,14 +158,8 @@ class RunFolder:
 
     @classmethod
     def unfinished(cls, task: str) -> RunFolder | None:
-        """Return the latest run if its training was interrupted, else None."""
+        """Return the latest run that was begun if it has no report: some stage of it was interrupted."""
         runs = [one for one in cls._all(task) if any((one.path / name).exists() for name in (FITTED, "events.jsonl"))]
-        return runs[-1] if runs and not runs[-1].is_fitted else None
-
-    @classmethod
-    def without_report(cls, task: str) -> RunFolder | None:
-        """Return the latest run if it has all its candidates but no report: a later stage was interrupted."""
-        runs = [one for one in cls._all(task) if (one.path / FITTED).exists()]
         return runs[-1] if runs and not (runs[-1].path / "report.html").exists() else None
 
     @classmethod

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
 from smallfirst.measuring.evaluate import Evaluation
-from smallfirst.measuring.learning_curve import LearningPoint
 from smallfirst.measuring.risk_coverage import RiskCoveragePoint
 from smallfirst.measuring.self_agreement import SelfAgreement
 from smallfirst.models.pricing.charge import format_usd
 from smallfirst.path.project.candidate_registry import FINE_TUNED
-from smallfirst.path.report.formats import axis_percent, percent, short, usd_tick
+from smallfirst.path.report.formats import axis_percent, percent, usd_tick
 from smallfirst.path.report.measures import Reliability
 from smallfirst.routing.certificate.summary import ThresholdPoint
 
@@ -231,21 +229,21 @@ def quality_cost_chart(
 
 def reliability_chart(reliability: Reliability, candidate: str) -> Markup:
     """Draw accuracy against confidence in equal-count bins; the diagonal is perfect calibration."""
-    shares = [b.confidence for b in reliability.bins]
-    scale = value_scale([*shares, *(x for b in reliability.bins for x in (b.accuracy.low, b.accuracy.high)), 1.0])
+    bins = reliability.bins
+    scale = value_scale([1.0, *(x for said, right in bins for x in (said, right.low, right.high))])
     frame = Frame.of(Axis("confidence", scale, axis_percent(1.0)), Axis("accuracy", scale, axis_percent(1.0)))
-    places = [frame.at(b.confidence, b.accuracy.value) for b in reliability.bins]
+    places = [frame.at(said, right.value) for said, right in bins]
     body = [line([frame.at(v, v) for v in (scale.low, scale.high)], "reference"), line(places, f"curve {candidate}")]
-    for one, place in zip(reliability.bins, places, strict=True):
-        body.append(frame.whisker(candidate, place[0], one.accuracy.low, one.accuracy.high))
+    for (_, right), place in zip(bins, places, strict=True):
+        body.append(frame.whisker(candidate, place[0], right.low, right.high))
         body.append(circle(f"mark {candidate}", place, 4))
-    facts = "; ".join(f"{b.confidence:.2f}: {b.accuracy}" for b in reliability.bins)
+    facts = "; ".join(f"{said:.2f}: {right}" for said, right in bins)
     return chart(
         "reliability",
         frame,
         body,
         title="Reliability diagram",
-        description=f"Accuracy by mean confidence in {len(reliability.bins)} bins. {facts}.",
+        description=f"Accuracy by mean confidence in {len(bins)} bins. {facts}.",
     )
 
 
@@ -278,38 +276,4 @@ def risk_coverage_chart(
         body,
         title="Error of kept answers by share kept",
         description=f"{risks[-1].error} when {percent(risks[-1].coverage)} is kept.",
-    )
-
-
-def learning_chart(points: Sequence[LearningPoint]) -> Markup:
-    """Draw accuracy with intervals by training rows on a log scale, one line for each candidate."""
-    frame = Frame.of(
-        Axis("training rows (log scale)", log_scale([float(p.n_rows) for p in points], margin=1.15), short),
-        Axis(
-            "accuracy on test rows",
-            value_scale(x for p in points for x in (p.accuracy.low, p.accuracy.high)),
-            axis_percent(1.0),
-        ),
-        plot=460,
-        height=360,
-        legend=True,
-    )
-    curves: dict[str, list[LearningPoint]] = defaultdict(list)
-    for point in sorted(points, key=lambda p: p.n_rows):
-        curves[point.candidate].append(point)
-    body, labels = list[str](), list[tuple[float, str, str]]()
-    for candidate, curve in curves.items():
-        places = [frame.at(p.n_rows, p.accuracy.value) for p in curve]
-        body.append(line(places, f"curve {candidate}"))
-        for point, place in zip(curve, places, strict=True):
-            body.append(frame.whisker(candidate, place[0], point.accuracy.low, point.accuracy.high))
-            body.append(mark(candidate, place))
-        labels.append((places[-1][1], candidate, candidate))
-    facts = "; ".join(f"{p.candidate} with {p.n_rows:,} rows: {p.accuracy}" for p in points)
-    return chart(
-        "learning",
-        frame,
-        [*body, frame.legend(labels)],
-        title="Accuracy by number of training rows",
-        description=f"{facts}.",
     )

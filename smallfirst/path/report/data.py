@@ -2,79 +2,31 @@
 
 from __future__ import annotations
 
-import re
-from datetime import datetime
+import platform
+import shlex
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 import pydantic
 
-from smallfirst.base.records import Record
-from smallfirst.base.stats.intervals import Estimate, wilson
+import smallfirst
 from smallfirst.data.copies import LeakReport
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.measuring.label_errors import Suspect
-from smallfirst.measuring.learning_curve import LearningPoint
-from smallfirst.measuring.outcome import Outcome
 from smallfirst.measuring.self_agreement import SelfAgreement
 from smallfirst.measuring.verdict import Verdict, nearest_to_passing
+from smallfirst.models.pricing.charge import format_usd
 from smallfirst.models.pricing.prices import MachinePrice
-from smallfirst.path.project.candidate_registry import FINE_TUNED
-from smallfirst.routing.certificate.certificate import Certificate
+from smallfirst.path.diagnostics import find_split_leaks, find_suspects, measure_self_agreement
+from smallfirst.path.project.candidate_registry import FINE_TUNED, promotable_names
+from smallfirst.path.project.project import Project
+from smallfirst.path.project.run_folder import FOLDS, RunFolder
+from smallfirst.path.report.formats import capitalize_first
+from smallfirst.path.summary import RunRecord, read_run
 
 
-class TrainingSummary(Record):
-    """How the small model was fine-tuned."""
-
-    base: str
-    method: str
-    """`full` or `lora`."""
-    epochs: float
-    seconds: float
-    tokens_per_s: float
-    train_rows: int
-    cost_usd: float
-
-
-class OpenEndedRouting(Record):
-    """Where the Router sent open-ended requests that it was not fitted on."""
-
-    n_requests: int
-    n_to_large: int
-    """Requests that went to the large model."""
-
-    @property
-    def share(self) -> Estimate:
-        return wilson(self.n_to_large, self.n_requests)
-
-
-class LeakEffect(Record):
-    """Test rows that are also training rows, and what they do to the accuracy."""
-
-    n_leaked: int
-    n_test: int
-    candidate: str = "small"
-    accuracy_with: Estimate | None = None
-    accuracy_without: Estimate | None = None
-    note: str = ""
-    """Counts by kind of match."""
-
-    @classmethod
-    def measure(cls, evaluation: Evaluation, leaks: LeakReport) -> LeakEffect:
-        rest = [row.correct for row in evaluation.rows if row.key not in leaks.keys]
-        return cls(
-            n_leaked=leaks.n_leaked,
-            n_test=leaks.n_test,
-            candidate=evaluation.candidate,
-            accuracy_with=evaluation.accuracy,
-            accuracy_without=wilson(sum(rest), len(rest)),
-            note=(
-                f"Identical text: {len(leaks.exact):,}; identical but for case, punctuation and spacing: "
-                f"{len(leaks.folded):,}; nine of ten words in common: {len(leaks.near):,}."
-            ),
-        )
-
-
-class ReportData(Record):
+class ReportData(RunRecord):
     """Everything a report shows."""
 
     title: str
@@ -89,48 +41,25 @@ class ReportData(Record):
     """Test evaluations, smallest first: any of words, encoder, tuned, base, small, large, routed."""
     calibration_evaluations: tuple[Evaluation, ...] = ()
     """Evaluations on calibration rows, listed under how it was measured."""
-    verdicts: tuple[Verdict, ...] = ()
-    trials: tuple[Verdict, ...] = ()
-    """Verdicts on the plans that were tried."""
-    smallest_passing: str | None = None
-    """The candidate that was chosen of those that pass the gate; None if none does."""
-    outcome: Outcome | None = None
-    """What the run decided; None before it did."""
-    certificate: Certificate | None = None
-    training: TrainingSummary | None = None
+    training_usd: float = 0.0
+    """What the fine-tune cost at the machine's price."""
     machine: MachinePrice = MachinePrice()
     requests_per_month: int = 1_000_000
-    open_ended: OpenEndedRouting | None = None
-    learning_curve: tuple[LearningPoint, ...] = ()
     suspects: tuple[Suspect, ...] = ()
     """Rows whose given answer is probably wrong, strongest evidence first."""
     suspects_export: str = ""
     """Command that writes the suspects to a file for relabelling."""
     self_agreement: SelfAgreement | None = None
-    leaks: LeakEffect | None = None
+    leaks: LeakReport | None = None
     notes: tuple[str, ...] = ()
     made_at: datetime
-    versions: dict[str, str] = pydantic.Field(default_factory=dict)
-    """Versions of the packages, machine and models behind the figures."""
-
-    @pydantic.model_validator(mode="after")
-    def _each_candidate_once(self) -> ReportData:
-        names = [evaluation.candidate for evaluation in self.evaluations]
-        # Names become CSS classes in the charts.
-        charted = [*names, *(point.candidate for point in self.learning_curve)]
-        if invalid := [name for name in charted if not re.fullmatch(r"[A-Za-z][\w-]*", name)]:
-            raise ValueError(f"candidate names must be plain words, not {invalid[0]!r}")
-        if repeated := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"evaluated more than once: {', '.join(repeated)}")
-        verdict = self.verdict(self.smallest_passing or "")
-        if verdict is not None and not verdict.passed:
-            raise ValueError(f"smallest_passing is {verdict.candidate}, which failed the gate")
-        return self
+    versions: dict[str, str] = {}
+    """Versions of the packages behind the figures."""
 
     @property
     def recommended(self) -> str | None:
         """The candidate that goes live; before anything is decided, the one that was chosen of those that pass."""
-        return self.outcome.candidate if self.outcome else self.smallest_passing
+        return self.outcome.candidate if self.outcome else self.gate.winner
 
     @property
     def served(self) -> str | None:
@@ -148,13 +77,93 @@ class ReportData(Record):
     @property
     def focus(self) -> Evaluation:
         """The small candidate that the page looks into: the recommended one, else the nearest to passing the gate."""
-        gated = [v for v in self.verdicts if v.candidate not in ("large", "routed") and self.evaluation(v.candidate)]
+        gated = [v for v in self.gate.verdicts if v.candidate != "large" and self.evaluation(v.candidate)]
         nearest = nearest_to_passing(gated).candidate if gated else FINE_TUNED
-        names = (self.recommended, self.smallest_passing, nearest, FINE_TUNED)
+        names = (self.recommended, self.gate.winner, nearest, FINE_TUNED)
         return next((e for name in names if (e := self.evaluation(name))), self.evaluations[0])
 
     def evaluation(self, candidate: str | None) -> Evaluation | None:
         return next((e for e in self.evaluations if e.candidate == candidate), None)
 
     def verdict(self, candidate: str) -> Verdict | None:
-        return next((v for v in self.verdicts if v.candidate == candidate), None)
+        return next((v for v in self.gate.verdicts if v.candidate == candidate), None)
+
+
+def report_data(project: Project, run_folder: RunFolder) -> ReportData:
+    """Return everything that the report of a run shows; log what was found amiss in the rows."""
+    file, task = project.file, project.task
+    leaks, suspects = find_split_leaks(project, run_folder), find_suspects(run_folder)
+    agreement, before = measure_self_agreement(project, run_folder), (*promotable_names(), "large")
+    project.progress.log(
+        f"diagnostics: {leaks.n_leaked} of {leaks.n_test} test rows also in the training rows, "
+        f"{len(suspects)} probable label errors" + (f"; {agreement.in_words}" if agreement else "")
+    )
+    training_usd, trained = _training(project, run_folder)
+    known = read_run(run_folder)
+    return ReportData(
+        **known,
+        title=f"{file.name}: small model or large?",
+        task=file.name,
+        part=task.part,
+        request_noun=task.request_noun,
+        pass_score=task.pass_score,
+        evaluations=tuple(run_folder.evaluations("test")),
+        calibration_evaluations=tuple(e for name in before if (e := run_folder.evaluation(name, "calibration"))),
+        training_usd=training_usd,
+        machine=file.prices.machine,
+        requests_per_month=file.requests_per_month,
+        suspects=suspects,
+        suspects_export=f"smallfirst review {shlex.quote(str(file.folder))} --labels suspects.jsonl",
+        self_agreement=agreement,
+        leaks=leaks,
+        notes=(*_notes(project, run_folder, RunRecord(**known)), *trained),
+        made_at=datetime.now(UTC),
+        versions=_versions(),
+    )
+
+
+def _training(project: Project, run_folder: RunFolder) -> tuple[float, list[str]]:
+    """Return what the fine-tune of the language model cost in USD, and a sentence on it; 0 without one."""
+    if not (run_folder.path / "run.json").exists():
+        return 0.0, []
+    from smallfirst.training.run import Run
+
+    run = Run.load(run_folder.path / "run.json")
+    usd = project.file.prices.machine.usd_per_hour * run.seconds / 3600
+    return usd, [
+        f"Fine-tune: {run.base}, {run.config.method}, {run.n_train:,} rows, {run.validation_curve[-1][0]:g} epochs, "
+        f"{run.seconds / 60:.1f} min at {run.tokens_per_s:.0f} tokens/s, {format_usd(usd)}."
+    ]
+
+
+def _notes(project: Project, run_folder: RunFolder, run: RunRecord) -> list[str]:
+    rows, large = project.rows, run_folder.evaluation("large", "test")
+    chosen = "to choose the epoch, the temperature and the candidate"
+    to_fit = f"{len(rows.train)} to train on, {len(rows.selection)} {chosen}"
+    if (run_folder.path / FOLDS).is_dir():
+        to_fit = f"{len(rows.development)} to train on and, answered out of fold, {chosen}"
+    notes = [
+        f"Rows: {to_fit}, {len(rows.calibration)} to certify and nothing else, {len(rows.test)} to test, touched once.",
+        "The gate looks at three candidates at most on the same test rows, in an order fixed before: the first has "
+        "three fifths of its level, the others share one fifth, plans another.",
+    ]
+    for found in (*rows.skipped, *rows.notes):
+        notes.append(f"{capitalize_first(found.what)}{': ' if found.where else ''}{'; '.join(found.where)}.")
+    if rows.counted.in_words:
+        notes.append(f"{rows.counted.in_words}.")
+    if run.gate.how_found:
+        notes.append(f"{capitalize_first(str(run.gate.winner))}: {run.gate.how_found}.")
+    if run.minutes:
+        notes.append(f"Fitted in: {', '.join(f'{name} {took:.1f} min' for name, took in run.minutes.items())}.")
+    notes += [f"{capitalize_first(name)} left out: {why}." for name, why in run.left_out.items()]
+    return notes + ([f"Large model: {large.note}."] if large and large.note else [])
+
+
+def _versions() -> dict[str, str]:
+    found = {"smallfirst": smallfirst.__version__, "python": platform.python_version()}
+    for package in ("torch", "transformers", "scikit-learn", "mlflow-skinny"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

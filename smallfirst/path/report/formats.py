@@ -76,11 +76,6 @@ def axis_percent(span: float) -> Callable[[float], str]:
     return lambda share: percent(share, digits=0 if span >= 0.045 else 1)
 
 
-def points(difference: Estimate) -> str:
-    """Format a difference of shares in percentage points, signed, with its interval."""
-    return f"{signed(difference.value)} points [{signed(difference.low)}, {signed(difference.high)}]"
-
-
 def signed(share: float) -> str:
     """Format a difference of shares in percentage points, with its sign."""
     return f"{share * 100:+.1f}".replace("-", MINUS)

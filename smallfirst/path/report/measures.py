@@ -1,34 +1,38 @@
-"""Figures of evaluations, each with its interval: candidates side by side, and how far confidence can be trusted."""
+"""Figures of a report: candidates side by side, their confidence, their costs, and where one is wrong."""
 
 from __future__ import annotations
 
+import json
 import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from smallfirst.base.records import Record
 from smallfirst.base.stats.intervals import Estimate, holm, wilson
 from smallfirst.measuring.calibration import brier_score, equal_count_bins, expected_calibration_error
-from smallfirst.measuring.evaluate import Comparison, Evaluation, compare
+from smallfirst.measuring.evaluate import Comparison, EvaluatedRow, Evaluation, compare
 from smallfirst.measuring.risk_coverage import auroc
 from smallfirst.path.report.data import ReportData
+from smallfirst.tasks.json.paths import flatten
+from smallfirst.tasks.task import PartCounts
+
+HOURS_PER_MONTH = 730.0
+NO_ANSWER = "(no answer)"
+N_ERRORS = 3
+"""Errors shown for each label or field."""
 
 
-class PairedCandidate(Record):
-    """A candidate beside the reference on the same rows."""
+def paired_candidates(data: ReportData) -> tuple[str, dict[str, tuple[Comparison, float]]]:
+    """Return the reference (the large model, else the first candidate), and the others' pairs with it by name.
 
-    comparison: Comparison
-    p_holm: float
-    """Its p-value corrected by Holm for all pairs."""
-
-
-def paired_candidates(data: ReportData) -> tuple[str, dict[str, PairedCandidate]]:
-    """Return the reference (the large model, else the first candidate), and the others' pairs with it by name."""
+    Each with its p-value corrected by Holm for all pairs.
+    """
     reference = (data.evaluation("large") or data.evaluations[0]).candidate
     found = {e.candidate: c for e in data.evaluations if (c := difference(data, e.candidate, reference))}
     corrected = holm([one.p_value for one in found.values()])
-    pairs = zip(found.items(), corrected, strict=True)
-    return reference, {name: PairedCandidate(comparison=one, p_holm=p) for (name, one), p in pairs}
+    return reference, {name: (one, p) for (name, one), p in zip(found.items(), corrected, strict=True)}
 
 
 def difference(data: ReportData, first: str | None, second: str) -> Comparison | None:
@@ -40,29 +44,19 @@ def difference(data: ReportData, first: str | None, second: str) -> Comparison |
     return comparison if comparison.difference.n else None
 
 
-class ReliabilityBin(Record):
-    """Rows of about equal confidence."""
-
-    confidence: float
-    accuracy: Estimate
-
-
-class Reliability(Record):
+class Reliability(NamedTuple):
     """How well confidence is calibrated."""
 
-    bins: tuple[ReliabilityBin, ...]
-    """Equal-count bins, least confident first."""
+    bins: tuple[tuple[float, Estimate], ...]
+    """Mean confidence and accuracy of rows of about equal confidence, as many in each bin, least confident first."""
     ece: float
     """Expected calibration error: mean distance of accuracy and confidence over the bins."""
-    ece_by_chance: float
-    """Calibration error that a perfectly calibrated model would show on as many rows."""
     brier: float
     """Mean squared distance of confidence from the outcome (Brier 1950)."""
     auroc: Estimate | None
     """Probability that a right answer has more confidence than a wrong one; None if all are right or all are wrong."""
     n: int
-    n_without: int = 0
-    """Rows without a confidence, which are left out."""
+    """Rows with a confidence."""
 
 
 def reliability(evaluation: Evaluation, *, n_bins: int = 10) -> Reliability | None:
@@ -72,19 +66,210 @@ def reliability(evaluation: Evaluation, *, n_bins: int = 10) -> Reliability | No
         return None
     confidences, correct = zip(*known, strict=True)
     confidence, outcome = np.array(confidences, dtype=float), np.array(correct, dtype=bool)
-    bins, by_chance = [], 0.0
-    for part in equal_count_bins(confidence, n_bins):
-        mean, share = float(confidence[part].mean()), wilson(int(outcome[part].sum()), len(part))
-        bins.append(ReliabilityBin(confidence=mean, accuracy=share))
-        # Mean distance of a normal from its centre: sd * sqrt(2 / pi).
-        variance = float((confidence[part] * (1 - confidence[part])).sum())
-        by_chance += math.sqrt(max(variance, 0.0) * 2 / math.pi)
-    return Reliability(
-        bins=tuple(bins),
-        ece=expected_calibration_error(confidences, correct, bins=n_bins),
-        ece_by_chance=by_chance / len(confidence),
-        brier=brier_score(confidences, correct),
-        auroc=auroc(confidences, correct),
-        n=len(confidence),
-        n_without=len(evaluation.rows) - len(known),
+    bins = tuple(
+        (float(confidence[part].mean()), wilson(int(outcome[part].sum()), len(part)))
+        for part in equal_count_bins(confidence, n_bins)
     )
+    ece, brier = expected_calibration_error(confidences, correct, bins=n_bins), brier_score(confidences, correct)
+    return Reliability(bins, ece, brier, auroc(confidences, correct), len(known))
+
+
+class PathCost(NamedTuple):
+    """Cost of answering by one path."""
+
+    candidate: str
+    cost_usd_per_1k: float
+    large_part_usd_per_1k: float
+    """How much of it is spent on the large model."""
+    monthly_usd: float
+    saved_usd: float | None
+    """USD a month less than the large path; None for that path itself, or where it was not measured."""
+    pays_after: int | None
+    """After how many requests the saving has paid training back; None if it never does."""
+
+
+def path_costs(data: ReportData) -> tuple[PathCost, ...]:
+    """Return each path's cost, in their order. Only the fine-tune, and `routed` if it drafts, cost training."""
+    large, a_month = data.evaluation("large"), data.requests_per_month / 1000
+    trained = {"small"} | ({"routed"} if data.focus.candidate == "small" else set())
+    found = []
+    for one in data.evaluations:
+        usd, dearer = one.cost_usd_per_1k, large.cost_usd_per_1k if large and one is not large else None
+        found.append(
+            PathCost(
+                candidate=one.candidate,
+                cost_usd_per_1k=usd,
+                large_part_usd_per_1k=large_part_usd_per_1k(one, large) if large else 0.0,
+                monthly_usd=usd * a_month,
+                saved_usd=None if dearer is None else (dearer - usd) * a_month,
+                pays_after=None
+                if dearer is None
+                else break_even_requests(data.training_usd * (one.candidate in trained), usd, dearer),
+            )
+        )
+    return tuple(found)
+
+
+def large_part_usd_per_1k(path: Evaluation, large: Evaluation) -> float:
+    """Return USD of a path's cost per 1,000 requests spent on the large model; its mean where a row is missing."""
+    if path is large:
+        return path.cost_usd_per_1k
+    spent = 0.0
+    for row in path.rows:
+        if row.stage == "large":
+            same = large.by_key.get(row.key)
+            spent += min(same.cost_usd if same else large.cost_usd_per_1k / 1000, row.cost_usd)
+    return spent / max(1, len(path.rows)) * 1000
+
+
+def break_even_requests(training_usd: float, path_usd_per_1k: float, large_usd_per_1k: float) -> int | None:
+    """Return after how many requests the saving has paid training back; None if the path is not cheaper."""
+    saving = large_usd_per_1k - path_usd_per_1k
+    if saving <= 0:
+        return None
+    # The rounding keeps a quotient like 1000.0000000000001 from becoming 1001.
+    return math.ceil(round(training_usd / saving * 1000, 6))
+
+
+def surest_errors(evaluation: Evaluation) -> tuple[EvaluatedRow, ...]:
+    """Return the wrong answers, most confident first."""
+    wrong = (row for row in evaluation.rows if not row.correct)
+    return tuple(sorted(wrong, key=lambda row: -(row.confidence or 0.0)))
+
+
+class ConfusedPair(NamedTuple):
+    """Two labels that are confused with each other."""
+
+    gold: str
+    said: str
+    times: int
+    reverse: int
+    n_gold: int
+    """Rows whose right answer is `gold`."""
+
+
+def confused_pairs(evaluation: Evaluation, *, limit: int) -> tuple[ConfusedPair, ...]:
+    """Return the most frequent mistakes, both directions of a pair in one row."""
+    n_gold = Counter(row.gold for row in evaluation.rows)
+    mistakes = Counter((row.gold, row.answer or NO_ANSWER) for row in evaluation.rows if not row.correct)
+    pairs: dict[frozenset[str], ConfusedPair] = {}
+    for (gold, said), n in sorted(mistakes.items(), key=lambda item: (-item[1], item[0])):
+        pairs.setdefault(frozenset((gold, said)), ConfusedPair(gold, said, n, mistakes[said, gold], n_gold[gold]))
+    return tuple(sorted(pairs.values(), key=lambda p: -(p.times + p.reverse))[:limit])
+
+
+class FieldPair(NamedTuple):
+    """One field in which two JSON answers differ."""
+
+    path: str
+    """Path of the field: `guest.name`, `items[].price`."""
+    gold: str
+    """Its right value as text; empty if the field should be absent."""
+    said: str
+    """The value given; empty if there is none."""
+    state: Literal["wrong", "missing", "invented"]
+    """`missing`: expected but not given; `invented`: given but not expected."""
+
+
+def differing_fields(row: EvaluatedRow, part: str = "") -> list[FieldPair]:
+    """Return how the answer differs from the nearest accepted one; with `part` only at that field or inside it."""
+    found = min((differences(gold, row.answer) for gold in (row.gold, *row.also)), key=len)
+    return [pair for pair in found if not part or is_within(pair.path, part)]
+
+
+def differences(gold: str, said: str | None) -> list[FieldPair]:
+    """Return the fields in which two JSON answers differ; the task's own normalizers may accept some of them."""
+    expected, given = _fields(gold), _fields(said)
+    found = []
+    for path in dict.fromkeys([*expected, *given]):
+        right, other = expected.get(path, ()), given.get(path, ())
+        if Counter(map(_fold, right)) != Counter(map(_fold, other)):
+            state: Any = "wrong" if right and other else "missing" if right else "invented"
+            found.append(FieldPair(path, ", ".join(right), ", ".join(other), state))
+    return found
+
+
+def is_within(path: str, part: str) -> bool:
+    """Return whether `path` is the field `part` or lies inside it: a task may count an object as one field."""
+    return path == part or path.startswith((f"{part}.", f"{part}["))
+
+
+def _fields(text: str | None) -> dict[str, tuple[str, ...]]:
+    try:
+        answer = json.loads(text or "")
+    except (ValueError, RecursionError):
+        return {"(not JSON)": (text,)} if text else {}
+    as_text = {path or "(value)": values for path, values in flatten(answer).items()}
+    return {path: tuple(v if isinstance(v, str) else json.dumps(v) for v in vs) for path, vs in as_text.items()}
+
+
+def _fold(value: str) -> str:
+    folded = " ".join(value.casefold().split())
+    try:
+        return repr(float(folded))
+    except ValueError:
+        return folded
+
+
+class PartRow(NamedTuple):
+    """One label or one field."""
+
+    part: PartCounts
+    errors: tuple[EvaluatedRow, ...]
+    """A few rows where it went wrong, the most confident mistakes first."""
+
+    @property
+    def recall(self) -> Estimate | None:
+        """Share found of what was there; None if it never occurs."""
+        return self.part.recall if self.part.n_gold else None
+
+    @property
+    def precision(self) -> Estimate | None:
+        """Share right of what was predicted; None if it was never predicted."""
+        return self.part.precision if self.part.n_said else None
+
+    @property
+    def n_wrong(self) -> int:
+        """Predicted where expected, but with another value (fields only)."""
+        return max(0, self.part.n_gold - self.part.n_right - self.part.n_missing)
+
+    @property
+    def rank(self) -> tuple[bool, float, float, int, str]:
+        """Sort key, the worst first; what never occurs comes last."""
+        part, recall = self.part, self.recall.value if self.recall else 1.0
+        return (part.n_gold + part.n_said == 0, part.f1, recall, -part.n_gold, part.name)
+
+
+def part_rows(evaluation: Evaluation, *, fields: bool) -> tuple[PartRow, ...]:
+    """Return one row for each label or field, worst F1 first; those that never occur come last."""
+    errors = _field_errors(evaluation) if fields else _label_errors(evaluation)
+    rows = [PartRow(part, tuple(errors.get(part.name, ())[:N_ERRORS])) for part in evaluation.parts]
+    return tuple(sorted(rows, key=lambda row: row.rank))
+
+
+def _label_errors(evaluation: Evaluation) -> Mapping[str, list[EvaluatedRow]]:
+    found: dict[str, list[EvaluatedRow]] = defaultdict(list)
+    for row in surest_errors(evaluation):
+        gold, said = _labels(row.gold), _labels(row.answer)
+        # Of several labels those that were missed or wrongly added; of one just the right one.
+        for label in (gold ^ said) if row.gold.startswith("[") else gold:
+            found[label].append(row)
+    return found
+
+
+def _labels(answer: str | None) -> frozenset[str]:
+    try:
+        several = json.loads(answer) if answer and answer.startswith("[") else None
+    except ValueError:
+        several = None
+    return frozenset(map(str, several)) if several is not None else frozenset([answer] if answer is not None else [])
+
+
+def _field_errors(evaluation: Evaluation) -> Mapping[str, list[EvaluatedRow]]:
+    found: dict[str, list[EvaluatedRow]] = defaultdict(list)
+    for row in surest_errors(evaluation):
+        paths = [pair.path for pair in differing_fields(row)]
+        for part in evaluation.parts:
+            if any(is_within(path, part.name) for path in paths):
+                found[part.name].append(row)
+    return found

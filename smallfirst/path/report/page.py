@@ -13,12 +13,17 @@ from typing import Any, NamedTuple
 import jinja2
 
 from smallfirst.base.files import write_atomically
+from smallfirst.base.stats.intervals import wilson
+from smallfirst.data.copies import min_clean_rows
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.measuring.risk_coverage import risk_coverage_curve
 from smallfirst.models.pricing.charge import format_usd
 from smallfirst.path.project.candidate_registry import FINE_TUNED
-from smallfirst.path.report import charts, economics, formats, measures, mistakes, sentences
-from smallfirst.path.report.data import ReportData
+from smallfirst.path.project.project import Project, shown_as
+from smallfirst.path.project.run_folder import RunFolder
+from smallfirst.path.report import charts, formats, measures
+from smallfirst.path.report.data import ReportData, report_data
+from smallfirst.registry import runs
 from smallfirst.routing.certificate.guarantee import describe_limit
 
 N_WORST_PARTS, MAX_PARTS = 10, 200
@@ -38,15 +43,27 @@ FILTERS = (
     formats.path_name,
     formats.capitalize_first,
     formats.signed,
+    formats.accurate,
     describe_limit,
 )
 FUNCTIONS = (
-    mistakes.differences,
-    mistakes.differing_fields,
+    measures.differences,
+    measures.differing_fields,
     formats.question_and_context,
     formats.path_explanation,
-    economics.break_even,
+    min_clean_rows,
 )
+
+
+@shown_as("looking for leaks and label errors")
+def report_stage(project: Project, run_folder: RunFolder) -> Path:
+    """Write the report of everything measured so far to the run folder and to MLflow; return its path."""
+    path = save(report_data(project, run_folder), run_folder.path / "report.html")
+    tracked = runs.resume_run(run_folder.mlflow_run_id())
+    tracked.log_artifact(path)
+    tracked.finish()
+    project.progress.log(f"report: {path}")
+    return path
 
 
 def save(data: ReportData, path: Path) -> Path:
@@ -56,10 +73,7 @@ def save(data: ReportData, path: Path) -> Path:
 
 def render(data: ReportData) -> str:
     """Return the whole report as HTML."""
-    training_usd = data.training.cost_usd if data.training else 0.0
-    paths = economics.path_costs(data.evaluations, training_usd=training_usd, drafts=data.focus.candidate)
-    values = {**_first_screen(data, paths), **_evidence(data), **_mistakes(data), **_confidence(data)}
-    return render_page("page.html", data=data, **values)
+    return render_page("page.html", data=data, **_first_screen(data), **_evidence(data), **_focus(data))
 
 
 def render_page(template: str, **values: Any) -> str:
@@ -89,9 +103,7 @@ class PathCard(NamedTuple):
     """One of the paths on the first screen."""
 
     evaluation: Evaluation
-    monthly_usd: float
-    saved_usd: float | None
-    """USD a month less than the large path; None for the large path itself or where it was not measured."""
+    cost: measures.PathCost
     share_small: float | None
     """Share of requests that stay small; None but for the routed path."""
     passed: bool | None
@@ -99,25 +111,15 @@ class PathCard(NamedTuple):
     """What the gate or the certificate says of it; empty if neither does."""
 
 
-def path_cards(data: ReportData, paths: tuple[economics.PathCost, ...]) -> list[PathCard]:
+def path_cards(data: ReportData, costs: tuple[measures.PathCost, ...]) -> list[PathCard]:
     """Return the paths to choose from, at most four, the one that the page looks into first."""
-    monthly = {path.candidate: path.monthly_usd(data.requests_per_month) for path in paths}
-    routed, focus = data.evaluation("routed"), data.focus.candidate
+    routed, focus, cost = data.evaluation("routed"), data.focus.candidate, {one.candidate: one for one in costs}
     shown = "routed" if routed and (routed.share("large") or data.served == "routed") else None
-    wanted = [focus, shown, "large", data.smallest_passing, FINE_TUNED, *(v.candidate for v in data.verdicts)]
-    found = {name: e for name in dict.fromkeys(wanted) if (e := data.evaluation(name))}
+    wanted = [focus, shown, "large", data.gate.winner, FINE_TUNED, *(v.candidate for v in data.gate.verdicts)]
+    found = {name: e for name in dict.fromkeys(wanted) if name and (e := data.evaluation(name))}
     names = sorted([*found][:MAX_CARDS], key=lambda name: (name != focus, name == "large", name == "routed"))
-    return [
-        PathCard(
-            found[name],
-            monthly[name],
-            None if "large" not in monthly or name == "large" else monthly["large"] - monthly[name],
-            sum(found[name].stays_small) / len(found[name].rows) if name == "routed" else None,
-            *_state(data, name),
-        )
-        for name in names
-        if name is not None
-    ]
+    shares = {"routed": sum(routed.stays_small) / len(routed.rows)} if routed else {}
+    return [PathCard(found[name], cost[name], shares.get(name), *_state(data, name)) for name in names]
 
 
 def _state(data: ReportData, name: str) -> tuple[bool | None, str]:
@@ -136,22 +138,21 @@ def _state(data: ReportData, name: str) -> tuple[bool | None, str]:
     return passed, f"live{signed}, {state}" if live else state
 
 
-def _first_screen(data: ReportData, paths: tuple[economics.PathCost, ...]) -> dict[str, Any]:
-    opened = [v for v in data.verdicts if v.candidate == data.focus.candidate] or list(data.verdicts[:1])
-    cards = path_cards(data, paths)
+def _first_screen(data: ReportData) -> dict[str, Any]:
+    costs, focus = measures.path_costs(data), data.focus
+    cards, opened = path_cards(data, costs), data.verdict(focus.candidate)
+    kept = [row.correct for row in focus.rows if data.leaks is None or row.key not in data.leaks.keys]
     return {
-        "heading": data.outcome.heading if data.outcome else sentences.UNDECIDED,
-        "proof": data.outcome.proof if data.outcome else "smallfirst calibrate task.yaml   decides it.",
-        "against_large": sentences.against_large(data),
-        "recommendations": [*sentences.recommendations(data, paths)],
-        "warnings": [*sentences.warnings(data)],
+        "against_large": measures.difference(data, data.served, "large"),
         "cards": cards,
+        "clean": wilson(sum(kept), len(kept)),
         "same_rows": len({card.evaluation.accuracy.n for card in cards}) == 1,
+        "one_source": len({(e.accuracy.n, e.dataset_fingerprint) for e in data.evaluations}) == 1,
         "overview_plot": charts.quality_cost_chart(data.evaluations, agreement=data.self_agreement, name="overview"),
-        "opened_verdicts": opened,
-        "other_verdicts": [v for v in data.verdicts if v not in opened],
-        "paths": paths,
-        "large_path": next((p for p in paths if p.candidate == "large"), None),
+        "opened": opened,
+        "other_verdicts": [verdict for verdict in data.gate.verdicts if verdict is not opened],
+        "costs": costs,
+        "cost_of": {one.candidate: one for one in costs},
     }
 
 
@@ -173,42 +174,33 @@ def _evidence(data: ReportData) -> dict[str, Any]:
         "routed_plot": charts.quality_cost_chart(data.evaluations, curve, chosen=at) if curve else None,
         "suspects": data.suspects[:N_FIRST_SUSPECTS],
         "more_suspects": data.suspects[N_FIRST_SUSPECTS:MAX_SUSPECTS],
-        "leak_sentence": sentences.leak_sentence(data),
-        "learning_plot": charts.learning_chart(data.learning_curve) if data.learning_curve else None,
-        "outlook": [*sentences.outlook(data)],
     }
 
 
-def _mistakes(data: ReportData) -> dict[str, Any]:
-    focus, fields = data.focus, data.part == "field"
-    parts = mistakes.part_rows(focus, fields=fields)
+def _focus(data: ReportData) -> dict[str, Any]:
+    """Return mistakes and confidence of the candidate that the page looks into."""
+    focus, fields, certificate = data.focus, data.part == "field", data.certificate
+    parts = measures.part_rows(focus, fields=fields)
     one_label = bool(parts and focus.rows) and not fields and not focus.rows[0].gold.startswith("[")
+    calibration = measures.reliability(focus)
+    risks = risk_coverage_curve([row.confidence for row in focus.rows], [row.correct for row in focus.rows])
+    accepted = max_error = None
+    if certificate:
+        max_error = certificate.guarantee.max_error
+        sure = [row for row in focus.rows if (row.confidence or 0.0) >= certificate.threshold]
+        accepted = len(sure) / max(1, len(focus.rows)) if certificate.issued else None
+    limits = {"max_error": max_error, "accepted": accepted}
     return {
         "focus": focus,
         "fields": fields,
         "worst_parts": parts[:N_WORST_PARTS],
         "other_parts": parts[N_WORST_PARTS:MAX_PARTS],
         "n_parts_left_out": max(0, len(parts) - MAX_PARTS),
-        "confused": mistakes.confused_pairs(focus, limit=MAX_CONFUSED_PAIRS) if one_label else (),
+        "confused": measures.confused_pairs(focus, limit=MAX_CONFUSED_PAIRS) if one_label else (),
         "n_cases": N_FIRST_CASES,
-        "surest_errors": () if one_label else mistakes.surest_errors(focus)[:MAX_CASES],
+        "surest_errors": () if one_label else measures.surest_errors(focus)[:MAX_CASES],
         "n_errors": sum(not row.correct for row in focus.rows),
-    }
-
-
-def _confidence(data: ReportData) -> dict[str, Any]:
-    focus, certificate = data.focus, data.certificate
-    reliability = measures.reliability(focus)
-    risks = risk_coverage_curve([row.confidence for row in focus.rows], [row.correct for row in focus.rows])
-    accepted = max_error = risk_plot = None
-    if certificate:
-        max_error = certificate.guarantee.max_error
-        sure = [row for row in focus.rows if (row.confidence or 0.0) >= certificate.threshold]
-        accepted = len(sure) / max(1, len(focus.rows)) if certificate.issued else None
-    if risks:
-        risk_plot = charts.risk_coverage_chart(risks, focus.candidate, max_error=max_error, accepted=accepted)
-    return {
-        "calibration": reliability,
-        "reliability_plot": charts.reliability_chart(reliability, focus.candidate) if reliability else None,
-        "risk_plot": risk_plot,
+        "calibration": calibration,
+        "reliability_plot": charts.reliability_chart(calibration, focus.candidate) if calibration else None,
+        "risk_plot": charts.risk_coverage_chart(risks, focus.candidate, **limits) if risks else None,
     }

@@ -20,10 +20,10 @@ from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.measuring.verdict import Verdict, format_verdict
 from smallfirst.path import run as pipeline
 from smallfirst.path.parity import parity_stage
-from smallfirst.path.plans.outcome import answers_live, gate_line, may_go_alone
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.rows import with_canonical_answers, with_harvested
 from smallfirst.path.project.run_folder import PROMOTED, Promotion, RunFolder
+from smallfirst.path.release import answers_live, gate_line, may_go_alone
 from smallfirst.registry import versions
 from smallfirst.registry.runs import client, store_errors
 from smallfirst.registry.versions import ModelVersion

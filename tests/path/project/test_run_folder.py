@@ -29,18 +29,16 @@ def run_of(*fitted: str, ladder: tuple[str, ...] = ("words", "small"), run_id: s
     return run_folder
 
 
-def test_a_run_is_unfinished_until_every_candidate_is_fitted_and_open_until_its_report_is_written() -> None:
+def test_a_run_is_finished_when_every_candidate_is_fitted_and_open_until_its_report_is_written() -> None:
     run_folder = run_of("words")
-    assert RunFolder.unfinished("desk") is not None
     with pytest.raises(StageMissing, match="desk has no finished run"):
         RunFolder.latest("desk")
     FittedCandidates(ladder=("words",), fitted=("words",), mlflow_run_id="7").save(run_folder.path / FITTED)
-    assert RunFolder.unfinished("desk") is None
     assert RunFolder.latest("desk").path == run_folder.path
     assert run_folder.mlflow_run_id() == "7"
-    assert RunFolder.without_report("desk") is not None
+    assert RunFolder.unfinished("desk") is not None
     (run_folder.path / "report.html").write_text("")
-    assert RunFolder.without_report("desk") is None
+    assert RunFolder.unfinished("desk") is None
 
 
 def test_the_candidate_that_went_live_is_exported_else_the_largest_that_is_fitted() -> None:

@@ -1,17 +1,36 @@
-"""Figures on eight rows, counted by hand."""
+"""Figures of a report, counted by hand: pairs, calibration, costs, and mistakes by label and by field."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from fixtures.evaluations import evaluated_row, evaluation_of
+from hypothesis import given
+from hypothesis import strategies as st
 
 from smallfirst.base.stats.intervals import mcnemar, wilson
+from smallfirst.measuring.evaluate import EvaluatedRow
 from smallfirst.path.report.data import ReportData
-from smallfirst.path.report.measures import paired_candidates, reliability
+from smallfirst.path.report.measures import (
+    FieldPair,
+    break_even_requests,
+    confused_pairs,
+    differences,
+    differing_fields,
+    is_within,
+    paired_candidates,
+    part_rows,
+    path_costs,
+    reliability,
+    surest_errors,
+)
+from smallfirst.tasks.task import PartCounts
 
 Make = Callable[..., ReportData]
+GOLD = {"guest": {"name": "Ada", "city": "Porto"}, "nights": 3, "extras": ["cot"], "note": None}
 
 
 def test_p_values_are_corrected_for_all_pairs(make_report: Make, make_evaluation: Callable[..., Any]) -> None:
@@ -19,8 +38,8 @@ def test_p_values_are_corrected_for_all_pairs(make_report: Make, make_evaluation
     reference, pairs = paired_candidates(make_report(evaluations=(linear, *make_report().evaluations)))
     assert (reference, [*pairs]) == ("large", ["words", "small", "routed"])
     # Large alone is right on 7 rows: p = 2 / 2^7; the smallest of three, so three times that.
-    assert pairs["words"].comparison.p_value == pytest.approx(2 / 2**7) == mcnemar(0, 7)
-    assert pairs["words"].p_holm == pytest.approx(6 / 2**7)
+    assert pairs["words"][0].p_value == pytest.approx(2 / 2**7) == mcnemar(0, 7)
+    assert pairs["words"][1] == pytest.approx(6 / 2**7)
 
 
 def test_one_candidate_alone_has_nothing_to_be_compared_with(make_report: Make) -> None:
@@ -33,8 +52,138 @@ def test_ece_is_the_mean_gap_weighted_by_rows(make_report: Make) -> None:
     assert found is not None
     # Least confident half: .6 (wrong), .7, .85, .9: mean .7625, accuracy .75.
     # The rest: mean .9725, all right.
-    assert [b.confidence for b in found.bins] == pytest.approx([0.7625, 0.9725])
-    assert [b.accuracy for b in found.bins] == [wilson(3, 4), wilson(4, 4)]
+    assert [said for said, _ in found.bins] == pytest.approx([0.7625, 0.9725])
+    assert [right for _, right in found.bins] == [wilson(3, 4), wilson(4, 4)]
     assert found.ece == pytest.approx((0.0125 + 0.0275) / 2)
-    assert (found.n, found.n_without) == (8, 0)
+    assert found.n == 8
     assert reliability(large) is None  # it has no confidence
+
+
+def test_training_is_paid_back_when_the_saving_has_reached_its_cost() -> None:
+    # $1.95 saved per 1,000 requests; $3.90 is reached after exactly 2,000.
+    assert break_even_requests(3.9, 0.05, 2.0) == 2000
+    # $4.00 needs 2,051.28… requests, so the 2,052nd pays it back.
+    assert break_even_requests(4.0, 0.05, 2.0) == 2052
+    assert break_even_requests(0.0, 0.05, 2.0) == 0
+    assert break_even_requests(3.9, 0.05, 0.05) is None  # not cheaper
+
+
+def test_routed_cost_is_drafts_plus_the_large_part(make_report: Make) -> None:
+    small, large, routed = path_costs(make_report())
+    # Two of eight rows went large at $2 per 1,000; all eight had a draft at $0.05 per 1,000.
+    assert routed.large_part_usd_per_1k == pytest.approx(0.5)
+    assert routed.cost_usd_per_1k == pytest.approx(0.55)
+    assert (routed.monthly_usd, routed.saved_usd) == (pytest.approx(5.5), pytest.approx(14.5))
+    assert (small.pays_after, large.saved_usd, routed.pays_after) == (2000, None, 2690)  # $3.90 of training
+
+
+@given(
+    training=st.floats(0, 1e4),
+    cost=st.floats(0, 10),
+    large=st.floats(0.001, 100),
+)
+def test_at_break_even_the_path_has_cost_no_more_than_the_large_one(training: float, cost: float, large: float) -> None:
+    needed = break_even_requests(training, cost, large)
+    if needed is None:
+        assert cost >= large
+        return
+    assert training + cost * needed / 1000 <= large * needed / 1000 * (1 + 1e-6) + 1e-6
+
+
+def row(said: Any, *, gold: Any = GOLD, **fields: Any) -> EvaluatedRow:
+    return evaluated_row("k", json.dumps(gold), None if said is None else json.dumps(said), **fields)
+
+
+def test_a_field_is_wrong_missing_or_invented_and_case_spaces_and_zeros_are_no_difference() -> None:
+    said = {"guest": {"name": "ADA ", "city": "Lyon"}, "nights": 3.0, "price": 80}
+    assert differing_fields(row(said)) == [
+        FieldPair("guest.city", "Porto", "Lyon", "wrong"),
+        FieldPair("extras", "cot", "", "missing"),
+        FieldPair("price", "", "80", "invented"),
+    ]
+
+
+def test_no_answer_misses_every_field_and_broken_json_is_shown_as_it_is() -> None:
+    assert [pair.state for pair in differing_fields(row(None))] == ["missing"] * 4
+    broken = row(GOLD).model_copy(update={"answer": "{oops"})
+    assert differing_fields(broken)[-1] == FieldPair("(not JSON)", "", "{oops", "invented")
+
+
+def test_of_several_accepted_answers_the_nearest_counts() -> None:
+    other = json.dumps({**GOLD, "nights": 4})
+    assert differing_fields(row({**GOLD, "nights": 4}, also=(other,))) == []
+
+
+def test_the_order_of_a_list_does_not_matter_but_its_items_do() -> None:
+    assert differences('{"a": ["x", "y"]}', '{"a": ["y", "x"]}') == []
+    assert differences('{"a": ["x", "y"]}', '{"a": ["y"]}') == [FieldPair("a", "x, y", "y", "wrong")]
+
+
+@pytest.mark.parametrize(
+    ("path", "part", "within"),
+    [("guest.city", "guest", True), ("items[].price", "items", True), ("a", "a", True), ("guests", "guest", False)],
+)
+def test_a_field_contains_what_lies_inside_it(path: str, part: str, within: bool) -> None:
+    assert is_within(path, part) is within
+
+
+@given(
+    st.recursive(
+        st.text(max_size=5) | st.integers(-9, 9) | st.none() | st.booleans(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(min_size=1, max_size=4), inner, max_size=3),
+        max_leaves=8,
+    )
+)
+def test_an_answer_never_differs_from_itself(value: Any) -> None:
+    assert differing_fields(row(value, gold=value)) == []
+
+
+def test_a_confused_pair_counts_both_directions(make_report: Make) -> None:
+    small = make_report().evaluations[0]  # row 3 is a card question answered fee; the other seven are right
+    assert [wrong.key for wrong in surest_errors(small)] == ["row3"]
+    rows = list(small.rows)
+    for i, other in ((0, "fee"), (4, "card")):
+        rows[i] = rows[i].model_copy(update={"answer": other, "correct": False})
+    (pair,) = confused_pairs(small.model_copy(update={"rows": tuple(rows)}), limit=8)
+    assert (pair.gold, pair.said, pair.times, pair.reverse, pair.n_gold) == ("card", "fee", 2, 1, 4)
+
+
+def test_labels_come_worst_first_with_their_mistakes(make_report: Make) -> None:
+    small = make_report().evaluations[0]
+    card, fee = part_rows(small, fields=False)
+    # Row 3 is a card question answered fee: F1 is 2·3/(4 + 3) for card and 2·4/(4 + 5) for fee.
+    assert (card.part.name, card.part.n_gold, card.recall, card.precision) == ("card", 4, wilson(3, 4), wilson(3, 3))
+    assert [error.key for error in card.errors] == ["row3"]
+    assert (fee.part.name, fee.recall, fee.precision) == ("fee", wilson(4, 4), wilson(4, 5))
+
+
+def test_of_several_labels_those_missed_or_wrongly_added_have_the_mistake() -> None:
+    rows = [evaluated_row("x", '["card", "fee"]', '["fee", "pin"]'), evaluated_row("y", '["card"]', "[oops")]
+    parts = tuple(PartCounts(name=name, n_gold=1, n_said=1, n_right=0) for name in ("card", "fee", "pin"))
+    found = {
+        row.part.name: [error.key for error in row.errors]
+        for row in part_rows(evaluation_of(rows, parts=parts), fields=False)
+    }
+    assert found == {"card": ["x", "y"], "fee": [], "pin": ["x"]}
+
+
+def test_a_field_counted_as_a_whole_shows_the_errors_inside_it() -> None:
+    gold, said = {"guest": {"name": "Ada", "city": "Porto"}, "nights": 3}, {"guest": {"name": "Ada"}, "nights": 3}
+    rows = [
+        evaluated_row("x", json.dumps(gold), json.dumps(said)),
+        evaluated_row("y", json.dumps(gold), json.dumps(gold)),
+    ]
+    guest = PartCounts(name="guest", n_gold=2, n_said=2, n_right=1, n_missing=0)
+    (found,) = part_rows(evaluation_of(rows, parts=(guest,)), fields=True)
+    assert [error.key for error in found.errors] == ["x"]
+    assert [pair.path for pair in differing_fields(found.errors[0], "guest")] == ["guest.city"]
+    assert found.n_wrong == 1
+
+
+def test_a_part_that_never_occurs_has_no_recall_and_comes_last() -> None:
+    parts = (
+        PartCounts(name="none", n_gold=0, n_said=0, n_right=0),
+        PartCounts(name="bad", n_gold=3, n_said=1, n_right=0),
+    )
+    bad, none = part_rows(evaluation_of([], parts=parts), fields=False)
+    assert (bad.part.name, none.recall, none.precision) == ("bad", None, None)

@@ -1,4 +1,4 @@
-"""What a reader of the page sees, read back from the HTML."""
+"""What a reader of the page sees, read back from the HTML: of a report of eight rows, and of each kind of task."""
 
 from __future__ import annotations
 
@@ -7,20 +7,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pydantic
 import pytest
 from fixtures.html_page import Page
 from fixtures.report import outcome
 
 from smallfirst.base.stats.intervals import wilson
-from smallfirst.measuring.learning_curve import LearningPoint
-from smallfirst.measuring.outcome import Outcome
-from smallfirst.path.report.data import OpenEndedRouting, ReportData
+from smallfirst.data.copies import Leak, LeakReport
+from smallfirst.measuring.outcome import LabelsNeeded, Outcome
+from smallfirst.models.pricing.charge import format_usd
+from smallfirst.path.project.run_folder import GateVerdicts, OpenEndedRouting
+from smallfirst.path.report.data import ReportData
+from smallfirst.path.report.formats import percent
 from smallfirst.path.report.page import render, save
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, RiskResult
 from smallfirst.routing.certificate.units import GroupCertificate
 
 Make = Callable[..., ReportData]
+KINDS = ("classify", "extract", "answer", "chat")
+SECTIONS = "gate candidates routing confidence mistakes rows latency-section money change how evidence verdict"
+EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
+Samples = dict[str, ReportData]
 Build = Callable[..., Any]
 
 
@@ -37,14 +43,6 @@ def test_the_page_is_well_formed_and_loads_nothing(make_report: Make) -> None:
     assert not [name for name, _ in page.attributes if name.startswith("on") or name == "src"]
     assert not [found for found in ("http://", "https://", "url(") if found in text]
     assert "default-src 'none'" in text
-
-
-def test_ids_are_unique_and_links_lead_somewhere(make_report: Make) -> None:
-    page = Page(render(make_report()))
-    ids = page.values("id")
-    assert len(ids) == len(set(ids))
-    assert {link.removeprefix("#") for link in page.values("href")} <= set(ids)
-    assert {part for value in page.values("aria-labelledby") for part in value.split()} <= set(ids)
 
 
 def test_figures_in_the_table_are_the_records(make_report: Make) -> None:
@@ -77,7 +75,7 @@ def test_four_cards_say_in_a_line_what_each_path_is_and_how_it_stands(
     encoder = make_evaluation("encoder", "cccfffff", cost_usd_per_1k=0.01)
     verdicts = (make_verdict("encoder", passed=True), make_verdict("small", passed=False))
     evaluations = (encoder, *make_report().evaluations)
-    live = {"smallest_passing": "encoder", "outcome": outcome("small first", "encoder")}
+    live = {"winner": "encoder", "outcome": outcome("small first", "encoder")}
     page = render(make_report(evaluations=evaluations, verdicts=verdicts, **live))
     cards = page.split('<ul class="cards"')[1].split("</ul>")[0].split('<li class="card')[1:]
     expected = ("✓ meets the requirements", "✗ misses a requirement", "✓ live, under a promise", "a month")
@@ -93,7 +91,7 @@ def test_without_a_large_model_the_cards_are_the_candidates_that_could_go_live(
     evaluations = [make_evaluation(name, "cccfffff", cost_usd_per_1k=0.01) for name in (*names, "base")]
     routed = make_evaluation("routed", "cccfffff", cost_usd_per_1k=0.02)  # all of it stays small
     verdicts = tuple(make_verdict(name, passed=True) for name in names)
-    changes = {"evaluations": (*evaluations, routed), "verdicts": verdicts, "smallest_passing": "words"}
+    changes = {"evaluations": (*evaluations, routed), "verdicts": verdicts, "winner": "words"}
     page = render(make_report(**changes, outcome=outcome("small alone")))
     cards = page.split('<ul class="cards"')[1].split("</ul>")[0]
     assert re.findall(r'swatch (\w+)"', cards) == ["small", "words", "encoder"]
@@ -105,24 +103,24 @@ def test_confidence_and_mistakes_are_those_of_the_recommended_candidate(
     encoder = make_evaluation("encoder", "cffffffc", cost_usd_per_1k=0.01, confidences=(0.9,) * 8)
     verdicts = (make_verdict("encoder", passed=True), make_verdict("small", passed=True))
     changes = {"evaluations": (encoder, *make_report().evaluations), "verdicts": verdicts}
-    seen = words(make_report(**changes, smallest_passing="encoder"))
+    seen = words(make_report(**changes, winner="encoder"))
     assert "encoder on 8 test rows. Expected calibration error" in seen
     assert "encoder is wrong on 4 of 8 test rows." in seen
     # Who went live because task.yaml names it comes before the one that the rule chooses.
     assert "small is wrong on 1 of 8 test rows." in words(
-        make_report(**changes, smallest_passing="encoder", outcome=outcome("small alone"))
+        make_report(**changes, winner="encoder", outcome=outcome("small alone"))
     )
     # Where nothing passes, it is the one nearest to passing.
     near, far = (make_verdict(name, passed=False) for name in ("encoder", "small"))
     far = far.model_copy(update={"checks": far.checks * 2})
-    failed = make_report(**(changes | {"verdicts": (far, near)}), smallest_passing=None)
+    failed = make_report(**(changes | {"verdicts": (far, near)}), winner=None)
     assert "encoder is wrong on 4 of 8 test rows." in words(failed)
 
 
 def test_a_failed_gate_is_shown_with_its_advice(make_report: Make, make_verdict: Build) -> None:
     verdicts = (make_verdict("small", passed=False), make_verdict("large", passed=True))
     kept = Outcome(kind="keep the large model", large=True)
-    page = render(make_report(verdicts=verdicts, smallest_passing="large", certificate=None, outcome=kept))
+    page = render(make_report(verdicts=verdicts, winner="large", certificate=None, outcome=kept))
     assert '<h1 id="verdict">Keep the large model.</h1>' in page
     seen = Page(page).words
     assert "✗ fail accuracy at least 0.700" in seen
@@ -195,7 +193,7 @@ def test_what_is_guaranteed_and_what_happens_below_stand_in_tables(make_report: 
 
 def test_requests_outside_the_task_are_counted(make_report: Make) -> None:
     seen = words(make_report(open_ended=OpenEndedRouting(n_requests=10, n_to_large=9)))
-    assert "Of 10 open-ended requests, 9 went to the large model: 0.900 [0.596, 0.982]" in seen
+    assert "Of 10 open-ended requests, 9 went to the large model." in seen
 
 
 def test_one_evaluation_alone_makes_a_page(make_report: Make) -> None:
@@ -203,32 +201,6 @@ def test_one_evaluation_alone_makes_a_page(make_report: Make) -> None:
     for lone in data.evaluations:
         alone = ReportData(title="t", task="t", evaluations=(lone,), made_at=data.made_at)
         assert "No gate was declared" in words(alone)
-
-
-@pytest.mark.parametrize(
-    ("changes", "rule"),
-    [
-        (lambda data, failing: {"verdicts": (failing,)}, "smallest_passing is small, which failed"),
-        (lambda data, failing: {"evaluations": data.evaluations[:1] * 2}, "evaluated more than once: small"),
-        (
-            lambda data, failing: {
-                "evaluations": (data.evaluations[0].model_copy(update={"candidate": 'x" onload="'}),)
-            },
-            "candidate names must be plain words",
-        ),
-        (
-            lambda data, failing: {
-                "learning_curve": (LearningPoint(n_rows=1, candidate="<b>", accuracy=wilson(1, 2)),)
-            },
-            "candidate names must be plain words",
-        ),
-    ],
-)
-def test_a_report_that_contradicts_itself_is_refused(
-    make_report: Make, make_verdict: Build, changes: Build, rule: str
-) -> None:
-    with pytest.raises(pydantic.ValidationError, match=rule):
-        make_report(**changes(make_report(), make_verdict("small", passed=False)))
 
 
 def test_a_page_can_be_made_again_from_the_stored_record(make_report: Make, tmp_path: Path) -> None:
@@ -246,3 +218,228 @@ def test_what_refuses_a_part_of_the_requests_is_the_path_that_is_live(make_repor
     assert "With a domain check" in live
     assert "live" in live
     assert "the large one the rest" not in page.lower().partition('<ul class="cards"')[2].partition("</ul>")[0]
+
+
+LIVE = "It is live as main.default.tickets version 1 @champion."
+
+
+def test_what_to_do_names_what_is_live_and_what_it_saves(make_report: Make, make_evaluation: Build) -> None:
+    alone, (small, large, _) = outcome("small alone"), make_report().evaluations
+    # 10,000 requests at $2.00 against $0.050 per 1,000; routed costs $0.55.
+    assert f"{LIVE} At 10,000 requests a month it saves about $19.50 a month." in words(make_report(outcome=alone))
+    assert "it saves about $14.50 a month." in words(make_report(outcome=outcome()))
+    assert "the large model was not measured." in words(make_report(evaluations=(small,), outcome=alone))
+    dear = make_evaluation("small", "cccfffff", cost_usd_per_1k=3.0)
+    assert "It saves nothing at today's prices." in words(make_report(evaluations=(dear, large), outcome=alone))
+    assert "Let it be decided: smallfirst calibrate task.yaml." in words(make_report())
+    ready = alone.model_copy(update={"alias": "", "version": None})
+    assert "Promote it: smallfirst promote task.yaml." in words(make_report(outcome=ready))
+    linear = make_evaluation("words", "cccfffff", cost_usd_per_1k=0.001)
+    seen = words(make_report(evaluations=(linear, small, large), winner="words", outcome=outcome()))
+    assert "Consider “words + linear” (leave routing.small out)" in seen
+
+
+def test_if_nothing_passes_the_nearest_path_is_named_and_rows_that_would_decide_it(
+    make_report: Make, make_verdict: Build
+) -> None:
+    failing, kept = make_verdict("small", passed=False), Outcome(kind="keep the large model", large=True)
+    nearest = (
+        "Keep sending every request to the large model. The nearest, “fine-tuned small model”, fails "
+        "“accuracy at least 0.700”: label 40 more rows."
+    )
+    # Of several failed checks the one that is furthest off is named: 0.529 of 0.700 before 0.529 of 0.600.
+    closer = failing.checks[0].model_copy(update={"requirement": "recall of fee", "threshold": 0.6})
+    both = failing.model_copy(update={"checks": (closer, *failing.checks)})
+    for verdict in (failing, both):
+        assert nearest in words(make_report(verdicts=(verdict,), winner=None, outcome=kept))
+    needed = LabelsNeeded(n_data_rows=560, chance=0.75, files={"rows.jsonl": 560}, usd=28.0)
+    undecided = Outcome(kind="cannot be told yet", labels_needed=needed, large=True)
+    assert "Label about 560 more rows in rows.jsonl (chance 75 %), for about $28.00 by a person, and run it again." in (
+        words(make_report(outcome=undecided))
+    )
+
+
+def test_what_answers_is_compared_with_the_large_model(make_report: Make, make_evaluation: Build) -> None:
+    # Routed and large are right on the same rows: 1.96 · sqrt(1 / 10 / 10) = 0.196 (Agresti and Min).
+    same = "No difference from the large model in right answers was found (+0.0 points [−19.6, +19.6])."
+    assert same in words(make_report(outcome=outcome()))
+    small = make_evaluation("small", "ccccffff", cost_usd_per_1k=0.05)
+    large = make_evaluation("large", "ffffcccc", cost_usd_per_1k=2.0)
+    gain = words(make_report(evaluations=(small, large), outcome=outcome("small alone")))
+    assert "“fine-tuned small model” is right more often than the large model, by +100.0 points" in gain
+
+
+def test_what_to_know_before_trusting_the_figures_stands_beside_them(make_report: Make, make_verdict: Build) -> None:
+    assert "Before you trust" not in words(make_report())
+    small, large, _ = make_report().evaluations
+    other = large.model_copy(update={"dataset_fingerprint": "other", "split": "calibration"})
+    signed = make_verdict("small", passed=False).model_copy(
+        update={"passed": True, "signed_by": "Ada", "because": "pilot", "signed_at": "2026-11-25T09:00:00Z"}
+    )
+    seen = words(make_report(evaluations=(small, other), verdicts=(signed,)))
+    assert "The paths were not all measured on the same rows; compare them with care." in seen
+    assert "Not measured on test rows: large." in seen
+    assert "“fine-tuned small model” passed by a signed override, not by measurement: Ada, because “pilot”." in seen
+
+
+def test_leaks_are_counted_and_warned_of_where_too_few_other_rows_are_left(make_report: Make) -> None:
+    def leaks(n: int, *keys: str) -> LeakReport:
+        exact = tuple(Leak(key=key, test="test.jsonl:1", train="train.jsonl:9") for key in keys)
+        return LeakReport(n_test=n, test_fingerprint="f", exact=exact)
+
+    # 7 of 8 right; without row 0, which was right, 6 of 7.
+    seen = words(make_report(leaks=leaks(8, "row0")))
+    assert "1 of 8 test rows (12.5 %) are also in the training rows; the gate judges the others." in seen
+    assert "on 87.5 % (52.9 to 97.8) with them and on 85.7 %" in seen
+    assert "Before you trust" not in seen
+    keys = [f"row{i}" for i in range(951)]
+    assert "Too few" not in words(make_report(leaks=leaks(1000, *keys[:950])))
+    assert "Too few other rows are left to judge by: 49." in words(make_report(leaks=leaks(1000, *keys)))
+    assert "None of the 9 test rows" in words(make_report(leaks=leaks(9)))
+
+
+def test_the_accuracy_threshold_could_be_moved_so_far(make_report: Make, make_verdict: Build) -> None:
+    passing, failing = make_report(), make_report(verdicts=(make_verdict("small", passed=False),), winner=None)
+    start = "Up to an accuracy threshold of 0.529 (now 0.700) “fine-tuned small model” would"
+    assert f"{start} still pass." in words(passing)
+    assert f"{start} pass." in words(failing)
+
+
+def plain(words: str) -> str:
+    """Words with every space an ordinary one, as `Page.words` has them."""
+    return re.sub(r"\s+", " ", words)
+
+
+@pytest.fixture(scope="module")
+def pages(samples: Samples) -> dict[str, str]:
+    """The page of each kind."""
+    return {kind: render(data) for kind, data in samples.items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_section_is_there_and_keyboards_and_screen_readers_find_it(kind: str, pages: dict[str, str]) -> None:
+    page = Page(pages[kind])
+    ids = page.values("id")
+    assert set(ids) >= set(SECTIONS.split())
+    assert len(ids) == len(set(ids))
+    assert len(pages[kind].encode()) < 400_000
+    assert 'class="skip" href="#evidence"' in pages[kind]
+    assert page.unscoped == []
+    assert page.tags.count("table") == page.tags.count("caption")
+    assert page.tags.count("h1") == page.tags.count("main") == page.tags.count("nav") == 1
+    # Whatever scrolls sideways can be reached and has a name of its own.
+    regions = re.findall(r'<div class="wide" tabindex="0" role="region" aria-label="([^"]+)"', pages[kind])
+    assert len(regions) == len(set(regions)) == pages[kind].count('class="wide"')
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cards_and_table_show_the_figures_of_the_records(kind: str, pages: dict[str, str], samples: Samples) -> None:
+    data, seen = samples[kind], Page(pages[kind]).words
+    for found in data.evaluations:
+        assert f"{found.model} {found.accuracy.n} {found.accuracy}" in seen
+        assert [estimate for estimate in found.measures.values() if str(estimate) not in seen] == []
+        if found.candidate in ("small", "routed", "large"):
+            monthly = found.cost_usd_per_1k * data.requests_per_month / 1000
+            assert plain(percent(found.accuracy.value)) in seen
+            assert f"{format_usd(found.cost_usd_per_1k)} per 1,000 {format_usd(monthly)} a month" in seen
+    assert "p (Holm)" in seen
+
+
+@pytest.mark.parametrize(
+    ("kind", "there", "absent"),
+    [
+        ("classify", ("Labels, the worst first", "Most confused pairs"), ("field by field",)),
+        ("extract", ("Fields, the worst first", "field by field"), ("confused", "recall [")),
+        ("answer", ("mistakes", "said the harbour"), ("worst first", "confused")),
+        ("chat", ("mistakes", "score 0."), ("worst first", "confused")),
+    ],
+)
+def test_mistakes_are_shown_as_the_kind_needs_it(
+    kind: str, there: tuple[str, ...], absent: tuple[str, ...], pages: dict[str, str]
+) -> None:
+    seen = Page(pages[kind]).words
+    assert [words for words in there if words not in seen] == []
+    assert [words for words in absent if words in seen] == []
+
+
+def test_a_wrong_json_answer_says_what_differs_field_by_field(pages: dict[str, str]) -> None:
+    seen = Page(pages["extract"]).words
+    assert re.search(r"nights wrong right: 5 said: 6", seen)
+    assert re.search(r"price\. amount missing right: \d+", seen)
+    assert re.search(r"price\. amount invented said: 80", seen)
+    assert "The other fields are right, confidence" in seen
+
+
+def test_a_question_stands_before_its_context(pages: dict[str, str]) -> None:
+    first = pages["answer"].split('<ol class="cases"')[1]
+    assert first.index("born?") < first.index("was born in")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_suspects_leaks_and_the_large_models_agreement_are_told(kind: str, pages: dict[str, str]) -> None:
+    seen = Page(pages[kind]).words
+    assert f"smallfirst review {kind}.yaml --labels suspects.jsonl" in seen
+    assert "12 more suspects" in seen
+    assert "the large model gives the same answer on 0.930 [0.886, 0.958] of 200 rows" in seen
+    assert "1 of 400 test rows (0.2 %) are also in the training rows; the gate judges the others." in seen
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_findings_the_page_is_whole_and_their_sections_are_gone(kind: str, samples: Samples) -> None:
+    data = samples[kind]
+    empty = ("gate", "certificate", "training_usd", "suspects")
+    fields = {name: getattr(data, name) for name in ReportData.model_fields if name not in empty}
+    fields |= {"evaluations": data.evaluations[:-2], "self_agreement": None, "leaks": None}
+    bare = render(ReportData(**fields))
+    page = Page(bare)
+    assert not {"rows", "routing"} & set(page.values("id"))
+    assert {link.removeprefix("#") for link in page.values("href")} <= set(page.values("id"))
+    assert "No gate was declared" in page.words
+    assert "the large model was not measured" in page.words
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hostile_texts_are_shown_and_never_run(kind: str, samples: Samples) -> None:
+    data = samples[kind]
+    changes = {"text": EVIL, "answer": EVIL, "correct": False, "score": 0.0, "also": (EVIL,)}
+    rows = tuple(row.model_copy(update=changes) for row in data.evaluations[-3].rows)
+    verdict = data.gate.verdicts[0]
+    check = verdict.checks[0].model_copy(update={"requirement": EVIL, "measured": EVIL, "advice": EVIL})
+    hostile = data.model_copy(
+        update={
+            "title": EVIL,
+            "task": EVIL,
+            "evaluations": (data.evaluations[-3].model_copy(update={"rows": rows, "model": EVIL, "note": EVIL}),),
+            "gate": GateVerdicts(
+                verdicts=(verdict.model_copy(update={"candidate": EVIL, "checks": (check,), "passed": False}),),
+                winner=None,
+            ),
+            "suspects": (data.suspects[0].model_copy(update={"text": EVIL, "gold": EVIL, "said": EVIL}),),
+            "suspects_export": EVIL,
+            "notes": (EVIL,),
+            "versions": {EVIL: EVIL},
+            "certificate": data.certificate and data.certificate.model_copy(update={"why": EVIL}),
+        }
+    )
+    page = render(hostile)
+    assert "<script>alert" not in page
+    assert "<img" not in page
+    assert "onerror" not in {name for name, _ in Page(page).attributes}
+    assert Page(page).words.count("alert(1)") >= 10
+
+
+def test_thousands_of_long_rows_still_make_a_page_under_two_megabytes(samples: Samples) -> None:
+    data = samples["classify"]
+    small = data.evaluation("small")
+    assert small is not None
+    many = tuple(
+        small.rows[i % 400].model_copy(
+            update={"key": f"k{i}", "text": "<&> " * 3000, "gold": f"label_{i % 900}", "answer": None, "correct": False}
+        )
+        for i in range(9000)
+    )
+    parts = tuple(small.parts[0].model_copy(update={"name": f"label_{i}"}) for i in range(900))
+    long = small.model_copy(update={"rows": many, "parts": parts, "measures": {}})
+    page = render(data.model_copy(update={"evaluations": (long,)}))
+    assert len(page.encode()) < 2_000_000
+    assert "&gt; …" in page

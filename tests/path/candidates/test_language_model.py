@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from smallfirst.base.progress import Progress
-from smallfirst.path.candidates.fine_tune import fine_tune
+from smallfirst.path.candidates.language_model import fine_tune
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.task_file import read_task_file
 from smallfirst.registry.runs import client

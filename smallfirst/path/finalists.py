@@ -1,31 +1,49 @@
-"""What candidates and plans are worth, by the rows that choose: the finalists and their order, and the order of plans.
+"""What a run fixes before a test row is read: the finalists and plans by worth, and which rows certify them.
 
 A candidate is chosen by out-of-fold answers to training and selection rows or, if it was not fitted in folds, by its
 answers to selection rows; two are compared on the rows that both have answered. Error and price of the large model are
 those of calibration rows. So the order of finalists, and with it their shares of the gate's level, is independent of
 every test row.
+
+Test rows certify together with the calibration rows, although the gate reads them too. For a candidate that was fixed
+before, P(it goes live and its promise is false) <= P(its certificate is false) <= its level, whatever the gate does
+with the same rows. So the level is divided among all candidates that may go live, by parts that were fixed before, and
+never among those that passed. No condition depends on an answer. What is lost: the errors among kept test answers are
+no independent look at the promise any more.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
+from smallfirst.base.records import Record, fingerprint
+from smallfirst.data.copies import count_rows
+from smallfirst.data.dataset import Dataset
 from smallfirst.measuring.choice import Option, WorthRule, choose_candidates, level_shares, would_pass
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.measuring.outcome import share_words
 from smallfirst.models.pricing.charge import format_usd
 from smallfirst.path.diagnostics import find_split_leaks
 from smallfirst.path.project.candidate_registry import promotable_names
-from smallfirst.path.project.candidates import get_candidate
+from smallfirst.path.project.candidates import fitted_candidates, get_candidate
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import FINALISTS, Finalists, RunFolder
 from smallfirst.path.project.task_file import RULES, SMALLEST, TaskFile
 from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.looks import ALONE, SharedLook, mark_read, read_before, text_fingerprints
 
 CHOOSING = "choosing"
 """Name of the split of out-of-fold answers in a run folder."""
 MAX_FINALISTS = 3
 """Candidates that test rows are asked about: each more takes a part of the level from the others."""
+FIXED = "fixed_before_test.json"
+"""File of the FixedBeforeTest in a run folder."""
+LOOKS = "looks.json"
+"""File in the task's folder: the certificates that were tried, of all runs, and the test rows that were read."""
+_PROVE_NOTHING = {"small", "accuracy_within", "budget", "person", "usd_per_wrong_answer", "monitor", "judge"}
+"""Settings of `routing` without a part in what is promised."""
 
 
 def chosen_by(run_folder: RunFolder, candidate: str) -> Evaluation | None:
@@ -51,13 +69,6 @@ def no_finalists(run_folder: RunFolder) -> dict[str, str]:
     }
 
 
-def worth_rule(file: TaskFile) -> WorthRule:
-    """Return the rule of task.yaml by which candidates and plans are ordered."""
-    if file.routing.small == SMALLEST:
-        return WorthRule(accuracy_within=1.0)
-    return WorthRule(file.routing.accuracy_within, file.routing.usd_per_wrong_answer)
-
-
 def fix_finalists(project: Project, run_folder: RunFolder) -> Finalists:
     """Return the finalists of a run with their shares of the gate's level; choose and save them if nobody has.
 
@@ -71,7 +82,7 @@ def fix_finalists(project: Project, run_folder: RunFolder) -> Finalists:
     measured, leaks = choosing_evaluations(run_folder), find_split_leaks(project, run_folder)
     n_test = sum(row.key not in leaks.keys for row in project.rows.test.examples)
     expected = {one.candidate: would_pass(file.gate, one, n_test) for one in measured}
-    rule, options = worth_rule(file), [Option.alone(one) for one in measured]
+    rule, options = _worth_rule(file), [Option.alone(one) for one in measured]
     if file.binds_answers and (large := _large(run_folder)) is not None:
         rule, options = rule._replace(alike=1.0), [plan_option(one, file.routing.guarantee, large) for one in measured]
     names = choose_candidates(options, rule, expected=expected.__getitem__)
@@ -88,7 +99,7 @@ def expected_plans(project: Project, run_folder: RunFolder, *, instead_of: str =
     `instead_of` is a candidate that may answer alone: only the plans of less expected loss are left, which takes a
     declared price of a wrong answer and a known one of the large model.
     """
-    rule, large, file = worth_rule(project.file)._replace(alike=1.0), _large(run_folder), project.file
+    rule, large, file = _worth_rule(project.file)._replace(alike=1.0), _large(run_folder), project.file
     finalists = fix_finalists(project, run_folder).names
     measured = [one for one in choosing_evaluations(run_folder) if one.candidate in finalists]
     options = [
@@ -96,9 +107,9 @@ def expected_plans(project: Project, run_folder: RunFolder, *, instead_of: str =
         for one in measured
         if file.goes_live in (*RULES, one.candidate) and run_folder.evaluation(one.candidate, "calibration")
     ]
-    alone = [Option.alone(one) for one in measured if one.candidate == instead_of]
     if not instead_of:
         return rule.order(options)
+    alone = [Option.alone(one) for one in measured if one.candidate == instead_of]
     if rule.usd_per_wrong_answer is None or large is None or not alone or file.binds_answers:
         return []
     ordered = rule.order([*alone, *options])
@@ -138,7 +149,108 @@ def price_of_guarantee(project: Project, run_folder: RunFolder, routed: Evaluati
     )
 
 
+def _worth_rule(file: TaskFile) -> WorthRule:
+    if file.routing.small == SMALLEST:
+        return WorthRule(accuracy_within=1.0)
+    return WorthRule(file.routing.accuracy_within, file.routing.usd_per_wrong_answer)
+
+
 def _large(run_folder: RunFolder) -> Evaluation | None:
     """Return the large model on calibration rows; None if it was not asked or has no price."""
     found = run_folder.evaluation("large", "calibration")
     return found if found is not None and found.cost_usd_per_1k > 0 else None
+
+
+class FixedBeforeTest(Record):
+    """Who may go live with which promise, fixed before a test row was read."""
+
+    parts: dict[str, float]
+    """By candidate that may go live: the part of a look that its certificate takes, in (0, 1]; they sum to 1."""
+    promise: str
+    """Fingerprint of the rows and of the settings that say what is promised about which requests."""
+
+
+class JoinedRows(NamedTuple):
+    """Which rows certify a candidate."""
+
+    rows: Dataset
+    """Calibration rows, then the test rows that certify with them."""
+    n_test: int = 0
+    """How many of them are test rows."""
+    look: SharedLook = ALONE
+    """The look that all fixed candidates divide; the whole of one where no test row certifies."""
+    why_not: str = ""
+    """Why test rows do not certify; empty if they do."""
+
+    @property
+    def in_words(self) -> str:
+        """What the promise rests on."""
+        if self.why_not:
+            return f"test rows did not certify: {self.why_not}"
+        return (
+            f"{self.n_test} of its {len(self.rows)} rows are test rows, which the gate reads too: it takes "
+            f"{self.look.part:.3g} of a look that is divided among all candidates fixed before a test row was read"
+        )
+
+
+def fix_before_test(project: Project, run_folder: RunFolder) -> None:
+    """Save which candidates may go live with which promise, before this run reads a test row; a second call does not.
+
+    The test rows count as read by this run from now on.
+    """
+    path = run_folder.path / FIXED
+    if not path.exists() and not any((run_folder.path / "evaluations").glob("*-test.json")):
+        fitted = [one.name for one in fitted_candidates(project, run_folder) if one.promotable]
+        # Plans are ranked by the large model's error on calibration rows: parts by that rank would depend on them.
+        ranked = project.file.binds_answers and run_folder.evaluation("large", "calibration") is not None
+        finalists = None if ranked else run_folder.find(Finalists, FINALISTS)
+        shares = finalists.shares if finalists else dict.fromkeys(fitted, 1.0)
+        parts = {name: share / sum(shares.values()) for name, share in shares.items()}
+        FixedBeforeTest(parts=parts, promise=_promise(project)).save(path)
+    mark_read(run_folder.path.parent / LOOKS, run_folder.path.name, _texts(project.rows.test))
+
+
+def find_joined(project: Project, run_folder: RunFolder, candidate: str) -> JoinedRows:
+    """Return the rows that certify `candidate`: with test rows where every condition holds.
+
+    Of these one row counts for each text, near-copy and group, and none that stands in any other part, or that an
+    earlier run has read: its report may have shown it.
+    """
+    rows, file, fixed = project.rows, project.file, run_folder.find(FixedBeforeTest, FIXED)
+    answered = [run_folder.evaluation(name, "test") for name in (candidate, *file.routing.ahead)]
+    read = read_before(run_folder.path.parent / LOOKS, run_folder.path.name, _texts(rows.test))
+    ours, theirs = ({example.source for example in part.examples} for part in (rows.calibration, rows.test))
+    parts = fixed.parts if fixed else {}
+    reasons = {
+        "this candidate was not fixed before a test row was read": candidate not in parts,
+        "the promise, the policies or the rows were changed after a test row was read": (
+            fixed is not None and fixed.promise != _promise(project)
+        ),
+        "people's answers in data.gold certify alone": file.data.gold is not None,
+        "their labels come from another source than those of the calibration rows": (
+            ours != theirs or (file.routing.labels == "large" and ours <= {""})
+        ),
+        "they are not split from the file of the calibration rows; data.exchangeable: true declares both alike": (
+            not file.data.one_source
+        ),
+        "an earlier run has read them": read == _texts(rows.test),
+        "the candidate was not measured on them": answered[0] is None,
+    }
+    if why_not := next((why for why, holds in reasons.items() if holds), ""):
+        return JoinedRows(rows.calibration, why_not=why_not)
+    own, _ = count_rows((rows.train, rows.selection, rows.calibration, rows.left_out), rows.test)
+    keys = set.intersection(*(set(one.by_key) if one else set() for one in answered))
+    test = tuple(e for e in own.examples if e.key in keys and not text_fingerprints([e.text]) & read)
+    names = ", ".join(f"{name} {part:.3g}" for name, part in parts.items())
+    look = SharedLook(f"{run_folder.path.name}: {names}", parts[candidate])
+    return JoinedRows(rows.calibration.subset("calibration", (*rows.calibration.examples, *test)), len(test), look)
+
+
+def _promise(project: Project) -> str:
+    routing = project.file.routing.model_dump(mode="json", exclude=_PROVE_NOTHING)
+    parts = [part.content_fingerprint for part in (project.rows.calibration, project.rows.test)]
+    return fingerprint([routing, *parts])
+
+
+def _texts(rows: Dataset) -> set[str]:
+    return text_fingerprints(example.text for example in rows.examples)
