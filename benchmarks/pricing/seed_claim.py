@@ -32,9 +32,7 @@ from benchmarks.datasets import RESULTS, data_folder, hosted_rows, read_lines
 from smallfirst.base.paths import state_of
 from smallfirst.base.progress import Progress
 from smallfirst.base.stats.intervals import clopper_pearson, wilson
-from smallfirst.models.pricing.charge import format_usd
-from smallfirst.models.pricing.prices import PriceBook
-from smallfirst.models.pricing.tokens import TokenUsage
+from smallfirst.models.pricing import PriceBook, TokenUsage, format_usd
 from smallfirst.path import run as pipeline
 from smallfirst.path.large_model import recorded_answers
 from smallfirst.path.project.project import Project

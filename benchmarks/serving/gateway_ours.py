@@ -20,7 +20,7 @@ from smallfirst.ledger.ledger import Ledger
 from smallfirst.models.label_model import LabelModel
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest, read_manifest
-from smallfirst.models.pricing.prices import PriceBook, TokenPrice
+from smallfirst.models.pricing import PriceBook, TokenPrice
 from smallfirst.models.protocol import Model
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
 from smallfirst.routing.certificate.certificate import Certificate

@@ -21,10 +21,8 @@ from smallfirst.deployment.second_look import SecondLooks
 from smallfirst.ledger.ledger import AlreadyRecorded, Ledger, LedgerAway, LedgerUnavailable
 from smallfirst.ledger.rows import AuditRow, DraftRow, FeedbackRow, StateRow, attempt_rows
 from smallfirst.measuring.outcome import Outcome, Standing
-from smallfirst.models.pricing.charge import charges_json, total_usd, with_purpose
-from smallfirst.models.protocol import Chunk, Completion, Request, Route
-from smallfirst.models.usage import collect_attempts
-from smallfirst.models.wrappers import DelegatingModel
+from smallfirst.models.pricing import charges_json, total_usd, with_purpose
+from smallfirst.models.protocol import Bill, Chunk, Completion, DelegatingModel, Request, Route
 from smallfirst.routing.monitor import Judge, Monitor
 from smallfirst.routing.router import Decision, Router, is_covered, took_cascade
 from smallfirst.serving.openai.errors import ApiError
@@ -281,15 +279,15 @@ class AuditedRouter(DelegatingModel):
             task.add_done_callback(self._tasks.discard)
 
     async def _ask_large(self, id: str, request: Request, ask: AskLarge | None) -> Completion:
-        attempts = collect_attempts()
+        bill = Bill()
         try:
             if ask is not None:
                 return await ask()
             assert self.router.large is not None
-            return await self.router.large.complete(request.as_evaluated)
+            return await self.router.large.complete(request.as_evaluated.model_copy(update={"bill": bill}))
         finally:
-            if attempts:
-                await self.ledger.append_async(*attempt_rows(id, attempts, purpose="audit"))
+            if bill.attempts:
+                await self.ledger.append_async(*attempt_rows(id, bill.attempts, purpose="audit"))
 
     async def _audit(
         self,

@@ -9,11 +9,20 @@ from typing import NamedTuple
 
 from smallfirst.base.errors import PriceUnknown, RegistryError
 from smallfirst.models.loading import load_model
-from smallfirst.models.pricing.prices import PriceBook
-from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, Route, RouteStep, open_stream
+from smallfirst.models.pricing import PriceBook
+from smallfirst.models.protocol import (
+    Capability,
+    Chunk,
+    Completion,
+    DelegatingModel,
+    Model,
+    Request,
+    Route,
+    RouteStep,
+    max_answer_tokens,
+    open_stream,
+)
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
-from smallfirst.models.usage import max_answer_tokens
-from smallfirst.models.wrappers import DelegatingModel
 from smallfirst.path.router_setup import versioned_name
 from smallfirst.registry import versions
 from smallfirst.registry.versions import check_name as check_name

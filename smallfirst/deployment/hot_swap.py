@@ -14,8 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from smallfirst.base.errors import ModelError
-from smallfirst.models.protocol import Model
-from smallfirst.models.wrappers import DelegatingModel
+from smallfirst.models.protocol import DelegatingModel, Model
 from smallfirst.serving.server import AsyncCloseable
 
 _RUN_TIMEOUT_S = 120.0

@@ -17,7 +17,7 @@ from smallfirst.deployment.registry_watcher import NotReadyYet, RegistryWatcher,
 from smallfirst.deployment.task_deployment import DeployedVersion, TargetVersions, TaskDeployment, check_models_answer
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.measuring.evaluate import Evaluation
-from smallfirst.models.pricing.prices import PriceBook
+from smallfirst.models.pricing import PriceBook
 from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.path.project.run_folder import RunFolder
 from smallfirst.path.project.task_file import TaskFile

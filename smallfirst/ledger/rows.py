@@ -8,9 +8,8 @@ from typing import Literal
 from pydantic import AwareDatetime, Field, TypeAdapter
 
 from smallfirst.base.records import Record
-from smallfirst.models.pricing.charge import Charge
-from smallfirst.models.protocol import RouteStep
-from smallfirst.models.usage import Attempt
+from smallfirst.models.pricing import Charge
+from smallfirst.models.protocol import Attempt, RouteStep
 
 BILL, _STEPS = TypeAdapter(tuple[Charge, ...]), TypeAdapter(tuple[RouteStep, ...])
 """Reads `charges` · reads `trail`."""

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 
 from smallfirst.base.records import Record
 from smallfirst.ledger.rows import BILL, AuditRow, Entry, ExpenseRow, LedgerRow
-from smallfirst.models.pricing.charge import Charge
+from smallfirst.models.pricing import Charge
 
 HOUR_S = 3600
 

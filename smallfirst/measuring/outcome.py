@@ -15,7 +15,7 @@ from smallfirst.base.records import Record
 from smallfirst.base.stats.intervals import Estimate, upper_bound
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.measuring.gate import Gate
-from smallfirst.models.pricing.charge import format_usd
+from smallfirst.models.pricing import format_usd
 
 OutcomeKind = Literal["small alone", "small first", "keep the large model", "cannot be told yet"]
 """`small alone`: a small model answers every request of the task. `small first`: it answers a part of them, and the

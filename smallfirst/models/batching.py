@@ -16,10 +16,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, NamedTuple, TypeVar
 
 from smallfirst.base.errors import ModelError
-from smallfirst.models.pricing.prices import MachinePrice
-from smallfirst.models.pricing.tokens import tokens_of
-from smallfirst.models.protocol import Completion
-from smallfirst.models.usage import ReportUnfinished, unfinished
+from smallfirst.models.pricing import MachinePrice, tokens_of
+from smallfirst.models.protocol import Bill, Completion, ReportUnfinished, unfinished
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -72,8 +70,11 @@ class BatchWorker(Generic[Q, R]):
         # A thread that has run native code must not be torn down by the interpreter's exit.
         atexit.register(self._stop)
 
-    async def submit(self, item: Q) -> R:
-        """Return the item's result. Raise ModelError if the computation fails or the worker is closed."""
+    async def submit(self, item: Q, bill: Bill | None = None) -> R:
+        """Return the item's result. Raise ModelError if the computation fails or the worker is closed.
+
+        Where nobody gets the result, what it took goes to `bill`.
+        """
         future: Future[R] = Future()
         with self._changed:  # an item queued after the thread's last one would wait for ever
             if self._closed:
@@ -83,7 +84,7 @@ class BatchWorker(Generic[Q, R]):
         began = time.perf_counter()
         self._n_submitted += 1
         try:
-            with ReportUnfinished(lambda _: self._used(item, time.perf_counter() - began)):
+            with ReportUnfinished(bill, lambda _: self._used(item, time.perf_counter() - began)):
                 return await asyncio.wrap_future(future)
         finally:
             self._n_submitted -= 1

@@ -14,8 +14,7 @@ import numpy as np
 from smallfirst.base.files import write_atomically
 from smallfirst.base.records import fingerprint
 from smallfirst.data.dataset import Dataset, Message
-from smallfirst.models.protocol import Capability, Completion, Model, Request
-from smallfirst.models.wrappers import CallableModel
+from smallfirst.models.protocol import CallableModel, Capability, Completion, Model, Request
 from smallfirst.tasks.task import Shot, Task
 
 if TYPE_CHECKING:

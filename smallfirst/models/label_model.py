@@ -13,18 +13,17 @@ import numpy as np
 from smallfirst.base.errors import ModelError
 from smallfirst.models.batching import SHORT_PASS, BatchWorker, estimated_tokens
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.pricing.charge import Charge
-from smallfirst.models.pricing.prices import MachinePrice
-from smallfirst.models.pricing.tokens import tokens_of
+from smallfirst.models.pricing import Charge, MachinePrice, tokens_of
 from smallfirst.models.protocol import (
+    Bill,
+    CallableModel,
     Capability,
     Completion,
     LabelScores,
     Request,
     Token,
+    paid,
 )
-from smallfirst.models.usage import paid
-from smallfirst.models.wrappers import CallableModel
 
 
 class LabelLogProbs(NamedTuple):
@@ -59,12 +58,12 @@ class LabelAnswers(CallableModel, ABC):
         return frozenset({Capability.CHOSEN, Capability.LOGPROBS, Capability.LABEL_PROBABILITIES, Capability.READINESS})
 
     @abstractmethod
-    async def log_probabilities(self, text: str, *, tenant: str = "") -> LabelLogProbs:
+    async def log_probabilities(self, text: str, *, tenant: str = "", bill: Bill | None = None) -> LabelLogProbs:
         """Return the label log-probabilities of one text. Raise ModelError."""
 
     async def complete(self, request: Request) -> Completion:
         began = time.perf_counter()
-        scored = await self._score(request.text, request.tenant)
+        scored = await self._score(request.text, request.tenant, request.bill)
         probabilities = softmax(scored.log_probabilities, self.manifest.temperature)
         return Completion(
             **likeliest(self.manifest.task.closed, probabilities),
@@ -74,7 +73,7 @@ class LabelAnswers(CallableModel, ABC):
             tokens=() if request.logprobs is None else (self._token(scored, request.logprobs),),
         )
 
-    async def probabilities(self, texts: Sequence[str]) -> list[LabelScores]:
+    async def probabilities(self, texts: Sequence[str], bill: Bill | None = None) -> list[LabelScores]:
         labels, temperature = self.manifest.task.closed, self.manifest.temperature
         return [
             LabelScores(
@@ -84,14 +83,14 @@ class LabelAnswers(CallableModel, ABC):
                 cost_usd=self._price.cost_usd(scored.busy_s),
                 charges=(self._charge(scored),),
             )
-            for scored in await asyncio.gather(*(self._score(text) for text in texts))
+            for scored in await asyncio.gather(*(self._score(text, bill=bill) for text in texts))
         ]
 
     async def ready(self) -> None:
         await self._score("ready")
 
-    async def _score(self, text: str, tenant: str = "") -> LabelLogProbs:
-        scored = await self.log_probabilities(text, tenant=tenant)
+    async def _score(self, text: str, tenant: str = "", bill: Bill | None = None) -> LabelLogProbs:
+        scored = await self.log_probabilities(text, tenant=tenant, bill=bill)
         if not np.isfinite(scored.log_probabilities).any():
             raise ModelError(f"{self.name} could not answer: its label probabilities are not numbers")
         return scored
@@ -128,8 +127,8 @@ class LabelModel(LabelAnswers):
             n_written=lambda _: 1,
         )
 
-    async def log_probabilities(self, text: str, *, tenant: str = "") -> LabelLogProbs:
-        return await self._worker.submit(text)
+    async def log_probabilities(self, text: str, *, tenant: str = "", bill: Bill | None = None) -> LabelLogProbs:
+        return await self._worker.submit(text, bill)
 
     async def aclose(self) -> None:
         await self._worker.aclose()

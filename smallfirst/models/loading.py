@@ -13,7 +13,7 @@ from smallfirst.base.errors import ConfigError
 from smallfirst.base.extensions import Registry
 from smallfirst.base.sync import run_in_thread
 from smallfirst.models.manifest import MANIFEST, Manifest, read_manifest
-from smallfirst.models.pricing.prices import MachinePrice, PriceBook
+from smallfirst.models.pricing import MachinePrice, PriceBook
 from smallfirst.models.protocol import Model
 from smallfirst.models.remote.config import VllmServer
 

@@ -1,23 +1,76 @@
-"""The Model protocol and its records: whatever answers a request implements it, a Router too."""
+"""The Model protocol, its records and the bases of its implementations: whatever answers a request, a Router too.
+
+An answer that is cut off, refused after the work, or a draft goes to the Request's Bill, by its Model, which knows
+tokens and prices. Where an upstream does not say what it wrote, the estimate is the tokens that have come, or all that
+were allowed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
+from types import TracebackType
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, Self, cast, runtime_checkable
 
 import pydantic
-from pydantic import Field
+from pydantic import Field, InstanceOf
 
+from smallfirst.base.errors import ModelError
 from smallfirst.base.records import Record
+from smallfirst.base.sync import run_sync
 from smallfirst.data.dataset import Message
-from smallfirst.models.pricing.charge import Charge, itemized, total_usd
+from smallfirst.models.pricing import Charge, itemized, total_usd, with_purpose
 
 DEFAULT_MAX_TOKENS = 256
 """Most tokens of an answer unless a request says otherwise; evaluation asks so, and thus certificates are made so."""
 MAX_LOGPROBS = 20
 """Most alternatives beside a token, as in OpenAI's API."""
+BYTES_PER_TOKEN = 4
+"""Of ordinary text in UTF-8, to estimate how many tokens were written."""
+
+
+@dataclass
+class Attempt:
+    """One request to an endpoint. Until its end is known its outcome is `abandoned` and its cost unknown."""
+
+    endpoint: str
+    """The endpoint's base URL."""
+    model: str
+    at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    outcome: str = "abandoned"
+    """`answered`, `not connected`, `HTTP 503`, `timeout`, `broken off`, `invalid answer`, …; `abandoned` if the
+    caller left first."""
+    cost_usd: float | None = None
+    """0 if the endpoint did nothing; None if it may have worked and nobody knows for how much."""
+    latency_ms: float = 0.0
+    started_s: float = field(default_factory=time.perf_counter)
+
+    def end(self, outcome: str, cost_usd: float | None = None) -> None:
+        self.outcome, self.cost_usd = outcome, cost_usd
+        self.latency_ms = (time.perf_counter() - self.started_s) * 1000
+
+
+class Bill:
+    """What Models spend for a caller beside the Completions that it gets.
+
+    The caller makes it, hands it over with a Request, and reads it.
+    """
+
+    unfinished: list[Completion]
+    """Usage of work whose Completion nobody gets: cut off, refused after the work, or a draft."""
+    attempts: list[Attempt]
+    """Requests to endpoints."""
+
+    def __init__(self) -> None:
+        self.unfinished, self.attempts = [], []
+
+    def add(self, completion: Completion) -> None:
+        """Note the tokens and the charges of work whose Completion is not returned."""
+        self.unfinished.append(completion.with_charges(with_purpose(completion.charges, "attempt")))
 
 
 class ResponseFormat(Record):
@@ -57,6 +110,8 @@ class Request(Record):
     """The client (owner of its key); what a model caches of a request is never shared with another tenant."""
     tags: dict[str, str] = Field(default_factory=dict)
     """The client's own tags (OpenAI's `metadata` and `user`), for rules and sticky splits; no model reads them."""
+    bill: InstanceOf[Bill] | None = Field(None, exclude=True, repr=False)
+    """What is spent for the request beside its Completion goes here; None: nobody asks."""
 
     @property
     def text(self) -> str:
@@ -224,7 +279,7 @@ class Capability(StrEnum):
 
 @runtime_checkable
 class Model(Protocol):
-    """Anything that answers a Request. Cut off, it reports what it has used (`models/usage.py`)."""
+    """Anything that answers a Request. Cut off, it adds what it has used to the request's `bill`."""
 
     @property
     def name(self) -> str:
@@ -259,7 +314,7 @@ class LabelScores(NamedTuple):
 class LabelProbabilityModel(Protocol):
     """A Model that also gives the probability of every label."""
 
-    async def probabilities(self, texts: Sequence[str]) -> list[LabelScores]:
+    async def probabilities(self, texts: Sequence[str], bill: Bill | None = None) -> list[LabelScores]:
         """Return one result per text, in order. Raise ModelError."""
 
 
@@ -297,3 +352,130 @@ def label_probability_model(model: Model) -> LabelProbabilityModel | None:
 def probed_model(model: Model) -> ProbedModel | None:
     """Return `model` as one whose readiness can be probed, or None if it cannot."""
     return cast(ProbedModel, model) if Capability.READINESS in model.capabilities else None
+
+
+class DelegatingModel:
+    """Answer as `inner` does; subclasses override what differs, or `_target` alone to redirect every call."""
+
+    def __init__(self, inner: Model, *, name: str | None = None) -> None:
+        self.inner, self._name = inner, name
+
+    @property
+    def name(self) -> str:
+        return self.inner.name if self._name is None else self._name
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        return self.inner.capabilities
+
+    @property
+    def max_answer_tokens(self) -> int | None:
+        return max_answer_tokens(self.inner)
+
+    @contextmanager
+    def _target(self) -> Iterator[Model]:
+        """Yield the model that takes the next call; it stays usable until the context ends."""
+        yield self.inner
+
+    async def complete(self, request: Request) -> Completion:
+        with self._target() as model:
+            return await model.complete(request)
+
+    async def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        """Yield the answer piece by piece. Closing the iterator closes the wrapped model's."""
+        with self._target() as model:
+            async with open_stream(model, request) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+
+    async def probabilities(self, texts: Sequence[str], bill: Bill | None = None) -> list[LabelScores]:
+        with self._target() as model:
+            able = label_probability_model(model)
+            if able is None:
+                raise ModelError(f"{model.name} has no label probabilities")
+            return await able.probabilities(texts, bill)
+
+    async def ready(self) -> None:
+        with self._target() as model:
+            able = probed_model(model)
+            if able is not None:
+                await able.ready()
+
+    async def aclose(self) -> None:
+        """Close the wrapped model. A subclass that shares it overrides this."""
+        await self.inner.aclose()
+
+
+class CallableModel:
+    """A base of Models that can be called: `router("where is my card")`, with or without an event loop."""
+
+    def __call__(self: Model, request: str | Request) -> Completion:
+        """Return the whole answer to a text, as `await complete(Request.ask(text))` does."""
+        return run_sync(self.complete(Request.ask(request) if isinstance(request, str) else request))
+
+    def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        """Yield the whole answer as one chunk."""
+        return stream_in_one_chunk(self, request)
+
+    async def aclose(self) -> None:
+        """Do nothing: no resource is held."""
+
+    def __repr__(self: Model) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+
+class ReportUnfinished:
+    """A context that adds `usage(error)`, unless that is None, to a bill if an error ends it before `done`."""
+
+    def __init__(self, bill: Bill | None, usage: Callable[[BaseException], Completion | None]) -> None:
+        self._bill, self._usage = bill, usage
+
+    def done(self) -> None:
+        """Note that the Completion, which has the usage, is returned."""
+        self._bill = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if error is not None and self._bill is not None and (used := self._usage(error)) is not None:
+            self._bill.add(used)
+
+
+def paid(charge: Charge) -> dict[str, Any]:
+    """Return the fields of a Completion whose bill is this one line."""
+    read, written = charge.tokens.prompt_tokens, charge.tokens.completion_tokens
+    cost = {"cost_usd": charge.usd or 0.0, "charges": (charge,), "estimated": charge.estimated}
+    return {**cost, "prompt_tokens": read, "completion_tokens": written}
+
+
+def unfinished(charge: Charge, *, estimated: bool = True) -> Completion:
+    """Return the usage of an answer that was not finished, as a Completion without text."""
+    line = charge.model_copy(update={"estimated": estimated})
+    return Completion(text="", answered_by=charge.model, latency_ms=0, **paid(line))
+
+
+def usage_of_draft(name: str, charges: tuple[Charge, ...], draft: Completion | None) -> Completion | None:
+    """Return the usage of a request's drafts, of which `draft` is the last; None if it has none."""
+    if draft is None:
+        return None
+    read = {"prompt_tokens": draft.prompt_tokens, "completion_tokens": draft.completion_tokens}
+    nothing = Completion(text="", answered_by=name, latency_ms=0, cost_usd=0.0, **read)
+    return nothing.with_charges(with_purpose(charges, "draft"))
+
+
+def estimate_prompt_tokens(request: Request) -> int:
+    """Return a prompt's tokens, estimated at a third of its bytes: more than most texts need."""
+    return sum(len(message.content.encode()) // 3 + 4 for message in request.messages)
+
+
+def estimate_written_tokens(n_chunks: int, n_bytes: int) -> int:
+    """Return the tokens of a text that came in so many chunks; most servers send one token in each."""
+    return max(n_chunks, n_bytes // BYTES_PER_TOKEN)
+
+
+def max_answer_tokens(*models: Model | None) -> int | None:
+    """Return the most tokens that an answer of these models has; None if one of them has no `max_answer_tokens`."""
+    limits: list[int | None] = [getattr(model, "max_answer_tokens", None) for model in models if model is not None]
+    known = [limit for limit in limits if limit is not None]
+    return max(known) if known and len(known) == len(limits) else None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -20,12 +20,18 @@ from smallfirst.base.files import write_atomically
 from smallfirst.base.progress import ProgressCallback, no_progress
 from smallfirst.base.records import Record, fingerprint, parse_record
 from smallfirst.data.dataset import Message
-from smallfirst.models.pricing.charge import format_usd, stated
-from smallfirst.models.pricing.prices import Usd
-from smallfirst.models.pricing.tokens import TokenUsage
-from smallfirst.models.protocol import Capability, Completion, Model, Request
+from smallfirst.models.pricing import TokenUsage, Usd, format_usd, stated
+from smallfirst.models.protocol import (
+    CallableModel,
+    Capability,
+    Chunk,
+    Completion,
+    DelegatingModel,
+    Model,
+    Request,
+    stream_in_one_chunk,
+)
 from smallfirst.models.spending_cap import SpendingCap
-from smallfirst.models.wrappers import CallableModel
 
 CONCURRENCY = 2
 """Requests in flight while answers are recorded."""
@@ -116,6 +122,26 @@ class ReplayModel(CallableModel):
         charge = stated(self.name, row.cost_usd, tokens=tokens, source=f"recorded {self.header.made_at}")
         measured = row.model_dump(include=MEASURED)
         return Completion(text=row.answer, answered_by=self.name, charges=(charge,), **measured)
+
+
+class OpenEndedReplay(DelegatingModel):
+    """Replay recorded answers to open-ended requests, so that a Router can be measured on labelled rows as well.
+
+    A labelled row taken for an open-ended request gets an empty answer at the cost and latency of `task_answers`.
+    """
+
+    def __init__(self, open_answers: Model, task_answers: Model) -> None:
+        super().__init__(open_answers)
+        self._task_answers = task_answers
+
+    async def complete(self, request: Request) -> Completion:
+        try:
+            return await self.inner.complete(request)
+        except BadAnswer:
+            return (await self._task_answers.complete(request)).model_copy(update={"text": ""})
+
+    def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        return stream_in_one_chunk(self, request)
 
 
 def read_recording(path: Path) -> tuple[RecordingHeader, tuple[RecordedAnswer, ...]]:

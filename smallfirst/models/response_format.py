@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 
 from smallfirst.base.errors import BadAnswer, ConfigError, RequestRefused
 from smallfirst.models.generation.grammar import Grammar, lark_grammar, with_number_bounds
-from smallfirst.models.protocol import Completion, ResponseFormat
-from smallfirst.models.usage import report_unfinished
+from smallfirst.models.protocol import Bill, Completion, ResponseFormat
 from smallfirst.tasks.json.answers import answer_parser
 from smallfirst.tasks.json.schema import closed_schema, grammar_problem
 
@@ -120,11 +119,12 @@ async def requested_format(wanted: ResponseFormat | None) -> OutputFormat:
 
 
 async def generate_in_format(
-    output_format: OutputFormat, generate: Callable[[bool], Awaitable[Completion]]
+    output_format: OutputFormat, generate: Callable[[bool], Awaitable[Completion]], bill: Bill | None = None
 ) -> Completion:
     """Return what `generate(False)` gives, or else `generate(True)`, which must read the prompt afresh.
 
-    JSON cut off for its length is returned as it is. Raise BadAnswer if the second answer lacks the format too.
+    If neither is returned both go to `bill`. JSON cut off for its length is returned as it is. Raise BadAnswer if the
+    second answer lacks the format too.
     """
     made: list[Completion] = []
     try:
@@ -138,8 +138,9 @@ async def generate_in_format(
                 return completion
         raise _bad_answer(output_format, completion)
     except BaseException:
-        for one in made:
-            report_unfinished(one)
+        if bill is not None:
+            for one in made:
+                bill.add(one)
         raise
 
 

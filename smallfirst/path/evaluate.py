@@ -8,7 +8,7 @@ from smallfirst.data.dataset import Dataset, sample_rows
 from smallfirst.measuring.evaluate import Evaluation, EvaluationSetup, evaluate, score_row, summarize
 from smallfirst.models.local.weights import release_memory
 from smallfirst.models.protocol import Model, Request
-from smallfirst.models.wrappers import OpenEndedReplay
+from smallfirst.models.recorded import OpenEndedReplay
 from smallfirst.path.finalists import CHOOSING, fix_before_test, fix_finalists
 from smallfirst.path.large_model import forecast_large, recorded_answers, recorded_open_answers
 from smallfirst.path.project.candidates import Candidate, fitted_candidates, get_candidate

@@ -24,7 +24,7 @@ from smallfirst.data.dataset import Dataset
 from smallfirst.measuring.choice import Option, WorthRule, choose_candidates, level_shares, would_pass
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.measuring.outcome import share_words
-from smallfirst.models.pricing.charge import format_usd
+from smallfirst.models.pricing import format_usd
 from smallfirst.path.diagnostics import find_split_leaks
 from smallfirst.path.project.candidate_registry import promotable_names
 from smallfirst.path.project.candidates import fitted_candidates, get_candidate

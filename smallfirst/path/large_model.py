@@ -29,9 +29,8 @@ from smallfirst.models.encoder.sentence_encoder import open_encoder
 from smallfirst.models.few_shot import NearestShots, PromptedModel, fixed_shots
 from smallfirst.models.hardware import detect_hardware
 from smallfirst.models.loading import ModelSource, load
-from smallfirst.models.pricing.charge import format_usd
-from smallfirst.models.pricing.tokens import tokens_of
-from smallfirst.models.protocol import Model, Request
+from smallfirst.models.pricing import format_usd, tokens_of
+from smallfirst.models.protocol import BYTES_PER_TOKEN, Model, Request, estimate_prompt_tokens
 from smallfirst.models.recorded import (
     CONCURRENCY,
     RecordedAnswer,
@@ -43,7 +42,6 @@ from smallfirst.models.recorded import (
 )
 from smallfirst.models.remote.model import EndpointModel, is_priced_by_tokens
 from smallfirst.models.spending_cap import SpendingCap
-from smallfirst.models.usage import BYTES_PER_TOKEN, estimate_prompt_tokens
 from smallfirst.path.project.rows import Rows
 from smallfirst.path.project.task_file import LargeConfig, TaskFile
 from smallfirst.tasks.task import Task

@@ -21,7 +21,7 @@ from smallfirst.measuring.evaluate import Evaluation, share_of_bill
 from smallfirst.measuring.gate import CheckInputs, ConfidenceLevel, Requirement, run_checks
 from smallfirst.measuring.outcome import AuditedAccuracy, Outcome
 from smallfirst.measuring.verdict import CheckResult, Verdict, format_verdict, nearest_to_passing, override
-from smallfirst.models.pricing.charge import format_usd
+from smallfirst.models.pricing import format_usd
 from smallfirst.path.calibrate import CERTIFIED, Certified, attach_certified, calibrate_stage, certify_candidate
 from smallfirst.path.diagnostics import find_split_leaks, without_copies
 from smallfirst.path.evaluate import measure_router

@@ -13,7 +13,7 @@ from smallfirst.base.stats.intervals import Estimate
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.measuring.outcome import Outcome
 from smallfirst.measuring.verdict import Verdict, nearest_to_passing
-from smallfirst.models.pricing.charge import format_usd
+from smallfirst.models.pricing import format_usd
 from smallfirst.path.finalists import no_finalists
 from smallfirst.path.project.candidate_registry import all_candidates
 from smallfirst.path.project.project import Project

@@ -10,8 +10,7 @@ from typing import Self
 from smallfirst.base.errors import ModelError
 from smallfirst.base.records import Record
 from smallfirst.models.batching import BatchWorker
-from smallfirst.models.pricing.charge import Charge, itemized
-from smallfirst.models.pricing.prices import MachinePrice
+from smallfirst.models.pricing import Charge, MachinePrice, itemized
 from smallfirst.models.protocol import (
     Capability,
     Chunk,
@@ -20,9 +19,9 @@ from smallfirst.models.protocol import (
     Request,
     Route,
     RouteStep,
+    max_answer_tokens,
     open_stream,
 )
-from smallfirst.models.usage import max_answer_tokens
 from smallfirst.routing.domain import TaskProfile
 from smallfirst.routing.policies import is_conversation
 

@@ -27,7 +27,7 @@ from smallfirst.models.batching import BatchWorker
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import CachedEncoder, SentenceEncoder, open_encoder
 from smallfirst.models.linear.tfidf import TfidfFeatures, piece_grams, word_grams
-from smallfirst.models.pricing.prices import MachinePrice
+from smallfirst.models.pricing import MachinePrice
 from smallfirst.models.protocol import Request
 from smallfirst.models.state_features import HiddenStateProfile, HiddenStates
 from smallfirst.routing.router import OodScore

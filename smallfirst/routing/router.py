@@ -13,23 +13,26 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from smallfirst.base.errors import ModelError, NotRecorded
 from smallfirst.base.records import Record
-from smallfirst.models.pricing.charge import Charge, itemized, total_usd, with_purpose
+from smallfirst.models.pricing import Charge, itemized, total_usd, with_purpose
 from smallfirst.models.protocol import (
     DEFAULT_MAX_TOKENS,
+    Bill,
+    CallableModel,
     Capability,
     Chunk,
     Completion,
     LabelScores,
     Model,
+    ReportUnfinished,
     Request,
     Route,
     RouteStep,
     label_probability_model,
+    max_answer_tokens,
     open_stream,
     probed_model,
+    usage_of_draft,
 )
-from smallfirst.models.usage import ReportUnfinished, max_answer_tokens, usage_of_draft
-from smallfirst.models.wrappers import CallableModel
 from smallfirst.routing.budget import Budget, BudgetTracker
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT
@@ -218,7 +221,7 @@ class Router(CallableModel):
         policies = self.options.policies
         chosen = apply_policies(policies, request, self.options.gain) if policies else None
         attempt = RoutingAttempt(self, request, paused)
-        with ReportUnfinished(lambda _: usage_of_draft(self.name, attempt.charges, attempt.draft)):
+        with ReportUnfinished(request.bill, lambda _: usage_of_draft(self.name, attempt.charges, attempt.draft)):
             if chosen is not None and chosen.to != CASCADE:
                 return await attempt.run_stage(chosen)
             return await attempt.run_cascade(chosen)
@@ -227,7 +230,7 @@ class Router(CallableModel):
         if decision.model is None:
             assert decision.draft is not None
             return decision.draft
-        with ReportUnfinished(lambda _: usage_of_draft(self.name, decision.charges, decision.draft)):
+        with ReportUnfinished(request.bill, lambda _: usage_of_draft(self.name, decision.charges, decision.draft)):
             try:
                 answer = await decision.model.complete(request)
             except ModelError as error:
@@ -237,7 +240,8 @@ class Router(CallableModel):
     async def finish_stream(self, decision: Decision, request: Request) -> AsyncGenerator[Chunk]:
         """Yield the answer of a decision; use the draft if the model fails before its first text."""
         begun, draft = False, decision.draft
-        with ReportUnfinished(lambda _: usage_of_draft(self.name, decision.charges, decision.draft)) as report:
+        drafts = usage_of_draft(self.name, decision.charges, draft)
+        with ReportUnfinished(request.bill, lambda _: drafts) as report:
             if decision.model is not None:
                 try:
                     async with open_stream(decision.model, request) as chunks:
@@ -269,8 +273,8 @@ class Router(CallableModel):
             return None
         return await RoutingAttempt(self, request).draft_alone()
 
-    async def probabilities(self, texts: Sequence[str]) -> list[LabelScores]:
-        return await self._able(label_probability_model, "label probabilities").probabilities(texts)
+    async def probabilities(self, texts: Sequence[str], bill: Bill | None = None) -> list[LabelScores]:
+        return await self._able(label_probability_model, "label probabilities").probabilities(texts, bill)
 
     async def ready(self) -> None:
         if (probed := self._drafting(probed_model)) is not None:

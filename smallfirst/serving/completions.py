@@ -11,9 +11,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from smallfirst.base.errors import BadAnswer
-from smallfirst.models.protocol import Chunk, Completion, Model, Request, open_stream
+from smallfirst.models.protocol import Chunk, Completion, Model, Request, estimate_written_tokens, open_stream
 from smallfirst.models.response_format import check_response_format
-from smallfirst.models.usage import estimate_written_tokens
 from smallfirst.serving.openai.errors import ApiError
 from smallfirst.serving.openai.wire import (
     ParsedRequest,

@@ -20,19 +20,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import LedgerRow, attempt_rows
-from smallfirst.models.pricing.charge import charges_json, known_usd, stated
-from smallfirst.models.pricing.tokens import tokens_of
-from smallfirst.models.protocol import Completion, Model, Request, Route, probed_model
-from smallfirst.models.remote.client import CircuitOpenError
-from smallfirst.models.usage import (
-    Attempt,
+from smallfirst.models.pricing import charges_json, known_usd, stated, tokens_of
+from smallfirst.models.protocol import (
+    Bill,
+    Completion,
+    Model,
     ReportUnfinished,
-    collect_attempts,
-    collect_unfinished,
+    Request,
+    Route,
     estimate_prompt_tokens,
     max_answer_tokens,
+    probed_model,
     unfinished,
 )
+from smallfirst.models.remote.client import CircuitOpenError
 from smallfirst.serving.admission import Admission, cancel_on_disconnect, read_body
 from smallfirst.serving.auth import TokenReservation, caller_owner, current_caller
 from smallfirst.serving.openai.errors import (
@@ -183,12 +184,10 @@ class ApiCall:
     owner: str = field(default_factory=caller_owner)
     """Owner of the caller's key, by which limits are shared; empty where no key is asked for."""
     started_s: float = field(default_factory=time.perf_counter)
-    attempts: list[Attempt] = field(default_factory=collect_attempts)
-    """Requests to endpoints on its behalf."""
     request: Request | None = None
     """Once it is parsed."""
-    unfinished: list[Completion] = field(default_factory=collect_unfinished)
-    """What models did for the request without returning an answer."""
+    bill: Bill = field(default_factory=Bill)
+    """What models did for the request without returning an answer, and requests to endpoints on its behalf."""
     answers: list[Completion] = field(default_factory=list)
     first_token_s: float | None = None
     status: int = 0
@@ -199,7 +198,7 @@ class ApiCall:
     def accept(self, served_name: str, request: Request) -> tuple[Model, Request]:
         """Note the parsed request; return the model that it is for, and it. Raise ApiError 404 if none is served."""
         self.response = self.response._replace(served_name=served_name)
-        self.request = request.model_copy(update={"tenant": self.owner}) if self.owner else request
+        self.request = request.model_copy(update={"bill": self.bill, "tenant": self.owner or request.tenant})
         found = self.app.models.get(served_name)
         if found is None:
             raise model_not_found(served_name, self.app.models.own_names())
@@ -227,23 +226,23 @@ class ApiCall:
 
     def asking(self, request: Request, n_written: Callable[[], int]) -> ReportUnfinished:
         """Estimate the usage of a model that is cut off and does not report it itself."""
-        n_reports = len(self.unfinished)
+        n_reports = len(self.bill.unfinished)
 
         def used(error: BaseException) -> Completion | None:
             written = n_written()
             refused = isinstance(error, Exception) and not (self.begun and written)
-            if len(self.unfinished) > n_reports or refused:
+            if len(self.bill.unfinished) > n_reports or refused:
                 return None
             read = estimate_prompt_tokens(request)
             cost_usd = self.app.usd_per_token.get(self.response.served_name, 0.0) * (read + written)
             name, tokens = self.response.served_name, tokens_of(read, written)
             return unfinished(stated(name, cost_usd, tokens=tokens, source="the latest answer's cost a token"))
 
-        return ReportUnfinished(used)
+        return ReportUnfinished(self.bill, used)
 
     def used(self) -> Completion | None:
         """Return the sum of what models did so far; None if none was asked."""
-        work = [*self.answers, *self.unfinished]
+        work = [*self.answers, *self.bill.unfinished]
         return combine(work) if work else None
 
     async def record(self, completion: Completion) -> None:
@@ -259,7 +258,7 @@ class ApiCall:
 
     async def write(self, row: LedgerRow) -> None:
         """Write the row of the request together with its attempts at endpoints. Raise LedgerUnavailable."""
-        attempts = attempt_rows(row.id, self.attempts) if self.attempts else ()
+        attempts = attempt_rows(row.id, self.bill.attempts) if self.bill.attempts else ()
         await self.app.ledger.append_async(*attempts, row)
 
     @property
@@ -305,7 +304,7 @@ class ApiCall:
     def _answer_row(self, completion: Completion) -> LedgerRow:
         route = completion.route
         row = self.row(status=200, latency_ms=completion.latency_ms)
-        used = combine([completion, *self.unfinished]) if self.unfinished else completion
+        used = combine([completion, *self.bill.unfinished]) if self.bill.unfinished else completion
         return row.model_copy(
             update={
                 "answered_by": completion.answered_by,

@@ -12,10 +12,8 @@ from typing import Any
 from smallfirst.base.errors import PriceUnknown
 from smallfirst.base.records import Record
 from smallfirst.data.redaction import NAMES, labelled_kind, redact
-from smallfirst.models.pricing.charge import Charge, stated
-from smallfirst.models.pricing.prices import PriceBook
-from smallfirst.models.pricing.tokens import Reported, TokenUsage, read_usage, tokens_of
-from smallfirst.models.usage import BYTES_PER_TOKEN
+from smallfirst.models.pricing import Charge, PriceBook, Reported, TokenUsage, read_usage, stated, tokens_of
+from smallfirst.models.protocol import BYTES_PER_TOKEN
 from smallfirst.traffic.wire import read_answer, read_prompt
 
 

@@ -16,7 +16,7 @@ import pydantic
 from pydantic import Discriminator, Field, Tag
 
 from smallfirst.base.records import fingerprint
-from smallfirst.models.pricing.tokens import TokenUsage, read_usage
+from smallfirst.models.pricing import TokenUsage, read_usage
 
 ROUTE = "/v1/decisions"
 MAX_QUESTIONS, MAX_CHOICES, MAX_LEVELS = 400, 255, 10

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from smallfirst.base.errors import ConfigError, did_you_mean
 from smallfirst.base.records import Record, parse_record, read_yaml
-from smallfirst.models.pricing.prices import PriceBook, with_price_file
+from smallfirst.models.pricing import PriceBook, with_price_file
 from smallfirst.models.remote.config import BaseUrl
 from smallfirst.traffic.capture_store import KEY_ENV
 from smallfirst.traffic.task_source import Teacher

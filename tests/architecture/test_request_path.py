@@ -25,7 +25,7 @@ from smallfirst.serving.settings import ServeSettings
 
 PACKAGE = Path(smallfirst.__file__).parent
 DOCUMENT = PACKAGE.parent / "docs" / "design" / "request_path.md"
-MAX_FILES = 18
+MAX_FILES = 17
 QUESTION = "where is my card"
 
 

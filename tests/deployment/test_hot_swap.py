@@ -43,7 +43,7 @@ class Gated:
 class Scoring(Gated):
     capabilities = frozenset({Capability.STREAM, Capability.LABEL_PROBABILITIES})
 
-    async def probabilities(self, texts: list[str]) -> Any:
+    async def probabilities(self, texts: list[str], bill: Any = None) -> Any:
         return [self.name, *texts]
 
 

@@ -36,7 +36,7 @@ class Labels:
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
         return stream_in_one_chunk(self, request)
 
-    async def probabilities(self, texts: list[str]) -> list[LabelScores]:
+    async def probabilities(self, texts: list[str], bill=None) -> list[LabelScores]:
         return [LabelScores(("cards", "fees"), list(KNOWN[text]), 1, 0.0) for text in texts]
 
     async def aclose(self) -> None:

@@ -25,8 +25,7 @@ from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import ShadowRow, StateRow
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.measuring.outcome import Outcome
-from smallfirst.models.protocol import Completion, Request
-from smallfirst.models.wrappers import CallableModel
+from smallfirst.models.protocol import CallableModel, Completion, Request
 from smallfirst.path.calibrate import CERTIFIED, Certified
 from smallfirst.path.finalists import LOOKS
 from smallfirst.path.project.run_folder import RunFolder

@@ -14,7 +14,7 @@ from smallfirst.base.records import parse_record
 from smallfirst.deployment import service, task_deployment
 from smallfirst.deployment.hot_swap import HotSwapModels
 from smallfirst.ledger.ledger import Ledger
-from smallfirst.models.pricing.prices import MachinePrice, PriceBook
+from smallfirst.models.pricing import MachinePrice, PriceBook
 from smallfirst.path import router_setup
 from smallfirst.path.project.task_file import TaskFile
 from smallfirst.routing.domain import PROFILE_FILE

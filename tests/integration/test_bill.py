@@ -21,12 +21,9 @@ from fixtures.server import RunningServer, WholeModel
 
 from smallfirst.base.records import parse_record
 from smallfirst.ledger.rows import LedgerRow
-from smallfirst.models.pricing.charge import Charge
-from smallfirst.models.pricing.prices import MachinePrice, PriceBook
-from smallfirst.models.pricing.tokens import tokens_of
-from smallfirst.models.protocol import Completion, Request
+from smallfirst.models.pricing import Charge, MachinePrice, PriceBook, tokens_of
+from smallfirst.models.protocol import Completion, Request, paid
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
-from smallfirst.models.usage import paid
 from smallfirst.routing.router import Router
 from tests.models.remote.test_client import BUSY, CHUNKED, Server, chunk, piece, reply, say_and_hang_up, server
 

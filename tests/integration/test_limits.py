@@ -17,7 +17,7 @@ from fixtures.server import LabelModel, RunningServer, run_server
 from smallfirst.ledger.keys import KeyPolicy, KeyStore
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import LedgerRow
-from smallfirst.models.pricing.prices import PriceBook, TokenPrice
+from smallfirst.models.pricing import PriceBook, TokenPrice
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
 from smallfirst.routing.router import Router

@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from smallfirst.base.errors import Unavailable
 from smallfirst.ledger.keys import KeyPolicy, KeyStore
-from smallfirst.models.pricing.prices import PriceBook, TokenPrice
+from smallfirst.models.pricing import PriceBook, TokenPrice
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
 from smallfirst.serving.app import build_app

@@ -31,7 +31,7 @@ import sys
 from pathlib import Path
 from smallfirst import Certificate, EndpointConfig, Ledger, Router, ServeSettings, load_model, serve
 from smallfirst.models.remote.model import EndpointModel
-from smallfirst.models.pricing.prices import PriceBook
+from smallfirst.models.pricing import PriceBook
 
 small_folder, certificate, url, ledger = sys.argv[1:]
 config = EndpointConfig(base_url=url, model="large", priced_by="machine", api_key_env="NO_KEY")

@@ -15,7 +15,7 @@ from smallfirst.ledger import ledger as ledger_module
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AttemptRow, AuditRow, ExpenseRow, LedgerRow
 from smallfirst.ledger.sums import bucket_of
-from smallfirst.models.pricing.charge import Charge
+from smallfirst.models.pricing import Charge
 
 NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)
 

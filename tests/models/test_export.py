@@ -36,7 +36,7 @@ from smallfirst.models.generation.sequence import GenerationRequest
 from smallfirst.models.local.tokenizer import choose_label_tokens, encode_prompt
 from smallfirst.models.local.weights import weights_fingerprint
 from smallfirst.models.manifest import MANIFEST, Manifest, read_manifest, write_manifest
-from smallfirst.models.pricing.prices import PriceBook
+from smallfirst.models.pricing import PriceBook
 from smallfirst.models.protocol import Request
 from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppModel
 from smallfirst.tasks.answer import Answer

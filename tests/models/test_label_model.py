@@ -11,7 +11,7 @@ import pytest
 
 from smallfirst.models.label_model import LabelLogProbs, LabelModel
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.pricing.prices import MachinePrice
+from smallfirst.models.pricing import MachinePrice
 from smallfirst.models.protocol import Capability, Completion, Model, Request
 from smallfirst.tasks.classify import Classify
 

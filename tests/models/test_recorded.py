@@ -12,8 +12,7 @@ import pytest
 
 from smallfirst.base.errors import BadAnswer, ConfigError, DataError, SpendingLimitReached, Unavailable
 from smallfirst.base.progress import ProgressCallback, no_progress
-from smallfirst.models.pricing.charge import stated
-from smallfirst.models.pricing.tokens import tokens_of
+from smallfirst.models.pricing import stated, tokens_of
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_in_one_chunk
 from smallfirst.models.recorded import ReplayModel, Spending, record, request_key
 from smallfirst.models.spending_cap import SpendingCap

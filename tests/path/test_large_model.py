@@ -11,8 +11,7 @@ from smallfirst.base.errors import BadAnswer, ConfigError
 from smallfirst.base.progress import Progress
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.models.protocol import Request
-from smallfirst.models.recorded import ReplayModel, request_key
-from smallfirst.models.wrappers import OpenEndedReplay
+from smallfirst.models.recorded import OpenEndedReplay, ReplayModel, request_key
 from smallfirst.path.large_model import (
     general_model,
     recorded_answers,

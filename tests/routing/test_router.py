@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from smallfirst.base.errors import ModelError, NotRecorded, Unavailable
 from smallfirst.data.dataset import Message
-from smallfirst.models.pricing.charge import total_usd
+from smallfirst.models.pricing import total_usd
 from smallfirst.models.protocol import Capability, Chunk, Completion, LabelScores, Model, Request
 from smallfirst.routing.budget import Budget
 from smallfirst.routing.certificate.guarantee import Guarantee
@@ -384,7 +384,7 @@ def test_a_router_can_do_what_its_last_able_stage_can() -> None:
     class Encoder(Echo):
         capabilities = frozenset({Capability.LABEL_PROBABILITIES, Capability.READINESS})
 
-        async def probabilities(self, texts: list[str]) -> list[LabelScores]:
+        async def probabilities(self, texts: list[str], bill=None) -> list[LabelScores]:
             return [LabelScores(("a",), [1.0], 1, 0.0) for _ in texts]
 
         async def ready(self) -> None:

@@ -6,8 +6,7 @@ from datetime import date, datetime
 
 import pytest
 
-from smallfirst.models.pricing.prices import PriceBook, TokenPrice
-from smallfirst.models.pricing.tokens import Reported, TokenUsage
+from smallfirst.models.pricing import PriceBook, Reported, TokenPrice, TokenUsage
 from smallfirst.traffic.exchange import Exchange, billed, charge_of, kept_body
 
 

@@ -6,8 +6,7 @@ import math
 
 from smallfirst.base.records import Record
 from smallfirst.measuring.evaluate import Evaluation
-from smallfirst.models.pricing.charge import format_usd
-from smallfirst.models.pricing.prices import MachinePrice
+from smallfirst.models.pricing import MachinePrice, format_usd
 from smallfirst.path.report.formats import count, percent
 from smallfirst.path.report.measures import HOURS_PER_MONTH, large_part_usd_per_1k
 

@@ -14,8 +14,7 @@ from smallfirst.base.records import Record
 from smallfirst.deployment.billing.saved import Amount, MachineCost, Saving, is_small, machine_costs, savings
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.sums import Sums
-from smallfirst.models.pricing.charge import format_usd
-from smallfirst.models.pricing.prices import PriceBook
+from smallfirst.models.pricing import PriceBook, format_usd
 from smallfirst.path.report.measures import HOURS_PER_MONTH, break_even_requests
 
 IDLE = "machine time that no answer carries"

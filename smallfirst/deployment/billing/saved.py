@@ -30,8 +30,7 @@ from smallfirst.base.errors import ConfigError, StageMissing
 from smallfirst.base.paths import state_of
 from smallfirst.base.records import Record
 from smallfirst.ledger.ledger import Ledger
-from smallfirst.models.pricing.charge import format_usd
-from smallfirst.models.pricing.prices import PriceBook
+from smallfirst.models.pricing import PriceBook, format_usd
 from smallfirst.path.project.run_folder import RunFolder
 from smallfirst.path.report.formats import percent
 from smallfirst.routing.router import OUT_OF_SCOPE

@@ -21,7 +21,7 @@ from smallfirst.deployment.billing.saved import Account, Amount, Saving
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, ExpenseRow, LedgerRow
 from smallfirst.ledger.sums import Sums, outcome_of
-from smallfirst.models.pricing.charge import Charge
+from smallfirst.models.pricing import Charge
 from smallfirst.routing.monitor import share_wrong
 
 _KEY = ("period", "kind", "task", "stage", "outcome")

@@ -12,7 +12,7 @@ from smallfirst.deployment.dashboard.page import page_files
 from smallfirst.deployment.dashboard.watch import watch
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.measuring.evaluate import Evaluation
-from smallfirst.models.pricing.prices import PriceBook
+from smallfirst.models.pricing import PriceBook
 from smallfirst.models.protocol import Model
 from smallfirst.serving.plugins import ApiError, Plugin, PluginRequest, PluginRoute, Response, current_caller
 

@@ -16,7 +16,7 @@ from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, FeedbackRow, StateRow, standing
 from smallfirst.ledger.sums import Period, Sums
 from smallfirst.measuring.evaluate import Evaluation
-from smallfirst.models.pricing.prices import PriceBook
+from smallfirst.models.pricing import PriceBook
 from smallfirst.routing.monitor import share_wrong
 from smallfirst.routing.router import Router
 from smallfirst.serving.openai.errors import ApiError

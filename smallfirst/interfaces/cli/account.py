@@ -28,7 +28,7 @@ from smallfirst.interfaces.cli.options import (
     show,
     verb,
 )
-from smallfirst.models.pricing.charge import format_usd
+from smallfirst.models.pricing import format_usd
 
 if TYPE_CHECKING:
     from smallfirst.deployment.billing.live import LiveReport

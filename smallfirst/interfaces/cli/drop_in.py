@@ -156,7 +156,7 @@ def _exchanges(sources: Sequence[str], settings: GatewaySettings | None) -> tupl
 
 def _in_words(found: Discovery) -> list[str]:
     """Return the tasks as a table, and how much can move."""
-    from smallfirst.models.pricing.charge import format_usd
+    from smallfirst.models.pricing import format_usd
     from smallfirst.traffic.discovery.found import headline
 
     rows = [["task", "answers", "requests", "bill a month", "can move", ""]]

@@ -31,7 +31,7 @@ from smallfirst.interfaces.jobs.job_folder import (
     utc_now,
 )
 from smallfirst.interfaces.jobs.supervisor import claim_lock
-from smallfirst.models.pricing.prices import MachinePrice
+from smallfirst.models.pricing import MachinePrice
 from smallfirst.training.recipe import RECIPES
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from smallfirst import EndpointConfig, ServeSettings
 from smallfirst.base.errors import ConfigError, SmallfirstError, did_you_mean, without_secrets
 from smallfirst.base.records import Record, parse_record
 from smallfirst.deployment.endpoint_plan import EndpointPlan, Entity, check_name, external_model
-from smallfirst.models.pricing.prices import PriceBook
+from smallfirst.models.pricing import PriceBook
 from smallfirst.serving.settings import check_settings
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")

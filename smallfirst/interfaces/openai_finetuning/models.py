@@ -21,7 +21,7 @@ from smallfirst.base.errors import ConfigError, SmallfirstError, Unavailable
 from smallfirst.interfaces.jobs import queue
 from smallfirst.interfaces.jobs.job_folder import JobFolder, lookup
 from smallfirst.interfaces.openai_finetuning.files import unix_seconds
-from smallfirst.models.pricing.prices import MachinePrice
+from smallfirst.models.pricing import MachinePrice
 from smallfirst.serving.plugins import ApiError, open_stream
 
 _log = logging.getLogger("smallfirst.serving")

@@ -9,7 +9,7 @@ import pydantic
 
 from smallfirst.base.records import Record
 from smallfirst.interfaces.jobs.job_folder import trainable_models
-from smallfirst.models.pricing.prices import MachinePrice
+from smallfirst.models.pricing import MachinePrice
 
 _BASE_NAME = re.compile(r"[A-Za-z0-9._/@-]{1,64}")
 _TWO_PARTS = r"^[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+$"

@@ -15,12 +15,9 @@ from smallfirst.models.generation.grammar import Grammar
 from smallfirst.models.generation.sequence import GeneratedSequence, GenerationRequest, GenerationResult
 from smallfirst.models.local.tokenizer import encode_chat, encode_prompt, with_system_message
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.pricing.prices import MachinePrice
-from smallfirst.models.pricing.tokens import tokens_of
-from smallfirst.models.protocol import Capability, Chunk, Completion, Request
+from smallfirst.models.pricing import MachinePrice, tokens_of
+from smallfirst.models.protocol import Bill, CallableModel, Capability, Chunk, Completion, Request, paid, unfinished
 from smallfirst.models.response_format import ResponseGrammars
-from smallfirst.models.usage import paid, report_unfinished, unfinished
-from smallfirst.models.wrappers import CallableModel
 from smallfirst.tasks.json.paths import field_path, omission_spans, value_spans
 
 MAX_PROMPT_TOKENS = 4096
@@ -107,12 +104,12 @@ class GenerativeModel(CallableModel):
         """Raise RequestRefused if the conversation is too long, or the answer cannot have the format asked for."""
         began = time.perf_counter()
         generation = await self._generation(request)
-        return self._completion(generation, await self.worker.generate(generation, self._cut_off), began)
+        return self._completion(generation, await self.worker.generate(generation, self._cut_off(request.bill)), began)
 
     async def stream(self, request: Request) -> AsyncGenerator[Chunk]:
         began = time.perf_counter()
         generation = await self._generation(request)
-        async with aclosing(self.worker.stream(generation, self._cut_off)) as events:
+        async with aclosing(self.worker.stream(generation, self._cut_off(request.bill))) as events:
             async for event in events:
                 if isinstance(event, GenerationResult):
                     yield Chunk(completion=self._completion(generation, event, began))
@@ -150,9 +147,15 @@ class GenerativeModel(CallableModel):
             tenant=request.tenant,
         )
 
-    def _cut_off(self, sequence: GeneratedSequence) -> None:
-        tokens = tokens_of(len(sequence.request.ids), len(sequence.ids))
-        report_unfinished(unfinished(self._price.charge(self.name, sequence.busy_s, tokens)))
+    def _cut_off(self, bill: Bill | None) -> Callable[[GeneratedSequence], None] | None:
+        if bill is None:
+            return None
+
+        def add(sequence: GeneratedSequence) -> None:
+            tokens = tokens_of(len(sequence.request.ids), len(sequence.ids))
+            bill.add(unfinished(self._price.charge(self.name, sequence.busy_s, tokens)))
+
+        return add
 
     def _completion(self, generation: GenerationRequest, result: GenerationResult, began: float) -> Completion:
         tokens = tokens_of(result.n_prompt_tokens, len(result.token_ids))

@@ -13,6 +13,8 @@ from smallfirst.base.errors import ModelError
 from smallfirst.models.label_model import likeliest, log_softmax, softmax
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import (
+    Bill,
+    CallableModel,
     Capability,
     Completion,
     LabelScores,
@@ -21,7 +23,6 @@ from smallfirst.models.protocol import (
     label_probability_model,
     probed_model,
 )
-from smallfirst.models.wrappers import CallableModel
 
 MEMBERS_FOLDER = "members"
 """Folder in a blend's folder with one model folder for each member."""
@@ -44,7 +45,7 @@ class BlendModel(CallableModel):
 
     async def complete(self, request: Request) -> Completion:
         began = time.perf_counter()
-        (scored,) = await self.probabilities([request.text])
+        (scored,) = await self.probabilities([request.text], request.bill)
         return Completion(
             **likeliest(scored.labels, scored.probabilities),
             answered_by=self.name,
@@ -55,9 +56,9 @@ class BlendModel(CallableModel):
             completion_tokens=1,
         )
 
-    async def probabilities(self, texts: Sequence[str]) -> list[LabelScores]:
+    async def probabilities(self, texts: Sequence[str], bill: Bill | None = None) -> list[LabelScores]:
         weights = self.manifest.member_weights
-        found = await asyncio.gather(*(label_scores(self._members[name], texts) for name in weights))
+        found = await asyncio.gather(*(label_scores(self._members[name], texts, bill) for name in weights))
         of_members = [log_probabilities(scores) for scores in found]
         mixed = softmax(mix(of_members, list(weights.values())), self.manifest.temperature)
         return [
@@ -81,12 +82,12 @@ class BlendModel(CallableModel):
             await member.aclose()
 
 
-async def label_scores(model: Model, texts: Sequence[str]) -> list[LabelScores]:
+async def label_scores(model: Model, texts: Sequence[str], bill: Bill | None = None) -> list[LabelScores]:
     """Return the model's label probabilities. Raise ModelError if it has none."""
     able = label_probability_model(model)
     if able is None:
         raise ModelError(f"{model.name} has no label probabilities")
-    return await able.probabilities(texts)
+    return await able.probabilities(texts, bill)
 
 
 def log_probabilities(scores: Sequence[LabelScores]) -> np.ndarray:

@@ -19,8 +19,7 @@ from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, Sentence
 from smallfirst.models.label_model import LabelLogProbs, LabelModel, log_softmax
 from smallfirst.models.linear.tfidf import TfidfFeatures
 from smallfirst.models.manifest import Manifest, int8_allowed, write_manifest
-from smallfirst.models.protocol import Capability, Completion, Request
-from smallfirst.models.usage import paid
+from smallfirst.models.protocol import Capability, Completion, Request, paid
 from smallfirst.tasks.task import Task
 
 INVERSE_REGULARIZATION = {"words": 30.0, "encoder": 10.0}

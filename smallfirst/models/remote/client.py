@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from smallfirst.base.errors import AnswerLost, ModelError, RateLimited, Unavailable
+from smallfirst.models.protocol import Attempt, Bill
 from smallfirst.models.remote.config import EndpointConfig
 from smallfirst.models.remote.http import (
     ConnectionBroken,
@@ -33,7 +34,6 @@ from smallfirst.models.remote.responses import (
     did_nothing,
     retry_after_s,
 )
-from smallfirst.models.usage import Attempt
 
 FIRST_WAIT_S, MAX_WAIT_S = 0.5, 8.0
 RETRY_SHARE, BURST = 0.1, 10
@@ -156,13 +156,12 @@ class EndpointClient:
         parser: ResponseParser,
         *,
         open_session: Callable[[], HttpSession],
-        new_attempt: Callable[[], Attempt],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Connect to nothing yet. `open_session` is called once in each event loop."""
         self._config, self._parser = config, parser
-        self._open_session, self._new_attempt, self._sleep = open_session, new_attempt, sleep
+        self._open_session, self._sleep = open_session, sleep
         self._budget, self._breaker = RetryBudget(), CircuitBreaker(clock)
         self._loops: dict[asyncio.AbstractEventLoop, _LoopState] = {}
         self._n_in_flight = 0
@@ -185,12 +184,15 @@ class EndpointClient:
                 self._n_in_flight -= 1
 
     @asynccontextmanager
-    async def post(self, session: HttpSession, path: str, body: bytes) -> AsyncIterator[tuple[HttpResponse, Attempt]]:
+    async def post(
+        self, session: HttpSession, path: str, body: bytes, bill: Bill | None = None
+    ) -> AsyncIterator[tuple[HttpResponse, Attempt]]:
         """Yield a successful response whose body is unread, and its attempt, whose cost the caller sets.
 
+        `bill` gets all attempts.
         Raise ModelError, also if the body breaks off.
         """
-        response, attempt, phase = await self._send(session, path, body)
+        response, attempt, phase = await self._send(session, path, body, bill)
         record, outcome = self._breaker.cancel, "abandoned"  # unless one of these happens
         try:
             yield response, attempt
@@ -226,11 +228,13 @@ class EndpointClient:
         await anext(state.closer)
         return state
 
-    async def _send(self, session: HttpSession, path: str, body: bytes) -> tuple[HttpResponse, Attempt, int]:
+    async def _send(
+        self, session: HttpSession, path: str, body: bytes, bill: Bill | None
+    ) -> tuple[HttpResponse, Attempt, int]:
         self._budget.add_request()
         for n_tries in itertools.count(1):
             try:
-                return await self._send_once(session, path, body, n_tries)
+                return await self._send_once(session, path, body, bill, n_tries)
             except _DidNothing as failure:
                 wait_s = self._wait_s(failure, n_tries)
                 if wait_s is None:
@@ -239,13 +243,15 @@ class EndpointClient:
         raise AssertionError
 
     async def _send_once(
-        self, session: HttpSession, path: str, body: bytes, n_tries: int
+        self, session: HttpSession, path: str, body: bytes, bill: Bill | None, n_tries: int
     ) -> tuple[HttpResponse, Attempt, int]:
         """Return the response, its attempt and its phase. Raise ModelError, or _DidNothing if it may be sent again."""
         phase = self._breaker.enter()
         if phase is None:
             raise self._circuit_open()
-        attempt, timeout_s = self._new_attempt(), self._config.timeout_s
+        attempt, timeout_s = Attempt(self._config.base_url, self._config.model), self._config.timeout_s
+        if bill is not None:
+            bill.attempts.append(attempt)
         try:
             async with asyncio.timeout(self._config.connect_timeout_s + timeout_s):  # headers may come byte by byte
                 response = await session.post(path, body)

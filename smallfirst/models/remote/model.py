@@ -9,15 +9,24 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from smallfirst.base.errors import AnswerLost, BadAnswer, ConfigError, ModelError, PriceUnknown
-from smallfirst.models.pricing.charge import Charge, stated
-from smallfirst.models.pricing.prices import PriceBook
-from smallfirst.models.pricing.tokens import COST_HEADERS, TokenUsage, read_usage, tokens_of
-from smallfirst.models.protocol import Capability, Chunk, Completion, Request, ResponseFormat
+from smallfirst.models.pricing import COST_HEADERS, Charge, PriceBook, TokenUsage, read_usage, stated, tokens_of
+from smallfirst.models.protocol import (
+    CallableModel,
+    Capability,
+    Chunk,
+    Completion,
+    ReportUnfinished,
+    Request,
+    ResponseFormat,
+    estimate_prompt_tokens,
+    estimate_written_tokens,
+    paid,
+    unfinished,
+)
 from smallfirst.models.remote.client import EndpointClient
 from smallfirst.models.remote.config import EndpointConfig
 from smallfirst.models.remote.http import HttpResponse, HttpSession
@@ -27,16 +36,6 @@ from smallfirst.models.remote.responses import (
     ResponseParser,
     max_response_bytes,
 )
-from smallfirst.models.usage import (
-    Attempt,
-    ReportUnfinished,
-    estimate_prompt_tokens,
-    estimate_written_tokens,
-    new_attempt,
-    paid,
-    unfinished,
-)
-from smallfirst.models.wrappers import CallableModel
 
 __all__ = ["EndpointConfig", "EndpointModel", "open_session"]
 
@@ -78,14 +77,13 @@ class EndpointModel(CallableModel):
         self.config = config
         self._prices = prices
         self._by_tokens, self._machine = is_priced_by_tokens(config, prices), prices.machine_named(config.machine)
+        self._is_own = api_key is not None  # no attempt of its own: its answer is priced by who started it
         key = api_key or _key_from_environment(config)
         self._parser = ResponseParser(config.base_url, config.model, config.api_key_env, key)
         self._client = EndpointClient(
             config,
             self._parser,
             open_session=lambda: connect(config, key),
-            # A server of this program is no attempt of its own: its answer is priced by who started it.
-            new_attempt=partial(Attempt if api_key else new_attempt, config.base_url, config.model),
             sleep=sleep,
             clock=clock,
         )
@@ -126,12 +124,12 @@ class EndpointModel(CallableModel):
 
         If it is cut off, the endpoint may have written `n_unseen` tokens unseen.
         """
-        body = json.dumps(fields).encode()
+        body, bill = json.dumps(fields).encode(), None if self._is_own else request.bill
         async with self._client.slot() as (session, share):
             # A token is at least one byte of what was sent.
             answer = PartialAnswer(len(body) + MAX_HIDDEN_TOKENS, request.max_tokens + MAX_HIDDEN_TOKENS)
             with self._report(answer, request, share, n_unseen):
-                async with self._client.post(session, CHAT, body) as (response, attempt):
+                async with self._client.post(session, CHAT, body, bill) as (response, attempt):
                     answer.begun = True
                     answer.reported = read_usage({}, {name: response.header(name) for name in COST_HEADERS})
                     yield answer, response
@@ -175,7 +173,7 @@ class EndpointModel(CallableModel):
             busy_s = (time.perf_counter() - answer.started) * share
             return unfinished(self._charge(answer, busy_s, tokens), estimated=answer.reported.tokens is None)
 
-        return ReportUnfinished(used)
+        return ReportUnfinished(request.bill, used)
 
     def _charge(self, answer: PartialAnswer, busy_s: float, estimate: TokenUsage | None = None) -> Charge:
         """Return the line of the bill. Raise BadAnswer if the endpoint named neither cost nor tokens."""

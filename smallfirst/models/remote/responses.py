@@ -18,8 +18,7 @@ from pydantic import Field
 
 from smallfirst.base.errors import AnswerLost, BadAnswer, ModelError, RateLimited, Unauthorised, Unavailable
 from smallfirst.data.redaction import redact
-from smallfirst.models.pricing.charge import Charge
-from smallfirst.models.pricing.tokens import Reported, read_usage
+from smallfirst.models.pricing import Charge, Reported, read_usage
 from smallfirst.models.protocol import Chunk, Request, Token
 from smallfirst.models.remote.http import MAX_BODY_BYTES
 

@@ -27,7 +27,7 @@ from pydantic import Field
 from smallfirst.base.errors import ConfigError, MissingExtra, Unavailable
 from smallfirst.base.paths import home
 from smallfirst.base.records import Record
-from smallfirst.models.pricing.prices import PriceBook
+from smallfirst.models.pricing import PriceBook
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
 from smallfirst.models.remote.http import UNIX_SOCKET_URL, BlockingSession, ConnectionBroken, HttpSession
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel, open_session
@@ -264,7 +264,7 @@ class LlamaCppModel:
                 assert last.completion is not None
                 return last.completion
 
-            return self._priced(await generate_in_format(output_format, generate), began, lease)
+            return self._priced(await generate_in_format(output_format, generate, request.bill), began, lease)
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
         """Yield the answer as it is generated; one in a format comes whole, once it is checked."""

@@ -24,13 +24,13 @@ from smallfirst.base.files import sha256
 from smallfirst.models.label_model import LabelAnswers, LabelLogProbs, log_softmax
 from smallfirst.models.local.tokenizer import encode_prompt, load_tokenizer
 from smallfirst.models.manifest import MANIFEST, Manifest, read_manifest
-from smallfirst.models.pricing.prices import MachinePrice
+from smallfirst.models.pricing import MachinePrice
+from smallfirst.models.protocol import Bill
 from smallfirst.models.remote.client import EndpointClient
 from smallfirst.models.remote.config import EndpointConfig, VllmServer
 from smallfirst.models.remote.http import ConnectionBroken, HttpResponse, HttpSession, error_text
 from smallfirst.models.remote.model import open_session
 from smallfirst.models.remote.responses import ResponseParser
-from smallfirst.models.usage import Attempt
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TIMEOUT_S = 300.0
@@ -88,7 +88,6 @@ class VllmRoute:
             config,
             ResponseParser(config.base_url, config.model, config.api_key_env, key),
             open_session=partial(open_session, config, key),
-            new_attempt=partial(Attempt, config.base_url, config.model),
         )
 
     @asynccontextmanager
@@ -165,7 +164,7 @@ class VllmLabelModel(LabelAnswers):
             raise ConfigError(f"{folder}: vLLM gives the probabilities of at most {MAX_LABELS} labels")
         self.route, self._tokenizer = route, load_tokenizer(folder)
 
-    async def log_probabilities(self, text: str, *, tenant: str = "") -> LabelLogProbs:
+    async def log_probabilities(self, text: str, *, tenant: str = "", bill: Bill | None = None) -> LabelLogProbs:
         labels, limit = list(self.manifest.label_tokens), self.manifest.max_tokens
         ids = encode_prompt(self._tokenizer, self.manifest.task.prompt(text), limit)
         body = {"prompt": ids, "max_tokens": 1, "temperature": 0, "logprobs": 1, "logprob_token_ids": labels}

@@ -14,7 +14,7 @@ from smallfirst.models.generation.sequence import GeneratedSequence, GenerationR
 from smallfirst.models.local.tokenizer import end_of_turn_token
 from smallfirst.models.local.weights import import_transformers, load_pretrained
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.pricing.prices import MachinePrice
+from smallfirst.models.pricing import MachinePrice
 from smallfirst.models.servers.vllm import VllmRoute
 
 CutOff = Callable[[Any], None]

@@ -8,11 +8,8 @@ from typing import NamedTuple, Protocol
 
 from smallfirst.models.batching import SHORT_PASS, BatchWorker, estimated_tokens
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.pricing.prices import MachinePrice
-from smallfirst.models.pricing.tokens import tokens_of
-from smallfirst.models.protocol import Capability, Completion, Request
-from smallfirst.models.usage import paid
-from smallfirst.models.wrappers import CallableModel
+from smallfirst.models.pricing import MachinePrice, tokens_of
+from smallfirst.models.protocol import CallableModel, Capability, Completion, Request, paid
 
 
 class SpanAnswer(NamedTuple):
@@ -63,7 +60,7 @@ class SpanModel(CallableModel):
     async def complete(self, request: Request) -> Completion:
         """Return the marked answer; it generates no tokens. Raise ModelError if there is none."""
         began = time.perf_counter()
-        answer = await self._worker.submit(request.text)
+        answer = await self._worker.submit(request.text, request.bill)
         return Completion(
             text=answer.text,
             answered_by=self.name,

@@ -21,7 +21,7 @@ from smallfirst.base.records import SETTINGS_PROBLEM, Record, explain_errors, pa
 from smallfirst.data.row_formats import Columns
 from smallfirst.measuring.gate import Gate
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, LARGER_ENCODER
-from smallfirst.models.pricing.prices import PriceBook, with_price_file
+from smallfirst.models.pricing import PriceBook, with_price_file
 from smallfirst.models.remote.config import EndpointConfig, VllmServer
 from smallfirst.path.project.candidate_registry import CANDIDATES, promotable_names
 from smallfirst.path.project.setting_names import meant_setting

@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.measuring.risk_coverage import RiskCoveragePoint
 from smallfirst.measuring.self_agreement import SelfAgreement
-from smallfirst.models.pricing.charge import format_usd
+from smallfirst.models.pricing import format_usd
 from smallfirst.path.project.candidate_registry import FINE_TUNED
 from smallfirst.path.report.formats import axis_percent, percent, usd_tick
 from smallfirst.path.report.measures import Reliability

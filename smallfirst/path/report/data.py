@@ -16,8 +16,7 @@ from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.measuring.label_errors import Suspect
 from smallfirst.measuring.self_agreement import SelfAgreement
 from smallfirst.measuring.verdict import Verdict, nearest_to_passing
-from smallfirst.models.pricing.charge import format_usd
-from smallfirst.models.pricing.prices import MachinePrice
+from smallfirst.models.pricing import MachinePrice, format_usd
 from smallfirst.path.diagnostics import find_split_leaks, find_suspects, measure_self_agreement
 from smallfirst.path.project.candidate_registry import FINE_TUNED, promotable_names
 from smallfirst.path.project.project import Project

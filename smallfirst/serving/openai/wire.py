@@ -25,7 +25,7 @@ from pydantic_core import PydanticCustomError
 
 from smallfirst.base.errors import ConfigError, did_you_mean
 from smallfirst.data.dataset import Message
-from smallfirst.models.pricing.charge import Charge
+from smallfirst.models.pricing import Charge
 from smallfirst.models.protocol import MAX_LOGPROBS, Completion, Request, ResponseFormat, RouteStep, Token
 from smallfirst.serving.openai.errors import ApiError, place_of, validation_error
 

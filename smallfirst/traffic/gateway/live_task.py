@@ -23,12 +23,8 @@ from smallfirst.deployment.second_look import Readiness, SecondLook
 from smallfirst.deployment.task_deployment import DeployedVersion, TargetVersions, TaskDeployment
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import LedgerRow, StateRow
-from smallfirst.models.pricing.charge import Charge, stated
-from smallfirst.models.pricing.prices import PriceBook
-from smallfirst.models.pricing.tokens import TokenUsage, read_usage
-from smallfirst.models.protocol import Capability, Completion, Request, Route
-from smallfirst.models.usage import paid
-from smallfirst.models.wrappers import CallableModel
+from smallfirst.models.pricing import Charge, PriceBook, TokenUsage, read_usage, stated
+from smallfirst.models.protocol import CallableModel, Capability, Completion, Request, Route, paid
 from smallfirst.path.project.task_file import read_task_file
 from smallfirst.routing.router import Decision
 from smallfirst.serving.request_lifecycle import route_columns, usage_columns

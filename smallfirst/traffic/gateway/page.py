@@ -14,7 +14,7 @@ from smallfirst.base.records import Record
 from smallfirst.deployment.billing.saved import Saving, evaluated_costs, savings
 from smallfirst.deployment.dashboard.page import page_files
 from smallfirst.ledger.ledger import Ledger, open_existing
-from smallfirst.models.pricing.charge import format_usd
+from smallfirst.models.pricing import format_usd
 from smallfirst.traffic.discovery.found import Discovery
 from smallfirst.traffic.gateway.app import Handler
 from smallfirst.traffic.gateway.http import GatewayRequest, GatewayResponse, json_response

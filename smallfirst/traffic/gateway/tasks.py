@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smallfirst.ledger.ledger import Ledger
-from smallfirst.models.pricing.prices import PriceBook
+from smallfirst.models.pricing import PriceBook
 from smallfirst.serving.openai.wire import raw_headers, system_fingerprint
 from smallfirst.traffic.exchange import kept_body
 from smallfirst.traffic.gateway.access import Credentials

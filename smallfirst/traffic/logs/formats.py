@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from smallfirst.base.errors import Problem
-from smallfirst.models.pricing.tokens import whole
+from smallfirst.models.pricing import whole
 from smallfirst.registry.traces import COST, INPUTS, KIND, MODEL, OUTPUTS, TOKENS, read_traces
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.logs.files import LogRecord

@@ -10,7 +10,7 @@ from typing import Any
 
 from smallfirst.base.errors import Problem
 from smallfirst.base.records import fingerprint
-from smallfirst.models.pricing.prices import PriceBook
+from smallfirst.models.pricing import PriceBook
 from smallfirst.traffic.exchange import Exchange, billed, kept_body
 from smallfirst.traffic.logs.files import LogRecord, file_records, log_files
 from smallfirst.traffic.logs.formats import (

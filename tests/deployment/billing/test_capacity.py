@@ -6,7 +6,7 @@ import pytest
 from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.deployment.billing.capacity import Capacity, capacity
-from smallfirst.models.pricing.prices import MachinePrice
+from smallfirst.models.pricing import MachinePrice
 
 PRICE = MachinePrice(usd_per_hour=1.0)  # 730 USD a month
 LARGE = evaluation_of([evaluated_row(str(i), "a", "a", cost_usd=0.01) for i in range(4)], cost_usd_per_1k=10.0)

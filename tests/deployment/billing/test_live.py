@@ -12,7 +12,7 @@ import pytest
 from smallfirst.deployment.billing.live import IDLE, latency_ms, live_report
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, ExpenseRow, LedgerRow
-from smallfirst.models.pricing.prices import MachinePrice, PriceBook
+from smallfirst.models.pricing import MachinePrice, PriceBook
 from smallfirst.path.report.page import render_page
 
 NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)

@@ -8,7 +8,7 @@ import pytest
 
 from smallfirst.deployment.billing.saved import machine_costs
 from smallfirst.ledger.sums import Sums
-from smallfirst.models.pricing.prices import MachinePrice, PriceBook
+from smallfirst.models.pricing import MachinePrice, PriceBook
 
 NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)
 

@@ -20,8 +20,7 @@ from smallfirst.deployment.billing.statement import KEY, Statement, make, month_
 from smallfirst.deployment.dashboard.watch import watch
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, ExpenseRow, LedgerRow, StateRow
-from smallfirst.models.pricing.charge import Charge
-from smallfirst.models.pricing.prices import PriceBook
+from smallfirst.models.pricing import Charge, PriceBook
 
 NOON = datetime(2026, 11, 10, 12, tzinfo=UTC)
 LATER = datetime(2026, 12, 2, tzinfo=UTC)

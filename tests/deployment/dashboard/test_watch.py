@@ -18,8 +18,7 @@ from smallfirst.deployment.billing.saved import machine_costs, savings
 from smallfirst.deployment.dashboard.watch import Window, covered_before, watch
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, ExpenseRow, FeedbackRow, LedgerRow
-from smallfirst.models.pricing.charge import Charge
-from smallfirst.models.pricing.prices import PriceBook
+from smallfirst.models.pricing import Charge, PriceBook
 from smallfirst.routing.policies import AlwaysPolicy, Policy
 from smallfirst.routing.router import Router, RouterOptions
 

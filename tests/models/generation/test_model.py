@@ -21,7 +21,7 @@ from smallfirst.models.generation.sequence import GenerationRequest, GenerationR
 from smallfirst.models.loading import load_model
 from smallfirst.models.local.tokenizer import encode_prompt
 from smallfirst.models.manifest import Manifest, write_manifest
-from smallfirst.models.pricing.prices import MachinePrice
+from smallfirst.models.pricing import MachinePrice
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, ResponseFormat
 from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.extract import Extract

@@ -13,7 +13,7 @@ from smallfirst.models.linear.blend import MEMBERS_FOLDER, choose_weights, mix
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import Manifest, write_manifest
-from smallfirst.models.pricing.prices import MachinePrice
+from smallfirst.models.pricing import MachinePrice
 from smallfirst.models.protocol import Capability, Request, label_probability_model
 from smallfirst.tasks.classify import Classify
 

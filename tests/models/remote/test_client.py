@@ -14,11 +14,10 @@ from typing import Any, BinaryIO
 import pytest
 
 from smallfirst.base.errors import AnswerLost, BadAnswer, ModelError, RateLimited, Unavailable
-from smallfirst.models.pricing.prices import PriceBook, TokenPrice
-from smallfirst.models.protocol import Capability, Completion, Request
+from smallfirst.models.pricing import PriceBook, TokenPrice
+from smallfirst.models.protocol import Bill, Capability, Completion, Request
 from smallfirst.models.remote.client import BURST, MAX_FAILURES, CircuitBreaker, CircuitOpenError, RetryBudget
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
-from smallfirst.models.usage import collect_attempts
 
 BOOK = PriceBook(tokens={"big": TokenPrice(input_usd_per_mtok=2, output_usd_per_mtok=10)})
 BODY = json.dumps(
@@ -132,8 +131,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     made.close()
 
 
-def ask(model: EndpointModel) -> str:
-    return asyncio.run(model.complete(Request.ask("Is it?"))).text
+def ask(model: EndpointModel, bill: Bill | None = None) -> str:
+    return asyncio.run(model.complete(Request.ask("Is it?").model_copy(update={"bill": bill}))).text
 
 
 def all_of(model: EndpointModel, n: int) -> list[BaseException | Completion]:
@@ -244,19 +243,19 @@ def test_a_request_that_may_be_paid_is_sent_once_and_its_cost_is_unknown(
     server: Server, deed: Deed, timeout_s: float, message: str, outcome: str
 ) -> None:
     server.deeds = [deed, OK]
-    attempts = collect_attempts()
+    bill = Bill()
     with pytest.raises(AnswerLost, match=message) as caught:
-        ask(server.model(timeout_s=timeout_s))
+        ask(server.model(timeout_s=timeout_s), bill)
     assert (len(server.heads), caught.value.retryable) == (1, False)
     assert caught.value.reason
-    assert [(a.endpoint, a.model, a.outcome, a.cost_usd) for a in attempts] == [(server.url, "big", outcome, None)]
+    assert [(a.endpoint, a.model, a.outcome, a.cost_usd) for a in bill.attempts] == [(server.url, "big", outcome, None)]
 
 
 def test_attempts_at_which_nothing_was_done_are_free_and_the_answer_has_its_cost(server: Server) -> None:
     server.deeds = [reply("429 Too Many Requests"), BUSY, reply("425 Too Early"), OK]
-    attempts = collect_attempts()
-    assert ask(server.model()) == "yes"
-    assert [(a.outcome, a.cost_usd) for a in attempts] == [
+    bill = Bill()
+    assert ask(server.model(), bill) == "yes"
+    assert [(a.outcome, a.cost_usd) for a in bill.attempts] == [
         ("HTTP 429", 0),
         ("HTTP 503", 0),
         ("HTTP 425", 0),
@@ -267,10 +266,10 @@ def test_attempts_at_which_nothing_was_done_are_free_and_the_answer_has_its_cost
 def test_an_endpoint_that_cannot_be_reached_is_tried_again(server: Server) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    attempts = collect_attempts()
+    bill = Bill()
     with pytest.raises(Unavailable, match="after 4 tries"):
-        ask(server.model(base_url=url))
-    assert [(a.outcome, a.cost_usd) for a in attempts] == [("not connected", 0)] * 4
+        ask(server.model(base_url=url), bill)
+    assert [(a.outcome, a.cost_usd) for a in bill.attempts] == [("not connected", 0)] * 4
 
 
 def test_headers_that_never_end_time_out(server: Server) -> None:
@@ -300,16 +299,17 @@ def test_a_cancelled_request_gives_up_its_connection_and_its_slot(server: Server
     model = server.model(max_concurrency=1, timeout_s=600)
 
     async def leave() -> str:
-        task = asyncio.create_task(model.complete(Request.ask("Is it?")))
+        task = asyncio.create_task(model.complete(asked))
         while not server.heads:
             await asyncio.sleep(0.01)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        return (await model.complete(Request.ask("And now?"))).text
+        return (await model.complete(asked)).text
 
-    attempts = collect_attempts()
+    bill = Bill()
+    asked = Request.ask("Is it?").model_copy(update={"bill": bill})
     assert asyncio.run(leave()) == "yes"
-    assert [(a.outcome, a.cost_usd is None) for a in attempts] == [("abandoned", True), ("answered", False)]
+    assert [(a.outcome, a.cost_usd is None) for a in bill.attempts] == [("abandoned", True), ("answered", False)]
 
 
 # --- the budget and the breaker ------------------------------------------------------------------

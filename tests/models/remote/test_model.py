@@ -22,7 +22,7 @@ from smallfirst.base.errors import (
     Unauthorised,
     Unavailable,
 )
-from smallfirst.models.pricing.prices import MachinePrice, PriceBook, TokenPrice
+from smallfirst.models.pricing import MachinePrice, PriceBook, TokenPrice
 from smallfirst.models.protocol import (
     Chunk,
     Completion,

@@ -29,7 +29,7 @@ from fixtures.tiny_llama import (  # noqa: F401
 )
 
 from smallfirst.base.errors import BadAnswer, ConfigError, RequestRefused, Unavailable
-from smallfirst.models.pricing.prices import PriceBook
+from smallfirst.models.pricing import PriceBook
 from smallfirst.models.protocol import Capability, Model, Request
 from smallfirst.models.remote.http import UNIX_SOCKET_URL, BlockingSession, HttpResponse, HttpSession
 from smallfirst.models.response_format import FREE_TEXT, OutputFormat
@@ -304,7 +304,7 @@ def test_child_ends_with_its_parent(tiny_gguf: Path, tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppModel\n"
         "from smallfirst.models.protocol import Request\n"
-        "from smallfirst.models.pricing.prices import PriceBook\n"
+        "from smallfirst.models.pricing import PriceBook\n"
         "config = LlamaCppConfig(path=Path(sys.argv[1]), threads=1, context_tokens=1024)\n"
         "asyncio.run(LlamaCppModel(config, PriceBook()).complete(Request.ask('Hi', max_tokens=1)))\n"
         "print('answered', flush=True)\n"

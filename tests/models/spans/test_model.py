@@ -10,7 +10,7 @@ import pytest
 
 from smallfirst.base.errors import ModelError
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.pricing.prices import MachinePrice
+from smallfirst.models.pricing import MachinePrice
 from smallfirst.models.protocol import Capability, Completion, Model, Request
 from smallfirst.models.spans.model import SpanAnswer, SpanModel
 from smallfirst.tasks.extract import Extract

@@ -15,7 +15,7 @@ from smallfirst.models.linear import blend
 from smallfirst.models.linear.blend import MEMBERS_FOLDER
 from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import read_manifest
-from smallfirst.models.pricing.prices import PriceBook
+from smallfirst.models.pricing import PriceBook
 from smallfirst.models.protocol import Request
 from smallfirst.path.project.candidates import fitted_candidates, get_candidate
 from smallfirst.path.project.project import Project

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from smallfirst.models.pricing.charge import format_usd
+from smallfirst.models.pricing import format_usd
 from smallfirst.path.report.formats import breakable, ms, question_and_context, short, signed, usd_tick
 
 

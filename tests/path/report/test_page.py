@@ -14,7 +14,7 @@ from fixtures.report import outcome
 from smallfirst.base.stats.intervals import wilson
 from smallfirst.data.copies import Leak, LeakReport
 from smallfirst.measuring.outcome import LabelsNeeded, Outcome
-from smallfirst.models.pricing.charge import format_usd
+from smallfirst.models.pricing import format_usd
 from smallfirst.path.project.run_folder import GateVerdicts, OpenEndedRouting
 from smallfirst.path.report.data import ReportData
 from smallfirst.path.report.formats import percent

@@ -18,8 +18,7 @@ from openai.types.completion_create_params import (
 )
 
 from smallfirst.data.dataset import Message
-from smallfirst.models.pricing.charge import Charge
-from smallfirst.models.pricing.tokens import TokenUsage
+from smallfirst.models.pricing import Charge, TokenUsage
 from smallfirst.models.protocol import Completion, Request, ResponseFormat, Route, RouteStep
 from smallfirst.serving.openai.errors import ApiError, model_not_found
 from smallfirst.serving.openai.wire import (

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fixtures.takeover import TEACHER, source
 
-from smallfirst.models.pricing.prices import PriceBook, TokenPrice
+from smallfirst.models.pricing import PriceBook, TokenPrice
 from smallfirst.models.protocol import Completion
 from smallfirst.traffic.gateway.http import TaskRequest
 from smallfirst.traffic.gateway.live_task import (

@@ -8,7 +8,7 @@ import pytest
 from fixtures.logs import MESSAGES, RESPONSE
 
 from smallfirst.base.errors import ConfigError
-from smallfirst.models.pricing.prices import PriceBook, TokenPrice
+from smallfirst.models.pricing import PriceBook, TokenPrice
 from smallfirst.traffic.logs.read import MOST_PROBLEMS, read_logs
 
 PAIR = {"request": {"model": "mine", "messages": MESSAGES}, "response": RESPONSE | {"model": "mine-2026"}}

@@ -64,7 +64,7 @@ export const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} 
 export const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many}`;
 export const ms = (value) => (value >= 1000 ? `${(value / 1000).toPrecision(3)} s` : `${Number(value.toPrecision(2))} ms`);
 
-/** Return an amount as `smallfirst/models/pricing/charge.py` does: cents from a dollar up, below it `significant` digits. */
+/** Return an amount as `smallfirst/models/pricing.py` does: cents from a dollar up, below it `significant` digits. */
 export function usd(amount, significant = 2) {
   if (amount === null || amount === undefined) return 'unknown';
   const size = Math.abs(amount);

@@ -1,10 +1,11 @@
-"""Prices: the project's own first, then the shared file, then the catalogue, then an error that names the line.
+"""Tokens of every provider's usage, prices by kind, day, tier and seller, and the lines of a bill.
 
-The catalogue's own arithmetic and ours agree, by seller, day, tier and length of the prompt.
+The catalogue's own arithmetic and ours agree.
 """
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -15,17 +16,139 @@ import pytest
 
 from smallfirst.base.errors import ConfigError, PriceUnknown
 from smallfirst.base.records import parse_record
-from smallfirst.models.pricing.prices import (
+from smallfirst.models.pricing import (
+    Charge,
     MachinePrice,
-    NotInCatalogue,
     PriceBook,
+    Reported,
     TokenPrice,
-    list_price,
+    TokenUsage,
+    charges_json,
+    itemized,
+    known_usd,
+    read_usage,
+    stated,
+    tokens_of,
+    total_usd,
+    whole,
     with_price_file,
+    with_purpose,
 )
-from smallfirst.models.pricing.tokens import TokenUsage, tokens_of
 
 genai_prices = pytest.importorskip("genai_prices")
+OPENAI = {
+    "prompt_tokens": 100,
+    "completion_tokens": 15,
+    "total_tokens": 115,
+    "prompt_tokens_details": {"cached_tokens": 80, "cache_write_tokens": 5, "image_tokens": 4},
+    "completion_tokens_details": {"reasoning_tokens": 10},
+}
+RESPONSES = {
+    "input_tokens": 100,
+    "output_tokens": 15,
+    "input_tokens_details": {"cached_tokens": 80, "cache_write_tokens": 5, "image_tokens": 4},
+    "output_tokens_details": {"reasoning_tokens": 10},
+}
+# Anthropic and Bedrock count fresh tokens beside cached ones.
+ANTHROPIC = {"input_tokens": 15, "cache_read_input_tokens": 80, "cache_creation_input_tokens": 5, "output_tokens": 15}
+BEDROCK = {"inputTokens": 15, "cacheReadInputTokens": 80, "cacheWriteInputTokens": 5, "outputTokens": 15}
+DEEPSEEK = {"prompt_tokens": 100, "prompt_cache_hit_tokens": 80, "completion_tokens": 15}
+# xAI and Gemini count reasoning beside the answer.
+XAI = OPENAI | {"completion_tokens": 5, "total_tokens": 115}
+GEMINI = {
+    "promptTokenCount": 100,
+    "cachedContentTokenCount": 80,
+    "candidatesTokenCount": 5,
+    "thoughtsTokenCount": 10,
+    "totalTokenCount": 115,
+}
+WHOLE = {"prompt_tokens": 100, "cached_tokens": 80, "completion_tokens": 15}
+WRITTEN, KINDS = WHOLE | {"cache_write_tokens": 5}, {"image_tokens": 4, "reasoning_tokens": 10}
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"usage": OPENAI}, WRITTEN | KINDS),
+        ({"usage": RESPONSES}, WRITTEN | KINDS),
+        ({"usage": ANTHROPIC}, WRITTEN),
+        ({"usage": BEDROCK}, WRITTEN),
+        ({"usage": DEEPSEEK}, WHOLE),
+        ({"usage": XAI}, WRITTEN | KINDS),
+        ({"usageMetadata": GEMINI}, WHOLE | {"reasoning_tokens": 10}),
+    ],
+)
+def test_the_tokens_of_each_provider_are_the_same(body: dict[str, Any], expected: dict[str, int]) -> None:
+    assert read_usage(body).tokens == TokenUsage(**expected)
+
+
+def test_parts_never_exceed_the_whole() -> None:
+    details = {"cached_tokens": 9, "cache_write_tokens": 9, "image_tokens": 9}
+    usage = {"prompt_tokens": 5, "completion_tokens": 1, "prompt_tokens_details": details, "reasoning_tokens": 7}
+    assert read_usage({"usage": usage}).tokens == TokenUsage(
+        prompt_tokens=5, cached_tokens=5, image_tokens=5, completion_tokens=1, reasoning_tokens=1
+    )
+
+
+@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": "3"}, {"prompt_tokens": -3}, {"prompt_tokens": 3.5}, []])
+def test_what_is_not_said_or_no_number_is_unknown(usage: Any) -> None:
+    assert read_usage({"usage": usage}) == Reported()
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "usd", "source"),
+    [
+        ({"usage": {"cost": 0.0012}}, {}, 0.0012, "usage.cost"),
+        # With keys of one's own OpenRouter bills a fee, and the provider the rest.
+        (
+            {"usage": {"cost": 0.0001, "is_byok": True, "cost_details": {"upstream_inference_cost": 0.002}}},
+            {},
+            0.0021,
+            "usage.cost",
+        ),
+        ({"usage": {"cost": 0.002, "cost_details": {"upstream_inference_cost": 0.002}}}, {}, 0.002, "usage.cost"),
+        ({"usage": {"cost": {"request_cost": 0.005, "total_cost": 0.0061}}}, {}, 0.0061, "usage.cost.total_cost"),
+        ({"usage": {"cost_in_usd_ticks": 37_756_000}}, {}, 0.0037756, "usage.cost_in_usd_ticks"),
+        ({"usage": {"cost_usd_total": 0.000125}}, {}, 0.000125, "usage.cost_usd_total"),
+        ({"usage": {"estimated_cost": 1e-6}}, {}, 1e-6, "usage.estimated_cost"),
+        ({"smallfirst": {"cost_usd": 2e-7}}, {"x-smallfirst-cost-usd": "0.000000200"}, 2e-7, "smallfirst.cost_usd"),
+        ({}, {"x-litellm-response-cost": "0.00042"}, 0.00042, "x-litellm-response-cost"),
+        ({"usage": {"cost": 0}}, {}, 0.0, "usage.cost"),
+        # LiteLLM writes 0 for a model of which it knows no price.
+        ({}, {"x-litellm-response-cost": "0.0"}, None, ""),
+        ({"usage": {"cost": -1}}, {"x-litellm-response-cost": "nan"}, None, ""),
+        ({"usage": {"cost": "much"}}, {"x-litellm-response-cost": "None"}, None, ""),
+    ],
+)
+def test_a_stated_cost_is_taken_with_the_place_that_states_it(
+    body: dict[str, Any], headers: dict[str, str], usd: float | None, source: str
+) -> None:
+    found = read_usage(body, headers)
+    assert (found.usd, found.source) == (usd if usd is None else pytest.approx(usd, rel=1e-12), source)
+
+
+def test_the_tier_is_named_unless_it_is_the_usual_one() -> None:
+    assert [read_usage({"service_tier": t}).tier for t in ("default", "auto", "flex", "Priority", None)] == [
+        "",
+        "",
+        "flex",
+        "priority",
+        "",
+    ]
+    assert read_usage({"usage": {"service_tier": "batch", "input_tokens": 1}}).tier == "batch"
+
+
+def test_a_later_part_of_a_stream_completes_an_earlier_one() -> None:
+    head, usage = Reported(usd=0.5, source="x-litellm-response-cost"), TokenUsage(prompt_tokens=3)
+    assert head.then(Reported(usage, "flex")) == Reported(usage, "flex", 0.5, "x-litellm-response-cost")
+    assert head.then(Reported(usd=0.25, source="usage.cost")).usd == 0.25
+
+
+def test_numbers_in_tables() -> None:
+    assert [whole(v) for v in (3, "3", 3.0, "3.0")] == [3, 3, 3, 3]
+    assert [whole(v) for v in (None, "", "many", -1, True, float("nan"), float("inf"))] == [None] * 7
+
+
 NOW = datetime(2026, 11, 27, tzinfo=UTC)
 OWN = PriceBook(tokens={"gpt-4o-mini": TokenPrice(input_usd_per_mtok=1, output_usd_per_mtok=3)})
 ALL_KINDS = TokenUsage(
@@ -189,8 +312,6 @@ def test_catalogue_prices_a_known_model() -> None:
     assert line.usd == pytest.approx(0.75)  # list price $0.15 and $0.60 per million
     assert line.rates == {"input": 0.15, "output": 0.6}
     assert line.source == f"genai-prices {genai_prices.__version__}: openai/gpt-4o-mini"
-    assert line.price_date is not None
-    assert date(2026, 1, 1) < line.price_date <= datetime.now(UTC).date()
 
 
 def test_address_tells_the_seller() -> None:
@@ -231,16 +352,58 @@ def test_a_tier_that_the_catalogue_does_not_know_is_no_usual_price() -> None:
         PriceBook().charge("deepseek-v4-flash", TokenUsage(prompt_tokens=1), at=NOW, tier="flex")
 
 
-def test_a_price_that_changes_has_the_day_on_which_it_began() -> None:
-    before, after = (
-        list_price("gemini-3.6-flash", api_url=None, at=datetime(*day, tzinfo=UTC))
-        for day in ((2026, 12, 31), (2027, 1, 1))
+HOSTED = Charge(
+    model="big",
+    usd=0.00205,
+    basis="tokens",
+    tokens=TokenUsage(prompt_tokens=1000, cached_tokens=800, completion_tokens=5),
+    tier="flex",
+    source="task.yaml",
+    price_date=date(2026, 11, 1),
+    rates={"input": 2.0, "output": 10.0},
+)
+
+
+def test_an_unknown_cost_is_not_a_cost_of_nothing() -> None:
+    lost = stated("big", None)
+    assert (total_usd([HOSTED, lost]), known_usd([HOSTED, lost])) == (0.00205, 0.00205)
+    assert (total_usd([lost]), known_usd([lost]), known_usd([])) == (0.0, None, 0.0)
+
+
+def test_a_cost_without_lines_is_one_line_that_says_so() -> None:
+    assert itemized("big", 0.5) == (Charge(model="big", usd=0.5, basis="billed", source="stated by the model"),)
+    assert itemized("big", 0.0) == ()
+    assert itemized("big", 0.5, (HOSTED,)) == (HOSTED,)
+
+
+def test_only_lines_of_an_answer_get_another_purpose() -> None:
+    audit = HOSTED.model_copy(update={"purpose": "audit"})
+    assert [line.purpose for line in with_purpose([HOSTED, audit], "draft")] == ["draft", "audit"]
+
+
+def test_the_ledger_keeps_what_differs_from_the_defaults() -> None:
+    text = charges_json([HOSTED])
+    assert text is not None
+    assert [Charge.model_validate(one) for one in json.loads(text)] == [HOSTED]
+    assert '"purpose"' not in text
+    assert charges_json([]) is None
+
+
+def test_busy_time_pays_for_idle_time_as_well() -> None:
+    line = MachinePrice(usd_per_hour=0.36, utilisation=0.5).charge("small", 2.0, TokenUsage(prompt_tokens=7))
+    assert (line.usd, line.basis, line.busy_s) == (pytest.approx(0.0004), "machine time", 2.0)
+    assert line.rates == {"hour": 0.36, "utilisation": 0.5}
+    assert line.in_words == (
+        "$0.00040 for answer by small: 2 s of this machine, 7 tokens read, 0 written"
+        " at $0.36 an hour, 50% of it used (prices.machine)"
     )
-    assert after.valid_from == date(2027, 1, 1)
-    assert before.valid_from is not None
-    assert before.valid_from < date(2027, 1, 1)
 
 
-def test_what_nobody_sells_has_no_price() -> None:
-    with pytest.raises(NotInCatalogue, match="does not know it either"):
-        list_price("our-70b", api_url=None, at=NOW)
+def test_a_line_in_words_names_tokens_tier_price_and_source() -> None:
+    assert HOSTED.in_words == (
+        "$0.0021 for answer by big: 1,000 tokens read (800 cached), 5 written, flex tier"
+        " at USD per million tokens: input 2, output 10 (task.yaml of 2026-11-01)"
+    )
+    fee = Charge(model="big", usd=0.005, basis="tokens", rates={"input": 1.0, "request": 0.005})
+    assert fee.in_words.endswith(" at USD per million tokens: input 1; $0.005 a request")
+    assert stated("big", None).in_words == "unknown cost for answer by big: stated (stated by the model)"

@@ -1,7 +1,7 @@
-"""Prices of hosted tokens and of machine time, by model, day and tier. An unknown price is an error, never $0.
+"""What an answer costs: tokens read from any provider's usage, prices by model, day and tier, and the lines of a bill.
 
 A PriceBook looks in the prices of the settings file, then in the `file` that these name, then in the catalogue inside
-the installed genai-prices package, which is as old as that version, and raises PriceUnknown if none has the model.
+the installed genai-prices package, which is as old as that version. An unknown price is an error, never $0.
 """
 
 from __future__ import annotations
@@ -10,20 +10,149 @@ import datetime
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
 from pydantic import Field
 
 from smallfirst.base.errors import ConfigError, PriceUnknown, did_you_mean
 from smallfirst.base.records import ONE, SEVERAL, Record, parse_record, read_yaml
-from smallfirst.models.pricing.charge import Charge
-from smallfirst.models.pricing.tokens import TokenUsage
 
+Count = Annotated[int, Field(ge=0)]
 Usd = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Purpose = Literal["answer", "draft", "audit", "attempt"]
+COST_HEADERS = ("x-litellm-response-cost", "x-smallfirst-cost-usd")
+"""Headers in which a gateway states what an answer cost, in USD."""
+_USD_PER_TICK = 1e-10
+_USUAL_TIERS = ("", "auto", "default", "standard")
+
+
+class TokenUsage(Record):
+    """Billed tokens of one request."""
+
+    prompt_tokens: Count = 0
+    """All tokens read, cached ones and those written to a cache included, as OpenAI counts them."""
+    cached_tokens: Count = 0
+    """Of `prompt_tokens`, those read from the provider's cache."""
+    cache_write_tokens: Count = 0
+    """Of `prompt_tokens`, those written to the provider's cache."""
+    cache_write_1h_tokens: Count = 0
+    """Of `cache_write_tokens`, those kept for an hour instead of minutes, which costs more at Anthropic."""
+    image_tokens: Count = 0
+    """Of `prompt_tokens`, those of images, where the provider counts them apart."""
+    completion_tokens: Count = 0
+    """All tokens written, reasoning included."""
+    reasoning_tokens: Count = 0
+    """Of `completion_tokens`, those of reasoning that the client does not see."""
+
+
+def tokens_of(read: int, written: int = 0) -> TokenUsage:
+    """Return tokens of which no kinds are told apart."""
+    return TokenUsage(prompt_tokens=read, completion_tokens=written)
+
+
+class Charge(Record):
+    """One line of the bill of a request: the work of one model, or one attempt that brought no answer."""
+
+    model: str
+    """Name of the model that worked."""
+    purpose: Purpose = "answer"
+    """`draft`: a draft that was discarded, and the look at the request before it · `audit`: a comparison that the
+    client did not wait for · `attempt`: work that brought no answer: cut off, failed, or not in the format."""
+    usd: float | None
+    """None: it may have to be paid, and nobody knows how much."""
+    basis: Literal["billed", "tokens", "machine time"] = "machine time"
+    """`billed`: the cost that the provider's answer states · `tokens`: tokens at a price · `machine time`: busy seconds
+    at the price of a machine of our own."""
+    tokens: TokenUsage = TokenUsage()
+    busy_s: float = 0.0
+    """Seconds that a machine of our own worked."""
+    machine: str = ""
+    """Which machine that was, by its name under `prices.machines`; empty: the one under `prices.machine`."""
+    tier: str = ""
+    """The provider's tier of service: `batch`, `flex`, `priority`; empty: the usual one."""
+    source: str = ""
+    """Where the price was read: a settings file, a version of the catalogue, a field of the provider's answer."""
+    price_date: datetime.date | None = None
+    """Day from which that price is valid; None if nobody says."""
+    rates: dict[str, float] = {}
+    """That price in USD: per million tokens by kind (`input`, `cached`, `cache_write`, `image`, `output`,
+    `reasoning`), per `request`, or per machine `hour` with its `utilisation`."""
+    estimated: bool = False
+    """True if tokens are estimated, since an answer was cut off."""
+
+    @property
+    def in_words(self) -> str:
+        """The line as a sentence without its end."""
+        cost = "unknown cost" if self.usd is None else format_usd(self.usd)
+        tokens, made = self.tokens, []
+        if self.busy_s:
+            made.append(f"{self.busy_s:.3g} s of {self.machine or 'this machine'}")
+        if tokens.prompt_tokens or tokens.completion_tokens:
+            cached = f" ({tokens.cached_tokens:,} cached)" if tokens.cached_tokens else ""
+            made.append(f"{tokens.prompt_tokens:,} tokens read{cached}, {tokens.completion_tokens:,} written")
+        at = f" at {_in_words(self.rates)}" if self.rates else ""
+        dated = f" of {self.price_date}" if self.price_date else ""
+        tier, guess = f", {self.tier} tier" if self.tier else "", ", estimated" if self.estimated else ""
+        where = f" ({self.source}{dated})" if self.source else ""
+        return f"{cost} for {self.purpose} by {self.model}: {', '.join(made) or 'stated'}{tier}{guess}{at}{where}"
+
+
+def _in_words(rates: dict[str, float]) -> str:
+    if "hour" in rates:
+        return f"${rates['hour']:g} an hour, {rates.get('utilisation', 1.0):.0%} of it used"
+    tokens = ", ".join(f"{kind} {usd:g}" for kind, usd in rates.items() if kind != "request")
+    return f"USD per million tokens: {tokens}" + (f"; ${rates['request']:g} a request" if "request" in rates else "")
+
+
+def total_usd(charges: Iterable[Charge]) -> float:
+    """Return the sum of the costs that are known, in USD."""
+    return math.fsum(charge.usd for charge in charges if charge.usd is not None)
+
+
+def known_usd(charges: Iterable[Charge]) -> float | None:
+    """Return the same sum; None if there are lines and no cost of any is known."""
+    lines = tuple(charges)
+    return None if lines and all(line.usd is None for line in lines) else total_usd(lines)
+
+
+def with_purpose(charges: Iterable[Charge], purpose: Purpose) -> tuple[Charge, ...]:
+    """Return the lines of an answer as ones of another purpose; those that have another already keep it."""
+    return tuple(line.model_copy(update={"purpose": purpose}) if line.purpose == "answer" else line for line in charges)
+
+
+def stated(model: str, usd: float | None, *, source: str = "stated by the model", **known: Any) -> Charge:
+    """Return the line of a cost that is stated without saying how it came about."""
+    return Charge(model=model, usd=usd, basis="billed", source=source, **known)
+
+
+def itemized(model: str, usd: float, charges: tuple[Charge, ...] = ()) -> tuple[Charge, ...]:
+    """Return the lines of a cost; one line where it is stated alone, none for 0."""
+    return charges or ((stated(model, usd),) if usd else ())
+
+
+def charges_json(charges: Iterable[Charge]) -> str | None:
+    """Return the lines as the ledger keeps them, or None without any."""
+    lines = [line.model_dump_json(exclude_defaults=True) for line in charges]
+    return f"[{','.join(lines)}]" if lines else None
+
+
+def format_usd(amount: float, significant: int = 2) -> str:
+    """Return an amount in USD: cents from a dollar up, so many significant digits below."""
+    if amount < 0:
+        return f"−{format_usd(-amount, significant)}"
+    if amount >= 99.5:
+        return f"${amount:,.0f}"
+    if amount >= 0.995 or amount == 0:
+        return f"${amount:.2f}"
+    # 0.0028 and never 2.8e-03.
+    digits = significant
+    while round(amount, digits) < 10 ** (significant - 1 - digits) and digits < 9:
+        digits += 1
+    return f"${amount:.{digits}f}"
 
 
 class MachinePrice(Record):
@@ -248,8 +377,7 @@ def list_price(
 ) -> TokenPrice:
     """Return the price of a prompt of so many tokens in a tier at a moment. Raise NotInCatalogue.
 
-    The address names the seller for certain; without a known one the model's maker is taken as the seller. A price that
-    the catalogue does not date has the day of its newest change: it was made then or later.
+    The address names the seller for certain; without a known one the model's maker is taken as the seller.
     """
     try:
         import genai_prices
@@ -273,7 +401,6 @@ def list_price(
         **{**rates, **required},
         usd_per_request=(_rate(prices.requests_kcount, prompt_tokens) or 0.0) / 1000,
         tiers={tier: 1.0} if tier else {},
-        valid_from=_valid_from(found.prices, at) or _newest_change(),
         source=f"{catalogue}: {provider.id}/{found.id}",
     )
 
@@ -302,24 +429,120 @@ def _rate(price: Any, prompt_tokens: int) -> float | None:
     return None if price is None else float(price)
 
 
-def _valid_from(prices: Any, at: datetime.datetime) -> datetime.date | None:
-    """Return the first day of the price in force."""
-    for entry in reversed(_listed(prices)):
-        if entry.constraint is None or entry.constraint.active(at):
-            return getattr(entry.constraint, "start_date", None)
-    return None
+class Reported(NamedTuple):
+    """What a response says of its bill."""
+
+    tokens: TokenUsage | None = None
+    """None where the response does not say."""
+    tier: str = ""
+    """Tier of service in which it was answered; empty: the usual one."""
+    usd: float | None = None
+    """Its cost, where the response states it."""
+    source: str = ""
+    """The field or header that states it."""
+
+    def then(self, later: Reported) -> Reported:
+        """Return this with what a later part of the same response says."""
+        kept = later if later.usd is not None else self
+        return Reported(later.tokens or self.tokens, later.tier or self.tier, kept.usd, kept.source)
 
 
-@functools.cache
-def _newest_change() -> datetime.date | None:
-    """Return the newest day in the catalogue, those to come left out, on which a price begins."""
-    from genai_prices.data_snapshot import get_snapshot
+def read_usage(response: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Reported:
+    """Return what a response bills, in the shape of any provider; `headers` have lower-case names.
 
-    entries = (e for p in get_snapshot().providers for m in p.models for e in _listed(m.prices))
-    days = (getattr(entry.constraint, "start_date", None) for entry in entries)
-    today = datetime.datetime.now(datetime.UTC).date()
-    return max((day for day in days if day is not None and day <= today), default=None)
+    OpenAI, DeepSeek, Mistral and xAI count cached tokens in the prompt, Anthropic and Bedrock beside it; xAI and Gemini
+    count reasoning beside the answer. Costs are stated by OpenRouter, Perplexity, xAI, DeepInfra, LLM Gateway, LiteLLM
+    and smallfirst.
+    """
+    usage = _object(response, "usage") or _object(response, "usageMetadata")
+    tiers = ("fast" if usage.get("speed") == "fast" else None, usage.get("service_tier"), response.get("service_tier"))
+    tier = next((tier.lower() for tier in tiers if isinstance(tier, str)), "")
+    usd, source = _stated_cost(response, usage, headers or {})
+    return Reported(_tokens(usage), "" if tier in _USUAL_TIERS else tier, usd, source)
 
 
-def _listed(prices: Any) -> list[Any]:
-    return prices if isinstance(prices, list) else []
+def _tokens(usage: Mapping[str, Any]) -> TokenUsage | None:
+    read = _object(usage, "prompt_tokens_details") or _object(usage, "input_tokens_details")
+    wrote = _object(usage, "completion_tokens_details") or _object(usage, "output_tokens_details")
+    prompt = _first(usage, "prompt_tokens", "promptTokenCount")
+    completion = _first(usage, "completion_tokens", "output_tokens", "candidatesTokenCount", "outputTokens")
+    reasoning = _first({**usage, **wrote}, "reasoning_tokens", "thoughtsTokenCount") or 0
+    names = ("cached_tokens", "cache_read_input_tokens", "cacheReadInputTokens", "prompt_cache_hit_tokens")
+    cached = _first({**usage, **read}, *names, "cachedContentTokenCount", "num_cached_tokens") or 0
+    names = ("cache_write_tokens", "cache_creation_tokens", "cache_creation_input_tokens", "cacheWriteInputTokens")
+    written = _first({**usage, **read}, *names) or 0
+    if prompt is None and (prompt := _first(usage, "input_tokens", "inputTokens")) is not None and not read:
+        prompt += cached + written
+    if prompt is None and completion is None:
+        return None
+    hour = _first(_object(usage, "cache_creation"), "ephemeral_1h_input_tokens") or 0
+    total = _first(usage, "total_tokens", "totalTokenCount")
+    if reasoning and total == (prompt or 0) + (completion or 0) + reasoning:
+        completion = (completion or 0) + reasoning  # counted beside the answer
+    prompt, completion = prompt or 0, completion or 0
+    cached = min(cached, prompt)
+    return TokenUsage(
+        prompt_tokens=prompt,
+        cached_tokens=cached,
+        cache_write_tokens=(written := min(written, prompt - cached)),
+        cache_write_1h_tokens=min(hour, written),
+        image_tokens=min(_first(read, "image_tokens") or 0, prompt),
+        completion_tokens=completion,
+        reasoning_tokens=min(reasoning, completion),
+    )
+
+
+def _stated_cost(
+    response: Mapping[str, Any], usage: Mapping[str, Any], headers: Mapping[str, str]
+) -> tuple[float | None, str]:
+    """Return what the answer cost in USD, and which field or header says so."""
+    cost = usage.get("cost")
+    own_keys = _object(usage, "cost_details").get("upstream_inference_cost") if usage.get("is_byok") is True else None
+    found = {
+        "smallfirst.cost_usd": _object(response, "smallfirst").get("cost_usd"),
+        "usage.cost.total_cost": cost.get("total_cost") if isinstance(cost, Mapping) else None,
+        # With keys of one's own OpenRouter bills its fee, and the provider the rest.
+        "usage.cost": None if isinstance(cost, Mapping) else _sum(cost, own_keys),
+        "usage.cost_in_usd_ticks": _sum(usage.get("cost_in_usd_ticks"), scale=_USD_PER_TICK),
+        "usage.cost_usd_total": usage.get("cost_usd_total"),
+        "usage.estimated_cost": usage.get("estimated_cost"),
+        # A gateway without a price of the model writes 0 here, which is no cost.
+        **{name: _usd(headers.get(name)) or None for name in COST_HEADERS},
+    }
+    return next(((usd, name) for name, value in found.items() if (usd := _usd(value)) is not None), (None, ""))
+
+
+def _sum(*values: Any, scale: float = 1.0) -> float | None:
+    known = [usd for value in values if (usd := _usd(value)) is not None]
+    return math.fsum(known) * scale if known else None
+
+
+def _usd(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        amount = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return amount if math.isfinite(amount) and amount >= 0 else None
+
+
+def _object(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = values.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _first(values: Mapping[str, Any], *names: str) -> int | None:
+    """Return the first whole number under the names; text is none, since a response is JSON."""
+    return next((n for name in names if (n := whole(values.get(name), of_text=False)) is not None), None)
+
+
+def whole(value: Any, *, of_text: bool = True) -> int | None:
+    """Return a whole number that is not negative, also one that a table holds as text or float; else None."""
+    if isinstance(value, bool) or value is None or value == "" or (isinstance(value, str) and not of_text):
+        return None
+    try:
+        number = float(value)
+        return int(number) if number >= 0 and (of_text or number.is_integer()) else None
+    except (TypeError, ValueError, OverflowError):
+        return None

@@ -1,24 +1,33 @@
-"""A delegating model passes every call and every capability on, and redirects all of them with its target."""
+"""Bases of models pass calls on; work whose Completion nobody gets is on its caller's bill once, with a price."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
 
-from smallfirst.base.errors import ModelError
+from smallfirst.base.errors import BadAnswer, ModelError
+from smallfirst.models.label_model import LabelLogProbs, LabelModel
+from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import (
+    Bill,
+    CallableModel,
     Capability,
     Chunk,
     Completion,
+    DelegatingModel,
     LabelScores,
     Model,
     Request,
+    estimate_written_tokens,
+    max_answer_tokens,
     stream_in_one_chunk,
 )
-from smallfirst.models.wrappers import CallableModel, DelegatingModel
+from smallfirst.models.response_format import OutputFormat, generate_in_format
+from smallfirst.tasks.classify import Classify
 
 
 class Plain:
@@ -46,7 +55,7 @@ class Plain:
 class Able(Plain):
     capabilities = frozenset({Capability.LABEL_PROBABILITIES, Capability.READINESS})
 
-    async def probabilities(self, texts: Sequence[str]) -> list[LabelScores]:
+    async def probabilities(self, texts: Sequence[str], bill=None) -> list[LabelScores]:
         return [LabelScores(("a",), [1.0], 1, 0.0) for _ in texts]
 
     async def ready(self) -> None:
@@ -108,3 +117,67 @@ def test_a_call_answers_a_text_or_a_request_with_and_without_an_event_loop() -> 
     assert Echo()(Request.ask("fee")).text == "fee"
     assert asyncio.run(inside_a_notebook()) == "card"
     assert repr(Echo()) == "Echo('echo')"
+
+
+MANIFEST = Manifest(kind="words", task=Classify(name="digits", labels=("a", "b")), base="")
+
+
+class SlowScorer:
+    """Scores nothing before `gate` opens."""
+
+    def __init__(self) -> None:
+        self.gate, self.began = threading.Event(), threading.Event()
+
+    def score(self, texts: Sequence[str]) -> list[LabelLogProbs]:
+        self.began.set()
+        assert self.gate.wait(10)
+        return [LabelLogProbs([-0.1, -3.0], 3, 0.1) for _ in texts]
+
+
+def reported(work: Callable[[Bill], Awaitable[object]]) -> list[Completion]:
+    bill = Bill()
+    asyncio.run(work(bill))  # type: ignore[arg-type]
+    return bill.unfinished
+
+
+def test_a_label_whose_client_left_is_reported_and_one_that_is_returned_is_not() -> None:
+    scorer = SlowScorer()
+    model = LabelModel(scorer, MANIFEST)
+
+    async def leave(bill: Bill) -> None:
+        asked = Request.ask("a text of some length").model_copy(update={"bill": bill})
+        task = asyncio.create_task(model.complete(asked))
+        await asyncio.to_thread(scorer.began.wait, 10)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        scorer.gate.set()
+        await model.complete(Request.ask("another"))
+        await model.aclose()
+
+    (one,) = reported(leave)
+    assert (one.prompt_tokens, one.completion_tokens, one.estimated) == (6, 1, True)
+    assert one.cost_usd > 0
+
+
+def test_answers_that_lack_the_format_are_reported_if_none_is_returned() -> None:
+    async def generate(fresh: bool) -> Completion:
+        return Completion(text="good" if fresh else "bad", answered_by="m", latency_ms=1, cost_usd=0.5)
+
+    async def refused(bill: Bill) -> None:
+        with pytest.raises(BadAnswer):
+            await generate_in_format(OutputFormat(None, lambda _: False), generate, bill)
+
+    assert [one.text for one in reported(refused)] == ["bad", "good"]
+    good = OutputFormat(None, lambda text: text == "good")
+    assert reported(lambda bill: generate_in_format(good, generate, bill)) == []
+
+
+def test_estimates_of_written_tokens() -> None:
+    assert estimate_written_tokens(30, 90) == 30  # a token in each chunk
+    assert estimate_written_tokens(1, 400) == 100  # all in one
+
+
+def test_the_longest_answer_of_several_models_is_known_if_each_knows_its_own() -> None:
+    label = LabelModel(SlowScorer(), MANIFEST)
+    assert max_answer_tokens(label, None) == 1
+    assert max_answer_tokens(label, object()) is None  # type: ignore[arg-type]
