@@ -10,7 +10,7 @@
 Every step is also there by itself:
     Dataset ─ train ─▶ Run ─ evaluate ─▶ Evaluation ─ Gate.check ─▶ Verdict ─ register ─▶ ModelVersion
                                               │                                        │ load_model
-                                              └── certify(small, large) ─▶ Certificate ▼
+                                              └── certify(rows, …)  ─▶  Certificate ▼
                                                        Router(small, large, certificate) ─ serve ─▶ Ledger
 
     rows and tasks    load_rows split Dataset Columns · Classify Extract Answer Chat
@@ -20,7 +20,7 @@ Every step is also there by itself:
     training          TaskRecipe TrainConfig open_run train
     evaluation, gate  EvaluationSetup evaluate compare Evaluation Estimate · Gate Verdict
     registry          register promote rollback resolve
-    routing, serving  Guarantee certify Certificate Router RouterOptions · ServeSettings Ledger serve
+    routing, serving  Guarantee CalibrationSet certify Certificate Router RouterOptions · ServeSettings Ledger serve
 
 `dir(smallfirst)` has these and every type that they take or return; `help(smallfirst.NAME)` explains one. Names load on
 first use: `import smallfirst` costs milliseconds.

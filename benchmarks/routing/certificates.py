@@ -30,8 +30,8 @@ from benchmarks.datasets import RESULTS, data_folder, read_lines
 from smallfirst.base.stats.intervals import clopper_pearson
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.path.project.run_folder import RunFolder
-from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData, cascade_data, measure_risk
+from smallfirst.routing.certificate.calibration_set import CalibrationSet, measure_risk
+from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, Guarantee
 from smallfirst.routing.certificate.threshold_search import search_cascade
 
 RESULT = RESULTS / "certificates.md"
@@ -41,7 +41,7 @@ TRAPS = "## Repeats, groups, policies and looks"
 """Heading of the last one."""
 PRICES = {"weak": 0.6e-6, "strong": 30e-6}
 """USD per written token, four characters each: a ratio of 50."""
-Method = Callable[[CascadeData, Guarantee], tuple[float, ...]]
+Method = Callable[[CalibrationSet, Guarantee], tuple[float, ...]]
 """Thresholds from calibration rows."""
 WRONG = {limit: Guarantee(max_error=limit) for limit in (0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.25)}
 
@@ -53,7 +53,7 @@ def regret(limit: float) -> Guarantee:
 # The pools
 
 
-def banking() -> CascadeData:
+def banking() -> CalibrationSet:
     """Return calibration and test rows of the newest run together."""
     run = RunFolder.latest("banking77")
     one, two = (run.evaluation("small", split) for split in ("calibration", "test"))
@@ -61,17 +61,17 @@ def banking() -> CascadeData:
     assert two is not None
     fields = {name: getattr(one, name) for name in Evaluation.model_fields}
     rows = {row.key: row for row in (*one.rows, *two.rows)}
-    return cascade_data([Evaluation(**{**fields, "rows": tuple(rows.values()), "probes_ms": ()})], None)
+    return CalibrationSet.of([Evaluation(**{**fields, "rows": tuple(rows.values()), "probes_ms": ()})])
 
 
-def gsm8k() -> CascadeData:
+def gsm8k() -> CalibrationSet:
     """Return RouteLLM's weak and strong model on the 60 % of rows that the score of the weak draft was not fitted on."""
     rows, fit = _gsm8k_rows()
     score = draft_score(rows, fit)
     kept = [i for i in np.flatnonzero(~fit).tolist()]
     right = np.array([[rows[i]["weak_correct"] for i in kept]])
     price = np.array([[len(rows[i][f"{who}_response"]) / 4 * usd for i in kept] for who, usd in PRICES.items()])
-    return CascadeData(
+    return CalibrationSet(
         confidence=score[kept][None, :],
         right=right,
         cost_usd=price,
@@ -145,11 +145,11 @@ def _hashed(text: str) -> float:
 # The methods
 
 
-def ours(rows: CascadeData, guarantee: Guarantee) -> tuple[float, ...]:
+def ours(rows: CalibrationSet, guarantee: Guarantee) -> tuple[float, ...]:
     return search_cascade(rows, guarantee).thresholds
 
 
-def plain(rows: CascadeData, guarantee: Guarantee) -> tuple[float, ...]:
+def plain(rows: CalibrationSet, guarantee: Guarantee) -> tuple[float, ...]:
     """Return the lowest threshold whose accepted calibration answers are wrong at most as often as guaranteed."""
     order = np.argsort(-rows.confidence[0], kind="stable")
     wrong = np.cumsum(~rows.right[0][order])
@@ -161,7 +161,7 @@ def mapie(grid: str, fwer: str) -> Method:
     """Fit MAPIE's controller of precision; "accepted" is its positive class, "right" its label."""
     from mapie.risk_control import BinaryClassificationController, precision
 
-    def choose(rows: CascadeData, guarantee: Guarantee) -> tuple[float, ...]:
+    def choose(rows: CalibrationSet, guarantee: Guarantee) -> tuple[float, ...]:
         said = rows.confidence[0]
         falling = np.unique(np.quantile(said, np.linspace(0.5, 0, 100)))[::-1]
         controller = BinaryClassificationController(
@@ -181,7 +181,7 @@ def mapie(grid: str, fwer: str) -> Method:
     return choose
 
 
-def broken(rows: CascadeData, thresholds: tuple[float, ...], guarantee: Guarantee) -> bool:
+def broken(rows: CalibrationSet, thresholds: tuple[float, ...], guarantee: Guarantee) -> bool:
     """Return True if these rows, taken as the truth, break a limit."""
     outcome = rows.outcome(thresholds)
     return any(
@@ -190,7 +190,7 @@ def broken(rows: CascadeData, thresholds: tuple[float, ...], guarantee: Guarante
 
 
 def measure(
-    pool: CascadeData, guarantee: Guarantee, method: Method, *, n: int, repeats: int, null: bool = False
+    pool: CalibrationSet, guarantee: Guarantee, method: Method, *, n: int, repeats: int, null: bool = False
 ) -> dict[str, Any]:
     """Return counts over resamplings of `n` calibration rows; `null` shuffles the confidences of every draw."""
     draw, issued, n_broken, kept = np.random.default_rng(0), 0, 0, []
@@ -205,9 +205,9 @@ def measure(
     return {"guarantee": guarantee.in_words, "repeats": repeats, "issued": issued, "broken": n_broken, "kept": share}
 
 
-def shuffled(pool: CascadeData, draw: np.random.Generator) -> CascadeData:
-    values = {name: getattr(pool, name) for name in CascadeData.__dataclass_fields__}
-    return CascadeData(**{**values, "confidence": pool.confidence[:, draw.permutation(pool.n)]})
+def shuffled(pool: CalibrationSet, draw: np.random.Generator) -> CalibrationSet:
+    values = {name: getattr(pool, name) for name in CalibrationSet.__dataclass_fields__}
+    return CalibrationSet(**{**values, "confidence": pool.confidence[:, draw.permutation(pool.n)]})
 
 
 def banking_part(repeats: int) -> Iterator[dict[str, Any]]:

@@ -25,9 +25,9 @@ from benchmarks.routing.certificates import RESULT, TRAPS, TRIES, gsm8k, gsm8k_q
 from smallfirst.base.stats.sample_size import rows_for_error
 from smallfirst.data.copies import independent_rows
 from smallfirst.models.protocol import Request
-from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.calibration_set import CalibrationSet, one_row_a_unit
+from smallfirst.routing.certificate.certificate import Guarantee
 from smallfirst.routing.certificate.looks import LARGE, SMALL
-from smallfirst.routing.certificate.outcomes import CascadeData
 from smallfirst.routing.certificate.threshold_search import (
     DEFAULT_STARTS,
     Starts,
@@ -36,7 +36,6 @@ from smallfirst.routing.certificate.threshold_search import (
     search_threshold,
     start_rows,
 )
-from smallfirst.routing.certificate.units import one_row_a_unit
 from smallfirst.routing.policies import RulePolicy
 
 COPIES = 5
@@ -49,7 +48,7 @@ class Pool(NamedTuple):
     """Recorded answers, one row for each text, and the sizes and limits to draw with."""
 
     name: str
-    rows: CascadeData
+    rows: CalibrationSet
     texts: list[str]
     n: int
     limits: tuple[float, ...]
@@ -57,7 +56,7 @@ class Pool(NamedTuple):
     """By row: no policy takes it."""
 
 
-def pool_of(name: str, rows: CascadeData, texts: list[str], n: int, limits: tuple[float, ...]) -> Pool:
+def pool_of(name: str, rows: CalibrationSet, texts: list[str], n: int, limits: tuple[float, ...]) -> Pool:
     """Return one row a text; a rule leads the half that is right more often, the shorter or the longer, elsewhere."""
     own = np.array(independent_rows(texts))
     rows, texts = rows.take(own), [texts[i] for i in own.tolist()]
@@ -73,16 +72,16 @@ def pool_of(name: str, rows: CascadeData, texts: list[str], n: int, limits: tupl
 class Draw(NamedTuple):
     """Calibration rows of one draw, and the rows for which the certificate must hold."""
 
-    as_they_are: CascadeData
-    counted: CascadeData
-    population: CascadeData
+    as_they_are: CalibrationSet
+    counted: CalibrationSet
+    population: CalibrationSet
 
 
-def threshold(rows: CascadeData, guarantee: Guarantee) -> float:
+def threshold(rows: CalibrationSet, guarantee: Guarantee) -> float:
     return search_threshold(rows.confidence[0].tolist(), rows.right[0].tolist(), guarantee).threshold
 
 
-def broken(population: CascadeData, at: float, limit: float) -> bool:
+def broken(population: CalibrationSet, at: float, limit: float) -> bool:
     accepted = population.confidence[0] >= at
     return bool(accepted.any() and (~population.right[0][accepted]).mean() > limit)
 
@@ -162,17 +161,17 @@ def measured(pool: Pool, draws: int) -> Iterator[Line]:
         yield Line(f"up to {MAX_LOOKS} looks", limit, *(tuple(counts.tolist()) for counts in found))
 
 
-def groupings(pool: CascadeData, n: int, draw: np.random.Generator) -> Iterator[tuple[CascadeData, Starts]]:
+def groupings(pool: CalibrationSet, n: int, draw: np.random.Generator) -> Iterator[tuple[CalibrationSet, Starts]]:
     """Yield the same rows as they are, and then in pairs that are drawn anew each time: one row a pair counts."""
     rows = pool.take(draw.integers(0, pool.n, n))
     yield rows, DEFAULT_STARTS
     for _ in range(1, N_TRIES):
-        yield rows.take(one_row_a_unit((draw.permutation(n) // 2).astype(str).astype(object), n)), DEFAULT_STARTS
+        yield rows.take(one_row_a_unit(draw.permutation(n) // 2)), DEFAULT_STARTS
 
 
 def selections(
-    pool: CascadeData, n: int, limit: float, draw: np.random.Generator
-) -> Iterator[tuple[CascadeData, Starts]]:
+    pool: CalibrationSet, n: int, limit: float, draw: np.random.Generator
+) -> Iterator[tuple[CalibrationSet, Starts]]:
     """Yield the same rows each time, and where 200 other selection rows begin the search."""
     rows = pool.take(draw.integers(0, pool.n, n))
     for _ in range(N_TRIES):
@@ -180,15 +179,15 @@ def selections(
         yield rows, choose_starts(pool.confidence[0][own], pool.right[0][own], n, limit, 0.05 * spent_by_look(1))
 
 
-def nothing_to_find() -> CascadeData:
+def nothing_to_find() -> CalibrationSet:
     """Return rows of which at least 5.03 % are wrong from every confidence on: every certificate of 5 % is broken."""
     n_wrong = np.ceil(0.0503 * np.arange(10_001))
     return _one_stage(np.linspace(1, 0, 10_000), n_wrong[1:] == n_wrong[:-1])
 
 
-def tries_lines(name: str, pool: CascadeData, n: int, limit: float) -> list[str]:
+def tries_lines(name: str, pool: CalibrationSet, n: int, limit: float) -> list[str]:
     """Return a line for each way to try again: how often one of ten certificates is broken over the whole pool."""
-    ways: dict[str, Callable[[np.random.Generator], Iterator[tuple[CascadeData, Starts]]]] = {
+    ways: dict[str, Callable[[np.random.Generator], Iterator[tuple[CalibrationSet, Starts]]]] = {
         "other groups": lambda draw: groupings(pool, n, draw),
         "other selection rows": lambda draw: selections(pool, n, limit, draw),
     }
@@ -212,7 +211,7 @@ def tries_lines(name: str, pool: CascadeData, n: int, limit: float) -> list[str]
     return lines
 
 
-def banking_words() -> tuple[CascadeData, list[str]]:
+def banking_words() -> tuple[CalibrationSet, list[str]]:
     """Return validation and test rows of Banking77 as a linear model on words answers them."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -228,9 +227,9 @@ def banking_words() -> tuple[CascadeData, list[str]]:
     return _one_stage(shares.max(1), right[0]), [row["text"] for row in held]
 
 
-def _one_stage(confidence: np.ndarray, right: np.ndarray) -> CascadeData:
+def _one_stage(confidence: np.ndarray, right: np.ndarray) -> CalibrationSet:
     n = len(right)
-    return CascadeData(
+    return CalibrationSet(
         confidence=confidence[None],
         right=right[None],
         cost_usd=np.zeros((2, n)),

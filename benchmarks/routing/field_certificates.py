@@ -25,9 +25,9 @@ import numpy as np
 from benchmarks.datasets import RESULTS, read_lines
 from smallfirst.base.stats.intervals import wilson
 from smallfirst.measuring.evaluate import EvaluatedRow
-from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.threshold_search import search_threshold
-from smallfirst.routing.certificate.units import FieldTable, field_table, fit_curves
+from smallfirst.routing.certificate.calibration_set import FieldTable
+from smallfirst.routing.certificate.certificate import Guarantee
+from smallfirst.routing.certificate.threshold_search import fit_curves, search_fields, search_threshold
 
 RESULT = RESULTS / "field_certificates.md"
 LEVEL = 0.05
@@ -89,7 +89,7 @@ def restaurant8k(out: Path, draws: int) -> Iterator[str]:
     choosing = [row for row in rows if row["part"] == "validation"][:SELECTION_ROWS]
     pool = [row for row in rows if row["part"] == "test"]
     pool += [row for row in rows if row["part"] == "validation"][SELECTION_ROWS:]
-    table = field_table(evaluated(pool), fit_curves(evaluated(choosing)))
+    table = FieldTable.of(evaluated(pool)).calibrated(fit_curves(FieldTable.of(evaluated(choosing))))
     right, fields = 1 - table.wrong.any(axis=1).mean(), 1 - table.wrong.mean()
     said = [[row["gold"].get(name) is not None for name in table.names] for row in pool]
     yield f"{len(pool):,} rows, every field right in {right:.3f}, {fields:.3f} of {table.wrong.size:,} fields right "
@@ -119,10 +119,11 @@ def restaurant8k(out: Path, draws: int) -> Iterator[str]:
 
 
 def units(
-    confidence: np.ndarray, wrong: np.ndarray, limit: float, group: np.ndarray | None = None, level: float = LEVEL / 2
+    confidence: np.ndarray, wrong: np.ndarray, limit: float, unit: np.ndarray | None = None, level: float = LEVEL / 2
 ) -> float:
-    """Return the threshold of `FieldTable`, at half of the level as a certificate of fields has it."""
-    return FieldTable(confidence, wrong, group).search(limit, level=level).threshold
+    """Return the threshold of a table of fields, at half of the level as a certificate of fields has it."""
+    table = FieldTable(confidence, wrong, (), np.arange(len(wrong)) if unit is None else unit)
+    return search_fields(table, limit, level).threshold
 
 
 def cell(
@@ -144,16 +145,16 @@ def invoices(out: Path, draws: int) -> Iterator[str]:
             f"{np.mean([row['correct'] for row in part]):.3f}, {np.mean(fields):.3f} of fields right (the hosted model: "
             f"{large:.3f} of rows)"
         )
-    tables = {name: field_table(evaluated(part, grouped=True)) for name, part in (("known", known), ("new", new))}
+    parts = ("known", known), ("new", new)
+    tables = {name: FieldTable.of(evaluated(part, grouped=True)).calibrated({}) for name, part in parts}
     yield f"\n{HEAD}"
     table = tables["new"]
-    assert table.group is not None
-    templates = sorted(set(table.group.tolist()))
+    templates = sorted(set(table.unit.tolist()))
     weight = template_weights(table)
     seen = tables["known"]
     before = "fields as independent draws of known templates, served on new ones"
     for limit in (0.05, 0.1, 0.2, 0.3):
-        yield cell(before, limit, "200 rows", draws, seen.n, 200, lambda at, limit: outcome(
+        yield cell(before, limit, "200 rows", draws, len(seen.wrong), 200, lambda at, limit: outcome(
             table.confidence, table.wrong, weight, threshold(seen.confidence[at], seen.wrong[at], limit), limit
         )).line  # fmt: skip
         for as_units in (False, True):
@@ -167,21 +168,19 @@ def invoices(out: Path, draws: int) -> Iterator[str]:
 
 def template_weights(table: FieldTable) -> np.ndarray:
     """Return by row one over the rows of its template: every template counts alike."""
-    assert table.group is not None
-    names, place, counts = np.unique(table.group.astype(str), return_inverse=True, return_counts=True)
+    names, place, counts = np.unique(table.unit, return_inverse=True, return_counts=True)
     weights: np.ndarray = 1 / counts[place] / len(names)
     return weights
 
 
 def of_templates(
-    table: FieldTable, templates: list[str], weight: np.ndarray, as_units: bool, drawn: np.ndarray, limit: float
+    table: FieldTable, templates: list[int], weight: np.ndarray, as_units: bool, drawn: np.ndarray, limit: float
 ) -> tuple[float, bool]:
-    assert table.group is not None
-    parts = [np.flatnonzero(table.group == templates[i]) for i in drawn.tolist()]
+    parts = [np.flatnonzero(table.unit == templates[i]) for i in drawn.tolist()]
     rows = np.concatenate(parts)
-    group = np.repeat([f"drawn {i}" for i in range(len(parts))], [len(part) for part in parts]).astype(object)
+    unit = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     confidence, wrong = table.confidence[rows], table.wrong[rows]
-    at = units(confidence, wrong, limit, group, LEVEL) if as_units else threshold(confidence, wrong, limit)
+    at = units(confidence, wrong, limit, unit, LEVEL) if as_units else threshold(confidence, wrong, limit)
     return outcome(table.confidence, table.wrong, weight, at, limit)
 
 

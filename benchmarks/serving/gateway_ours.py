@@ -23,8 +23,7 @@ from smallfirst.models.manifest import Manifest, read_manifest
 from smallfirst.models.pricing import PriceBook, TokenPrice
 from smallfirst.models.protocol import Model
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
-from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.certificate import Certificate, CertificateReport, Evidence, Guarantee
 from smallfirst.routing.policies import RulePolicy
 from smallfirst.routing.router import Router, RouterOptions, Stage
 from smallfirst.serving.app import serve
@@ -35,14 +34,10 @@ KEY, MODEL = f"sf-{'0' * 12}-{'b' * 43}", "routed"
 TASK = Classify(name="desk", labels=tuple(f"matter_{i}" for i in range(8)))
 CERTIFICATE = Certificate(
     issued=True,
-    why="made up for this benchmark",
     threshold=0.999,
-    n_labels=1000,
-    n_accepted=600,
-    n_errors=10,
     below="escalate",
-    below_why="made up for this benchmark",
-    curve=(),
+    evidence=Evidence(n_labels=1000, n_accepted=600, n_errors=10),
+    report=CertificateReport(why="made up for this benchmark", below_why="made up for this benchmark"),
     model_fingerprint="benchmark",
     dataset_fingerprint="benchmark",
     guarantee=Guarantee(),

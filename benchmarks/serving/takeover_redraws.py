@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,8 @@ from benchmarks.serving.takeover_upstream import recorded
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, open_encoder
 from smallfirst.models.linear.classifier import INVERSE_REGULARIZATION
-from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.outcomes import CascadeData
+from smallfirst.routing.certificate.calibration_set import CalibrationSet
+from smallfirst.routing.certificate.certificate import Guarantee
 from smallfirst.routing.certificate.threshold_search import search_cascade
 
 PROMISE = Guarantee(max_error=0.05)
@@ -41,16 +42,16 @@ def vectors(folder: Path, texts: list[str]) -> np.ndarray:
     return found
 
 
-def answers(confidence: np.ndarray, right: np.ndarray) -> CascadeData:
+def answers(confidence: np.ndarray, right: np.ndarray) -> CalibrationSet:
     """Return rows as the certificate reads them; the large model is right by definition."""
     n = len(right)
-    return CascadeData(
+    return CalibrationSet(
         confidence=confidence[None, :].astype(float),
         right=right[None, :],
         cost_usd=np.zeros((2, n)),
         asked=np.ones(n, dtype=bool),
         large_right=np.ones(n, dtype=bool),
-        labels="large",
+        judged_by="large",
     )
 
 
@@ -67,9 +68,8 @@ def draw(x: np.ndarray, said: np.ndarray, rng: np.random.Generator, n_rows: int)
         return probabilities.max(axis=1), model.classes_[probabilities.argmax(axis=1)] == said[part]
 
     chooses = rng.random(len(validation)) < SELECTION
-    found = search_cascade(
-        answers(*judged(validation[~chooses])), PROMISE, selection=answers(*judged(validation[chooses]))
-    )
+    own, selection = (answers(*judged(validation[part])) for part in (~chooses, chooses))
+    found = search_cascade(replace(own, selection=selection), PROMISE)
     threshold = found.thresholds[-1]
     confidence, right = judged(rest)
     kept = confidence >= threshold

@@ -422,5 +422,5 @@ def outcome_of(router: Router) -> Outcome:
         large=router.large is not None,
         rest=rest if live and (router.large or rest != "large") else "",
         watched_by="" if not certificate.issued else "large" if router.large else "person",
-        why="" if certificate.issued else certificate.why,
+        why="" if certificate.issued else certificate.report.why,
     )

@@ -36,8 +36,10 @@ from smallfirst.path.project.task_file import TaskFile
 from smallfirst.path.router_setup import with_confidences
 from smallfirst.registry import versions
 from smallfirst.registry.versions import ModelVersion
-from smallfirst.routing.certificate.certificate import BelowRule, Certificate, certify
-from smallfirst.routing.certificate.looks import FOLDED
+from smallfirst.routing.certificate.calibration_set import CalibrationSet
+from smallfirst.routing.certificate.certificate import Certificate
+from smallfirst.routing.certificate.certify import BelowRule, certify
+from smallfirst.routing.certificate.looks import FOLDED, LookRequest
 from smallfirst.routing.router import Decision, Router, took_cascade
 
 _log = logging.getLogger("smallfirst.serving")
@@ -81,7 +83,8 @@ class SecondLook(Record):
     @property
     def found(self) -> str:
         """What was found, in one sentence without its end."""
-        rows = f"{self.certificate.n_labels - self.n_shadow:,} calibration rows and {self.n_shadow:,} texts in shadow"
+        n_before = self.certificate.evidence.n_labels - self.n_shadow
+        rows = f"{n_before:,} calibration rows and {self.n_shadow:,} texts in shadow"
         if self.replaces:
             share = f"{share_words(self.certificate.coverage)} of requests, {self.share_before:.0%} before"
             return f"The second look, over {rows}, shows the promise for {share}"
@@ -89,7 +92,7 @@ class SecondLook(Record):
             return (
                 f"The second look, over {rows}, shows the promise for no more than the {self.share_before:.0%} before"
             )
-        return f"The second look, over {rows}, does not show the promise ({self.certificate.why})"
+        return f"The second look, over {rows}, does not show the promise ({self.certificate.report.why})"
 
     def in_words(self, readiness: Readiness) -> str:
         """Return what was found and what follows from it."""
@@ -226,7 +229,7 @@ def _look(file: TaskFile, version: ModelVersion, run_folder: RunFolder, rows: Se
     before, candidate = _certificate(version), version.tags.get("candidate", "")
     certified = run_folder.read(Certified, CERTIFIED, next_command="smallfirst learn")
     calibration = _counted(run_folder.evaluation(candidate, "calibration"), certified.confidence)
-    if certified.candidate != candidate or calibration is None or not before.n_labels:
+    if certified.candidate != candidate or calibration is None or not before.evidence.n_labels:
         raise StageMissing(f"the calibration rows of {version.name}/{version.version} are not on this machine")
     drafted = tuple(
         EvaluatedRow(
@@ -244,25 +247,28 @@ def _look(file: TaskFile, version: ModelVersion, run_folder: RunFolder, rows: Se
         for row in rows
     )
     merged = calibration.model_copy(update={"rows": (*calibration.rows, *drafted), "probes_ms": ()})
-    found = certify(
-        merged.model_copy(update={"dataset_fingerprint": fingerprint([row.key for row in merged.rows])}),
-        None,
-        before.guarantee.model_copy(update={"unit": before.guarantee.unit or "text"}),
-        model_fingerprint=before.model_fingerprint,
-        labels="large",
-        looks=run_folder.path.parent / LOOKS,
-        selection=_counted(chosen_by(run_folder, candidate), certified.confidence),
-        below=BelowRule(alone=False),
+    guarantee = before.guarantee.model_copy(update={"unit": before.guarantee.unit or "text"})
+    selection = _counted(chosen_by(run_folder, candidate), certified.confidence)
+    calibrated = CalibrationSet.of(
+        [merged.model_copy(update={"dataset_fingerprint": fingerprint([row.key for row in merged.rows])})],
+        judged_by="large",
+        guarantee=guarantee,
         foreign=certified.foreign,
-        portion="large",
+        selection=[selection] if selection else [],
+    )
+    found = certify(
+        calibrated,
+        guarantee,
+        model_fingerprint=before.model_fingerprint,
+        below=BelowRule(alone=False),
+        look=LookRequest(run_folder.path.parent / LOOKS),
     )
     first, last = (min(row.at for row in rows), max(row.at for row in rows))
     drawn = (
         f"{len(rows):,} of its rows are texts that traffic brought from {first:%Y-%m-%d} to {last:%Y-%m-%d} and the "
         "run did not know, so it holds for texts like those and the run's together"
     )
-    rests_on, kept = (drawn, *found.limits_of_validity), {"filters": before.filters, "max_outside": before.max_outside}
-    found = found.model_copy(update={"limits_of_validity": rests_on, **kept})
+    found = found.reported(rests_on=(drawn, *found.report.rests_on)).model_copy(update={"filters": before.filters})
     return SecondLook(
         at=datetime.now(UTC),
         before=before.fingerprint(),

@@ -248,7 +248,7 @@ class TaskDeployment:
         goes_live = outcome.goes_live if outcome else certificate.issued
         if self.large is None and not goes_live:
             raise StageMissing(
-                f"{self.name}: {certificate.why}; and there is no large model that could answer instead",
+                f"{self.name}: {certificate.report.why}; and there is no large model that could answer instead",
                 hint="name a large model under large:; or  smallfirst run task.yaml   says at its end what is missing",
             )
 
@@ -276,7 +276,7 @@ def _monitor(router: Router, routing: RoutingConfig, judge: Judge, outcome: Outc
     return Monitor(
         routing.monitor,
         quantities=quantities,
-        allocation=allocate_audits(certificate.curve, certificate.threshold),
+        allocation=allocate_audits(certificate.report.curve, certificate.threshold),
         shadow=not outcome.goes_live,
     )
 

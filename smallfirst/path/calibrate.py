@@ -12,8 +12,6 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-
 from smallfirst.base.errors import DataError, StageMissing
 from smallfirst.base.records import Record, fingerprint
 from smallfirst.data.dataset import Dataset, fold_text
@@ -42,17 +40,16 @@ from smallfirst.path.router_setup import (
     fit_profile,
     foreign_drafts,
     head_confidences,
-    load_ood_detector,
     served_filters,
+    serves_domain_check,
     with_confidences,
 )
 from smallfirst.registry import versions
-from smallfirst.routing.certificate.certificate import BelowRule, Certificate, certify
-from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.looks import LARGE, Portion
-from smallfirst.routing.certificate.outcomes import max_outside
+from smallfirst.routing.certificate.calibration_set import CalibrationSet
+from smallfirst.routing.certificate.certificate import Certificate, Guarantee
+from smallfirst.routing.certificate.certify import BelowRule, certify
+from smallfirst.routing.certificate.looks import LARGE, LookRequest, Portion
 from smallfirst.routing.certificate.threshold_search import chance_to_show
-from smallfirst.routing.domain import KEEP_SHARE
 from smallfirst.routing.gain import GainModel
 from smallfirst.routing.policies import CASCADE, apply_policies, is_conversation
 
@@ -81,31 +78,26 @@ class Certified(Record):
     """Of all rows (`known_texts`), where there may be a second look: none certifies as one that traffic brought."""
 
 
-class CalibrationSet(NamedTuple):
-    """The rows that certify, as they are served."""
+class Calibration(NamedTuple):
+    """The rows that certify, as they are served, and what was fitted on the rows that choose."""
 
-    drafts: list[Evaluation]
-    """The stages' answers, cheapest first, with the confidences that are served."""
-    selection: list[Evaluation] | None
-    """Their answers to the rows that choose; None if one was not evaluated on them."""
-    large: Evaluation | None
-    """The large model's answers, on these rows or a part; None if it was not asked."""
-    labels: Literal["gold", "large"]
-    """Who says what is right."""
+    rows: CalibrationSet
     guarantee: Guarantee
     """With what counts once."""
-    foreign: list[list[float]]
-    """By stage the confidences of drafts of foreign requests."""
     heads: ConfidenceHeads
     reference: TrafficReference
-    tells: dict[str, Any]
-    """What a certificate of these rows says beside what they show, by field."""
+    filters: dict[str, Any]
+    """What requests pass before they reach the cascade."""
+    rests_on: tuple[str, ...]
+    """What a certificate of these rows says beside what they show."""
+    confidence: dict[str, float]
+    """Of the last stage's drafts, by key of a calibration or selection row."""
 
 
 async def build_calibration_set(
     project: Project, run_folder: RunFolder, candidate: str, joined: JoinedRows
-) -> CalibrationSet:
-    """Fit what the rows that choose fit, and return the calibration set of a candidate's cascade.
+) -> Calibration:
+    """Fit what the rows that choose fit, and return the calibration rows of a candidate's cascade.
 
     Raise StageMissing if a stage was not evaluated, DataError where a model was fitted on some of the rows.
     """
@@ -119,11 +111,11 @@ async def build_calibration_set(
             await fit_gain(project, held, FINE_TUNED, run_folder.path)
         chosen_on = await head_confidences(heads, stages, held.rows, held.drafts, profile=profile)
         served = await head_confidences(heads, stages, joined.rows, profile=profile)
-        foreign, n_outside = await foreign_drafts(project, heads, stages, profile)
+        foreign = await foreign_drafts(project, heads, stages, profile)
     finally:
         for stage in stages:
             await stage.model.aclose()
-    rows, doubts, tells = await served_rows(project, run_folder, heads, joined.rows)
+    rows, filters, limits = served_rows(project, run_folder, heads, joined.rows)
     for name in names.values():
         refuse_seen_rows(run_folder.model_folder(name), rows)
     drafts = [
@@ -131,41 +123,44 @@ async def build_calibration_set(
         for stage, name in names.items()
     ]
     asked = run_folder.evaluation("large", "calibration") is not None
-    large, labels = _measured_on(project, run_folder, "large", rows) if asked else None, labelled_by(project)
+    large, judged_by = _measured_on(project, run_folder, "large", rows) if asked else None, labelled_by(project)
     reference = TrafficReference(large_usd=large.cost_usd_per_1k / 1000 if large else None)
-    says = [project.rows.counted.in_words, joined.in_words, _label_sources(rows) if labels == "large" else ""]
-    if labels == "large" and file.data.gold:  # as few as they are, people's answers bound true errors tighter
-        gold, labels = gold_answers(project, drafts[-1]), "gold"
+    says = [project.rows.counted.in_words, joined.in_words, _label_sources(rows) if judged_by == "large" else ""]
+    if judged_by == "large" and file.data.gold:  # as few as they are, people's answers bound true errors tighter
+        gold, judged_by = gold_answers(project, drafts[-1]), "gold"
         drafts = [judge_by(draft, project.task, gold) for draft in drafts]
         large = judge_by(large, project.task, gold) if large else None
-    tells["limits_of_validity"] = (*filter(None, says), *tells["limits_of_validity"])
-    if (share := file.routing.guarantee.max_foreign_share) and foreign and foreign[0]:
-        own = (sum(doubt > KEEP_SHARE for doubt in doubts), len(doubts))
-        tells["max_outside"] = max_outside(share, own, (n_outside, len(foreign[0])))
     like = {e.key for e in project.rows.selection.examples} if own_validation(project) else None
-    selection = selection_drafts(run_folder, names, chosen_on, like=like)
-    return CalibrationSet(drafts, selection, large, labels, guarantee_of(project), foreign, heads, reference, tells)
+    selection = selection_drafts(run_folder, names, chosen_on, like=like) or []
+    guarantee = guarantee_of(project)
+    return Calibration(
+        rows=CalibrationSet.of(
+            drafts, large, judged_by=judged_by, guarantee=guarantee, foreign=foreign, selection=selection
+        ),
+        guarantee=guarantee,
+        heads=heads,
+        reference=reference,
+        filters=filters,
+        rests_on=(*filter(None, says), *limits),
+        confidence={row.key: row.confidence or 0.0 for one in (drafts[-1:] + selection[-1:]) for row in one.rows},
+    )
 
 
-async def served_rows(
+def served_rows(
     project: Project, run_folder: RunFolder, heads: ConfidenceHeads, rows: Dataset
-) -> tuple[Dataset, list[float], dict[str, Any]]:
-    """Return those of `rows` that reach the cascade when they are served, the detector's scores, and what is told.
+) -> tuple[Dataset, dict[str, Any], list[str]]:
+    """Return those of `rows` that reach the cascade when they are served, through which filters, and what is told.
 
-    Policies and domain check are applied as the Router applies them; random splits are left out.
+    Policies and the check for conversations are applied as the Router applies them; random splits are left out.
     """
-    policies, own, doubts = project.file.routing.policies, [], list[float]()
-    detector, gain = load_ood_detector(project.file, run_folder, heads), GainModel.load(run_folder.path / GAIN)
+    policies, own = project.file.routing.policies, []
+    checked, gain = serves_domain_check(project.file, run_folder, heads), GainModel.load(run_folder.path / GAIN)
     fixed = [policy for policy in policies if policy.kind != "split"]
     for example in rows.examples:
         request = Request(messages=example.messages)
         chosen = apply_policies(fixed, request, gain)
-        if (chosen is not None and chosen.to != CASCADE) or (detector and is_conversation(request)):
-            continue
-        own.append(example)
-        doubts += [(await detector.score(request)).value] if detector else []
-    if detector:
-        await detector.aclose()
+        if not (chosen is not None and chosen.to != CASCADE) and not (checked and is_conversation(request)):
+            own.append(example)
     limits = []
     if fixed:
         passed = f"{len(own)} of {len(rows)} calibration rows did"
@@ -174,8 +169,7 @@ async def served_rows(
         if policy.kind == "split" or getattr(policy, "tags", None):
             like = "calibration rows are not parted by it, so the other requests are taken to be like them"
             limits.append(f"a {'split' if policy.kind == 'split' else 'rule on tags'} leads to {policy.to}: {like}")
-    told = {"filters": served_filters(project.file, detector), "limits_of_validity": tuple(limits)}
-    return rows.subset(rows.name, tuple(own)), doubts, told
+    return rows.subset(rows.name, tuple(own)), served_filters(project.file, checked=checked), limits
 
 
 def selection_drafts(
@@ -249,43 +243,41 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
     routing = project.file.routing
     free = alone and not project.file.binds_answers  # the gate's proof is about all answers, certified or not
     joined = find_joined(project, run_folder, candidate)
-    rows = asyncio.run(build_calibration_set(project, run_folder, candidate, joined))
+    found = asyncio.run(build_calibration_set(project, run_folder, candidate, joined))
     # Of a candidate that is not free only what is certified stays; a person is the last resort.
     below = BelowRule(free, routing.person if free else project.file.large is None, routing.usd_per_wrong_answer)
     certificate = certify(
-        rows.drafts,
-        rows.large,
-        rows.guarantee,
+        found.rows,
+        found.guarantee,
         model_fingerprint=read_manifest(run_folder.model_folder(candidate)).weights_fingerprint,
-        labels=rows.labels,
-        selection=rows.selection,
-        foreign=rows.foreign,
         below=below,
-        looks=run_folder.path.parent / LOOKS,
-        portion="small" if routing.second_look_after else look_portion(rows, joined.look.part),
-        shared=joined.look,
-        n_once=joined.n_test,
+        look=LookRequest(
+            run_folder.path.parent / LOOKS,
+            "small" if routing.second_look_after else look_portion(found.rows, found.guarantee, joined.look.part),
+            joined.look,
+            n_once=joined.n_test,
+        ),
     )
-    told = {**rows.tells, "limits_of_validity": (*rows.tells["limits_of_validity"], *certificate.limits_of_validity)}
+    certificate = certificate.reported(rests_on=(*found.rests_on, *certificate.report.rests_on))
+    changes: dict[str, Any] = {"filters": found.filters}
     if free and not certificate.issued:
         why = "no certificate, so no threshold: the candidate passed its gate alone and answers every request"
-        told |= {"below": "keep", "below_why": why}
-    certificate = certificate.model_copy(update=told)
-    project.progress.log(f"certificate of {candidate}: {certificate.why}")
-    found = Certified(
+        certificate, changes["below"] = certificate.reported(below_why=why), "keep"
+    certificate = certificate.model_copy(update=changes)
+    project.progress.log(f"certificate of {candidate}: {certificate.report.why}")
+    certified = Certified(
         candidate=candidate,
         plan="small alone" if alone else "small first",
         certificate=certificate,
-        heads=rows.heads,
-        reference=rows.reference,
+        heads=found.heads,
+        reference=found.reference,
     )
     if routing.second_look_after:  # what it counts beside live traffic
-        last = [stages[-1] for stages in (rows.drafts, rows.selection) if stages]
-        confidence = {row.key: row.confidence or 0.0 for one in last for row in one.rows}
-        update = {"confidence": confidence, "foreign": tuple(map(tuple, rows.foreign)), "texts": known_texts(project)}
-        found = found.model_copy(update=update)
-    _save(project, run_folder, found)
-    return found
+        foreign = tuple(map(tuple, found.rows.foreign.tolist()))
+        update = {"confidence": found.confidence, "foreign": foreign, "texts": known_texts(project)}
+        certified = certified.model_copy(update=update)
+    _save(project, run_folder, certified)
+    return certified
 
 
 def known_texts(project: Project) -> frozenset[str]:
@@ -295,18 +287,17 @@ def known_texts(project: Project) -> frozenset[str]:
     return frozenset(fingerprint(fold_text(row.text)) for part in parts for row in part.examples)
 
 
-def look_portion(rows: CalibrationSet, part: float) -> Portion:
+def look_portion(rows: CalibrationSet, guarantee: Guarantee, part: float) -> Portion:
     """Return the part of the level that this look is worth: too few rows keep the large one for a later look.
 
     The rows that choose decide it, and how many certify; no answer of a certifying row does. `part`: of a shared look.
     """
-    guarantee, selection = rows.guarantee, rows.selection
-    if not selection or len(selection) > 1 or set(guarantee.limits) != {"error"} or guarantee.per_group:
+    selection = rows.selection
+    if selection is None or rows.n_stages > 1 or set(guarantee.limits) != {"error"} or guarantee.per_group:
         return "large"
-    said = np.array([row.confidence or 0.0 for row in selection[-1].rows])
-    right = np.array([row.correct for row in selection[-1].rows], dtype=bool)
     level, limit = LARGE * part * (1 - guarantee.confidence), guarantee.limits["error"]
-    return "large" if chance_to_show(said, right, len(rows.drafts[-1].rows), limit, level) >= MIN_CHANCE else "small"
+    chance = chance_to_show(selection.confidence[0], selection.right[0], rows.n, limit, level)
+    return "large" if chance >= MIN_CHANCE else "small"
 
 
 @shown_as("certifying")
@@ -351,14 +342,14 @@ def unconfirmed_escalation(
     if not pairs or n_routed > n_alone:
         return None
     why = (
-        f"{certificate.below_why}; but on {len(pairs)} test rows it is right on {n_routed} with that and on {n_alone} "
-        "without, so they stay small"
+        f"{certificate.report.below_why}; but on {len(pairs)} test rows it is right on {n_routed} with that and on "
+        f"{n_alone} without, so they stay small"
     )
-    return certificate.model_copy(update={"below": "abstain" if routing.person else "keep", "below_why": why})
+    return certificate.reported(below_why=why).model_copy(update={"below": "abstain" if routing.person else "keep"})
 
 
 def _save(project: Project, run_folder: RunFolder, found: Certified) -> None:
-    project.progress.log(f"below the threshold: {found.certificate.below} ({found.certificate.below_why})")
+    project.progress.log(f"below the threshold: {found.certificate.below} ({found.certificate.report.below_why})")
     found.certificate.save(run_folder.path / CERTIFICATE)
     found.save(run_folder.path / CERTIFIED)
 

@@ -31,7 +31,7 @@ from smallfirst.path.project.candidates import fitted_candidates, get_candidate
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import FINALISTS, Finalists, RunFolder
 from smallfirst.path.project.task_file import RULES, SMALLEST, TaskFile
-from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.certificate import Guarantee
 from smallfirst.routing.certificate.looks import ALONE, SharedLook, mark_read, read_before, text_fingerprints
 
 CHOOSING = "choosing"

@@ -329,8 +329,8 @@ def rows_to_label(project: Project, questions: Sequence[OpenQuestion]) -> Labels
 def _open_questions(project: Project, run_folder: RunFolder, *, live: bool) -> Iterator[OpenQuestion]:
     gate, found = run_folder.verdicts(), run_folder.find(Certificate, CERTIFICATE)
     if found is not None and not found.issued:
-        needed = RowsNeeded(found.labels_missing or 0, found.labels_missing_chance or 0.0)
-        yield OpenQuestion("calibration", needed, min(found.n_labels, len(project.rows.calibration)))
+        needed = RowsNeeded(found.evidence.labels_missing or 0, found.evidence.labels_missing_chance or 0.0)
+        yield OpenQuestion("calibration", needed, min(found.evidence.n_labels, len(project.rows.calibration)))
     if live or any(verdict.passed for verdict in gate.verdicts):
         return
     for tried in (*gate.verdicts, *gate.trials):

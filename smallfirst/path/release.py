@@ -175,9 +175,9 @@ def _check_promise(certificate: Certificate) -> CheckResult:
     limit, words = certificate.guarantee.max_error or 1.0, certificate.guarantee.in_words
     requirement = Requirement(PROMISE, limit, f"a certificate: {words}")
     if not certificate.issued:
-        return requirement.result(certificate.why)
-    kept = f"{certificate.n_accepted} of {certificate.n_labels} calibration rows stay small"
-    return requirement.result(f"{kept}, {certificate.n_errors} of them wrong", passed=True)
+        return requirement.result(certificate.report.why)
+    kept = f"{certificate.evidence.n_accepted} of {certificate.evidence.n_labels} calibration rows stay small"
+    return requirement.result(f"{kept}, {certificate.evidence.n_errors} of them wrong", passed=True)
 
 
 def _check_worth(routed: Evaluation, alone: Evaluation, usd_per_wrong_answer: float) -> CheckResult:
@@ -355,7 +355,7 @@ def _live(project: Project, run_folder: RunFolder) -> Outcome:
         watched_by=_judge(project, certificate, audited),
         audited=audited,
         signed=f"{verdict.signed_by} ({verdict.because})" if verdict.signed_by else "",
-        why="" if certificate.issued else certificate.why,
+        why="" if certificate.issued else certificate.report.why,
         labels_needed=labels_needed(project, run_folder, live=True),
     )
 
@@ -401,7 +401,7 @@ def _not_live(project: Project, run_folder: RunFolder) -> Outcome:
 
 def _why_not(project: Project, run_folder: RunFolder) -> str:
     if (certified := _certified(project, run_folder)) is not None:
-        return f"what is right cannot be told from what is wrong well enough: {certified.certificate.why}"
+        return f"what is right cannot be told from what is wrong well enough: {certified.certificate.report.why}"
     verdicts = run_folder.verdicts()
     nearest = verdicts.trials[0] if verdicts.trials else nearest_to_passing(verdicts.verdicts)
     check, title = nearest.furthest_off, get_candidate(nearest.candidate).title

@@ -37,7 +37,7 @@ from smallfirst.registry import versions
 from smallfirst.routing.acceptance import AcceptanceScore, foreign_rows
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.confidence_head import DraftHead
-from smallfirst.routing.domain import MeasuredText, OodGate, TaskProfile, fit_task_profile
+from smallfirst.routing.domain import MeasuredText, OodGate, TaskProfile, fit_task_profile, has_profile
 from smallfirst.routing.gain import LARGE, SMALL, GainModel
 from smallfirst.routing.policies import CHALLENGER
 from smallfirst.routing.router import RouterOptions, Stage
@@ -137,17 +137,13 @@ async def _held_out(project: Project, stages: Sequence[Stage], folds: Mapping[st
 
 async def foreign_drafts(
     project: Project, heads: ConfidenceHeads, stages: Sequence[Stage], profile: TaskProfile | None
-) -> tuple[list[list[float]], int]:
-    """Return by stage the confidences of foreign rows that nothing was fitted on, none where no domain check is served.
-
-    And how many of these rows the domain check by itself calls foreign.
-    """
+) -> list[list[float]]:
+    """Return by stage the confidences of foreign rows that nothing was fitted on; empty without a domain check."""
     if profile is None or not heads.acceptance:
-        return [], 0
+        return []
     _, rows = foreign_rows(project.rows.open_ended)
-    measured = profile.measure_rows(rows)
-    said = await _confidences(heads.on(stages), rows, measured=measured)
-    return [said[stage.name] for stage in stages], sum(one.ood_score > profile.threshold for one in measured)
+    said = await _confidences(heads.on(stages), rows, measured=profile.measure_rows(rows))
+    return [said[stage.name] for stage in stages]
 
 
 async def head_confidences(
@@ -303,22 +299,27 @@ def fit_profile(project: Project, run_folder: RunFolder) -> TaskProfile | None:
     return profile if project.file.tells_foreign_requests else None
 
 
+def serves_domain_check(file: TaskFile, run_folder: RunFolder, heads: ConfidenceHeads) -> bool:
+    """Return True if requests pass the domain check: it is on, and was part of the calibration that fitted `heads`."""
+    return file.tells_foreign_requests and bool(heads.acceptance) and has_profile(run_folder.path / PROFILE_FOLDER)
+
+
 def load_ood_detector(file: TaskFile, run_folder: RunFolder, heads: ConfidenceHeads) -> OodGate | None:
-    """Return the domain check; None if it is off, or was not part of the calibration that fitted `heads`."""
-    if not file.tells_foreign_requests or not heads.acceptance:
+    """Return the domain check; None where none is served."""
+    if not serves_domain_check(file, run_folder, heads):
         return None
-    return OodGate.load(run_folder.path / PROFILE_FOLDER, price=file.prices.machine)
+    return OodGate(TaskProfile.load(run_folder.path / PROFILE_FOLDER), price=file.prices.machine)
 
 
-def served_filters(file: TaskFile, detector: OodGate | None) -> dict[str, Any]:
+def served_filters(file: TaskFile, *, checked: bool) -> dict[str, Any]:
     """Return what requests pass before the cascade; random splits are left out, which leave requests like all."""
     fixed = [policy.model_dump(mode="json") for policy in file.routing.policies if policy.kind != "split"]
-    return {"domain check": detector is not None, "policies": fixed}
+    return {"domain check": checked, "policies": fixed}
 
 
 def check_filters(certificate: Certificate, file: TaskFile, detector: OodGate | None) -> None:
     """Raise StageMissing if requests are served through other filters than those of an issued certificate."""
-    served, held = served_filters(file, detector), certificate.filters
+    served, held = served_filters(file, checked=detector is not None), certificate.filters
     if other := [name for name in held if certificate.issued and served[name] != held[name]]:
         raise StageMissing(
             f"{file.name}: its certificate holds behind the {other[0]} of its calibration, and another would be served",

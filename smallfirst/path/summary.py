@@ -186,7 +186,7 @@ def _sentences(summary: RunSummary) -> list[str]:
     if certificate and certificate.issued and outcome and not outcome.promise:
         parts.append("a certificate was issued, and nothing goes live with it")
     elif certificate:
-        parts.append(f"{'certificate' if certificate.issued else 'no certificate'}: {certificate.why}")
+        parts.append(f"{'certificate' if certificate.issued else 'no certificate'}: {certificate.report.why}")
     lines.append(" · ".join(parts))
     if summary.open_ended:
         n_to_large, n = summary.open_ended.n_to_large, summary.open_ended.n_requests

@@ -334,7 +334,7 @@ class TaskProfile:
 
         Raise ConfigError without a profile, WeightsNotFound.
         """
-        if not (folder / PROFILE_FILE).is_file():
+        if not has_profile(folder):
             raise ConfigError(
                 f"{folder} holds no {PROFILE_FILE}", hint="fit_task_profile(train, selection).save(folder)"
             )
@@ -345,6 +345,11 @@ class TaskProfile:
         return cls(parameters, TextFeatures.load(folder), encoder)
 
 
+def has_profile(folder: Path) -> bool:
+    """Return True if the folder holds a profile."""
+    return (folder / PROFILE_FILE).is_file()
+
+
 class OodGate:
     """Compare requests with a task's own ones in front of its Router; those that wait at the same time together."""
 
@@ -353,10 +358,6 @@ class OodGate:
         self._worker: BatchWorker[str, tuple[MeasuredText, float]] = BatchWorker(
             self._measure, name="domain", max_batch_size=MAX_BATCH
         )
-
-    @classmethod
-    def load(cls, folder: Path, *, price: MachinePrice | None = None) -> OodGate | None:
-        return cls(TaskProfile.load(folder), price=price) if (folder / PROFILE_FILE).exists() else None
 
     @property
     def threshold(self) -> float:

@@ -35,9 +35,7 @@ from smallfirst.base.records import Record
 from smallfirst.base.stats.intervals import Estimate, edge
 from smallfirst.base.stats.sequential import GuaranteeTest, RecoveryTest, weighted_interval
 from smallfirst.measuring.outcome import AuditedAccuracy
-from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.certificate.guarantee import describe_limit
-from smallfirst.routing.certificate.summary import ThresholdPoint
+from smallfirst.routing.certificate.certificate import Certificate, ThresholdPoint, describe_limit
 
 Judge = Literal["large", "person"]
 State = Literal["live", "shadow", "fallback"]

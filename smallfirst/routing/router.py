@@ -34,8 +34,7 @@ from smallfirst.models.protocol import (
     usage_of_draft,
 )
 from smallfirst.routing.budget import Budget, BudgetTracker
-from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT
+from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, Certificate
 from smallfirst.routing.policies import CASCADE, GainScorer, Policy, PolicyDecision, apply_policies, is_conversation
 
 T = TypeVar("T")

@@ -195,7 +195,7 @@ def learn(
         promises_accuracy=accuracy,
         version=version,
         promise=promise,
-        why="" if certificate.issued else certificate.why,
+        why="" if certificate.issued else certificate.report.why,
         second_look_after=read_task_file(place).routing.second_look_after,
         share=routed.share if routed and certificate.issued else 0.0,
         observed=observed,
@@ -260,7 +260,7 @@ def _run(place: Path, progress: Progress | None, minutes: float | None) -> RunSu
     summary, error = outside_event_loop(lambda: try_run(file, task=str(place), progress=progress))
     drafts = summary.outcome is not None and summary.outcome.alias == SHADOW
     if isinstance(error, GateFailed) and not drafts:
-        why = summary.certificate.why if summary.certificate else error.args[0]
+        why = summary.certificate.report.why if summary.certificate else error.args[0]
         raise GateFailed(
             f"{file.name}: nothing can be promised yet: {why}", hint=f"more traffic; read {summary.report}"
         )

@@ -11,14 +11,13 @@ from types import FrameType
 from typing import Any
 
 import httpx
+from fixtures.certificates import certificate
 
 import smallfirst
 from smallfirst.ledger.keys import KeyPolicy, KeyStore
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded import RecordedAnswer, RecordingHeader, ReplayModel, request_key
-from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.router import Router
 from smallfirst.serving.app import build_app
 from smallfirst.serving.settings import ServeSettings
@@ -42,23 +41,6 @@ def replay(name: str, answer: str) -> ReplayModel:
     )
     header = RecordingHeader(model=name, made_at="2026-01-01", smallfirst="0", n=1)
     return ReplayModel(header, [recorded], path="recording.jsonl")
-
-
-def certificate() -> Certificate:
-    return Certificate(
-        issued=True,
-        why="5 of 400 wrong",
-        threshold=0.5,
-        n_labels=400,
-        n_accepted=200,
-        n_errors=2,
-        below="escalate",
-        below_why="measured",
-        curve=(),
-        model_fingerprint="m",
-        dataset_fingerprint="d",
-        guarantee=Guarantee(),
-    )
 
 
 class EnteredFiles:
@@ -85,7 +67,7 @@ class EnteredFiles:
 def test_a_chat_request_passes_through_few_files_and_these_are_documented(tmp_path: Path) -> None:
     ledger, key_store = Ledger(tmp_path / "ledger.db"), KeyStore(tmp_path / "keys.db")
     _, key = key_store.create("desk", KeyPolicy(requests_per_minute=100, tokens_per_minute=100_000))
-    router = Router(replay("small", "refund"), replay("large", "card_arrival"), certificate(), name="tickets")
+    router = Router(replay("small", "refund"), replay("large", "card_arrival"), certificate(0.5), name="tickets")
     body = {"model": "tickets", "messages": [{"role": "user", "content": QUESTION}]}
 
     async def ask() -> tuple[set[str], httpx.Response]:

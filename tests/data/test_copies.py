@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from smallfirst.data.copies import clusters, count_rows, find_leaks, independent_rows, near_duplicates
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.data.sources.load import load_rows
-from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.certificate import Guarantee
 from smallfirst.routing.certificate.threshold_search import search_threshold
 
 TEN = "one two three four five six seven eight nine ten"

@@ -27,8 +27,7 @@ from smallfirst.deployment.monitoring_routes import MAX_VERDICTS, MonitoringRout
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, FeedbackRow, LedgerRow, StateRow
 from smallfirst.models.protocol import Capability, Completion, Request
-from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT
+from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, Certificate
 from smallfirst.routing.monitor import UNIFORM, AuditAllocation, Monitor, MonitorSettings, watched_quantities
 from smallfirst.routing.router import Router
 from smallfirst.serving.settings import ServeSettings

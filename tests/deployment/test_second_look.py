@@ -23,7 +23,6 @@ from smallfirst.deployment.monitoring_routes import _status
 from smallfirst.deployment.second_look import Readiness, SecondLook, SecondLooks, looks_again, read_look, take
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import ShadowRow, StateRow
-from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.measuring.outcome import Outcome
 from smallfirst.models.protocol import CallableModel, Completion, Request
 from smallfirst.path.calibrate import CERTIFIED, Certified
@@ -33,9 +32,10 @@ from smallfirst.path.project.task_file import TaskFile, read_task_file
 from smallfirst.path.router_setup import ConfidenceHeads, TrafficReference
 from smallfirst.registry import versions
 from smallfirst.registry.versions import ModelVersion
-from smallfirst.routing.certificate.certificate import Certificate, certify
-from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.looks import Looks
+from smallfirst.routing.certificate.calibration_set import CalibrationSet
+from smallfirst.routing.certificate.certificate import Certificate, Guarantee
+from smallfirst.routing.certificate.certify import certify
+from smallfirst.routing.certificate.looks import LookRequest, Looks
 from smallfirst.routing.monitor import Monitor, MonitorSettings
 from smallfirst.routing.router import Router, Stage
 from smallfirst.tasks.classify import Classify
@@ -92,7 +92,9 @@ def toy(tmp_path: Path, empty_store: Path) -> Toy:
         run.save_evaluation(evaluation_of(rows, candidate="words", split=part))
     drafts, confidence = evaluation_of(rows, candidate="words"), {row.key: 0.9 for row in rows}
     looks = run.path.parent / LOOKS
-    before = certify(drafts, None, PROMISE, model_fingerprint="m", labels="large", looks=looks, portion="small")
+    before = certify(
+        CalibrationSet.of([drafts], judged_by="large"), PROMISE, model_fingerprint="m", look=LookRequest(looks, "small")
+    )
     heads, reference = ConfidenceHeads(), TrafficReference()
     Certified(
         candidate="words",
@@ -109,7 +111,7 @@ def toy(tmp_path: Path, empty_store: Path) -> Toy:
     version = versions.register(model, verdict, name=NAME, run_id=None, tags={}, only_drafts=True)
     versions.name_shadow(NAME, 1)
     versions.attach(NAME, 1, "certificate.json", before.model_dump_json().encode())
-    kept = Outcome(kind="keep the large model", why=before.why)
+    kept = Outcome(kind="keep the large model", why=before.report.why)
     versions.attach(NAME, 1, "outcome.json", kept.model_dump_json().encode())
     [version] = versions.list_versions(NAME)
     return Toy(read_task_file(tmp_path / "task.yaml"), version, run, before)
@@ -119,22 +121,22 @@ def test_it_counts_calibration_rows_and_shadow_at_the_large_portion_and_goes_liv
     toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not toy.before.issued
-    chose: list[Evaluation] = []
+    chose: list[CalibrationSet] = []
     monkeypatch.setattr(
         "smallfirst.deployment.second_look.certify",
-        lambda *given, **more: (chose.append(more["selection"]), certify(*given, **more))[1],
+        lambda rows, *given, **more: (chose.append(rows.selection), certify(rows, *given, **more))[1],
     )
     look, words = toy.take(toy.shadow(60))
-    assert [len(one.rows) for one in chose] == [20]  # the rows that choose the start, out of fold
+    assert [one.n for one in chose] == [20]  # the rows that choose the start, out of fold
     assert toy.looks == [(1, "small"), (2, "large")]
-    assert (look.certificate.n_labels, look.n_shadow, look.replaces) == (80, 60, True)
+    assert (look.certificate.evidence.n_labels, look.n_shadow, look.replaces) == (80, 60, True)
     assert words.startswith("The second look, over 20 calibration rows and 60 texts in shadow, shows the promise for ")
     assert words.endswith(" of requests, 0% before; the small model answers them from now on.")
     certificate, outcome, aliases, tags = toy.attached
     assert (certificate, outcome.kind, aliases) == (look.certificate, "small first", ("champion", "shadow"))
     assert (outcome.promise, outcome.share_small) == (PROMISE.in_words, look.certificate.coverage)
     assert tags["second_look"] == words
-    assert "60 of its rows are texts that traffic brought" in certificate.limits_of_validity[0]
+    assert "60 of its rows are texts that traffic brought" in certificate.report.rests_on[0]
 
 
 def test_without_leave_nothing_answers_and_a_take_over_has_it_ready(toy: Toy) -> None:

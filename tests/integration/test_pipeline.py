@@ -29,7 +29,7 @@ from smallfirst.path.project.run_folder import RunFolder
 from smallfirst.path.project.task_file import TaskFile, read_task_file
 from smallfirst.path.summary import RunSummary, format_summary
 from smallfirst.registry import versions
-from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.certificate import Guarantee
 from smallfirst.training.events import EventLog
 from smallfirst.training.run import Run
 

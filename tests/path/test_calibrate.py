@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from fixtures.certificates import cascade
 from fixtures.certificates import certificate as make_certificate
 from fixtures.evaluations import evaluated_row, evaluation_of
 
@@ -14,7 +16,6 @@ from smallfirst.base.errors import DataError
 from smallfirst.base.progress import Progress
 from smallfirst.models.manifest import TRAINED_ON, TrainedOn
 from smallfirst.path.calibrate import (
-    CalibrationSet,
     certify_candidate,
     look_portion,
     selection_drafts,
@@ -24,8 +25,7 @@ from smallfirst.path.project.candidates import get_candidate
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import RunFolder
 from smallfirst.path.project.task_file import read_task_file
-from smallfirst.path.router_setup import ConfidenceHeads, TrafficReference
-from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.certificate import Guarantee
 
 
 def project(folder: Path, **guarantee: Any) -> Project:
@@ -74,7 +74,7 @@ def test_what_test_rows_do_not_confirm_is_not_sent_on(tmp_path: Path, routed: in
     assert (kept is not None) is stays
     if kept is not None:
         assert kept.below == "keep"
-        assert kept.below_why.startswith("shown to be better; but on 20 test rows it is right on ")
+        assert kept.report.below_why.startswith("shown to be better; but on 20 test rows it is right on ")
         assert unconfirmed_escalation(of, run_folder, kept, "words") is None  # nothing is left to send on
 
 
@@ -100,12 +100,8 @@ def test_a_model_is_not_certified_by_rows_that_it_was_fitted_on(tmp_path: Path) 
 
 
 def test_a_look_that_is_not_likely_to_show_anything_keeps_the_large_portion() -> None:
-    chosen_on = [
-        evaluation_of([evaluated_row(str(i), "a", "ab"[i % 20 == 7], confidence=1 - i / 400) for i in range(400)])
-    ]
+    chosen_on = cascade(np.linspace(1, 0, 400), np.arange(400) % 20 != 7)
     guarantee = Guarantee(max_error=0.1)
     for n, portion in ((40, "small"), (800, "large")):
-        drafts = [evaluation_of([evaluated_row(f"c{i}", "a", "a", confidence=0.9) for i in range(n)])]
-        rows = CalibrationSet(drafts, chosen_on, None, "gold", guarantee, [], ConfidenceHeads(), TrafficReference(), {})
-        assert look_portion(rows, 1.0) == portion
-    assert look_portion(rows._replace(selection=None), 1.0) == "large"
+        assert look_portion(cascade([0.9] * n, [True] * n, selection=chosen_on), guarantee, 1.0) == portion
+    assert look_portion(cascade([0.9] * 40, [True] * 40), guarantee, 1.0) == "large"

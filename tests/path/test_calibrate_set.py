@@ -20,7 +20,9 @@ from smallfirst.path.calibrate import (
 )
 from smallfirst.path.project.project import Project, labelled_by
 from smallfirst.path.project.task_file import read_task_file
-from smallfirst.routing.certificate.certificate import Certificate, certify
+from smallfirst.routing.certificate.calibration_set import CalibrationSet
+from smallfirst.routing.certificate.certificate import Certificate
+from smallfirst.routing.certificate.certify import certify
 
 LABELS = ("billing", "delivery")
 
@@ -65,7 +67,7 @@ def small(of: Project) -> Evaluation:
 
 def certified(of: Project) -> Certificate:
     judged = judge_by(small(of), of.task, gold_answers(of, small(of)))
-    return certify(judged, None, of.file.routing.guarantee, model_fingerprint="m")
+    return certify(CalibrationSet.of([judged]), of.file.routing.guarantee, model_fingerprint="m")
 
 
 def test_where_calibration_rows_repeat_a_text_the_promise_counts_each_text_once(tmp_path: Path) -> None:
@@ -81,15 +83,15 @@ def test_peoples_answers_alone_certify_true_errors(tmp_path: Path) -> None:
     of = project(tmp_path, [(f"row {i}", truth(i)) for i in range(0, 400, 2)])
     found = certified(of)
     n_gold = sum(int(e.text.split()[1]) % 2 == 0 for e in of.rows.calibration.examples)
-    assert (found.issued, found.n_labels, found.n_errors) == (True, n_gold, 0)
-    assert found.risks[0].bound == upper_bound(0, n_gold)
+    assert (found.issued, found.evidence.n_labels, found.evidence.n_errors) == (True, n_gold, 0)
+    assert found.evidence.risks[0].bound == upper_bound(0, n_gold)
     assert found.dataset_fingerprint != small(of).dataset_fingerprint
 
 
 def test_a_few_of_them_show_nothing_yet(tmp_path: Path) -> None:
     found = certified(project(tmp_path, [("row 1", truth(1)), ("row 3", truth(3)), ("row 5", truth(5))]))
     assert not found.issued
-    assert found.n_labels <= 3
+    assert found.evidence.n_labels <= 3
 
 
 def test_rows_that_only_choose_certify_nothing(tmp_path: Path) -> None:
@@ -119,5 +121,3 @@ def test_a_model_s_labels_are_never_gold(tmp_path: Path) -> None:
     assert 0 < n < len(of.rows.calibration)
     assert labelled_by(of) == "large"
     assert f"({n} of {len(of.rows.calibration)} by big-1)" in _label_sources(of.rows.calibration)
-    measured = certify(small(of), None, of.file.routing.guarantee, model_fingerprint="m", labels=labelled_by(of))
-    assert "right is what the large model answered" in measured.why

@@ -31,8 +31,8 @@ from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import FINALISTS, VERDICTS, Finalists, GateVerdicts, RunFolder
 from smallfirst.path.project.task_file import LargeConfig, TaskFile, read_task_file
 from smallfirst.path.release import gate_stage
-from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.looks import SharedLook, count_look
+from smallfirst.routing.certificate.certificate import Guarantee
+from smallfirst.routing.certificate.looks import LookRequest, SharedLook, count_look
 from smallfirst.routing.certificate.threshold_search import search_threshold
 
 BY_MODEL = {"teacher": "big-1", "labelled_on": "2026-11-30"}
@@ -204,14 +204,14 @@ def test_a_row_that_some_stage_was_not_asked_does_not_certify(tmp_path: Path) ->
 
 def test_what_a_gate_lets_live_on_the_same_rows_is_promised_falsely_no_more_often_than_stated(tmp_path: Path) -> None:
     draws, bad = 600, {"divided": 0, "whole": 0}
-    share = count_look(tmp_path / "looks.json", {"row"}, "a", "large", SharedLook("run", 1 / 3)).share
+    share = count_look(LookRequest(tmp_path / "looks.json", "large", SharedLook("run", 1 / 3)), {"row"}, "a").share
     for seed in range(draws):  # three candidates; of what they keep a little more than 10 % is wrong everywhere
         draw, live = np.random.default_rng(seed), dict.fromkeys(bad, False)
         for _ in range(3):
             confidence, right = draw.random(300), draw.random(300) >= 0.1001
             passes = right[200:].mean() >= 0.9  # a gate on the last 100 rows, which are test rows
             for name, part in (("divided", share), ("whole", 0.8)):
-                guarantee = Guarantee(max_error=0.1).at_share(part)
+                guarantee = Guarantee(max_error=0.1, confidence=1 - 0.05 * part)
                 found = search_threshold(confidence.tolist(), right.tolist(), guarantee)
                 live[name] |= passes and found.n_accepted > 0
         for name in bad:

@@ -30,7 +30,7 @@ from smallfirst.path.foretold import (
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import VERDICTS, GateVerdicts, RunFolder
 from smallfirst.path.project.task_file import read_task_file
-from smallfirst.routing.certificate.looks import count_look
+from smallfirst.routing.certificate.looks import LookRequest, count_look
 
 LARGE = 'large: {endpoint: {base_url: "http://localhost:1/v1", model: m}}\n'
 
@@ -117,7 +117,7 @@ def test_the_certificate_is_foretold_at_the_level_of_the_next_look(tmp_path: Pat
     assert "if, say, the 63 most confident answers are all right" in enough.in_words
     texts = {fingerprint(fold_text(example.text)) for example in project.rows.calibration.examples}
     (home() / "tasks" / "desk").mkdir(parents=True)
-    count_look(home() / "tasks" / "desk" / LOOKS, texts, "another guarantee")
+    count_look(LookRequest(home() / "tasks" / "desk" / LOOKS), texts, "another guarantee")
     later = foretell(project).certificate
     assert later is not None
     assert not later.reachable  # a later look at the same rows takes more of them

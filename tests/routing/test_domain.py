@@ -7,7 +7,7 @@ from pathlib import Path
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.models.protocol import Request
-from smallfirst.routing.domain import KEEP_SHARE, OodGate, fit_task_profile
+from smallfirst.routing.domain import KEEP_SHARE, OodGate, TaskProfile, fit_task_profile, has_profile
 from smallfirst.routing.router import OodScore
 
 THINGS = ("card", "refund", "pin", "transfer", "top-up", "fee")
@@ -49,7 +49,7 @@ def test_a_gate_measures_as_the_profile_that_was_saved(tmp_path: Path) -> None:
         await gate.aclose()
         return found
 
-    gate = OodGate.load(tmp_path / "signature")
+    gate = OodGate(TaskProfile.load(tmp_path / "signature"))
     assert gate is not None
     assert gate.threshold == profile.threshold
     found, measured = asyncio.run(score(gate)), profile.measure(texts)
@@ -58,7 +58,7 @@ def test_a_gate_measures_as_the_profile_that_was_saved(tmp_path: Path) -> None:
     assert min(min(one.cost_usd, one.latency_ms) for one in found) > 0
     least, most = (f([m.features[0] for m in part]) for f, part in ((min, measured[18:29]), (max, measured[:18])))
     assert least > most  # foreign texts are less like the task's own
-    assert OodGate.load(tmp_path / "none") is None
+    assert not has_profile(tmp_path / "none")
 
 
 def test_rows_that_the_profile_measured_as_it_was_fitted_are_not_measured_again() -> None:
@@ -79,7 +79,7 @@ def test_in_folds_a_row_is_measured_by_a_profile_that_does_not_know_it(tmp_path:
     assert measured[0] == profile.unseen[rows.examples[0].key]
     assert measured[1:] == profile.measure(list(UNSEEN_OTHER))
     profile.save(tmp_path / "signature")
-    assert OodGate.load(tmp_path / "signature") is not None
+    assert has_profile(tmp_path / "signature")
 
 
 def test_by_selection_rows_odd_training_rows_do_not_loosen_the_limit() -> None:

@@ -15,10 +15,8 @@ from hypothesis import strategies as st
 from smallfirst.base.errors import ConfigError
 from smallfirst.base.records import parse_record
 from smallfirst.base.stats.sequential import weighted_interval
-from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.outcomes import audit_limits
-from smallfirst.routing.certificate.summary import ThresholdPoint
+from smallfirst.routing.certificate.calibration_set import audit_limits
+from smallfirst.routing.certificate.certificate import Certificate, Guarantee, ThresholdPoint
 from smallfirst.routing.monitor import (
     MAX_WEIGHT,
     UNIFORM,
@@ -238,7 +236,7 @@ def test_rows_that_keep_the_limit_on_accuracy_are_within_the_audit_limits(rows: 
 
 
 def test_a_limit_that_nothing_can_test_is_named() -> None:
-    unknown = promising(max_accuracy_loss=0.02).model_copy(update={"audit_limits": {}})
+    unknown = certificate(guarantee=Guarantee(max_error=None, max_accuracy_loss=0.02), audit_limits={})
     assert not_watched(unknown, "large") == ("at most 2 points less accurate than the large model",)
     assert not_watched(LIMITS["accuracy_loss"][0], "large") == ()
 

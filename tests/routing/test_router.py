@@ -16,9 +16,7 @@ from smallfirst.data.dataset import Message
 from smallfirst.models.pricing import total_usd
 from smallfirst.models.protocol import Capability, Chunk, Completion, LabelScores, Model, Request
 from smallfirst.routing.budget import Budget
-from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT
-from smallfirst.routing.certificate.units import FieldCertificate, KeptFields
+from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, FieldCertificate, Guarantee, KeptFields
 from smallfirst.routing.policies import AlwaysPolicy, RulePolicy, SplitPolicy
 from smallfirst.routing.router import REFUSAL, OodScore, OutOfScope, Router, RouterOptions, Stage
 

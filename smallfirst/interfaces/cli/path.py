@@ -205,10 +205,12 @@ def calibrate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(outcome.model_dump_json(indent=2) if said else certificate.model_dump_json(indent=2))
     else:
-        said.append(("issued: " if certificate.issued else "refused: ") + certificate.why)
+        said.append(("issued: " if certificate.issued else "refused: ") + certificate.report.why)
         if certificate.issued:
             said.append(f"threshold {certificate.threshold:.4f}, keeps {certificate.coverage} of requests small")
-        click.echo("\n".join([*said, f"the rest: {certificate.below} ({certificate.below_why})", outcome.sentence]))
+        click.echo(
+            "\n".join([*said, f"the rest: {certificate.below} ({certificate.report.below_why})", outcome.sentence])
+        )
         show_steps(after_outcome(project, outcome) if outcome.goes_live else after_gate(project, run_folder, verdicts))
     if not outcome.goes_live:
         sys.exit(3)

@@ -26,7 +26,7 @@ from smallfirst.models.remote.config import EndpointConfig, VllmServer
 from smallfirst.path.project.candidate_registry import CANDIDATES, promotable_names
 from smallfirst.path.project.setting_names import meant_setting
 from smallfirst.routing.budget import Budget
-from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.certificate import Guarantee
 from smallfirst.routing.monitor import MonitorSettings
 from smallfirst.routing.policies import AnyPolicy, check_stages
 from smallfirst.routing.router import OutOfScope

@@ -15,7 +15,7 @@ from smallfirst.models.pricing import format_usd
 from smallfirst.path.project.candidate_registry import FINE_TUNED
 from smallfirst.path.report.formats import axis_percent, percent, usd_tick
 from smallfirst.path.report.measures import Reliability
-from smallfirst.routing.certificate.summary import ThresholdPoint
+from smallfirst.routing.certificate.certificate import ThresholdPoint
 
 LEGEND_WIDTH, LINE_HEIGHT = 140, 20
 MAX_GAP = 0.25

@@ -24,7 +24,7 @@ from smallfirst.path.project.run_folder import RunFolder
 from smallfirst.path.report import charts, formats, measures
 from smallfirst.path.report.data import ReportData, report_data
 from smallfirst.registry import runs
-from smallfirst.routing.certificate.guarantee import describe_limit
+from smallfirst.routing.certificate.certificate import describe_limit
 
 N_WORST_PARTS, MAX_PARTS = 10, 200
 N_FIRST_SUSPECTS, MAX_SUSPECTS = 8, 100
@@ -160,7 +160,7 @@ def _evidence(data: ReportData) -> dict[str, Any]:
     reference, pairs = measures.paired_candidates(data)
     names = [*dict.fromkeys(name for evaluation in data.evaluations for name in evaluation.measures)]
     certificate = data.certificate
-    curve = certificate.curve if certificate else ()
+    curve = certificate.report.curve if certificate else ()
     # The certified threshold; the strict end of the curve if none is certified.
     at = min(curve, key=lambda point: abs(point.threshold - certificate.threshold)) if certificate and curve else None
     if certificate and curve and not certificate.issued:

@@ -1,65 +1,202 @@
 """The certificate: the confidence from which the small model may answer, and the guarantee about those answers.
 
 It holds for requests drawn like the calibration rows; drift ends it. What happens below the threshold is decided
-without guarantee (`decide_below_threshold`).
+without guarantee. `certify` makes certificates; here is what a Router, an audit or a report reads of one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
 
-import numpy as np
-from scipy import special
+import pydantic
 
-from smallfirst.base.errors import ConfigError
 from smallfirst.base.records import Record
-from smallfirst.base.stats.intervals import Estimate, mid_p_value, paired_difference, score_lower_bound, wilson
-from smallfirst.base.stats.sample_size import rows_for_error
-from smallfirst.measuring.evaluate import Evaluation
-from smallfirst.routing.certificate import looks as counted
-from smallfirst.routing.certificate import summary
-from smallfirst.routing.certificate.guarantee import LABEL, Guarantee
-from smallfirst.routing.certificate.outcomes import CascadeData, RiskResult, audit_limits, cascade_data
-from smallfirst.routing.certificate.units import (
-    FieldCertificate,
-    GroupCertificate,
-    certify_fields,
-    one_row_a_unit,
-    search_limits,
-)
+from smallfirst.base.stats.intervals import Estimate, wilson
+from smallfirst.models.confidence import IsotonicCurve
 
-LEVEL = 0.05
-"""Chance to send requests on that the large model is not better at."""
+LABEL = "label"
+"""The `per_group` of the predicted label."""
+NEVER_ACCEPT = 1.01
+"""A threshold that no confidence reaches."""
 BelowAction = Literal["escalate", "keep", "abstain"]
 """To the large model; answered small without a guarantee; to a person's queue."""
 
 
-class Certificate(Record):
-    """A guarantee about the answers that a Router keeps small, for one model version.
+class Guarantee(Record):
+    """What the certificate must show before answers may stay small; its limits share the significance level."""
 
-    First what the Router decides by, then the evidence, then what a person reads.
-    """
+    max_error: float | None = pydantic.Field(default=0.05, gt=0, lt=1)
+    """Largest share of accepted answers that may be wrong (alpha), in (0, 1); null sets no limit on errors."""
+    max_accuracy_loss: float | None = pydantic.Field(default=None, gt=0, lt=1)
+    """The routed path's accuracy may be at most this much below the large model's; 0.01 is one point."""
+    max_wrong_fields: float | None = pydantic.Field(default=None, gt=0, lt=1)
+    """Largest share of the kept fields of JSON answers that may be wrong, in (0, 1); a field is kept by its own
+    confidence. Without other limits (`max_error: null`) an answer stays small if every field is kept."""
+    per_group: str = ""
+    """Applies `max_error` to each group by itself, and covers only groups for which it can be shown: `label` for the
+    predicted label, else the name of a column of `data.columns.tags`, which requests send as a tag (`metadata`)."""
+    max_foreign_share: float = pydantic.Field(default=0.0, ge=0, lt=1)
+    """Share of foreign requests up to which `max_error` holds, in [0, 1): an accepted foreign request counts as wrong.
+    0 promises for the task's own requests alone."""
+    unit: Literal["text", "group"] | None = None
+    """What counts once where rows are no random requests: `text` for one row a text however often it is asked, as
+    `discover` drafts them; `group` for one a group. A run sets it where it leaves repeats out. The promise says so."""
+    confidence: float = pydantic.Field(default=0.95, gt=0.5, lt=1)
+    """Confidence level of the guarantee as a whole, in (0.5, 1)."""
 
-    issued: bool
+    @pydantic.model_validator(mode="after")
+    def _has_a_limit(self) -> Guarantee:
+        if not self.limits and self.max_wrong_fields is None:
+            raise ValueError("a guarantee needs a limit: max_error, max_accuracy_loss or max_wrong_fields")
+        if self.per_group and not self.limits_errors_alone:
+            raise ValueError(f"per_group applies max_error to each {self.per_group} and allows no other limit")
+        if self.max_foreign_share and (self.max_error is None or self.per_group):
+            raise ValueError("max_foreign_share widens max_error, over all labels together: set it, without per_group")
+        return self
+
+    @property
+    def limits(self) -> dict[str, float]:
+        limits = {"error": self.max_error, "accuracy_loss": self.max_accuracy_loss}
+        return {risk: limit for risk, limit in limits.items() if limit is not None}
+
+    @property
+    def n_limits(self) -> int:
+        """Limits that share the error probability, each alike."""
+        return len(self.limits) + (self.max_wrong_fields is not None)
+
+    @property
+    def limits_errors_alone(self) -> bool:
+        return set(self.limits) == {"error"} and self.n_limits == 1
+
+    @property
+    def in_words(self) -> str:
+        limits = [describe_limit(risk, limit) for risk, limit in self.limits.items()]
+        if self.max_wrong_fields is not None:
+            limits.append(f"at most {100 * self.max_wrong_fields:g} % of kept fields wrong")
+        said = ", ".join(limits)
+        if self.per_group:
+            said += f" of each guaranteed {self.per_group}"
+        if self.max_foreign_share:
+            said += f" while at most {100 * self.max_foreign_share:g} % of requests are foreign"
+        if self.unit:
+            said += f", each {self.unit} counted once"
+        return f"{said} ({100 * self.confidence:g} %)"
+
+
+def describe_limit(risk: str, limit: float) -> str:
+    """Describe one limit in words."""
+    if risk == "error":
+        return f"at most {100 * limit:g} % of kept answers wrong"
+    return f"at most {100 * limit:g} point{'' if limit == 0.01 else 's'} less accurate than the large model"
+
+
+class RiskResult(Record):
+    """What n rows show about one limit of the guarantee."""
+
+    risk: str
+    """`error` or `accuracy_loss`."""
+    limit: float
+    value: float
+    bound: float
+    """Upper bound on the measured value, at the level of this limit."""
+    n: int
+
+
+class GroupCertificate(Record):
+    """What is shown about the accepted answers of one group."""
+
+    label: str
+    """The predicted label, or the value of the guarantee's tag."""
     threshold: float
-    """Answers of the last drafting stage with at least this confidence are accepted; above 1 when none is."""
-    thresholds: dict[str, float] = {}
-    """The same of every drafting stage by its candidate's name, cheapest first."""
-    classes: tuple[GroupCertificate, ...] = ()
-    """By predicted label or tag, with `guarantee.per_group`."""
-    fields: FieldCertificate | None = None
-    """What is shown about the fields of the last stage's JSON answers; None where `guarantee.max_wrong_fields` is."""
-    below: BelowAction
-    filters: dict[str, Any] = {}
-    """What requests pass before they reach the cascade for which it holds: domain check and policies."""
-
-    guarantee: Guarantee
-    n_labels: int
-    """Calibration rows, none of which was used for any other choice."""
+    """Least confidence at which it is certified; above 1 when it is not."""
     n_accepted: int
-    """Those that it covers."""
+    """Its calibration rows that are certified; all of them if it is not."""
+    n_errors: int
+    error_bound: float
+    """Exact one-sided upper bound on their error, at this group's share of the level."""
+    labels_missing: int | None
+    """About how many more accepted rows of the group would show it at the measured error; None if none would."""
+
+    @property
+    def certified(self) -> bool:
+        return self.threshold <= 1
+
+
+class KeptFields(Record):
+    """What is shown at one threshold about the calibration rows' fields."""
+
+    threshold: float
+    """Least confidence of a field that is kept; above 1 when none is."""
+    n_kept: int
+    n_wrong: int
+    n_rows_kept: int
+    """Rows of which every field is kept."""
+    n_rows_wrong: int
+    bound: float
+    """Upper bound on the share of kept fields that are wrong; 1 when none is kept."""
+
+
+class FieldCertificate(Record):
+    """Two thresholds for the fields of one stage's answers; both hold together at the guarantee's confidence."""
+
+    names: tuple[str, ...]
+    each: KeptFields
+    """Each field is kept by its own confidence, the others are marked as not certain."""
+    whole: KeptFields
+    """Answers are kept whose every field is confident enough, the others are asked elsewhere."""
+    n_rows: int
+    n_units: int
+    curves: dict[str, IsotonicCurve] = {}
+    """From the model's probability of a field to the calibrated one, fitted on selection rows."""
+
+    @property
+    def issued(self) -> bool:
+        return min(self.each.threshold, self.whole.threshold) <= 1
+
+    def certified(self, field_confidence: Mapping[str, float]) -> tuple[str, ...]:
+        """Return the fields of an answer that are certified, from the model's probabilities by field path."""
+        known = calibrated_fields(field_confidence, self.curves)
+        return tuple(name for name in self.names if known.get(name, 0.0) >= self.each.threshold)
+
+    def keeps(self, field_confidence: Mapping[str, float]) -> bool:
+        """Return True if the whole answer may be kept: every field is confident enough."""
+        known = calibrated_fields(field_confidence, self.curves)
+        return min(known.get(name, 0.0) for name in self.names) >= self.whole.threshold
+
+
+def calibrated_fields(field_confidence: Mapping[str, float], curves: Mapping[str, IsotonicCurve]) -> dict[str, float]:
+    """Return by top-level field (`items` for `items[].price`) the probability that all its values are right."""
+    own: dict[str, float] = {}
+    for path, probability in field_confidence.items():
+        quoted = path.startswith('"')
+        name = str(json.JSONDecoder().raw_decode(path)[0]) if quoted else path.split(".")[0].split("[")[0]
+        own[name] = own.get(name, 1.0) * probability
+    return {name: curves[name].at(value) if name in curves else value for name, value in own.items()}
+
+
+class ThresholdPoint(Record):
+    """What happens on calibration rows if answers at or above one confidence stay small."""
+
+    threshold: float
+    n_accepted: int
+    n_errors: int
+    error_bound: float
+    """Exact one-sided upper bound on the error of accepted answers."""
+    routed_accuracy: float
+    """Over all rows, when the rest goes to the large model."""
+    routed_cost_usd_per_1k: float
+    """Drafts included."""
+
+
+class Evidence(Record):
+    """What calibration rows show, none of which was used for any other choice."""
+
+    n_labels: int
+    """Calibration rows."""
+    n_accepted: int
+    """Those that the certificate covers."""
     n_errors: int
     """Wrong among these."""
     risks: tuple[RiskResult, ...] = ()
@@ -67,35 +204,57 @@ class Certificate(Record):
     audit_limits: dict[str, dict[str, float]] = {}
     """By risk and judge: share of audited answers that may be called wrong before the limit counts as broken. `error`
     is also there where it is not limited: what the calibration rows allow for."""
-    max_outside: float | None = None
-    """Share of requests, in [0, 1], that the domain check by itself may call foreign before more are foreign than the
-    guarantee counts on; None if it counts on none."""
     labels_missing: int | None = None
     """If refused: how many more rows like these are advised; None if issued, or if no number is likely to do."""
     labels_missing_chance: float | None = None
     """If refused: how likely as many, or the most, are to show it, in [0, 1]. None where it is not foretold, which
     takes a limit on errors over all answers, without foreign requests."""
-    model_fingerprint: str
-    dataset_fingerprint: str
-    """Of the calibration rows."""
+
+
+class CertificateReport(Record):
+    """The certificate as a person reads it."""
 
     why: str
     """The guarantee, or why it is refused, in one sentence."""
     below_why: str
     """The paired evidence behind `below`."""
-    curve: tuple[summary.ThresholdPoint, ...]
+    curve: tuple[ThresholdPoint, ...] = ()
     """What each threshold would have given, strict to loose."""
-    limits_of_validity: tuple[str, ...] = ()
+    rests_on: tuple[str, ...] = ()
     """What the guarantee rests on and when it ends."""
+
+
+class Certificate(Record):
+    """A guarantee about the answers that a Router keeps small, for one model version."""
+
+    issued: bool
+    threshold: float
+    """Answers of the last drafting stage with at least this confidence are accepted; above 1 when none is."""
+    thresholds: dict[str, float] = {}
+    """The same of every drafting stage by its candidate's name, cheapest first."""
+    groups: tuple[GroupCertificate, ...] = ()
+    """By predicted label or tag, with `guarantee.per_group`."""
+    fields: FieldCertificate | None = None
+    """What is shown about the fields of the last stage's JSON answers; None where `guarantee.max_wrong_fields` is."""
+    below: BelowAction
+    """What happens to the other answers."""
+    filters: dict[str, Any] = {}
+    """What requests pass before they reach the cascade for which it holds: domain check and policies."""
+    guarantee: Guarantee
+    model_fingerprint: str
+    dataset_fingerprint: str
+    """Of the calibration rows."""
+    evidence: Evidence
+    report: CertificateReport
 
     @property
     def coverage(self) -> Estimate:
         """Share of calibration rows accepted."""
-        return wilson(self.n_accepted, self.n_labels)
+        return wilson(self.evidence.n_accepted, self.evidence.n_labels)
 
     def audit_limit_for(self, risk: str, judge: Literal["large", "person"]) -> float | None:
         """Return the share of audits by `judge` that may find answers wrong, in (0, 1); None if that shows nothing."""
-        return self.audit_limits.get(risk, {}).get(judge)
+        return self.evidence.audit_limits.get(risk, {}).get(judge)
 
     def covers(
         self,
@@ -113,163 +272,12 @@ class Certificate(Record):
         if not self.issued or value < (self.threshold if threshold is None else threshold):
             return False
         group = label if name == LABEL else (tags or {}).get(name)
-        return not name or any(value >= one.threshold for one in self.classes if one.label == group)
+        return not name or any(value >= one.threshold for one in self.groups if one.label == group)
 
     def keeps_fields(self, field_confidence: Mapping[str, float]) -> bool:
         """Return True if an answer of the last stage is kept for its fields, where no other limit decides on it."""
         return self.fields is not None and not self.guarantee.limits and self.fields.keeps(field_confidence)
 
-
-class BelowRule(NamedTuple):
-    """How requests below the threshold are decided on."""
-
-    alone: bool = True
-    """The last stage passed its gate by itself: they stay small unless the large model, on the calibration rows or a
-    random part, is shown to be better. If False, all of them go on."""
-    person: bool = False
-    """What is not sent on waits for a person."""
-    usd_per_wrong_answer: float | None = None
-    """What a wrong answer costs in USD: the gain must be worth the large model's price. None: any gain counts."""
-
-
-PASSED_ALONE = BelowRule()
-
-
-def certify(
-    drafts: Evaluation | Sequence[Evaluation],
-    large: Evaluation | None,
-    guarantee: Guarantee,
-    *,
-    model_fingerprint: str,
-    labels: Literal["gold", "large"] = "gold",
-    selection: Evaluation | Sequence[Evaluation] | None = None,
-    foreign: Sequence[Sequence[float]] = (),
-    below: BelowRule = PASSED_ALONE,
-    looks: Path | None = None,
-    portion: counted.Portion = "large",
-    shared: counted.SharedLook = counted.ALONE,
-    n_once: int = 0,
-) -> Certificate:
-    """Certify the drafting stages, cheapest first, from their answers on calibration rows used for no choice.
-
-    `labels="large"`: rows were scored against the large model's answers. `selection`: the stages' answers to selection
-    rows, which choose where the search begins; None: a fixed rule does. `foreign`: by stage the confidences, in [0, 1],
-    of drafts of foreign requests that nothing was fitted on; with `guarantee.max_foreign_share` those that are accepted
-    count as wrong, and none known means all are. Of rows of a group one counts; the order of rows does not matter.
-
-    `looks`: the file that counts the certificates tried on rows with these texts (`looks`), this one too, which spends
-    the `portion` of the level that it names, of a `shared` look its part. None: it is the only one by agreement, and
-    spends all of the level. `n_once`: how many of the rows a later look may not use.
-
-    Raise DataError if a draft lacks rows, ConfigError for a guarantee by group about several stages, or by field about
-    answers without fields.
-    """
-    stages, choosing = _as_list(drafts), _as_list(selection)
-    if guarantee.per_group and len(stages) > 1:
-        raise ConfigError(
-            f"a guarantee by {guarantee.per_group} covers one drafting stage, and there are {len(stages)}",
-            hint="leave out guarantee.per_group, or let one stage draft",
-        )
-    if any(len(stage) for stage in foreign):
-        foreign = list(zip(*sorted(zip(*foreign, strict=True)), strict=True))
-    look, share, next_share = None, 1.0, 1.0
-    if looks is not None:
-        rows_of = (stages, large and counted.in_order(large), choosing)
-        trial = counted.trial_fingerprint(*rows_of, guarantee, model_fingerprint, labels, foreign, portion, shared)
-        texts = counted.text_fingerprints(row.text for row in stages[-1].rows)
-        look = counted.count_look(looks, texts, trial, portion, shared)
-        share, next_share = look.share, counted.next_look(looks, texts).share
-    rows = cascade_data(stages, large, labels, guarantee, foreign)
-    data = rows.take(one_row_a_unit(rows.unit, rows.n))  # of rows that are right and wrong together one counts
-    if rows.unit is not None:
-        guarantee = guarantee.model_copy(update={"unit": "group"})
-    limits, by_field, fields = guarantee.limits, guarantee.max_wrong_fields, None
-    level = share * (1 - guarantee.confidence) / guarantee.n_limits
-    tested = guarantee.model_copy(update={"confidence": 1 - level * max(1, len(limits))})
-    shown = search_limits(data, tested, level, cascade_data(choosing) if choosing else None)
-    found, missing = shown.found, None
-    if by_field is not None and level:
-        fields = certify_fields(stages[-1], by_field, level=level, selection=choosing[-1] if choosing else None)
-    if level and not found.issued and set(limits) == {"error"} and not guarantee.per_group and not data.foreign_share:
-        again, later = 1 - n_once / max(1, rows.n), found.level * next_share / share
-        score, right = data.confidence[-1], data.right[-1]
-        missing = rows_for_error(score, right, limits["error"], later, refused_at=found.level, again=again)
-    may_keep = "accuracy_loss" not in limits or not found.issued or found.keeps_all
-    action, below_why = decide_below_threshold(data, shown.accepted, below, may_keep=may_keep)
-    by_row = (data.n, shown.n_accepted, shown.n_errors)
-    by_whole = (fields.n_rows, fields.whole.n_rows_kept, fields.whole.n_rows_wrong) if fields else by_row
-    n_labels, n_accepted, n_errors = by_row if limits else by_whole
-    rests_on = summary.limits_of_validity(data, guarantee, look, n_rows=rows.n, person=below.person)
-    return Certificate(
-        issued=found.issued or (fields is not None and fields.issued),
-        threshold=found.thresholds[-1],
-        thresholds=dict(zip((stage.candidate for stage in stages), found.thresholds, strict=True)),
-        classes=shown.groups,
-        fields=fields,
-        below=action,
-        guarantee=guarantee,
-        n_labels=n_labels,
-        n_accepted=n_accepted,
-        n_errors=n_errors,
-        risks=shown.risks,
-        audit_limits=audit_limits(shown.outcome, shown.accepted, tested, shown.error_bound) if found.issued else {},
-        labels_missing=missing.n_more if missing and not missing.unlikely else None,
-        labels_missing_chance=missing.chance if missing else None,
-        model_fingerprint=model_fingerprint,
-        dataset_fingerprint=stages[-1].dataset_fingerprint,
-        why=summary.describe(data, guarantee, shown, fields, missing),
-        below_why=below_why,
-        curve=summary.threshold_curve(data, found.thresholds, tested.confidence),
-        limits_of_validity=tuple(rests_on),
-    )
-
-
-def _as_list(drafts: Evaluation | Sequence[Evaluation] | None) -> list[Evaluation]:
-    return [counted.in_order(one) for one in ([drafts] if isinstance(drafts, Evaluation) else drafts or ())]
-
-
-def decide_below_threshold(
-    data: CascadeData, accepted: np.ndarray, rule: BelowRule, *, may_keep: bool = True
-) -> tuple[BelowAction, str]:
-    """Return what happens to the rows that are not `accepted`, and the sentence that gives its evidence.
-
-    Where the last stage passed its gate by itself, they stay small unless the large model is shown to be better on
-    them. One test of all of them decides, so the chance to send requests on without a gain is about 5 %. `may_keep`:
-    False where a limit on the accuracy loss is not shown while all of them stay small.
-    """
-    both = ~accepted & data.paired
-    small, large, n = data.right[-1][both], data.large_right[both], int(both.sum())
-    only_large, only_small = int((large & ~small).sum()), int((small & ~large).sum())
-    p_value, seen = mid_p_value(only_large, only_small), _not_measured(data, accepted)
-    if n:
-        seen = (
-            f"on {n} calibration rows below the threshold large is right on {large.sum()}, small on {small.sum()} "
-            f"(difference {paired_difference(large.tolist(), small.tolist())}, one-sided p = {p_value:.3f})"
-        )
-    if not rule.alone and rule.person and not data.asked.any():
-        return "abstain", "only certified answers stay small; without a large model the others wait for a person"
-    if not rule.alone:
-        return "escalate", f"only certified answers stay small, the others go on; {seen}"
-    price = rule.usd_per_wrong_answer
-    worth = f" and worth its price at ${price:g} a wrong answer" if price is not None else ""
-    if n and p_value <= LEVEL:
-        break_even = float(data.cost_usd[-1][both].mean()) / price if price else 0.0
-        z = float(special.ndtri(1 - LEVEL))
-        if break_even <= 0 or score_lower_bound(only_large, only_small, n, z) > break_even:
-            return "escalate", f"{seen}: shown to be better{worth}"
-    seen += f": not shown to be better{worth}" if n else ""
-    if rule.person:
-        return "abstain", f"{seen}, so they go to a person's queue"
-    if may_keep:
-        return "keep", f"{seen}, so they stay small"
-    return "escalate", f"{seen}, so they stay small; but the limit on the accuracy loss is not shown where they do"
-
-
-def _not_measured(data: CascadeData, accepted: np.ndarray) -> str:
-    if not data.asked.any():
-        return "the large model was not measured"
-    if accepted.all():
-        return "no calibration row falls below the threshold"
-    if not data.asked[~accepted].any():
-        return "the large model was not measured on rows below the threshold"
-    return "below the threshold only the large model says what is right, so nothing shows that it is better"
+    def reported(self, **changes: Any) -> Certificate:
+        """Return the certificate with fields of its report changed."""
+        return self.model_copy(update={"report": self.report.model_copy(update=changes)})

@@ -17,21 +17,20 @@ the name of another task.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+import numpy as np
 
 from smallfirst.base.files import locked
 from smallfirst.base.records import Record, fingerprint
 from smallfirst.base.stats.sequential import spent_level
 from smallfirst.data.dataset import fold_text
-from smallfirst.measuring.evaluate import Evaluation
 
 FOLDED = "\0folded:"
 """Begins a row's text of which only the fingerprint is known; no text of a file begins so."""
-MEASURED = {"cost_usd", "latency_ms"}
-"""Fields of a row that are measured anew with equal answers: a cost at most chooses among thresholds that are shown
-together. Of an evaluation only its rows prove something."""
 LARGE, SMALL = 0.8, 0.2
 """Shares of the error probability: of one look at connected rows, and of all others together."""
 Portion = Literal["large", "small"]
@@ -86,17 +85,26 @@ class SharedLook(NamedTuple):
 ALONE = SharedLook()
 
 
-def count_look(
-    path: Path, rows: Collection[str], trial: str, portion: Portion = "large", family: SharedLook = ALONE
-) -> Look:
-    """Return this look, and record it in the file `path` unless it is there."""
-    with locked(path.with_suffix(".lock")):
-        found = Looks.of(path)
+class LookRequest(NamedTuple):
+    """How a certificate is counted among those that are tried on the same rows."""
+
+    path: Path
+    """The file of the task's Looks."""
+    portion: Portion = "large"
+    shared: SharedLook = ALONE
+    n_once: int = 0
+    """How many of the rows a later look may not use."""
+
+
+def count_look(asked: LookRequest, rows: Collection[str], trial: str) -> Look:
+    """Return this look, and record it in the task's file unless it is there."""
+    with locked(asked.path.with_suffix(".lock")):
+        found = Looks.of(asked.path)
         for one in found.looks:
             if one.trial == trial:
                 return one
-        look = _next(found.looks, set(rows), trial, portion, family)
-        found.model_copy(update={"looks": (*found.looks, look)}).save(path)
+        look = _next(found.looks, set(rows), trial, asked.portion, asked.shared)
+        found.model_copy(update={"looks": (*found.looks, look)}).save(asked.path)
     return look
 
 
@@ -164,17 +172,15 @@ def trial_fingerprint(*inputs: object) -> str:
     return fingerprint(_plain(inputs))
 
 
-def in_order(evaluation: Evaluation) -> Evaluation:
-    """Return the evaluation with its rows in the order of their contents, wherever they stood."""
-    rows = sorted(evaluation.rows, key=lambda row: row.model_dump_json(exclude=MEASURED))
-    return evaluation.model_copy(update={"rows": tuple(rows)})
-
-
-def _plain(value: object) -> Any:
-    if isinstance(value, Evaluation):
-        return [row.model_dump(mode="json", exclude=MEASURED) for row in value.rows]
+def _plain(value: Any) -> Any:
+    """Return plain JSON. Costs are left out: one at most chooses among thresholds that are shown together."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if dataclasses.is_dataclass(value):
+        names = [one.name for one in dataclasses.fields(value) if one.name not in ("cost_usd", "fingerprint")]
+        return {name: _plain(getattr(value, name)) for name in names}
     if isinstance(value, Record):
         return value.model_dump(mode="json")
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(one) for one in value]
-    return value
+    if isinstance(value, frozenset):
+        return sorted(value)
+    return [*map(_plain, value)] if isinstance(value, tuple) else value

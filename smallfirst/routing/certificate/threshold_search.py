@@ -7,21 +7,50 @@ correction. The limit on errors, which may be shown in the middle of a path alon
 
 A start must not depend on which calibration answers are right. Selection rows may choose the one that has most of the
 level, because they certify nothing; the others have a part of it, since no start that fails may take all of it along.
+
+An average can hide a part that is mostly wrong: the answers with one predicted label, or of one value of a tag. With
+`per_group` each has its own sequence of thresholds; Holm's method divides the level among those with enough rows to
+show anything (Bretz et al. 2009), so with the guarantee's confidence *every* certified group keeps the limit.
+
+A field is one at the top level of a JSON answer, there or left out. Its confidence is the model's own probability of
+its value, made comparable between fields by isotonic regression on selection rows. The limit is an expected loss
+(Angelopoulos et al. 2024), and two tests of it are valid whatever depends on what inside a unit. With few units one
+field of each is drawn, and the exact binomial tests what is kept among these. With many, the mean over units of
+wrong - limit * kept is bet to be below 0 (Waudby-Smith and Ramdas 2024): whole units count, but small samples pay for
+not knowing the variance.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from scipy import special
 
-from smallfirst.base.stats.sample_size import min_rows_without_error
-from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData, CascadeOutcome, is_shown
+from smallfirst.base.stats.intervals import betting_p_value, edge, upper_bound
+from smallfirst.base.stats.sample_size import min_rows_without_error, rows_for_upper_bound
+from smallfirst.measuring.calibration import fit_isotonic
+from smallfirst.models.confidence import IsotonicCurve
+from smallfirst.routing.certificate.calibration_set import (
+    CalibrationSet,
+    CascadeOutcome,
+    FieldTable,
+    is_shown,
+    one_row_a_unit,
+)
+from smallfirst.routing.certificate.certificate import (
+    NEVER_ACCEPT,
+    FieldCertificate,
+    GroupCertificate,
+    Guarantee,
+    KeptFields,
+)
 
 Starts = tuple[tuple[float, float], ...]
 """Shares of the rows accepted at the starts, ascending, each with its share of the level; these sum to 1."""
@@ -36,7 +65,10 @@ MAX_FOREIGN_ACCEPTED = 0.05
 """Share of the known foreign rows that are accepted where the guarantee is about the task's own requests alone, if a
 threshold that is shown accepts as few."""
 STEPS = 100
-"""Thresholds on a path."""
+"""Thresholds on a path, and of fields that are tried."""
+MIN_EXPECTED = 20
+"""Wrong units that the limit allows for (units times limit) from which means of units are bet on."""
+_SEED = 0
 Thresholds = tuple[float, ...]
 """One a drafting stage, cheapest first."""
 
@@ -184,8 +216,6 @@ class CascadeThresholds(NamedTuple):
     """At which each limit is tested on each path."""
     keeps_all: bool = False
     """The accuracy loss is also shown where the last stage answers all that is left to it."""
-    shares: dict[str, tuple[float, float]] = {}
-    """By risk: least and largest accepted share at which it is shown; of several limits, and only where it is."""
     first: int = 0
     """Rows accepted where the search for the limit on errors begins."""
 
@@ -194,14 +224,14 @@ class CascadeThresholds(NamedTuple):
         return any(threshold <= 1 for threshold in self.thresholds)
 
 
-def search_cascade(
-    data: CascadeData, guarantee: Guarantee, *, selection: CascadeData | None = None
-) -> CascadeThresholds:
-    """Return the cheapest thresholds that keep every limit; without costs of large, those that escalate least.
-
-    `selection`: the stages' answers to rows that certify nothing; they choose where a search begins.
-    """
-    limits, level, limit = guarantee.limits, 1 - guarantee.confidence, guarantee.max_error or 0.0
+def search_cascade(data: CalibrationSet, guarantee: Guarantee) -> CascadeThresholds:
+    """Return the cheapest thresholds that keep every limit; without costs of large, those that escalate least."""
+    selection, limits, level, limit = (
+        data.selection,
+        guarantee.limits,
+        1 - guarantee.confidence,
+        guarantee.max_error or 0.0,
+    )
     if guarantee.max_accuracy_loss is None and data.n_stages == 1 and not data.foreign_share and not data.n_foreign:
         starts = DEFAULT_STARTS
         if selection is not None:
@@ -212,7 +242,6 @@ def search_cascade(
     paths = threshold_paths(data.confidence)
     level /= len(limits) * len(paths)
     choices, with_small_loss, first = list[tuple[float, float, int, Thresholds]](), list[Thresholds](), 0
-    shares: dict[str, tuple[float, float]] = {}
     for path in paths:
         outcomes, places = [data.outcome(thresholds) for thresholds in path], dict[str, list[int]]()
         if "accuracy_loss" in limits:
@@ -220,16 +249,13 @@ def search_cascade(
             places["accuracy_loss"] = list(range(sum(itertools.takewhile(bool, shows))))
             with_small_loss += path[: len(places["accuracy_loss"])]
         if "error" in limits:
-            places["error"], first = _shown_errors(path, outcomes, limit, level, selection)
-        for risk, shown_at in places.items():
-            found = [outcomes[i].n_accepted / data.n for i in shown_at] + list(shares.get(risk, ()))
-            shares |= {risk: (min(found), max(found))} if found else {}
+            places["error"], first = _shown_errors(path, outcomes, limit, level)
         for i in sorted(set.intersection(*map(set, places.values()))):
             n = outcomes[i].n_accepted
             cost = outcomes[i].mean_cost_usd if data.asked.any() else float(data.n - n)
             choices.append((_excess(outcomes[i]), cost, -n, path[i]))
     *_, best = min(choices, default=(0.0, 0.0, 0, (NEVER_ACCEPT,) * data.n_stages))
-    return CascadeThresholds(best, level, (*best[:-1], 0.0) in with_small_loss, shares, first)
+    return CascadeThresholds(best, level, (*best[:-1], 0.0) in with_small_loss, first)
 
 
 def threshold_paths(confidence: np.ndarray) -> list[list[Thresholds]]:
@@ -252,17 +278,13 @@ def threshold_paths(confidence: np.ndarray) -> list[list[Thresholds]]:
 
 
 def _shown_errors(
-    path: Sequence[Thresholds],
-    outcomes: Sequence[CascadeOutcome],
-    limit: float,
-    level: float,
-    selection: CascadeData | None,
+    path: Sequence[Thresholds], outcomes: Sequence[CascadeOutcome], limit: float, level: float
 ) -> tuple[list[int], int]:
     """Return the places at which the limit on errors is shown, and the rows accepted where the search begins.
 
     Selection rows choose the starts, taken in the order in which the path accepts them.
     """
-    n, starts = outcomes[0].data.n, DEFAULT_STARTS
+    n, starts, selection = outcomes[0].data.n, DEFAULT_STARTS, outcomes[0].data.selection
     if selection is not None:
         chosen = [selection.outcome(thresholds) for thresholds in path]
         steps = np.sum([outcome.accepted for outcome in chosen], axis=0)
@@ -286,3 +308,136 @@ def _excess(outcome: CascadeOutcome) -> float:
     """
     share = outcome.n_foreign_accepted / max(1, outcome.data.n_foreign)
     return 0.0 if outcome.data.foreign_share else max(0.0, share - MAX_FOREIGN_ACCEPTED)
+
+
+def certify_groups(data: CalibrationSet, limit: float, *, level: float) -> tuple[GroupCertificate, ...]:
+    """Return the certificates of the parts of one stage's answers, in alphabetical order; all hold at `level`."""
+    if data.part is None:
+        return ()
+    confidence, right, certificates = data.confidence[-1], data.right[-1], []
+    found = _search_groups(data.part, confidence, right, limit, level)
+    left = min((share for _, share in found.values()), default=level)
+    for label in sorted({part for part in data.part.tolist() if part is not None}):
+        threshold, share = found.get(label, (NEVER_ACCEPT, left))
+        accepted = (data.part == label) & ((confidence >= threshold) | (threshold > 1))
+        n, errors = int(accepted.sum()), int((accepted & ~right).sum())
+        missing: int | None = 0
+        if threshold > 1:
+            enough = rows_for_upper_bound(errors / max(1, n), limit, confidence=1 - share, max_rows=20_000)
+            missing = None if enough is None else max(1, enough - n)
+        certificates.append(
+            GroupCertificate(
+                label=label,
+                threshold=threshold,
+                n_accepted=n,
+                n_errors=errors,
+                error_bound=upper_bound(errors, n, confidence=1 - share),
+                labels_missing=missing,
+            )
+        )
+    return tuple(certificates)
+
+
+def _search_groups(
+    part: np.ndarray, confidence: np.ndarray, right: np.ndarray, limit: float, level: float
+) -> dict[str, tuple[float, float]]:
+    """Return by testable group its threshold and its share of the level; one shown throughout hands its share on."""
+    first = _testable(part, limit, level)
+    left, found = list(first), dict[str, tuple[float, float]]()
+    while left:
+        share, n_before = level / len(left), len(left)
+        for group in list(left):
+            rows = part == group
+            one = search_rows(confidence[rows], right[rows], limit, share, [(first[group], 1.0)])
+            found[group] = (one.threshold, share)
+            if one.n_accepted == rows.sum():
+                left.remove(group)
+        if len(left) == n_before:
+            break
+    return found
+
+
+def _testable(part: np.ndarray, limit: float, level: float) -> dict[str, int]:
+    """Return the groups with enough rows when the level is divided among just these, with the rows to begin at."""
+    counts = Counter(group for group in part.tolist() if group is not None).most_common()
+    for n_groups in range(len(counts), 0, -1):
+        fewest = min_rows_without_error(limit, level / n_groups)
+        if counts[n_groups - 1][1] >= fewest:
+            return {group: max(fewest, (n + 1) // 2) for group, n in counts[:n_groups]}
+    return {}
+
+
+def certify_fields(
+    answers: FieldTable, max_wrong: float, *, level: float, selection: FieldTable | None = None
+) -> FieldCertificate:
+    """Certify the fields of one stage's answers to calibration rows; `selection` rows calibrate the confidences.
+
+    Each field by its own confidence, and whole answers by that of their least confident field, have half of the level.
+    """
+    curves = fit_curves(selection) if selection else {}
+    table = answers.calibrated(curves)
+    lowest = np.broadcast_to(table.confidence.min(axis=1, keepdims=True), table.confidence.shape)
+    each, whole = (search_fields(one, max_wrong, level / 2) for one in (table, replace(table, confidence=lowest)))
+    n_rows, n_units = len(table.wrong), len(set(table.unit.tolist()))
+    return FieldCertificate(names=table.names, each=each, whole=whole, n_rows=n_rows, n_units=n_units, curves=curves)
+
+
+def fit_curves(selection: FieldTable) -> dict[str, IsotonicCurve]:
+    """Return a curve for each field; none where the rows are too few or all right."""
+    columns = zip(np.nan_to_num(selection.confidence).T.tolist(), (~selection.wrong).T.tolist(), strict=True)
+    fitted = (fit_isotonic(*column) for column in columns)
+    return {name: curve for name, curve in zip(selection.names, fitted, strict=True) if curve.x}
+
+
+def search_fields(table: FieldTable, limit: float, level: float) -> KeptFields:
+    """Return the loosest threshold at which at most `limit` of the kept fields are shown to be wrong.
+
+    All thresholds tried hold together at `level`; they are quantiles of the confidences, whatever is right.
+    """
+    few = len(set(table.unit.tolist())) * limit < MIN_EXPECTED
+    threshold, bound = (_search_drawn if few else _search_means)(table, limit, level)
+    kept = table.confidence >= threshold
+    whole = kept.all(axis=1)
+    return KeptFields(
+        threshold=threshold,
+        n_kept=int(kept.sum()),
+        n_wrong=int((kept & table.wrong).sum()),
+        n_rows_kept=int(whole.sum()),
+        n_rows_wrong=int((whole & table.wrong.any(axis=1)).sum()),
+        bound=bound,
+    )
+
+
+def _search_drawn(table: FieldTable, limit: float, level: float) -> tuple[float, float]:
+    rows = one_row_a_unit(table.unit)
+    field = np.random.default_rng(_SEED).integers(0, table.wrong.shape[1], len(rows))
+    starts = start_rows(len(rows), limit, level)
+    found = search_rows(table.confidence[rows, field], ~table.wrong[rows, field], limit, level, starts)
+    return found.threshold, upper_bound(found.n_errors, found.n_accepted, confidence=1 - level)
+
+
+def _search_means(table: FieldTable, limit: float, level: float) -> tuple[float, float]:
+    descending = np.sort(table.confidence, axis=None)[::-1]
+    tried = np.unique(np.ceil(np.arange(1, STEPS + 1) / STEPS * descending.size).astype(int)) - 1
+    thresholds, n_rows = np.unique(descending[tried])[::-1], np.bincount(table.unit)
+
+    def unit_means(fields: np.ndarray) -> np.ndarray:
+        means: np.ndarray = np.bincount(table.unit, weights=fields.mean(axis=1)) / n_rows
+        return means
+
+    def p_value(at: int, limit: float, wrong: np.ndarray) -> float:
+        kept = table.confidence >= thresholds[at]
+        excess = unit_means(kept & wrong) - limit * unit_means(kept)
+        return betting_p_value(excess, 0.0, low=-limit, high=1 - limit)
+
+    nothing, places = np.zeros_like(table.wrong), range(len(thresholds))
+    first = bisect_left(places, True, key=lambda at: p_value(at, limit, nothing) <= level)
+    p_values = np.array([p_value(at, limit, table.wrong) for at in places])
+    starts = [(max(first, int(share * len(places))), weight) for share, weight in DEFAULT_STARTS]
+    found = rejected_on_path(lambda a, b, share: p_values[a:b] <= share, starts, len(places), level)
+    if not found.any():
+        return NEVER_ACCEPT, 1.0
+    best = int(np.flatnonzero(found)[-1])
+    # The p-value falls as the limit grows.
+    bound = edge(0.0, limit, lambda smaller: p_value(best, smaller, table.wrong) > level, within=1e-4)
+    return float(thresholds[best]), bound

@@ -22,7 +22,7 @@ from smallfirst.models.linear.held_out import (
     HeldOut,
     hold_out_labels,
 )
-from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.certificate import Guarantee
 from smallfirst.routing.certificate.threshold_search import choose_starts, search_threshold
 
 LIMITS = (0.02, 0.05, 0.1, 0.2)

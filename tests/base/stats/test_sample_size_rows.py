@@ -6,22 +6,22 @@ import numpy as np
 from fixtures.certificates import cascade
 
 from smallfirst.base.stats.sample_size import RowsNeeded, rows_for_error
-from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.outcomes import CascadeData
+from smallfirst.routing.certificate.calibration_set import CalibrationSet
+from smallfirst.routing.certificate.certificate import Guarantee
 from smallfirst.routing.certificate.threshold_search import search_cascade
 
 
-def issued(rows: CascadeData) -> bool:
+def issued(rows: CalibrationSet) -> bool:
     return search_cascade(rows, Guarantee()).issued
 
 
-def joined(one: CascadeData, two: CascadeData) -> CascadeData:
+def joined(one: CalibrationSet, two: CalibrationSet) -> CalibrationSet:
     return cascade(
         *(np.concatenate([getattr(rows, name)[0] for rows in (one, two)]) for name in ("confidence", "right"))
     )
 
 
-def for_error(rows: CascadeData) -> RowsNeeded:
+def for_error(rows: CalibrationSet) -> RowsNeeded:
     return rows_for_error(rows.confidence[0], rows.right[0], 0.05, 0.05, refused_at=0.05)
 
 

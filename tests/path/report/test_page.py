@@ -19,8 +19,7 @@ from smallfirst.path.project.run_folder import GateVerdicts, OpenEndedRouting
 from smallfirst.path.report.data import ReportData
 from smallfirst.path.report.formats import percent
 from smallfirst.path.report.page import render, save
-from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, RiskResult
-from smallfirst.routing.certificate.units import GroupCertificate
+from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, GroupCertificate, RiskResult
 
 Make = Callable[..., ReportData]
 KINDS = ("classify", "extract", "answer", "chat")
@@ -176,11 +175,11 @@ def test_what_is_guaranteed_and_what_happens_below_stand_in_tables(make_report: 
     certificate = make_certificate(
         risks=(RiskResult(risk="error", limit=0.1, value=0.0143, bound=0.066, n=70),),
         thresholds={"words": 0.9, "small": 0.8},
-        classes=(
+        groups=(
             GroupCertificate(label="fee", **label),
             GroupCertificate(label="<b>", **(label | {"threshold": NEVER_ACCEPT, "labels_missing": 34})),
         ),
-        limits_of_validity=("it speaks of requests drawn like its rows",),
+        rests_on=("it speaks of requests drawn like its rows",),
     )
     page = render(make_report(certificate=certificate))
     seen = Page(page).words
