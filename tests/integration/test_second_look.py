@@ -101,19 +101,3 @@ def test_the_second_look_is_taken_once_announced_and_answers(
     assert len(kept) >= after["small"]
     outcome = json.loads(versions.read_attachment(version.name, 1, "outcome.json") or b"")
     assert outcome["kind"] == "small first"
-
-
-def test_a_second_look_that_shows_nothing_says_so_and_nothing_changes(
-    learnt: LearntTask, started: Callable[..., Proxy], tmp_path: Path
-) -> None:
-    with upstream() as big:
-        proxies = start_two(started, big)
-        big.wrong = lambda text: len(text) % 3 == 0
-        ask_until_taken(proxies, [text for text, _ in cases(*NEW)])
-        taken = proxies[0].task
-        assert "does not show the promise" in taken.second_look
-        assert (taken.promise, taken.certificate, taken.state) == ("", "", "live")
-        assert proxies[0].asks(30, "", *[text for text, _ in cases(*LATER)]) == {"200": 30}
-        assert taken.second_look in call("tasks").output
-    [told] = looks(tmp_path / ".smallfirst")
-    assert told.why.endswith("; nothing changes.")

@@ -1,26 +1,34 @@
-"""Every kind of task goes the whole path: rows in, a model that answers, figures of its kind, a report."""
+"""Every kind of task goes the whole path: rows in, a model that answers, figures of its kind, a report, a server."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from smallfirst.base.errors import DataError, GateFailed
+from smallfirst.base.errors import DataError, StageMissing
 from smallfirst.base.paths import home
-from smallfirst.base.progress import Progress
+from smallfirst.base.progress import Progress, ProgressCallback
 from smallfirst.deployment import service
 from smallfirst.ledger.ledger import Ledger
-from smallfirst.models.protocol import Request
+from smallfirst.models.protocol import Completion, Request
 from smallfirst.path import run as pipeline
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import RunFolder
-from smallfirst.path.project.task_file import read_task_file
+from smallfirst.path.project.task_file import TaskFile, read_task_file
+from smallfirst.path.summary import RunSummary, format_summary
+from smallfirst.registry import versions
+from smallfirst.training.events import EventLog
+from smallfirst.training.run import Run
 
+pytestmark = pytest.mark.usefixtures("module_home")
 ITEMS = ("card", "refund", "pin", "parcel", "envelope", "euro rate")
+ASKED = "where is my card, number 3"
 
 
 def rows(kind: str) -> list[dict[str, Any]]:
@@ -35,52 +43,67 @@ def rows(kind: str) -> list[dict[str, Any]]:
             found.append({"question": text, "context": f"It is a {item}.", "answer": [item, f"a {item}"]})
         elif kind == "multiple":
             found.append({"text": text, "labels": [item] if i % 2 else [item, "late"]})
+        elif kind == "classify":
+            found.append({"text": text, "label": item})
         else:
             found.append({"prompt": text, "response": f"your {item}, please"})
     return found
 
 
-def task_file(folder: Path, kind: str, base: Path, **settings: Any) -> Path:
+def task_file(folder: Path, kind: str, base: Path, name: str = "", **settings: Any) -> TaskFile:
     """A task.yaml (JSON is YAML) and its rows."""
     lines = "".join(json.dumps(row) + "\n" for row in rows(kind))
     (folder / "train.jsonl").write_text(lines, encoding="utf-8")
     file = {
-        "name": f"{kind}-desk",
+        "name": name or f"{kind}-desk",
         "kind": "classify" if kind == "multiple" else kind,
         "data": {"train": "train.jsonl"},
-        "small": {"base": str(base), "training": {"duration": "2ep", "learning_rate": 3e-3}, "sample_base": 4},
-        "register_to": f"main.tests.{kind}",
+        "small": {"base": str(base), "training": {"duration": "4ba", "learning_rate": 3e-3}, "sample_base": 4},
+        "register_to": f"main.tests.{name or kind}",
+        "gate": {"accuracy_at_least": 0.0},
         **({"multiple": True} if kind == "multiple" else {}),
         **settings,
     }
     (folder / "task.yaml").write_text(json.dumps(file), encoding="utf-8")
-    return folder / "task.yaml"
+    return read_task_file(folder)
 
 
-@pytest.mark.parametrize(
-    ("kind", "measure"),
-    [("extract", "field_f1"), ("answer", "token_f1"), ("multiple", "micro_f1"), ("chat", "token_f1")],
-)
-def test_a_kind_goes_the_whole_path(kind: str, measure: str, tmp_path: Path, tiny_folder: Path) -> None:
-    settings: dict[str, Any] = {"gate": {"accuracy_at_least": 0.0}, "max_answer_tokens": 24}
-    if kind == "multiple":
-        del settings["max_answer_tokens"]
-        settings |= {"ladder": ["words", "small"], "routing": {"small": "small"}}
-    if kind == "answer":
-        settings["ladder"] = ["base", "small"]  # the base model is measured on request
-    if kind == "extract":
-        settings["ladder"] = ["small"]  # a tagger's path is in test_tagger.py
-    path = task_file(tmp_path, kind, tiny_folder, **settings)
-    file = read_task_file(path)
+def served(file: TaskFile, *texts: str) -> list[Completion]:
+    """What the task's model answers once it is deployed."""
+    ledger = Ledger(home() / "ledger.db")
+    models = service.deploy([file], ledger).models
+
+    async def ask() -> list[Completion]:
+        found = [await models[file.name].complete(Request.ask(text)) for text in texts]
+        for model in models.values():
+            await model.aclose()
+        return found
+
+    answers = asyncio.run(ask())
+    ledger.close()
+    return answers
+
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "classify": ("macro_f1", {"ladder": ["words", "small"], "routing": {"small": "small"}}),
+    "multiple": ("micro_f1", {"ladder": ["small"]}),
+    "extract": ("field_f1", {"ladder": ["small"], "max_answer_tokens": 24}),
+    "answer": ("token_f1", {"ladder": ["base", "small"], "max_answer_tokens": 12}),
+    "chat": ("token_f1", {"max_answer_tokens": 12}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_goes_the_whole_path(kind: str, tmp_path: Path, tiny_folder: Path) -> None:
+    measure, settings = KINDS[kind]
+    file = task_file(tmp_path, kind, tiny_folder, **settings)
     outcome = pipeline.run(file, progress=Progress(quiet=True))
     assert list(outcome.paths) == [*settings.get("ladder", ["small"]), "routed"]  # linear candidates need labels
     assert measure in outcome.paths["small"].measures
-    assert all(path.accuracy.n == 4 for name, path in outcome.paths.items() if name == "base")
     assert outcome.promoted is not None
-    ledger = Ledger(home() / "ledger.db")
-    models = service.deploy([file], ledger).models  # by its gate alone: four rows certify nothing
-    answer = asyncio.run(models[file.name].complete(Request.ask("where is my card, number 3")))
-    ledger.close()
+    assert RunSummary.model_validate_json(outcome.model_dump_json()) == outcome
+    assert f"promoted main.tests.{kind} version 1 @champion" in format_summary(outcome)
+    [answer] = served(file, ASKED)  # by its gate alone: four rows certify nothing
     assert answer.answered_by == f"{file.name}-small@1"
     assert answer.route is not None
     why = "answered without a promise: the model passed its gate alone, and no certificate was issued"
@@ -96,28 +119,61 @@ def test_a_kind_goes_the_whole_path(kind: str, measure: str, tmp_path: Path, tin
     assert len(page) < 2_000_000
 
 
-def test_a_leak_fails_the_gate(tmp_path: Path, tiny_folder: Path) -> None:
-    small = {"base": str(tiny_folder), "training": {"duration": "1ba"}}
-    gate = {"accuracy_at_least": 0.0}
-    path = task_file(tmp_path, "extract", tiny_folder, gate=gate, small=small, ladder=["small"], max_answer_tokens=16)
-    train = (tmp_path / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    (tmp_path / "test.jsonl").write_text("".join(train[:16] + train[60:]), encoding="utf-8")
-    (tmp_path / "validation.jsonl").write_text("".join(train[48:60]), encoding="utf-8")
-    (tmp_path / "train.jsonl").write_text("".join(train[:48]), encoding="utf-8")
-    values = json.loads(path.read_text(encoding="utf-8"))
-    values["data"] |= {"validation": "validation.jsonl", "test": "test.jsonl"}
-    path.write_text(json.dumps(values), encoding="utf-8")
-    with pytest.raises(GateFailed, match=r"(?s)FAIL.*training"):
-        pipeline.run(read_task_file(path), progress=Progress(quiet=True), despite_check=True)
-    run_folder = RunFolder.latest("extract-desk")
-    failing = [line for line in run_folder.verdicts().of("small").checks if not line.passed]
-    assert len(failing) == 1
-    assert "12 of 28, 16 left out" in failing[0].measured
-    assert not (run_folder.path / "promoted.json").exists()
+def test_a_tagger_serves_what_was_measured(tmp_path: Path, tiny_encoder_folder: Path) -> None:
+    training = {"duration": "1ep", "learning_rate": 3e-3, "batch_tokens": 128, "max_seq_tokens": 64}
+    small = {"encoder": str(tiny_encoder_folder), "encoder_training": training}
+    file = task_file(tmp_path, "extract", tiny_encoder_folder, "claims", ladder=["tagger"], small=small)
+    outcome = pipeline.run(file, progress=Progress(quiet=True))
+    assert list(outcome.paths) == ["tagger", "routed"]
+    assert outcome.promoted is not None  # which asks it over HTTP before it goes live
+    measured = RunFolder.latest("claims").evaluation("tagger", "test").rows  # type: ignore[union-attr]
+    for answer, row in zip(served(file, *(row.text for row in measured)), measured, strict=True):
+        assert (answer.answered_by, answer.text) == ("claims-small@1", row.answer)
+        assert set(answer.field_confidence) == {"item", "n"}
+    assert versions.resolve("main.tests.claims@champion").version == 1
 
 
-def test_rows_that_do_not_fit_the_task_are_named(tmp_path: Path, tiny_folder: Path) -> None:
-    schema = {"type": "object", "properties": {"item": {"type": "string"}}, "required": ["item"]}
-    path = task_file(tmp_path, "extract", tiny_folder, schema=schema)
-    with pytest.raises(DataError, match=r"train.jsonl:2.*no answer of this task"):
-        Project.read(read_task_file(path), Progress(quiet=True))
+class Interrupting(Progress):
+    """Presses Ctrl-C in the middle of the first bar."""
+
+    @contextmanager
+    def bar(self, label: str, total: float | None, unit: str = "rows") -> Iterator[ProgressCallback]:
+        def press(done: float, of: float, words: str = "") -> None:
+            if done > of / 2:
+                raise KeyboardInterrupt
+
+        yield press
+
+
+def test_a_training_that_was_broken_off_is_gone_on_with(tmp_path: Path, tiny_folder: Path) -> None:
+    file = task_file(tmp_path, "classify", tiny_folder, "broken", ladder=["small"])
+    project = Project.read(file, Progress(quiet=True))
+    with pytest.raises(StageMissing, match="broken has no interrupted run to resume"):
+        pipeline.train_stage(project, resume=True)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.train_stage(project._replace(progress=Interrupting(quiet=True)))
+    broken = RunFolder.unfinished("broken")
+    assert broken is not None
+    run_folder = pipeline.train_stage(project, resume=True)
+    assert run_folder.path == broken.path
+    begun = [e for e in EventLog(broken.path / "events.jsonl").read() if e.kind == "CREATED"]
+    assert [Run.load(broken.path / "run.json").run_id] == [e.values["run_id"] for e in begun]
+    assert RunFolder.unfinished("broken") is None
+
+
+def test_rows_that_check_refuses_are_told_before_anything_is_trained(
+    tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Trained(Exception): ...
+
+    def train(*_: object, **__: object) -> None:
+        raise Trained
+
+    monkeypatch.setattr(pipeline, "train_stage", train)
+    data = {"train": "train.jsonl", "test": "train.jsonl"}
+    leaking = task_file(tmp_path, "classify", tiny_folder, "leaking", data=data, ladder=["words"])
+    with pytest.raises(DataError, match="72 of 72 test texts are also in train"):
+        pipeline.run(leaking, progress=Progress())
+    with pytest.raises(Trained):
+        pipeline.run(leaking, progress=Progress(), despite_check=True)
+    assert "check: NO" in capsys.readouterr().err

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
-import random
 import shutil
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +13,6 @@ from fixtures.training import Killed, event_kinds, fine_tune, killing
 
 from smallfirst.base.errors import Cancelled, TrainingError
 from smallfirst.data.dataset import Dataset
-from smallfirst.data.row_formats import to_row
-from smallfirst.data.sources.load import load_rows
 from smallfirst.models.manifest import Manifest, read_manifest
 from smallfirst.tasks.classify import Classify
 from smallfirst.training.checkpoint import CheckpointStore
@@ -57,7 +49,7 @@ def weights(run: Run) -> bytes:
     return (run.folder / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("at", [2, 7, 9])
+@pytest.mark.parametrize("at", [2, 9])
 def test_a_broken_run_reaches_the_weights_of_an_unbroken_one(
     bench: Bench, unbroken: Run, tmp_path: Path, at: int
 ) -> None:
@@ -123,7 +115,7 @@ class Graded:
         return ValidationResult(next(self.grades), manifest)
 
 
-@pytest.mark.parametrize(("patience", "epochs"), [(1, 3), (2, 6), (None, 7)])
+@pytest.mark.parametrize(("patience", "epochs"), [(1, 3), (None, 7)])
 def test_patience_ends_a_run_that_no_longer_gets_better(
     bench: Bench, tmp_path: Path, patience: int | None, epochs: int
 ) -> None:
@@ -149,53 +141,3 @@ def test_a_model_that_cannot_be_saved_leaves_the_one_before(bench: Bench, tmp_pa
     assert weights(first) == before
     assert read_manifest(first.folder).base == "toys/tiny"
     assert not (first.folder.parent / "model.draft").exists()
-
-
-PRELOADED = [
-    "smallfirst.training.run",
-    "smallfirst.training.validation",
-    "transformers.models.llama.modeling_llama",
-    "mlflow.store.tracking.sqlalchemy_store",
-]
-
-
-def in_child(rows: str, base: str, folder: str, home: str) -> None:
-    os.environ["SMALLFIRST_HOME"] = home
-    data = load_rows(rows)
-    task = Classify(name="toy", labels=data.labels())
-    config = CONFIG.model_copy(update={"duration": "12ep"})
-    fine_tune(TaskRecipe(task, data, data), config, Path(base), Path(folder), save_every_s=0)
-
-
-def test_kill_9_at_random_moments_loses_nothing(toy_rows: Dataset, tiny_folder: Path, tmp_path: Path) -> None:
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text("\n".join(json.dumps(to_row(e)) for e in toy_rows.examples), encoding="utf-8")
-    # One server imports PyTorch once; each child is a fork of it.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-
-    def start(folder: Path) -> BaseProcess:
-        arguments = (str(rows), str(tiny_folder), str(folder), os.environ["SMALLFIRST_HOME"])
-        child = context.Process(target=in_child, args=arguments)
-        child.start()
-        return child
-
-    whole = start(tmp_path / "whole")
-    draw = random.Random(0)
-    folder = tmp_path / "killed"
-    for _ in range(2):
-        child = start(folder)
-        n_before = len(event_kinds(folder))
-        while child.is_alive() and len(event_kinds(folder)) < n_before + 3:  # well under way again
-            time.sleep(0.02)
-        time.sleep(draw.uniform(0, 0.3))
-        child.kill()
-        child.join()
-    for child in (start(folder), whole):
-        child.join(timeout=120)
-        assert child.exitcode == 0
-    assert (folder / "model" / "model.safetensors").read_bytes() == (
-        tmp_path / "whole" / "model" / "model.safetensors"
-    ).read_bytes()
-    assert event_kinds(folder)[-1] == "COMPLETED"
-    assert event_kinds(folder).count("RESUMED") == 2
