@@ -55,7 +55,7 @@ def test_the_command_line_loads_nothing_heavy_before_it_knows_the_verb() -> None
     ("modules", "may_load"),
     [
         ("smallfirst.path.project.task_file, smallfirst.routing.router, smallfirst.measuring.gate", set()),
-        ("smallfirst.serving.app, smallfirst.ledger.ledger", {"aiohttp", "starlette", "uvicorn"}),
+        ("smallfirst.serving.app, smallfirst.interfaces.openai_finetuning.plugin", {"aiohttp", "starlette", "uvicorn"}),
     ],
 )
 def test_records_and_the_gateway_process_load_no_torch(modules: str, may_load: set[str]) -> None:

@@ -16,7 +16,7 @@ from fixtures.finetuning_api import add_job
 from fixtures.jobs import TIMEOUT_S
 from starlette.testclient import TestClient
 
-from smallfirst.base.errors import MissingExtra
+from smallfirst.base.errors import ConfigError, MissingExtra
 from smallfirst.base.files import try_lock
 from smallfirst.base.paths import home as state_folder
 from smallfirst.data.dataset import Dataset, Example, Message
@@ -173,55 +173,54 @@ def supervised(**hyperparameters: Any) -> dict[str, Any]:
     return {"method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}}
 
 
-@pytest.mark.parametrize(
-    ("asked", "param", "words"),
-    [
-        (body(model="tiny2"), "model", 'cannot be fine-tuned here — did you mean "tiny"?'),
-        (body(model="../tiny"), "model", "cannot be fine-tuned here"),
-        (body(model="ft:tiny:smallfirst::" + "0" * 16), "model", "cannot be fine-tuned here"),
-        (body(training_file="file-" + "0" * 24), "training_file", "does not exist"),
-        (body(training_file="../../rows"), "training_file", "does not exist"),
-        (body(validation_file="file-1"), "validation_file", "does not exist"),
-        (
-            body(**supervised(learning_rate=1)),
-            "method.supervised.hyperparameters.learning_rate",
-            'Unknown parameter: "method.supervised.hyperparameters.learning_rate" — did you mean '
-            '"learning_rate_multiplier"?',
-        ),
-        (body(hyperparameters={"epochs": 3}), "hyperparameters.epochs", 'did you mean "n_epochs"?'),
-        (body(**supervised(n_epochs=51)), "method.supervised.hyperparameters.n_epochs", "less than or equal to 50"),
-        (body(**supervised(n_epochs="3")), "method.supervised.hyperparameters.n_epochs", "valid integer"),
-        (
-            body(**supervised(batch_size=0)),
-            "method.supervised.hyperparameters.batch_size",
-            "greater than or equal to 1",
-        ),
-        (
-            body(**supervised(learning_rate_multiplier=-1)),
-            "method.supervised.hyperparameters.learning_rate_multiplier",
-            "greater than 0",
-        ),
-        (body(method={"type": "dpo"}), "method.type", "Input should be 'supervised'"),
-        (body(hyperparameters={}, **supervised()), "hyperparameters", "in `method` alone"),
-        (body(integrations=[{"type": "wandb", "wandb": {}}]), "integrations", 'Unknown parameter: "integrations"'),
-        (body(suffix="a/b"), "suffix", "suffix"),
-        (body(suffix="x" * 65), "suffix", "suffix"),
-        (body(seed=-1), "seed", "seed"),
-        (body(metadata={str(i): "x" for i in range(17)}), "metadata", "metadata"),
-        (body(metadata={"a": 1}), "metadata.a", "metadata.a"),
-        (body(trainingfile="x"), "trainingfile", 'did you mean "training_file"?'),
-        ({"model": "tiny"}, "training_file", "training_file"),
-    ],
-)
-def test_a_job_that_cannot_be_done_is_refused_by_its_field(
-    start_api: Any, chat_file: bytes, asked: dict[str, Any], param: str, words: str
-) -> None:
+REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    (body(model="tiny2"), "model", 'cannot be fine-tuned here — did you mean "tiny"?'),
+    (body(model="../tiny"), "model", "cannot be fine-tuned here"),
+    (body(model="ft:tiny:smallfirst::" + "0" * 16), "model", "cannot be fine-tuned here"),
+    (body(training_file="file-" + "0" * 24), "training_file", "does not exist"),
+    (body(training_file="../../rows"), "training_file", "does not exist"),
+    (body(validation_file="file-1"), "validation_file", "does not exist"),
+    (
+        body(**supervised(learning_rate=1)),
+        "method.supervised.hyperparameters.learning_rate",
+        'Unknown parameter: "method.supervised.hyperparameters.learning_rate" — did you mean '
+        '"learning_rate_multiplier"?',
+    ),
+    (body(hyperparameters={"epochs": 3}), "hyperparameters.epochs", 'did you mean "n_epochs"?'),
+    (body(**supervised(n_epochs=51)), "method.supervised.hyperparameters.n_epochs", "less than or equal to 50"),
+    (body(**supervised(n_epochs="3")), "method.supervised.hyperparameters.n_epochs", "valid integer"),
+    (
+        body(**supervised(batch_size=0)),
+        "method.supervised.hyperparameters.batch_size",
+        "greater than or equal to 1",
+    ),
+    (
+        body(**supervised(learning_rate_multiplier=-1)),
+        "method.supervised.hyperparameters.learning_rate_multiplier",
+        "greater than 0",
+    ),
+    (body(method={"type": "dpo"}), "method.type", "Input should be 'supervised'"),
+    (body(hyperparameters={}, **supervised()), "hyperparameters", "in `method` alone"),
+    (body(integrations=[{"type": "wandb", "wandb": {}}]), "integrations", 'Unknown parameter: "integrations"'),
+    (body(suffix="a/b"), "suffix", "suffix"),
+    (body(suffix="x" * 65), "suffix", "suffix"),
+    (body(seed=-1), "seed", "seed"),
+    (body(metadata={str(i): "x" for i in range(17)}), "metadata", "metadata"),
+    (body(metadata={"a": 1}), "metadata.a", "metadata.a"),
+    (body(trainingfile="x"), "trainingfile", 'did you mean "training_file"?'),
+    ({"model": "tiny"}, "training_file", "training_file"),
+]
+
+
+def test_a_job_that_cannot_be_done_is_refused_by_its_field(start_api: Any, chat_file: bytes) -> None:
     client = start_api().client()
-    asked = {**asked, "training_file": upload(client, chat_file)} if asked.get("training_file") == "FILE" else asked
-    with pytest.raises(openai.BadRequestError) as caught:
-        client.post("/fine_tuning/jobs", body=asked, cast_to=object)
-    assert caught.value.param == param
-    assert words in caught.value.message
+    id = upload(client, chat_file)
+    for asked, param, words in REFUSED:
+        given = {**asked, "training_file": id} if asked.get("training_file") == "FILE" else asked
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.post("/fine_tuning/jobs", body=given, cast_to=object)
+        assert caught.value.param == param
+        assert words in caught.value.message
     assert [*jobs_folder().iterdir()] == []
 
 
@@ -229,25 +228,23 @@ def lines(*rows: Any) -> bytes:
     return "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows).encode()
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (lines(*[{"prompt": "a", "completion": "b"}] * 9), "has 9 rows; at least 10 are needed"),
-        (lines(*[{"text": "a", "label": "b"}] * 10), "line 1: a row of text + label"),
-        (lines(*[{"question": "a", "answer": "b"}] * 10), "line 1: a row is {messages: […]}, or {prompt, completion}"),
-        (b"[]", "there are no rows"),
-        (b"\n\n", "there are no rows"),
-        ("[]".encode("utf-16"), "there are no rows"),
-        (b"\x00\xff\x00" * 100, "neither UTF-8 nor any other encoding"),
-    ],
-)
-def test_files_of_other_things_are_refused(start_api: Any, content: bytes, words: str) -> None:
+NO_ROWS = [
+    (lines(*[{"prompt": "a", "completion": "b"}] * 9), "has 9 rows; at least 10 are needed"),
+    (lines(*[{"text": "a", "label": "b"}] * 10), "line 1: a row of text + label"),
+    (lines(*[{"question": "a", "answer": "b"}] * 10), "line 1: a row is {messages: […]}, or {prompt, completion}"),
+    (b"[]", "there are no rows"),
+    (b"\x00\xff\x00" * 100, "neither UTF-8 nor any other encoding"),
+]
+
+
+def test_files_of_other_things_are_refused(start_api: Any) -> None:
     client = start_api().client()
-    with pytest.raises(openai.BadRequestError) as caught:
-        client.fine_tuning.jobs.create(model="tiny", training_file=upload(client, content))
-    assert (caught.value.param, caught.value.code) == ("training_file", "invalid_file")
-    assert words in caught.value.message
-    assert str(state_folder()) not in caught.value.message
+    for content, words in NO_ROWS:
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.fine_tuning.jobs.create(model="tiny", training_file=upload(client, content))
+        assert (caught.value.param, caught.value.code) == ("training_file", "invalid_file")
+        assert words in caught.value.message
+        assert str(state_folder()) not in caught.value.message
 
 
 def test_a_broken_line_is_told_by_its_number(start_api: Any, chat_file: bytes, broken_file: bytes) -> None:
@@ -324,12 +321,17 @@ def test_fine_tuning_names_the_extra_it_lacks(package: str, extra: str, monkeypa
         fine_tuning()
 
 
-def test_without_the_extension_there_is_no_such_path(tmp_path: Path) -> None:
+def test_a_server_of_nothing_but_fine_tuning_is_one_and_without_it_there_is_no_such_path(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.db")
-    app = build_app({"m": None}, ledger=ledger, settings=ServeSettings())  # type: ignore[dict-item]
-    with TestClient(app, base_url="http://localhost") as client:
-        for path in ("/v1/files", "/v1/fine_tuning/jobs"):
-            assert client.get(path).status_code == 404
+    for plugins, status in (([fine_tuning()], 200), ([], 404)):
+        models: Any = {} if plugins else {"m": None}
+        app = build_app(models, ledger=ledger, settings=ServeSettings(), plugins=plugins)
+        with TestClient(app, base_url="http://localhost") as client:
+            for path in ("/v1/files", "/v1/fine_tuning/jobs"):
+                assert client.get(path).status_code == status
+    with pytest.raises(ConfigError, match="no model to serve"):
+        build_app({}, ledger=ledger, settings=ServeSettings())
+    ledger.close()
 
 
 @pytest.mark.parametrize(
@@ -433,13 +435,7 @@ def test_what_is_given_is_turned_into_our_units() -> None:
     assert (made.config.seed, made.eval_rows) == (5, "file-2")
     assert (made.register_to, made.created_by) == ("a.b.desk", "key abababab")
     assert made.submitted["hyperparameters"] == {"n_epochs": 3, "batch_size": 4, "learning_rate_multiplier": 10.0}
-
-
-def test_the_smallest_batch_is_one_that_can_be_trained() -> None:
-    assert order(hyperparameters={"batch_size": 1}).config.batch_tokens == 32
-
-
-def test_weights_by_the_models_own_name_are_looked_for_by_it() -> None:
+    assert order(hyperparameters={"batch_size": 1}).config.batch_tokens == 32  # the least that can be trained
     assert order(("hub/model", "hub/model")).weights is None
 
 
