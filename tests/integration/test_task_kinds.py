@@ -158,7 +158,7 @@ def test_a_training_that_was_broken_off_is_gone_on_with(tmp_path: Path, tiny_fol
     assert run_folder.path == broken.path
     begun = [e for e in EventLog(broken.path / "events.jsonl").read() if e.kind == "CREATED"]
     assert [Run.load(broken.path / "run.json").run_id] == [e.values["run_id"] for e in begun]
-    assert RunFolder.unfinished("broken") is None
+    assert run_folder.is_fitted
 
 
 def test_rows_that_check_refuses_are_told_before_anything_is_trained(
