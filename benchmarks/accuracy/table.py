@@ -22,7 +22,6 @@ PATHS = {
     "linear": "words + linear",
     "encoder": "frozen MiniLM + linear",
     "tuned": "MiniLM fine-tuned + linear",
-    "base": "SmolLM2-135M untouched",
     "small": "SmolLM2-135M fine-tuned",
     "large": "Qwen2.5-Coder-1.5B, fair prompt",
     "routed": "routed",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
 from smallfirst.base.progress import ProgressCallback, no_progress
-from smallfirst.base.records import Record, fingerprint
+from smallfirst.base.records import Record
 from smallfirst.base.stats.intervals import Estimate, mcnemar, mean_interval, paired_difference, wilson
 from smallfirst.data.dataset import Dataset, Example, sample_rows
 from smallfirst.models.protocol import Completion, Model, Request
@@ -141,19 +141,6 @@ def restrict_to_rows(evaluation: Evaluation, setup: EvaluationSetup) -> Evaluati
     )
     kept = {name: getattr(evaluation, name) for name in ("p50_ms", "p95_ms", "probes_ms")}
     return part.model_copy(update=kept)
-
-
-def judge_by(evaluation: Evaluation, task: Task, gold: Mapping[str, str]) -> Evaluation:
-    """Return the evaluation on the rows with other gold answers, by row key, scored by these."""
-    rows = []
-    for row in evaluation.rows:
-        if row.key in gold:
-            golds = [gold[row.key]]
-            score, wrong = task.score(golds, row.answer), task.wrong_fields(golds, row.answer)
-            told = {"gold": golds[0], "also": (), "score": score, "wrong_fields": wrong}
-            rows.append(row.model_copy(update={**told, "correct": score >= task.pass_score}))
-    changed = fingerprint([evaluation.dataset_fingerprint, gold])
-    return evaluation.model_copy(update={"rows": tuple(rows), "dataset_fingerprint": changed})
 
 
 def score_row(example: Example, completion: Completion, task: Task, candidate: str) -> EvaluatedRow:

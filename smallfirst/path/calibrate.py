@@ -12,11 +12,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from smallfirst.base.errors import DataError, StageMissing
+from smallfirst.base.errors import StageMissing
 from smallfirst.base.records import Record, fingerprint
 from smallfirst.data.dataset import Dataset, fold_text
-from smallfirst.data.sources.load import load_rows
-from smallfirst.measuring.evaluate import Evaluation, EvaluationSetup, judge_by, restrict_to_rows
+from smallfirst.measuring.evaluate import Evaluation, EvaluationSetup, restrict_to_rows
 from smallfirst.models.manifest import read_manifest, refuse_seen_rows
 from smallfirst.models.protocol import Request
 from smallfirst.path.evaluate import measure_router
@@ -126,10 +125,6 @@ async def build_calibration_set(
     large, judged_by = _measured_on(project, run_folder, "large", rows) if asked else None, labelled_by(project)
     reference = TrafficReference(large_usd=large.cost_usd_per_1k / 1000 if large else None)
     says = [project.rows.counted.in_words, joined.in_words, _label_sources(rows) if judged_by == "large" else ""]
-    if judged_by == "large" and file.data.gold:  # as few as they are, people's answers bound true errors tighter
-        gold, judged_by = gold_answers(project, drafts[-1]), "gold"
-        drafts = [judge_by(draft, project.task, gold) for draft in drafts]
-        large = judge_by(large, project.task, gold) if large else None
     like = {e.key for e in project.rows.selection.examples} if own_validation(project) else None
     selection = selection_drafts(run_folder, names, chosen_on, like=like) or []
     guarantee = guarantee_of(project)
@@ -216,22 +211,6 @@ def _measured_on(project: Project, run_folder: RunFolder, candidate: str, rows: 
     test = run_folder.evaluation(candidate, "test")
     answers = found.model_copy(update={"rows": (*found.rows, *(test.rows if test else ()))})
     return restrict_to_rows(answers, EvaluationSetup(project.task, rows, split="calibration"))
-
-
-def gold_answers(project: Project, small: Evaluation) -> dict[str, str]:
-    """Return people's answers by key of the calibration row; other validation rows are left out."""
-    assert project.file.data.gold is not None
-    columns, rows = project.file.data.columns.model_copy(update={"group": ""}), project.rows
-    read = load_rows(project.file.data.gold, columns=columns, folder=project.file.folder)
-    keys = {row.text: row.key for row in small.rows}
-    unused = {e.text for part in (rows.selection, rows.calibration, rows.left_out) for e in part.examples}
-    unknown = [e for e in read.examples if e.text not in keys and e.text not in unused]
-    if unknown:
-        raise DataError(
-            f"{unknown[0].path}:{unknown[0].line}: no validation row has this text ({len(unknown)} such rows)",
-            hint="data.gold holds people's answers to a random part of the validation rows",
-        )
-    return {keys[e.text]: project.task.parse(e.answer) or e.answer for e in read.examples if e.text in keys}
 
 
 def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *, alone: bool) -> Certified:

@@ -16,7 +16,7 @@ from smallfirst.measuring.label_errors import Suspect, find_label_errors, write_
 from smallfirst.measuring.self_agreement import SelfAgreement, self_agreement
 from smallfirst.path import large_model as large_path
 from smallfirst.path.candidates.linear import WORDS
-from smallfirst.path.project.candidate_registry import promotable_names
+from smallfirst.path.project.candidate_registry import candidate_names
 from smallfirst.path.project.project import Project, shown_as
 from smallfirst.path.project.run_folder import RunFolder
 
@@ -45,7 +45,7 @@ def without_copies(project: Project, evaluation: Evaluation, leaks: LeakReport) 
 
 def find_suspects(run_folder: RunFolder) -> tuple[Suspect, ...]:
     """Return probable label errors among the evaluated rows, none of which was trained on."""
-    names = (*promotable_names(), "large")
+    names = (*candidate_names(), "large")
     measured = [run_folder.evaluation(name, split) for split in ("calibration", "test") for name in names]
     return find_label_errors([one for one in measured if one])
 

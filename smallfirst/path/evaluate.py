@@ -38,12 +38,11 @@ AT_ONCE = 64
 def evaluate_stage(project: Project, run_folder: RunFolder, *, resume: bool = False) -> list[Evaluation]:
     """Choose the finalists, measure them and the large model on held-out rows; return the evaluations on test rows.
 
-    Candidates that cannot go live are measured as well, on test rows alone. `resume` leaves out what is measured on
-    these rows already.
+    `resume` leaves out what is measured on these rows already.
     """
     fitted, progress = fitted_candidates(project, run_folder), project.progress
     for candidate in fitted:
-        if candidate.promotable and not (resume and _has_chosen(project, run_folder, candidate)):
+        if not (resume and _has_chosen(project, run_folder, candidate)):
             asyncio.run(_evaluate_to_choose(project, run_folder, candidate))
     if project.file.large is not None:
         forecast = forecast_large(project.file, project.task, project.rows)
@@ -54,9 +53,9 @@ def evaluate_stage(project: Project, run_folder: RunFolder, *, resume: bool = Fa
     progress.log(f"finalists: {', '.join(finalists.names)}")
     wanted = {*finalists.names, *project.file.routing.ahead}
     for candidate in fitted:
-        if candidate.promotable and candidate.name not in wanted:
+        if candidate.name not in wanted:
             continue
-        parts = _parts(project, candidate)
+        parts = {"calibration": project.rows.calibration, "test": project.rows.test}
         if resume and all(_is_measured(run_folder, candidate.name, split, data) for split, data in parts.items()):
             continue
         with progress.step(f"measuring {candidate.title}"):
@@ -93,13 +92,6 @@ async def measure_router(
             await _count_open_ended(project, run_folder, router, split_foreign(rows.open_ended)[1])
     finally:
         await router.aclose()
-
-
-def _parts(project: Project, candidate: Candidate) -> dict[str, Dataset]:
-    """Return the rows on which a candidate is measured, by split."""
-    rows = project.rows
-    test = sample_rows(rows.test, candidate.max_test_rows(project.file))
-    return {"calibration": rows.calibration, "test": test} if candidate.promotable else {"test": test}
 
 
 def _is_measured(run_folder: RunFolder, candidate: str, split: str, data: Dataset) -> bool:
@@ -145,7 +137,7 @@ async def _evaluate_candidate(
     project: Project, run_folder: RunFolder, candidate: Candidate, parts: dict[str, Dataset]
 ) -> None:
     gate, model = project.file.gate, candidate.load(project, run_folder)
-    limited = candidate.promotable and (gate.p50_ms_at_most or gate.p95_ms_at_most)
+    limited = gate.p50_ms_at_most or gate.p95_ms_at_most
     try:
         for split, data in parts.items():
             probe_rows = LIMITED_PROBE_ROWS if limited and split == "test" else PROBE_ROWS

@@ -26,7 +26,7 @@ from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.measuring.outcome import share_words
 from smallfirst.models.pricing import format_usd
 from smallfirst.path.diagnostics import find_split_leaks
-from smallfirst.path.project.candidate_registry import promotable_names
+from smallfirst.path.project.candidate_registry import candidate_names
 from smallfirst.path.project.candidates import fitted_candidates, get_candidate
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import FINALISTS, Finalists, RunFolder
@@ -53,7 +53,7 @@ def chosen_by(run_folder: RunFolder, candidate: str) -> Evaluation | None:
 
 def choosing_evaluations(run_folder: RunFolder) -> list[Evaluation]:
     """Return what the candidates that may go live are chosen by, the smallest first."""
-    return [one for name in promotable_names() if (one := chosen_by(run_folder, name))]
+    return [one for name in candidate_names() if (one := chosen_by(run_folder, name))]
 
 
 def no_finalists(run_folder: RunFolder) -> dict[str, str]:
@@ -86,7 +86,7 @@ def fix_finalists(project: Project, run_folder: RunFolder) -> Finalists:
     if file.binds_answers and (large := _large(run_folder)) is not None:
         rule, options = rule._replace(alike=1.0), [plan_option(one, file.routing.guarantee, large) for one in measured]
     names = choose_candidates(options, rule, expected=expected.__getitem__)
-    names += [name for name in promotable_names() if name not in names and run_folder.evaluation(name, "test")]
+    names += [name for name in candidate_names() if name not in names and run_folder.evaluation(name, "test")]
     names.sort(key=lambda name: name != file.goes_live)
     found = Finalists(names=tuple(names[:MAX_FINALISTS]), shares=level_shares(names[:MAX_FINALISTS]))
     found.save(run_folder.path / FINALISTS)
@@ -200,7 +200,7 @@ def fix_before_test(project: Project, run_folder: RunFolder) -> None:
     """
     path = run_folder.path / FIXED
     if not path.exists() and not any((run_folder.path / "evaluations").glob("*-test.json")):
-        fitted = [one.name for one in fitted_candidates(project, run_folder) if one.promotable]
+        fitted = [one.name for one in fitted_candidates(project, run_folder)]
         # Plans are ranked by the large model's error on calibration rows: parts by that rank would depend on them.
         ranked = project.file.binds_answers and run_folder.evaluation("large", "calibration") is not None
         finalists = None if ranked else run_folder.find(Finalists, FINALISTS)
@@ -226,7 +226,6 @@ def find_joined(project: Project, run_folder: RunFolder, candidate: str) -> Join
         "the promise, the policies or the rows were changed after a test row was read": (
             fixed is not None and fixed.promise != _promise(project)
         ),
-        "people's answers in data.gold certify alone": file.data.gold is not None,
         "their labels come from another source than those of the calibration rows": (
             ours != theirs or (file.routing.labels == "large" and ours <= {""})
         ),

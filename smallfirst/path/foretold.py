@@ -43,7 +43,7 @@ from smallfirst.measuring.verdict import CheckResult
 from smallfirst.models.linear.held_out import WORD_ERRORS, hold_out_labels
 from smallfirst.path.evaluate import LIMITED_PROBE_ROWS
 from smallfirst.path.finalists import LOOKS, MAX_FINALISTS
-from smallfirst.path.project.candidate_registry import promotable_names
+from smallfirst.path.project.candidate_registry import candidate_names
 from smallfirst.path.project.candidates import project_candidates
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.rows import SPLIT_OFF
@@ -209,16 +209,16 @@ def _threshold(project: Project, result: CheckResult, level: ConfidenceLevel) ->
 def _certificate(project: Project) -> tuple[RequirementForecast | None, float, int]:
     """Return what the calibration rows can show, the level of their next certificate, and how many rows count.
 
-    None where people's answers to some of the rows certify alone, or where errors are not what is limited.
+    None where errors are not what is limited.
     """
     guarantee, rows, data = project.file.routing.guarantee, project.rows.calibration, project.file.data
-    if data.gold is not None or "error" not in guarantee.limits:
+    if "error" not in guarantee.limits:
         return None, 0.0, 0
     looks = state_folder() / "tasks" / project.file.name / LOOKS
     own, test = (text_fingerprints(example.text for example in part.examples) for part in (rows, project.rows.test))
     n_test = len(test - read_before(looks, "", test)) if data.one_source else 0  # as `find_joined` decides
     share = next_look(looks, own | test if n_test else own).share
-    n_finalists = min(MAX_FINALISTS, sum(one.promotable for one in project_candidates(project)))
+    n_finalists = min(MAX_FINALISTS, len(project_candidates(project)))
     share /= max(1, n_finalists) if n_test else 1
     level = share * (1 - guarantee.confidence) / (guarantee.n_limits * (3 if project.file.routing.ahead else 1))
     n = len(rows) + n_test
@@ -260,7 +260,7 @@ def _asked_alone(project: Project) -> Gate:
 
 def _level(project: Project) -> ConfidenceLevel:
     """Return the level of the candidate that comes first on test rows."""
-    names = [candidate.name for candidate in project_candidates(project) if candidate.promotable]
+    names = [candidate.name for candidate in project_candidates(project)]
     return ConfidenceLevel(1 / max(level_shares(names).values(), default=1))
 
 
@@ -271,7 +271,7 @@ def _of_last_run(project: Project) -> LabelsNeeded | None:
     except StageMissing:
         return None
     for split in ("test", "calibration"):
-        rows, found = getattr(project.rows, split), (run_folder.evaluation(name, split) for name in promotable_names())
+        rows, found = getattr(project.rows, split), (run_folder.evaluation(name, split) for name in candidate_names())
         if any(one and one.dataset_fingerprint != rows.content_fingerprint for one in found):
             return None
     outcome = run_folder.find(Outcome, OUTCOME)

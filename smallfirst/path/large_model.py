@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import smallfirst
 from smallfirst.base.errors import ConfigError, DataError, PriceUnknown, SmallfirstError
 from smallfirst.base.paths import home, state_folder
-from smallfirst.base.progress import Progress, ProgressCallback
+from smallfirst.base.progress import Progress
 from smallfirst.base.records import Record, fingerprint
 from smallfirst.data.dataset import Dataset, Example, Message, sample_rows
 from smallfirst.data.findings import Finding, make_finding
@@ -51,6 +51,8 @@ _NOT_ASKED = {"recorded", "recorded_open", "sample_calibration", "sample_test", 
 """Settings that do not change the requests."""
 SECOND_ANSWER_TEMPERATURE = 0.7
 """Temperature of second answers, which measure self-agreement."""
+OPEN_TOKENS = 48
+"""Tokens of a recorded answer to an open-ended request."""
 TOKENS_AROUND_PROMPT, TOKENS_AROUND_MESSAGE = 128, 16
 """Tokens that a chat template may add; the usual ones add about a quarter of that."""
 GGUF_AT_ONCE, GGUF_TIMEOUT_S, GGUF_RETRIES = 2, 300.0, 1
@@ -61,51 +63,34 @@ def general_model(
     task_file: TaskFile, *, answers: tuple[str, ...] | None = None, schema: Mapping[str, Any] | None = None
 ) -> Model:
     """Return the general model itself, without a task's prompt. Raise ConfigError if task.yaml names none."""
-    _config(task_file)
-    source = general_source(task_file)
-    if source is None:
+    engine = _config(task_file).general_engine
+    if engine is None:
         raise ConfigError(
             "large: names only recorded answers, no model that could answer new requests",
             hint="add endpoint:, gguf: or engine: under large: in task.yaml",
         )
+    source = ModelSource(engine.model, engine=engine.name, settings=engine.settings, prices=task_file.prices)
+    if source.kind != "address":
+        local = task_file.path(Path(engine.model))
+        weights = local if local.suffix == ".gguf" and local.is_file() else find_weights(engine.model)
+        source = source._replace(location=weights, name=engine.model.split("/")[-1])
     return load(source._replace(answers=answers, schema=schema))
 
 
-def general_source(task_file: TaskFile, *, download: bool = True) -> ModelSource | None:
-    """Return where the general model is and the engine that task.yaml names for it; None if it names no model."""
-    engine = task_file.large.general_engine if task_file.large else None
-    if engine is None:
-        return None
-    source = ModelSource(engine.model, engine=engine.name, settings=engine.settings, prices=task_file.prices)
-    if source.kind == "address":
-        return source
-    local = task_file.path(Path(engine.model))
-    weights = local if local.suffix == ".gguf" and local.is_file() else find_weights(engine.model, download=download)
-    return source._replace(location=weights, name=engine.model.split("/")[-1])
-
-
 def prompted_model(task_file: TaskFile, task: Task, train: Dataset) -> PromptedModel:
-    """Return the general model with the task's prompt: label list, and solved examples from the training rows."""
-    large = _config(task_file)
-    selector = nearest_shots(task_file, train, large.nearest) if large.nearest else None
+    """Return the general model with the task's prompt: label list, and solved examples from the training rows.
+
+    Where its engine can do that, it is bound to the task's answers.
+    """
+    large, selector = _config(task_file), None
+    if large.nearest:  # by the small path's sentence encoder
+        encoder = open_encoder(find_weights(task_file.small.encoder))
+        selector = NearestShots(train, encoder, large.nearest, cache=home() / "vectors")
     shots = () if selector else fixed_shots(train, task, large.shots_per_label)
-    inner = answering_model(task_file, task)
-    return PromptedModel(inner, task, shots=shots, selector=selector, max_tokens=task.max_answer_tokens)
-
-
-def nearest_shots(task_file: TaskFile, train: Dataset, n: int) -> NearestShots:
-    """Return what selects the `n` training rows nearest to a text, by the small path's sentence encoder."""
-    encoder = open_encoder(find_weights(task_file.small.encoder))
-    return NearestShots(train, encoder, n, cache=home() / "vectors")
-
-
-def answering_model(task_file: TaskFile, task: Task) -> Model:
-    """Return the general model without a prompt, bound to the task's answers where its engine can do that."""
-    large = _config(task_file)
     bound = large.only_labels and not large.endpoint
-    return general_model(
-        task_file, answers=task.closed or None if bound else None, schema=task.answer_schema() if bound else None
-    )
+    schema = task.answer_schema() if bound else None
+    inner = general_model(task_file, answers=task.closed or None if bound else None, schema=schema)
+    return PromptedModel(inner, task, shots=shots, selector=selector, max_tokens=task.max_answer_tokens)
 
 
 class _Prompting(Protocol):
@@ -125,15 +110,15 @@ def worst_usd(task_file: TaskFile, model: _Prompting) -> Callable[[str], float]:
             return lambda text: 0.0  # without a cap nothing is reserved
 
         def worst(text: str) -> float:
-            n = _max_tokens(model.messages(text))
+            messages = model.messages(text)
+            # No tokenizer in use makes more tokens than bytes, but for what a chat template adds.
+            n = sum(len(one.content.encode()) + TOKENS_AROUND_MESSAGE for one in messages) + TOKENS_AROUND_PROMPT
             fresh = tokens_of(n, model.max_answer_tokens)
             kinds = (fresh, fresh.model_copy(update={"cache_write_tokens": n}))
             return max(prices.charge(name, tokens, api_url=url).usd or 0.0 for tokens in kinds)
 
         return worst
-    timeout_s, retries = GGUF_TIMEOUT_S, GGUF_RETRIES
-    if endpoint is not None:
-        timeout_s, retries = endpoint.timeout_s, endpoint.max_retries
+    timeout_s, retries = (endpoint.timeout_s, endpoint.max_retries) if endpoint else (GGUF_TIMEOUT_S, GGUF_RETRIES)
     # Each try may wait to be sent and to be let in, the last one for the first byte and for the rest.
     longest = prices.machine.cost_usd(2 * timeout_s * (retries + 1))
     return lambda text: longest
@@ -143,42 +128,35 @@ async def recorded_answers(
     task_file: TaskFile, task: Task, rows: Rows, *, progress: Progress, parts: Sequence[str] = ("calibration", "test")
 ) -> ReplayModel:
     """Return the recorded answers to the rows of some splits; ask for the missing ones now."""
-    large = _config(task_file)
-    if large.recorded and task_file.path(large.recorded).exists():
-        return ReplayModel.load(task_file.path(large.recorded))
-    path = recording_path(task_file, task)
+    large, path = _config(task_file), recording_path(task_file, task)
+    if large.recorded and path.exists():
+        return ReplayModel.load(path)
     wanted = [e for part in parts for e in sample_rows(getattr(rows, part), large.sample(part)).examples]
     requests = [Request(messages=example.messages) for example in wanted]
     model = prompted_model(task_file, task, rows.train)
     if large.gguf and requests and not path.exists():
         await model.complete(requests[0])  # loading and the first prompt are no request's latency
-    with progress.bar(f"asking {model.name}", len(requests)) as update:
-        header = recording_header(task_file, task, rows)
-        await _record(task_file, model, requests, path, header, update, _spending(task_file, task, model))
-    return ReplayModel.load(path)
+    header, spending = _header(task_file, task, rows), _spending(task_file, task, model)
+    return await _record(task_file, model, requests, path, header, progress, spending)
 
 
 def answers_so_far(task_file: TaskFile, task: Task) -> ReplayModel | None:
     """Return the answers that the large model has given to the task's rows already; None without any."""
-    if task_file.large is None:
-        return None
-    path = recording_path(task_file, task)
-    return ReplayModel.load(path) if path.exists() else None
+    path = recording_path(task_file, task) if task_file.large else None
+    return ReplayModel.load(path) if path and path.exists() else None
 
 
 async def second_answers(task_file: TaskFile, task: Task, rows: Rows, *, progress: Progress) -> ReplayModel | None:
     """Return second answers to some test rows at SECOND_ANSWER_TEMPERATURE; None if no model can be asked."""
-    large = _config(task_file)
-    path = second_recording_path(task_file, task)
-    if large.general_engine:
-        wanted = sample_rows(rows.test, n_second_answers(task_file)).examples
-        requests = [Request(messages=e.messages, temperature=SECOND_ANSWER_TEMPERATURE, seed=1) for e in wanted]
-        model = prompted_model(task_file, task, rows.train)
-        header = recording_header(task_file, task, rows)
-        header["settings"] = header["settings"] | {"temperature": SECOND_ANSWER_TEMPERATURE, "seed": 1}
-        with progress.bar(f"asking {model.name} again", len(requests)) as update:
-            await _record(task_file, model, requests, path, header, update, _spending(task_file, task, model))
-    return ReplayModel.load(path) if path.exists() else None
+    path = recording_path(task_file, task, again=True)
+    if not _config(task_file).general_engine:
+        return ReplayModel.load(path) if path.exists() else None
+    changes = {"temperature": SECOND_ANSWER_TEMPERATURE, "seed": 1}
+    wanted = sample_rows(rows.test, n_second_answers(task_file)).examples
+    requests = [Request(messages=example.messages, **changes) for example in wanted]
+    model = prompted_model(task_file, task, rows.train)
+    header, spending = _header(task_file, task, rows, **changes), _spending(task_file, task, model)
+    return await _record(task_file, model, requests, path, header, progress, spending)
 
 
 def n_second_answers(task_file: TaskFile) -> int:
@@ -193,13 +171,11 @@ async def recorded_open_answers(task_file: TaskFile, rows: Rows, *, progress: Pr
     if rows.open_ended is None or large.recorded_open is None:
         return None
     path = task_file.path(large.recorded_open)
-    if not path.exists():
-        model = general_model(task_file)
-        requests = [Request(messages=e.messages, max_tokens=48) for e in rows.open_ended.examples]
-        header = recording_header(task_file, None, rows) | {"settings": {"max_tokens": 48, "temperature": 0}}
-        with progress.bar(f"asking {model.name}", len(requests)) as update:
-            await _record(task_file, model, requests, path, header, update)
-    return ReplayModel.load(path)
+    if path.exists():
+        return ReplayModel.load(path)
+    requests = [Request(messages=e.messages, max_tokens=OPEN_TOKENS) for e in rows.open_ended.examples]
+    header = _header(task_file, None, rows) | {"settings": {"max_tokens": OPEN_TOKENS, "temperature": 0}}
+    return await _record(task_file, general_model(task_file), requests, path, header, progress)
 
 
 async def _record(
@@ -208,16 +184,18 @@ async def _record(
     requests: Sequence[Request],
     path: Path,
     header: dict[str, Any],
-    update: ProgressCallback,
+    progress: Progress,
     spending: Spending | None = None,
-) -> None:
-    """Ask for the answers that `path` lacks, note in the ledger what they cost, and close the model."""
+) -> ReplayModel:
+    """Ask for the answers that `path` lacks, note in the ledger what they cost, close the model; return all answers."""
     home()  # the state folder is created when something is written
     try:
-        await record(model, requests, path, header=header, progress=update, spending=spending)
+        with progress.bar(f"asking {model.name}", len(requests)) as update:
+            await record(model, requests, path, header=header, progress=update, spending=spending)
     finally:
         note_recording(task_file.name, "evaluation", path)
         await model.aclose()
+    return ReplayModel.load(path)
 
 
 def _config(task_file: TaskFile) -> LargeConfig:
@@ -232,21 +210,19 @@ def _settings(large: LargeConfig) -> dict[str, Any]:
     return large.model_dump(mode="json", exclude=_NOT_ASKED | unused)
 
 
-def recording_path(task_file: TaskFile, task: Task) -> Path:
-    """Return the file of answers: the one that task.yaml names, else one for each combination of model and prompt."""
+def recording_path(task_file: TaskFile, task: Task, *, again: bool = False) -> Path:
+    """Return the file of answers: the one that task.yaml names, else one for each combination of model and prompt.
+
+    Second answers are beside it.
+    """
     large = _config(task_file)
     if large.recorded:
-        return task_file.path(large.recorded)
-    asked = _settings(large)
-    told = [message.model_dump() for message in task.instructions(())]
-    way = fingerprint([asked, told, task.answer_schema(), task.max_answer_tokens])
-    return state_folder() / "recordings" / task.name / f"{way}.jsonl"
-
-
-def second_recording_path(task_file: TaskFile, task: Task) -> Path:
-    """Return the file of second answers, beside that of the first ones."""
-    first = recording_path(task_file, task)
-    return first.with_name(f"{first.stem}-again.jsonl")
+        first = task_file.path(large.recorded)
+    else:
+        told = [message.model_dump() for message in task.instructions(())]
+        way = fingerprint([_settings(large), told, task.answer_schema(), task.max_answer_tokens])
+        first = state_folder() / "recordings" / task.name / f"{way}.jsonl"
+    return first.with_name(f"{first.stem}-again.jsonl") if again else first
 
 
 def _spending(task_file: TaskFile, task: Task, model: PromptedModel) -> Spending | None:
@@ -254,18 +230,12 @@ def _spending(task_file: TaskFile, task: Task, model: PromptedModel) -> Spending
     most = _config(task_file).max_usd
     if most is None:
         return None
-    paths = (recording_path(task_file, task), second_recording_path(task_file, task))
+    paths = (recording_path(task_file, task, again=again) for again in (False, True))
     spent = sum(answer.cost_usd for path in paths if path.exists() for answer in read_recording(path)[1])
     return Spending(SpendingCap(most, spent), worst_usd(task_file, model))
 
 
-def _max_tokens(messages: Sequence[Message]) -> int:
-    """Return a number of tokens that no tokenizer in use exceeds: one a byte, and what a chat template adds."""
-    n_bytes = sum(len(message.content.encode()) for message in messages)
-    return n_bytes + TOKENS_AROUND_MESSAGE * len(messages) + TOKENS_AROUND_PROMPT
-
-
-def recording_header(task_file: TaskFile, task: Task | None, rows: Rows) -> dict[str, Any]:
+def _header(task_file: TaskFile, task: Task | None, rows: Rows, **changes: Any) -> dict[str, Any]:
     """Return when, how and with which prompt answers are made; without a task, requests go as they come."""
     large = _config(task_file)
     prompt: Any = "none: the request as it came"
@@ -280,7 +250,7 @@ def recording_header(task_file: TaskFile, task: Task | None, rows: Rows) -> dict
         "made_at": date.today().isoformat(),
         "smallfirst": smallfirst.__version__,
         "command": "smallfirst record task.yaml",
-        "settings": settings | {"temperature": 0},
+        "settings": settings | {"temperature": 0} | changes,
         "prompt": prompt,
         "machine": f"{platform.machine()}, {platform.system()}, {detect_hardware().cores} cores",
     }
@@ -299,7 +269,7 @@ class LargeForecast(Record):
     cost_usd: Range | None
     """For all requests; None if it has no price, or is paid by machine time and no earlier answer tells how long."""
     seconds: Range | None
-    """Time of all requests; None if no earlier answer of the model is recorded."""
+    """Time of all requests; None if no earlier answer is recorded."""
     spent_usd: float
     """What the recorded answers cost."""
     max_usd: float | None
@@ -316,17 +286,14 @@ class LargeForecast(Record):
         if not self.n:
             return f"{recorded or 'no rows to ask'}, so {self.model} is not asked"
         parts = ", ".join(f"{n:,} {name}" for name, n in self.n_requests.items() if n)
-        read = f"about {_rounded(self.prompt_tokens.low)} to {_rounded(self.prompt_tokens.high)} tokens to read"
-        cost = "cost unknown"
-        if self.cost_usd is not None:
-            cost = f"{format_usd(self.cost_usd.low)} to {format_usd(self.cost_usd.high)}"
+        low, high = (f"{float(f'{n:.2g}'):,.0f}" for n in (self.prompt_tokens.low, self.prompt_tokens.high))
+        cost = (
+            f"{format_usd(self.cost_usd.low)} to {format_usd(self.cost_usd.high)}" if self.cost_usd else "cost unknown"
+        )
         time = f", about {format_seconds(self.seconds)}" if self.seconds else ""
         rest = f"; {recorded} already" if recorded else ""
+        read = f"about {low} to {high} tokens to read"
         return f"{self.model} is asked {self.n:,} times ({parts}), {read}, {cost}{time}{rest}"
-
-
-def _rounded(n: float) -> str:
-    return f"{float(f'{n:.2g}'):,.0f}"
 
 
 def forecast_large(file: TaskFile, task: Task, rows: Rows) -> LargeForecast | None:
@@ -334,22 +301,23 @@ def forecast_large(file: TaskFile, task: Task, rows: Rows) -> LargeForecast | No
     large = file.large
     if large is None:
         return None
-    engine = large.general_engine
-    first, again = recording_path(file, task), second_recording_path(file, task)
-    answered, repeated = _recorded(first), _recorded(again)
+    engine, first = large.general_engine, recording_path(file, task)
+    answered, repeated = _recorded(first), _recorded(recording_path(file, task, again=True))
     wanted = {part: sample_rows(getattr(rows, part), large.sample(part)) for part in ("calibration", "test")}
     wanted["again"] = sample_rows(rows.test, n_second_answers(file))
-    known = {name: repeated if name == "again" else answered for name in wanted}
     replayed = engine is None or bool(large.recorded and first.exists())
-    missing: dict[str, list[Example]] = {
-        name: []
-        if engine is None or (replayed and name != "again")
-        else [e for e in data.examples if request_key(Request(messages=e.messages)) not in known[name]]
-        for name, data in wanted.items()
-    }
+
+    def missing(name: str) -> list[Example]:
+        """Return the rows of a part that are to be asked."""
+        known = repeated if name == "again" else answered
+        if engine is None or (replayed and name != "again"):
+            return []
+        return [e for e in wanted[name].examples if request_key(Request(messages=e.messages)) not in known]
+
+    asked = {name: missing(name) for name in wanted}
     shots = fixed_shots(rows.train, task, 1)[: large.nearest] if large.nearest else None
     instructions = task.instructions(fixed_shots(rows.train, task, large.shots_per_label) if shots is None else shots)
-    examples = [example for part in missing.values() for example in part]
+    examples = [example for part in asked.values() for example in part]
     prompts = [Request(messages=(*instructions, Message(role="user", content=e.text))) for e in examples]
     read = Range(
         low=sum(len(m.content.encode()) // BYTES_PER_TOKEN for p in prompts for m in p.messages),
@@ -360,10 +328,10 @@ def forecast_large(file: TaskFile, task: Task, rows: Rows) -> LargeForecast | No
         high=len(examples) * task.max_answer_tokens,
     )
     name = large.endpoint.model if large.endpoint else engine.model.split("/")[-1] if engine else "the large model"
-    seconds = _seconds(len(examples), [*answered.values()] or _answers_of(name))
+    seconds = _seconds(len(examples), answered.values())
     return LargeForecast(
         model=name,
-        n_requests={part: len(rows) for part, rows in missing.items()},
+        n_requests={part: len(rows) for part, rows in asked.items()},
         n_recorded=len(answered) + len(repeated),
         prompt_tokens=read,
         answer_tokens=written,
@@ -416,18 +384,6 @@ def _seconds(n_requests: int, earlier: Iterable[RecordedAnswer]) -> Range | None
         return None
     each = statistics.median(latencies) / 1000 / CONCURRENCY
     return Range(low=n_requests * each / 2, high=2 * n_requests * each)
-
-
-def _answers_of(model: str) -> list[RecordedAnswer]:
-    """Return the answers of a model to another task of this state folder; none if there are none."""
-    for path in sorted((state_folder() / "recordings").glob("*/*.jsonl")):
-        try:
-            header, answers = read_recording(path)
-        except (DataError, OSError):
-            continue  # it only does not help
-        if header.model == model:
-            return [*answers]
-    return []
 
 
 def _recorded(path: Path) -> dict[str, RecordedAnswer]:

@@ -12,7 +12,7 @@ from smallfirst.base.records import Record
 from smallfirst.base.stats.intervals import Estimate
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.measuring.outcome import Outcome
-from smallfirst.measuring.verdict import Verdict, nearest_to_passing
+from smallfirst.measuring.verdict import nearest_to_passing
 from smallfirst.models.pricing import format_usd
 from smallfirst.path.finalists import no_finalists
 from smallfirst.path.project.candidate_registry import all_candidates
@@ -215,7 +215,12 @@ def next_steps(
         look = NextStep(what="see what is wrong with the rows, and where", command=f"smallfirst check {task}")
         steps = look, NextStep(what=f"mend them or label more, then: smallfirst run {task}")
     elif project is not None and isinstance(error, KeyboardInterrupt | ModelError | TrainingError):
-        steps = _after_interruption(project, error, task)
+        when = "when the large model answers again" if isinstance(error, ModelError) else "to continue"
+        what = f"{when}; what was trained, measured or asked is kept"
+        without = "or leave large: out of task.yaml: the small models are then judged by the rows alone"
+        asked = isinstance(error, ModelError) and project.file.large is not None
+        resume = NextStep(what=what, command=f"smallfirst run {task} --resume")
+        steps = (resume, *([NextStep(what=without)] if asked else []))
     elif project is None or run_folder is None:
         pass
     elif type(error) is GateFailed and (verdicts := run_folder.find(GateVerdicts, VERDICTS)):
@@ -225,27 +230,15 @@ def next_steps(
     return tuple(steps)
 
 
-def _after_interruption(project: Project, error: BaseException, task: str) -> Iterator[NextStep]:
-    when = "when the large model answers again" if isinstance(error, ModelError) else "to continue"
-    yield NextStep(
-        what=f"{when}; what was trained, measured or asked is kept", command=f"smallfirst run {task} --resume"
-    )
-    if isinstance(error, ModelError) and project.file.large is not None:
-        yield NextStep(what="or leave large: out of task.yaml: the small models are then judged by the rows alone")
-
-
 def after_gate(
     project: Project, run_folder: RunFolder, gate: GateVerdicts, *, task: str = "task.yaml"
 ) -> Iterator[NextStep]:
     """Yield what to do after the gate has said no to the candidate that was to go live."""
-    named = project.file.goes_live
+    named, outcome = project.file.goes_live, run_folder.find(Outcome, OUTCOME)
     if gate.winner not in (None, named) and named not in RULES and project.file.sets_gate:
-        yield NextStep(
-            what=f"{gate.winner} passes: let it go live in place of {project.file.goes_live}",
-            command=f"smallfirst promote {task} --candidate {gate.winner}",
-        )
+        what = f"{gate.winner} passes: let it go live in place of {named}"
+        yield NextStep(what=what, command=f"smallfirst promote {task} --candidate {gate.winner}")
         return
-    best, outcome = nearest_to_passing(gate.verdicts), run_folder.find(Outcome, OUTCOME)
     if outcome is None:
         what = "no candidate may go live alone: see which part of the requests can stay small"
         yield NextStep(what=what, command=f"smallfirst calibrate {task}")
@@ -254,46 +247,38 @@ def after_gate(
         return
     elif outcome.labels_needed is not None:
         yield NextStep(what=f"label {outcome.labels_needed.in_words}, then: smallfirst run {task}")
-    if not best.failed_checks:
-        return
-    yield NextStep(what=" ".join(_what_to_label(project, best)))
-    if project.task.closed:
-        yield NextStep(
-            what="look for wrong labels among the training rows",
-            command=f"smallfirst review {task} --labels suspects.jsonl",
-        )
-    yield NextStep(
-        what="or sign for it with a name and a reason, which stay on record",
-        command=f"smallfirst override {task} --candidate {best.candidate} --by NAME --because REASON",
-    )
-
-
-def _what_to_label(project: Project, best: Verdict) -> Iterator[str]:
-    """Yield sentences on the failed check that is furthest off, and on what would change it."""
+    best = nearest_to_passing(gate.verdicts)
     failed = sorted(best.failed_checks, key=lambda check: check.shortfall, reverse=True)
+    if not failed:
+        return
     first = next((check for check in failed if check.more_rows is None), failed[0])
-    yield f"{best.candidate} comes nearest; furthest off is {first.requirement}, measured {first.measured}."
-    if not project.rows.test.examples:
-        yield "Label more rows: there is no test row."
-    elif first.more_rows is None and first.advice:
-        yield f"{first.advice[:1].upper()}{first.advice[1:]}."
+    advice = first.advice[:1].upper() + first.advice[1:] + "." if first.more_rows is None and first.advice else ""
+    advice = advice if project.rows.test.examples else "Label more rows: there is no test row."
+    nearest = f"{best.candidate} comes nearest; furthest off is {first.requirement}, measured {first.measured}."
+    yield NextStep(what=f"{nearest} {advice}".strip())
+    if project.task.closed:
+        what = "look for wrong labels among the training rows"
+        yield NextStep(what=what, command=f"smallfirst review {task} --labels suspects.jsonl")
+    what = "or sign for it with a name and a reason, which stay on record"
+    signed = f"smallfirst override {task} --candidate {best.candidate} --by NAME --because REASON"
+    yield NextStep(what=what, command=signed)
 
 
 def after_outcome(project: Project, outcome: Outcome, *, task: str = "task.yaml") -> Iterator[NextStep]:
     """Yield how to serve what is live, how to let it go live, or what is missing for that."""
     replay = " --replay-large" if project.file.large and project.file.large.recorded else ""
-    serve = f"smallfirst serve {task}{replay}"
+    serve, promote = f"smallfirst serve {task}{replay}", f"smallfirst promote {task}"
+    served = outcome.live_as or outcome.alias == versions.SHADOW
     if outcome.live_as:
         yield NextStep(what=f"serve it: {outcome.in_short}", command=serve)
-        yield NextStep(what="ask it one of your rows", command=_curl(project))
     elif outcome.goes_live:
-        yield NextStep(what=f"let it go live: {outcome.in_short}", command=f"smallfirst promote {task}")
+        yield NextStep(what=f"let it go live: {outcome.in_short}", command=promote)
     elif outcome.gate_line:
-        yield NextStep(what=f"{outcome.gate_missing} Then", command=f"smallfirst promote {task}")
-    elif outcome.alias == versions.SHADOW:
-        yield NextStep(
-            what="serve it meanwhile: the large model answers, the small one drafts beside it", command=serve
-        )
+        yield NextStep(what=f"{outcome.gate_missing} Then", command=promote)
+    elif served:
+        what = "serve it meanwhile: the large model answers, the small one drafts beside it"
+        yield NextStep(what=what, command=serve)
+    if served:
         yield NextStep(what="ask it one of your rows", command=_curl(project))
     if outcome.labels_needed is not None and not outcome.promise:
         what = "have a promise about single answers" if outcome.goes_live else "have it decided"

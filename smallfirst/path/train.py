@@ -155,8 +155,7 @@ def _fit_one(project: Project, run_folder: RunFolder, candidate: Candidate) -> N
                 folds = candidate.out_of_fold(project, run_folder)
             run_folder.save_folds(candidate.name, folds)
         candidate.refit(project, run_folder, folds)
-    if candidate.promotable:
-        TrainedOn.of(project.rows.development).save(run_folder.model_folder(candidate.name) / TRAINED_ON)
+    TrainedOn.of(project.rows.development).save(run_folder.model_folder(candidate.name) / TRAINED_ON)
 
 
 def _note_labels(project: Project) -> None:

@@ -58,7 +58,7 @@ def task_file(folder: Path, kind: str, base: Path, name: str = "", **settings: A
         "name": name or f"{kind}-desk",
         "kind": "classify" if kind == "multiple" else kind,
         "data": {"train": "train.jsonl"},
-        "small": {"base": str(base), "training": {"duration": "4ba", "learning_rate": 3e-3}, "sample_base": 4},
+        "small": {"base": str(base), "training": {"duration": "4ba", "learning_rate": 3e-3}},
         "register_to": f"main.tests.{name or kind}",
         "gate": {"accuracy_at_least": 0.0},
         **({"multiple": True} if kind == "multiple" else {}),
@@ -88,7 +88,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "classify": ("macro_f1", {"ladder": ["words", "small"], "routing": {"small": "small"}}),
     "multiple": ("micro_f1", {"ladder": ["small"]}),
     "extract": ("field_f1", {"ladder": ["small"], "max_answer_tokens": 24}),
-    "answer": ("token_f1", {"ladder": ["base", "small"], "max_answer_tokens": 12}),
+    "answer": ("token_f1", {"ladder": ["small"], "max_answer_tokens": 12}),
     "chat": ("token_f1", {"max_answer_tokens": 12}),
 }
 

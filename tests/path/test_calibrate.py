@@ -1,4 +1,4 @@
-"""The start of the search and what happens below the threshold."""
+"""The rows that certify, who judges them, the start of the search, and what happens below the threshold."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from smallfirst.base.errors import DataError
 from smallfirst.base.progress import Progress
 from smallfirst.models.manifest import TRAINED_ON, TrainedOn
 from smallfirst.path.calibrate import (
+    _label_sources,
     certify_candidate,
+    guarantee_of,
     look_portion,
     selection_drafts,
     unconfirmed_escalation,
 )
 from smallfirst.path.project.candidates import get_candidate
-from smallfirst.path.project.project import Project
+from smallfirst.path.project.project import Project, labelled_by
 from smallfirst.path.project.run_folder import RunFolder
 from smallfirst.path.project.task_file import read_task_file
 from smallfirst.routing.certificate.certificate import Guarantee
@@ -105,3 +107,28 @@ def test_a_look_that_is_not_likely_to_show_anything_keeps_the_large_portion() ->
     for n, portion in ((40, "small"), (800, "large")):
         assert look_portion(cascade([0.9] * n, [True] * n, selection=chosen_on), guarantee, 1.0) == portion
     assert look_portion(cascade([0.9] * 40, [True] * 40), guarantee, 1.0) == "large"
+
+
+def append(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def test_where_calibration_rows_repeat_a_text_the_promise_counts_each_text_once(tmp_path: Path) -> None:
+    of = project(tmp_path, max_error=0.2)
+    assert "counted once" not in guarantee_of(of).in_words
+    append(tmp_path / "validation.jsonl", [{"text": f"validation {i}", "label": "a"} for i in range(20)])
+    again = Project.read(of.file, Progress(quiet=True))
+    assert guarantee_of(again).in_words == "at most 20 % of kept answers wrong, each text counted once (95 %)"
+
+
+def test_a_model_s_labels_are_never_gold(tmp_path: Path) -> None:
+    of = project(tmp_path)
+    assert (labelled_by(of), _label_sources(of.rows.calibration)) == ("gold", "")
+    by_model = {"teacher": "big-1", "labelled_on": "2026-11-26"}
+    append(tmp_path / "validation.jsonl", [{"text": f"new {i}", "label": "a", **by_model} for i in range(20)])
+    of = Project.read(of.file, Progress(quiet=True))
+    n = sum(example.source == "big-1" for example in of.rows.calibration.examples)
+    assert 0 < n < len(of.rows.calibration)
+    assert labelled_by(of) == "large"
+    assert f"({n} of {len(of.rows.calibration)} by big-1)" in _label_sources(of.rows.calibration)

@@ -166,17 +166,14 @@ def test_files_that_the_user_gave_certify_together_only_where_they_are_declared_
         (BY_MODEL, {}, {}, "another source"),
         (BY_MODEL, BY_MODEL, {}, ""),
         ({}, {}, {"labels": "large"}, "another source"),  # nothing says who labelled the test
-        (BY_MODEL, BY_MODEL, {"labels": "large", "gold": True}, "people's answers in data.gold certify alone"),
     ],
 )
 def test_the_same_judge_labels_both(
     tmp_path: Path, validation: dict[str, str], test: dict[str, str], routing: dict[str, Any], why_not: str
 ) -> None:
-    data = {"exchangeable": True, **({"gold": "gold.jsonl"} if routing.pop("gold", False) else {})}
     write(tmp_path / "validation.jsonl", labelled("validation", 60, **validation))
     write(tmp_path / "test.jsonl", labelled("test", 40, **test))
-    write(tmp_path / "gold.jsonl", labelled("validation", 1))
-    found = joined(project(tmp_path, split=False, data=data, **routing), tmp_path).why_not
+    found = joined(project(tmp_path, split=False, data={"exchangeable": True}, **routing), tmp_path).why_not
     assert why_not in found
     assert bool(found) == bool(why_not)
 

@@ -332,6 +332,5 @@ def test_a_language_model_takes_what_its_estimate_says(
     assert found[0].after_s == pytest.approx(4 * found[1].after_s)
 
 
-def test_the_base_model_does_not_say_how_long_it_takes(project: Project) -> None:
-    assert time_needed(project, get_candidate("base")) is None
+def test_words_say_how_long_they_take(project: Project) -> None:
     assert time_needed(project, get_candidate("words")) == TimeNeeded(pytest.approx(0.9))

@@ -31,7 +31,6 @@ class Blend(Candidate):
 
     name = "blend"
     title = "blend of candidates"
-    role = "a blend of smaller models"
     explanation = "asks several of the other small models and mixes what they hold likely"
     size = 35
     closed_answers_only = True

@@ -123,7 +123,6 @@ class _Words(LinearCandidate):
     name = "words"
     kind = "words"
     title = "words + linear"
-    role = "a linear model on words"
     explanation = "weighs the words of each text; no language model, fitted in seconds"
     size = 10
     measured_by_default = True
@@ -138,7 +137,6 @@ class _Encoder(LinearCandidate):
     kind = "encoder"
     encoder_setting = "encoder"
     title = "sentence embeddings + linear"
-    role = "a linear model on sentence embeddings"
     explanation = "a published model turns texts into numbers, a linear one sorts them"
     size = 20
     measured_by_default = True
@@ -150,7 +148,6 @@ class _LargerEncoder(LinearCandidate):
     kind = "encoder"
     encoder_setting = "larger_encoder"
     title = "larger sentence embeddings + linear"
-    role = "a linear model on the embeddings of a larger sentence encoder"
     explanation = "as sentence embeddings + linear, with a published model of five times the size"
     size = 22
 

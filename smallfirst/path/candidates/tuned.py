@@ -161,7 +161,6 @@ def _with(project: Project, train: Dataset, selection: Dataset) -> Project:
 class _Tuned(TunedEncoder):
     name = "tuned"
     title = "fine-tuned sentence embeddings"
-    role = "sentence embeddings after fine-tuning"
     explanation = "as sentence embeddings + linear, with the small model trained further on your rows"
     closed_answers_only = True
     several_labels = True
@@ -189,7 +188,6 @@ class _Tuned(TunedEncoder):
 class _LargerTuned(_Tuned):
     name = "larger_tuned"
     title = "larger fine-tuned sentence embeddings"
-    role = "the embeddings of a larger sentence encoder after fine-tuning"
     explanation = "as fine-tuned sentence embeddings, with a published model of five times the size"
     size = 32
     measured_by_default = False
@@ -199,7 +197,6 @@ class _LargerTuned(_Tuned):
 class _Tagger(TunedEncoder):
     name = "tagger"
     title = "tagger"
-    role = "a small encoder that marks the fields in the text"
     explanation = (
         "marks the words that each field holds; writes nothing, so it is many times faster than a language model"
     )
@@ -224,7 +221,6 @@ class _Tagger(TunedEncoder):
 class _Reader(TunedEncoder):
     name = "reader"
     title = "answer marked in the context"
-    role = "an encoder that marks the answer in the context"
     explanation = "marks the words of the context that answer the question, or says that none do; it writes nothing"
 
     def why_unsuitable(self, project: Project) -> str:

@@ -20,13 +20,11 @@ class CandidateDescription:
     """The name it is registered under; used in task.yaml, file names and the report: letters, digits, `-` and `_`."""
     title: str
     """Short name for tables, such as "words + linear"."""
-    role: str
-    """Noun phrase with an article, such as "a linear model on words"."""
     explanation: str = ""
-    """What it is and does in a line that needs no knowledge of models; left out: `role`."""
+    """What it is and does in a line that needs no knowledge of models."""
     size: float
     """Sort key from the smallest model to the largest, in which candidates are shown. Built in: words 10,
-    encoder 20, larger_encoder 22, tuned, tagger and reader 30, larger_tuned 32, blend 35, base 40, small 50. Which one
+    encoder 20, larger_encoder 22, tuned, tagger and reader 30, larger_tuned 32, blend 35, small 50. Which one
     is the cheapest is measured."""
     promise: float | None = None
     """Where time does not suffice for all, candidates of a higher promise are preferred; left out: `size`, since of
@@ -38,8 +36,6 @@ class CandidateDescription:
     """Leave it out for tasks whose answers are not a closed set."""
     several_labels = False
     """With `closed_answers_only`: it can be used where a text may have several labels, too."""
-    promotable = True
-    """The gate checks it and it may go live; False for a point of reference."""
     is_language_model = False
     """The report says when a candidate that is none suffices."""
     training_setting: Literal["", "training", "encoder_training"] = ""
@@ -72,7 +68,6 @@ CANDIDATES: Registry[CandidateDescription] = Registry(
         "blend": "smallfirst.path.candidates.blend:BLEND",
         "tagger": "smallfirst.path.candidates.tuned:TAGGER",
         "reader": "smallfirst.path.candidates.tuned:READER",
-        "base": "smallfirst.path.candidates.language_model:BASE",
         FINE_TUNED: "smallfirst.path.candidates.language_model:SMALL",
     },
     noun="candidate",
@@ -84,6 +79,6 @@ def all_candidates() -> tuple[CandidateDescription, ...]:
     return tuple(sorted((candidate for _, candidate in CANDIDATES), key=lambda candidate: candidate.size))
 
 
-def promotable_names() -> tuple[str, ...]:
-    """Return the names of the candidates that may go live, the smallest first."""
-    return tuple(candidate.name for candidate in all_candidates() if candidate.promotable)
+def candidate_names() -> tuple[str, ...]:
+    """Return the name of every registered candidate, the smallest first."""
+    return tuple(candidate.name for candidate in all_candidates())

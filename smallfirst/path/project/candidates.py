@@ -15,7 +15,6 @@ from smallfirst.base.errors import ConfigError
 from smallfirst.path.project.candidate_registry import CANDIDATES, FINE_TUNED, CandidateDescription, all_candidates
 from smallfirst.path.project.project import Project, load_small
 from smallfirst.path.project.run_folder import RunFolder
-from smallfirst.path.project.task_file import TaskFile
 
 if TYPE_CHECKING:
     from smallfirst.measuring.out_of_fold import FoldAnswers
@@ -66,10 +65,6 @@ class Candidate(CandidateDescription, ABC):
         """Return how long `fit` takes, where neither `encoder_setting` nor `training_setting` lets it be estimated."""
         return None
 
-    def max_test_rows(self, file: TaskFile) -> int | None:
-        """Return how many test rows to measure it on; None for all."""
-        return None
-
     def out_of_fold(self, project: Project, run_folder: RunFolder) -> FoldAnswers:
         """Return the answers to `project.rows.development` of models that were fitted on other folds.
 
@@ -90,15 +85,14 @@ def get_candidate(name: str) -> Candidate:
 def project_candidates(project: Project) -> tuple[Candidate, ...]:
     """Return the candidates on the ladder, the smallest first. Raise ConfigError if it names one that cannot be used.
 
-    Without a ladder these are the ones measured by default that fit the task; with `minutes` all that can go live,
-    of which a run tries as many as its time allows.
+    Without a ladder these are the ones measured by default that fit the task; with `minutes` as many of all as fit.
     """
     ladder = project.file.ladder
     in_time = project.file.minutes is not None
     named = [
         cast(Candidate, c)
         for c in all_candidates()
-        if (c.measured_by_default or (in_time and c.promotable) if ladder is None else c.name in ladder)
+        if (c.measured_by_default or in_time if ladder is None else c.name in ladder)
     ]
     unsuitable = {c.name: why for c in named if (why := c.why_unsuitable(project))}
     if unsuitable and ladder is not None:
@@ -116,7 +110,7 @@ def fits_in_folds(project: Project) -> bool:
         return True
     if n_selection >= ENOUGH_SELECTION_ROWS or n_train > MAX_QUICK_ROWS:
         return False
-    return all(one.n_folds and not one.training_setting for one in project_candidates(project) if one.promotable)
+    return all(one.n_folds and not one.training_setting for one in project_candidates(project))
 
 
 def fitted_candidates(project: Project, run_folder: RunFolder) -> tuple[Candidate, ...]:

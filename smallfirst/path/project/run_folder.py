@@ -22,7 +22,7 @@ from smallfirst.base.records import Record
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.measuring.out_of_fold import FoldAnswers
 from smallfirst.measuring.verdict import Verdict
-from smallfirst.path.project.candidate_registry import CANDIDATES, FINE_TUNED, all_candidates, promotable_names
+from smallfirst.path.project.candidate_registry import CANDIDATES, FINE_TUNED, all_candidates, candidate_names
 from smallfirst.routing.certificate.certificate import Certificate
 
 R = TypeVar("R", bound=Record)
@@ -172,7 +172,7 @@ class RunFolder:
         return (self.path / "run.json").exists() if found is None else found.mlflow_run_id is not None
 
     def fitted(self) -> FittedCandidates | None:
-        """Return what has been fitted; None in runs of before 2026-11-27, which always fine-tuned."""
+        """Return what has been fitted; None before the training stage."""
         return self.find(FittedCandidates, FITTED)
 
     def model_folder(self, candidate: str) -> Path:
@@ -234,11 +234,9 @@ class RunFolder:
         """Return the candidate that went live from this run; before any did, the largest that is fitted."""
         if promoted := self.find(Promotion, PROMOTED):
             return promoted.candidate
-        there = [name for name in promotable_names() if self.model_folder(name).exists()]
+        there = [name for name in candidate_names() if self.model_folder(name).exists()]
         return there[-1] if there else FINE_TUNED
 
-
-# One run of a task at a time. The kernel releases the lock when its process ends, however it ends.
 
 _held: ContextVar[frozenset[Path]] = ContextVar("run locks of this call", default=frozenset())
 
@@ -247,7 +245,8 @@ _held: ContextVar[frozenset[Path]] = ContextVar("run locks of this call", defaul
 def only_run(task: str) -> Iterator[None]:
     """Hold the task against a second run; a stage of the same run may call it again.
 
-    Raise TrainingError, with the other's process and start, if a run is under way.
+    The kernel releases the lock when its process ends, however it ends. Raise TrainingError, with the other's process
+    and start, if a run is under way.
     """
     folder = home() / "tasks" / task
     folder.mkdir(parents=True, exist_ok=True)
@@ -255,9 +254,8 @@ def only_run(task: str) -> Iterator[None]:
     if path in _held.get():
         yield
         return
-    descriptor = try_lock(path)
-    if descriptor is None:
-        raise _under_way(task, _who(path))
+    while (descriptor := try_lock(path)) is None:
+        refuse_second_run(task)  # unless the other has just ended
     token = _held.set(_held.get() | {path})
     try:
         since = datetime.now(UTC).isoformat(timespec="seconds")
@@ -272,20 +270,14 @@ def only_run(task: str) -> Iterator[None]:
 def refuse_second_run(task: str) -> None:
     """Raise TrainingError as `only_run`, but write nothing."""
     if busy := run_under_way(task):
-        raise _under_way(task, busy)
+        raise TrainingError(f"a run of {task} is under way ({busy})", hint="wait until it ends, or stop that process")
 
 
 def run_under_way(task: str) -> str:
     """Return process and start of the run of a task that is under way; empty if there is none."""
     path = state_folder() / "tasks" / task / "run.lock"
-    return _who(path) if path.exists() and is_locked(path) else ""
-
-
-def _under_way(task: str, busy: str) -> TrainingError:
-    return TrainingError(f"a run of {task} is under way ({busy})", hint="wait until it ends, or stop that process")
-
-
-def _who(path: Path) -> str:
+    if not path.exists() or not is_locked(path):
+        return ""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return f"process {found['pid']}, since {found['since'][:16].replace('T', ' ')} UTC"

@@ -10,8 +10,9 @@ import math
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pydantic
 from pydantic_core import PydanticCustomError
@@ -23,8 +24,7 @@ from smallfirst.measuring.gate import Gate
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, LARGER_ENCODER
 from smallfirst.models.pricing import PriceBook, with_price_file
 from smallfirst.models.remote.config import EndpointConfig, VllmServer
-from smallfirst.path.project.candidate_registry import CANDIDATES, promotable_names
-from smallfirst.path.project.setting_names import meant_setting
+from smallfirst.path.project.candidate_registry import CANDIDATES, candidate_names
 from smallfirst.routing.budget import Budget
 from smallfirst.routing.certificate.certificate import Guarantee
 from smallfirst.routing.monitor import MonitorSettings
@@ -71,8 +71,6 @@ class DataFiles(Record):
     """A person's answers to probable label errors (`smallfirst review --labels FILE` writes the file to fill in)."""
     harvested: tuple[Path, ...] = ()
     """Rows from served traffic (`smallfirst harvest` writes them), added to the training rows."""
-    gold: Path | None = None
-    """With `routing.labels: large`: people's answers to a random part of the validation rows; they certify alone."""
     exchangeable: bool = False
     """True declares `validation` and `test` to be random draws of the same requests, which a run takes for granted only
     of what it splits itself: test rows then certify together with the calibration rows."""
@@ -102,8 +100,6 @@ class SmallConfig(Record):
     """Training settings of the candidates `tuned`, `larger_tuned`, `tagger` and `reader`. `learning_rate` left out: by
     the encoder's width, 2e-4 for 384 (MiniLM) and 5e-5 for 768 (mpnet). For labels, of longer texts than
     `max_seq_tokens` the beginning is read. Settings of language models, such as `method`, are refused."""
-    sample_base: int = pydantic.Field(default=200, ge=1)
-    """Test rows for the base model, which is slow because each prompt holds the instructions."""
     vllm: VllmServer | None = None
     """The vLLM that runs the fine-tuned model, to measure it and to serve it; left out, PyTorch in this process."""
 
@@ -242,8 +238,8 @@ class TaskFile(Record):
     """The candidates to train and measure; no other is fitted. `words` and `encoder` (linear models, fitted
     in seconds) and `tuned` (a fine-tuned encoder) are for closed answers only, as are `larger_encoder` and
     `larger_tuned`, the same on `small.larger_encoder`, and `blend`, which mixes those of the ladder; `tagger` marks
-    JSON fields in their texts, `reader` open answers in their contexts; `base` is the language model of `small` as it
-    is, `small` after fine-tuning. Left out: words, encoder, tuned, tagger, reader and small, as far as all suit."""
+    JSON fields in their texts, `reader` open answers in their contexts; `small` is the language model of `small` after
+    fine-tuning. Left out: words, encoder, tuned, tagger, reader and small, as far as all suit."""
     minutes: float | None = pydantic.Field(default=None, gt=0, allow_inf_nan=False)
     """How long a run may take. Candidates are then chosen by what they promise and how long they take here: of those on
     the ladder or, without one, of all that can go live. Left out: every candidate is trained to the end."""
@@ -270,7 +266,7 @@ class TaskFile(Record):
     @classmethod
     def meant_setting(cls, loc: Sequence[int | str]) -> str:
         """Return '; write …' with the setting that other tools call so, or that stands elsewhere."""
-        return meant_setting(cls, loc)
+        return _meant_setting(cls, loc)
 
     @property
     def sets_gate(self) -> bool:
@@ -340,13 +336,13 @@ class TaskFile(Record):
         for name in names or ():
             if name not in known:
                 raise ValueError(f'"{name}" is no candidate{did_you_mean(name, known)}; known: {", ".join(known)}')
-        if names is not None and not set(names) & set(promotable_names()):
-            raise ValueError(f"name a candidate that can go live: {', '.join(promotable_names())}")
+        if names == ():
+            raise ValueError(f"name a candidate: {', '.join(known)}")
         return names
 
     @pydantic.model_validator(mode="after")
     def _routing_names_candidates(self) -> TaskFile:
-        names, routing = promotable_names(), self.routing
+        names, routing = candidate_names(), self.routing
         on_ladder = names if self.ladder is None else tuple(name for name in names if name in self.ladder)
         last = on_ladder[-1] if self.goes_live in RULES else self.goes_live
         for place, name in (("small", last), *(("ahead", name) for name in routing.ahead)):
@@ -369,7 +365,7 @@ class TaskFile(Record):
     def why_no_second_look(self) -> str:
         """Why what is drafted in shadow cannot certify; empty if it can."""
         routing, guarantee = self.routing, self.routing.guarantee
-        if routing.labels != "large" or self.data.gold is not None:
+        if routing.labels != "large":
             return "right is what people say, and in shadow only the large model answers"
         if not guarantee.limits_errors_alone or guarantee.per_group:
             return "in shadow only max_error over all answers is counted"
@@ -418,3 +414,74 @@ def read_task_file(task: str | Path | TaskFile) -> TaskFile:
     if kind in TASK_KINDS.names():
         values = TASK_KINDS.get(kind).expand_settings(values, path.parent)
     return parse_record(TaskFile, values, where=str(path))
+
+
+OTHER_NAMES = {
+    "small.training.duration": "epochs num_epochs n_epochs num_train_epochs max_epochs steps max_steps iterations",
+    "small.training.learning_rate": "lr",
+    "small.training.batch_tokens": "batch_size train_batch_size per_device_train_batch_size",
+    "small.training.micro_tokens": "micro_batch_size gradient_accumulation_steps",
+    "small.training.max_seq_tokens": "max_tokens max_length max_seq_length model_max_length cutoff_len max_len",
+    "small.training.lora_rank": "lora_r rank r",
+    "small.training.method": "lora use_lora peft adapter qlora load_in_4bit use_qlora quantization",
+    "small.training.warmup_share": "warmup warmup_ratio warmup_steps",
+    "small.training.patience": "early_stopping early_stopping_patience",
+    "small.training.clip_norm": "max_grad_norm gradient_clipping",
+    "small.training.seed": "random_seed random_state",
+    "small.base": "model base_model small_model model_name model_name_or_path model_id student",
+    "large.endpoint.model": "large_model teacher_model fallback fallback_model llm",
+    "large.endpoint.base_url": "url api_base endpoint_url openai_base_url",
+    "large.endpoint.api_key_env": "api_key key token openai_api_key",
+    "gate.accuracy_at_least": "threshold accuracy min_accuracy target_accuracy min_score",
+    "gate.macro_f1_at_least": "f1 min_f1 macro_f1",
+    "gate.p95_ms_at_most": "latency latency_ms max_latency max_latency_ms max_p95_ms",
+    "gate.routed.cost_at_most": "cost max_cost max_price max_usd_per_1k",
+    "routing.guarantee.max_error": "error_rate max_error_rate",
+    "routing.budget": "max_escalation_rate",
+    "data.columns.label": "labels_column label_col class_column class_col label_column y",
+    "data.columns.target": "target_column target_col output_column",
+    "data.columns.text": "text_column input_column input_col input x",
+    "data.columns.question": "question_column question_field",
+    "data.columns.answer": "answer_column answer_field",
+    "data.columns.group": "group_by groups",
+    "data.train": "train_file train_path train_data training_data dataset data_path data_file file path rows",
+    "data.validation": "validation_file validation_data val valid dev eval eval_file eval_data val_file",
+    "data.test": "test_file test_data test_path",
+    "labels": "classes categories label_names choices",
+    "kind": "task task_type type task_kind",
+    "about": "description instructions instruction system_prompt system prompt prompt_template",
+    "register_to": "registered_model_name registry_name register_as output_model",
+    "ladder": "candidates models",
+}
+"""What other tools call a setting, or where people look for it."""
+_MEANT = {name: setting for setting, names in OTHER_NAMES.items() for name in names.split()}
+
+
+def _meant_setting(record: type[pydantic.BaseModel], loc: Sequence[int | str]) -> str:
+    """Return '; write …' with the setting of `record` that `loc` probably stands for, or an empty string.
+
+    A setting of this name below the same place comes first, then what other tools call so, then one elsewhere.
+    """
+    name, place = str(loc[-1]), tuple(map(str, loc[:-1]))
+    paths = [path for path in setting_paths(record) if path[-1] == name or ".".join(path) == name]
+    paths.sort(key=lambda path: (path[: len(place)] != place, len(path)))
+    near = bool(paths and place) and paths[0][: len(place)] == place
+    other = None if near else _MEANT.get(name.lower())
+    if not other and not paths:
+        return ""
+    flow = "…"
+    for group in reversed(other.split(".") if other else paths[0]):
+        flow = f"{group}: {flow}" if flow == "…" else f"{group}: {{{flow}}}"
+    return f"; write {flow}"
+
+
+@cache
+def setting_paths(record: type[pydantic.BaseModel]) -> tuple[tuple[str, ...], ...]:
+    """Return the path of every setting of a record and of the records in it, in their order."""
+    found: list[tuple[str, ...]] = []
+    for name, field in record.model_fields.items():
+        found.append((name,))
+        for part in (field.annotation, *get_args(field.annotation)):
+            if isinstance(part, type) and issubclass(part, pydantic.BaseModel):
+                found += [(name, *path) for path in setting_paths(part)]
+    return tuple(found)

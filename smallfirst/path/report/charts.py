@@ -15,7 +15,6 @@ from smallfirst.models.pricing import format_usd
 from smallfirst.path.project.candidate_registry import FINE_TUNED
 from smallfirst.path.report.formats import axis_percent, percent, usd_tick
 from smallfirst.path.report.measures import Reliability
-from smallfirst.routing.certificate.certificate import ThresholdPoint
 
 LEGEND_WIDTH, LINE_HEIGHT = 140, 20
 MAX_GAP = 0.25
@@ -178,33 +177,25 @@ def _path(places: Iterable[Place]) -> str:
     return " ".join(f"{x},{y}" for x, y in places)
 
 
-def quality_cost_chart(
-    evaluations: Sequence[Evaluation],
-    curve: Sequence[ThresholdPoint] = (),
-    *,
-    chosen: ThresholdPoint | None = None,
-    agreement: SelfAgreement | None = None,
-    name: str = "quality-cost",
-) -> Markup:
-    """Draw every path, the routed curve with a ring at `chosen`, and the agreement; `name` is unique on a page."""
+def quality_cost_chart(evaluations: Sequence[Evaluation], agreement: SelfAgreement | None = None) -> Markup:
+    """Draw accuracy and cost of every path, and how far the large model agrees with itself."""
     best = max(e.accuracy.value for e in evaluations)
     shown = [e for e in evaluations if e.accuracy.value >= best - MAX_GAP]
-    shares = [x for e in shown for x in (e.accuracy.low, e.accuracy.high)] + [p.routed_accuracy for p in curve]
-    y = value_scale([*shares, *([agreement.agreement.value] if agreement else [])])
-    costs = [e.cost_usd_per_1k for e in evaluations] + [p.routed_cost_usd_per_1k for p in curve]
+    itself = agreement.agreement.value if agreement else None
+    shares = [x for e in shown for x in (e.accuracy.low, e.accuracy.high)] + ([itself] if itself is not None else [])
+    y = value_scale(shares)
     frame = Frame.of(
-        Axis("cost per 1,000 requests (log scale)", log_scale(costs), usd_tick),
+        Axis("cost per 1,000 requests (log scale)", log_scale(e.cost_usd_per_1k for e in evaluations), usd_tick),
         Axis("right answers", y, axis_percent(y.high - y.low)),
         plot=460,
         height=380,
         legend=True,
     )
     body, labels = list[str](), list[tuple[float, str, str]]()
-    ceiling = f"large agrees with itself: {percent(agreement.agreement.value)}" if agreement else ""
-    if agreement is not None:
-        body.append(frame.reference(agreement.agreement.value, ceiling, "ceiling"))
-    if curve:
-        body.append(line([frame.at(p.routed_cost_usd_per_1k, p.routed_accuracy) for p in curve], "curve routed"))
+    facts = [f"{e.candidate}: {e.accuracy} at {format_usd(e.cost_usd_per_1k)}" for e in evaluations]
+    if itself is not None:
+        facts.append(f"large agrees with itself: {percent(itself)}")
+        body.append(frame.reference(itself, facts[-1], "ceiling"))
     for evaluation in evaluations:
         candidate, accuracy = evaluation.candidate, evaluation.accuracy
         place, words = frame.at(evaluation.cost_usd_per_1k, accuracy.value), candidate
@@ -214,12 +205,8 @@ def quality_cost_chart(
             place, words = (place[0], frame.y.scale.start - 12), f"{candidate} ↓ {percent(accuracy.value)}"
         body.append(mark(candidate, place))
         labels.append((place[1], candidate, words))
-    if chosen is not None:
-        body.append(circle("chosen", frame.at(chosen.routed_cost_usd_per_1k, chosen.routed_accuracy), 8))
-    facts = [f"{e.candidate}: {e.accuracy} at {format_usd(e.cost_usd_per_1k)}" for e in evaluations]
-    facts += [ceiling] if ceiling else []
     return chart(
-        name,
+        "overview",
         frame,
         [*body, frame.legend(labels)],
         title="Accuracy against cost",

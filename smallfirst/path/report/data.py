@@ -18,7 +18,7 @@ from smallfirst.measuring.self_agreement import SelfAgreement
 from smallfirst.measuring.verdict import Verdict, nearest_to_passing
 from smallfirst.models.pricing import MachinePrice, format_usd
 from smallfirst.path.diagnostics import find_split_leaks, find_suspects, measure_self_agreement
-from smallfirst.path.project.candidate_registry import FINE_TUNED, promotable_names
+from smallfirst.path.project.candidate_registry import FINE_TUNED, candidate_names
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import FOLDS, RunFolder
 from smallfirst.path.report.formats import capitalize_first
@@ -92,7 +92,7 @@ def report_data(project: Project, run_folder: RunFolder) -> ReportData:
     """Return everything that the report of a run shows; log what was found amiss in the rows."""
     file, task = project.file, project.task
     leaks, suspects = find_split_leaks(project, run_folder), find_suspects(run_folder)
-    agreement, before = measure_self_agreement(project, run_folder), (*promotable_names(), "large")
+    agreement, before = measure_self_agreement(project, run_folder), (*candidate_names(), "large")
     project.progress.log(
         f"diagnostics: {leaks.n_leaked} of {leaks.n_test} test rows also in the training rows, "
         f"{len(suspects)} probable label errors" + (f"; {agreement.in_words}" if agreement else "")

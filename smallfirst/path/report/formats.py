@@ -110,8 +110,7 @@ def path_name(candidate: str) -> str:
 def path_explanation(candidate: str) -> str:
     """Return what a path does, in a line for readers who know no models; empty if it is unknown."""
     if candidate in CANDIDATES.names():
-        found = CANDIDATES.get(candidate)
-        return found.explanation or found.role
+        return CANDIDATES.get(candidate).explanation
     return _EXPLANATIONS.get(candidate, "")
 
 

@@ -148,7 +148,7 @@ def _first_screen(data: ReportData) -> dict[str, Any]:
         "clean": wilson(sum(kept), len(kept)),
         "same_rows": len({card.evaluation.accuracy.n for card in cards}) == 1,
         "one_source": len({(e.accuracy.n, e.dataset_fingerprint) for e in data.evaluations}) == 1,
-        "overview_plot": charts.quality_cost_chart(data.evaluations, agreement=data.self_agreement, name="overview"),
+        "overview_plot": charts.quality_cost_chart(data.evaluations, data.self_agreement),
         "opened": opened,
         "other_verdicts": [verdict for verdict in data.gate.verdicts if verdict is not opened],
         "costs": costs,
@@ -171,7 +171,6 @@ def _evidence(data: ReportData) -> dict[str, Any]:
         "first_measures": names[:N_FIRST_MEASURES],
         "other_measures": names[N_FIRST_MEASURES:],
         "at_threshold": at,
-        "routed_plot": charts.quality_cost_chart(data.evaluations, curve, chosen=at) if curve else None,
         "suspects": data.suspects[:N_FIRST_SUSPECTS],
         "more_suspects": data.suspects[N_FIRST_SUSPECTS:MAX_SUSPECTS],
     }

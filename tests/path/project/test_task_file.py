@@ -12,7 +12,15 @@ import pytest
 from smallfirst.base.errors import ConfigError, DataError
 from smallfirst.data.dataset import Dataset, Message
 from smallfirst.path.project.rows import read_rows, read_task
-from smallfirst.path.project.task_file import TaskFile, read_task_file, registry_name, task_name
+from smallfirst.path.project.task_file import (
+    OTHER_NAMES,
+    TaskFile,
+    read_task_file,
+    registry_name,
+    setting_paths,
+    task_name,
+)
+from smallfirst.tasks.classify import Classify
 
 LABELS = ("card", "fee", "pin")
 MINIMAL = "name: desk\ndata: {train: train.jsonl}\n"
@@ -232,8 +240,7 @@ def test_the_ladder_says_what_is_trained_and_what_can_go_live(tmp_path: Path) ->
     assert read(tmp_path, MINIMAL + "routing: {small: small}\n").goes_live == "small"
     cases = {
         "ladder: [word]\n": 'ladder: "word" is no candidate — did you mean "words"?',
-        "ladder: [base]\n": "name a candidate that can go live: words, ",
-        "ladder: []\n": "name a candidate that can go live: words, ",
+        "ladder: []\n": "name a candidate: ",
         "small: {candidates: [words]}\n": "small.candidates: unknown setting; write ladder: …",
         "ladder: [words]\nrouting: {small: encoder}\n": "routing.small: encoder is not on the ladder: add it to ladder",
         "routing: {small: words, ahead: [encoder]}\n": "routing.ahead: encoder is not smaller than words",
@@ -284,3 +291,34 @@ def test_the_current_folder_has_its_own_name(tmp_path: Path, monkeypatch: pytest
 
 def test_a_registry_name_holds_no_further_dot() -> None:
     assert registry_name("my-tickets-2.0") == "main.default.my-tickets-2_0"
+
+
+def message(tmp_path: Path, setting: str) -> str:
+    """What follows the place in the message on the only wrong setting of a file."""
+    (tmp_path / "task.yaml").write_text(f"name: desk\ndata: {{train: train.jsonl}}\n{setting}\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        read_task_file(tmp_path)
+    (line,) = str(caught.value).splitlines()[1:]
+    return line.partition(": unknown setting")[2]
+
+
+@pytest.mark.parametrize(
+    ("setting", "meant"),
+    [
+        ("epochs: 5", "; write small: {training: {duration: …}}"),  # what other tools call it
+        ("small: {lr: 0.001}", "; write small: {training: {learning_rate: …}}"),
+        ("labels_column: topic", "; write data: {columns: {label: …}}"),
+        ("classes: [a, b]", "; write labels: …"),
+        ("max_error: 0.05", "; write routing: {guarantee: {max_error: …}}"),  # where it is looked for
+        ("large: {gguf: a.gguf, model: m}", "; write large: {endpoint: {model: …}}"),  # below the same place first
+        ("small.training.seed: 3", "; write small: {training: {seed: …}}"),
+        ("ruting: {}", ' — did you mean "routing"?'),
+    ],
+)
+def test_the_setting_that_is_meant_is_told(tmp_path: Path, setting: str, meant: str) -> None:
+    assert message(tmp_path, setting) == meant
+
+
+def test_every_setting_of_the_table_exists() -> None:
+    known = {".".join(path) for path in setting_paths(TaskFile)} | set(Classify.setting_names())
+    assert set(OTHER_NAMES) <= known

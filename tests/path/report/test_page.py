@@ -87,7 +87,7 @@ def test_without_a_large_model_the_cards_are_the_candidates_that_could_go_live(
     make_report: Make, make_evaluation: Build, make_verdict: Build
 ) -> None:
     names = ("words", "encoder", "small")
-    evaluations = [make_evaluation(name, "cccfffff", cost_usd_per_1k=0.01) for name in (*names, "base")]
+    evaluations = [make_evaluation(name, "cccfffff", cost_usd_per_1k=0.01) for name in names]
     routed = make_evaluation("routed", "cccfffff", cost_usd_per_1k=0.02)  # all of it stays small
     verdicts = tuple(make_verdict(name, passed=True) for name in names)
     changes = {"evaluations": (*evaluations, routed), "verdicts": verdicts, "winner": "words"}
