@@ -9,7 +9,16 @@ from typing import Any, NamedTuple
 
 from smallfirst.base.errors import ConfigError, DataError, Problem
 from smallfirst.base.extensions import Registry
-from smallfirst.data.importers.table import MARGIN, Converted, Importer, Reading, Table, as_object, as_text, read_table
+from smallfirst.data.importers.table import (
+    MARGIN,
+    Converted,
+    Importer,
+    RowReading,
+    Table,
+    as_object,
+    as_text,
+    read_table,
+)
 from smallfirst.data.row_formats import is_blank
 from smallfirst.data.sources.load import load_raw
 from smallfirst.data.sources.reader import RawRow
@@ -59,8 +68,6 @@ def read_source(address: str) -> Source:
     elif file_format(path) == ".json" and (document := _document(path)):
         return Source([RawRow(address, 1, document)], (), False, {})
     rows, notes = load_raw(address)
-    if len(rows) > 1 and len({(row.path, row.line) for row in rows}) == 1:
-        rows = [row._replace(line=n) for n, row in enumerate(rows, 1)]  # a list on one line: count its items
     return Source(rows, notes, True, {})
 
 
@@ -152,7 +159,7 @@ def _importer_of(rows: Sequence[RawRow]) -> Importer | None:
     return None
 
 
-def _others(readings: Sequence[Reading]) -> tuple[str, ...]:
+def _others(readings: Sequence[RowReading]) -> tuple[str, ...]:
     """Return what tells the plausible readings from the best one, each with its option; one for each option."""
     found: dict[str, str] = {}
     for one in readings[1:]:
@@ -169,7 +176,7 @@ def _in_words(kind: str, columns: Mapping[str, str]) -> str:
     return f"{kind}: {asked} → {', '.join(answers)}"
 
 
-def _canonical(rows: Sequence[Mapping[str, Any]], reading: Reading, about: str) -> list[dict[str, Any]]:
+def _canonical(rows: Sequence[Mapping[str, Any]], reading: RowReading, about: str) -> list[dict[str, Any]]:
     """Return the rows in the columns of the task, values as its rows have them; a chat with its system prompt."""
     found = []
     for row in rows:

@@ -42,7 +42,7 @@ _SHORT_ANSWER_WORDS = 8
 _MOST_CHOICES = 10
 
 
-class Reading(NamedTuple):
+class RowReading(NamedTuple):
     """One way to read the rows."""
 
     kind: str
@@ -86,7 +86,7 @@ class Importer(Protocol):
         """Return the rows as a table. Rows that break a rule are not among them."""
 
 
-def read_table(table: Table, chosen: Mapping[str, str]) -> list[Reading]:
+def read_table(table: Table, chosen: Mapping[str, str]) -> list[RowReading]:
     """Return the plausible readings, the best first, that agree with what was chosen: columns by role and the kind.
 
     Raise ConfigError if a chosen column does not exist.
@@ -100,7 +100,7 @@ def read_table(table: Table, chosen: Mapping[str, str]) -> list[Reading]:
                 raise ConfigError(
                     f"--{role} {name}: no such column{did_you_mean(name, profiles)}", hint=f"choose one of {known}"
                 )
-    unique: dict[tuple[Any, ...], Reading] = {}
+    unique: dict[tuple[Any, ...], RowReading] = {}
     for one in sorted(_Finder(table, profiles, chosen).readings(), key=lambda one: -one.score):
         unique.setdefault((one.kind, *sorted(one.columns.items())), one)
     return list(unique.values())
@@ -114,7 +114,7 @@ class _Finder:
         self.asked = [p for p in profiles.values() if table.asked is None or p.name in table.asked]
         self.answers = [p for p in profiles.values() if table.answers is None or p.name in table.answers]
 
-    def readings(self) -> Iterator[Reading]:
+    def readings(self) -> Iterator[RowReading]:
         for text in self._texts():
             base = self._text_score(text)
             others = [p for p in self.answers if p.name != text.name]
@@ -123,7 +123,7 @@ class _Finder:
             for kind, columns, score in self._answer(text, others):
                 yield from self._agreeing(kind, columns, base + score)
 
-    def _agreeing(self, kind: str, columns: dict[str, str], score: float) -> Iterator[Reading]:
+    def _agreeing(self, kind: str, columns: dict[str, str], score: float) -> Iterator[RowReading]:
         """Yield the reading if it agrees with everything that was chosen."""
         own = {role: name for role, name in self.chosen.items() if role in ROLES}
         for role, name in own.items():
@@ -132,7 +132,7 @@ class _Finder:
             elif columns.get(role) != name:
                 return
         if self.chosen.get("kind", kind) == kind:
-            yield Reading(kind, columns, score)
+            yield RowReading(kind, columns, score)
 
     def _texts(self) -> list[Profile]:
         named = {self.chosen[role] for role in ("text", "question") if role in self.chosen}

@@ -1,4 +1,4 @@
-"""Rows from Parquet, Delta tables and the Hugging Face hub, all read as Arrow; a bad row is named by file and number.
+"""Rows from Parquet and Delta tables, read as Arrow; a bad row is named by file and number.
 
 Columns become the same values that JSON lines would have given. Types that JSON lacks are refused, and 32-bit floats,
 which would read 0.1 as 0.10000000149. One text repeated ten million times packs into a kilobyte, so texts stay packed
@@ -7,7 +7,6 @@ which would read 0.1 as 0.10000000149. One text repeated ten million times packs
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from smallfirst.base.errors import DataError, MissingExtra, SmallfirstError
+from smallfirst.base.errors import DataError, MissingExtra
 from smallfirst.data.row_formats import Columns, detect_layout
 from smallfirst.data.sources.folders import FoundFile, display_path, list_files, safe_join
 from smallfirst.data.sources.reader import MAX_ROW_BYTES, NumberedRow, RawRow, ReadBudget, first_line, row_size_rule
@@ -201,7 +200,7 @@ def _parquet_errors(path: Path) -> Iterator[None]:
 # Delta: the rows of one version, without those that its log deletes
 
 
-class _Part(NamedTuple):
+class _DataFile(NamedTuple):
     path: Path
     fixed: dict[str, Any]
     """Values of its rows that stand in the log only."""
@@ -234,7 +233,7 @@ def read_delta(
     schema = import_pyarrow("reading a Delta table").schema(table.schema().to_arrow())
     rules, wanted = select_columns(schema, columns, answered=answered)
     yield from (RawRow(display_path(folder), 1, rule) for rule in rules)
-    for part in [] if rules else _delta_parts(table, folder.resolve()):
+    for part in [] if rules else _data_files(table, folder.resolve()):
         with _open_parquet(part.path) as file:
             held = (wanted - part.fixed.keys()) & set(file.schema_arrow.names)
         absent = dict.fromkeys(wanted) | {name: value for name, value in part.fixed.items() if name in wanted}
@@ -243,8 +242,8 @@ def read_delta(
                 yield RawRow(display_path(part.path), n, values if isinstance(values, str) else absent | values)
 
 
-def _delta_parts(table: Any, folder: Path) -> list[_Part]:
-    """Return the data files of the version, oldest first. Raise DataError if one is missing, changed or elsewhere."""
+def _data_files(table: Any, folder: Path) -> list[_DataFile]:
+    """Return the data files of the version, oldest first. Raise DataError if one is not below the table's folder."""
     pa = import_pyarrow("reading a Delta table")
     with _delta_errors(folder, table.version()):
         actions = pa.table(table.get_add_actions()).to_pylist()
@@ -252,20 +251,13 @@ def _delta_parts(table: Any, folder: Path) -> list[_Part]:
     stands = [vector.values.to_numpy(zero_copy_only=False) for vector in vectors["selection_vector"]]
     paths = (Path(unquote(urlsplit(uri).path)) for uri in vectors["filepath"].to_pylist())
     deleted = dict(zip(paths, stands, strict=True))
-    parts = []
+    files = []
     for action in sorted(actions, key=lambda action: (action["modification_time"], action["path"])):
         path = safe_join(folder, unquote(action["path"]).split("/"))
-        n_bytes = path.stat().st_size if path.is_file() else -1
-        if n_bytes != action["size_bytes"]:
-            rule = "is missing" if n_bytes < 0 else f"has {n_bytes:,} bytes, not {action['size_bytes']:,}"
-            raise DataError(
-                f"{display_path(path)}: {rule}, against the log of the table",
-                hint=f"read the newest version of {folder.name}, or copy the table anew",
-            )
-        parts.append(_Part(path, action.get("partition") or {}, deleted.pop(path, ())))
+        files.append(_DataFile(path, action.get("partition") or {}, deleted.pop(path, ())))
     if deleted:  # never read on: rows that should be gone would come back
         raise DataError(f"{display_path(folder)}: rows are deleted from files that are not the table's: {min(deleted)}")
-    return parts
+    return files
 
 
 @contextmanager
@@ -277,93 +269,3 @@ def _delta_errors(folder: Path, version: int | None) -> Iterator[None]:
     except (deltalake.exceptions.DeltaError, OSError) as error:
         asked = "" if version is None else f" at version {version}"
         raise DataError(f"{display_path(folder)}: not readable as a Delta table{asked}: {first_line(error)}") from None
-
-
-# The Hugging Face hub: `[owner/]name/split`; no code of a data set is ever run
-
-_NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)/(?P<split>[A-Za-z_]\w*)")
-_ORIGIN = re.compile(r"[0-9a-f]{16,64}")
-_SAVE = "or save its rows as JSON Lines or Parquet and name that file"
-
-
-def is_hub_name(address: str) -> bool:
-    """Return True if the address has the form `name/split` or `owner/name/split`."""
-    return _NAME.fullmatch(address) is not None
-
-
-def open_hub(address: str) -> Any:
-    """Open the split of the data set. Raise DataError saying why that is not possible, and what to do."""
-    found = _NAME.fullmatch(address)
-    if not found:
-        raise DataError(f"{address}: expected name/split or owner/name/split")
-    name, split = found["name"], found["split"]
-    datasets = _datasets(address)
-    if Path(name).exists():  # the package would read that folder as a data set
-        raise DataError(f"{address}: no such file in the folder {name}", hint=f"ls {name}")
-    if name in datasets.packaged_modules._PACKAGED_DATASETS_MODULES:  # it would read what lies in this folder
-        raise DataError(f"{address}: no such file, and {name} is a format, not a data set of the Hugging Face hub")
-    try:
-        return datasets.load_dataset(name, split=split)
-    except Exception as error:  # of many kinds, from the network to the format
-        raise DataError(
-            f"{address}: no such file, and not available as a data set of the Hugging Face hub: {first_line(error)}",
-            hint=f"check name and split; unset HF_HUB_OFFLINE to ask the hub; {_SAVE}",
-        ) from None
-
-
-def read_hub(
-    data: Any, address: str, columns: Columns | None, budget: ReadBudget, *, answered: bool = False
-) -> Iterator[RawRow]:
-    """Yield the rows of an open split, numbered from 1. Columns that do not fit are one bad row."""
-    classes = {name: names for name, feature in data.features.items() if (names := _class_names(feature))}
-    rules, wanted = select_columns(data.features.arrow_schema, columns, answered=answered)
-    yield from (RawRow(address, 1, rule) for rule in rules)
-    if rules:
-        return
-    tables = data.select_columns(sorted(wanted)).with_format("arrow").iter(batch_size=_BATCH_ROWS)
-    batches = (batch for table in tables for batch in table.to_batches())
-    with _parquet_errors(Path(address)):
-        for n, values in batch_rows(batches, wanted, budget):
-            yield RawRow(address, n, values if isinstance(values, str) else _named(values, classes))
-
-
-def pinned_hub_name(data: Any, address: str) -> str:
-    """Return the address, with the first digits of the data set's version where that is known."""
-    origins = (Path(file["filename"]).parent.name for file in data.cache_files)
-    return next((f"{address}@{origin[:12]}" for origin in origins if _ORIGIN.fullmatch(origin)), address)
-
-
-def _datasets(address: str) -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise _not_readable(address, "needs the package datasets") from None
-    if int(datasets.__version__.split(".")[0]) < 4:  # older ones may run a data set's own code
-        raise _not_readable(address, f"needs datasets 4 or newer, not {datasets.__version__}")
-    return datasets
-
-
-def _not_readable(address: str, why: str) -> SmallfirstError:
-    return DataError(
-        f"{address}: no such file; as a data set of the Hugging Face hub it {why}",
-        hint=f'pip install "datasets>=4"   {_SAVE}',
-    )
-
-
-def _class_names(feature: Any) -> list[str] | None:
-    """Return the names of a class column, or of a column of lists of classes."""
-    names = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
-    return list(names) if names else None
-
-
-def _named(values: dict[str, Any], classes: dict[str, list[str]]) -> dict[str, Any] | str:
-    """Return the values with names for class numbers, or the rule that a number breaks; -1 stands for no class."""
-    named = dict(values)
-    for key in values.keys() & classes.keys():
-        names, numbers = classes[key], values[key]
-        listed = numbers if isinstance(numbers, list) else [numbers]
-        if wrong := [n for n in listed if n is not None and not -1 <= n < len(names)]:
-            return f'"{key}" is {wrong[0]}, but there are {len(names)} classes'
-        texts = [None if n is None or n < 0 else names[n] for n in listed]
-        named[key] = texts if isinstance(numbers, list) else texts[0]
-    return named

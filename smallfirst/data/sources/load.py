@@ -7,7 +7,6 @@ folder with _delta_log · …@v7           a Delta table, newest or at version 7
 catalog.schema.table · …@v7             the same below SMALLFIRST_TABLES
 folder of .txt and .md                  text to continue, a row a file; in sub-folders their names are labels
 [dbfs:]/Volumes/catalog/schema/vol/…    any of these in a volume
-[owner/]name/split                      a data set of the Hugging Face hub
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from smallfirst.base.errors import DataError, Problem, did_you_mean
 from smallfirst.data.dataset import Dataset, Example, RowFormat
@@ -36,13 +35,9 @@ from smallfirst.data.row_formats import (
 from smallfirst.data.sources.arrow import (
     DELTA_LOG,
     PARQUET,
-    is_hub_name,
     open_delta,
-    open_hub,
     parquet_files,
-    pinned_hub_name,
     read_delta,
-    read_hub,
     read_parquet,
 )
 from smallfirst.data.sources.folders import (
@@ -92,14 +87,11 @@ def note_skipped(problems: Sequence[Problem], n_bad: int, n_good: int, up_to: fl
         return None
     share = n_bad / (n_bad + n_good)
     if share > up_to or not n_good:
-        few, rounded_up = share <= MOST_SKIPPED, math.ceil(share * 100) / 100
-        raise DataError(
-            f"{where}: {n_bad:,} bad and {n_good:,} good rows",
-            problems,
-            hint=f"fix these lines, or leave them out by data.skip_bad_rows_up_to: {rounded_up:g}"
-            if few
-            else "fix these lines; map columns of other names by columns: {text: …, label: …}",
-        )
+        hint = "fix these lines; map columns of other names by columns: {text: …, label: …}"
+        if share <= MOST_SKIPPED:
+            leave_out = math.ceil(share * 100) / 100
+            hint = f"fix these lines, or leave them out by data.skip_bad_rows_up_to: {leave_out:g}"
+        raise DataError(f"{where}: {n_bad:,} bad and {n_good:,} good rows", problems, hint=hint)
     return make_finding(
         "note",
         f"bad rows that were left out of {where}: {n_bad:,} of {n_bad + n_good:,}",
@@ -137,7 +129,7 @@ def load_noted(
 ) -> LoadedRows:
     """Return the rows as `load_rows` does, with all notes; a share of bad rows in [0, 1] may be left out."""
     source = _find(os.fspath(address), folder)
-    read = source.read(columns, labels, max_rows)
+    read = _read(source, columns, labels, max_rows)
     skipped = note_skipped(read.problems, read.n_bad, len(read.data), skip_bad_rows_up_to, source.where)
     return read._replace(skipped=skipped)
 
@@ -146,7 +138,7 @@ def load_valid(
     address: str | Path, *, columns: Columns = DEFAULT_COLUMNS, labels: Sequence[str] | None = None
 ) -> tuple[Dataset, tuple[Problem, ...]]:
     """Return the good rows of the source and the first problems of the others; otherwise as `load_rows`."""
-    read = _find(os.fspath(address), Path()).read(columns, labels)
+    read = _read(_find(os.fspath(address), Path()), columns, labels)
     return read.data, read.problems
 
 
@@ -172,44 +164,18 @@ class _Source(NamedTuple):
     rows: Callable[..., Iterable[RawRow]]
     """Its reader, which takes columns, budget and `answered`."""
 
-    def read(self, columns: Columns, labels: Sequence[str] | None, max_rows: int | None = None) -> LoadedRows:
-        budget = ReadBudget(self.where, max_rows)
-        rows = self.rows(columns, budget, answered=labels is not None)
-        found = _build_dataset(rows, self.name, columns=columns, labels=labels)
-        if not len(found.data) and not found.problems:
-            empty = "; ".join(note.what for note in found.notes)
-            raise DataError(f"{self.where}: there are no rows{f' ({empty})' if empty else ''}")
-        told = [
-            make_finding(
-                "note",
-                f"{files[0] if len(files) == 1 else f'{len(files):,} files'}: {note}",
-                "told by its content; where that is wrong, save it as UTF-8 CSV with a header, or as JSON Lines",
-                files if len(files) > 1 else (),
-                n=len(files),
-            )
-            for note, files in budget.notes.items()
-        ]
-        return found._replace(notes=(*told, *found.notes))
 
+def _read(source: _Source, columns: Columns, labels: Sequence[str] | None, max_rows: int | None = None) -> LoadedRows:
+    """Return the good rows, the first MAX_PROBLEMS rules of the others, and the number of the others.
 
-class _Parsed(NamedTuple):
-    path: str
-    line: int
-    rules: list[str]
-    format: RowFormat | None = None
-    example: Example | None = None
-
-
-def _build_dataset(rows: Iterable[RawRow], name: str, *, columns: Columns, labels: Sequence[str] | None) -> LoadedRows:
-    """Return the good rows as a Dataset, the first MAX_PROBLEMS of the others, and the number of the others.
-
-    A row of another format than most is bad; an empty row is none.
+    A row of another format than most is bad; an empty row is none. Raise DataError if there is no row.
     """
+    budget = ReadBudget(source.where, max_rows)
     parser = _Parser(columns, labels)
     parsed: list[_Parsed] = []
     formats: Counter[RowFormat] = Counter()
     n_bad = 0
-    for row in filter(None, map(parser.parse, rows)):
+    for row in filter(None, map(parser.parse, source.rows(columns, budget, answered=labels is not None))):
         formats.update([row.format] if row.format else [])
         n_bad += bool(row.rules)
         if not row.rules or n_bad <= MAX_PROBLEMS:
@@ -223,8 +189,24 @@ def _build_dataset(rows: Iterable[RawRow], name: str, *, columns: Columns, label
                 row.rules.append(f"a row of {ROW_FORMATS[row.format]}, while {whole} has rows of {ROW_FORMATS[usual]}")
     examples = tuple(row.example for row in parsed if row.example and row.format == usual)
     problems = [Problem(row.path, row.line, rule) for row in parsed for rule in row.rules]
-    data = Dataset(name=name, examples=examples)
-    return LoadedRows(data, tuple(problems[:MAX_PROBLEMS]), n_bad, parser.folding.notes)
+    folded = parser.folding.notes
+    if not examples and not problems:
+        empty = "; ".join(note.what for note in folded)
+        raise DataError(f"{source.where}: there are no rows{f' ({empty})' if empty else ''}")
+    rule = "told by its content; where that is wrong, save it as UTF-8 CSV with a header, or as JSON Lines"
+    told = [
+        make_finding("note", f"{files[0]}: {note}", rule, files, n=len(files)) for note, files in budget.notes.items()
+    ]
+    data = Dataset(name=source.name, examples=examples)
+    return LoadedRows(data, tuple(problems[:MAX_PROBLEMS]), n_bad, (*told, *folded))
+
+
+class _Parsed(NamedTuple):
+    path: str
+    line: int
+    rules: list[str]
+    format: RowFormat | None = None
+    example: Example | None = None
 
 
 class _Parser:
@@ -242,7 +224,10 @@ class _Parser:
         path, line, values = row
         if isinstance(values, str):
             return _Parsed(path, line, [values])
-        layout = self._detect(values)
+        if tuple(values) != self._keys:
+            self._keys = tuple(values)
+            self._layout = detect_layout(self._keys, self._columns, answered=self._allowed is not None)
+        layout = self._layout
         if is_empty_row(values, None if isinstance(layout, str) else layout):
             self.folding.skip_empty(path, line)
             return None
@@ -251,13 +236,6 @@ class _Parser:
         folded = self.folding.fold(values, layout, path, line)
         example, rules = parse_row(folded, layout, path=path, line=line, labels=self._allowed)
         return _Parsed(path, line, rules, layout.shape, example)
-
-    def _detect(self, values: Mapping[str, Any]) -> RowLayout | str:
-        keys = tuple(values)
-        if keys != self._keys:
-            self._keys = keys
-            self._layout = detect_layout(keys, self._columns, answered=self._allowed is not None)
-        return self._layout
 
 
 def _find(text: str, folder: Path) -> _Source:
@@ -275,42 +253,34 @@ def _find(text: str, folder: Path) -> _Source:
         return _at(path)
     if version is not None and (folder / plain).exists():
         return _at(folder / plain, version)
-    if file_format(path) in (PARQUET, *TEXT_SUFFIXES, *SPREADSHEETS):
+    kind = file_format(path)
+    if kind in (PARQUET, *TEXT_SUFFIXES, *SPREADSHEETS):
         raise DataError(f"{path}: no such file", hint=suggest_files(path.parent, path.name))
-    if file_format(path) not in FORMATS and _TABLE.fullmatch(plain):
+    if kind not in FORMATS and _TABLE.fullmatch(plain):
         return _delta(_table_folder(plain, path), plain, version)
-    if file_format(path) not in FORMATS and is_hub_name(text):
-        data = open_hub(text)
-        return _Source(text, pinned_hub_name(data, text), partial(read_hub, data, text))
-    return _Source(str(path), path.name, partial(read_text_file, path))  # which says what is wrong with it
+    return _at(path)  # which says what is wrong with it
 
 
 def _at(path: Path, version: int | None = None) -> _Source:
-    name = path.resolve().name
+    """Return the file or folder; `read_text_file` refuses any other and says what a folder holds."""
+    name, reader = path.resolve().name, partial(read_text_file, path)
+    suffix = path.suffix.lower()
     if version is not None or (path / DELTA_LOG).is_dir():
         return _delta(path, name, version)
     if path.is_dir():
-        return _folder(path, name)
-    suffix, alone = path.suffix.lower(), [FoundFile(path, None)]
-    if suffix in SPREADSHEETS:
-        return _Source(str(path), name, partial(read_spreadsheet, path))
-    if suffix in (PARQUET, *TEXT_SUFFIXES):
-        return _Source(str(path), name, partial(read_parquet if suffix == PARQUET else read_texts, alone))
-    return _Source(str(path), path.name, partial(read_text_file, path))
-
-
-def _folder(path: Path, name: str) -> _Source:
-    """Return a folder of Parquet or of text; `read_text_file` refuses any other and lists what it holds."""
-    files = list_files(path)
-    suffixes = {file.path.suffix.lower() for file in files}
-    if PARQUET in suffixes and suffixes & set(TEXT_SUFFIXES):
-        raise DataError(f"{path}: holds both Parquet and text", hint="move one kind into a folder of its own")
-    if PARQUET in suffixes:
-        return _Source(str(path), name, partial(read_parquet, parquet_files(path)))
-    if suffixes & set(TEXT_SUFFIXES):
-        labelled = label_folders(path, files)
-        return _Source(str(path), name, partial(read_texts, files, labelled=labelled))
-    return _Source(str(path), name, partial(read_text_file, path))
+        files = list_files(path)
+        suffixes = {file.path.suffix.lower() for file in files}
+        if PARQUET in suffixes and suffixes & set(TEXT_SUFFIXES):
+            raise DataError(f"{path}: holds both Parquet and text", hint="move one kind into a folder of its own")
+        if PARQUET in suffixes:
+            reader = partial(read_parquet, parquet_files(path))
+        elif suffixes & set(TEXT_SUFFIXES):
+            reader = partial(read_texts, files, labelled=label_folders(path, files))
+    elif suffix in SPREADSHEETS:
+        reader = partial(read_spreadsheet, path)
+    elif suffix in (PARQUET, *TEXT_SUFFIXES):
+        reader = partial(read_parquet if suffix == PARQUET else read_texts, [FoundFile(path, None)])
+    return _Source(str(path), name, reader)
 
 
 def _delta(folder: Path, name: str, version: int | None) -> _Source:

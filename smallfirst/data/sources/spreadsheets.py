@@ -11,7 +11,7 @@ from typing import Any
 from smallfirst.base.errors import DataError, MissingExtra
 from smallfirst.data.row_formats import Columns, scalar_text
 from smallfirst.data.sources.reader import RawRow, ReadBudget, first_line, row_size_rule
-from smallfirst.data.sources.text_files import NO_HEADER, TableRecord, table_rows
+from smallfirst.data.sources.text_files import TableRecord, table_rows
 
 SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods")
 """Suffixes of the workbooks that are read."""
@@ -22,7 +22,7 @@ MAX_UNPACKED_BYTES = 500_000_000
 def read_spreadsheet(
     file: Path, columns: Columns | None, budget: ReadBudget, *, answered: bool = False
 ) -> Iterator[RawRow]:
-    """Yield the rows of the first sheet that has any, numbered as the program shows them.
+    """Return the rows of the first sheet that has any, numbered as the program shows them.
 
     Raise DataError if the file cannot be read, MissingExtra.
     """
@@ -38,13 +38,10 @@ def read_spreadsheet(
         cells = sheets[filled[0]].to_python(skip_empty_area=False) if filled else []
     except (python_calamine.CalamineError, OSError, ValueError) as error:
         raise DataError(f"{file}: not readable as a workbook: {first_line(error)}") from None
-    has_header, rows = table_rows(_records(cells), columns, answered=answered)
+    rows = table_rows(_records(cells), columns, answered=answered)
     if len(filled) > 1:
         budget.note(str(file), f'read from sheet "{filled[0]}", not from {", ".join(filled[1:])}')
-    budget.note(str(file), *[NO_HEADER] * (not has_header))
-    for line, values in rows:
-        budget.take(0, 1)
-        yield RawRow(str(file), line, values)
+    return budget.counted(str(file), rows)
 
 
 def _records(cells: list[list[Any]]) -> Iterator[TableRecord]:

@@ -1,6 +1,6 @@
 """Rows of JSON Lines, JSON lists and CSV, each line as values by column or as the rule that it breaks.
 
-Encoding and separator are told from the content. A table may lack a header: its columns are then named by their place.
+Encoding and separator are told from the content. The first line of a table names its columns.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,10 +28,7 @@ _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 FORMATS = (*_JSON, *_SEPARATORS)
 """Suffixes of the files that are read; each may have `.gz` after it."""
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-NO_HEADER = "its first line is a row: columns are named by their place, column 1, column 2, …"
 _PIECE_BYTES, _SAMPLE_BYTES = 1 << 20, 1 << 16
-_LOOKED_AT = 50
-"""Records of a table by which it is told whether the first one names its columns."""
 _BLANK = " \t\r"  # not str.strip(): U+2028 and its like are text, not blank
 
 
@@ -43,31 +40,23 @@ def read_text_file(
     Raise DataError if it cannot be read.
     """
     kind = file_format(file)
-    if kind not in FORMATS and not file.is_dir():
-        shown = f"{kind}{'.gz' if file.suffix.lower() == '.gz' else ''}" or "no suffix"
+    if kind not in FORMATS and file.is_file():
         raise DataError(
-            f"{file}: cannot tell the format from {shown}; known: {', '.join(FORMATS)}",
+            f"{file}: cannot tell the format from {file.suffix or 'no suffix'}; known: {', '.join(FORMATS)}",
             hint="rename it to what it holds",
         )
     raw, encoding = to_utf8(_read(file, budget), str(file))
     notes = [] if encoding == "utf-8" else [f"read as {encoding}, told from its bytes"]
     if kind in _SEPARATORS:
         stream = io.BufferedReader(io.BytesIO(raw), _SAMPLE_BYTES)
-        delimiter, (has_header, rows) = csv_rows(stream, _SEPARATORS[kind], columns, answered=answered)
+        delimiter, rows = csv_rows(stream, _SEPARATORS[kind], columns, answered=answered)
         notes += [f"its fields are separated by {DELIMITERS[delimiter]}"] * (delimiter != _SEPARATORS[kind])
-        notes += [NO_HEADER] * (not has_header)
     elif is_list(raw):
         notes, rows = [*notes, "read as one JSON list"], list_rows(raw)
     else:
         rows = json_rows(io.BytesIO(raw))
     budget.note(str(file), *notes)
-    return _counted(str(file), rows, budget)
-
-
-def _counted(path: str, rows: Iterator[NumberedRow], budget: ReadBudget) -> Iterator[RawRow]:
-    for line, values in rows:
-        budget.take(0, 1)
-        yield RawRow(path, line, values)
+    return budget.counted(str(file), rows)
 
 
 # The file
@@ -174,7 +163,7 @@ def _legacy(raw: bytes) -> str:
 # JSON
 
 
-class _Line(NamedTuple):
+class _TextLine(NamedTuple):
     """One physical line, split on the line feed only."""
 
     text: str
@@ -183,7 +172,7 @@ class _Line(NamedTuple):
     """Why its bytes are not text, if they are not."""
 
 
-def _lines(stream: Iterable[bytes]) -> Iterator[_Line]:
+def _lines(stream: Iterable[bytes]) -> Iterator[_TextLine]:
     """Yield the physical lines, each with the place of its first byte that is not UTF-8."""
     offset = 0
     for line in stream:
@@ -194,7 +183,7 @@ def _lines(stream: Iterable[bytes]) -> Iterator[_Line]:
         except UnicodeDecodeError as error:
             text, at = piece.decode(errors="replace"), error.start
             rule = f"not UTF-8: byte 0x{piece[at]:02x} at offset {offset + begin + at:,} of the file"
-        yield _Line(text, len(piece), rule)
+        yield _TextLine(text, len(piece), rule)
         offset += len(line)
 
 
@@ -211,9 +200,7 @@ def _object(text: str) -> dict[str, Any] | str:
     """Return one JSON object, or the rule that the line breaks."""
     try:
         value = _DECODER.decode(text)
-    except json.JSONDecodeError as error:
-        return f"broken JSON at column {error.colno}: {error.msg}"
-    except (ValueError, RecursionError) as error:  # a key twice, or a number of thousands of digits
+    except (ValueError, RecursionError) as error:
         return _broken(error)
     return value if isinstance(value, dict) else "not a JSON object: each line must be {…}"
 
@@ -228,13 +215,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _broken(error: Exception) -> str:
-    said = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
-    return f"broken JSON: {said}"
+    if isinstance(error, json.JSONDecodeError):
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        return f"broken JSON at {line}column {error.colno}: {error.msg}"
+    return f"broken JSON: {'nested too deeply' if isinstance(error, RecursionError) else error}"
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 _SPACE = re.compile(r"[ \t\r\n]*")
-_NEXT_ITEM = re.compile(r"[ \t\r\n]*(?:,[ \t\r\n]*)?")
 
 
 def is_list(raw: bytes) -> bool:
@@ -244,59 +232,43 @@ def is_list(raw: bytes) -> bool:
 
 
 def list_rows(raw: bytes) -> Iterator[NumberedRow]:
-    """Yield the objects of one JSON list by the lines on which they begin; the first that is broken is the last."""
-    line, at = 1, 0
+    """Yield the objects of one JSON list by their number; the first that is broken is the last."""
+
+    def after_space(at: int) -> int:
+        found = _SPACE.match(text, at)
+        return found.end() if found else at
+
+    number, text = 1, ""
     try:
         text = raw.decode("utf-8-sig")
-        at = _end(_SPACE, text, text.index("[") + 1)
-        line += text.count("\n", 0, at)
+        at = after_space(text.index("[") + 1)
         while not text.startswith("]", at):
             value, end = _DECODER.raw_decode(text, at)
             is_object = isinstance(value, dict)
-            yield line, row_size_rule(end - at) or (value if is_object else "not a JSON object: each item must be {…}")
-            after = _end(_NEXT_ITEM, text, end)
-            if "," not in text[end:after] and not text.startswith("]", after):
-                raise json.JSONDecodeError("Expecting ','", text, after)
-            line += text.count("\n", at, after)
-            at = after
+            yield (
+                number,
+                row_size_rule(end - at) or (value if is_object else "not a JSON object: each item must be {…}"),
+            )
+            at, number = after_space(end), number + 1
+            if text.startswith(",", at):
+                at = after_space(at + 1)
+            elif not text.startswith("]", at):
+                raise json.JSONDecodeError("Expecting ','", text, at)
         if text[at + 1 :].strip():
-            yield line, "broken JSON: something follows the list"
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        yield (
-            1 + raw.count(b"\n", 0, error.start),
-            f"not UTF-8: byte 0x{byte:02x} at offset {error.start:,} of the file",
-        )
-    except json.JSONDecodeError as error:
-        yield error.lineno, _broken(error)
+            yield number, "broken JSON: something follows the list"
     except (ValueError, RecursionError) as error:
-        yield line, _broken(error)
-
-
-def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
-    found = pattern.match(text, at)
-    return found.end() if found else at
+        yield number, _broken(error)
 
 
 # Tables
 
 TableRecord = tuple[int, list[str] | str]
 """Line from 1, and the fields of a record or the rule that it breaks."""
-_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)*")
-_SENTENCE = re.compile(r"(\S+\s+){2,}\S*[.?!]|.{60,}", re.DOTALL)
-_NUMBERED = re.compile(r"column [1-9]\d*")
-
-
-class TableRows(NamedTuple):
-    """A table's rows by column name."""
-
-    has_header: bool
-    rows: Iterator[NumberedRow]
 
 
 def csv_rows(
     stream: io.BufferedReader[Any], usual: str, columns: Columns | None = None, *, answered: bool = False
-) -> tuple[str, TableRows]:
+) -> tuple[str, Iterator[NumberedRow]]:
     """Return what separates the fields of UTF-8 CSV, told from its beginning, else `usual`, and its rows."""
     sample = stream.peek(_SAMPLE_BYTES)[:_SAMPLE_BYTES]
     lines = (sample[: sample.rfind(b"\n") + 1] or sample).decode("utf-8-sig", errors="replace")
@@ -322,7 +294,7 @@ def detect_delimiter(sample: str, usual: str, columns: Columns | None, *, answer
     return max(DELIMITERS, key=fit)
 
 
-def _csv_records(lines: Iterable[_Line], separator: str) -> Iterator[TableRecord]:
+def _csv_records(lines: Iterable[_TextLine], separator: str) -> Iterator[TableRecord]:
     """Yield the first physical line of each record, and its fields or the rule it breaks; no blank lines."""
     # csv refuses fields over 128 KiB by a limit of the whole process; raising it hurts no reader.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
@@ -349,33 +321,22 @@ def _csv_records(lines: Iterable[_Line], separator: str) -> Iterator[TableRecord
             yield first + 1, broken or fields
 
 
-def table_rows(records: Iterator[TableRecord], columns: Columns | None, *, answered: bool) -> TableRows:
-    """Return the rows by the names on the first line, or by `column 1`, `column 2`, … where it has none.
+def table_rows(records: Iterator[TableRecord], columns: Columns | None, *, answered: bool) -> Iterator[NumberedRow]:
+    """Yield the rows by the names of the first line; a header that makes no row format is the only, bad row.
 
-    A header that makes no row format is the only, bad row; without `columns` any header will do.
+    Without `columns` any header will do.
     """
-    first = list(islice(records, _LOOKED_AT))
-    while first and isinstance(first[0][1], list) and not any(map(str.strip, first[0][1])):
-        del first[0]
-    if not first:
-        return TableRows(True, iter(()))
-    at, head = first[0]
-    if isinstance(head, str):
-        return TableRows(True, iter([(at, head)]))
-    header, body = _names(head), chain(first[1:], records)
-    rule = _header_rule(header, columns, answered=answered)
-    below = [fields for _, fields in first[1:] if isinstance(fields, list)]
-    by_place = rule and columns is not None and _names_places(columns)
-    bare = bool(by_place) or (bool(rule or columns is None) and _is_row(head, below))
-    if bare:
-        header, body = [f"column {i}" for i in range(1, len(head) + 1)], chain(first, records)
-        if rule := _header_rule(header, columns, answered=answered):
-            shown = ", ".join(f'{i}: "{field[:40]}"' for i, field in enumerate(head[:5], start=1))
-            rule = (
-                f"the first line names no columns but is a row ({shown}): add a header, or name them by their place, "
-            )
-            rule += 'such as columns: {text: "column 1", label: "column 2"}'
-    return TableRows(not bare, iter([(at, rule)]) if rule else (_row(record, header) for record in body))
+    for at, head in records:
+        if isinstance(head, str):
+            yield at, head
+            return
+        if any(map(str.strip, head)):
+            header = _names(head)
+            if rule := _header_rule(header, columns, answered=answered):
+                yield at, rule
+            else:
+                yield from (_row(record, header) for record in records)
+            return
 
 
 def _row(record: TableRecord, header: Sequence[str]) -> NumberedRow:
@@ -402,15 +363,3 @@ def _header_rule(header: Sequence[str], columns: Columns | None, *, answered: bo
         return f'column "{twice[0]}" twice in the header'
     found = "" if columns is None else detect_layout(header, columns, answered=answered)
     return found if isinstance(found, str) else ""
-
-
-def _is_row(head: Sequence[str], others: Sequence[Sequence[str]]) -> bool:
-    """Return True if the first line is a row: it has a number, a sentence, or a value that comes again below it."""
-    if any(_NUMBER.fullmatch(field.strip()) or _SENTENCE.fullmatch(field.strip()) for field in head):
-        return True
-    return any(field and field in {r[i] for r in others if i < len(r)} for i, field in enumerate(head))
-
-
-def _names_places(columns: Columns) -> bool:
-    single = (getattr(columns, name) for name in columns.model_fields_set - {"tags"})
-    return any(_NUMBERED.fullmatch(name) for name in (*columns.tags, *single))

@@ -104,7 +104,7 @@ class RowSource:
                     yield from batch_rows(file.iter_batches(1024), file.schema_arrow.names, budget)
                 return
             with io.BufferedReader(self._files.open_input_stream(path), 1 << 20) as lines:
-                yield from csv_rows(lines, _TABLES[kind])[1].rows if kind in _TABLES else json_rows(lines)
+                yield from csv_rows(lines, _TABLES[kind])[1] if kind in _TABLES else json_rows(lines)
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{path}: not readable: {first_line(error)}") from None
 

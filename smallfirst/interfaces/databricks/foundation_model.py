@@ -113,7 +113,7 @@ def create(
     Args:
         model: Hub name, name in the catalogue (`get_models()`), or a local folder of weights.
         train_data_path: Address of the rows: a file or folder; `[dbfs:]/Volumes/…` below SMALLFIRST_VOLUMES; a
-            Delta table `catalog.schema.table` below SMALLFIRST_TABLES; a hub data set `[owner/]name/split`.
+            Delta table `catalog.schema.table` below SMALLFIRST_TABLES.
         register_to: `catalog.schema.model`; with `catalog.schema` the model is named after the run.
         experiment_path: MLflow experiment; `register_to` if empty.
         task_type: CHAT_COMPLETION (rows of `messages`), INSTRUCTION_FINETUNE (`prompt` and `response`) or

@@ -57,7 +57,7 @@ def registry_name(name: str) -> str:
 
 
 class DataFiles(Record):
-    """Where the rows are: files, folders, tables, volumes or hub data sets (see smallfirst.data.sources.load)."""
+    """Where the rows are: files, folders, tables or volumes (see smallfirst.data.sources.load)."""
 
     train: Path
     """Rows to train on; also split for the files that are left out."""

@@ -187,7 +187,7 @@ def test_a_file_without_rows_is_an_error(tmp_path: Path, name: str, content: str
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
 def test_one_json_list_is_read(tmp_path: Path, name: str) -> None:
     read = load_noted(written(tmp_path, '[\n{"text": "a",\n "label": "x"},\n{"text": "b", "label": "x"}\n]\n', name))
-    assert [(e.text, e.line) for e in read.data.examples] == [("a", 2), ("b", 4)]
+    assert [(e.text, e.line) for e in read.data.examples] == [("a", 1), ("b", 2)]
     assert [note.what for note in read.notes] == [f"{tmp_path}/{name}: read as one JSON list"]
 
 
@@ -269,36 +269,30 @@ def test_rows_written_as_json_lines_are_read_back_the_same(
 # --- one JSON list
 
 
-def test_items_are_named_by_the_lines_on_which_they_begin() -> None:
+def test_items_are_named_by_their_number() -> None:
     items = [{"text": f'é "{i}" ]}}', "n": i, "deep": {"a": [i]}} for i in range(5)]
     raw = b"\xef\xbb\xbf \n" + json.dumps(items, ensure_ascii=False, indent=1).encode() + b"\n"
-    rows = list(list_rows(raw))
-    assert [values for _, values in rows] == items
-    assert [line for line, _ in rows] == [3, 12, 21, 30, 39]  # nine lines each
+    assert list(list_rows(raw)) == list(enumerate(items, start=1))
 
 
 @pytest.mark.parametrize(
     ("raw", "rows"),
     [
         (b"[]", []),
-        (b'[{"a": 1}, 5]', [(1, {"a": 1}), (1, "not a JSON object: each item must be {…}")]),
-        (b'[{"a": 1},\n{"a": }]', [(1, {"a": 1}), (2, "broken JSON: Expecting value")]),
-        (b'[{"a": 1}\n{"a": 2}]', [(1, {"a": 1}), (2, "broken JSON: Expecting ','")]),
-        (b'[{"a": 1}', [(1, {"a": 1}), (1, "broken JSON: Expecting ','")]),
-        (b'[{"a": 1}] x', [(1, {"a": 1}), (1, "broken JSON: something follows the list")]),
-        (b'[{"a": "\xe9"}]', [(1, "not UTF-8: byte 0xe9 at offset 8 of the file")]),
+        (b'[{"a": 1}, 5]', [(1, {"a": 1}), (2, "not a JSON object: each item must be {…}")]),
+        (b'[{"a": 1},\n{"a": }]', [(1, {"a": 1}), (2, "broken JSON at line 2, column 7: Expecting value")]),
+        (b'[{"a": 1}\n{"a": 2}]', [(1, {"a": 1}), (2, "broken JSON at line 2, column 1: Expecting ','")]),
+        (b'[{"a": 1}', [(1, {"a": 1}), (2, "broken JSON at column 10: Expecting ','")]),
+        (b'[{"a": 1}] x', [(1, {"a": 1}), (2, "broken JSON: something follows the list")]),
         (b"[{" + b'"a":{' * 200_000, [(1, "broken JSON: nested too deeply")]),
     ],
 )
-def test_what_is_wrong_with_a_list_is_named_by_line(raw: bytes, rows: list[object]) -> None:
+def test_what_is_wrong_with_a_list_is_named(raw: bytes, rows: list[object]) -> None:
     assert list(list_rows(raw)) == rows
 
 
 def test_a_list_of_objects_is_told_from_lines() -> None:
     assert [is_list(raw) for raw in (b' [\n{"a": 1}]', b"[]", b"[1]\n[2]", b'{"a": 1}')] == [True, True, False, False]
-
-
-ROWS = [["I lost my card", "card"], ["too expensive", "fee"], ["card is gone", "card"]]
 
 
 @pytest.mark.parametrize(
@@ -316,44 +310,16 @@ def test_the_separator_is_the_one_that_makes_columns(sample: str, delimiter: str
     assert detect_delimiter(sample, ",", Columns(), answered=False) == delimiter
 
 
-def read(*records: list[str], columns: Columns | None = None) -> tuple[bool, list[object]]:
-    found = table_rows(iter(list(enumerate(records, start=1))), columns, answered=False)
-    return found.has_header, [values for _, values in found.rows]
+def read(*records: list[str]) -> list[object]:
+    return [values for _, values in table_rows(iter(list(enumerate(records, start=1))), None, answered=False)]
 
 
 def test_names_have_no_outer_spaces_and_a_column_without_one_is_called_by_its_place() -> None:
-    assert read(["", "\ufeff text ", "label"], ["0", "a", "x"]) == (
-        True,
-        [{"column 1": "0", "text": "a", "label": "x"}],
-    )
+    assert read(["", "\ufeff text ", "label"], ["0", "a", "x"]) == [{"column 1": "0", "text": "a", "label": "x"}]
 
 
 def test_empty_lines_before_the_header_do_not_count_and_later_ones_are_empty_rows() -> None:
-    assert read([""], ["text", "label"], ["", ""], ["a", "x", "", ""]) == (True, [{}, {"text": "a", "label": "x"}])
-
-
-def test_a_first_line_that_is_a_row_is_told_and_asked_about() -> None:
-    has_header, [rule] = read(*ROWS, columns=Columns())
-    assert not has_header
-    assert rule == (
-        'the first line names no columns but is a row (1: "I lost my card", 2: "card"): add a header, or name them by '
-        'their place, such as columns: {text: "column 1", label: "column 2"}'
-    )
-
-
-def test_columns_named_by_their_place_read_a_table_without_a_header() -> None:
-    columns = Columns(text="column 1", label="column 2")
-    assert read(*ROWS[:2], columns=columns) == (
-        False,
-        [dict(zip(("column 1", "column 2"), r, strict=True)) for r in ROWS[:2]],
-    )
-
-
-def test_without_columns_to_look_for_a_header_is_told_from_what_is_below_it() -> None:
-    assert read(["message", "team"], *ROWS)[0]
-    assert not read(*ROWS)[0]  # "card" comes again below
-    assert not read(["What is the fee for this?", "fee"], ["a", "b"])[0]
-    assert not read(["17", "a"], ["18", "b"])[0]
+    assert read([""], ["text", "label"], ["", ""], ["a", "x", "", ""]) == [{}, {"text": "a", "label": "x"}]
 
 
 GERMAN = "text;label\nDie Rechnung für März fehlt;Rechnung\nIch möchte meine Straße ändern;Änderung\n"
