@@ -7,7 +7,6 @@ from smallfirst.base.progress import ProgressCallback as ProgressCallback
 from smallfirst.base.records import Record as Record
 from smallfirst.base.stats.intervals import Estimate as Estimate
 from smallfirst.data.check import CheckReport as CheckReport
-from smallfirst.data.check import LengthSummary as LengthSummary
 from smallfirst.data.copies import CountedRows as CountedRows
 from smallfirst.data.copies import Leak as Leak
 from smallfirst.data.copies import LeakReport as LeakReport

@@ -1,6 +1,6 @@
-"""Progress of long work: one line per step and, on a terminal, a bar with rate and time left.
+"""Progress of long work on standard error: a line for each step, and how far the one under way is.
 
-Everything goes to standard error. In a pipe there are only lines, at least one a minute while a step is under way.
+On a terminal that is drawn anew every second; in a pipe it is a line at least once a minute.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from rich.progress import Progress as Bars
+_CLEAR = "\r\033[K"
+"""Begins the line of a terminal anew."""
 
 
 class ProgressCallback(Protocol):
@@ -34,53 +34,42 @@ class Activity:
 
     def __init__(self, label: str, total: float | None, unit: str, clock: Callable[[], float]) -> None:
         self.label, self.total, self.unit, self.clock = label, total, unit, clock
-        self.began = clock()
         self.done, self.words = 0.0, ""
+        self.began = self._last = clock()
         self._first: tuple[float, float] | None = None
-        self._last = self.began
 
     def report(self, done: float, of: float, words: str = "") -> None:
         """Note that `done` of `of` units are done."""
         self.done, self.total, self.words, self._last = done, of, words, self.clock()
         self._first = self._first or (self._last, done)
 
-    @property
-    def rate(self) -> float:
-        """Units per second since the first report; 0 while unknown."""
-        at, done = self._first or (self._last, self.done)
-        return (self.done - done) / (self._last - at) if self._last > at else 0.0
-
-    @property
-    def pace(self) -> str:
-        """Return the rate, or the words of the last report, and the time left."""
-        rate = self.words or (f"{self.rate:.1f}/s" if self.rate >= 0.1 else f"{60 * self.rate:.1f}/min")
-        if not self.rate or self.total is None:
-            return self.words
-        left = (self.total - self.done) / self.rate - (self.clock() - self._last)
-        return f"{rate}, {format_duration(timedelta(seconds=left))} left"
-
     def __str__(self) -> str:
+        """Return what is done with the rate since the first report and the time left, else the time so far."""
         so_far = f"{format_duration(timedelta(seconds=self.clock() - self.began))} so far"
         if self.total is None:
             return f"{self.label}: {so_far}"
+        at, done = self._first or (self._last, self.done)
+        rate = (self.done - done) / (self._last - at) if self._last > at else 0.0
+        pace = self.words or so_far
+        if rate:
+            left = timedelta(seconds=(self.total - self.done) / rate - (self.clock() - self._last))
+            words = self.words or (f"{rate:.1f}/s" if rate >= 0.1 else f"{60 * rate:.1f}/min")
+            pace = f"{words}, {format_duration(left)} left"
         amount = f"{self.done:,.0f} %" if self.unit == "%" else f"{self.done:,.0f} of {self.total:,.0f} {self.unit}"
-        return f"{self.label}: {amount}, {self.pace or so_far}"
+        return f"{self.label}: {amount}, {pace}"
 
 
 class Progress:
-    """Log lines and progress bars on standard error; `quiet` writes nothing.
-
-    In a pipe the step under way is told once no line was written for `line_every_s` seconds.
-    """
+    """Log lines, and the step under way once no line was written for `line_every_s` seconds; `quiet` writes nothing."""
 
     def __init__(
-        self, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic, line_every_s: float = 60.0
+        self, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic, line_every_s: float | None = None
     ) -> None:
-        self.quiet, self.clock, self.line_every_s = quiet, clock, line_every_s
+        self.quiet, self.clock = quiet, clock
         self.on_terminal = sys.stderr.isatty() and not quiet
+        self.line_every_s = line_every_s if line_every_s is not None else 1.0 if self.on_terminal else 60.0
         self.began = self._last_line = clock()
         self._activities: list[Activity] = []
-        self._bars: Bars | None = None
         disable_tqdm_in_pipes()
 
     def log(self, text: str) -> None:
@@ -88,7 +77,8 @@ class Progress:
         if not self.quiet:
             self._last_line = self.clock()
             minutes, seconds = divmod(int(self._last_line - self.began), 60)
-            print(f"[{minutes:02d}:{seconds:02d}] {text}", file=sys.stderr, flush=True)
+            clear = _CLEAR if self.on_terminal else ""
+            print(f"{clear}[{minutes:02d}:{seconds:02d}] {text}", file=sys.stderr, flush=True)
 
     @contextmanager
     def step(self, label: str) -> Iterator[None]:
@@ -98,26 +88,30 @@ class Progress:
 
     @contextmanager
     def bar(self, label: str, total: float | None, unit: str = "rows") -> Iterator[ProgressCallback]:
-        """Yield a function to call with (done, total, words instead of the rate). Bars may be nested."""
+        """Yield a function to call with (done, total, words instead of the rate). Steps may be nested."""
         activity = Activity(label, total, unit, self.clock)
         self._activities.append(activity)
         try:
-            with self._drawn(activity) if self.on_terminal else self._told(activity) as update:
-                yield update
+            with self._told():
+                yield activity.report
         finally:
             self._activities.remove(activity)
 
     def tell(self) -> None:
-        """Write a line on the innermost step if none was written for `line_every_s` seconds."""
+        """Show the innermost step if no line was written for `line_every_s` seconds."""
         with suppress(IndexError):  # the step may end meanwhile
-            if self.clock() - self._last_line >= self.line_every_s:
+            if self.clock() - self._last_line < self.line_every_s:
+                return
+            if self.on_terminal:
+                print(f"{_CLEAR}        {self._activities[-1]}", end="", file=sys.stderr, flush=True)
+            else:
                 self.log(str(self._activities[-1]))
 
     @contextmanager
-    def _told(self, activity: Activity) -> Iterator[ProgressCallback]:
+    def _told(self) -> Iterator[None]:
         """Tell the step under way from a thread; the outermost step has it."""
         if self.quiet or len(self._activities) > 1:
-            yield activity.report
+            yield
             return
         ended = threading.Event()
 
@@ -126,46 +120,15 @@ class Progress:
                 self.tell()
 
         self._last_line = self.clock()
-        threading.Thread(target=tell_until_ended, name="smallfirst-progress", daemon=True).start()
+        thread = threading.Thread(target=tell_until_ended, name="smallfirst-progress", daemon=True)
+        thread.start()
         try:
-            yield activity.report
+            yield
         finally:
             ended.set()
-
-    @contextmanager
-    def _drawn(self, activity: Activity) -> Iterator[ProgressCallback]:
-        outermost = self._bars is None
-        bars = self._bars = self._bars or _bars()
-        if outermost:
-            bars.start()
-        shown = bars.add_task(activity.label, total=activity.total, unit=activity.unit, words="")
-
-        def update(done: float, of: float, words: str = "") -> None:
-            activity.report(done, of, words)
-            amount = f"{done:,.0f}/{of:,.0f} {activity.unit}"
-            bars.update(shown, completed=done, total=of, words=f"{amount} {activity.pace}")
-
-        try:
-            yield update
-        finally:
-            bars.remove_task(shown)
-            if outermost:
-                bars.stop()
-                self._bars = None
-
-
-def _bars() -> Bars:
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
-
-    columns = (
-        TextColumn("        {task.description}"),
-        BarColumn(bar_width=28),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[words]}"),
-    )
-    return Bars(*columns, console=Console(stderr=True), transient=True)
+            if self.on_terminal:
+                thread.join()
+                print(_CLEAR, end="", file=sys.stderr, flush=True)
 
 
 def format_duration(duration: timedelta) -> str:

@@ -7,8 +7,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
-import numpy as np
-
 from smallfirst.base.records import Record
 from smallfirst.data.copies import find_leaks, min_clean_rows
 from smallfirst.data.dataset import Dataset, Example, fold_text
@@ -39,6 +37,7 @@ _MANY_COPIES = 0.2
 _REPEATS_RULE = {
     "train": "a repeated row only weighs more: keep one of each unless that is meant",
     "validation": "the certificate counts one row of each text: repeats show nothing more",
+    "test": "intervals take rows for independent, so they are too narrow: keep one of each",
 }
 
 
@@ -53,21 +52,6 @@ class TokenCounts(Record):
     """Whose tokenizer counted; empty: guessed from bytes."""
 
 
-class LengthSummary(Record):
-    """The distribution of one split's lengths, in tokens."""
-
-    split: str
-    median: int
-    p95: int
-    """19 of 20 rows are at most this long."""
-    longest: int
-    total: int
-    n_over: int
-    """Rows over the limit."""
-    counted_by: str
-    """Whose tokenizer counted; empty: guessed from bytes."""
-
-
 class CheckReport(Record):
     """All findings, gravest first, and how many rows and classes they rest on."""
 
@@ -76,8 +60,6 @@ class CheckReport(Record):
     """Rows by split, in the order train, validation, test; only splits that were given."""
     class_counts: dict[str, int]
     """Train rows by label, fewest first; empty if the rows carry no labels."""
-    lengths: tuple[LengthSummary, ...] = ()
-    """Tokens a row by split; empty if they were not counted."""
 
     @property
     def verdict(self) -> Literal["GO", "FIX", "NO"]:
@@ -110,12 +92,11 @@ def check(
         findings=_gravest_first(found),
         n_rows={name: len(data) for name, data in splits.items()},
         class_counts=_class_counts(train),
-        lengths=tuple(_lengths(tokens)) if tokens else (),
     )
 
 
 def format_report(report: CheckReport) -> str:
-    """Format the report for a terminal: verdict and sizes, each finding with its rule and places, lengths."""
+    """Format the report for a terminal: verdict and sizes, each finding with its rule and places."""
     sizes = ", ".join(f"{n:,} {name}" for name, n in report.n_rows.items())
     classes = f", {len(report.class_counts)} labels" if report.class_counts else ""
     lines = [f"{report.verdict}  {sizes} rows{classes}"]
@@ -126,10 +107,6 @@ def format_report(report: CheckReport) -> str:
             lines.append(f"        … and {found.n - MAX_SHOWN:,} more (--json names all)")
     if not report.findings:
         lines.append("no findings")
-    lines += [
-        f"{one.split}: {one.median:,} tokens a row in the middle, 95 % at most {one.p95:,}, longest {one.longest:,}"
-        for one in report.lengths
-    ]
     return "\n".join(lines)
 
 
@@ -198,14 +175,9 @@ def _repeats(splits: Mapping[str, Dataset]) -> Iterator[Finding]:
             if earlier is not example:
                 where.append(locate(example, f"repeats {file_and_line(earlier)}"))
         if where:
-            yield make_finding(
-                severity_of(len(where), len(data), small="note", large="fix", bar=_LARGE),
-                f"{name} rows that repeat an earlier one: {len(where):,} ({FOLDED_NOTE})",
-                _REPEATS_RULE.get(
-                    name, "intervals take rows for independent, so they are too narrow: keep one of each"
-                ),
-                where,
-            )
+            level = severity_of(len(where), len(data), small="note", large="fix", bar=_LARGE)
+            what = f"{name} rows that repeat an earlier one: {len(where):,} ({FOLDED_NOTE})"
+            yield make_finding(level, what, _REPEATS_RULE[name], where)
 
 
 def _straddling_groups(splits: Mapping[str, Dataset]) -> Iterator[Finding]:
@@ -307,23 +279,6 @@ def estimate_token_counts(splits: Mapping[str, Dataset], limit: int) -> TokenCou
 
     counts = {name: tuple(guess(e, answer=name == "train") for e in data.examples) for name, data in splits.items()}
     return TokenCounts(counts=counts, limit=limit, counted_by="")
-
-
-def _lengths(tokens: TokenCounts) -> Iterator[LengthSummary]:
-    """Summarize each split that has rows. Percentiles are the nearest rank's: a length that a row has."""
-    for split, counts in tokens.counts.items():
-        if counts:
-            median, p95 = (int(np.quantile(counts, share, method="inverted_cdf")) for share in (0.5, 0.95))
-            n_over = sum(n > tokens.limit for n in counts)
-            yield LengthSummary(
-                split=split,
-                median=median,
-                p95=p95,
-                longest=max(counts),
-                total=sum(counts),
-                n_over=n_over,
-                counted_by=tokens.counted_by,
-            )
 
 
 def _long_rows(splits: Mapping[str, Dataset], tokens: TokenCounts) -> Iterator[Finding]:

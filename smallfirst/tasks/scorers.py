@@ -41,22 +41,9 @@ def token_f1(question: str, answer: str, gold: str) -> float:
     return 2 * shared / (len(said) + len(there)) if shared else float(said == there)
 
 
-def rouge_l(question: str, answer: str, gold: str) -> float:
-    """Return the F1 of the longest common subsequence of words (Lin 2004)."""
-    said, there = _words(answer), _words(gold)
-    if not said or not there:
-        return float(said == there)
-    return 2 * _longest_common(said, there) / (len(said) + len(there))
-
-
-def contains(question: str, answer: str, gold: str) -> float:
-    """Return 1 if the answer contains the gold answer, word for word after `normalize_answer`, else 0."""
-    return float(f" {normalize_answer(gold)} " in f" {normalize_answer(answer)} ")
-
-
 SCORERS: Registry[Scorer] = Registry(
     "smallfirst.scorers",
-    {name: f"smallfirst.tasks.scorers:{name}" for name in ("exact", "token_f1", "rouge_l", "contains")},
+    {name: f"smallfirst.tasks.scorers:{name}" for name in ("exact", "token_f1")},
     noun="scorer",
 )
 
@@ -93,20 +80,3 @@ def load_scorer(name: str) -> Scorer:
 def best_score(scorer: Scorer, golds: Sequence[str], answer: str | None, *, question: str = "") -> float:
     """Return the best score over the gold answers; no answer scores 0."""
     return 0.0 if answer is None else max((scorer(question, answer, gold) for gold in golds), default=0.0)
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
-
-
-def _longest_common(first: Sequence[str], second: Sequence[str]) -> int:
-    """Return the length of the longest common subsequence, a row of the usual table at a time as bits (Hyyrö 2004)."""
-    at: dict[str, int] = {}
-    for i, word in enumerate(first):
-        at[word] = at.get(word, 0) | 1 << i
-    everything = (1 << len(first)) - 1
-    row = everything
-    for word in second:
-        hit = row & at.get(word, 0)
-        row = (row + hit | row - hit) & everything
-    return len(first) - row.bit_count()

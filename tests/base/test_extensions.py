@@ -29,10 +29,6 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
-def test_a_built_in_part_is_loaded_by_name() -> None:
-    assert registry().get("path") is Path
-
-
 def test_listing_and_checking_names_load_no_code(installed: None) -> None:
     parts = registry()
     parts.check("answer")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -93,12 +92,6 @@ def test_it_is_created_for_its_owner_only_and_kept_out_of_git(tmp_path: Path, mo
     assert (folder / ".gitignore").read_text() == "*\n"
 
 
-def test_a_relative_setting_is_taken_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SMALLFIRST_HOME", "state")
-    assert home() == tmp_path / "state"
-
-
 def test_the_store_is_a_sqlite_file_in_the_state_folder_unless_mlflow_is_told_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,18 +117,3 @@ def test_a_file_in_its_place_is_an_error_that_says_what_to_do(tmp_path: Path, mo
         f"the state folder {tmp_path}/state cannot be used: it is a file, not a folder\n"
         "  next: set SMALLFIRST_HOME to a folder you can write, or mend the permissions"
     )
-
-
-def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path / "file" / "state"))
-    with pytest.raises(ConfigError, match="cannot be used: Not a directory"):
-        home()
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_write_permission_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tmp_path.chmod(0o500)
-    monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path))
-    with pytest.raises(ConfigError, match="no permission to write"):
-        home()

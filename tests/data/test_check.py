@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from fixtures.rows import answered_rows, text_rows
 
-from smallfirst.data.check import CheckReport, LengthSummary, TokenCounts, check, estimate_token_counts, format_report
+from smallfirst.data.check import CheckReport, TokenCounts, check, estimate_token_counts, format_report
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.data.findings import Finding
-from smallfirst.data.sources.load import load_rows
 
 DATASETS = Path(os.environ.get("SMALLFIRST_DATA", Path(__file__).parents[3] / "shared" / "datasets"))
 
@@ -154,19 +153,6 @@ def test_prompts_with_two_responses_are_only_noted() -> None:
     assert (finding.level, finding.where) == ("note", ('row:0 "Hello!" and row:0 "Good day!"',))
 
 
-@pytest.mark.skipif(not (DATASETS / "banking77").is_dir(), reason="no Banking77 beside this copy")
-def test_the_known_leaks_of_banking77_are_found() -> None:
-    names = ("train", "validation", "test")
-    train, validation, test = (load_rows(DATASETS / "banking77" / f"{n}.jsonl") for n in names)
-    report = check(train, validation=validation, test=test)
-    assert report.n_rows == {"train": 9000, "validation": 1003, "test": 3080}
-    copies = [finding for finding in report.findings if " texts are also in " in finding.what]
-    assert {finding.level for finding in copies} == {"note"}
-    assert "(5 letter for letter, " in found(report, copies[-2].what).what
-    assert len(report.class_counts) == 77
-    assert report.verdict == "FIX"
-
-
 TRAIN = text_rows("train", "Where is my card?", "I want a top-up", "one two three four five six seven eight nine ten")
 
 
@@ -184,16 +170,6 @@ def long_rows(splits: dict[str, Dataset], tokens: TokenCounts) -> list[Finding]:
     validation, test = splits.get("validation"), splits.get("test")
     report = check(splits["train"], validation=validation, test=test, tokens=tokens)
     return [one for one in report.findings if " tokens" in one.what]
-
-
-def test_percentiles_are_lengths_that_a_row_has() -> None:
-    counts = tuple(range(1, 41))  # 1 … 40: half of 40 rows is 20, 19 of 20 rows are 38
-    tokens = TokenCounts(counts={"train": counts[::-1], "test": ()}, limit=38, counted_by="tiny")
-    report = check(text_rows("train", *map(str, counts)), test=text_rows("test"), tokens=tokens)
-    assert report.lengths == (
-        LengthSummary(split="train", median=20, p95=38, longest=40, total=820, n_over=2, counted_by="tiny"),
-    )
-    assert "train: 20 tokens a row in the middle, 95 % at most 38, longest 40" in format_report(report)
 
 
 def test_every_row_over_the_limit_is_a_place() -> None:

@@ -27,11 +27,6 @@ def test_nine_words_of_ten_are_near_and_eight_are_not() -> None:
     assert near_duplicates(known, [TEN.removesuffix(" nine ten")]) == []
 
 
-def test_order_and_repetition_of_words_do_not_count() -> None:
-    assert near_duplicates(["where is my card"], ["my card, my card, where is it?"]) == []
-    assert near_duplicates(["where is my card"], ["my card, my card, where is?"]) == [(0, 0)]
-
-
 def test_texts_equal_when_folded_are_left_out() -> None:
     assert near_duplicates(["my card where", "where my card"], ["Where my card?!"]) == []
 
@@ -116,22 +111,7 @@ def test_each_test_row_counts_once_and_copies_always(train: list[str], test: lis
     assert len(found.exact) + len(found.folded) == sum(text in dressed for text in bare)
 
 
-@given(texts, texts, st.data())
-def test_a_training_row_that_copies_a_test_row_is_one_leak_more_or_was_one(
-    train: list[str], test: list[str], data: st.DataObject
-) -> None:
-    if not test:
-        return
-    copied = data.draw(st.sampled_from(test))
-    before = find_leaks(rows("train", *train), rows("test", *test))
-    after = find_leaks(rows("train", *train, copied), rows("test", *test))
-    assert after.share >= before.share
-    assert len(after.exact) == sum(text in {*train, copied} for text in test)
-
-
-@pytest.mark.parametrize(
-    ("name", "exact", "in_other_dress"), [("banking77", 5, 20), ("clinc150", 2, 31), ("restaurant8k", 138, 171)]
-)
+@pytest.mark.parametrize(("name", "exact", "in_other_dress"), [("clinc150", 2, 31), ("restaurant8k", 138, 171)])
 def test_public_sets_leak_as_often_as_counted_by_hand(name: str, exact: int, in_other_dress: int) -> None:
     """Counted apart by comparing the lower-cased letters and digits of every row."""
     folder = next((data / name for data in DATA if (data / name).is_dir()), None)

@@ -101,11 +101,6 @@ def test_a_row_that_is_added_moves_at_most_the_two_at_the_borders() -> None:
         assert sum(after[text] != part for text, part in before.items()) <= 2
 
 
-def test_the_same_words_in_other_dress_go_the_same_way() -> None:
-    for i in range(50):
-        assert len(set(places(rows(f"Card {i}!", f"card  {i}", f"CARD, {i}")).values())) == 1
-
-
 def test_every_label_has_its_share_in_every_part() -> None:
     pairs = [(f"{label} {i}", label) for label, n in (("card", 50), ("fee", 10), ("pin", 5)) for i in range(n)]
     parts = split(answered_rows("rows.csv", *pairs), validation=0.2, test=0.2)
@@ -135,14 +130,6 @@ def test_rows_of_a_group_stay_together_and_count_all() -> None:
     groups = [{e.group for e in part.examples} for part in (parts.train, parts.validation, parts.test)]
     assert [len(group) for group in groups] == [30, 10, 10]
     assert len(set.union(*groups)) == 50
-
-
-def test_what_a_model_labelled_is_to_train_on_and_counts_for_no_share() -> None:
-    people = THOUSAND.examples[:100]
-    models = tuple(e.model_copy(update={"source": "large"}) for e in THOUSAND.examples[100:])
-    parts = split(THOUSAND.subset("both", (*people, *models)), validation=0.2, test=0.2)
-    assert {e.line for e in (*parts.test.examples, *parts.validation.examples)} <= {e.line for e in people}
-    assert (len(parts.test), len(parts.validation)) == (20, 20)
 
 
 def test_a_split_does_not_change_from_one_release_to_the_next() -> None:

@@ -45,19 +45,6 @@ def test_columns_that_were_named_decide_between_two_shapes() -> None:
     assert found == RowLayout("prompt", {"prompt": "text", "response": "label"})
 
 
-def test_only_an_unmapped_response_may_be_called_completion() -> None:
-    row = {"prompt": "a", "completion": "b"}
-    assert rules(row, columns=Columns(response="answer")) == ['no column "answer"; the row has "prompt", "completion"']
-
-
-def test_a_label_outside_the_list_is_refused() -> None:
-    found = RowLayout("label", {"text": "text", "label": "label"})
-    row = {"text": "a", "label": "crad " * 20}
-    example, broken = parse_row(row, found, path="p", line=1, labels=["card"])
-    assert example is None
-    assert broken == [f'label "{"crad " * 12}…" is not one of the 1 labels']
-
-
 @pytest.mark.parametrize(
     ("row", "rule"),
     [

@@ -50,11 +50,6 @@ def test_every_way_of_writing_that_there_is_no_answer_is_read_as_one(text: str) 
     assert NONE.parse(text) == "not answerable"
 
 
-def test_a_longer_answer_that_mentions_it_is_an_answer() -> None:
-    assert NONE.parse("It is not answerable") == "It is not answerable"
-    assert OPEN.parse("Not answerable.") == "Not answerable."
-
-
 @pytest.mark.parametrize("task", [OPEN, NONE])
 def test_an_open_answer_scores_its_token_f1_with_the_best_gold_answer(task: Answer) -> None:
     golds = ("14 December 1972 UTC", "December 1972")
@@ -69,10 +64,6 @@ def test_a_gold_answer_with_a_blank_line_can_be_reached() -> None:
     answer = OPEN.parse(OPEN.target(gold))
     assert OPEN.score((gold,), answer) == 1.0
     assert OPEN.measures([ScoredAnswer((gold,), answer, 1.0)])["exact_match"] == wilson(1, 1)
-
-
-def test_a_choice_is_right_or_wrong() -> None:
-    assert (CHOICES.score(("yes",), "yes"), CHOICES.score(("yes",), "no"), CHOICES.score(("yes",), None)) == (1, 0, 0)
 
 
 def test_saying_that_there_is_no_answer_is_right_only_where_there_is_none() -> None:
@@ -156,13 +147,6 @@ def test_a_general_model_is_told_to_answer_briefly_and_shown_solved_rows() -> No
     assert (assistant.role, assistant.content) == ("assistant", "308")
 
 
-def test_a_general_model_is_told_the_choices() -> None:
-    task = CHOICES.model_copy(update={"about": "Does the abstract say so?"})
-    assert task.instructions(())[0].content == (
-        "Does the abstract say so?\nAnswer with exactly one of these and nothing else:\n- yes\n- no\n- maybe"
-    )
-
-
 def test_a_fine_tuned_model_reads_the_text_and_a_cue_and_writes_the_answer_after_a_space() -> None:
     assert OPEN.prompt(" A text.\n\nHow many?\n") == "A text.\n\nHow many? =>"
     assert OPEN.target("308") == " 308"
@@ -178,9 +162,6 @@ def test_a_fine_tuned_model_reads_the_text_and_a_cue_and_writes_the_answer_after
             {"choices": ("yes", "no", "unknown"), "not_answerable": "unknwon"},
             'not_answerable "unknwon" must be one of the choices — did you mean "unknown"?',
         ),
-        ({"pass_score": 0}, "greater than 0"),
-        ({"pass_score": 1.1}, "less than or equal to 1"),
-        ({"max_answer_tokens": 0}, "greater than or equal to 1"),
     ],
 )
 def test_settings_that_make_no_task_are_refused(values: dict[str, object], rule: str) -> None:

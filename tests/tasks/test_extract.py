@@ -12,7 +12,7 @@ from smallfirst.base.records import parse_record
 from smallfirst.data.dataset import Message
 from smallfirst.tasks.extract import Extract
 from smallfirst.tasks.json.schema import closed_schema
-from smallfirst.tasks.task import PartCounts, ScoredAnswer, Shot, Task
+from smallfirst.tasks.task import Shot, Task
 
 TEXT = {"type": "string"}
 FIELDS = {
@@ -92,34 +92,12 @@ def test_a_row_is_right_if_every_field_is() -> None:
     assert TASK.score([gold, '{"people": "5", "date": null}'], '{"people": "5", "date": null}') == 1.0
 
 
-def test_figures_and_parts_follow_the_normalisers() -> None:
-    gold, said = '{"people": "4", "date": "2024-05-03"}', '{"people": "Four", "date": "3 May 2024"}'
-    rows = [ScoredAnswer((gold,), said, TASK.score([gold], said))]
-    assert TASK.measures(rows)["field_f1"].value == 0.5
-    assert TASK.parts(rows)[:2] == (
-        PartCounts(name="people", n_gold=1, n_said=1, n_right=0),
-        PartCounts(name="date", n_gold=1, n_said=1, n_right=1),
-    )
-    assert [part.name for part in TASK.parts(rows)] == list(FIELDS)
-
-
 def test_a_normaliser_of_an_unknown_field_is_refused_with_the_nearest() -> None:
     values = {"name": "b", "json_schema": SCHEMA, "normalise": {"dates": "date", "where": "case"}}
     with pytest.raises(ConfigError, match='"dates" — did you mean "date"\\?, "where"'):
         parse_record(Extract, values, where="task b")
 
 
-def test_an_unknown_normaliser_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"normalise.date: Input should be 'exact', 'case'"):
-        parse_record(Extract, {"name": "b", "json_schema": SCHEMA, "normalise": {"date": "dates"}}, where="task b")
-
-
 def test_an_unusable_schema_is_refused_with_place_and_rule() -> None:
     with pytest.raises(ConfigError, match=r"properties\.a: says nothing about the value"):
         Extract(name="b", json_schema={"type": "object", "properties": {"a": {}}})
-
-
-def test_it_is_the_same_after_saving_and_reading() -> None:
-    again = Extract.model_validate_json(TASK.model_dump_json())
-    assert again == TASK
-    assert again.fingerprint() == TASK.fingerprint()

@@ -1,8 +1,7 @@
 """Rows from Parquet and Delta tables, read as Arrow; a bad row is named by file and number.
 
 Columns become the same values that JSON lines would have given. Types that JSON lacks are refused, and 32-bit floats,
-which would read 0.1 as 0.10000000149. One text repeated ten million times packs into a kilobyte, so texts stay packed
-(as dictionaries) until their size is known.
+which would read 0.1 as 0.10000000149.
 """
 
 from __future__ import annotations
@@ -22,24 +21,21 @@ from smallfirst.data.sources.reader import MAX_ROW_BYTES, NumberedRow, RawRow, R
 PARQUET = ".parquet"
 DELTA_LOG = "_delta_log"
 """The folder that makes a folder a Delta table."""
-_BATCH_ROWS = 1024
+_BATCH_ROWS = 128
+"""So few, since one text many times over packs into a small file."""
 
 
 def import_pyarrow(step: str) -> Any:
     """Return the pyarrow module. Raise MissingExtra naming `step`."""
     try:
         import pyarrow
-        import pyarrow.compute
         import pyarrow.parquet
     except ImportError:
         raise MissingExtra(step, "tables") from None
     return pyarrow
 
 
-# Record batches
-
-
-def select_columns(schema: Any, columns: Columns | None, *, answered: bool) -> tuple[list[str], set[str]]:
+def _chosen_columns(schema: Any, columns: Columns | None, *, answered: bool) -> tuple[list[str], set[str]]:
     """Return the rules that the columns of a table break, and the columns that make its rows; all without `columns`."""
     names: list[str] = schema.names
     if twice := [name for name, n in Counter(names).items() if n > 1]:
@@ -61,67 +57,44 @@ def select_columns(schema: Any, columns: Columns | None, *, answered: bool) -> t
 def _is_json(kind: Any) -> bool:
     """Return True for an Arrow type whose values JSON has."""
     types = import_pyarrow("reading a table").types
-    if types.is_dictionary(kind):
-        return _is_json(kind.value_type)
-    if _is_list(kind):
+    if types.is_dictionary(kind) or types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         return _is_json(kind.value_type)
     if types.is_struct(kind):
         return len({field.name for field in kind}) == kind.num_fields and all(_is_json(field.type) for field in kind)
     is_text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-    is_scalar = types.is_boolean(kind) or types.is_integer(kind) or types.is_float64(kind)
-    return bool(is_text or is_scalar or types.is_null(kind))
-
-
-def _is_list(kind: Any) -> bool:
-    types = import_pyarrow("reading a table").types
-    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+    is_number = types.is_integer(kind) or types.is_float64(kind)
+    return bool(is_text or is_number or types.is_boolean(kind) or types.is_null(kind))
 
 
 def batch_rows(batches: Iterable[Any], wanted: Collection[str], budget: ReadBudget) -> Iterator[NumberedRow]:
     """Yield these columns of each row of Arrow record batches, numbered from 1."""
     line = 0
-    for batch in batches:
-        for piece, n_bytes in _pieces(batch.select(sorted(wanted))):
-            budget.take(0 if n_bytes > MAX_ROW_BYTES else n_bytes, len(piece))
-            rows = [rule] if (rule := row_size_rule(n_bytes)) else _values(piece)
-            yield from enumerate(rows, start=line + 1)
-            line += len(piece)
+    for whole in batches:
+        batch = whole.select(sorted(wanted))
+        budget.take(batch.nbytes, len(whole))
+        for values in _values(batch) if wanted else [{}] * len(whole):
+            line += 1
+            large = batch.nbytes > MAX_ROW_BYTES and not isinstance(values, str)
+            yield line, (row_size_rule(_n_bytes(values)) if large else None) or values
 
 
-def _pieces(batch: Any) -> Iterator[tuple[Any, int]]:
-    """Yield pieces of the batch, of MAX_ROW_BYTES unpacked at most or a single row, each with its size in bytes."""
-    n_bytes = sum(_unpacked_bytes(column) for column in batch.columns)
-    half = len(batch) // 2
-    if n_bytes <= MAX_ROW_BYTES or not half:
-        yield batch, n_bytes
-    else:
-        yield from _pieces(batch.slice(0, half))
-        yield from _pieces(batch.slice(half))
-
-
-def _unpacked_bytes(array: Any) -> int:
-    """Return how many bytes the array takes with each text written out."""
-    pa = import_pyarrow("reading a table")
-    if pa.types.is_dictionary(array.type):
-        lengths = pa.compute.binary_length(array.dictionary).cast(pa.int64())
-        return int(pa.compute.sum(lengths.take(array.indices)).as_py() or 0)
-    if pa.types.is_struct(array.type):
-        return sum(_unpacked_bytes(child) for child in array.flatten())
-    return _unpacked_bytes(array.flatten()) if _is_list(array.type) else int(array.nbytes)
-
-
-def _values(piece: Any) -> list[dict[str, Any] | str]:
+def _values(batch: Any) -> list[dict[str, Any] | str]:
     """Return each row as values by column, or as the rule that it breaks: text in Arrow may be any bytes."""
-    if not piece.num_columns:
-        return [{} for _ in range(len(piece))]
-    is_dictionary = import_pyarrow("reading a table").types.is_dictionary
-    try:  # writing the texts out first reads them four times as fast
-        columns = [(c.dictionary_decode() if is_dictionary(c.type) else c).to_pylist() for c in piece.columns]
+    try:
+        rows: list[dict[str, Any] | str] = batch.to_pylist()
     except UnicodeDecodeError as error:
-        if len(piece) > 1:
-            return [row for i in range(len(piece)) for row in _values(piece.slice(i, 1))]
+        if len(batch) > 1:
+            return [row for i in range(len(batch)) for row in _values(batch.slice(i, 1))]
         return [f"text that is not UTF-8: byte 0x{error.object[error.start]:02x} at its offset {error.start:,}"]
-    return [dict(zip(piece.schema.names, row, strict=True)) for row in zip(*columns, strict=True)]
+    return rows
+
+
+def _n_bytes(value: Any) -> int:
+    if isinstance(value, dict):
+        return sum(map(_n_bytes, value.values()))
+    if isinstance(value, list):
+        return sum(map(_n_bytes, value))
+    return len(value.encode()) if isinstance(value, str) else 8
 
 
 # Parquet
@@ -132,10 +105,7 @@ def read_parquet(
 ) -> Iterator[RawRow]:
     """Yield the rows of all the files, numbered in each from 1. Raise DataError if one cannot be read, MissingExtra."""
     for path, rule in files:
-        rules, wanted = ([rule], set[str]()) if rule else ([], set[str]())
-        if not rule:
-            with _open_parquet(path) as file:
-                rules, wanted = select_columns(file.schema_arrow, columns, answered=answered)
+        rules, wanted = ([rule], set[str]()) if rule else _chosen_columns(_schema(path), columns, answered=answered)
         yield from (RawRow(display_path(path), 1, rule) for rule in rules)
         if not rules:
             yield from (RawRow(display_path(path), n, values) for n, values in _parquet_rows(path, wanted, budget))
@@ -154,45 +124,29 @@ def parquet_files(folder: Path) -> list[FoundFile]:
     return [one._replace(rule=one.rule or rule(one.path)) for one in list_files(folder)]
 
 
+def _schema(path: Path) -> Any:
+    with _parquet_errors(path) as parquet, parquet.ParquetFile(path) as file:
+        return file.schema_arrow
+
+
 def _parquet_rows(path: Path, wanted: Collection[str], budget: ReadBudget) -> Iterator[NumberedRow]:
     """Yield these columns of each row of a Parquet file. Raise DataError if it is broken, or exceeds the budget."""
-    with _open_parquet(path, wanted) as file, _parquet_errors(path):
+    with _parquet_errors(path) as parquet, parquet.ParquetFile(path) as file:
         about = file.metadata
-        leaves = [i for i, leaf in enumerate(_leaves(file)) if _is_part(leaf.path, wanted)]
+        paths = [file.schema.column(i).path for i in range(len(file.schema))]
+        held = [i for i, at in enumerate(paths) if any(at == key or at.startswith(f"{key}.") for key in wanted)]
         groups = [about.row_group(i) for i in range(about.num_row_groups)]
-        claimed = sum(group.column(i).total_uncompressed_size for group in groups for i in leaves)
-        budget.claim(claimed, about.num_rows)
+        budget.claim(sum(group.column(i).total_uncompressed_size for group in groups for i in held), about.num_rows)
         batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=sorted(wanted), use_threads=False)
         yield from batch_rows(batches, wanted, budget)
 
 
-def _open_parquet(path: Path, wanted: Collection[str] = ()) -> Any:
-    """Open a Parquet file so that texts of the wanted columns are read packed. Raise DataError, MissingExtra."""
-    parquet = import_pyarrow("reading Parquet").parquet
-    with _parquet_errors(path):
-        file = parquet.ParquetFile(path)
-        leaves = [leaf for leaf in _leaves(file) if _is_part(leaf.path, wanted)]
-        packed = [leaf.path for leaf in leaves if leaf.logical_type.type == "STRING"]
-        if not packed:
-            return file
-        with file:
-            return parquet.ParquetFile(path, metadata=file.metadata, read_dictionary=packed)
-
-
-def _leaves(file: Any) -> list[Any]:
-    return [file.schema.column(i) for i in range(len(file.schema))]
-
-
-def _is_part(path: str, wanted: Collection[str]) -> bool:
-    return any(path == key or path.startswith(f"{key}.") for key in wanted)
-
-
 @contextmanager
-def _parquet_errors(path: Path) -> Iterator[None]:
-    """Raise what the library raises about the file as DataError."""
+def _parquet_errors(path: Path) -> Iterator[Any]:
+    """Yield pyarrow.parquet; raise what it raises about the file as DataError."""
     pa = import_pyarrow("reading Parquet")
     try:
-        yield
+        yield pa.parquet
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{display_path(path)}: not readable as Parquet: {first_line(error)}") from None
 
@@ -231,15 +185,14 @@ def read_delta(
 ) -> Iterator[RawRow]:
     """Yield the rows of an open table; columns that do not fit are one bad row. Raise DataError if it is broken."""
     schema = import_pyarrow("reading a Delta table").schema(table.schema().to_arrow())
-    rules, wanted = select_columns(schema, columns, answered=answered)
+    rules, wanted = _chosen_columns(schema, columns, answered=answered)
     yield from (RawRow(display_path(folder), 1, rule) for rule in rules)
-    for part in [] if rules else _data_files(table, folder.resolve()):
-        with _open_parquet(part.path) as file:
-            held = (wanted - part.fixed.keys()) & set(file.schema_arrow.names)
-        absent = dict.fromkeys(wanted) | {name: value for name, value in part.fixed.items() if name in wanted}
-        for n, values in _parquet_rows(part.path, held, budget):
-            if n > len(part.stands) or part.stands[n - 1]:
-                yield RawRow(display_path(part.path), n, values if isinstance(values, str) else absent | values)
+    for file in [] if rules else _data_files(table, folder.resolve()):
+        held = (wanted - file.fixed.keys()) & set(_schema(file.path).names)
+        absent = dict.fromkeys(wanted) | {name: value for name, value in file.fixed.items() if name in wanted}
+        for n, values in _parquet_rows(file.path, held, budget):
+            if n > len(file.stands) or file.stands[n - 1]:
+                yield RawRow(display_path(file.path), n, values if isinstance(values, str) else absent | values)
 
 
 def _data_files(table: Any, folder: Path) -> list[_DataFile]:

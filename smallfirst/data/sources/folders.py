@@ -5,7 +5,6 @@ Files and folders whose names begin with a dot or an underscore are left out; ev
 
 from __future__ import annotations
 
-import codecs
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -57,23 +56,20 @@ def volume_path(address: str) -> Path:
     parts = PurePosixPath(address.removeprefix("dbfs:")).parts
     if parts[:2] != ("/", "Volumes") or len(parts) < 5 or ".." in parts:
         raise DataError(f"{address}: expected [dbfs:]/Volumes/catalog/schema/volume/path, without ..")
-    chosen = os.environ.get(VOLUMES_VARIABLE, "").strip()
-    path = safe_join(folder_from_variable(VOLUMES_VARIABLE, chosen) if chosen else Path("/Volumes"), parts[2:])
+    path = safe_join(folder_from_variable(VOLUMES_VARIABLE) or Path("/Volumes"), parts[2:])
     if not path.exists():
-        raise DataError(
-            f"{address}: no such file or folder ({path})",
-            hint=f"databricks fs cp -r dbfs:{'/'.join(parts)[1:]} COPY   then name the copy; or set {VOLUMES_VARIABLE} "
-            "to the folder that holds catalog/schema/volume",
-        )
+        hint = f"copy it here, or set {VOLUMES_VARIABLE} to the folder that holds catalog/schema/volume"
+        raise DataError(f"{address}: no such file or folder ({path})", hint=hint)
     return path
 
 
-def folder_from_variable(variable: str, chosen: str) -> Path:
-    """Return the folder that an environment variable names. Raise ConfigError if it does not exist."""
+def folder_from_variable(variable: str) -> Path | None:
+    """Return the folder that an environment variable names; None if it is not set. Raise ConfigError if it is none."""
+    chosen = os.environ.get(variable, "").strip()
     folder = Path(chosen).expanduser().absolute()
-    if not folder.is_dir():
+    if chosen and not folder.is_dir():
         raise ConfigError(f"{variable}: {folder}: no such folder", hint=f"make it, or set {variable} to another")
-    return folder
+    return folder if chosen else None
 
 
 def safe_join(root: Path, parts: Iterable[str]) -> Path:
@@ -100,7 +96,7 @@ def label_folders(folder: Path, files: Sequence[FoundFile]) -> bool:
 
 
 def read_texts(
-    files: Iterable[FoundFile],
+    files: Sequence[FoundFile],
     columns: Columns | None,
     budget: ReadBudget,
     *,
@@ -108,7 +104,7 @@ def read_texts(
     labelled: bool = False,
 ) -> Iterator[RawRow]:
     """Yield each file as one row of text, with the name of its folder as label if asked for, or its rule."""
-    columns, files = columns or Columns(), list(files)
+    columns = columns or Columns()
     if labelled:
         where = display_path(files[0].path.parent.parent)
         budget.note(where, "its texts are labelled by the names of their folders")
@@ -129,24 +125,17 @@ def _text(path: Path, column: str, budget: ReadBudget) -> dict[str, Any] | str:
         return f"neither {' nor '.join(TEXT_SUFFIXES)}: a folder of text holds nothing else; move it out"
     try:
         n_bytes = path.stat().st_size
-        with path.open("rb") as file:
-            raw = file.read(MAX_TEXT_BYTES + 1)
+        if n_bytes > MAX_TEXT_BYTES:
+            return f"file of {n_bytes:,} bytes; at most {MAX_TEXT_BYTES:,} are read: split it"
+        budget.take(n_bytes, 1)
+        utf8, encoding = to_utf8(path.read_bytes(), display_path(path))
+        if encoding != "utf-8":
+            budget.note(display_path(path), f"read as {encoding}, told from its bytes")
+        return {column: utf8.decode("utf-8-sig")}
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    if len(raw) > MAX_TEXT_BYTES:
-        return f"file of {n_bytes:,} bytes; at most {MAX_TEXT_BYTES:,} are read: split it"
-    budget.take(len(raw), 1)
-    try:
-        utf8, encoding = to_utf8(raw, display_path(path))
-    except DataError as error:
-        return str(error.args[0])
-    if encoding != "utf-8":
-        budget.note(display_path(path), f"read as {encoding}, told from its bytes")
-    try:
-        return {column: utf8.removeprefix(codecs.BOM_UTF8).decode()}
     except UnicodeDecodeError as error:
-        at = error.start + len(raw) - len(raw.removeprefix(codecs.BOM_UTF8))
-        return f"not UTF-8: byte 0x{raw[at]:02x} at offset {at:,} of the file"
+        return f"not UTF-8: byte 0x{error.object[error.start]:02x}"
 
 
 def _file_rule(path: Path, root: Path) -> str | None:

@@ -1,7 +1,6 @@
 """Load rows from wherever they are, all under the same rules. What exists under a path hides what has that name.
 
 rows.jsonl · rows.csv.gz                JSON Lines, JSON lists and CSV, also gzipped
-rows.xlsx                               the first sheet with rows
 rows.parquet · folder of these          Parquet
 folder with _delta_log · …@v7           a Delta table, newest or at version 7
 catalog.schema.table · …@v7             the same below SMALLFIRST_TABLES
@@ -53,7 +52,6 @@ from smallfirst.data.sources.folders import (
     without_detours,
 )
 from smallfirst.data.sources.reader import RawRow, ReadBudget
-from smallfirst.data.sources.spreadsheets import SPREADSHEETS, read_spreadsheet
 from smallfirst.data.sources.text_files import FORMATS, file_format, read_text_file, suggest_files
 
 MAX_PROBLEMS = 10_000
@@ -254,7 +252,7 @@ def _find(text: str, folder: Path) -> _Source:
     if version is not None and (folder / plain).exists():
         return _at(folder / plain, version)
     kind = file_format(path)
-    if kind in (PARQUET, *TEXT_SUFFIXES, *SPREADSHEETS):
+    if kind in (PARQUET, *TEXT_SUFFIXES):
         raise DataError(f"{path}: no such file", hint=suggest_files(path.parent, path.name))
     if kind not in FORMATS and _TABLE.fullmatch(plain):
         return _delta(_table_folder(plain, path), plain, version)
@@ -276,8 +274,6 @@ def _at(path: Path, version: int | None = None) -> _Source:
             reader = partial(read_parquet, parquet_files(path))
         elif suffixes & set(TEXT_SUFFIXES):
             reader = partial(read_texts, files, labelled=label_folders(path, files))
-    elif suffix in SPREADSHEETS:
-        reader = partial(read_spreadsheet, path)
     elif suffix in (PARQUET, *TEXT_SUFFIXES):
         reader = partial(read_parquet if suffix == PARQUET else read_texts, [FoundFile(path, None)])
     return _Source(str(path), name, reader)
@@ -291,13 +287,12 @@ def _delta(folder: Path, name: str, version: int | None) -> _Source:
 
 def _table_folder(name: str, path: Path) -> Path:
     """Return the folder of a table named catalog.schema.table. Raise DataError naming the nearest, or how to set it."""
-    chosen = os.environ.get(TABLES_VARIABLE, "").strip()
-    if not chosen:
+    root = folder_from_variable(TABLES_VARIABLE)
+    if root is None:
         raise DataError(
             f"{name}: neither a file ({path}) nor, without {TABLES_VARIABLE}, a table that can be found",
             hint=f"set {TABLES_VARIABLE} to the folder that holds catalog/schema/table, or give the table's folder",
         )
-    root = folder_from_variable(TABLES_VARIABLE, chosen)
     folder = safe_join(root, name.split("."))
     if not folder.is_dir():
         there = [".".join(log.parent.relative_to(root).parts) for log in root.glob(f"*/*/*/{DELTA_LOG}")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from smallfirst.base.errors import DataError
@@ -62,12 +61,6 @@ class ReadBudget:
                     f"{self.where}: more than {limit:,} {what}; no more are read of one source",
                     hint="a narrow task needs no more: draw a random part of the rows",
                 )
-
-    def counted(self, path: str, rows: Iterable[NumberedRow]) -> Iterator[RawRow]:
-        """Yield the rows of a file, each counted."""
-        for line, values in rows:
-            self.take(0, 1)
-            yield RawRow(path, line, values)
 
     def take(self, n_bytes: int, n_rows: int = 0) -> None:
         """Count so much as read. Raise DataError if that is too much."""

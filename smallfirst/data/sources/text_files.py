@@ -43,7 +43,7 @@ def read_text_file(
     if kind not in FORMATS and file.is_file():
         raise DataError(
             f"{file}: cannot tell the format from {file.suffix or 'no suffix'}; known: {', '.join(FORMATS)}",
-            hint="rename it to what it holds",
+            hint="save a workbook as CSV" if kind in (".xlsx", ".xls", ".ods") else "rename it to what it holds",
         )
     raw, encoding = to_utf8(_read(file, budget), str(file))
     notes = [] if encoding == "utf-8" else [f"read as {encoding}, told from its bytes"]
@@ -56,7 +56,13 @@ def read_text_file(
     else:
         rows = json_rows(io.BytesIO(raw))
     budget.note(str(file), *notes)
-    return budget.counted(str(file), rows)
+    return _counted(str(file), rows, budget)
+
+
+def _counted(path: str, rows: Iterable[NumberedRow], budget: ReadBudget) -> Iterator[RawRow]:
+    for line, values in rows:
+        budget.take(0, 1)
+        yield RawRow(path, line, values)
 
 
 # The file
@@ -90,10 +96,10 @@ def _read(file: Path, budget: ReadBudget) -> bytes:
                 budget.take(len(piece))
                 whole += piece
         return bytes(whole)
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such file", hint=suggest_files(file.parent, file.name)) from None
-    except IsADirectoryError:
-        raise DataError(f"{file}: a folder, not a file", hint=suggest_files(file, "")) from None
+    except (FileNotFoundError, IsADirectoryError) as error:
+        is_folder = isinstance(error, IsADirectoryError)
+        hint = suggest_files(file, "") if is_folder else suggest_files(file.parent, file.name)
+        raise DataError(f"{file}: {'a folder, not a file' if is_folder else 'no such file'}", hint=hint) from None
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise DataError(f"{file}: broken gzip: {error}", hint=f"gzip -t {file}   then make or fetch it again") from None
     except OSError as error:
@@ -176,14 +182,13 @@ def _lines(stream: Iterable[bytes]) -> Iterator[_TextLine]:
     """Yield the physical lines, each with the place of its first byte that is not UTF-8."""
     offset = 0
     for line in stream:
-        begin = 0 if offset or not line.startswith(codecs.BOM_UTF8) else len(codecs.BOM_UTF8)
-        piece, rule = line[begin:].removesuffix(b"\n"), None
+        piece, rule = line.removesuffix(b"\n"), None
         try:
             text = piece.decode()
         except UnicodeDecodeError as error:
-            text, at = piece.decode(errors="replace"), error.start
-            rule = f"not UTF-8: byte 0x{piece[at]:02x} at offset {offset + begin + at:,} of the file"
-        yield _TextLine(text, len(piece), rule)
+            text = piece.decode(errors="replace")
+            rule = f"not UTF-8: byte 0x{piece[error.start]:02x} at offset {offset + error.start:,} of the file"
+        yield _TextLine(text if offset else text.removeprefix("\ufeff"), len(piece), rule)
         offset += len(line)
 
 
@@ -308,7 +313,7 @@ def _csv_records(lines: Iterable[_TextLine], separator: str) -> Iterator[TableRe
 
     reader = csv.reader(texts(), delimiter=separator, strict=True)
     while True:
-        first, rule, n_bytes = reader.line_num, None, 0
+        first, rule, n_bytes = reader.line_num + 1, None, 0
         try:
             fields: list[str] | str = next(reader)
         except StopIteration:
@@ -318,7 +323,7 @@ def _csv_records(lines: Iterable[_TextLine], separator: str) -> Iterator[TableRe
             fields = f"broken CSV: {'the quote opened here is never closed' if open_quote else error}"
         broken = rule or row_size_rule(n_bytes)
         if broken or fields:
-            yield first + 1, broken or fields
+            yield first, broken or fields
 
 
 def table_rows(records: Iterator[TableRecord], columns: Columns | None, *, answered: bool) -> Iterator[NumberedRow]:
@@ -343,7 +348,7 @@ def _row(record: TableRecord, header: Sequence[str]) -> NumberedRow:
     line, fields = record
     if isinstance(fields, str):
         return line, fields
-    while len(fields) > len(header) and not fields[-1].strip():  # spreadsheets write empty fields to the right
+    while len(fields) > len(header) and not fields[-1].strip():  # Excel writes empty fields to the right
         fields = fields[:-1]
     if not any(field.strip() for field in fields):
         return line, {}

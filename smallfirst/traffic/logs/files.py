@@ -17,7 +17,7 @@ from smallfirst.data.sources.reader import ReadBudget
 from smallfirst.data.sources.text_files import file_format
 
 _JSON = (".jsonl", ".ndjson", ".json", ".log", ".txt", "")
-_TABLES = (".csv", ".tsv", PARQUET, ".xlsx")
+_TABLES = (".csv", ".tsv", PARQUET)
 _HELD_IN = ("data", "observations", "traces", "records", "rows", "items", "logs", "results", "hits")
 MAX_LINE_BYTES = 50_000_000
 """A longer line is named and skipped: it is no record."""

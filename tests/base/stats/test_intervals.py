@@ -1,4 +1,4 @@
-"""Every interval against a reference implementation, or by its coverage."""
+"""Every interval against a reference implementation, by hand, or by its coverage."""
 
 from __future__ import annotations
 
@@ -11,23 +11,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
 from scipy import stats as scipy_stats
+from scipy.optimize import minimize, minimize_scalar
+from scipy.stats import norm
 from sklearn.metrics import cohen_kappa_score
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
 from smallfirst.base.stats.intervals import (
     Estimate,
+    betting_p_value,
     bootstrap,
     bootstrap_interval,
     bootstrap_share,
     clopper_pearson,
     cohen_kappa,
     holm,
+    is_mean_below,
     mcnemar,
     mean_interval,
     paired_difference,
+    paired_score_difference,
+    paired_score_interval,
     quantile_interval,
     ratio_interval,
+    trinomial_p_value,
+    trinomial_upper_bound,
     upper_bound,
     wilson,
 )
@@ -75,16 +83,6 @@ def test_the_upper_bound_agrees_with_the_upper_end_of_a_two_sided_interval_at_tw
     assert upper_bound(*counts, confidence=level) == pytest.approx(reference, abs=1e-9)
 
 
-@CALM
-@given(COUNTS)
-def test_the_upper_bound_is_the_rate_at_which_so_few_errors_have_probability_alpha(counts: tuple[int, int]) -> None:
-    bound = upper_bound(*counts)
-    if counts[0] < counts[1]:
-        assert special.bdtr(*counts, bound) == pytest.approx(0.05, abs=1e-6)
-    else:
-        assert bound == 1.0
-
-
 def test_nothing_measured_shows_nothing() -> None:
     assert wilson(0, 0) == Estimate(value=0.0, low=0.0, high=1.0, n=0)
     assert clopper_pearson(0, 0) == wilson(0, 0)
@@ -108,21 +106,6 @@ def test_mcnemar_agrees_with_statsmodels(only_first: int, only_second: int) -> N
     if only_first + only_second:
         reference = float(statsmodels_mcnemar(table, exact=True).pvalue)
         assert mcnemar(only_first, only_second) == pytest.approx(min(1.0, reference), abs=1e-9)
-
-
-def test_mcnemar_by_hand() -> None:
-    # Five rows, all for the first: 2 * 0.5**5
-    assert mcnemar(5, 0) == mcnemar(0, 5) == pytest.approx(0.0625)
-
-
-def test_a_paired_difference_by_hand() -> None:
-    first = [True] * 8 + [False] * 2
-    second = [True] * 5 + [False] * 4 + [True]
-    # Only first: 3 rows, only second: 1. Plus half a row each: 3.5/12 and 1.5/12, difference 2/12.
-    half = 1.959964 * math.sqrt((5 / 12 - (2 / 12) ** 2) / 12)
-    found = paired_difference(first, second)
-    assert (found.value, found.n) == (pytest.approx(0.2), 10)
-    assert (found.low, found.high) == pytest.approx((2 / 12 - half, 2 / 12 + half), abs=1e-6)
 
 
 @CALM
@@ -164,15 +147,10 @@ def test_rows_that_all_differ_alike_keep_the_value_inside_the_interval() -> None
     assert found.low < found.value == found.high == 0.5
 
 
-def test_paired_rows_must_be_pairs() -> None:
-    with pytest.raises(ValueError, match="paired rows differ in number: 2 and 1"):
-        paired_difference([True, False], [True])
-
-
-@pytest.mark.parametrize("score", [1.5, math.nan])
-def test_scores_beyond_0_and_1_are_refused(score: float) -> None:
-    with pytest.raises(ValueError, match="must differ by at most 1"):
-        paired_difference([score], [0.0])
+def test_scores_that_are_no_pairs_of_shares_are_refused() -> None:
+    for first, second, said in (([1, 0], [1], "differ in number: 2 and 1"), ([1.5], [0.0], "differ by at most 1")):
+        with pytest.raises(ValueError, match=said):
+            paired_difference(first, second)
 
 
 def test_a_bootstrap_agrees_with_scipys_percentile_interval() -> None:
@@ -236,11 +214,6 @@ def test_holm_rejects_what_its_steps_reject(p_values: list[float], level: float)
     assert {i for i, p in enumerate(holm(p_values)) if p <= level} == rejected
 
 
-def test_holm_by_hand() -> None:
-    # Smallest times 3, next times 2, and no later one below an earlier one.
-    assert holm([0.03, 0.01, 0.035]) == pytest.approx((0.06, 0.03, 0.06))
-
-
 @pytest.mark.parametrize("n", [30, 200])
 @pytest.mark.parametrize("p", [0.5, 0.9])
 def test_intervals_of_a_share_cover_as_often_as_stated(n: int, p: float) -> None:
@@ -249,30 +222,6 @@ def test_intervals_of_a_share_cover_as_often_as_stated(n: int, p: float) -> None
         ends = [interval(count, n) for count in range(n + 1)]
         assert chances[[each.low <= p <= each.high for each in ends]].sum() >= least
     assert chances[[upper_bound(n - count, n) >= 1 - p for count in range(n + 1)]].sum() >= 0.95
-
-
-def test_a_paired_difference_covers_as_often_as_stated() -> None:
-    # The first model is right on 2 points more of 60 rows; half of its errors are errors of both.
-    n, covered, draws = 60, 0, 2000
-    for a, b, _ in np.random.default_rng(0).multinomial(n, [0.07, 0.05, 0.88], draws).tolist():
-        rows = np.arange(n)
-        found = paired_difference((rows < a).tolist(), ((rows >= a) & (rows < a + b)).tolist())
-        covered += found.low <= 0.02 + 1e-12 and found.high >= 0.02 - 1e-12
-    assert covered / draws >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / draws)
-
-
-def test_the_bootstrap_of_few_rows_without_errors_is_widened() -> None:
-    # The mean of 30 rows, 97 % of them right: two samples in five have no error, which leaves nothing to resample.
-    draw, n, p, draws = np.random.default_rng(0), 30, 0.97, 300
-    plain = widened = 0
-    for right in draw.binomial(n, p, draws).tolist():
-        values = draw.binomial(n, right / n, 1000) / n
-        low, high = np.quantile(values, [0.025, 0.975])
-        found = bootstrap_interval(right / n, values, n=n)
-        plain += low <= p <= high
-        widened += found.low <= p <= found.high
-    assert plain / draws < 0.75
-    assert widened / draws >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / draws)
 
 
 @pytest.mark.parametrize(("n", "q"), [(100, 0.95), (72, 0.95), (300, 0.95), (40, 0.5)])
@@ -324,3 +273,174 @@ def test_a_ratio_of_sums_with_the_linearized_variance_by_hand() -> None:
     assert found.high - 0.45 == pytest.approx(scipy_stats.t.ppf(0.975, 1) * spread)
     assert math.isinf(ratio_interval([3.0], [10]).high)
     assert math.isinf(ratio_interval([], []).high)
+
+
+LOSSES = st.lists(st.floats(0, 1), min_size=1, max_size=60)
+
+
+def bits(ones: int, n: int) -> np.ndarray:
+    return np.array([1.0] * ones + [0.0] * (n - ones))
+
+
+def test_one_row_by_hand() -> None:
+    # Against «mean >= 1/2» a loss of 0 multiplies by 1 + b, a loss of 1 by 1 - b. Bets b: 32 of mean 1/2 and weight
+    # 3/4 together, and 0.999 of weight 1/4. Wealth 3/4 * 1.5 + 1/4 * 1.999 = 1.62475 (and 0.37525 after a loss).
+    assert betting_p_value([0.0], 0.5) == pytest.approx(1 / 1.62475)
+    assert betting_p_value([1.0], 0.5) == 1.0
+    # A row at the mean itself changes nothing.
+    assert betting_p_value([0.5, 0.0], 0.5) == pytest.approx(1 / 1.62475)
+
+
+@pytest.mark.parametrize(("errors", "n"), [(0, 300), (3, 200), (40, 800), (100, 300)])
+def test_for_binary_losses_betting_shows_a_little_less_than_the_exact_bound(errors: int, n: int) -> None:
+    exact = upper_bound(errors, n)
+    assert betting_p_value(bits(errors, n), exact) > 0.05 > betting_p_value(bits(errors, n), exact + 0.05)
+
+
+@settings(max_examples=60, deadline=None)
+@given(LOSSES, st.randoms(use_true_random=False), st.floats(0.05, 0.95))
+def test_the_order_of_rows_and_their_unit_do_not_matter(losses: list[float], random: object, mean: float) -> None:
+    p_value = betting_p_value(losses, mean)
+    random.shuffle(losses)  # type: ignore[attr-defined]
+    assert betting_p_value(losses, mean) == pytest.approx(p_value)
+    moved = [2 * loss - 1 for loss in losses]
+    assert betting_p_value(moved, 2 * mean - 1, low=-1, high=1) == pytest.approx(p_value, rel=1e-6)
+
+
+def test_nothing_seen_shows_nothing() -> None:
+    assert betting_p_value([], 0.5) == 1.0
+    assert betting_p_value([0.0] * 500, 0.0) == 1.0  # no data refutes a mean of 0 or more
+
+
+@pytest.mark.parametrize(
+    ("draw", "mean", "low"),
+    [
+        (lambda g, n: (g.random(n) < 0.04).astype(float), 0.04, 0.0),
+        (lambda g, n: g.beta(0.5, 4.5, n), 0.1, 0.0),
+        (lambda g, n: g.choice([-1.0, 0.0, 1.0], n, p=[0.05, 0.88, 0.07]), 0.02, -1.0),
+    ],
+)
+def test_the_bounds_cover_the_mean_as_often_as_they_say(draw, mean: float, low: float) -> None:
+    generator, sets, missed = np.random.default_rng(3), 600, 0
+    for _ in range(sets):
+        missed += betting_p_value(draw(generator, 120), mean, low=low) <= 0.05
+    # A p-value of at most 0.05 at the true mean is a bound that misses it.
+    assert missed / sets <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / sets)
+
+
+def score_statistic(only_first: int, only_second: int, n: int, difference: float) -> float:
+    """Tango's statistic, with the nuisance share found by maximising the likelihood instead of by his formula."""
+
+    def against(only_second_share: float) -> float:
+        shares = (only_second_share + difference, only_second_share, 1 - 2 * only_second_share - difference)
+        counts = (only_first, only_second, n - only_first - only_second)
+        return -sum(c * math.log(max(s, 1e-300)) for c, s in zip(counts, shares, strict=True) if c)
+
+    ends = (max(0.0, -difference), (1 - difference) / 2)
+    share = minimize_scalar(against, bounds=ends, method="bounded", options={"xatol": 1e-12}).x
+    return float(
+        (only_first - only_second - n * difference) / math.sqrt(n * (2 * share + difference * (1 - difference)))
+    )
+
+
+@pytest.mark.parametrize(("only_first", "only_second", "n"), [(12, 2, 50), (3, 5, 40), (1, 9, 30), (40, 40, 200)])
+def test_both_ends_are_where_the_score_test_turns(only_first: int, only_second: int, n: int) -> None:
+    found = paired_score_interval(only_first, only_second, n, confidence=0.9)
+    z = norm.ppf(0.95)
+    assert found.value == (only_first - only_second) / n
+    assert score_statistic(only_first, only_second, n, found.low) == pytest.approx(z, abs=1e-4)
+    assert score_statistic(only_first, only_second, n, found.high) == pytest.approx(-z, abs=1e-4)
+
+
+def test_extremes_stay_inside_minus_one_and_one() -> None:
+    assert paired_score_interval(0, 10, 10).low == -1.0
+    assert paired_score_interval(10, 0, 10).high == 1.0
+    nothing = paired_score_interval(0, 0, 0)
+    assert (nothing.value, nothing.low, nothing.high, nothing.n) == (0.0, -1.0, 1.0, 0)
+
+
+@given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.integers(0, n), st.integers(0, n), st.just(n))))
+def test_an_answer_that_becomes_right_never_lowers_the_lower_end(counts: tuple[int, int, int]) -> None:
+    only_first, only_second, n = counts
+    only_second = min(only_second, n - only_first)
+    now = paired_score_interval(only_first, only_second, n).low
+    if only_second:
+        assert paired_score_interval(only_first, only_second - 1, n).low >= now
+    if only_first + only_second < n:
+        assert paired_score_interval(only_first + 1, only_second, n).low >= now
+
+
+def test_the_graded_interval_is_the_plain_one_where_no_row_sticks_out() -> None:
+    first, second = [0.5, 0.7, 0.4, 0.9, 0.6, 0.2], [0.4, 0.8, 0.4, 0.7, 0.5, 0.4]
+    assert paired_score_difference(first, second) == paired_difference(first, second)
+
+
+def test_the_lower_end_is_the_highest_that_lower_scores_would_have_shown() -> None:
+    d = np.array([1.0, 0.9, 0.1, 0.0, 0.0, -0.1, -0.2, 0.0, 0.05, 0.0])
+    z, m = norm.ppf(0.9995), 12
+    best = minimize(
+        lambda x: -(x.sum() - z * np.sqrt(x @ x + 1 - x.sum() ** 2 / m)) / m,
+        np.zeros(10),
+        bounds=[(-1, top) for top in d],
+        options={"ftol": 1e-14, "gtol": 1e-10},
+    )
+    found = paired_score_difference(list(np.maximum(d, 0)), list(np.maximum(-d, 0)), confidence=0.999)
+    assert found.low == pytest.approx(-best.fun, abs=1e-6)
+
+
+def outcomes(n: int) -> tuple[np.ndarray, np.ndarray]:
+    losses, gains = np.meshgrid(np.arange(n + 1), np.arange(n + 1), indexing="ij")
+    return losses[losses + gains <= n], gains[losses + gains <= n]
+
+
+def chance_of(losses: np.ndarray, gains: np.ndarray, n: int, different: float, mean: float) -> np.ndarray:
+    """The trinomial probability of each outcome, by its definition."""
+    rest = n - losses - gains
+    ways = special.gammaln(n + 1) - special.gammaln(losses + 1) - special.gammaln(gains + 1) - special.gammaln(rest + 1)
+    up, down = (different + mean) / 2, (different - mean) / 2
+    logs = special.xlogy(losses, up) + special.xlogy(gains, down) + special.xlogy(rest, 1 - different)
+    return np.asarray(np.exp(ways + logs))
+
+
+@pytest.mark.parametrize(("losses", "gains", "n", "mean"), [(3, 2, 60, 0.1), (0, 0, 60, 0.05), (10, 14, 60, 0.1)])
+def test_the_p_value_is_the_greatest_chance_of_so_little_loss(losses: int, gains: int, n: int, mean: float) -> None:
+    up, down = outcomes(n)
+    error = np.sqrt(n * (np.maximum((up + down) / n, mean) - mean**2))
+    statistic = (up - down - n * mean) / error
+    seen = statistic[(up == losses) & (down == gains)][0]
+    outside = 0.001
+    m = losses + gains
+    low = special.betaincinv(m, n - m + 1, outside / 2) if m else 0.0
+    high = special.betaincinv(m + 1, n - m, 1 - outside / 2)
+    shares = np.linspace(max(mean, low), high, 400)
+    greatest = max(chance_of(up, down, n, share, mean)[statistic <= seen + 1e-9].sum() for share in shares)
+    assert trinomial_p_value(losses, gains, n, mean) == pytest.approx(greatest + outside, abs=2e-4)
+
+
+@pytest.mark.parametrize(("n", "mean", "level"), [(40, 0.1, 0.05), (40, 0.1, 0.0125)])
+def test_a_true_mean_at_or_above_the_limit_is_rejected_as_seldom_as_stated(n: int, mean: float, level: float) -> None:
+    up, down = outcomes(n)
+    pairs = zip(up.tolist(), down.tolist(), strict=True)
+    rejected = np.array([is_mean_below(mean, one, other, n, level=level) for one, other in pairs])
+    sizes = [
+        chance_of(up, down, n, different, true)[rejected].sum()
+        for true in (mean, 1.5 * mean)
+        for different in np.linspace(true, 1, 40)
+    ]
+    assert max(sizes) <= level
+    assert max(sizes) > 0.75 * level
+
+
+def test_the_bound_is_where_the_test_begins_to_reject() -> None:
+    bound = trinomial_upper_bound(12, 8, 400)
+    assert is_mean_below(bound, 12, 8, 400, level=0.05)
+    assert not is_mean_below(bound - 1e-4, 12, 8, 400, level=0.05)
+    assert trinomial_upper_bound(0, 0, 0) == 1.0
+    values = np.repeat([1.0, -1.0, 0.0], [12, 8, 380])
+    assert betting_p_value(values, bound, low=-1, high=1) > 0.05  # betting shows less
+
+
+def test_impossible_counts_are_refused() -> None:
+    for losses, gains, n, mean in ((-1, 0, 5, 0.1), (3, 3, 5, 0.1), (1, 1, 5, 0.0), (1, 1, 5, 1.0)):
+        with pytest.raises(ValueError, match="impossible"):
+            trinomial_p_value(losses, gains, n, mean)

@@ -1,4 +1,4 @@
-"""The rows that are asked for, against the interval they are to satisfy and against simulated measurements."""
+"""The rows that are asked for, against the interval they are to satisfy and against simulation; shrinkage."""
 
 from __future__ import annotations
 
@@ -6,19 +6,26 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from fixtures.certificates import cascade
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smallfirst.base.stats.intervals import Estimate, upper_bound, wilson
 from smallfirst.base.stats.sample_size import (
     MAX_ROWS,
+    RowsNeeded,
     chance_of_error_bound,
     chance_of_interval,
     chance_of_share,
     fewest_rows,
     round_up_to_two_digits,
+    rows_for_error,
     rows_for_upper_bound,
+    shrunk_means,
 )
+from smallfirst.routing.certificate.calibration_set import CalibrationSet
+from smallfirst.routing.certificate.certificate import Guarantee
+from smallfirst.routing.certificate.threshold_search import search_cascade
 
 
 @pytest.mark.parametrize(
@@ -75,13 +82,6 @@ def test_an_interval_s_chance_by_hand() -> None:
     assert chance_of_interval(found, 0.9 + 0.1 / 1.96, 10**9, z=1.96) == pytest.approx(0.159, abs=0.001)
 
 
-def test_fifty_nine_rows_without_an_error_show_at_most_five_percent() -> None:
-    # 0.95**59 = 0.0485 and 0.95**58 = 0.0510
-    assert rows_for_upper_bound(0.0, 0.05) == 59
-    assert upper_bound(0, 59) <= 0.05 < upper_bound(0, 58)
-    assert rows_for_upper_bound(0.0, 0.01) == 299  # 0.99**299 = 0.0495
-
-
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 30), st.integers(10, 200))
 def test_the_rows_for_upper_bound_are_enough_and_no_fewer_are(rate_permille: int, bar_permille: int) -> None:
@@ -100,11 +100,92 @@ def test_a_whole_number_of_errors_is_not_rounded_up_to_the_next() -> None:
     assert upper_bound(7, 200) <= 0.065 < upper_bound(8, 200)
 
 
-def test_a_rate_at_or_above_the_bar_can_never_be_shown() -> None:
-    assert rows_for_upper_bound(0.05, 0.05) is None
-    assert rows_for_upper_bound(0.049, 0.05, max_rows=1000) is None
-
-
 @pytest.mark.parametrize(("rows", "rounded"), [(-3, 1), (7, 7), (99, 99), (131, 140), (1310, 1400), (1300, 1300)])
 def test_rows_are_rounded_up_to_two_digits(rows: int, rounded: int) -> None:
     assert round_up_to_two_digits(rows) == rounded
+
+
+def issued(rows: CalibrationSet) -> bool:
+    return search_cascade(rows, Guarantee()).issued
+
+
+def joined(one: CalibrationSet, two: CalibrationSet) -> CalibrationSet:
+    return cascade(
+        *(np.concatenate([getattr(rows, name)[0] for rows in (one, two)]) for name in ("confidence", "right"))
+    )
+
+
+def for_error(rows: CalibrationSet) -> RowsNeeded:
+    return rows_for_error(rows.confidence[0], rows.right[0], 0.05, 0.05, refused_at=0.05)
+
+
+def test_the_foretold_rows_suffice_as_often_as_stated() -> None:
+    draw, n, enough, stated = np.random.default_rng(2), 0, 0, 0.0
+    for _ in range(150):
+        confidence = draw.random(100)
+        wrong = draw.beta(1, 20)
+        rows = cascade(confidence, draw.random(100) >= wrong * 2 * (1 - confidence))
+        if issued(rows) or (found := for_error(rows)).unlikely:
+            continue
+        later = draw.random(found.n_more)
+        more = cascade(later, draw.random(found.n_more) >= wrong * 2 * (1 - later))
+        n, stated, enough = n + 1, stated + found.chance, enough + issued(joined(rows, more))
+    assert n >= 40
+    assert abs(enough - stated) / n < 0.2
+
+
+def test_a_rate_above_the_limit_that_chance_explains_is_not_called_unlikely() -> None:
+    # 6 of 100 wrong: at a limit of 5 % the measured rate shows nothing, but the true rate may be 3 %.
+    right = np.ones(100, bool)
+    right[::17] = False
+    confidence = 1 - np.arange(100) / 200
+    found = for_error(cascade(confidence, right))
+    assert 0.1 < found.chance <= 0.8
+    assert 100 < found.n_more < 20_000
+    assert for_error(cascade(confidence, ~right)).unlikely
+
+
+def test_before_anything_is_answered_all_rows_are_drawn() -> None:
+    right = np.ones(1000, bool)
+    confidence = np.linspace(1, 0.5, 1000)
+    few = rows_for_error(confidence, right, 0.05, 0.04, again=0.0, n_new=40)
+    assert 23 <= few.n_more <= 40  # 63 rows without an error show it at 4 %
+    assert rows_for_error(confidence, right, 0.05, 0.04, again=0.0, n_new=400).n_more == 0
+
+
+def test_rows_that_certify_only_once_are_known_but_not_counted_again() -> None:
+    right, confidence = np.ones(100, bool), 1 - np.arange(100) / 200
+    all_again = rows_for_error(confidence, right, 0.02, 0.05)  # 149 rows without an error show 2 %
+    half_again = rows_for_error(confidence, right, 0.02, 0.05, again=0.5)
+    assert all_again.n_more < half_again.n_more
+
+
+def wrong(n_right: int, n: int) -> dict[str, float]:
+    """Errors of a model that is right on the first rows: what is difficult for one is so for all."""
+    return {str(i): float(i >= n_right) for i in range(n)}
+
+
+def shrunk(*series: dict[str, float]) -> list[float]:
+    return shrunk_means(series, least_spread=0.04, unknown=1.0)
+
+
+def test_means_of_few_rows_are_shrunk_and_of_many_are_not() -> None:
+    few = shrunk(*(wrong(right, 20) for right in (18, 19, 20)))
+    assert few == sorted(few, reverse=True)
+    assert 0 < few[2] < few[0] < 0.1
+    many = shrunk(*(wrong(right, 20_000) for right in (18_000, 19_000, 20_000)))
+    assert many == pytest.approx([0.1, 0.05, 0.0], abs=1e-3)
+    assert shrunk(*[wrong(15, 20)] * 3) == pytest.approx([0.25] * 3)
+
+
+def test_without_a_row_in_common_means_count_as_measured() -> None:
+    assert shrunk() == []
+    assert shrunk({}) == [1.0]
+    assert shrunk({"a": 1.0, "b": 0.0}, {"c": 0.0}) == [0.5, 0.0]
+
+
+def test_differences_by_row_tell_difficult_rows_from_a_better_model() -> None:
+    """A tenth of the rows is wrong for both: they say nothing about the difference."""
+    together = shrunk(wrong(85, 100), wrong(90, 100))
+    apart = shrunk({str(i): float(i < 15) for i in range(100)}, wrong(90, 100))  # wrong on other rows
+    assert together[0] - together[1] > 1.2 * (apart[0] - apart[1]) > 0

@@ -27,18 +27,6 @@ COUNTS = st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.
 LEVELS = st.sampled_from([0.8, 0.95, 0.99])
 
 
-def test_the_first_round_by_hand() -> None:
-    """Limit 1/2: odds m give theta = m / (1 + m), so an error multiplies by 2 theta; 0.0318 of the stake takes part."""
-    stake = 1 - 1 / (1 + math.log(1 + 1 / 30))
-    thetas = [m / (1 + m) for m in (1.5, 2.0, 3.0, 5.0, 10.0, 30.0)]
-    for wrong in (True, False):
-        test = GuaranteeTest(0.5)
-        test.update(wrong)
-        factors = [2 * theta if wrong else 2 * (1 - theta) for theta in thetas]
-        assert test.e_value == pytest.approx(stake * np.average(factors, weights=[3, 4, 2, 1, 0.4, 0.2]) + 1 - stake)
-        assert (test.n, test.losses) == (1, int(wrong))
-
-
 def test_the_recursion_is_the_mixture_over_start_times() -> None:
     outcomes = [False, True, True, False, True, False, False]
     test = GuaranteeTest(0.1)
@@ -213,12 +201,6 @@ def test_at_its_ends_the_anytime_interval_has_the_average_likelihood_over_alpha(
             assert average - likelihood == pytest.approx(-math.log(1 - level), abs=1e-4)
         else:
             assert end in (0.0, 1.0)
-
-
-def test_one_row_by_hand() -> None:
-    """A right answer: the average likelihood is 1/2, so p stays in while 1 - p > 0.05 / 2."""
-    assert anytime_valid_interval(0, 1).high == pytest.approx(0.975)
-    assert (anytime_valid_interval(0, 0).low, anytime_valid_interval(0, 0).high) == (0.0, 1.0)
 
 
 def test_the_anytime_interval_covers_at_every_row_at_once() -> None:

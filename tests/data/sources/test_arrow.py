@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import struct
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smallfirst.base.errors import DataError, MissingExtra, Problem
+from smallfirst.base.errors import DataError, Problem
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.row_formats import Columns
-from smallfirst.data.sources.load import load_noted, load_rows, load_valid
+from smallfirst.data.sources.load import load_rows, load_valid
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -113,22 +112,6 @@ def test_a_column_of_a_type_that_json_lacks_is_one_problem_and_never_converted(
 
 
 @pytest.mark.parametrize(
-    ("values", "labels"),
-    [
-        (pa.array([3, 0]), ["3", "0"]),
-        (pa.array([True, False]), ["true", "false"]),
-        (pa.array([1.0, 2.5]), ["1", "2.5"]),
-    ],
-)
-def test_labels_that_are_numbers_or_truths_are_read_as_text_with_a_note(
-    tmp_path: Path, values: Any, labels: list[str]
-) -> None:
-    read = load_noted(parquet(tmp_path / "rows.parquet", pa.table({"text": ["a", "b"], "label": values})))
-    assert [e.answer for e in read.data.examples] == labels
-    assert [note.what for note in read.notes] == ['numbers, or true and false, in "label": 2 rows']
-
-
-@pytest.mark.parametrize(
     ("names", "rule"),
     [
         (["text", "lable"], 'no column "label", but "lable" — did you mean "label"?'),
@@ -183,20 +166,6 @@ def test_a_row_over_the_limit_is_refused_and_the_others_read(tmp_path: Path) -> 
     assert [(p.line, p.rule) for p in found] == [(3, "row of 1,000,001 bytes; at most 1,000,000 are read")]
 
 
-def test_gigabytes_packed_into_kilobytes_are_never_unpacked(tmp_path: Path) -> None:
-    n = 1000
-    turn = pa.StructArray.from_arrays([repeated("user", n), repeated("b" * 2_500_000, n)], names=["role", "content"])
-    one_each = pa.array(range(n + 1), pa.int32())
-    table = pa.table({"messages": pa.ListArray.from_arrays(one_each, turn)})
-    path = parquet(tmp_path / "rows.parquet", table, store_schema=False)
-    assert path.stat().st_size < 300_000
-    before = pa.total_allocated_bytes()
-    found = problems(path)
-    assert {rule for _, _, rule in found} == {"row of 2,500,004 bytes; at most 1,000,000 are read"}
-    assert len(found) == n
-    assert pa.total_allocated_bytes() - before < 50_000_000
-
-
 @pytest.mark.parametrize(
     ("limit", "most", "what"), [("MAX_SOURCE_BYTES", 5_000, "5,000 bytes"), ("MAX_SOURCE_ROWS", 99, "99 rows")]
 )
@@ -218,40 +187,11 @@ def test_a_claimed_size_is_believed_before_anything_is_read(tmp_path: Path, monk
     assert "more than 50,000 bytes" in refused(path)
 
 
-def nested(depth: int) -> Any:
-    kind = pa.string()
-    for _ in range(depth):
-        kind = pa.struct([("a", kind)])
-    return pa.table({"text": ["t"], "target": pa.nulls(1, kind)})
-
-
-def test_structs_nested_too_deeply_are_no_crash(tmp_path: Path) -> None:
-    assert problems(parquet(tmp_path / "a.parquet", nested(50))) == [
-        ("a.parquet", 1, '"target" must be a JSON object, not null')
-    ]
-    deep = parquet(tmp_path / "b.parquet", nested(400), store_schema=False)
-    assert "b.parquet" in refused(deep)
-
-
 @pytest.mark.parametrize("cut", [slice(0), slice(-1), slice(40), slice(4, None)])
 def test_a_broken_file_is_told_as_such(tmp_path: Path, cut: slice) -> None:
     path = parquet(tmp_path / "rows.parquet", pa.table({"text": ["a"], "label": ["x"]}))
     path.write_bytes(path.read_bytes()[cut])
     assert refused(path).startswith(f"{path}: not readable as Parquet: ")
-
-
-def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
-    folder = tmp_path / "rows"
-    for name in ("b/part-1.parquet", "b/part-0.snappy.parquet", "a.parquet"):
-        parquet(folder / name, pa.table({"text": [f"{name} 1", f"{name} 2"], "label": ["x", "y"]}))
-    (folder / "_SUCCESS").write_text("")
-    (folder / ".a.parquet.crc").write_text("x")
-    data = load_rows(folder)
-    assert data.name == "rows"
-    wanted = [
-        (f"{name} {n}", n) for name in ("a.parquet", "b/part-0.snappy.parquet", "b/part-1.parquet") for n in (1, 2)
-    ]
-    assert [(e.text, e.line) for e in data.examples] == wanted
 
 
 def test_what_is_no_part_of_a_folder_of_parquet_is_named(tmp_path: Path) -> None:
@@ -271,13 +211,6 @@ def test_what_is_no_part_of_a_folder_of_parquet_is_named(tmp_path: Path) -> None
         ("e.parquet", 1, "a row of prompt + response, while this source has rows of text + label"),
         ("b.parquet", 1, 'the value of "team=x" is not in the file: write the rows without partitions, or as Delta'),
     ]
-
-
-def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = parquet(tmp_path / "rows.parquet", pa.table({"text": ["a"], "label": ["x"]}))
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(MissingExtra, match=r'pip install "smallfirst\[tables\]"'):
-        load_rows(path)
 
 
 deltalake = pytest.importorskip("deltalake")
@@ -324,19 +257,6 @@ def test_a_version_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     assert refused(f"{folder}@v7").startswith(f"{folder}: not readable as a Delta table at version 7: ")
 
 
-def test_bad_rows_are_named_by_data_file_and_row(tmp_path: Path) -> None:
-    table = pa.table({"text": ["a", None], "label": ["x", "y"]})
-    folder = write(tmp_path / "tickets", table)
-    [part] = folder.glob("*.parquet")
-    with pytest.raises(DataError) as caught:
-        load_rows(folder)
-    assert str(caught.value) == (
-        "tickets@v0: 1 bad and 1 good rows\n"
-        f'  {part}:2  "text" must be text, not null\n'
-        "  next: fix these lines; map columns of other names by columns: {text: …, label: …}"
-    )
-
-
 def test_partitions_give_their_column_back(tmp_path: Path) -> None:
     table = pa.table({"text": ["a", "b", "c", "d"], "label": ["x y", "é/%", "x y", None]})
     folder = write(tmp_path / "tickets", table, partition_by=["label"])
@@ -350,11 +270,6 @@ def test_a_column_added_later_is_null_in_older_files(tmp_path: Path) -> None:
     newer = pa.table({"question": ["b"], "answer": ["y"], "context": ["c"]})
     write(folder, newer, mode="append", schema_mode="merge")
     assert read(folder)[1] == ["a", "c\n\nb"]
-
-
-def test_a_folder_without_a_log_is_no_table(tmp_path: Path) -> None:
-    (tmp_path / "tickets").mkdir()
-    assert refused(f"{tmp_path}/tickets@v1") == f"{tmp_path}/tickets: no Delta table: it has no folder _delta_log"
 
 
 def by_hand(folder: Path, table: Any, fields: list[Any], add: dict[str, Any] | None = None, **meta: Any) -> Path:

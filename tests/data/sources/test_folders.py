@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from smallfirst.base.errors import ConfigError, DataError
+from smallfirst.base.errors import DataError
 from smallfirst.data.row_formats import Columns
-from smallfirst.data.sources.folders import list_files, safe_join, volume_path, without_detours
+from smallfirst.data.sources.folders import safe_join, without_detours
 from smallfirst.data.sources.load import load_noted, load_rows, load_valid
 
 
@@ -51,7 +51,7 @@ def test_every_file_that_is_no_text_is_named_with_its_rule(tmp_path: Path) -> No
     put(folder / "g.pdf", b"%PDF")
     put(folder / "rows.jsonl", "{}")
     assert problems(folder) == [
-        ("d.txt", "not UTF-8: byte 0xe9 at offset 9 of the file"),
+        ("d.txt", "not UTF-8: byte 0xe9"),
         ("f.txt", '"text" has a NUL character at position 2'),
         ("g.pdf", "neither .txt nor .md: a folder of text holds nothing else; move it out"),
         ("rows.jsonl", "neither .txt nor .md: a folder of text holds nothing else; move it out"),
@@ -137,25 +137,6 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     assert problems(tmp_path / "books") == [("b.txt", "not a regular file")]
 
 
-def test_a_name_that_is_not_utf_8_is_shown_with_escapes(tmp_path: Path) -> None:
-    put(tmp_path / "books" / "a.txt", "A")
-    put(Path(os.fsdecode(os.fsencode(tmp_path) + b"/books/caf\xe9.txt")), "B")
-    data = load_rows(tmp_path / "books")
-    assert [e.answer for e in data.examples] == ["A", "B"]
-    assert data.examples[1].path.endswith(r"/books/caf\xe9.txt")
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may look into every folder")
-def test_a_folder_that_cannot_be_looked_into_is_an_error(tmp_path: Path) -> None:
-    put(tmp_path / "books" / "closed" / "a.txt")
-    (tmp_path / "books" / "closed").chmod(0)
-    try:
-        with pytest.raises(DataError, match="closed: Permission denied"):
-            list_files(tmp_path / "books")
-    finally:
-        (tmp_path / "books" / "closed").chmod(0o700)
-
-
 @pytest.mark.parametrize("parts", [("..", "a"), ("a", ".."), ("", "etc"), ("a/../../b",), (".",), ("a\0b",)])
 def test_a_path_below_a_root_is_made_of_plain_names(tmp_path: Path, parts: tuple[str, ...]) -> None:
     with pytest.raises(DataError, match=r"is plain names, without \.\. and empty parts"):
@@ -197,11 +178,6 @@ def test_a_file_of_a_volume_is_read_below_the_root(volume: Path, prefix: str) ->
     assert (data.name, [e.path for e in data.examples]) == ("train.jsonl", [str(volume / "train.jsonl")])
 
 
-def test_a_missing_file_is_told_with_the_place_looked_at(volume: Path) -> None:
-    address = "/Volumes/main/desk/raw/train.jsonl"
-    assert refused(address).startswith(f"{address}: no such file or folder ({volume}/train.jsonl)\n  next: databricks")
-
-
 @pytest.mark.parametrize(
     "address",
     [
@@ -215,20 +191,3 @@ def test_a_missing_file_is_told_with_the_place_looked_at(volume: Path) -> None:
 def test_addresses_of_no_volume_are_refused(volume: Path, address: str) -> None:
     (volume.parents[2] / "secret.jsonl").write_bytes(ROW)
     assert refused(address) == f"{address}: expected [dbfs:]/Volumes/catalog/schema/volume/path, without .."
-
-
-@pytest.mark.parametrize("link", ["secret.jsonl", "out/secret.jsonl"])
-def test_no_link_leads_out_of_the_root(volume: Path, tmp_path: Path, link: str) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "secret.jsonl").write_bytes(ROW)
-    (volume / "secret.jsonl").symlink_to(tmp_path / "elsewhere" / "secret.jsonl")
-    (volume / "out").symlink_to(tmp_path / "elsewhere")
-    assert refused(f"/Volumes/main/desk/raw/{link}").startswith(
-        f"{volume}/{link}: a link that leads out of {tmp_path}/volumes\n"
-    )
-
-
-def test_a_root_that_is_no_folder_is_a_wrong_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SMALLFIRST_VOLUMES", str(tmp_path / "none"))
-    with pytest.raises(ConfigError, match=r"SMALLFIRST_VOLUMES: .*/none: no such folder"):
-        volume_path("/Volumes/main/desk/raw/train.jsonl")

@@ -36,13 +36,6 @@ def user(text: str) -> tuple[Message, ...]:
     return (Message(role="user", content=text),)
 
 
-def test_a_label_row_is_a_question_with_its_label_as_answer(tmp_path: Path) -> None:
-    path = written(tmp_path, '\n{"text": "lost it", "label": "card", "id": 7}\n')
-    data = load_rows(path)
-    assert data.name == "rows.jsonl"
-    assert data.examples == (Example(messages=user("lost it"), answer="card", shape="label", path=str(path), line=2),)
-
-
 def test_every_bad_row_is_named_at_once_in_one_error(tmp_path: Path) -> None:
     path = written(
         tmp_path,
@@ -150,11 +143,6 @@ def test_a_csv_field_may_be_longer_than_the_csv_module_allows(tmp_path: Path) ->
     assert len(load_rows(path).examples[0].text) == 200_000
 
 
-def test_tabs_separate_a_tsv(tmp_path: Path) -> None:
-    [example] = load_rows(written(tmp_path, "prompt\tcompletion\na, b\tc\n", "rows.tsv")).examples
-    assert (example.text, example.answer, example.shape) == ("a, b", "c", "prompt")
-
-
 @pytest.mark.parametrize(
     ("header", "rule"),
     [
@@ -191,14 +179,6 @@ def test_one_json_list_is_read(tmp_path: Path, name: str) -> None:
     assert [note.what for note in read.notes] == [f"{tmp_path}/{name}: read as one JSON list"]
 
 
-def test_items_of_a_list_break_the_same_rules_as_lines(tmp_path: Path) -> None:
-    path = written(tmp_path, '[{"text": "a", "label": "x"},\n 5,\n {"text": "a", "text": "b"}]', "rows.json")
-    assert rules(path) == [
-        (2, "not a JSON object: each item must be {…}"),
-        (3, 'broken JSON: key "text" twice'),
-    ]
-
-
 def test_a_share_of_bad_rows_may_be_left_out_and_each_is_named(tmp_path: Path) -> None:
     path = written(
         tmp_path, jsonl(*({"text": f"row {i}", "label": "x"} for i in range(38)), 5, {"text": "", "label": "x"})
@@ -219,14 +199,6 @@ def test_a_share_of_bad_rows_may_be_left_out_and_each_is_named(tmp_path: Path) -
 def test_a_file_of_bad_rows_alone_is_refused_whatever_may_be_left_out(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="1 bad and 0 good rows"):
         load_noted(written(tmp_path, "5\n"), skip_bad_rows_up_to=1.0)
-
-
-def test_a_missing_file_is_told_with_what_the_folder_holds(tmp_path: Path) -> None:
-    written(tmp_path, "", "b.csv")
-    with pytest.raises(DataError, match=r"no such file\n  next: .* holds b\.csv$"):
-        load_rows(tmp_path / "quite-another.jsonl")
-    with pytest.raises(DataError, match="next: make the folder"):
-        load_rows(tmp_path / "no" / "rows.jsonl")
 
 
 def test_an_unknown_suffix_is_refused(tmp_path: Path) -> None:
@@ -323,13 +295,6 @@ def test_empty_lines_before_the_header_do_not_count_and_later_ones_are_empty_row
 
 
 GERMAN = "text;label\nDie Rechnung für März fehlt;Rechnung\nIch möchte meine Straße ändern;Änderung\n"
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252"])
-def test_german_is_the_same_from_every_encoding(encoding: str) -> None:
-    utf8, name = to_utf8(GERMAN.encode(encoding), "rows.csv")
-    assert utf8.decode("utf-8-sig") == GERMAN
-    assert name == encoding.removesuffix("-sig")
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,6 @@ def shown(canonical: str) -> dict[str, list[str]]:
     return {path: [canonical[start:end] for start, end in found] for path, found in value_spans(canonical).items()}
 
 
-def test_spans_of_flat_answers_are_their_values_without_quotes() -> None:
-    assert value_spans('{"people": "4", "n": 12}') == {"people": [(12, 13)], "n": [(21, 23)]}
-
-
 @pytest.mark.parametrize(
     ("answer", "texts"),
     [

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import strategies as st
 
 from smallfirst.base.errors import ConfigError
-from smallfirst.tasks.json.schema import check_schema
 from smallfirst.tasks.json.schema_inference import infer_schema
 
 
@@ -82,10 +81,6 @@ def test_a_closed_list_stands_in_order_of_frequency_and_may_be_null() -> None:
     assert guessed(*["no"] * 20, *["yes"] * 40, None) == {"enum": ["yes", "no", None]}
 
 
-def test_texts_among_numbers_are_no_closed_list() -> None:
-    assert guessed(*["yes"] * 60, 1) == {"type": ["string", "integer"]}
-
-
 def test_rows_that_are_no_objects_are_all_named() -> None:
     with pytest.raises(ConfigError) as caught:
         infer_schema([{"a": 1}, ["b"], "c"])
@@ -127,7 +122,3 @@ def test_every_row_follows_the_schema_guessed_from_it(rows: list[dict[str, Any]]
     validator = jsonschema.Draft202012Validator(schema)
     for row in rows:
         assert validator.is_valid(row)
-
-
-def test_what_is_guessed_is_a_usable_schema() -> None:
-    check_schema(infer_schema([{"a": [{"b": None}], "c": "x"}, {"a": [], "c": ["x"]}]))

@@ -99,11 +99,6 @@ def test_values_are_compared_as_the_task_says() -> None:
     assert [part.n_right for part in counts_by_field(["day", "to"], [answered], {"day": "date"})] == [1, 0]
 
 
-def test_no_rows_give_figures_that_say_nothing() -> None:
-    assert {(e.value, e.low, e.high, e.n) for e in field_metrics([], {}).values()} == {(0.0, 0.0, 1.0, 0)}
-    assert counts_by_field(["a"], [], {}) == (PartCounts(name="a", n_gold=0, n_said=0, n_right=0),)
-
-
 def test_wrong_fields_are_named_at_the_top_level_against_the_nearest_gold() -> None:
     names = ("date", "items", "note")
     gold = '{"date": "1 May", "items": [{"n": 1}, {"n": 2}], "note": null}'

@@ -96,11 +96,6 @@ def test_what_cannot_be_read_is_text_without_case() -> None:
         assert normalize_value(" In 14  Days.", how) == normalize_value("in 14 days", "case")  # type: ignore[arg-type]
 
 
-def test_a_long_text_is_not_tried_as_a_number() -> None:
-    assert normalize_value("1" * 65, "number") == ("text", "1" * 65)
-    assert normalize_value("1" * 64, "number") == ("number", int("1" * 64))
-
-
 @hypothesis.given(
     st.text(max_size=70) | st.integers() | st.floats(allow_nan=False), st.sampled_from(Normalizer.__args__)
 )
