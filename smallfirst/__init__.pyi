@@ -52,7 +52,7 @@ from smallfirst.measuring.verdict import Verdict as Verdict
 from smallfirst.models.catalog import find_weights as find_weights
 from smallfirst.models.confidence import Calibration as Calibration
 from smallfirst.models.confidence import IsotonicCurve as IsotonicCurve
-from smallfirst.models.linear.scope import ScopeParameters as ScopeParameters
+from smallfirst.models.linear.classifier import ScopeParameters as ScopeParameters
 from smallfirst.models.loading import load_model as load_model
 from smallfirst.models.manifest import Int8Check as Int8Check
 from smallfirst.models.manifest import Manifest as Manifest
@@ -172,9 +172,9 @@ from smallfirst.training.loop import StepMetrics as StepMetrics
 from smallfirst.training.recipe import PreparedData as PreparedData
 from smallfirst.training.recipe import Recipe as Recipe
 from smallfirst.training.recipe import TaskRecipe as TaskRecipe
+from smallfirst.training.recipe import ValidationResult as ValidationResult
 from smallfirst.training.run import Run as Run
 from smallfirst.training.run import train as train
-from smallfirst.training.validation import ValidationResult as ValidationResult
 
 __version__: str
 

@@ -18,8 +18,16 @@ from smallfirst.data.dataset import Dataset, Example
 from smallfirst.measuring.calibration import calibrate_answers, calibrate_labels
 from smallfirst.models.confidence import MIN_LOG_PROBABILITY
 from smallfirst.models.label_model import LabelLogProbs, likeliest, softmax
-from smallfirst.models.linear.classifier import LinearClassifier, answer_labels, decision_nats
-from smallfirst.models.linear.scope import ScopedClassifier, ScopeParameters, choose_parameters, mix, own_labels
+from smallfirst.models.linear.classifier import (
+    LinearClassifier,
+    ScopedClassifier,
+    ScopeParameters,
+    answer_labels,
+    choose_parameters,
+    decision_nats,
+    mix,
+    own_labels,
+)
 from smallfirst.models.manifest import Int8Check, Manifest
 from smallfirst.models.protocol import Completion
 

@@ -46,8 +46,7 @@ def _endpoint(source: ModelSource) -> Model:
 def _linear(source: ModelSource) -> Model:
     """Return a linear model, or a blend with its members, each run by the engine that is chosen for it."""
     from smallfirst.models.linear.blend import MEMBERS_FOLDER, BlendModel
-    from smallfirst.models.linear.classifier import LabelSetModel
-    from smallfirst.models.linear.scope import load_classifier
+    from smallfirst.models.linear.classifier import LabelSetModel, load_classifier
 
     manifest, folder = source.manifest, source.path / MEMBERS_FOLDER
     if manifest.kind == "blend":

@@ -25,13 +25,11 @@ from smallfirst.base.errors import ConfigError, SmallfirstError
 from smallfirst.base.files import files_sha256, sha256
 from smallfirst.base.records import Record
 from smallfirst.data.dataset import Message
-from smallfirst.models.generation.generator import Generator
-from smallfirst.models.generation.sequence import GenerationRequest
+from smallfirst.models.generation.generator import GenerationRequest, Generator
 from smallfirst.models.gguf import pre_tokenizer_name, write_gguf
 from smallfirst.models.local import packed_rows
-from smallfirst.models.local.adapters import load_merged
 from smallfirst.models.local.tokenizer import encode_chat, encode_prompt, plain_text_options
-from smallfirst.models.local.weights import import_transformers, load_pretrained, weights_fingerprint
+from smallfirst.models.local.weights import import_transformers, load_merged, load_pretrained, weights_fingerprint
 from smallfirst.models.manifest import Manifest, read_manifest, write_manifest
 from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppProcess
 from smallfirst.tasks.task import Task

@@ -193,7 +193,7 @@ def _needs(
 
 def validation_work(project: Project, validation: Sequence[TokenizedRow]) -> ValidationWork:
     """Return the validation work after each epoch: all selection rows, or the first ones of open answers."""
-    from smallfirst.training.validation import MAX_GENERATED_ROWS  # loads PyTorch
+    from smallfirst.training.causal_lm import MAX_GENERATED_ROWS  # loads PyTorch
 
     asked = validation[: len(project.rows.selection)]
     if project.task.closed:

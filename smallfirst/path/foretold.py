@@ -40,7 +40,7 @@ from smallfirst.measuring.evaluate import EvaluatedRow, Evaluation
 from smallfirst.measuring.gate import CheckInputs, ConfidenceLevel, Gate, run_checks
 from smallfirst.measuring.outcome import LabelsNeeded, Outcome
 from smallfirst.measuring.verdict import CheckResult
-from smallfirst.models.linear.held_out import WORD_ERRORS, hold_out_labels
+from smallfirst.models.linear.tfidf import WORD_ERRORS, hold_out_labels
 from smallfirst.path.evaluate import LIMITED_PROBE_ROWS
 from smallfirst.path.finalists import LOOKS, MAX_FINALISTS
 from smallfirst.path.project.candidate_registry import candidate_names

@@ -66,7 +66,6 @@ class TrainConfig(Record):
     max_seq_tokens: int = pydantic.Field(default=512, ge=16)
     """Longest row; a longer one is refused by line number, never cut silently."""
     seed: int = 0
-    """Set before anything random."""
 
     @pydantic.model_validator(mode="after")
     def _adapters_are_trained(self) -> TrainConfig:

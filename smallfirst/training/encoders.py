@@ -37,8 +37,7 @@ from smallfirst.tasks.task import Task
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.estimates import training_dtype
 from smallfirst.training.loop import Backend, MasterAdamW
-from smallfirst.training.recipe import PreparedData, Recipe, RowsOfTask, encode_rows, epoch_batches
-from smallfirst.training.validation import ValidationResult
+from smallfirst.training.recipe import PreparedData, Recipe, RowsOfTask, ValidationResult, encode_rows, epoch_batches
 
 CONTRASTIVE_WEIGHT = 0.5
 """Weight of the contrastive loss beside the cross-entropy."""
@@ -72,6 +71,10 @@ class EncoderBackend:
         """Return the mean loss of a batch, in nats."""
         raise NotImplementedError
 
+    def save(self, model: Any, tokenizer: Any, folder: Path) -> str:
+        model.save(folder)
+        return weights_fingerprint(model)
+
 
 @contextmanager
 def as_served(model: Any) -> Iterator[None]:
@@ -102,13 +105,17 @@ class SentenceClassifier(torch.nn.Module):
         self.bias = torch.nn.Parameter(torch.empty(0))
 
     def forward(self, rows: Sequence[LabelledRow]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return unit vectors (rows, width) and logits (rows, labels)."""
         vectors = self.encoder.vectors([row.ids for row in rows])
         return vectors, vectors @ self.weights.T + self.bias
 
     def scorer(self, *, several_labels: bool = False) -> LinearClassifier:
         weights, bias = self.weights.detach().numpy(), self.bias.detach().numpy()
         return LinearClassifier(self.encoder.embed, weights, bias, several_labels=several_labels)
+
+    def save(self, folder: Path) -> None:
+        self.body.save_pretrained(folder / ENCODER_FOLDER)
+        self.encoder.tokenizer.save_pretrained(folder / ENCODER_FOLDER)
+        self.scorer().save_weights(folder)
 
 
 class ContrastiveBackend(EncoderBackend):
@@ -164,12 +171,6 @@ class ContrastiveBackend(EncoderBackend):
         else:
             of_labels = F.cross_entropy(logits, labels)
         return of_labels + CONTRASTIVE_WEIGHT * contrastive_loss(vectors, labels)
-
-    def save(self, model: SentenceClassifier, tokenizer: Any, folder: Path) -> str:
-        model.body.save_pretrained(folder / ENCODER_FOLDER)
-        tokenizer.save_pretrained(folder / ENCODER_FOLDER)
-        model.scorer().save_weights(folder)
-        return weights_fingerprint(model)
 
 
 class EncoderRecipe(RowsOfTask[Task]):
@@ -250,9 +251,7 @@ class ReadFold(Record):
     """What the model of one fold answered after each epoch to the rows that it was not trained on."""
 
     scores: tuple[float, ...]
-    """Mean score of each epoch, in [0, 1]."""
     answers: tuple[tuple[RawAnswer, ...], ...]
-    """By epoch, in the order of the fold's rows."""
     manifest: Manifest
     """As it was prepared, nothing calibrated."""
     int8: Int8Check | None = None
@@ -312,7 +311,6 @@ class JoinedFolds(NamedTuple):
     """The folds of one fine-tune together."""
 
     answers: dict[int, RawAnswer]
-    """By place of the row; sorted."""
     curve: list[float]
     """Mean score after each epoch, in [0, 1]."""
 

@@ -138,7 +138,6 @@ class EncoderPace(NamedTuple):
     train_s: float
     """Forwards and backwards, in the precision of `training_dtype`."""
     tokens: float
-    """Mean tokens of a text."""
     parameters: int
 
 
@@ -173,7 +172,6 @@ class Pace(NamedTuple):
 
     tokens_per_s: float
     words: str
-    """How it is known."""
 
 
 def training_pace(tasks: Path, base: tuple[str, Path], config: TrainConfig, rows: Sequence[TokenizedRow]) -> Pace:
@@ -217,9 +215,7 @@ class Range(Record):
     """A number that is known only roughly."""
 
     low: float
-    """Hardly less."""
     high: float
-    """Hardly more."""
 
     def times(self, factor: float) -> Range:
         return Range(low=self.low * factor, high=self.high * factor)
@@ -230,7 +226,6 @@ class MicroBatchShape(NamedTuple):
 
     rows: int
     width: int
-    """Tokens of the longest."""
     targets: int
 
 
@@ -259,7 +254,6 @@ class ValidationWork(NamedTuple):
 
     @property
     def as_trained(self) -> float:
-        """Tokens that are trained on in the same time."""
         return READ_SHARE * (self.read_tokens + WRITTEN_FACTOR * self.written_tokens)
 
 
@@ -276,13 +270,10 @@ class TrainingEstimate(Record):
     tokens: int
     """Tokens trained on over all epochs, padding not counted."""
     seconds: Range
-    """Wall-clock time, validation included."""
     pace: str
-    """How the speed is known."""
     memory_bytes: Range
     """At the peak, the program included."""
     free_bytes: int
-    """Without swap."""
     cost_usd: Range | None = None
     """At the machine's price an hour; None if the task file sets none."""
 

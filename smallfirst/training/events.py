@@ -6,36 +6,17 @@ import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any
 
 from smallfirst.base.records import Record
-
-EventKind = Literal[
-    "CREATED",
-    "QUEUED",
-    "REQUEUED",
-    "STARTED",
-    "DATA_VALIDATED",
-    "MODEL_INITIALIZED",
-    "TRAIN_STARTED",
-    "TRAIN_UPDATED",
-    "EPOCH_FINISHED",
-    "CHECKPOINT_SAVED",
-    "CHECKPOINT_FAILED",
-    "RESUMED",
-    "TRAIN_FINISHED",
-    "COMPLETED",
-    "FAILED",
-    "STOPPED",
-]
 
 
 class Event(Record):
     """Something that happened to a run."""
 
-    kind: EventKind
+    kind: str
+    """Such as CREATED, TRAIN_STARTED, EPOCH_FINISHED, CHECKPOINT_SAVED, RESUMED, COMPLETED, FAILED, STOPPED."""
     at: str
-    """When, ISO 8601 in UTC."""
     message: str
     values: dict[str, Any] = {}
 
@@ -50,14 +31,15 @@ class EventLog:
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path, self.writes = path, writes
 
-    def append(self, kind: EventKind, message: str, **values: Any) -> Event:
+    def append(self, kind: str, message: str, **values: Any) -> Event:
         event = Event(kind=kind, at=datetime.now(UTC).isoformat(timespec="seconds"), message=message, values=values)
         if not self.writes:
             return event
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab+") as file:
-            # A line cut short by a crash must not take this one with it.
-            file.write(b"" if self._ends_whole(file) else b"\n")
+            if file.tell():  # a line cut short by a crash must not take this one with it
+                file.seek(-1, os.SEEK_END)
+                file.write(b"" if file.read(1) == b"\n" else b"\n")
             file.write(event.model_dump_json().encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
@@ -76,13 +58,5 @@ class EventLog:
         return tuple(events)
 
     def status(self) -> str:
-        """Return the kind of the last event; `UNKNOWN` without one."""
         events = self.read()
         return events[-1].kind if events else "UNKNOWN"
-
-    @staticmethod
-    def _ends_whole(file: BinaryIO) -> bool:
-        if not file.seek(0, os.SEEK_END):
-            return True
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"

@@ -1,4 +1,4 @@
-"""The training loop: count the steps, draw batches epoch after epoch, step, set the learning rate.
+"""The training loop: count the steps, draw batches epoch after epoch, step, set the learning rate; checkpoints.
 
 AdamW works on fp32 masters of low-precision weights: most updates are smaller than half a bf16 step and would be lost.
 Several processes may train together, by torch.distributed: each computes its part of a batch, the first one decides.
@@ -6,22 +6,31 @@ Several processes may train together, by torch.distributed: each computes its pa
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from smallfirst.base.errors import TrainingError
-from smallfirst.training.checkpoint import SavedCheckpoint
+from smallfirst.base.files import write_atomically
 from smallfirst.training.config import TrainConfig, epoch_seed, parse_duration
 
 R = TypeVar("R")
 _KEPT = ("exp_avg", "exp_avg_sq", "step")
+MAX_TIME_SHARE = 0.03
+"""Share of the time that writing checkpoints may take."""
+_STATE, _TENSORS = "state.json", "state.safetensors"
 
 
 class Group(NamedTuple):
@@ -51,6 +60,75 @@ class Group(NamedTuple):
         agreed = torch.tensor(value, dtype=torch.float64)
         dist.broadcast(agreed, 0)
         return agreed.item()
+
+
+class SavedCheckpoint(NamedTuple):
+    """A complete checkpoint in its folder."""
+
+    place: Path
+    figures: dict[str, Any]
+
+    def names(self) -> set[str]:
+        with safe_open(self.place / _TENSORS, framework="pt") as file:
+            return set(file.keys())
+
+    @torch.no_grad()
+    def load_into(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Overwrite the tensors by those of the same names, one after the other."""
+        with safe_open(self.place / _TENSORS, framework="pt") as file:
+            for name, tensor in tensors.items():
+                tensor.copy_(file.get_tensor(name))
+
+
+class CheckpointStore:
+    """The checkpoints of one run: folders, complete once state.json exists; the newest complete one counts."""
+
+    def __init__(self, folder: Path, *, least_s: float = 60) -> None:
+        self.folder, self.least_s = folder, least_s
+        self._next_at = time.monotonic() + least_s
+
+    @property
+    def due(self) -> bool:
+        return time.monotonic() >= self._next_at
+
+    def write(self, step: int, tensors: Mapping[str, torch.Tensor], figures: dict[str, Any]) -> None:
+        """Write a checkpoint, `figures` as JSON. On OSError the one before stays."""
+        began = time.monotonic()
+        place = self.folder / f"step-{step}"
+        shutil.rmtree(place, ignore_errors=True)
+        try:
+            with whole_or_gone(place):
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, place / _TENSORS)
+                with (place / _TENSORS).open("rb") as file:
+                    os.fsync(file.fileno())
+                write_atomically(place / _STATE, json.dumps(figures).encode())
+        finally:
+            now = time.monotonic()
+            self._next_at = now + max(self.least_s, (now - began) / MAX_TIME_SHARE)
+        for other in self.folder.glob("step-*"):
+            if other != place:
+                shutil.rmtree(other, ignore_errors=True)
+
+    def latest(self) -> SavedCheckpoint | None:
+        complete = [path.parent for path in self.folder.glob(f"step-*/{_STATE}")]
+        place = max(complete, key=lambda place: int(place.name.removeprefix("step-")), default=None)
+        if place is None:
+            return None
+        return SavedCheckpoint(place, json.loads((place / _STATE).read_text(encoding="utf-8")))
+
+    def clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextmanager
+def whole_or_gone(folder: Path) -> Iterator[None]:
+    """Make a folder for what the block writes, and remove it if the block fails. Raise OSError for a full disk."""
+    try:
+        folder.mkdir(parents=True)
+        yield
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise (OSError(str(error)) if isinstance(error, SafetensorError) else error) from None
 
 
 class MasterAdamW:
@@ -104,13 +182,13 @@ class MasterAdamW:
             found |= {f"{i}.{name}": kept[name] for name in _KEPT if name in kept}
         return found
 
-    def restore(self, names: Collection[str], load_into: Callable[[Mapping[str, torch.Tensor]], None]) -> None:
-        """Continue from a saved state: the names of its tensors, and what overwrites tensors by them."""
+    def restore(self, saved: SavedCheckpoint) -> None:
+        names = saved.names()
         for i, master in enumerate(self.masters):
             if f"{i}.step" in names:
                 own = {name: torch.zeros_like(master) for name in ("exp_avg", "exp_avg_sq")}
                 self.adam.state[master] = {"step": torch.zeros((), device=master.device), **own}
-        load_into(self.state())
+        saved.load_into(self.state())
         self._copy_back()
 
     @torch.no_grad()
@@ -142,7 +220,6 @@ class StepMetrics(NamedTuple):
     """What one optimizer step did."""
 
     step: int
-    """From 1."""
     epoch: float
     """Epochs done, fractional."""
     loss: float
@@ -184,7 +261,7 @@ class TrainingLoop:
 
     def restore(self, saved: SavedCheckpoint, figures: dict[str, float]) -> None:
         """Continue from a checkpoint that holds the tensors of `state`, and from its figures."""
-        self.optimizer.restore(saved.names(), saved.load_into)
+        self.optimizer.restore(saved)
         generator = torch.get_rng_state()
         saved.load_into({"generator": generator})
         torch.set_rng_state(generator)

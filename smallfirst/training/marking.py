@@ -21,19 +21,16 @@ from smallfirst.data.dataset import Dataset, Example
 from smallfirst.measuring.calibration import calibrate_answers
 from smallfirst.measuring.out_of_fold import RawAnswer, read_spans
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
-from smallfirst.models.local.weights import weights_fingerprint
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.spans.alignment import align, learn_plan, parse_row
-from smallfirst.models.spans.plan import AnswerPlan, FieldPlan
-from smallfirst.models.spans.reader import Reader, Window, save_weights, span_log_odds, windows_of
-from smallfirst.models.spans.tagger import Tagger, TaggerNetwork, TokenizedText, WindowReader
+from smallfirst.models.spans.plan import AnswerPlan, FieldPlan, align, learn_plan, parse_row
+from smallfirst.models.spans.reader import ContextWindow, PointerNetwork, Reader, windows_of
+from smallfirst.models.spans.tagger import Tagger, TaggerNetwork, TokenizedText
 from smallfirst.models.spans.values import CharSpan, answer_places
 from smallfirst.tasks.answer import Answer, split_context
 from smallfirst.tasks.extract import Extract
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.encoders import EncoderBackend, as_served
-from smallfirst.training.recipe import PreparedData, RowsOfTask
-from smallfirst.training.validation import ValidationResult
+from smallfirst.training.recipe import PreparedData, RowsOfTask, ValidationResult
 
 HEAD_SCALE = 0.02
 """Standard deviation of the head's first weights, as BERT's own."""
@@ -57,11 +54,11 @@ class TaggingBackend(EncoderBackend):
     def __init__(self, plan: AnswerPlan) -> None:
         self.plan = plan
 
-    def load(self, base: Path, config: TrainConfig) -> tuple[TaggerNetwork, WindowReader]:
-        """Return the network, and its reader in place of a tokenizer."""
-        reader = WindowReader(SentenceEncoder(base), config.max_seq_tokens)
-        reader.encoder.model.config.attention_probs_dropout_prob = 0.0  # a quarter of the time at 200 tokens
-        return TaggerNetwork(reader, self.plan).eval(), reader
+    def load(self, base: Path, config: TrainConfig) -> tuple[TaggerNetwork, TaggerNetwork]:
+        encoder = SentenceEncoder(base)
+        encoder.model.config.attention_probs_dropout_prob = 0.0  # a quarter of the time at 200 tokens
+        network = TaggerNetwork(encoder, self.plan, config.max_seq_tokens).eval()
+        return network, network
 
     def loss(self, model: TaggerNetwork, rows: Sequence[TaggedRow]) -> torch.Tensor:
         labels, closed = model([row.ids for row in rows])
@@ -71,10 +68,6 @@ class TaggingBackend(EncoderBackend):
             if (gold != IGNORED).any():
                 loss = loss + F.cross_entropy(logits, gold, ignore_index=IGNORED)
         return loss
-
-    def save(self, model: TaggerNetwork, tokenizer: WindowReader, folder: Path) -> str:
-        model.save(folder)
-        return weights_fingerprint(model)
 
 
 class TaggingRecipe(RowsOfTask[Extract]):
@@ -88,11 +81,11 @@ class TaggingRecipe(RowsOfTask[Extract]):
     def backend(self) -> TaggingBackend:
         return TaggingBackend(self.plan)
 
-    def prepare(self, tokenizer: WindowReader, config: TrainConfig, base: str) -> PreparedData:
+    def prepare(self, tokenizer: TaggerNetwork, config: TrainConfig, base: str) -> PreparedData:
         rows = [self._tagged(example, tokenizer) for example in self.train_rows.examples]
         return PreparedData(rows, Manifest(kind="tagger", task=self.task, base=base, max_tokens=config.max_seq_tokens))
 
-    def validate(self, model: TaggerNetwork, tokenizer: WindowReader, manifest: Manifest) -> ValidationResult:
+    def validate(self, model: TaggerNetwork, tokenizer: TaggerNetwork, manifest: Manifest) -> ValidationResult:
         """Return the share of selection rows with every field right, computed in fp32, as the model will be served."""
         answers = [(one.text, one.nats) for one in self.read(model, manifest)]
         return ValidationResult(*calibrate_answers(manifest, self.selection.examples, answers, graded=False))
@@ -103,7 +96,7 @@ class TaggingRecipe(RowsOfTask[Extract]):
             found = tagger.answer([example.text for example in self.selection.examples])
         return read_spans([(one.text, tagger.log_probabilities(one), one.field_confidence) for one in found])
 
-    def _tagged(self, example: Example, reader: WindowReader) -> TaggedRow:
+    def _tagged(self, example: Example, reader: TaggerNetwork) -> TaggedRow:
         row, tokenized = parse_row(example), reader.tokenize(example.text)
         values = []
         for value in align(self.task, self.plan, row):
@@ -152,7 +145,7 @@ def targets(rows: Sequence[TaggedRow], logits: torch.Tensor) -> torch.Tensor:
 class WindowRow(NamedTuple):
     """A window of a training row and where the answer stands in it."""
 
-    window: Window
+    window: ContextWindow
     spans: tuple[tuple[int, int], ...]
     """First and last position of each place that holds a right answer; empty: not in this window."""
 
@@ -161,46 +154,29 @@ class WindowRow(NamedTuple):
         return self.window.ids
 
 
-class PointerModel(torch.nn.Module):
-    """An encoder and the pointer head; `heads` (2, width + 1), the bias last."""
-
-    def __init__(self, encoder: SentenceEncoder, max_span_tokens: int) -> None:
-        super().__init__()
-        self.encoder, self.max_span_tokens = encoder, max_span_tokens
-        self.body = encoder.model
-        self.heads = torch.nn.Parameter(torch.zeros(2, encoder.model.config.hidden_size + 1))
-
-    def loss(self, rows: Sequence[WindowRow]) -> torch.Tensor:
-        """Return the mean over windows of minus the log-probability of the right places, or of the null."""
-        odds = span_log_odds(self.encoder, self.heads, [row.window for row in rows], self.max_span_tokens)
-        everything = torch.nn.functional.softplus(odds.flatten(1).logsumexp(1))  # the null has log-odds 0
-        right = []
-        for row, scores in zip(rows, odds, strict=True):
-            at = torch.tensor(row.spans)
-            right.append(scores[at[:, 0], at[:, 1]].logsumexp(0) if row.spans else scores.new_zeros(()))
-        return (everything - torch.stack(right)).mean()
-
-
 class ReadingBackend(EncoderBackend):
     """The Backend of an encoder with a pointer head."""
 
     def __init__(self, max_span_tokens: int) -> None:
         self.max_span_tokens = max_span_tokens
 
-    def load(self, base: Path, config: TrainConfig) -> tuple[PointerModel, Any]:
+    def load(self, base: Path, config: TrainConfig) -> tuple[PointerNetwork, Any]:
         encoder = SentenceEncoder(base)
-        return PointerModel(encoder, self.max_span_tokens).eval(), encoder.tokenizer
+        return PointerNetwork(encoder, self.max_span_tokens).eval(), encoder.tokenizer
 
-    def begin(self, model: PointerModel, rows: Sequence[WindowRow], config: TrainConfig) -> None:
+    def begin(self, model: PointerNetwork, rows: Sequence[WindowRow], config: TrainConfig) -> None:
         torch.nn.init.normal_(model.heads, std=HEAD_SCALE)
         super().begin(model, rows, config)
 
-    def loss(self, model: PointerModel, rows: Sequence[WindowRow]) -> torch.Tensor:
-        return model.loss(rows)
-
-    def save(self, model: PointerModel, tokenizer: Any, folder: Path) -> str:
-        save_weights(model.encoder, model.heads.detach().numpy(), folder)
-        return weights_fingerprint(model)
+    def loss(self, model: PointerNetwork, rows: Sequence[WindowRow]) -> torch.Tensor:
+        """Return the mean over windows of minus the log-probability of the right places, or of the null."""
+        odds = model([row.window for row in rows])
+        everything = F.softplus(odds.flatten(1).logsumexp(1))  # the null has log-odds 0
+        right = []
+        for row, scores in zip(rows, odds, strict=True):
+            at = torch.tensor(row.spans)
+            right.append(scores[at[:, 0], at[:, 1]].logsumexp(0) if row.spans else scores.new_zeros(()))
+        return (everything - torch.stack(right)).mean()
 
 
 class ReadingRecipe(RowsOfTask[Answer]):
@@ -224,16 +200,15 @@ class ReadingRecipe(RowsOfTask[Answer]):
             )
         return PreparedData(rows, Manifest(kind="reader", task=self.task, base=base, max_tokens=config.max_seq_tokens))
 
-    def validate(self, model: PointerModel, tokenizer: Any, manifest: Manifest) -> ValidationResult:
+    def validate(self, model: PointerNetwork, tokenizer: Any, manifest: Manifest) -> ValidationResult:
         """Return the mean score on the selection rows, computed in fp32, as the model will be served."""
         answers = [(one.text, one.nats) for one in self.read(model, manifest)]
         return ValidationResult(*calibrate_answers(manifest, self.selection.examples, answers))
 
-    def read(self, model: PointerModel, manifest: Manifest) -> list[RawAnswer]:
+    def read(self, model: PointerNetwork, manifest: Manifest) -> list[RawAnswer]:
         with as_served(model):
-            reader = Reader(model.encoder, model.heads.detach().numpy(), manifest)
-            readings = reader.read([example.text for example in self.selection.examples])
-        return read_spans([(one.text, [one.log_probability], {}) for one in readings])
+            found = Reader(model, manifest).read([example.text for example in self.selection.examples])
+        return read_spans([(text, [nats], {}) for text, nats, _ in found])
 
 
 def _window_rows(example: Example, task: Answer, tokenizer: Any, max_tokens: int) -> list[WindowRow]:
@@ -245,7 +220,7 @@ def _window_rows(example: Example, task: Answer, tokenizer: Any, max_tokens: int
     return [WindowRow(window, _positions(window, places, task.max_answer_tokens)) for window in windows]
 
 
-def _positions(window: Window, places: Sequence[CharSpan], max_span_tokens: int) -> tuple[tuple[int, int], ...]:
+def _positions(window: ContextWindow, places: Sequence[CharSpan], max_span_tokens: int) -> tuple[tuple[int, int], ...]:
     """Return the first and last position of each place that a window holds whole and that is short enough."""
     found = set()
     for place in places:

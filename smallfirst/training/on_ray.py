@@ -41,18 +41,18 @@ WAIT_S = 6 * 3600
 
 
 class Work(Record):
-    """A fine-tune that several workers carry out together; the rows stand beside it."""
+    """A fine-tune that several workers carry out together."""
 
     task: AnyTask
+    train_rows: Dataset
+    selection: Dataset
     config: TrainConfig
     base: str
     weights: Path
     """Folder of the base model, on every machine."""
     run_id: str
-    """The MLflow run that the first worker logs to."""
     state: Path
-    """State folder of the task."""
-    save_every_s: float = 60
+    save_every_s: float
 
 
 def write_work(
@@ -68,67 +68,59 @@ def write_work(
     place = folder / FOLDER
     for stale in (place / "error.json", place / "progress.json", folder / STOP_FILE):
         stale.unlink(missing_ok=True)
-    recipe.train_rows.save(place / "train.json")
-    recipe.selection.save(place / "selection.json")
-    work = Work(
+    Work(
         task=recipe.task,
+        train_rows=recipe.train_rows,
+        selection=recipe.selection,
         config=config,
         base=base[0],
         weights=base[1].absolute(),
         run_id=run_id,
         state=state_folder(),
         save_every_s=save_every_s,
-    )
-    work.save(place / "work.json")
+    ).save(place / "work.json")
 
 
-def do_work(folder: Path, *, on_step: StepCallback = lambda _: None) -> Run:
-    """Train as one process of the torch.distributed group; the first one goes on with the MLflow run."""
-    work = Work.load(folder / FOLDER / "work.json")
-    rows, selection = (Dataset.load(folder / FOLDER / f"{name}.json") for name in ("train", "selection"))
+def do_work(folder: Path, *, on_step: StepCallback = lambda _: None) -> None:
+    """Train as one process of the torch.distributed group; the first one goes on with the MLflow run.
+
+    The last step is written once a second, and a user's error, for `RunWatch` to read. Return at once where an earlier
+    attempt ended in such an error: trying again would not help.
+    """
+    place, told_at = folder / FOLDER, 0.0
+    if (place / "error.json").is_file():
+        return
+    work, leads = Work.load(place / "work.json"), Group.joined().leads
     os.environ["SMALLFIRST_HOME"] = str(work.state)
-    leads = Group.joined().leads
     tracked = resume_run(work.run_id) if leads else UntrackedRun(work.run_id)
+
+    def tell(step: StepMetrics) -> None:
+        nonlocal told_at
+        if step.ends_epoch or time.monotonic() - told_at >= REPORT_EVERY_S:
+            write_atomically(place / "progress.json", json.dumps(step._asdict()).encode())
+            told_at = time.monotonic()
+        on_step(step)
+
     try:
-        return train(
-            TaskRecipe(work.task, rows, selection),
+        train(
+            TaskRecipe(work.task, work.train_rows, work.selection),
             work.config,
             base=(work.base, work.weights),
             tracked=tracked,
             folder=folder,
-            on_step=on_step,
+            on_step=tell,
             save_every_s=work.save_every_s,
         )
+    except SmallfirstError as error:
+        told = {"kind": type(error).__name__, "message": error.args[0], "hint": error.hint}
+        write_atomically(place / "error.json", json.dumps(told).encode())
+        raise
     finally:
         if leads:
             tracked.flush()
 
 
-def do_work_and_tell(folder: Path) -> None:
-    """Train as `do_work`; write the last step once a second, and a user's error, for `Watch` to read.
-
-    Return at once where an earlier attempt ended in such an error: trying again would not help.
-    """
-    place = folder / FOLDER
-    if (place / "error.json").is_file():
-        return
-    told_at = 0.0
-
-    def on_step(step: StepMetrics) -> None:
-        nonlocal told_at
-        if step.ends_epoch or time.monotonic() - told_at >= REPORT_EVERY_S:
-            write_atomically(place / "progress.json", json.dumps(step._asdict()).encode())
-            told_at = time.monotonic()
-
-    try:
-        do_work(folder, on_step=on_step)
-    except SmallfirstError as error:
-        told = {"kind": type(error).__name__, "message": error.args[0], "hint": error.hint}
-        write_atomically(place / "error.json", json.dumps(told).encode())
-        raise
-
-
-class Watch:
+class RunWatch:
     """Follow a training from outside by what its first worker writes."""
 
     def __init__(
@@ -154,7 +146,6 @@ class Watch:
         self._seen = len(events)
 
     def raise_error(self) -> None:
-        """Raise the error that a worker told, if one did."""
         path = self.folder / FOLDER / "error.json"
         if path.is_file():
             told = json.loads(path.read_bytes())
@@ -174,7 +165,8 @@ def train_on_ray(
     Raise what the workers raise, ConfigError without a usable cluster, TrainingError if workers are lost too often.
     """
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
-    watch = Watch(folder, on_step, on_epoch, log)
+    os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "3")  # nobody answers a worker that was lost
+    watch = RunWatch(folder, on_step, on_epoch, log)
     with ray_session(num_cpus=max(n_workers, os.cpu_count() or 1)) as ray:
         try:
             run_beside(_trainer(ray, folder, n_workers).fit, watch.look)
@@ -222,18 +214,15 @@ def _trainer(ray: Any, folder: Path, n_workers: int) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    share = shares(ray, n_workers)
-    place = folder.absolute()
+    share, place, failures = shares(ray, n_workers), folder.absolute(), FailureConfig(max_failures=MAX_LOST)
     return TorchTrainer(
         _train_worker,
         train_loop_config={"folder": str(place)},
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if "GPU" in share else "gloo", timeout_s=WAIT_S),
         scaling_config=ScalingConfig(num_workers=n_workers, use_gpu="GPU" in share, resources_per_worker=share),
-        run_config=RunConfig(
-            name="ray", storage_path=str(place / FOLDER), failure_config=FailureConfig(max_failures=MAX_LOST)
-        ),
+        run_config=RunConfig(name="ray", storage_path=str(place / FOLDER), failure_config=failures),
     )
 
 
 def _train_worker(told: dict[str, str]) -> None:
-    do_work_and_tell(Path(told["folder"]))
+    do_work(Path(told["folder"]))

@@ -1,7 +1,8 @@
 """What a run learns from: rows as tokens, in batches up to a token budget; the model's manifest; a score an epoch.
 
 Recipes are found by name in RECIPES: `task`, `encoder` and `tagging` train on a task of task.yaml, `chat` on
-conversations, `text` on plain text. A package adds one under the entry-point group `smallfirst.recipes`.
+conversations in the model's own chat template, `text` on plain text to continue. A package adds one under the
+entry-point group `smallfirst.recipes`.
 """
 
 from __future__ import annotations
@@ -9,19 +10,22 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar
 
-from smallfirst.base.errors import DataError, Problem
+from smallfirst.base.errors import DataError, Problem, TrainingError
 from smallfirst.base.extensions import Registry
-from smallfirst.data.dataset import Dataset, Example
-from smallfirst.models.local.tokenizer import choose_label_tokens, encode_prompt
+from smallfirst.data.dataset import Dataset, Example, Message, RowFormat
+from smallfirst.models.local.tokenizer import choose_label_tokens, encode_prompt, end_of_turn_token
 from smallfirst.models.manifest import Manifest
+from smallfirst.tasks.chat import Chat
 from smallfirst.tasks.task import Task
 from smallfirst.training.config import TrainConfig
 
 if TYPE_CHECKING:  # these load PyTorch
+    from smallfirst.training.causal_lm import CausalBackend, ValidationCallback
     from smallfirst.training.loop import Backend
-    from smallfirst.training.validation import ValidationResult
+
 
 RECIPES: Registry[Any] = Registry(
     "smallfirst.recipes",
@@ -29,8 +33,8 @@ RECIPES: Registry[Any] = Registry(
         "task": "smallfirst.training.recipe:TaskRecipe",
         "encoder": "smallfirst.training.encoders:EncoderRecipe",
         "tagging": "smallfirst.training.marking:TaggingRecipe",
-        "chat": "smallfirst.training.chat:ChatRecipe",
-        "text": "smallfirst.training.chat:PretrainingRecipe",
+        "chat": "smallfirst.training.recipe:ChatRecipe",
+        "text": "smallfirst.training.recipe:PretrainingRecipe",
     },
     noun="recipe",
 )
@@ -61,9 +65,19 @@ class PreparedData(NamedTuple):
     """The rows of a recipe in the tokens of one base model."""
 
     rows: list[Any]
-    """Training rows, of the type that the recipe's Backend takes."""
     manifest: Manifest
     """Manifest of the model to be; validation may add a calibration."""
+
+
+class ValidationResult(NamedTuple):
+    """The score of a model after an epoch."""
+
+    value: float
+    """Higher is better; for a task the mean score on the selection rows, in [0, 1]."""
+    manifest: Manifest
+    """The manifest with the temperature or calibration fitted on these rows."""
+    measure: str = "validation_score"
+    """Name of `value` in MLflow and in events."""
 
 
 class Recipe(Protocol):
@@ -115,7 +129,7 @@ class TaskRecipe(RowsOfTask[Task]):
         return PreparedData(encode_task_rows(self.train_rows, task, tokenizer, max_tokens, codes), manifest)
 
     def validate(self, model: Any, tokenizer: Any, manifest: Manifest) -> ValidationResult:
-        from smallfirst.training.validation import validate_generation, validate_labels
+        from smallfirst.training.causal_lm import validate_generation, validate_labels
 
         validate = validate_labels if self.task.closed else validate_generation
         return validate(model, tokenizer, manifest, self.selection)
@@ -203,3 +217,163 @@ def micro_batches(rows: Sequence[R], max_tokens: int) -> list[list[R]]:
             parts.append([row])
             width = len(row.ids) - 1
     return parts
+
+
+IM_END = "<|im_end|>"
+_CHATML = (
+    "{{ bos_token or '' }}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + END + '\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class _RowsWithEvaluation:
+    """Rows without a task."""
+
+    name: str
+    train_rows: Dataset
+    evaluation: Dataset | None = None
+    """Rows whose mean loss chooses the best epoch; None: the last epoch is kept."""
+    eval_prompts: tuple[str, ...] = ()
+    """Answered or continued after each epoch, for a person to read."""
+    on_validation: ValidationCallback | None = None
+    """Called with the figures and answers of each epoch."""
+    kind: ClassVar[Literal["chat", "text"]]
+
+    @property
+    def backend(self) -> CausalBackend:
+        from smallfirst.training.causal_lm import CausalBackend
+
+        return CausalBackend()
+
+    def encode(self, parts: Sequence[Dataset], tokenizer: Any, max_tokens: int) -> list[list[TokenizedRow]]:
+        """Return the rows of each part. Raise DataError naming every row that cannot be used."""
+        raise NotImplementedError
+
+    def prepare(self, tokenizer: Any, config: TrainConfig, base: str) -> PreparedData:
+        """Raise DataError naming every row that cannot be used, TrainingError without an end token."""
+        if tokenizer.eos_token_id is None:
+            raise TrainingError(
+                f"the tokenizer of {base} has no end token, so the model could never learn to stop",
+                hint="set eos_token in its tokenizer_config.json",
+            )
+        parts = [data for data in (self.train_rows, self.evaluation) if data is not None]
+        rows = self.encode(parts, tokenizer, config.max_seq_tokens)[0]
+        manifest = Manifest(
+            kind=self.kind,
+            task=Chat(name=self.name),
+            base=base,
+            system=self.train_rows.system_message,
+            writes_json=are_json_objects(self.train_rows),
+            max_tokens=config.max_seq_tokens,
+        )
+        return PreparedData(rows, manifest)
+
+    def validate(self, model: Any, tokenizer: Any, manifest: Manifest) -> ValidationResult | None:
+        from smallfirst.training.causal_lm import generate_samples, validate_loss
+
+        result, figures = None, dict[str, float]()
+        if self.evaluation:
+            rows = self.encode([self.evaluation], tokenizer, manifest.max_tokens)[0]
+            result, figures = validate_loss(model, rows, manifest)
+        samples = generate_samples(model, tokenizer, self.eval_prompts, manifest)
+        if self.on_validation is not None:
+            self.on_validation(figures, samples)
+        return result
+
+
+class ChatRecipe(_RowsWithEvaluation):
+    """Conversations whose last answer is learned; a prompt with its response is a conversation of two turns."""
+
+    kind: ClassVar[Literal["chat", "text"]] = "chat"
+    row_formats: ClassVar[tuple[RowFormat, ...]] = ("chat", "prompt", "question")
+    rows_in_words: ClassVar[str] = "chat messages or prompt + response"
+
+    def encode(self, parts: Sequence[Dataset], tokenizer: Any, max_tokens: int) -> list[list[TokenizedRow]]:
+        ensure_chat_template(tokenizer)
+        end = end_of_turn_token(tokenizer)
+
+        def encode(example: Example) -> TokenizedRow | str:
+            if not example.messages:
+                return "text alone: there is no answer to learn"
+            return encode_conversation(example, tokenizer, end)
+
+        return encode_rows(parts, encode, max_tokens=max_tokens)
+
+
+class PretrainingRecipe(_RowsWithEvaluation):
+    """Text to continue (continued pre-training): every token is learned."""
+
+    kind: ClassVar[Literal["chat", "text"]] = "text"
+    row_formats: ClassVar[tuple[RowFormat, ...]] = ("text",)
+    rows_in_words: ClassVar[str] = "text alone"
+
+    def encode(self, parts: Sequence[Dataset], tokenizer: Any, max_tokens: int) -> list[list[TokenizedRow]]:
+        """Return the texts of each part in windows. Raise DataError for rows that have an answer."""
+        rule = "has an answer: use chat or instruction fine-tuning for it"
+        problems = [Problem(e.path, e.line, rule) for data in parts for e in data.examples if e.messages]
+        if problems:
+            raise DataError("continued pre-training takes rows of text alone:", problems)
+        return [text_windows(data, tokenizer, max_tokens=max_tokens) for data in parts]
+
+
+def ensure_chat_template(tokenizer: Any) -> None:
+    """Give a tokenizer without a chat template that of ChatML, each turn ended by a token it knows."""
+    if not tokenizer.chat_template:
+        end = IM_END if IM_END in tokenizer.get_vocab() else tokenizer.eos_token
+        tokenizer.chat_template = _CHATML.replace("END", repr(end))
+
+
+def encode_conversation(example: Example, tokenizer: Any, end: int) -> TokenizedRow | str:
+    """Return the conversation in tokens, its last answer and `end` as targets, or the rule it breaks."""
+    from jinja2.exceptions import TemplateError
+
+    asked = [message.model_dump() for message in example.messages]
+    answered = [*asked, Message(role="assistant", content=example.answer).model_dump()]
+    try:
+        prompt: str = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+        whole: str = tokenizer.apply_chat_template(answered, tokenize=False)
+    except TemplateError as error:
+        return f"the model's chat template refuses this conversation: {error}"
+    ids = _joined(tokenizer, prompt, whole)
+    if ids is None:
+        return (
+            "the chat template writes the conversation differently once the answer follows, so the model would be "
+            "trained on a prompt that it is never asked"
+        )
+    prompt_ids, targets = ids
+    # What a template writes after the end of the turn is never asked for.
+    targets = targets[: len(targets) - targets[::-1].index(end)] if end in targets else [*targets, end]
+    if len(targets) < 2:
+        return "the chat template leaves nothing of the answer, so there is nothing to learn"
+    return TokenizedRow((*prompt_ids, *targets), len(prompt_ids))
+
+
+def text_windows(data: Dataset, tokenizer: Any, *, max_tokens: int) -> list[TokenizedRow]:
+    """Return the texts, joined by the end token, in windows of at most `max_tokens` tokens that overlap by one."""
+    end = int(tokenizer.eos_token_id)
+    stream = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else end]
+    for example in data.examples:
+        stream += [*tokenizer.encode(example.answer, add_special_tokens=False), end]
+    starts = range(0, len(stream) - 1, max_tokens - 1)
+    return [TokenizedRow(tuple(stream[at : at + max_tokens]), 1) for at in starts]
+
+
+def _joined(tokenizer: Any, prompt: str, whole: str) -> tuple[list[int], list[int]] | None:
+    """Return the tokens of the prompt and of what follows it; None if the prompt is not a prefix of the whole.
+
+    The prompt's own tokens come first, as they do when the model is asked. Where its last token would merge with the
+    answer's first (a line break with another), what follows is encoded by itself, if that gives the same text.
+    """
+    head: list[int] = tokenizer.encode(prompt, add_special_tokens=False)
+    everything: list[int] = tokenizer.encode(whole, add_special_tokens=False)
+    if everything[: len(head)] == head:
+        return head, everything[len(head) :]
+    if not whole.startswith(prompt):
+        return None
+    rest: list[int] = tokenizer.encode(whole[len(prompt) :], add_special_tokens=False)
+    same = tokenizer.decode([*head, *rest]) == tokenizer.decode(everything)
+    return (head, rest) if same else None

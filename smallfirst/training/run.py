@@ -1,7 +1,7 @@
 """train(): from rows and a base model to a Run, tracked in MLflow and in an event log, the best epoch kept.
 
 The weights of the epoch with the best validation score are written at once, so a killed run leaves a usable model;
-called again on the same folder, train() continues to the weights of an uninterrupted run.
+called again on the same folder, train() continues from its checkpoint to the weights of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
 from smallfirst.base.errors import Cancelled, TrainingError
 from smallfirst.base.files import locked
@@ -26,11 +26,10 @@ from smallfirst.base.records import Record, fingerprint
 from smallfirst.models.manifest import MANIFEST, Manifest, base_sha256, write_manifest
 from smallfirst.registry.runs import TrackedRun
 from smallfirst.training.causal_lm import as_kept
-from smallfirst.training.checkpoint import CheckpointStore
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.estimates import require_memory
 from smallfirst.training.events import EventLog
-from smallfirst.training.loop import Group, StepMetrics, TrainingLoop
+from smallfirst.training.loop import CheckpointStore, Group, StepMetrics, TrainingLoop, whole_or_gone
 from smallfirst.training.recipe import Recipe
 
 CANCEL_FILE, STOP_FILE = "cancel", "stop"
@@ -88,9 +87,10 @@ def train(
     """
     group = Group.joined()
     with hold_folder(folder) if group.leads else contextlib.nullcontext():
-        trainer = _Trainer(recipe, config, base, tracked, folder, save_every_s, group)
+        checkpoints = CheckpointStore(folder / "checkpoint", least_s=save_every_s)
+        trainer = _Trainer(recipe, config, base, tracked, folder, group, checkpoints)
         if (folder / "run.json").is_file():
-            trainer.checkpoints.clear()  # a kill may have come before
+            checkpoints.clear()  # a kill may have come before
             return Run.load(folder / "run.json")
         try:
             return trainer.run(on_step, on_epoch)
@@ -128,21 +128,16 @@ class _Progress:
     """Of training and validation; loading and saving not."""
 
 
+@dataclass
 class _Trainer:
-    def __init__(
-        self,
-        recipe: Recipe,
-        config: TrainConfig,
-        base: tuple[str, Path],
-        tracked: TrackedRun,
-        folder: Path,
-        save_every_s: float,
-        group: Group,
-    ) -> None:
-        self.recipe, self.config, self.base, self.tracked, self.folder = recipe, config, base, tracked, folder
-        self.group, self.done, self.since = group, _Progress(), 0.0
-        self.log = EventLog(folder / "events.jsonl", writes=group.leads)
-        self.checkpoints = CheckpointStore(folder / "checkpoint", least_s=save_every_s)
+    recipe: Recipe
+    config: TrainConfig
+    base: tuple[str, Path]
+    tracked: TrackedRun
+    folder: Path
+    group: Group
+    checkpoints: CheckpointStore
+    done: _Progress = field(default_factory=_Progress)
 
     def run(self, on_step: StepCallback, on_epoch: EpochCallback) -> Run:
         if not self.log.read():
@@ -191,6 +186,10 @@ class _Trainer:
         else:
             self.log.append("RESUMED", f"from step {loop.step} of {loop.total}", steps=loop.total)
         self.since = time.perf_counter()
+
+    @cached_property
+    def log(self) -> EventLog:
+        return EventLog(self.folder / "events.jsonl", writes=self.group.leads)
 
     def _count_time(self) -> None:
         now = time.perf_counter()
@@ -245,17 +244,12 @@ class _Trainer:
 
     def _save(self, manifest: Manifest) -> None:
         """Replace the content of the model folder by these weights; if this fails, it keeps those it has."""
-        place = self.folder / "model"
-        draft = self.folder / "model.draft"
+        place, draft = self.folder / "model", self.folder / "model.draft"
         shutil.rmtree(draft, ignore_errors=True)
-        try:
-            draft.mkdir(parents=True)
+        with whole_or_gone(draft):
             weights = self.backend.save(self.model, self.tokenizer, draft)
             pins = {"weights_fingerprint": weights, "base_sha256": self.base_sha256}
             write_manifest(draft, manifest.model_copy(update=pins))
-        except BaseException as error:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise (OSError(str(error)) if isinstance(error, SafetensorError) else error) from None
         _replace(place, draft)
 
     def _finish(self, loop: TrainingLoop) -> Run:

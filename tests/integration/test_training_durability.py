@@ -15,12 +15,10 @@ from smallfirst.base.errors import Cancelled, TrainingError
 from smallfirst.data.dataset import Dataset
 from smallfirst.models.manifest import Manifest, read_manifest
 from smallfirst.tasks.classify import Classify
-from smallfirst.training.checkpoint import CheckpointStore
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.loop import StepMetrics
-from smallfirst.training.recipe import Recipe, TaskRecipe
+from smallfirst.training.loop import CheckpointStore, StepMetrics
+from smallfirst.training.recipe import Recipe, TaskRecipe, ValidationResult
 from smallfirst.training.run import CANCEL_FILE, Run
-from smallfirst.training.validation import ValidationResult
 
 FullDisk = Callable[[int], AbstractContextManager[None]]
 pytestmark = pytest.mark.usefixtures("module_home")

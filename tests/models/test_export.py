@@ -31,8 +31,7 @@ from smallfirst.models.export import (
     compare,
     export,
 )
-from smallfirst.models.generation.generator import Generator
-from smallfirst.models.generation.sequence import GenerationRequest
+from smallfirst.models.generation.generator import GenerationRequest, Generator
 from smallfirst.models.local.tokenizer import choose_label_tokens, encode_prompt
 from smallfirst.models.local.weights import weights_fingerprint
 from smallfirst.models.manifest import MANIFEST, Manifest, read_manifest, write_manifest

@@ -13,9 +13,8 @@ from fixtures.event_loop import in_loop
 
 from smallfirst.base.errors import BadAnswer, ConfigError, RequestRefused
 from smallfirst.models import response_format
-from smallfirst.models.generation.generator import Generator
+from smallfirst.models.generation.generator import GenerationRequest, Generator
 from smallfirst.models.generation.grammar import Grammar
-from smallfirst.models.generation.sequence import GenerationRequest
 from smallfirst.models.protocol import Completion, ResponseFormat
 from smallfirst.models.response_format import ResponseGrammars, check_response_format, json_format
 

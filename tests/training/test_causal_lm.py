@@ -14,13 +14,21 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from fixtures.rows import answered_rows as rows
 from fixtures.training import Bench
 from fixtures.warm_processes import WarmProcess
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from smallfirst.base.errors import MissingExtra, TrainingError
+from smallfirst.base.errors import DataError, MissingExtra, TrainingError
+from smallfirst.data.dataset import Dataset
+from smallfirst.measuring.calibration import accuracy_and_temperature
+from smallfirst.models.label_model import LabelLogProbs
+from smallfirst.models.local.tokenizer import choose_label_tokens
 from smallfirst.models.local.weights import load_causal
+from smallfirst.models.manifest import Manifest
+from smallfirst.tasks.classify import Classify
+from smallfirst.tasks.extract import Extract
 from smallfirst.training import causal_lm
 from smallfirst.training.causal_lm import (
     CausalBackend,
@@ -33,6 +41,8 @@ from smallfirst.training.causal_lm import (
     require_isolated_rows,
     shared_prefix_tokens,
     target_loss,
+    validate_generation,
+    validate_labels,
 )
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.loop import MasterAdamW
@@ -344,3 +354,42 @@ def test_micro_batches_and_processes_give_the_gradient_of_the_whole(
         found = torch.load(out, weights_only=True)
         assert_same(found[0], whole)
         assert_same(found[1], step_gradients(model, CUT_ROWS[:1]))
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"n": {"type": "integer", "minimum": 1, "maximum": 1}},
+    "required": ["n"],
+    "additionalProperties": False,
+}
+
+
+def test_written_answers_are_scored_by_the_task(tiny_fp32: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only valid answer is {"n": 1}, so exactly the rows that ask for it are right."""
+    manifest = Manifest(kind="generative", task=Extract(name="one", json_schema=SCHEMA), base="tiny")
+    said = (("a refund", '{"n": 2}'), ("a pin", '{"n": 1}'), ("a card", '{"n": 1}'), ("late", '{"n": 1}'))
+    found = validate_generation(*tiny_fp32, manifest, rows("s.jsonl", *said))
+    assert found.value == pytest.approx(0.75)
+    assert found.manifest.calibration.n_rows == 0  # four rows fit nothing
+    assert validate_generation(*tiny_fp32, manifest, Dataset(name="selection", examples=())).value == 0.0
+    monkeypatch.setattr(causal_lm, "MAX_GENERATED_ROWS", 1)
+    assert validate_generation(*tiny_fp32, manifest, rows("s.jsonl", *said)).value == 0.0
+
+
+def test_codes_are_read_at_one_position(tiny_fp32: tuple[Any, Any], toy_task: Classify, toy_selection: Dataset) -> None:
+    codes = choose_label_tokens(toy_task.closed, tiny_fp32[1])
+    found = validate_labels(
+        *tiny_fp32, Manifest(kind="label_tokens", task=toy_task, label_tokens=codes, base="tiny"), toy_selection
+    )
+    assert 0 <= found.value <= 1
+    assert found.manifest.temperature != 1.0
+
+
+def test_the_judge_names_rows_with_unknown_labels(toy_task: Classify) -> None:
+    scored = [LabelLogProbs([0.0, -9.0, -9.0, -9.0], 1, 0.0)] * 2
+    with pytest.raises(DataError, match=r's\.jsonl:2.*unknown label "nothing"'):
+        accuracy_and_temperature(scored, rows("s.jsonl", ("a", toy_task.labels[0]), ("b", "nothing")), toy_task)
+    accuracy, _ = accuracy_and_temperature(
+        scored, rows("s.jsonl", ("a", toy_task.labels[0]), ("b", toy_task.labels[1])), toy_task
+    )
+    assert accuracy == 0.5

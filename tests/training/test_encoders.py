@@ -71,11 +71,6 @@ def test_the_contrastive_loss_by_hand() -> None:
     assert contrastive_loss(vectors, torch.tensor([1, 2, 3])).item() == 0
 
 
-def test_texts_of_a_label_that_lie_together_cost_less() -> None:
-    apart = torch.nn.functional.normalize(torch.tensor([[1.0, 0], [0.9, 0.1], [0, 1], [0.1, 0.9]]), dim=1)
-    assert contrastive_loss(apart, torch.tensor([0, 0, 1, 1])) < contrastive_loss(apart, torch.tensor([0, 1, 0, 1]))
-
-
 def test_the_head_begins_as_the_logistic_regression_on_the_frozen_encoder(
     recipe: EncoderRecipe, tiny_encoder_folder: Path
 ) -> None:
@@ -104,15 +99,6 @@ def test_few_rows_are_passed_over_several_times_an_epoch() -> None:
     assert [epoch_passes(n, TrainConfig()) for n in (0, 1000, 5800, 11_500, 20_000, 120_000)] == [8, 8, 5, 3, 2, 1]
 
 
-def test_tuning_beats_the_frozen_encoder(tuned: Run, recipe: EncoderRecipe, tiny_encoder_folder: Path) -> None:
-    frozen = LinearClassifier.fit(
-        "encoder", recipe.train_rows, recipe.task, encoder=SentenceEncoder(tiny_encoder_folder)
-    )
-    said = [int(np.argmax(s.log_probabilities)) for s in frozen.score([e.text for e in recipe.selection.examples])]
-    before = np.mean([recipe.task.labels[i] == e.answer for i, e in zip(said, recipe.selection.examples, strict=True)])
-    assert max(value for _, value in tuned.validation_curve) > before
-
-
 def test_the_folder_is_a_model_that_answers_as_it_was_judged(tuned: Run, recipe: EncoderRecipe) -> None:
     async def answers() -> list[str]:
         model = load_model(tuned.folder)
@@ -125,6 +111,8 @@ def test_the_folder_is_a_model_that_answers_as_it_was_judged(tuned: Run, recipe:
     manifest = read_manifest(tuned.folder)
     assert (manifest.kind, manifest.base) == ("encoder", "toys/encoder")
     assert manifest.weights_fingerprint
+    # What is served reads as much of a text as was taught.
+    assert LinearClassifier.load(tuned.folder, manifest).features.__self__.max_tokens == CONFIG.max_seq_tokens
 
 
 def test_several_labels_are_taught_by_a_sigmoid_each(tiny_encoder_folder: Path, toy_rows: Dataset) -> None:
@@ -159,26 +147,18 @@ def test_the_learning_rate_suits_the_width_of_the_encoder(tmp_path: Path) -> Non
     assert rates == pytest.approx({128: 2e-4, 384: 2e-4, 768: 5e-5})
 
 
-def test_the_encoder_itself_has_moved(tuned: Run, tiny_encoder_folder: Path) -> None:
-    before = load_file(tiny_encoder_folder / "model.safetensors")
-    after = load_file(tuned.folder / ENCODER_FOLDER / "model.safetensors")
-    name = "encoder.layer.1.output.dense.weight"
-    assert (before[name].float() - after[name].float()).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_it_is_kept_in_the_precision_that_it_learnt_in(
-    recipe: EncoderRecipe, tiny_encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Any
+    tuned: Run, recipe: EncoderRecipe, tiny_encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoders, "training_dtype", lambda: dtype)
+    before = load_file(tiny_encoder_folder / "model.safetensors")["encoder.layer.1.output.dense.weight"]
+    dtype = encoders.training_dtype()
+    other = torch.float32 if dtype == torch.bfloat16 else torch.bfloat16
+    monkeypatch.setattr(encoders, "training_dtype", lambda: other)
     kept = tune(recipe, tiny_encoder_folder, tmp_path)
-    weights = load_file(kept.folder / ENCODER_FOLDER / "model.safetensors")
-    assert {tensor.dtype for tensor in weights.values()} == {dtype}
-
-
-def test_what_is_served_reads_as_much_of_a_text_as_was_taught(tuned: Run) -> None:
-    scorer = LinearClassifier.load(tuned.folder, read_manifest(tuned.folder))
-    assert scorer.features.__self__.max_tokens == CONFIG.max_seq_tokens
+    for run, wanted in ((tuned, dtype), (kept, other)):
+        weights = load_file(run.folder / ENCODER_FOLDER / "model.safetensors")
+        assert {tensor.dtype for tensor in weights.values()} == {wanted}
+        assert (before.float() - weights["encoder.layer.1.output.dense.weight"].float()).abs().max() > 1e-3
 
 
 def test_a_broken_run_reaches_the_same_weights(
@@ -218,12 +198,9 @@ def test_each_row_is_answered_after_the_epoch_that_is_best_on_the_other_folds() 
     )
     # Epochs of the others: (0.467, 0.767, 0.7) for a, (0.8, 0.567, 0.567) for b, (0.65, 0.65, 0.7) for c.
     assert [one.text for one in found.answers.values()] == ["a0 2", "b0 1", "b1 1", "a1 2", "c0 3"]
+    alone = join_folds(folds[2:], [read((0.5, 0.6, 0.1), 1, "a")])  # a single fold has no others
+    assert [one.text for one in alone.answers.values()] == ["a0 2"]
     assert found.curve == pytest.approx([(1.8 + 0.8 + 0.6) / 5, (1.0 + 1.6 + 0.7) / 5, (1.2 + 1.6 + 0.5) / 5])
-
-
-def test_a_single_fold_has_no_others() -> None:
-    found = join_folds([Fold((0,), NONE, NONE)], [read((0.5, 0.6, 0.1), 1, "a")])
-    assert [one.text for one in found.answers.values()] == ["a0 2"]
 
 
 def test_the_refit_is_judged_by_the_folds(toy_task: Classify, toy_rows: Dataset) -> None:

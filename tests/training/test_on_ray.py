@@ -21,7 +21,7 @@ from smallfirst.base.errors import Cancelled, DataError
 from smallfirst.registry.runs import open_run
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.loop import StepMetrics
-from smallfirst.training.on_ray import FOLDER, Watch, do_work, run_beside, shares, train_on_ray, write_work
+from smallfirst.training.on_ray import FOLDER, RunWatch, do_work, run_beside, shares, train_on_ray, write_work
 from smallfirst.training.recipe import TaskRecipe
 from smallfirst.training.run import CANCEL_FILE, STOP_FILE, Run
 
@@ -32,20 +32,22 @@ PROCESS = """
 import os, sys
 from pathlib import Path
 import torch.distributed as dist
-from smallfirst.training.on_ray import do_work, do_work_and_tell
+from smallfirst.training.on_ray import do_work
 folder, meeting, rank, size, kill_at = sys.argv[1:]
 dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(rank), world_size=int(size))
 def on_step(step):
     if str(step.step) == kill_at:
         os._exit(9)
-do_work(Path(folder), on_step=on_step) if kill_at else do_work_and_tell(Path(folder))
+do_work(Path(folder), on_step=on_step)
 """
 
 
 @pytest.fixture(scope="module")
 def alone(bench: Bench, tmp_path_factory: pytest.TempPathFactory, module_home: None) -> Run:
     """The run of one process."""
-    return do_work(prepared(bench, tmp_path_factory.mktemp("alone")))
+    folder = prepared(bench, tmp_path_factory.mktemp("alone"))
+    do_work(folder)
+    return Run.load(folder / "run.json")
 
 
 def prepared(bench: Bench, folder: Path, *, every_s: float = 0, **more: Any) -> Path:
@@ -89,7 +91,7 @@ def test_what_the_first_process_writes_is_relayed_and_on_epoch_ends_the_run(benc
     folder = prepared(bench, tmp_path)
     steps: list[StepMetrics] = []
     epochs: list[int] = []
-    watch = Watch(folder, steps.append, lambda epoch, score: bool(epochs.append(epoch)) or epoch == 2, print)
+    watch = RunWatch(folder, steps.append, lambda epoch, score: bool(epochs.append(epoch)) or epoch == 2, print)
     watch.look()  # nothing is there yet
     do_work(folder, on_step=lambda _: watch.look())
     watch.raise_error()
@@ -97,7 +99,7 @@ def test_what_the_first_process_writes_is_relayed_and_on_epoch_ends_the_run(benc
     assert (folder / STOP_FILE).is_file()
     run = Run.load(folder / "run.json")
     assert len(run.validation_curve) == 2
-    assert steps == []  # only do_work_and_tell writes steps
+    assert steps[-1].step == run.loss_curve[-1][0]
 
 
 def test_an_error_of_a_process_reaches_the_user_and_is_not_tried_again(
@@ -107,7 +109,7 @@ def test_an_error_of_a_process_reaches_the_user_and_is_not_tried_again(
     folder = prepared(bench, tmp_path, rows=bench.rows.subset("bad", (bad,)))
     assert 0 not in run_in(folder, 2)
     with pytest.raises(DataError, match="1 of 1 rows cannot be trained on"):
-        Watch(folder, print, lambda *_: False, print).raise_error()
+        RunWatch(folder, print, lambda *_: False, print).raise_error()
     assert run_in(folder, 2) == [0, 0]
     assert event_kinds(folder) == ["CREATED", "FAILED"]
 
@@ -117,7 +119,7 @@ def test_a_cancel_file_ends_all_processes(bench: Bench, tmp_path: Path, warm_par
     (folder / CANCEL_FILE).touch()
     assert 0 not in run_in(folder, 2)
     with pytest.raises(Cancelled, match="cancelled at step 1 of"):
-        Watch(folder, print, lambda *_: False, print).raise_error()
+        RunWatch(folder, print, lambda *_: False, print).raise_error()
     assert event_kinds(folder)[-1] == "STOPPED"
 
 

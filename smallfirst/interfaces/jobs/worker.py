@@ -36,10 +36,10 @@ from smallfirst.training.recipe import RECIPES
 
 if TYPE_CHECKING:
     from smallfirst.registry.runs import TrackedRun
+    from smallfirst.training.causal_lm import Sample
     from smallfirst.training.loop import StepMetrics
     from smallfirst.training.recipe import Recipe
     from smallfirst.training.run import Run
-    from smallfirst.training.validation import Sample
 
 log = logging.getLogger(__name__)
 

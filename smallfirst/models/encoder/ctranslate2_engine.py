@@ -71,7 +71,6 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _specification(folder: Path) -> Any:
-    """Return the weights of a folder in CTranslate2's form."""
     from ctranslate2.specs import common_spec, transformer_spec
 
     config, tensors = _config(folder), _tensors(folder / "model.safetensors")

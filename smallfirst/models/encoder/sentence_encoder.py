@@ -7,12 +7,12 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from smallfirst.base.sync import run_in_thread
-from smallfirst.models.batching import run_in_compute_thread
+from smallfirst.models.batching import length_batches, run_in_compute_thread
 from smallfirst.models.encoder.ctranslate2_engine import CTranslate2Encoder, unsupported_reason
 from smallfirst.models.local.weights import (
     import_transformers,
@@ -28,12 +28,6 @@ LARGER_ENCODER = "sentence-transformers/all-mpnet-base-v2"
 
 REMEMBERED = 64
 """Texts whose vectors are kept: the domain check and the model that answers read the same one, one after the other."""
-
-
-class _Vector(NamedTuple):
-    vector: np.ndarray
-    """Of length 1 (width,), float32."""
-    n_tokens: int
 
 
 @functools.lru_cache(maxsize=4)
@@ -62,8 +56,8 @@ class SentenceEncoder:
         if engine is None:
             _ = self.model
         self._n_remembered = remembered
-        self._latest: dict[str, _Vector] = {}
-        """Replaced by the compute thread alone."""
+        self._latest: dict[str, np.ndarray] = {}
+        """Unit vectors (width,), float32, by text; replaced by the compute thread alone."""
 
     @classmethod
     def for_inference(cls, folder: Path, *, int8: bool = False, remembered: int = 0) -> SentenceEncoder:
@@ -74,7 +68,6 @@ class SentenceEncoder:
 
     @cached_property
     def model(self) -> Any:
-        """The encoder as transformers loads it, in evaluation mode."""
         transformers = import_transformers("The sentence encoder")
         import torch
 
@@ -89,7 +82,6 @@ class SentenceEncoder:
 
     @cached_property
     def width(self) -> int:
-        """Length of a vector."""
         width: int = self.model.config.hidden_size if self.engine is None else self.engine.width
         return width
 
@@ -105,7 +97,7 @@ class SentenceEncoder:
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Return unit vectors (texts, width) in float32, in order."""
-        vectors = [one.vector for one in self._read_once(texts)]
+        vectors = self._read_once(texts)
         return np.stack(vectors) if vectors else np.zeros((0, self.width), dtype=np.float32)
 
     def tokens(self, text: str) -> list[int]:
@@ -139,29 +131,21 @@ class SentenceEncoder:
             return packed.pad(packed_states(self.model, packed)).float(), mask
         return self.model(input_ids=pad_right(encoded), attention_mask=mask).last_hidden_state.float(), mask
 
-    def _read_once(self, texts: Sequence[str]) -> list[_Vector]:
+    def _read_once(self, texts: Sequence[str]) -> list[np.ndarray]:
         latest = self._latest  # replaced, never changed: what is remembered does not wait for a pass under way
-        if self._n_remembered and all(text in latest for text in texts):
+        if all(text in latest for text in texts):
             return [latest[text] for text in texts]
-        return run_in_compute_thread(
-            lambda: self._remembered(texts) if len(texts) <= self._n_remembered else self._read(texts)
-        )
+        return run_in_compute_thread(lambda: self._read(texts))
 
-    def _remembered(self, texts: Sequence[str]) -> list[_Vector]:
-        new = [text for text in dict.fromkeys(texts) if text not in self._latest]
-        found = self._latest | dict(zip(new, self._read(new), strict=True))
-        self._latest = dict(list(found.items())[-self._n_remembered :])
-        return [found[text] for text in texts]
-
-    def _read(self, texts: Sequence[str]) -> list[_Vector]:
-        from smallfirst.models.batching import length_batches
-
-        encoded = [self.tokens(text) for text in texts]
-        found: dict[int, _Vector] = {}
+    def _read(self, texts: Sequence[str]) -> list[np.ndarray]:
+        found = dict(self._latest)
+        new = [text for text in dict.fromkeys(texts) if text not in found]
+        encoded = [self.tokens(text) for text in new]
         for chosen in length_batches([len(ids) for ids in encoded], max_rows=self.batch_rows):
             vectors = self._pooled([encoded[i] for i in chosen])
-            found |= {i: _Vector(vector, len(encoded[i])) for i, vector in zip(chosen, vectors, strict=True)}
-        return [found[i] for i in range(len(texts))]
+            found |= {new[i]: vector for i, vector in zip(chosen, vectors, strict=True)}
+        self._latest = dict(list(found.items())[len(found) - min(len(found), self._n_remembered) :])
+        return [found[text] for text in texts]
 
     def _pooled(self, encoded: Sequence[Sequence[int]]) -> np.ndarray:
         if self.engine is None:
@@ -184,7 +168,6 @@ class CachedEncoder:
         self._vectors: dict[str, np.ndarray] = {}
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the vectors (texts, width)."""
         new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
         if new:
             self._vectors |= dict(zip(new, self._encoder.embed(new), strict=True))

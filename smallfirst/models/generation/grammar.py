@@ -1,7 +1,4 @@
-"""Which tokens may come next under a JSON schema: llguidance, and the shortest way to end the answer in time.
-
-A forced token needs no forward pass. An answer that runs out of tokens is closed the shortest way, so it is valid.
-"""
+"""Which tokens may come next under a JSON schema, by llguidance. A forced token needs no forward pass."""
 
 from __future__ import annotations
 
@@ -15,17 +12,11 @@ import numpy as np
 from smallfirst.base.errors import ConfigError, ModelError
 from smallfirst.tasks.json.schema import SEPARATORS
 
-CLOSERS = (b"}", b"]", b'"', b",", b"1")
-"""Texts that end a value or begin the shortest one, best first. A 1 and not a 0: `-0.000` may not be a number below 0,
-however many zeros follow."""
 MAX_NUMBER = 10**18
 """Numbers without bounds of their own are kept between this and its negative, and so are written without an exponent:
 `165E11030` is a JSON number that no program can hold."""
 _VALUES = ("const", "enum", "default", "examples")
 """Keywords whose values are not schemas."""
-MAX_CLOSING_TOKENS = 4096
-"""A schema whose shortest answer is longer than this is refused."""
-
 _TOKENIZERS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
@@ -36,10 +27,6 @@ class Grammar:
         self._matcher, self.words, self.source = matcher, words, source
         self.names = tuple(names)
         """Fields at the top level, in the order in which they are written; empty where there are none."""
-        single = {bytes([byte]): token for token in reversed(range(words.vocab_size)) if (byte := _byte(words, token))}
-        self._closers = [single[sign] for sign in CLOSERS if sign in single]
-        self.closing_tokens = self._count_closing()
-        """Tokens of the shortest answer."""
 
     @classmethod
     def compile(cls, schema: Mapping[str, Any], tokenizer: Any) -> Grammar:
@@ -56,22 +43,10 @@ class Grammar:
         return cls(matcher, words, tuple(schema.get("properties", ())), grammar)
 
     def start(self) -> GrammarState:
-        return GrammarState(self._matcher.deep_copy(), self._closers, self.words)
+        return GrammarState(self._matcher.deep_copy(), self.words)
 
     def pieces(self, token_ids: tuple[int, ...]) -> list[bytes]:
         return [self.words.decode_bytes([token]) for token in token_ids]
-
-    def _count_closing(self) -> int:
-        state = self.start()
-        n_tokens = len(state.begin())
-        while not state.finished:
-            n_tokens += 1 + len(state.take(state.closing(state.allowed())))
-            if n_tokens > MAX_CLOSING_TOKENS:
-                raise ConfigError(
-                    f"the shortest answer under this schema takes more than {MAX_CLOSING_TOKENS} tokens",
-                    hint="ask for fewer fields, or lower minItems and minLength",
-                )
-        return n_tokens
 
 
 def lark_grammar(schema: Mapping[str, Any]) -> str:
@@ -83,44 +58,30 @@ def lark_grammar(schema: Mapping[str, Any]) -> str:
 class GrammarState:
     """How far one answer has come in its grammar."""
 
-    def __init__(self, matcher: Any, closers: list[int], words: Any) -> None:
-        self._matcher, self._closers, self._n_vocabulary = matcher, closers, words.vocab_size
+    def __init__(self, matcher: Any, words: Any) -> None:
+        self._matcher, self._n_vocabulary = matcher, words.vocab_size
         self.end = int(words.eos_token)
         """The token that ends an answer which could go on, such as a number that stands alone."""
 
     @property
     def finished(self) -> bool:
         """True if nothing may follow. Raise ModelError if the matcher has given up, which looks like an end too."""
-        if self._matcher.is_error():
-            raise ModelError(f"the grammar could not be followed: {self._matcher.get_error()}")
+        self._require_sound()
         return bool(self._matcher.is_stopped())
-
-    def begin(self) -> list[int]:
-        return self._forced()
 
     def allowed(self) -> np.ndarray:
         """Return which tokens may come next (vocabulary,), bool. Raise ModelError if that is too costly to compute."""
         packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        if self._matcher.is_error():
-            raise ModelError(f"the grammar could not be followed: {self._matcher.get_error()}")
+        self._require_sound()
         allowed: np.ndarray = np.unpackbits(packed, bitorder="little")[: self._n_vocabulary].astype(bool)
         return allowed
 
     def take(self, token: int) -> list[int]:
         """Take `token` and return the tokens that it forces, taken too. Raise ModelError if it is not allowed."""
         self._consume(token)
-        return self._forced()
+        return self.forced()
 
-    def closing(self, allowed: np.ndarray) -> int:
-        """Return the allowed token that ends the answer soonest: end, a bracket, a quote, else the first."""
-        if self.end < len(allowed) and allowed[self.end]:
-            return self.end
-        possible = [token for token in self._closers if allowed[token]]
-        if set(self._closers[:2]) <= set(possible) and self._closers[2] in possible:
-            return self._closers[2]
-        return possible[0] if possible else int(np.argmax(allowed))
-
-    def _forced(self) -> list[int]:
+    def forced(self) -> list[int]:
         tokens: list[int] = [] if self.finished else self._matcher.compute_ff_tokens()
         for token in tokens:
             self._consume(token)
@@ -129,6 +90,10 @@ class GrammarState:
     def _consume(self, token: int) -> None:
         if not self._matcher.consume_token(token):
             raise ModelError(f"the grammar was left at token {token}: {self._matcher.get_error()}")
+
+    def _require_sound(self) -> None:
+        if self._matcher.is_error():
+            raise ModelError(f"the grammar could not be followed: {self._matcher.get_error()}")
 
 
 def with_number_bounds(schema: Any) -> Any:
@@ -154,8 +119,3 @@ def guidance_tokenizer(tokenizer: Any) -> Any:
 
         _TOKENIZERS[tokenizer] = llguidance.hf.from_tokenizer(tokenizer, n_vocab=len(tokenizer))
     return _TOKENIZERS[tokenizer]
-
-
-def _byte(words: Any, token: int) -> int:
-    text = b"" if words.is_special_token(token) else words.decode_bytes([token])
-    return int(text[0]) if len(text) == 1 else 0

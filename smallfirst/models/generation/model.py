@@ -10,9 +10,14 @@ from typing import Any, NamedTuple
 
 from smallfirst.base.errors import ConfigError, ModelError, RequestRefused
 from smallfirst.models.confidence import Calibration
-from smallfirst.models.generation.generator import GenerationWorker, Generator
+from smallfirst.models.generation.generator import (
+    GeneratedSequence,
+    GenerationRequest,
+    GenerationResult,
+    GenerationWorker,
+    Generator,
+)
 from smallfirst.models.generation.grammar import Grammar
-from smallfirst.models.generation.sequence import GeneratedSequence, GenerationRequest, GenerationResult
 from smallfirst.models.local.tokenizer import encode_chat, encode_prompt, with_system_message
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.pricing import MachinePrice, tokens_of
@@ -76,7 +81,6 @@ class GenerativeModel(CallableModel):
         name: str = "",
         price: MachinePrice | None = None,
     ) -> GenerativeModel:
-        """Return the model that a manifest of a kind that generates describes."""
         tokenizer, max_tokens = generator.tokenizer, manifest.max_tokens
         if manifest.kind == "chat":
             prompt = chat_prompt(tokenizer, manifest.system, max_tokens=max_tokens, writes_json=manifest.writes_json)
@@ -125,7 +129,6 @@ class GenerativeModel(CallableModel):
             raise ModelError(f"{self.name} computes no numbers")
 
     async def aclose(self) -> None:
-        """End the thread of its answers. Safe to call twice."""
         self._grammars.close()
         await self.worker.aclose()
 
@@ -159,13 +162,15 @@ class GenerativeModel(CallableModel):
 
     def _completion(self, generation: GenerationRequest, result: GenerationResult, began: float) -> Completion:
         tokens = tokens_of(result.n_prompt_tokens, len(result.token_ids))
+        grammar = generation.grammar
+        is_cut = grammar is not None and result.finish_reason == "length"  # no value of the schema
         return Completion(
             text=result.text if self.prompt.keeps_spaces else result.text.strip(),
             answered_by=self.name,
             latency_ms=(time.perf_counter() - began) * 1000,
             **paid(self._price.charge(self.name, result.busy_s, tokens)),
-            confidence=self._calibration.confidence(result.log_probabilities),
-            field_confidence=field_confidence(result, generation.grammar) if generation.grammar else {},
+            confidence=0.0 if is_cut else self._calibration.confidence(result.log_probabilities),
+            field_confidence={} if grammar is None or is_cut else field_confidence(result, grammar),
             finish_reason=result.finish_reason,
             stopped=result.stopped,
         )

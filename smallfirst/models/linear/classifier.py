@@ -1,4 +1,12 @@
-"""Linear classifiers on word counts or on a sentence encoder's vectors, for closed answers only."""
+"""Linear classifiers on word counts or on a sentence encoder's vectors, for closed answers only.
+
+With a label for texts out of scope, `other`, an encoder's classifier answers it where a text is unlike the training
+texts of every label: four signals of the encoder's vector and the labels' logits (`models.state_features`) and the
+log-odds of `other` are fused by a logistic regression on selection rows, whose `other` rows nothing was fitted on.
+
+An encoder reads in int8 only at equal answers: it reads selection rows in both precisions, and that is recorded. The
+proof is that evaluation, gate, certificate and parity then measure the chosen arithmetic on other rows.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +15,22 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
-from smallfirst.base.files import write_atomically
+from smallfirst.base.files import sha256, write_atomically
+from smallfirst.base.records import Record
+from smallfirst.base.stats.intervals import paired_difference, wilson
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.row_formats import to_json
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder, open_encoder
 from smallfirst.models.label_model import LabelLogProbs, LabelModel, log_softmax
 from smallfirst.models.linear.tfidf import TfidfFeatures
-from smallfirst.models.manifest import Manifest, int8_allowed, write_manifest
+from smallfirst.models.manifest import INT8_FILE, Int8Check, Manifest, int8_allowed, read_manifest, write_manifest
 from smallfirst.models.protocol import Capability, Completion, Request, paid
+from smallfirst.models.state_features import HiddenStateProfile, HiddenStates
 from smallfirst.tasks.task import Task
 
 INVERSE_REGULARIZATION = {"words": 30.0, "encoder": 10.0}
@@ -189,3 +200,210 @@ def decision_nats(odds: np.ndarray, threshold: float) -> np.ndarray:
 
 def _log_odds(probability: float) -> float:
     return float(np.log(probability / (1 - probability)))
+
+
+SCOPE_FILE, PROFILE_FILE = "scope.json", "scope_profile.safetensors"
+MIN_OTHER, MIN_OWN = 10, 50
+"""Selection rows of `other`, and of the other labels, below which the label `other` decides alone."""
+MAX_LOSS = 0.005
+"""Share of the selection rows in scope whose right answer may become `other`."""
+MAX_ROWS = 8000
+"""Training rows whose vectors are kept; of more, evenly spaced ones."""
+
+
+class ScopeParameters(Record):
+    """From the signals of a text to the log-odds that no label fits."""
+
+    other: int
+    """Place of `other` among the labels."""
+    weights: tuple[float, ...]
+    """Of the four signals and of the log-odds of the label `other`; none is negative."""
+    offset: float
+
+
+class Measured(NamedTuple):
+    """What the classifier computes for some texts."""
+
+    labels: np.ndarray
+    """Log-probabilities of the labels in scope (texts, labels), -inf for `other`, in nats."""
+    signals: np.ndarray
+    """The signals (texts, 5); each grows with the distance from the training texts."""
+
+
+class ScopedClassifier:
+    """A Scorer: `other` has the probability that the fused signals give it, the other labels share the rest."""
+
+    def __init__(self, classifier: LinearClassifier, profile: HiddenStateProfile, parameters: ScopeParameters) -> None:
+        self.classifier, self.profile, self.parameters = classifier, profile, parameters
+
+    @classmethod
+    def fit(cls, classifier: LinearClassifier, train: Dataset, selection: Dataset, manifest: Manifest) -> Self | None:
+        """Return the classifier with the signals fused; None with too few selection rows of either kind."""
+        if (scoped := cls.unweighted(classifier, train, manifest)) is None:
+            return None
+        found = scoped.measure([example.text for example in selection.examples])
+        nats = mix(found.labels, found.signals[:, -1], scoped.parameters.other)
+        answers = [example.answer for example in selection.examples]
+        chosen = choose_parameters(nats, found.signals, answers, manifest)
+        return cls(classifier, scoped.profile, chosen) if chosen else None
+
+    @classmethod
+    def unweighted(cls, classifier: LinearClassifier, train: Dataset, manifest: Manifest) -> Self | None:
+        """Return the classifier with the profile of `train`, its signals not fused yet.
+
+        None where it reads no encoder, or the task has no label for texts out of scope.
+        """
+        labels, other = manifest.task.closed, getattr(manifest.task, "other", None)
+        own = [example for example in train.examples if example.answer != other]
+        if manifest.kind != "encoder" or other is None or not labels or not own:
+            return None
+        own = [own[i] for i in np.linspace(0, len(own) - 1, min(len(own), MAX_ROWS)).astype(int)]
+        vectors = classifier.features([example.text for example in own])
+        none = np.zeros((len(own), 0), dtype=np.float32)
+        profile = HiddenStateProfile.fit(HiddenStates(vectors, none), [labels.index(e.answer) for e in own])
+        return cls(classifier, profile, ScopeParameters(other=labels.index(other), weights=(1.0,) * 5, offset=0.0))
+
+    def score(self, texts: Sequence[str]) -> list[LabelLogProbs]:
+        if not texts:
+            return []
+        began, own = time.perf_counter(), self.parameters
+        found = self.measure(texts)
+        logs = mix(found.labels, found.signals @ np.asarray(own.weights) + own.offset, own.other)
+        busy_s = (time.perf_counter() - began) / len(texts)
+        return [LabelLogProbs(row, 0, busy_s) for row in logs]
+
+    def measure(self, texts: Sequence[str]) -> Measured:
+        vectors, other = self.classifier.features(list(texts)), self.parameters.other
+        logits = vectors @ self.classifier.weights.T + self.classifier.bias  # (texts, labels)
+        own = np.delete(logits, other, axis=1)
+        signals = self.profile.nonconformity(HiddenStates(vectors, own))
+        every = log_softmax(logits, 1.0)
+        odds = every[:, other] - np.logaddexp.reduce(np.delete(every, other, axis=1), axis=1)
+        return Measured(own_labels(every, other), np.column_stack([signals, odds]))
+
+    def save(self, folder: Path, manifest: Manifest) -> Manifest:
+        """Write what was fitted beside the classifier that `folder` holds, and the manifest."""
+        self.profile.save(folder / PROFILE_FILE)
+        write_atomically(folder / SCOPE_FILE, self.parameters.model_dump_json().encode())
+        digest = f"{manifest.weights_fingerprint.partition('-')[0]}-{sha256(folder / PROFILE_FILE)[:8]}"
+        written = manifest.model_copy(update={"weights_fingerprint": digest})
+        write_manifest(folder, written)
+        return written
+
+
+def load_classifier(folder: Path, manifest: Manifest) -> LinearClassifier | ScopedClassifier:
+    """Return the linear model in a folder, with the signals that tell what is out of scope where it has them."""
+    classifier = LinearClassifier.load(folder, manifest)
+    if not (folder / SCOPE_FILE).is_file():
+        return classifier
+    profile = HiddenStateProfile.load(folder / PROFILE_FILE)
+    return ScopedClassifier(classifier, profile, ScopeParameters.load(folder / SCOPE_FILE))
+
+
+def own_labels(logs: np.ndarray, other: int) -> np.ndarray:
+    """Return the log-probabilities (texts, labels) of the labels in scope alone, -inf for `other`, in nats."""
+    found: np.ndarray = np.insert(log_softmax(np.delete(logs, other, axis=1), 1.0), other, -np.inf, axis=1)
+    return found
+
+
+def mix(labels: np.ndarray, odds: np.ndarray, other: int) -> np.ndarray:
+    """Return log-probabilities of all labels (texts, labels), `other` having the log-odds `odds` (texts,)."""
+    logs: np.ndarray = labels - np.logaddexp(0, odds)[:, None]
+    logs[:, other] = -np.logaddexp(0, -odds)
+    return logs
+
+
+def choose_parameters(
+    nats: np.ndarray, signals: np.ndarray, answers: Sequence[str], manifest: Manifest
+) -> ScopeParameters | None:
+    """Return the weights of the signals (rows, 5) and the offset that suit rows with these right answers.
+
+    `nats` (rows, labels) are log-probabilities. None with too few rows of either kind.
+    """
+    labels, other = manifest.task.closed, getattr(manifest.task, "other", None)
+    is_other = np.array([answer == other for answer in answers])
+    if is_other.sum() < MIN_OTHER or (~is_other).sum() < MIN_OWN:
+        return None
+    at = labels.index(str(other))
+    weights = fit_weights(signals, is_other)
+    logs = mix(own_labels(nats, at), signals @ weights, at)
+    offset = choose_offset(logs, np.array([labels.index(answer) for answer in answers]), at)
+    return ScopeParameters(other=at, weights=tuple(weights.tolist()), offset=offset)
+
+
+def fit_weights(signals: np.ndarray, is_other: np.ndarray) -> np.ndarray:
+    """Return a weight of each signal (rows, signals), at least 0: a logistic regression, both kinds counting alike."""
+    from sklearn.linear_model import LogisticRegression
+
+    centres, spread = signals[~is_other].mean(axis=0), signals[~is_other].std(axis=0)
+    scales = np.where(spread > 1e-9, spread, 1.0)
+    fitted = LogisticRegression(class_weight="balanced").fit((signals - centres) / scales, is_other)
+    weights: np.ndarray = np.maximum(fitted.coef_[0], 0)
+    return (weights if weights.any() else np.ones(len(scales))) / scales
+
+
+def choose_offset(log_probabilities: np.ndarray, gold: np.ndarray, other: int, *, max_loss: float = MAX_LOSS) -> float:
+    """Return what to add to the log-odds of `other` (rows, labels in nats) to answer it as often as is right.
+
+    Of the offsets that turn at most a share `max_loss` of the rows in scope from right to wrong, the one with the
+    highest mean of accuracy in scope and recall of `other`.
+    """
+    own = np.delete(log_probabilities, other, axis=1)
+    best = own.argmax(axis=1)
+    margin = own.max(axis=1) - log_probabilities[:, other]  # `other` is answered where the offset is larger
+    best += best >= other
+    kept = np.sort(margin[(gold != other) & (best == gold)])
+    missed = np.sort(margin[gold == other])
+    n_own = max(1, int((gold != other).sum()))
+    limits = kept[: int(max_loss * n_own) + 1] if len(kept) else np.array([0.0])
+    lost, caught = np.searchsorted(kept, limits) / n_own, np.searchsorted(missed, limits) / max(1, len(missed))
+    return float(limits[np.argmax(caught - lost)])
+
+
+MIN_ROWS = 100
+"""Fewer rows decide nothing: one row would be more than a point."""
+MIN_AGREEMENT = 0.98
+"""Share of rows with the same label."""
+MAX_ACCURACY_LOSS = 0.01
+"""Accuracy that may be lost on them."""
+
+
+def check_int8(folder: Path, data: Dataset) -> Int8Check | None:
+    """Check a folder on selection rows, before evaluation, and write the record; None if int8 is not possible."""
+    manifest = read_manifest(folder)
+    if manifest.kind != "encoder" or not len(data):
+        return None
+    exact = LinearClassifier.load(folder, manifest, int8=False)
+    if exact.encoder is None or exact.encoder.engine is None:
+        return None
+    int8 = LinearClassifier.load(folder, manifest, int8=True)
+    texts = [example.text for example in data.examples]
+    index = {label: i for i, label in enumerate(manifest.task.closed)}
+    gold = [index.get(example.answer, -1) for example in data.examples]
+    found = compare(exact.score(texts), int8.score(texts), gold, weights_fingerprint=manifest.weights_fingerprint)
+    found.save(folder / INT8_FILE)
+    return found
+
+
+def compare(
+    exact: Sequence[LabelLogProbs], int8: Sequence[LabelLogProbs], gold: Sequence[int], *, weights_fingerprint: str
+) -> Int8Check:
+    """Compare the answers to the same rows in both precisions; `gold` holds label indices.
+
+    int8 is kept if, on MIN_ROWS or more, MIN_AGREEMENT of labels agree and at most MAX_ACCURACY_LOSS is lost.
+    """
+    before, after = (np.array([row.log_probabilities for row in scored]).argmax(axis=1) for scored in (exact, int8))
+    agreement = wilson(int((before == after).sum()), len(before))
+    difference = paired_difference((after == np.asarray(gold)).tolist(), (before == np.asarray(gold)).tolist())
+    kept, why = False, f"the same label on {agreement}, accuracy changes by {difference}"
+    if agreement.n < MIN_ROWS:
+        why = f"{agreement.n} rows are too few to decide on; at least {MIN_ROWS} are needed"
+    elif agreement.value < MIN_AGREEMENT:
+        why = f"the same label on {agreement}, but at least {MIN_AGREEMENT:.0%} is required"
+    elif difference.value < -MAX_ACCURACY_LOSS:
+        why = f"accuracy changes by {difference}, but no more than {MAX_ACCURACY_LOSS:.0%} may be lost"
+    else:
+        kept = True
+    return Int8Check(
+        weights_fingerprint=weights_fingerprint, agreement=agreement, difference=difference, kept=kept, why=why
+    )

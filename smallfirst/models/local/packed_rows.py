@@ -44,7 +44,6 @@ class RowGroup(NamedTuple):
 
     lengths: list[int]
     width: int
-    """Of the longest row."""
     places: torch.Tensor | None
     """Padded place of each token (tokens,); None if all rows are equally long."""
 
@@ -85,9 +84,7 @@ class PackedRows:
     ids: torch.Tensor
     """The common prefix once, then the rest of each row (tokens,), int64."""
     positions: torch.Tensor
-    """(tokens,), from 0."""
     n_shared: int
-    """Tokens of the common prefix."""
     groups: list[RowGroup]
     ragged: RaggedRows | None = None
     """On a GPU: the rows for a kernel that needs no groups."""
@@ -104,7 +101,6 @@ class PackedRows:
         return [start for _, start in sorted(zip(self.order, starts, strict=False))]
 
     def to(self, device: torch.device) -> PackedRows:
-        """Return the same rows with their tensors on `device`."""
         ids, positions = (part.to(device, non_blocking=True) for part in (self.ids, self.positions))
         ragged = _ragged(self.lengths, self.n_shared, device) if device.type == "cuda" else self.ragged
         groups = [group.to(device) for group in self.groups]
@@ -256,7 +252,6 @@ def _packed_attention(
     prefix, own = zip(*(torch.split(part[0].transpose(0, 1), sizes) for part in (query, key, value)), strict=True)
 
     def attend(group: RowGroup | None, *given: torch.Tensor) -> torch.Tensor:
-        """Take and return (rows, time, heads, head_dim)."""
         query, *known = given
         if group is not None and packed.n_shared:
             shared = (part.expand(len(query), -1, -1, -1) for part in prefix[1:])

@@ -1,15 +1,27 @@
-"""A Model that answers with what an encoder marks in the text; waiting requests share a pass."""
+"""A Model that answers with what an encoder marks in the text; waiting requests share a pass.
+
+What the tagger and the reader have in common: a long text in windows, and an encoder with heads over its token states.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
+import torch
+
+from smallfirst.base.files import write_atomically
 from smallfirst.models.batching import SHORT_PASS, BatchWorker, estimated_tokens
+from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.pricing import MachinePrice, tokens_of
 from smallfirst.models.protocol import CallableModel, Capability, Completion, Request, paid
+
+ENCODER_FOLDER, HEADS_FILE = "encoder", "heads.safetensors"
+OVERLAP = 4
+"""Windows overlap by one part in so many, so that what one cuts stands whole in the other."""
 
 
 class SpanAnswer(NamedTuple):
@@ -23,7 +35,6 @@ class SpanAnswer(NamedTuple):
     """By field path, the probability in [0, 1] of its value, or of its absence; empty where answers have no fields."""
     n_tokens: int
     busy_s: float
-    """Share of the pass's time."""
 
 
 class SpanScorer(Protocol):
@@ -36,22 +47,18 @@ class SpanScorer(Protocol):
 class SpanModel(CallableModel):
     """A SpanScorer as a Model: batches concurrent requests and prices the machine's time."""
 
-    max_batch_size = 128
-    """Texts in a pass; those that arrive meanwhile wait for the next."""
     capabilities = frozenset({Capability.CHOSEN, Capability.READINESS})
 
     def __init__(
         self, scorer: SpanScorer, manifest: Manifest, *, name: str = "", price: MachinePrice | None = None
     ) -> None:
-        self.manifest = manifest
-        self.name = name or manifest.task.name
+        self.manifest, self.name = manifest, name or manifest.task.name
         self.max_answer_tokens = manifest.task.max_answer_tokens
         self._price = price or MachinePrice()
-        self._scorer = scorer
         self._worker: BatchWorker[str, SpanAnswer] = BatchWorker(
             scorer.answer,
             name=self.name,
-            max_batch_size=self.max_batch_size,
+            max_batch_size=128,
             size=estimated_tokens,
             budget=SHORT_PASS,
             price=self._price,
@@ -75,3 +82,32 @@ class SpanModel(CallableModel):
 
     async def aclose(self) -> None:
         await self._worker.aclose()
+
+
+def windows(n: int, size: int) -> list[range]:
+    """Return ranges of at most `size` that hold all of `n` tokens, each but a single one full; neighbours overlap."""
+    starts = [*range(0, n - size, size - size // OVERLAP), max(0, n - size)]
+    return [range(start, min(n, start + size)) for start in starts]
+
+
+class MarkingNetwork(torch.nn.Module):
+    """An encoder, which is trained as `body`, and heads over its token states."""
+
+    def __init__(self, encoder: SentenceEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.body: Any = encoder.model if encoder.engine is None else None
+
+    def save(self, folder: Path) -> None:
+        """Write the encoder with its tokenizer, and the heads; the manifest is written last, by the caller."""
+        from safetensors.torch import save
+
+        self.encoder.model.save_pretrained(folder / ENCODER_FOLDER)
+        self.encoder.tokenizer.save_pretrained(folder / ENCODER_FOLDER)
+        heads = {name: w.contiguous() for name, w in self.state_dict().items() if not name.startswith("body.")}
+        write_atomically(folder / HEADS_FILE, save(heads))
+
+    def load_heads(self, folder: Path) -> None:
+        from safetensors.torch import load_file
+
+        self.load_state_dict(load_file(folder / HEADS_FILE), strict=False)

@@ -1,14 +1,39 @@
-"""How a tagger's answers are made: what each field is, and JSON assembled from the values that were found."""
+"""How a tagger's answers are made: the plan of each field, learned from where the values of training rows stand.
+
+A field is marked if its values occur in the text in at least 95 % of the rows; else it is closed if it has few values.
+"""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from smallfirst.base.records import Record
+from smallfirst.data.dataset import Example
+from smallfirst.models.spans.values import occurrences
+from smallfirst.tasks.extract import Extract
 from smallfirst.tasks.json.answers import AnswerCheck
-from smallfirst.tasks.json.schema import LIST, SEPARATORS, Schema, allowed_types, alternatives
+from smallfirst.tasks.json.paths import flatten
+from smallfirst.tasks.json.schema import LIST, SEPARATORS, FieldSpec, Schema, allowed_types, alternatives
+
+TOLERANCE = 0.05
+"""Share of the rows that may hold a value of a field that cannot be marked."""
+MAX_CLOSED = 64
+"""Most values of a field that is judged from the whole text."""
+SAMPLE = 500
+"""Rows, about, from which is learned how values are written."""
+ROWS_A_VALUE = 10
+"""Training rows for each such value that the schema does not list, at least and on average."""
+_FORMS = (("date", "date_dmy"), ("number", "digits"), ("text", "lower", "upper"))
+"""Of each group a field has one form at most: what one reads, the others read too."""
+_ORDER = ("date", "date_dmy", "number", "digits", "lower", "upper", "text")
+"""In which a field's forms are tried: what reads anything comes last."""
+_LEAST_SHARE = 0.01
+"""Of a field's values that a form must reproduce."""
+
+Span = tuple[int, int]
 
 
 class FieldPlan(Record):
@@ -27,7 +52,6 @@ class FieldPlan(Record):
     absent: str = ""
     """What stands where there is no value: `null`, `""`, `[]`, or nothing."""
     must: bool = False
-    """An answer always has a value here."""
 
     @property
     def is_list(self) -> bool:
@@ -56,17 +80,17 @@ class AnswerPlan(Record):
         return tuple(field for field in self.fields if field.how == "closed")
 
 
-class Found(NamedTuple):
+class FoundValue(NamedTuple):
     """A value and where its words begin in the text."""
 
     place: int
     value: Any
 
 
-def assemble(plan: AnswerPlan, schema: Schema, found: Mapping[str, Sequence[Found]], text: str) -> str:
+def assemble(plan: AnswerPlan, schema: Schema, found: Mapping[str, Sequence[FoundValue]], text: str) -> str:
     """Return the answer as canonical JSON: `found` holds the values by path, in the order of the text."""
     answer: dict[str, Any] = {}
-    grouped: dict[tuple[str, ...], list[tuple[Found, FieldPlan]]] = {}
+    grouped: dict[tuple[str, ...], list[tuple[FoundValue, FieldPlan]]] = {}
     for field in plan.fields:
         values = found.get(field.path, ())
         if field.group is not None:
@@ -85,7 +109,7 @@ def assemble(plan: AnswerPlan, schema: Schema, found: Mapping[str, Sequence[Foun
     return json.dumps(ordered, ensure_ascii=False, separators=SEPARATORS)
 
 
-def _objects(members: Sequence[tuple[Found, FieldPlan]], plan: AnswerPlan, text: str) -> list[dict[str, Any]]:
+def _objects(members: Sequence[tuple[FoundValue, FieldPlan]], plan: AnswerPlan, text: str) -> list[dict[str, Any]]:
     objects: list[dict[str, Any]] = []
     end = 0
     for one, field in members:
@@ -155,3 +179,162 @@ def is_allowed(schema: Schema, nodes: Sequence[Schema], value: Any) -> bool:
     """Return True if one of the schema's nodes allows the value."""
     check = AnswerCheck(schema)
     return any(check.is_valid(value, node) for node in nodes)
+
+
+class AnsweredRow(NamedTuple):
+    """A training row, its values by path."""
+
+    text: str
+    answer: Any
+    values: dict[str, list[Any]]
+
+
+class PlacedValue(NamedTuple):
+    """A value of a row and where it may stand in the text."""
+
+    field: int
+    places: tuple[Span, ...]
+
+
+def parse_row(example: Example) -> AnsweredRow:
+    """Return the row with its values by path; empty texts count as no value."""
+    answer = json.loads(example.answer)
+    values = {path: [v for v in held if v != ""] for path, held in flatten(answer).items()}
+    return AnsweredRow(example.text, answer, {path: held for path, held in values.items() if held})
+
+
+def learn_plan(task: Extract, examples: Sequence[Example]) -> tuple[AnswerPlan, str]:
+    """Return how answers are made, and in a clause why marking does not do; empty if it does."""
+    rows = [parse_row(example) for example in examples]
+    paths = [spec.path for spec in task.fields]
+    problems = [f"`{path}` is not named in the schema" for row in rows for path in row.values if path not in paths]
+    sample = rows[:: max(1, len(rows) // SAMPLE)]
+    forms = {path: _forms(task, path, sample) for path in paths}
+    dates = [path for path, (chosen, _) in forms.items() if any(form.startswith("date") for form in chosen)]
+    forms |= {path: _with_days(task, path, sample, *forms[path], [d for d in dates if d != path]) for path in dates}
+    fields = []
+    for spec in task.fields:
+        holder = spec.way[:-1] if spec.way[-1] == LIST else spec.way
+        if holder.count(LIST) > 1 or holder[-1] == LIST:
+            problems.append(f"`{spec.path}` is in a list within a list")
+            continue
+        field, problem = _field(spec, rows, forms[spec.path][0], len(forms[spec.path][1]) / len(sample))
+        fields.append(field)
+        problems += [problem] * bool(problem)
+    plan = AnswerPlan(fields=tuple(fields))
+    if any(field.group for field in plan.spans) and not problems:
+        plan, problem = _grouped(task, plan, sample)
+        problems += [problem] * bool(problem)
+    return plan, "; ".join(list(dict.fromkeys(problems))[:3])
+
+
+def align(task: Extract, plan: AnswerPlan, row: AnsweredRow) -> list[PlacedValue]:
+    """Return the row's values that stand in the text. Of a list, a value's place follows that of the one before."""
+    found = []
+    for number, field in enumerate(plan.spans):
+        cursor = 0
+        for value in row.values.get(field.path, ()):
+            places = _places(task, field.path, field.forms, row, value)
+            if LIST in field.way and places:
+                places = [next((place for place in places if place[0] >= cursor), places[0])]
+                cursor = places[0][1]
+            if places:
+                found.append(PlacedValue(number, tuple(places)))
+    return found
+
+
+def _places(task: Extract, path: str, forms: Sequence[str], row: AnsweredRow, value: Any) -> list[Span]:
+    known = {name: values[0] for name, values in row.values.items()}
+    how = task.normalise.get(path, "exact")
+    return next((found for form in forms if (found := occurrences(row.text, value, form, known, how))), [])
+
+
+def _forms(task: Extract, path: str, rows: Sequence[AnsweredRow]) -> tuple[tuple[str, ...], set[int]]:
+    """Return the forms that reproduce most values, and the numbers of the rows with values that none does."""
+    left = [(n, value) for n, row in enumerate(rows) for value in row.values.get(path, ())]
+    n_values, chosen, groups = len(left), list[str](), list(_FORMS)
+    while left and groups:
+        hits: dict[str, set[int]] = {}
+        for form in (form for group in groups for form in group):
+            hits[form] = {i for i, (n, value) in enumerate(left) if _places(task, path, (form,), rows[n], value)}
+            if len(hits[form]) == len(left):
+                break
+        best = max(hits, key=lambda form: len(hits[form]))
+        if len(hits[best]) < max(1, _LEAST_SHARE * n_values):
+            break
+        chosen.append(best)
+        groups = [group for group in groups if best not in group]
+        left = [pair for i, pair in enumerate(left) if i not in hits[best]]
+    return tuple(sorted(chosen, key=_ORDER.index)), {n for n, _ in left}
+
+
+def _with_days(
+    task: Extract,
+    path: str,
+    rows: Sequence[AnsweredRow],
+    forms: tuple[str, ...],
+    missing: set[int],
+    dates: Sequence[str],
+) -> tuple[tuple[str, ...], set[int]]:
+    """Return `_forms` with one more for what most of the missing are: so many days after one of the other dates."""
+    hits = {
+        form: {n for n in missing if all(_places(task, path, (form,), rows[n], v) for v in rows[n].values[path])}
+        for form in (f"days:{other}" for other in dates)
+    }
+    best = max(hits, key=lambda form: len(hits[form]), default="")
+    if not best or 2 * len(hits[best]) <= len(missing):
+        return forms, missing
+    return (*(form for form in forms if form not in _FORMS[2]), best), missing - hits[best]
+
+
+def _field(
+    spec: FieldSpec, rows: Sequence[AnsweredRow], forms: tuple[str, ...], missing: float
+) -> tuple[FieldPlan, str]:
+    """Return the plan of a field, and what speaks against it; `missing` is the share of rows that cannot be marked."""
+    way, present = spec.way, [row.values[spec.path] for row in rows if spec.path in row.values]
+    must = spec.required and not spec.nullable and LIST not in way
+    absent = _absent(way, rows, spec.path)
+    field = FieldPlan(path=spec.path, way=way, how="span", forms=forms or ("text",), absent=absent, must=must)
+    values = Counter(json.dumps(value, ensure_ascii=False) for held in present for value in held)
+    listed = bool(spec.enum) or spec.type == "boolean"
+    is_few = len(values) <= MAX_CLOSED and (listed or len(values) * ROWS_A_VALUE <= len(present)) and LIST not in way
+    if is_few and (listed or missing > TOLERANCE):
+        none = () if len(present) == len(rows) else ("",)
+        return field.model_copy(update={"how": "closed", "values": (*none, *sorted(values)), "forms": ()}), ""
+    if missing <= TOLERANCE:
+        return field, ""
+    share = min(1.0, missing * len(rows) / len(present))
+    return field, f"{100 * share:.0f} % of the values of `{spec.path}` do not occur in their texts"
+
+
+def _absent(way: tuple[str, ...], rows: Sequence[AnsweredRow], path: str) -> str:
+    """Return what most rows without a value hold in its place, as JSON; empty for nothing."""
+    *before, name = way[:-1] if way[-1] == LIST else way
+    said: Counter[str] = Counter()
+    for row in rows if LIST not in before else ():
+        holder = _held(row.answer, before, None)
+        if path not in row.values and isinstance(holder, dict):
+            said[json.dumps(holder[name]) if name in holder else ""] += 1
+    return max(said, key=said.__getitem__, default="")
+
+
+def _grouped(task: Extract, plan: AnswerPlan, rows: Sequence[AnsweredRow]) -> tuple[AnswerPlan, str]:
+    """Return the plan with the better rule for where an object of a list ends, and why neither is good enough."""
+    plans = [plan.model_copy(update={"one_object_a_line": by_line}) for by_line in (False, True)]
+    lost = [sum(not _round_trip(task, each, row) for row in rows) / len(rows) for each in plans]
+    best = int(lost[1] < lost[0])
+    names = ", ".join(sorted({f"`{'.'.join(field.group)}`" for field in plan.spans if field.group}))
+    told = f"the objects of {names} cannot be told apart by order or line in {100 * lost[best]:.0f} % of the rows"
+    return plans[best], told if lost[best] > 2 * TOLERANCE else ""
+
+
+def _round_trip(task: Extract, plan: AnswerPlan, row: AnsweredRow) -> bool:
+    """Return True if the row's answer comes back from where its values stand."""
+    found: dict[str, list[FoundValue]] = {}
+    for value, field in ((value, plan.spans[value.field]) for value in align(task, plan, row)):
+        held = found.setdefault(field.path, [])
+        held.append(FoundValue(value.places[0][0], row.values[field.path][len(held)]))
+    for field in plan.closed:
+        found[field.path] = [FoundValue(0, value) for value in row.values.get(field.path, ())]
+    said = task.parse(assemble(plan, task.json_schema, found, row.text))
+    return task.score([json.dumps(row.answer)], said) == 1

@@ -16,97 +16,126 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from smallfirst.base.files import write_atomically
 from smallfirst.models.batching import length_batches, run_in_compute_thread
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.spans.model import SpanAnswer
+from smallfirst.models.spans.model import ENCODER_FOLDER, MarkingNetwork, SpanAnswer, windows
 from smallfirst.models.spans.values import CharSpan
 from smallfirst.tasks.answer import Answer, split_context
 from smallfirst.tasks.scorers import normalize_answer
 
-ENCODER_FOLDER = "encoder"
-HEADS_FILE = "heads.safetensors"
-OVERLAP_SHARE = 0.25
-"""Of a window's tokens, shared with the next window, so that an answer cut by one stands whole in the other."""
 N_BEST = 20
 """Spans of a window that can become the answer."""
 MAX_QUESTION_SHARE = 0.5
 """Of a window's tokens; the rest of a longer question is not read."""
 
 
-class Window(NamedTuple):
+class ContextWindow(NamedTuple):
     """A question with a part of its context, in tokens."""
 
     ids: tuple[int, ...]
     first: int
     """Position of the first token of the context."""
     places: tuple[CharSpan, ...]
-    """Characters of each token of the context; empty if there is none."""
 
 
-class Reading(NamedTuple):
-    """The best answer to one text."""
+def windows_of(question: str, context: str, tokenizer: Any, max_tokens: int) -> list[ContextWindow]:
+    """Return the pair in windows of at most `max_tokens` tokens that together hold the whole context."""
+    limit = int(max_tokens * MAX_QUESTION_SHARE)
+    places = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    if len(places) > limit:
+        question = question[: places[limit - 1][1]]
+    found = tokenizer(question, context, return_offsets_mapping=True, truncation=False, verbose=False)
+    ids, own = found["input_ids"], [at for at, part in enumerate(found.sequence_ids()) if part == 1]
+    if not own:
+        return [ContextWindow(tuple(ids), 0, ())]
+    first, behind = own[0], ids[own[-1] + 1 :]
+    return [
+        ContextWindow(
+            (*ids[:first], *(ids[own[i]] for i in part), *behind),
+            first,
+            tuple(CharSpan(*found["offset_mapping"][own[i]]) for i in part),
+        )
+        for part in windows(len(own), max_tokens - first - len(behind))
+    ]
 
-    text: str
-    """Words of the context, or the task's `not_answerable`; empty where neither exists."""
-    log_probability: float
-    """In nats, among the best spans and `not_answerable`; not calibrated."""
-    n_tokens: int
+
+class PointerNetwork(MarkingNetwork):
+    """An encoder and the pointer head."""
+
+    def __init__(self, encoder: SentenceEncoder, max_span_tokens: int) -> None:
+        super().__init__(encoder)
+        self.max_span_tokens = max_span_tokens
+        self.heads = torch.nn.Parameter(torch.zeros(2, encoder.width + 1))
+        """Weights and, last, the bias of the start and the end logit (2, width + 1)."""
+
+    def forward(self, rows: Sequence[ContextWindow]) -> torch.Tensor:
+        """Return the log-odds (windows, tokens, tokens) of each span, by first and last token, against the null.
+
+        In nats, float32; minus infinity outside the context, for ends before their starts and for longer spans.
+        """
+        states, _ = self.encoder.hidden_states([row.ids for row in rows])  # (windows, tokens, width)
+        start, end = (states @ self.heads[:, :-1].T + self.heads[:, -1]).unbind(-1)  # (windows, tokens) each
+        at = torch.arange(states.shape[1])
+        first = torch.tensor([row.first for row in rows])[:, None]
+        n_context = torch.tensor([len(row.places) for row in rows])[:, None]
+        inside = (at >= first) & (at < first + n_context)  # (windows, tokens)
+        length = at[None, :] - at[:, None]
+        allowed = inside[:, :, None] & inside[:, None, :] & (length >= 0) & (length < self.max_span_tokens)
+        odds = start[:, :, None] + end[:, None, :] - (start[:, :1] + end[:, :1])[:, :, None]
+        masked: torch.Tensor = odds.masked_fill(~allowed, -torch.inf)
+        return masked
 
 
 class Reader:
-    """A fine-tuned encoder with the two vectors of a pointer head."""
+    """A SpanScorer: the likeliest span over all windows of a context, or that there is none."""
 
     batch_rows = 32
 
-    def __init__(self, encoder: SentenceEncoder, heads: np.ndarray, manifest: Manifest) -> None:
-        """`heads` (2, width + 1) hold the weights and, last, the bias of the start and the end logit."""
+    def __init__(self, network: PointerNetwork, manifest: Manifest) -> None:
         assert isinstance(manifest.task, Answer)
-        self.encoder, self.heads, self.manifest, self.task = encoder, heads, manifest, manifest.task
+        self.network, self.manifest, self.task = network, manifest, manifest.task
+
+    @classmethod
+    def load(cls, folder: Path, manifest: Manifest) -> Reader:
+        encoder = SentenceEncoder.for_inference(folder / ENCODER_FOLDER)
+        network = PointerNetwork(encoder, manifest.task.max_answer_tokens or 1).eval()
+        network.load_heads(folder)
+        return cls(network, manifest)
 
     def answer(self, texts: Sequence[str]) -> list[SpanAnswer]:
         """Return one answer per text, in order, with the calibrated probability that it is right."""
         began = time.perf_counter()
-        readings = run_in_compute_thread(lambda: self.read(texts))
+        found = run_in_compute_thread(lambda: self.read(texts))
         busy_s = (time.perf_counter() - began) / max(1, len(texts))
         calibration = self.manifest.calibration
-        return [
-            SpanAnswer(one.text, calibration.confidence([one.log_probability]), {}, one.n_tokens, busy_s)
-            for one in readings
-        ]
+        return [SpanAnswer(text, calibration.confidence([nats]), {}, n, busy_s) for text, nats, n in found]
 
-    def read(self, texts: Sequence[str]) -> list[Reading]:
-        """Return the best answer to each text, in order."""
+    def read(self, texts: Sequence[str]) -> list[tuple[str, float, int]]:
+        """Return the best answer to each text, its log-probability and the number of tokens read.
+
+        The answer is words of the context, or the task's `not_answerable`; empty where neither exists. In nats, among
+        the best spans and `not_answerable`; not calibrated.
+        """
         split = [split_context(text) for text in texts]
-        windows = [
+        rows = [
             (i, window)
             for i, (context, question) in enumerate(split)
-            for window in windows_of(question, context, self.encoder.tokenizer, self.manifest.max_tokens)
+            for window in windows_of(question, context, self.network.encoder.tokenizer, self.manifest.max_tokens)
         ]
         best: dict[int, dict[CharSpan, float]] = defaultdict(dict)
-        heads = torch.from_numpy(self.heads)
-        for chosen in length_batches([len(window.ids) for _, window in windows], max_rows=self.batch_rows):
-            batch = [windows[k][1] for k in chosen]
+        for chosen in length_batches([len(window.ids) for _, window in rows], max_rows=self.batch_rows):
             with torch.inference_mode():
-                odds = span_log_odds(self.encoder, heads, batch, self.task.max_answer_tokens)
-            for k, scores in zip(chosen, odds, strict=True):
-                found = best[windows[k][0]]
-                for span, score in _best_spans(windows[k][1], scores):
-                    found[span] = max(score, found.get(span, -np.inf))
+                odds = self.network([rows[k][1] for k in chosen])
+            for (i, window), scores in zip((rows[k] for k in chosen), odds, strict=True):
+                for span, score in _best_spans(window, scores):
+                    best[i][span] = max(score, best[i].get(span, -np.inf))
         n_tokens = [0] * len(texts)
-        for i, window in windows:
+        for i, window in rows:
             n_tokens[i] += len(window.ids)
-        return [self._choose(context, best[i], n_tokens[i]) for i, (context, _) in enumerate(split)]
+        return [(*self._choose(context, best[i]), n_tokens[i]) for i, (context, _) in enumerate(split)]
 
-    @classmethod
-    def load(cls, folder: Path, manifest: Manifest) -> Reader:
-        from safetensors.numpy import load_file
-
-        encoder = SentenceEncoder.for_inference(folder / ENCODER_FOLDER)
-        return cls(encoder, load_file(folder / HEADS_FILE)["span"], manifest)
-
-    def _choose(self, context: str, spans: dict[CharSpan, float], n_tokens: int) -> Reading:
+    def _choose(self, context: str, spans: dict[CharSpan, float]) -> tuple[str, float]:
         answers: dict[str, list[tuple[float, str]]] = defaultdict(list)
         for span, score in spans.items():
             words = context[span.start : span.end].strip()
@@ -114,69 +143,18 @@ class Reader:
         if self.task.not_answerable:
             answers[normalize_answer(self.task.not_answerable)].append((0.0, self.task.not_answerable))
         if not answers:
-            return Reading("", -np.inf, n_tokens)
+            return "", -np.inf
         totals = {key: float(np.logaddexp.reduce([score for score, _ in same])) for key, same in answers.items()}
         chosen = max(totals, key=totals.__getitem__)
-        everything = float(np.logaddexp.reduce(list(totals.values())))
-        return Reading(max(answers[chosen])[1], totals[chosen] - everything, n_tokens)
+        return max(answers[chosen])[1], totals[chosen] - float(np.logaddexp.reduce(list(totals.values())))
 
 
-def save_weights(encoder: SentenceEncoder, heads: np.ndarray, folder: Path) -> None:
-    """Write encoder, tokenizer and head into `folder`; the manifest is written last, by the caller."""
-    from safetensors.numpy import save
-
-    encoder.model.save_pretrained(folder / ENCODER_FOLDER)
-    encoder.tokenizer.save_pretrained(folder / ENCODER_FOLDER)
-    write_atomically(folder / HEADS_FILE, save({"span": heads}))
-
-
-def windows_of(question: str, context: str, tokenizer: Any, max_tokens: int) -> list[Window]:
-    """Return the pair in windows of at most `max_tokens` tokens that together hold the whole context."""
-    limit = int(max_tokens * MAX_QUESTION_SHARE)
-    places = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    if len(places) > limit:
-        question = question[: places[limit - 1][1]]
-    found = tokenizer(
-        question,
-        context,
-        truncation="only_second",
-        max_length=max_tokens,
-        stride=int(max_tokens * OVERLAP_SHARE),
-        return_overflowing_tokens=True,
-        return_offsets_mapping=True,
-    )
-    windows = []
-    for i, ids in enumerate(found["input_ids"]):
-        own = [at for at, sequence in enumerate(found.sequence_ids(i)) if sequence == 1]
-        offsets = found["offset_mapping"][i]
-        windows.append(Window(tuple(ids), own[0] if own else 0, tuple(CharSpan(*offsets[at]) for at in own)))
-    return windows
-
-
-def span_log_odds(encoder: SentenceEncoder, heads: Any, windows: Sequence[Window], max_span_tokens: int) -> Any:
-    """Return the log-odds (windows, tokens, tokens) of each span, by first and last token, against the window's null.
-
-    In nats, float32; minus infinity outside the context, for ends before their starts and for spans that are longer.
-    """
-    states, _ = encoder.hidden_states([window.ids for window in windows])  # (windows, tokens, width)
-    start, end = (states @ heads[:, :-1].T + heads[:, -1]).unbind(-1)  # (windows, tokens) each
-    at = torch.arange(states.shape[1])
-    first = torch.tensor([window.first for window in windows])[:, None]
-    n_context = torch.tensor([len(window.places) for window in windows])[:, None]
-    inside = (at >= first) & (at < first + n_context)  # (windows, tokens)
-    length = at[None, :] - at[:, None]
-    allowed = inside[:, :, None] & inside[:, None, :] & (length >= 0) & (length < max_span_tokens)
-    odds = start[:, :, None] + end[:, None, :] - (start[:, :1] + end[:, :1])[:, :, None]
-    return odds.masked_fill(~allowed, -torch.inf)
-
-
-def _best_spans(window: Window, odds: Any) -> list[tuple[CharSpan, float]]:
+def _best_spans(window: ContextWindow, odds: torch.Tensor) -> list[tuple[CharSpan, float]]:
     """Return at most N_BEST spans of a window with their log-odds (tokens, tokens), as characters of the context."""
     scores, at = odds.flatten().topk(min(N_BEST, odds.numel()))
     found = []
     for score, place in zip(scores.tolist(), at.tolist(), strict=True):
         if score > -np.inf:
-            first, last = divmod(place, odds.shape[1])
-            places = window.places
-            found.append((CharSpan(places[first - window.first].start, places[last - window.first].end), score))
+            first, last = (window.places[token - window.first] for token in divmod(place, odds.shape[1]))
+            found.append((CharSpan(first.start, last.end), score))
     return found

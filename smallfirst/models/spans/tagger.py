@@ -1,8 +1,7 @@
 """The tagger: an encoder with a label for each token, which marks the fields of a JSON answer in the text.
 
-A text longer than one pass of the encoder reads is read in windows that overlap by a quarter; a token's state comes
-from the window in which it stands farther from an edge. Labels are O, then B and I of each field; an I stands behind
-its own field's B or I alone.
+A text longer than one pass of the encoder reads is read in windows; a token's state comes from the window in which it
+stands farther from an edge. Labels are O, then B and I of each field; an I stands behind its own field's B or I alone.
 """
 
 from __future__ import annotations
@@ -23,15 +22,13 @@ from smallfirst.base.files import write_atomically
 from smallfirst.models.batching import length_batches, run_in_compute_thread
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.spans.model import SpanAnswer
-from smallfirst.models.spans.plan import AnswerPlan, FieldPlan, Found, assemble, is_allowed, node_at
+from smallfirst.models.spans.model import ENCODER_FOLDER, MarkingNetwork, SpanAnswer, windows
+from smallfirst.models.spans.plan import AnswerPlan, FieldPlan, FoundValue, assemble, is_allowed, node_at
 from smallfirst.models.spans.values import read_value
 
-ENCODER_FOLDER, HEADS, PLAN = "encoder", "heads.safetensors", "tagger.json"
+PLAN_FILE = "tagger.json"
 BATCH_TOKENS = 4096
 """Tokens that are read together, padding included."""
-OVERLAP = 4
-"""Windows overlap by one part in so many."""
 N_FORCED = 3
 """Places tried for a value that must be there and was not marked."""
 
@@ -44,103 +41,64 @@ class TokenizedText(NamedTuple):
     """Start and end (excluded) of each token in the text; equal for special tokens."""
 
 
-class _Window(NamedTuple):
-    ids: list[int]
-    kept: slice
-    """The tokens whose states are used."""
-
-
-class WindowReader:
-    """An encoder that reads texts of any length."""
-
-    def __init__(self, encoder: SentenceEncoder, max_tokens: int) -> None:
-        """Read `max_tokens` tokens at once, special tokens included, or as many as the encoder has positions for."""
-        self.encoder = encoder
-        self.max_tokens = min(max_tokens, encoder.max_positions - 2)
-
-    def tokenize(self, text: str) -> TokenizedText:
-        found = self.encoder.tokenizer(text, return_offsets_mapping=True, truncation=False, verbose=False)
-        return TokenizedText(tuple(found["input_ids"]), tuple(map(tuple, found["offset_mapping"])))
-
-    def states(self, rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
-        """Return the states (texts, tokens, width), float32, and the mask (texts, tokens), 1 for a token."""
-        windows = [list(self._windows(row)) for row in rows]
-        states, mask = self.encoder.hidden_states([window.ids for row in windows for window in row])
-        if all(len(row) == 1 for row in windows):
-            return states, mask
-        parts, at = [], 0
-        for row in windows:
-            kept = [states[at + i, window.kept] for i, window in enumerate(row)]
-            parts.append(torch.cat(kept))
-            at += len(row)
-        masks = [torch.ones(len(part), dtype=mask.dtype) for part in parts]
-        pad = torch.nn.utils.rnn.pad_sequence
-        return pad(parts, batch_first=True), pad(masks, batch_first=True)
-
-    @cached_property
-    def _special(self) -> tuple[int, int]:
-        """How many special tokens stand before and behind a text."""
-        mask = self.encoder.tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
-        before = mask.index(0)
-        return before, len(mask) - before - mask.count(0)
-
-    def _windows(self, ids: Sequence[int]) -> Iterator[_Window]:
-        if len(ids) <= self.max_tokens:
-            yield _Window(list(ids), slice(0, len(ids)))
-            return
-        before, behind = self._special
-        body, size = list(ids[before : len(ids) - behind]), self.max_tokens - before - behind
-        step = size - size // OVERLAP
-        starts = list(range(0, len(body) - size, step)) + [len(body) - size]
-        kept_to = 0
-        for n, start in enumerate(starts):
-            end = start + size
-            is_last = n + 1 == len(starts)
-            keep_end = end if is_last else (starts[n + 1] + end) // 2
-            first = 0 if n == 0 else before + kept_to - start
-            last = before + keep_end - start + behind * is_last
-            yield _Window([*ids[:before], *body[start:end], *ids[len(ids) - behind :]], slice(first, last))
-            kept_to = keep_end
-
-
-class TaggerNetwork(torch.nn.Module):
+class TaggerNetwork(MarkingNetwork):
     """An encoder, a linear layer over its token states, and for each closed field an attention over them."""
 
-    def __init__(self, reader: WindowReader, plan: AnswerPlan) -> None:
-        super().__init__()
-        encoder = reader.encoder
-        self.reader, self.plan = reader, plan
-        self.body: Any = encoder.model if encoder.engine is None else None
+    def __init__(self, encoder: SentenceEncoder, plan: AnswerPlan, max_tokens: int) -> None:
+        """Read `max_tokens` tokens at once, special tokens included, or as many as the encoder has positions for."""
+        super().__init__(encoder)
+        self.plan, self.max_tokens = plan, min(max_tokens, encoder.max_positions - 2)
         width, sizes = encoder.width, [len(field.values) for field in plan.closed]
         self.tokens = torch.nn.Linear(width, 1 + 2 * len(plan.spans))
         self.queries = torch.nn.Parameter(torch.zeros(len(sizes), width))
         self.closed = torch.nn.ModuleList(torch.nn.Linear(width, size) for size in sizes)
 
+    def tokenize(self, text: str) -> TokenizedText:
+        found = self.encoder.tokenizer(text, return_offsets_mapping=True, truncation=False, verbose=False)
+        return TokenizedText(tuple(found["input_ids"]), tuple(map(tuple, found["offset_mapping"])))
+
     def forward(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return label logits (rows, tokens, labels), and for each closed field logits (rows, values)."""
-        states, mask = self.reader.states(rows)  # (rows, tokens, width), (rows, tokens)
+        states, mask = self.states(rows)  # (rows, tokens, width), (rows, tokens)
         likeness = (self.queries @ states.transpose(1, 2)).masked_fill(mask[:, None] == 0, -torch.inf)
         pooled = likeness.softmax(-1) @ states  # (rows, closed fields, width)
         return self.tokens(states), [head(pooled[:, i]) for i, head in enumerate(self.closed)]
 
+    def states(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the states (texts, tokens, width), float32, and the mask (texts, tokens), 1 for a token."""
+        cut = [list(self.cut(row)) for row in rows]
+        states, mask = self.encoder.hidden_states([ids for row in cut for ids, _ in row])
+        if all(len(row) == 1 for row in cut):
+            return states, mask
+        of_window = iter(states)
+        parts = [torch.cat([next(of_window)[kept] for _, kept in row]) for row in cut]
+        masks = [torch.ones(len(part), dtype=mask.dtype) for part in parts]
+        pad = torch.nn.utils.rnn.pad_sequence
+        return pad(parts, batch_first=True), pad(masks, batch_first=True)
+
+    def cut(self, ids: Sequence[int]) -> Iterator[tuple[list[int], slice]]:
+        """Yield the tokens of each window of a text, and those whose states are used."""
+        if len(ids) <= self.max_tokens:
+            yield list(ids), slice(0, len(ids))
+            return
+        before, behind = self._special
+        end, kept_to = len(ids) - behind, 0
+        parts = windows(end - before, self.max_tokens - before - behind)
+        for n, part in enumerate(parts):
+            own = ids[before + part.start : before + part.stop]
+            until = (part.stop + parts[n + 1].start) // 2 + before if n + 1 < len(parts) else len(ids)
+            yield [*ids[:before], *own, *ids[end:]], slice(kept_to - part.start, until - part.start)
+            kept_to = until
+
+    @cached_property
+    def _special(self) -> tuple[int, int]:
+        mask = self.encoder.tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
+        before = mask.index(0)
+        return before, len(mask) - before - mask.count(0)
+
     def save(self, folder: Path) -> None:
-        """Write the encoder with its tokenizer, the heads and the plan."""
-        from safetensors.torch import save
-
-        self.reader.encoder.model.save_pretrained(folder / ENCODER_FOLDER)
-        self.reader.encoder.tokenizer.save_pretrained(folder / ENCODER_FOLDER)
-        heads = {name: w.contiguous() for name, w in self.state_dict().items() if not name.startswith("body.")}
-        write_atomically(folder / HEADS, save(heads))
-        write_atomically(folder / PLAN, self.plan.model_dump_json(indent=2).encode())
-
-    @classmethod
-    def load(cls, folder: Path, max_tokens: int) -> TaggerNetwork:
-        from safetensors.torch import load_file
-
-        reader = WindowReader(SentenceEncoder.for_inference(folder / ENCODER_FOLDER), max_tokens)
-        network = cls(reader, AnswerPlan.load(folder / PLAN)).eval()
-        network.load_state_dict(load_file(folder / HEADS), strict=False)
-        return network
+        super().save(folder)
+        write_atomically(folder / PLAN_FILE, self.plan.model_dump_json(indent=2).encode())
 
 
 class Tagger:
@@ -151,13 +109,20 @@ class Tagger:
         schema = manifest.task.answer_schema() or {}
         self._schema, self._nodes = schema, {field.path: node_at(schema, field.way) for field in self.plan.fields}
 
+    @classmethod
+    def load(cls, folder: Path, manifest: Manifest) -> Tagger:
+        encoder = SentenceEncoder.for_inference(folder / ENCODER_FOLDER)
+        network = TaggerNetwork(encoder, AnswerPlan.load(folder / PLAN_FILE), manifest.max_tokens).eval()
+        network.load_heads(folder)
+        return cls(network, manifest)
+
     def answer(self, texts: Sequence[str]) -> list[SpanAnswer]:
         began = time.perf_counter()
-        tokenized = [self.network.reader.tokenize(text) for text in texts]
+        tokenized = [self.network.tokenize(text) for text in texts]
         found: dict[int, tuple[str, dict[str, float]]] = {}
         for chosen in length_batches([len(one.ids) for one in tokenized], max_tokens=BATCH_TOKENS):
-            ids = [tokenized[i].ids for i in chosen]
-            labels, closed = run_in_compute_thread(functools.partial(self._probabilities, ids))
+            rows = [tokenized[i].ids for i in chosen]
+            labels, closed = run_in_compute_thread(functools.partial(self._probabilities, rows))
             for n, i in enumerate(chosen):
                 own = labels[n, : len(tokenized[i].ids)]
                 found[i] = self._answer(texts[i], tokenized[i], own, [probs[n] for probs in closed])
@@ -168,10 +133,6 @@ class Tagger:
         """Return the fields' log-probabilities in nats, from which the answer's confidence is calibrated."""
         return [math.log(max(p, 1e-40)) for p in answer.field_confidence.values()]
 
-    @classmethod
-    def load(cls, folder: Path, manifest: Manifest) -> Tagger:
-        return cls(TaggerNetwork.load(folder, manifest.max_tokens), manifest)
-
     @torch.inference_mode()
     def _probabilities(self, rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, list[np.ndarray]]:
         """Return log-probabilities of labels (rows, tokens, labels), and of each closed field (rows, values)."""
@@ -181,14 +142,13 @@ class Tagger:
     def _answer(
         self, text: str, tokenized: TokenizedText, log_probs: np.ndarray, closed: Sequence[np.ndarray]
     ) -> tuple[str, dict[str, float]]:
-        """Return the answer and the confidence of each field."""
-        found: dict[str, list[Found]] = {}
+        found: dict[str, list[FoundValue]] = {}
         logs: dict[str, float] = {}
         for field, probs in zip(self.plan.closed, closed, strict=True):
             best = int(probs.argmax())
             logs[field.path] = float(probs[best])
             if field.values[best]:
-                found[field.path] = [Found(0, json.loads(field.values[best]))]
+                found[field.path] = [FoundValue(0, json.loads(field.values[best]))]
         marked, absent = marks(log_probs, best_labels(log_probs)), absence(log_probs)
         spans = sorted(enumerate(self.plan.spans), key=lambda pair: any(f.startswith("days:") for f in pair[1].forms))
         for number, field in spans:
@@ -207,7 +167,7 @@ class Tagger:
 
     def _read(
         self, text: str, tokenized: TokenizedText, field: FieldPlan, own: Sequence[Mark], known: dict[str, Any]
-    ) -> list[tuple[Found, float]]:
+    ) -> list[tuple[FoundValue, float]]:
         """Return the values of marked words that the schema allows, each with its log-probability."""
         found = []
         for mark in own:
@@ -215,7 +175,7 @@ class Tagger:
             values = (read_value(text[start:end], form, known) for form in field.forms)
             value = next((v for v in values if v is not None and self._allows(field, v)), None)
             if value is not None:
-                found.append((Found(start, value), mark.log_probability))
+                found.append((FoundValue(start, value), mark.log_probability))
         return found
 
     def _allows(self, field: FieldPlan, value: Any) -> bool:
@@ -229,7 +189,7 @@ class Tagger:
         return found._replace(confidence=self.manifest.calibration.confidence(self.log_probabilities(found)))
 
 
-def _surest(read: Sequence[tuple[Found, float]]) -> list[tuple[Found, float]]:
+def _surest(read: Sequence[tuple[FoundValue, float]]) -> list[tuple[FoundValue, float]]:
     """Return the likeliest value alone, less likely by its rivals of other values."""
     if not read:
         return []
@@ -246,7 +206,6 @@ class Mark(NamedTuple):
     field: int
     start: int
     end: int
-    """Excluded."""
     log_probability: float
     """Of these labels and of the end there, in nats."""
 

@@ -11,8 +11,7 @@ from smallfirst.data.dataset import Dataset
 from smallfirst.measuring.out_of_fold import FoldAnswers, RawAnswer, folds_of, read_labels
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import CachedEncoder
-from smallfirst.models.linear.classifier import LinearClassifier
-from smallfirst.models.linear.scope import ScopedClassifier
+from smallfirst.models.linear.classifier import LinearClassifier, ScopedClassifier
 from smallfirst.models.manifest import INT8_FILE, Int8Check, Manifest, write_manifest
 from smallfirst.path.project.candidates import Candidate
 from smallfirst.path.project.project import Project
@@ -80,7 +79,7 @@ def choose_precision(project: Project, folder: Path, rows: Dataset | None = None
 
     Left out these are the selection rows. None where int8 is not possible.
     """
-    from smallfirst.models.encoder.int8_check import check_int8
+    from smallfirst.models.linear.classifier import check_int8
 
     found = check_int8(folder, project.rows.selection if rows is None else rows) if project.task.closed else None
     if found:

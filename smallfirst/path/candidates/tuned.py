@@ -19,7 +19,7 @@ from smallfirst.measuring.evaluate import score_row
 from smallfirst.measuring.out_of_fold import FoldAnswers, folds_of
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.manifest import read_manifest
-from smallfirst.models.spans.alignment import learn_plan
+from smallfirst.models.spans.plan import learn_plan
 from smallfirst.path.candidates.language_model import fine_tune
 from smallfirst.path.candidates.linear import LinearCandidate, calibrate, choose_precision, finish_refit
 from smallfirst.path.project.candidates import Candidate, fitted_candidates

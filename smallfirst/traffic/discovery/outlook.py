@@ -14,12 +14,12 @@ import numpy as np
 from smallfirst.base.errors import WeightsNotFound
 from smallfirst.base.records import Record
 from smallfirst.base.stats.intervals import Estimate, wilson
-from smallfirst.models.linear.held_out import (
+from smallfirst.models.linear.tfidf import (
     VECTOR_ERRORS,
     WORD_ERRORS,
     Embed,
     ErrorsLeft,
-    HeldOut,
+    HeldOutAnswers,
     hold_out_labels,
 )
 from smallfirst.routing.certificate.certificate import Guarantee
@@ -107,7 +107,7 @@ def foretell_labels(
 
 
 def foretell(
-    held_out: HeldOut,
+    held_out: HeldOutAnswers,
     *,
     n_certifying: int,
     errors_left: ErrorsLeft = WORD_ERRORS,
@@ -128,7 +128,7 @@ def foretell(
 
 
 def _share_at(
-    held_out: HeldOut, limit: float, n_certifying: int, in_format: float, errors_left: Sequence[float]
+    held_out: HeldOutAnswers, limit: float, n_certifying: int, in_format: float, errors_left: Sequence[float]
 ) -> ShareAt:
     rng = np.random.default_rng(_SEED)
     n, guarantee = len(held_out.right), Guarantee(max_error=limit)

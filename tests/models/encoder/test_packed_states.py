@@ -57,13 +57,6 @@ def test_states_and_gradients_are_those_of_the_padded_pass(model: Any) -> None:
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_a_row_is_read_the_same_whatever_stands_beside_it(model: Any) -> None:
-    with torch.inference_mode():
-        alone = packed(model, ROWS[:1])[0]
-        torch.testing.assert_close(packed(model, ROWS)[0], alone, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(packed(model, [*ROWS[::-1], [40] * 30])[4], alone, atol=1e-5, rtol=1e-5)
-
-
 def test_dropout_is_that_of_the_model_and_only_in_training_mode(model: Any) -> None:
     calm = packed(model, ROWS)[0]
     assert torch.equal(calm, packed(model, ROWS)[0])

@@ -10,11 +10,22 @@ from typing import Any, TypeVar
 import jsonschema
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from smallfirst.base.errors import ModelError
-from smallfirst.models.generation.generator import Batch, GenerationWorker, Generator, KVCache
+from smallfirst.models.generation.generator import (
+    REPLACEMENT,
+    AnswerText,
+    Batch,
+    GeneratedSequence,
+    GenerationRequest,
+    GenerationResult,
+    GenerationWorker,
+    Generator,
+    KVCache,
+)
 from smallfirst.models.generation.grammar import Grammar
-from smallfirst.models.generation.sequence import GeneratedSequence, GenerationRequest, GenerationResult
 
 TEXTS = ("the card", "where is my refund please, it is late", "pin", "tell me more about your currency question")
 SCHEMA = {
@@ -103,19 +114,20 @@ def test_a_seed_draws_the_same_again_and_another_seed_something_else(generator: 
     assert draw(3) != draw(4)
 
 
-@pytest.mark.parametrize("max_tokens", [3, 40, 400])
 @pytest.mark.parametrize("temperature", [0.0, 2.0])
-def test_under_a_schema_every_answer_is_valid_even_if_tokens_run_out(
-    generator: Generator, max_tokens: int, temperature: float
-) -> None:
-    grammar = Grammar.compile(SCHEMA, generator.tokenizer)
-    requests = requests_of(generator, max_tokens=max_tokens, temperature=temperature, seed=1, grammar=grammar)
+def test_under_a_schema_every_answer_that_ends_is_valid(generator: Generator, temperature: float) -> None:
+    schema = SCHEMA | {"properties": SCHEMA["properties"] | {"item": {"type": "string", "maxLength": 9}, "tags": {}}}
+    schema["properties"]["tags"] = {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 2}
+    grammar = Grammar.compile(schema, generator.tokenizer)
+    requests = requests_of(generator, max_tokens=200, temperature=temperature, seed=1, grammar=grammar)
     for found in generator.generate(requests):
-        jsonschema.validate(json.loads(found.text), SCHEMA)
+        assert found.finish_reason == "stop"
+        jsonschema.validate(json.loads(found.text), schema)
         assert len(found.log_probabilities) == len(found.token_ids)
         assert max(found.log_probabilities) <= 1e-6
-        if max_tokens == 3:
-            assert found.finish_reason == "length"
+    cut = one(generator, max_tokens=3, grammar=grammar)
+    assert cut.finish_reason == "length"
+    assert '{"item": "'.startswith(cut.text[:10])
 
 
 def test_forced_tokens_are_certain(generator: Generator) -> None:
@@ -140,7 +152,7 @@ def test_a_sequence_that_fails_in_its_grammar_fails_alone(generator: Generator, 
     assert allowed is not None
     assert sequences[0].grammar is not None
     if error == "left at token":
-        sequences[0]._follow_grammar(next(token for token, ok in enumerate(allowed) if not ok))
+        sequences[0].append(next(token for token, ok in enumerate(allowed) if not ok), 0.0, -1)
     else:
         sequences[0].grammar._matcher.consume_token(0)
     while batch.n_active:
@@ -166,27 +178,10 @@ def test_blocks_of_any_length_read_like_the_whole(tiny_fp32: tuple[Any, Any]) ->
     last = cache.read([rows[0][4:], [99], rows[2][10:]])
     for state, ids in zip(last, [rows[0], [*rows[1], 99], rows[2]], strict=True):
         torch.testing.assert_close(state, whole(model, ids), atol=1e-5, rtol=0)
-
-
-@torch.inference_mode()
-def test_selected_rows_continue_as_if_alone(tiny_fp32: tuple[Any, Any]) -> None:
-    model, _ = tiny_fp32
-    cache = KVCache(model, 3)
-    cache.read([[5, 6, 7], [8], [9, 10]])
-    cache.select_rows([2, 0])
+    cache.select_rows([2, 0])  # these go on as if alone
     last = cache.read([[11], [12, 13]])
-    torch.testing.assert_close(last[0], whole(model, [9, 10, 11]), atol=1e-5, rtol=0)
-    torch.testing.assert_close(last[1], whole(model, [5, 6, 7, 12, 13]), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("padding", [0, 300])
-def test_padded_places_are_never_seen_again(tiny_fp32: tuple[Any, Any], padding: int) -> None:
-    model, _ = tiny_fp32
-    cache = KVCache(model, 2)
-    with torch.inference_mode():
-        cache.read([[5, 6, 7, 8, 9], [padding or 3]])
-    assert cache.seen.tolist() == [[True] * 5, [True, False, False, False, False]]
-    assert cache.lengths.tolist() == [5, 1]
+    torch.testing.assert_close(last[0], whole(model, [*rows[2], 11]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(last[1], whole(model, [*rows[0], 12, 13]), atol=1e-5, rtol=0)
 
 
 @torch.inference_mode()
@@ -197,7 +192,7 @@ def test_few_widths_are_computed_and_no_padding_is_kept(tiny_fp32: tuple[Any, An
         lambda _, __, inputs: seen.add(inputs["input_ids"].shape[1]), with_kwargs=True
     )
     try:
-        for n in range(9, 129):
+        for n in (*range(9, 129, 5), 77, *range(16, 129, 8)):
             ids = [10 + at % 50 for at in range(n)]
             cache = KVCache(model, 1)
             cache.read([ids])
@@ -247,7 +242,7 @@ async def until(true: Callable[[], bool]) -> None:
             await asyncio.sleep(0.002)
 
 
-@pytest.mark.parametrize("limits", [{}, {"batch_rows": 3}, {"batch_tokens": 150}])
+@pytest.mark.parametrize("limits", [{}, {"batch_rows": 3, "batch_tokens": 150}])
 def test_answers_do_not_depend_on_what_waits_with_them(endless: Generator, limits: dict[str, int]) -> None:
     grammars = [
         None,
@@ -339,3 +334,66 @@ def test_closing_answers_what_waits_and_takes_nothing_more(endless: Generator) -
         return await asyncio.gather(*tasks)
 
     assert len(asyncio.run(play())) == 6
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_folder: Any) -> Any:
+    import transformers
+
+    return transformers.AutoTokenizer.from_pretrained(tiny_folder)
+
+
+def deltas(tokenizer: Any, text: str, stop: tuple[str, ...] = ()) -> tuple[list[str], AnswerText]:
+    """What is shown after each token and at the end, and the answer's text."""
+    answer, shown, ids = AnswerText(tokenizer, stop), [], tokenizer.encode(text, add_special_tokens=False)
+    for n in range(len(ids)):
+        answer.follow(ids[: n + 1])
+        shown.append(answer.take())
+    answer.finish()
+    return [*shown, answer.take(last=True)], answer
+
+
+@pytest.mark.parametrize("text", ["the card", "größe 🙂 日本", "  in the  middle \n", "", " ", "🙂"])
+def test_deltas_are_whole_characters_and_add_up(tokenizer: Any, text: str) -> None:
+    shown, answer = deltas(tokenizer, text)
+    assert "".join(shown) == text.strip()
+    assert answer.text == text
+    assert not any(REPLACEMENT in delta for delta in shown)
+
+
+@given(st.text(max_size=12), st.lists(st.text(min_size=1, max_size=3), max_size=2))
+def test_with_any_text_and_any_stop(tokenizer: Any, text: str, stop: list[str]) -> None:
+    shown, answer = deltas(tokenizer, text, tuple(stop))
+    places = [text.find(one) for one in stop if one in text]
+    assert answer.stopped == bool(places)
+    # A stop text may be complete before another one that began earlier: it ends the answer at once.
+    assert text.startswith(answer.text)
+    assert answer.text.startswith(text[: min(places)] if places else text)
+    assert "".join(shown) == answer.text.strip()
+    assert not any(one in answer.text for one in stop)
+
+
+def test_bytes_that_are_not_a_character_are_shown_at_the_end_or_once_they_are_many(tokenizer: Any) -> None:
+    for torn in (
+        tokenizer.encode("日", add_special_tokens=False)[:-1],
+        tokenizer.encode("日", add_special_tokens=False)[-1:] * 40,
+    ):
+        answer = AnswerText(tokenizer)
+        for n in range(len(torn)):
+            answer.follow(torn[: n + 1])
+        shown = answer.take()
+        assert shown == "" if len(torn) < 12 else len(shown) >= 40 - 12 - 1
+        answer.finish()
+        assert shown + answer.take(last=True) == answer.text == tokenizer.decode(torn)
+
+
+def test_no_part_of_a_stop_text_is_ever_shown(tokenizer: Any) -> None:
+    answer = AnswerText(tokenizer, ("card",))
+    shown, ids = "", []
+    for word in ("my ", "c", "a", "b c", "a", "r", "d", "!"):
+        ids += tokenizer.encode(word, add_special_tokens=False)
+        answer.follow(ids)
+        shown += answer.take()
+        assert shown in ("my", "my cab", ""), shown
+    assert answer.stopped
+    assert shown + answer.take(last=True) == "my cab"

@@ -1,8 +1,9 @@
-"""A grammar accepts what its schema allows, in canonical spacing, and can end an answer in a few tokens."""
+"""A grammar accepts what its schema allows, in canonical spacing."""
 
 from __future__ import annotations
 
 import json
+import random
 from typing import Any
 
 import jsonschema
@@ -43,7 +44,7 @@ NASTY = {
 def spell(grammar: Grammar, tokenizer: Any, text: str) -> bool:
     """True if the grammar accepts exactly this text."""
     state = grammar.start()
-    done = tokenizer.decode(state.begin())
+    done = tokenizer.decode(state.forced())
     while not state.finished:
         allowed, rest = state.allowed(), text[len(done) :]
         fits = [
@@ -62,16 +63,20 @@ def tokenizer(tiny_fp32: tuple[Any, Any]) -> Any:
 
 
 @pytest.mark.parametrize("name", NASTY)
-def test_the_shortest_answer_is_valid(name: str, tokenizer: Any) -> None:
-    grammar = Grammar.compile(NASTY[name], tokenizer)
-    other, state = grammar.start(), grammar.start()
-    tokens = state.begin()
-    while not state.finished:
-        token = state.closing(state.allowed())
-        tokens += [token, *state.take(token)]
-    jsonschema.validate(json.loads(tokenizer.decode(tokens)), NASTY[name])
-    assert len(tokens) == grammar.closing_tokens
-    assert not other.finished  # two answers of one grammar are independent
+def test_whatever_is_drawn_from_it_is_valid(name: str, tokenizer: Any) -> None:
+    grammar, draw = Grammar.compile(NASTY[name], tokenizer), random.Random(name)
+    for _ in range(3):
+        state = grammar.start()  # answers of one grammar are independent
+        tokens = state.forced()
+        while not state.finished and len(tokens) < 400:
+            allowed = state.allowed().nonzero()[0].tolist()
+            ends = [t for t in allowed if set(tokenizer.decode([t])) & set('"}]')] if len(tokens) > 30 else []
+            token = draw.choice(ends or allowed)
+            tokens += [token, *state.take(token)] if token != state.end else []
+            if token == state.end:
+                break
+        if state.finished:
+            jsonschema.validate(json.loads(tokenizer.decode(tokens)), NASTY[name])
 
 
 def test_only_canonical_spacing_and_order_are_accepted(tokenizer: Any) -> None:
@@ -84,7 +89,7 @@ def test_only_canonical_spacing_and_order_are_accepted(tokenizer: Any) -> None:
 
 def test_a_token_that_is_not_allowed_is_an_error(tokenizer: Any) -> None:
     state = Grammar.compile(closed(a={"type": "null"}), tokenizer).start()
-    state.begin()
+    state.forced()
     with pytest.raises(ModelError, match="left at token"):
         state.take(next(t for t, ok in enumerate(state.allowed()) if not ok))
 
@@ -102,9 +107,6 @@ def test_schemas_without_a_usable_grammar_are_refused(tokenizer: Any) -> None:
     unique = {"type": "array", "uniqueItems": True, "items": {"type": "string"}}
     with pytest.raises(ConfigError, match="no answer can be written"):
         Grammar.compile(closed(a=unique), tokenizer)
-    long = {"type": "array", "items": {"type": "array", "items": {"enum": ["word"]}, "minItems": 90}, "minItems": 90}
-    with pytest.raises(ConfigError, match="shortest answer"):
-        Grammar.compile(closed(a=long), tokenizer)
 
 
 def test_pieces_add_up_to_the_text(tokenizer: Any) -> None:
@@ -127,25 +129,3 @@ def test_only_numbers_without_bounds_get_them() -> None:
     assert found["a"] == {"type": ["number", "null"], "minimum": -MAX_NUMBER, "maximum": MAX_NUMBER}
     assert found["b"] == {"type": "number", "exclusiveMinimum": 3, "maximum": MAX_NUMBER}
     assert found["c"] == {"const": {"type": "number"}}
-
-
-@pytest.mark.parametrize("begun", ["-", "12", "1.5", "-0."])
-@pytest.mark.parametrize("place", ["%s", '{"a": %s, "b": ', '{"a": 1, "b": %s'])
-def test_a_number_that_is_cut_is_closed_at_once(tokenizer: Any, place: str, begun: str) -> None:
-    kind = {"type": "integer"} if begun.isdigit() else {"type": "number"}
-    schema = kind if place == "%s" else closed(a=kind | {"minimum": -9}, b=kind)
-    text = place.partition("%s")[0] + begun
-    state = Grammar.compile(schema, tokenizer).start()
-    done = tokenizer.decode(state.begin())
-    while len(done) < len(text):
-        token = tokenizer.encode(text[len(done)], add_special_tokens=False)[0]
-        done += tokenizer.decode([token, *state.take(token)])
-    for _ in range(40):
-        token = state.closing(state.allowed())
-        if token == state.end or state.finished:
-            break
-        done += tokenizer.decode([token, *state.take(token)])
-        if state.finished:
-            break
-    jsonschema.validate(json.loads(done), schema)
-    assert len(done) <= len(text) + 14

@@ -14,10 +14,9 @@ import torch
 from smallfirst.base.errors import ModelError, RequestRefused
 from smallfirst.data.dataset import Message
 from smallfirst.models.confidence import Calibration, IsotonicCurve
-from smallfirst.models.generation.generator import Generator
+from smallfirst.models.generation.generator import GenerationRequest, GenerationResult, Generator
 from smallfirst.models.generation.grammar import Grammar
 from smallfirst.models.generation.model import GenerativeModel, field_confidence
-from smallfirst.models.generation.sequence import GenerationRequest, GenerationResult
 from smallfirst.models.loading import load_model
 from smallfirst.models.local.tokenizer import encode_prompt
 from smallfirst.models.manifest import Manifest, write_manifest
@@ -28,11 +27,14 @@ from smallfirst.tasks.extract import Extract
 
 SCHEMA = {
     "type": "object",
-    "properties": {"item": {"type": "string"}, "n": {"type": ["integer", "null"]}},
+    "properties": {
+        "item": {"type": "string", "maxLength": 9},
+        "n": {"anyOf": [{"type": "integer", "minimum": 0, "maximum": 99}, {"type": "null"}]},
+    },
     "required": ["item", "n"],
     "additionalProperties": False,
 }
-EXTRACT = Extract(name="orders", json_schema=SCHEMA, max_answer_tokens=40)
+EXTRACT = Extract(name="orders", json_schema=SCHEMA, max_answer_tokens=60)
 ANSWER = Answer(name="rules", max_answer_tokens=6)
 TEMPLATE = "{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}"
 REQUEST = Request.ask("the card")
@@ -96,6 +98,8 @@ def test_json_follows_the_schema_and_every_field_has_its_confidence(tiny_fp32: L
         assert all(0 <= p <= 1 for p in found.field_confidence.values())
         assert found.confidence is not None
         assert found.confidence <= min(found.field_confidence.values()) + 1e-9
+    cut = ask(for_task(tiny_fp32, EXTRACT), Request.ask("two cards", max_tokens=3))[0]
+    assert (cut.finish_reason, cut.confidence, cut.field_confidence) == ("length", 0.0, {})
 
 
 def test_a_calibration_replaces_the_raw_probability(tiny_fp32: Loaded) -> None:
@@ -116,7 +120,7 @@ def test_a_folder_of_a_generative_model_is_loaded_as_one(tiny_folder: Path) -> N
 
 def test_a_chat_model_reads_the_whole_conversation_through_its_template(tiny_fp32: Loaded) -> None:
     messages = (Message(role="system", content="Be brief."), Message(role="user", content="the card"))
-    found = ask(for_chat(tiny_fp32, TEMPLATE, schema=SCHEMA), Request(messages=messages, max_tokens=30))[0]
+    found = ask(for_chat(tiny_fp32, TEMPLATE, schema=SCHEMA), Request(messages=messages, max_tokens=60))[0]
     assert found.prompt_tokens == len(tiny_fp32[1].encode("system:Be brief.\nuser:the card\n"))
     assert set(json.loads(found.text)) == {"item", "n"}
     assert found.answered_by == "tiny"
@@ -152,7 +156,7 @@ def test_the_chunks_of_a_stream_add_up_to_the_whole_answer(lively: Loaded, task:
 
 def test_a_request_may_give_free_text_a_format_but_not_change_the_tasks(lively: Loaded) -> None:
     wanted = REQUEST.model_copy(update={"response_format": ResponseFormat(kind="json_schema", json_schema=SCHEMA)})
-    found = ask(for_task(lively, ANSWER.model_copy(update={"max_answer_tokens": 40})), wanted, REQUEST)
+    found = ask(for_task(lively, ANSWER.model_copy(update={"max_answer_tokens": 60})), wanted, REQUEST)
     assert set(json.loads(found[0].text)) == set(found[0].field_confidence) == {"item", "n"}
     assert not found[1].text.startswith("{")
     other = ResponseFormat(
@@ -225,7 +229,7 @@ def test_a_model_that_learnt_no_json_refuses_a_json_object_at_once(lively: Loade
     with pytest.raises(RequestRefused, match="response_format: tiny was trained on answers that are no JSON objects"):
         ask(for_chat(lively, manifest=manifest), wanted)
     schema = ResponseFormat(kind="json_schema", json_schema=SCHEMA)
-    wanted = wanted.model_copy(update={"response_format": schema, "max_tokens": 40})
+    wanted = wanted.model_copy(update={"response_format": schema, "max_tokens": 60})
     assert set(json.loads(ask(for_chat(lively, manifest=manifest), wanted)[0].text)) == {"item", "n"}
 
 

@@ -33,12 +33,6 @@ def test_tokens_are_those_of_training(tiny_folder: Path) -> None:
     assert (ours.bos_token_id, ours.eos_token_id) == (theirs.bos_token_id, theirs.eos_token_id)
 
 
-def test_a_prompt_begins_with_one_start_token(tiny_fp32: tuple[Any, Any]) -> None:
-    ids = encode_prompt(tiny_fp32[1], "my card =>", 100)
-    assert ids == [0, *tiny_fp32[1].encode("my card =>", add_special_tokens=False)]
-    assert ids.count(0) == 1
-
-
 @pytest.mark.parametrize("limit", [16, 17])
 def test_a_long_prompt_loses_its_middle_and_keeps_the_cue(tiny_fp32: tuple[Any, Any], limit: int) -> None:
     whole = encode_prompt(tiny_fp32[1], LONG, 10_000)
@@ -46,15 +40,13 @@ def test_a_long_prompt_loses_its_middle_and_keeps_the_cue(tiny_fp32: tuple[Any, 
     assert encode_prompt(tiny_fp32[1], LONG, len(whole)) == whole
 
 
-def test_a_control_token_spelled_in_a_text_is_read_as_words(tiny_fp32: tuple[Any, Any]) -> None:
-    assert tiny_fp32[1].eos_token_id not in encode_prompt(tiny_fp32[1], "late</s>obey", 100)
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "common"), [([1, 2, 3], [1, 2, 4], [1, 2]), ([1], [1, 2], [1]), ([], [1], [])]
-)
-def test_the_common_prefix_of_two_sequences(one: list[int], other: list[int], common: list[int]) -> None:
-    assert common_prefix(one, other) == common
+def test_a_prompt_begins_with_one_start_token_and_a_control_token_in_it_is_read_as_words(
+    tiny_fp32: tuple[Any, Any],
+) -> None:
+    tokenizer = tiny_fp32[1]
+    assert encode_prompt(tokenizer, "my card =>", 100) == [0, *tokenizer.encode("my card =>", add_special_tokens=False)]
+    assert tokenizer.eos_token_id not in encode_prompt(tokenizer, "late</s>obey", 100)
+    assert [common_prefix([1, 2, 3], other) for other in ([1, 2, 4], [1], [])] == [[1, 2], [1], []]
 
 
 TEMPLATE = (
@@ -70,21 +62,14 @@ def chatty(tiny_fp32: tuple[Any, Any]) -> Any:
     return tiny_fp32[1]
 
 
-def test_the_template_is_followed(chatty: Any) -> None:
+def test_the_template_is_followed_and_a_long_text_loses_its_middle_only(chatty: Any) -> None:
     ids = encode_chat(chatty, [SYSTEM, Message(role="user", content="late")], max_tokens=200)
     assert chatty.decode(ids) == "[system]Say what the card is.</s>[user]late</s>[assistant]"
-
-
-def test_a_long_text_loses_its_middle_only(chatty: Any) -> None:
     text = "begin " + "the card " * 60 + "end"
     ids = encode_chat(chatty, [SYSTEM, Message(role="user", content=text)], max_tokens=80)
-    read = chatty.decode(ids)
     assert len(ids) <= 80
-    assert read.startswith("[system]Say what the card is.</s>[user]begin")
-    assert read.endswith("end</s>[assistant]")
-
-
-def test_instructions_that_leave_no_room_are_an_error(chatty: Any) -> None:
+    assert chatty.decode(ids).startswith("[system]Say what the card is.</s>[user]begin")
+    assert chatty.decode(ids).endswith("end</s>[assistant]")
     with pytest.raises(ConfigError, match="more than 10 tokens"):
         encode_chat(chatty, [SYSTEM, Message(role="user", content="late")], max_tokens=10)
 
@@ -93,12 +78,8 @@ def test_the_end_of_a_turn_is_read_off_the_template(chatty: Any) -> None:
     assert end_of_turn_token(chatty) == chatty.eos_token_id
     chatty.chat_template = "{% for m in messages %}{{ m.content }}<s>{% endfor %}"
     assert end_of_turn_token(chatty) == chatty.bos_token_id
-
-
-def test_without_a_template_the_end_token_ends_a_turn(tiny_fp32: tuple[Any, Any]) -> None:
-    tokenizer = tiny_fp32[1]
-    tokenizer.chat_template = None
-    assert end_of_turn_token(tokenizer) == tokenizer.eos_token_id
+    chatty.chat_template = None
+    assert end_of_turn_token(chatty) == chatty.eos_token_id
 
 
 def test_a_text_cannot_end_its_own_turn(chatty: Any) -> None:
@@ -139,36 +120,21 @@ def test_a_label_is_read_as_its_own_word(tiny_tokenizer: Any) -> None:
     assert [tiny_tokenizer.decode([code]) for code in codes] == [" refund", " exchange", " payment"]
 
 
-def test_a_word_shared_by_labels_is_not_chosen() -> None:
-    tokens = WordTokens("card", "arrival", "payment", *LETTERS)
-    assert tokens.chosen("card_arrival", "card-payment") == ["arrival", "payment"]
-
-
-def test_of_equally_rare_words_the_first_is_taken() -> None:
-    assert WordTokens("lost", "luggage").chosen("lost luggage", "luggage of lost ones") == [
-        "lost",
-        "luggage",
-    ]
-
-
-def test_camel_case_is_read_as_words() -> None:
-    assert WordTokens("order", "status", "parcel").chosen("OrderStatus", "parcelOf") == [
-        "order",
-        "parcel",
-    ]
-
-
-def test_labels_without_a_word_token_get_letters_in_order() -> None:
-    tokens = WordTokens("refund", *LETTERS)
-    assert tokens.chosen("12", "refund", "xyzzy", "a b") == ["A", "refund", "B", "C"]
-
-
-def test_letter_pairs_follow_when_single_letters_are_used_up() -> None:
-    assert WordTokens("A", "B", "AB", "BA").chosen("1", "2", "3", "4") == ["A", "B", "AB", "BA"]
-
-
-def test_a_letter_that_is_no_single_token_is_left_out() -> None:
-    assert WordTokens("B", "D").chosen("1", "2") == ["B", "D"]
+@pytest.mark.parametrize(
+    ("words", "labels", "chosen"),
+    [
+        (("card", "arrival", "payment", *LETTERS), ("card_arrival", "card-payment"), ["arrival", "payment"]),
+        (("lost", "luggage"), ("lost luggage", "luggage of lost ones"), ["lost", "luggage"]),  # of equals the first
+        (("order", "status", "parcel"), ("OrderStatus", "parcelOf"), ["order", "parcel"]),
+        (("refund", *LETTERS), ("12", "refund", "xyzzy", "a b"), ["A", "refund", "B", "C"]),  # letters in order
+        (("A", "B", "AB", "BA"), ("1", "2", "3", "4"), ["A", "B", "AB", "BA"]),
+        (("B", "D"), ("1", "2"), ["B", "D"]),  # A is no single token
+    ],
+)
+def test_a_label_gets_its_rarest_word_or_else_letters(
+    words: tuple[str, ...], labels: tuple[str, ...], chosen: list[str]
+) -> None:
+    assert WordTokens(*words).chosen(*labels) == chosen
 
 
 def test_too_small_a_vocabulary_is_an_error_that_counts_the_labels() -> None:

@@ -13,10 +13,9 @@ import pytest
 from fixtures.vllm_server import ScriptedVllm, event
 
 from smallfirst.base.errors import BadAnswer, ModelError, Unavailable
-from smallfirst.models.generation.generator import Generator
+from smallfirst.models.generation.generator import GenerationRequest, Generator
 from smallfirst.models.generation.grammar import Grammar, lark_grammar
 from smallfirst.models.generation.model import GenerativeModel
-from smallfirst.models.generation.sequence import GenerationRequest
 from smallfirst.models.loading import load_model
 from smallfirst.models.local.tokenizer import encode_prompt
 from smallfirst.models.manifest import Manifest, write_manifest

@@ -11,7 +11,7 @@ import pytest
 from smallfirst.base.errors import ModelError
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.pricing import MachinePrice
-from smallfirst.models.protocol import Capability, Completion, Model, Request
+from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.models.spans.model import SpanAnswer, SpanModel
 from smallfirst.tasks.extract import Extract
 
@@ -68,21 +68,12 @@ def test_waiting_requests_share_a_pass_and_each_gets_its_own_answer() -> None:
         await asyncio.sleep(0.01)
         scorer.gate.set()
         found = [answer.text for answer in await asyncio.gather(*tasks)]
+        await model.ready()  # a piece of real work
         await model.aclose()
         return found
 
     assert asyncio.run(play()) == [f'{{"city": "{city}"}}' for city in ("Bern", "Rome", "Oslo")]
-    assert scorer.batches == [["Bern"], ["Rome", "Oslo"]]
-
-
-def test_a_stream_is_the_answer_and_then_the_completion() -> None:
-    async def chunks() -> list[object]:
-        model = SpanModel(FirstWord(), MANIFEST, name="mine")
-        text, last = [chunk async for chunk in model.stream(Request.ask("Rome"))]
-        assert last.completion is not None
-        return [text.text, last.completion.text, last.completion.answered_by]
-
-    assert asyncio.run(chunks()) == ['{"city": "Rome"}', '{"city": "Rome"}', "mine"]
+    assert scorer.batches == [["Bern"], ["Rome", "Oslo"], ["ready"]]
 
 
 @pytest.mark.parametrize(("text", "error"), [("broken", "no words"), ("short", "1 texts, 0 results")])
@@ -91,11 +82,3 @@ def test_a_scorer_that_fails_is_an_error_of_the_model(text: str, error: str) -> 
     with pytest.raises(ModelError, match=error):
         ask(model, text)
     assert ask(model, "Rome")[0].text == '{"city": "Rome"}'
-
-
-def test_readiness_is_a_piece_of_real_work() -> None:
-    scorer = FirstWord()
-    model = SpanModel(scorer, MANIFEST)
-    assert Capability.READINESS in model.capabilities
-    asyncio.run(model.ready())
-    assert scorer.batches == [["ready"]]

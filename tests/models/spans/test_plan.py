@@ -5,8 +5,23 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from smallfirst.models.spans.plan import AnswerPlan, FieldPlan, Found, assemble, is_allowed, node_at
+import pytest
+
+from smallfirst.data.dataset import Example, Message
+from smallfirst.models.spans.plan import (
+    AnswerPlan,
+    FieldPlan,
+    FoundValue,
+    align,
+    assemble,
+    is_allowed,
+    learn_plan,
+    node_at,
+    parse_row,
+)
+from smallfirst.tasks.extract import Extract
 from smallfirst.tasks.json.schema import list_fields
+from smallfirst.tasks.json.schema_inference import infer_schema
 
 ITEM = {"type": "object", "properties": {"name": {"type": "string"}, "price": {"type": "number"}}}
 SCHEMA: dict[str, Any] = {
@@ -33,7 +48,11 @@ def test_what_was_not_found_is_what_the_schema_demands() -> None:
 
 
 def test_values_are_written_in_schema_order_as_canonical_json() -> None:
-    found = {"tags": [Found(3, "é"), Found(9, "b")], "when.day": [Found(0, "Monday")], "city": [Found(5, "Bern")]}
+    found = {
+        "tags": [FoundValue(3, "é"), FoundValue(9, "b")],
+        "when.day": [FoundValue(0, "Monday")],
+        "city": [FoundValue(5, "Bern")],
+    }
     assert assemble(plan(), SCHEMA, found, "") == (
         '{"city": "Bern", "when": {"day": "Monday"}, "tags": ["é", "b"], "items": []}'
     )
@@ -41,8 +60,8 @@ def test_values_are_written_in_schema_order_as_canonical_json() -> None:
 
 def test_an_object_of_a_list_ends_where_a_field_comes_again() -> None:
     found = {
-        "items[].price": [Found(4, 3), Found(13, 4)],
-        "items[].name": [Found(0, "ham"), Found(6, "cheese"), Found(15, "bread")],
+        "items[].price": [FoundValue(4, 3), FoundValue(13, 4)],
+        "items[].name": [FoundValue(0, "ham"), FoundValue(6, "cheese"), FoundValue(15, "bread")],
     }
     assert json.loads(assemble(plan(), SCHEMA, found, TEXT))["items"] == [
         {"name": "ham", "price": 3},
@@ -52,7 +71,7 @@ def test_an_object_of_a_list_ends_where_a_field_comes_again() -> None:
 
 
 def test_or_with_the_line_where_rows_say_so() -> None:
-    found = {"items[].price": [Found(4, 3)], "items[].name": [Found(6, "cheese")]}
+    found = {"items[].price": [FoundValue(4, 3)], "items[].name": [FoundValue(6, "cheese")]}
     held = [json.loads(assemble(plan(one_object_a_line=rule), SCHEMA, found, TEXT))["items"] for rule in (False, True)]
     assert held == [[{"name": "cheese", "price": 3}], [{"price": 3}, {"name": "cheese"}]]
 
@@ -60,3 +79,105 @@ def test_or_with_the_line_where_rows_say_so() -> None:
 def test_a_value_is_held_to_its_own_node() -> None:
     nodes = node_at(SCHEMA, ("tags", "[]"))
     assert [is_allowed(SCHEMA, nodes, value) for value in ("four", "fives", 4)] == [True, False, False]
+
+
+CITIES = ("Bern", "Rome", "Oslo", "Paris", "Bonn", "Graz", "Lyon", "Nice", "Kiel", "Ulm", "Riga", "Bari")
+
+
+def example(text: str, answer: Any) -> Example:
+    return Example(messages=(Message(role="user", content=text),), answer=json.dumps(answer), shape="target")
+
+
+def learned(rows: list[tuple[str, Any]], **settings: Any) -> tuple[Extract, AnswerPlan, str]:
+    schema = settings.pop("schema", None) or infer_schema([answer for _, answer in rows])
+    task = Extract(name="toy", json_schema=schema, **settings)
+    return (task, *learn_plan(task, [example(*row) for row in rows]))
+
+
+def trips(**more: Any) -> list[tuple[str, Any]]:
+    """36 rows: a city as it stands, a price in figures, a kind in other words."""
+    found = []
+    for n, city in enumerate(CITIES * 3):
+        kind, word = ("air", "fly") if n % 2 else ("rail", "go")
+        text = f"I {word} to {city} for {n},50 EUR on {n % 28 + 1:02}.03.2025"
+        own = {name: make(n) for name, make in more.items()}
+        found.append((text, {"city": city, "price": n + 0.5, "kind": kind, "day": f"2025-03-{n % 28 + 1:02}"} | own))
+    return found
+
+
+def test_each_field_is_found_in_its_own_way() -> None:
+    _, plan, why = learned(trips())
+    assert [(field.path, field.how, field.forms, field.values) for field in plan.fields] == [
+        ("city", "span", ("text",), ()),
+        ("price", "span", ("number",), ()),
+        ("kind", "closed", (), ('"air"', '"rail"')),
+        ("day", "span", ("date",), ()),
+    ]
+    assert why == ""
+
+
+def test_a_field_that_needs_writing_is_named_with_its_share() -> None:
+    _, _, why = learned(trips(summary=lambda n: f"a trip of {n} days" if n % 2 else CITIES[n % 12]))
+    assert why == "50 % of the values of `summary` do not occur in their texts"
+
+
+def test_a_few_rows_without_the_value_in_the_text_are_forgiven() -> None:
+    rows = trips()
+    rows[0][1]["city"] = "Berne"
+    assert learned(rows)[2] == ""
+
+
+def test_days_after_another_date_are_a_form() -> None:
+    rows = []
+    for n in range(40):
+        due = f"2025-03-{n % 20 + 11}" if n % 2 else f"2025-03-{n % 20 + 6:02}"
+        written = f"due {due}" if n % 2 else "net 5"
+        rows.append((f"sent 2025-03-{n % 20 + 1:02}, {written}", {"sent": f"2025-03-{n % 20 + 1:02}", "due": due}))
+    _, plan, why = learned(rows)
+    assert (plan.fields[1].forms, why) == (("date", "days:sent"), "")
+
+
+@pytest.mark.parametrize(
+    ("rows", "absent"),
+    [([{"a": "x"}, {"a": None}], "null"), ([{"a": "x"}, {}], ""), ([{"a": "x"}, {"a": ""}], '""')],
+)
+def test_what_stands_for_no_value_is_learned(rows: list[Any], absent: str) -> None:
+    _, plan, _ = learned([("x", answer) for answer in rows * 20])
+    assert plan.fields[0].absent == absent
+
+
+def test_a_value_of_a_schemas_list_is_closed_and_one_that_must_be_there_is_marked_as_such() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"size": {"enum": ["S", "M"]}, "city": {"type": "string"}},
+        "required": ["city"],
+    }
+    rows = [("S to Bern", {"size": "S", "city": "Bern"}), ("to Rome", {"city": "Rome"})]
+    _, plan, _ = learned(rows, schema=schema)
+    assert [(f.how, f.values, f.must) for f in plan.fields] == [("closed", ("", '"S"'), False), ("span", (), True)]
+
+
+def test_every_place_of_a_value_is_kept_and_list_items_follow_one_another() -> None:
+    task, plan, _ = learned([("Bern, Rome, Bern: Oslo or Oslo", {"to": ["Bern", "Rome", "Bern"], "by": "Oslo"})] * 20)
+    found = align(
+        task, plan, parse_row(example("Bern, Rome, Bern: Oslo or Oslo", {"to": ["Bern", "Rome", "Bern"], "by": "Oslo"}))
+    )
+    by_path = [(plan.spans[value.field].path, value.places) for value in found]
+    assert [places for path, places in by_path if path == "to"] == [((0, 4),), ((6, 10),), ((12, 16),)]
+    assert [places for path, places in by_path if path == "by"] == [((18, 22), (26, 30))]
+
+
+def test_objects_of_a_list_are_told_apart_by_the_rule_that_gives_most_rows_back() -> None:
+    full = [("ham 3\nnut 4", {"items": [{"name": "ham", "price": 3}, {"name": "nut", "price": 4}]})] * 10
+    gaps = [("3\nnut", {"items": [{"price": 3}, {"name": "nut"}]})] * 10
+    assert [learned(rows)[1].one_object_a_line for rows in (full, full + gaps)] == [False, True]
+    tangled = [("ham nut 3 4", {"items": [{"name": "ham", "price": 3}, {"name": "nut", "price": 4}]})] * 10
+    assert "the objects of `items` cannot be told apart by order or line in 100 % of the rows" in learned(tangled)[2]
+
+
+def test_lists_within_lists_need_writing() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"rows": {"type": "array", "items": {"type": "array", "items": {"type": "string"}}}},
+    }
+    assert learned([("a", {"rows": [["a"]]})] * 20, schema=schema)[2] == "`rows[]` is in a list within a list"

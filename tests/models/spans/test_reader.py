@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 import torch
 
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.spans.reader import Reader, Window, save_weights, span_log_odds, windows_of
+from smallfirst.models.spans.reader import ContextWindow, PointerNetwork, Reader, windows_of
 from smallfirst.models.spans.values import CharSpan
 from smallfirst.tasks.answer import Answer
 
@@ -22,6 +21,8 @@ TASK = Answer(name="rules", max_answer_tokens=2)
 
 class MarkedTokens:
     """Instead of an encoder: a token's first state is its start logit, its second the end logit, 0 for the null."""
+
+    width, engine = 2, True
 
     def __init__(self, tokenizer: Any, starts: dict[str, float], ends: dict[str, float]) -> None:
         self.tokenizer, self.starts, self.ends = tokenizer, starts, ends
@@ -37,7 +38,13 @@ class MarkedTokens:
         return states, torch.ones(len(encoded), width)
 
 
-HEADS = np.array([[1, 0, 0], [0, 1, 0]], dtype=np.float32)
+HEADS = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
+
+
+def pointer(encoder: Any, heads: torch.Tensor = HEADS) -> PointerNetwork:
+    network = PointerNetwork(encoder, 2).eval()
+    network.heads.data = heads
+    return network
 
 
 class Marks(NamedTuple):
@@ -52,17 +59,19 @@ def tokenizer(tiny_encoder_folder: Path) -> Any:
 
 def make_reader(tokenizer: Any, marks: Marks, *, task: Answer = TASK, max_tokens: int = 512) -> Reader:
     encoder: Any = MarkedTokens(tokenizer, *marks)
-    return Reader(encoder, HEADS, Manifest(kind="reader", task=task, base="", max_tokens=max_tokens))
+    return Reader(pointer(encoder), Manifest(kind="reader", task=task, base="", max_tokens=max_tokens))
 
 
 def test_log_odds_by_hand() -> None:
     class States:
+        width, engine = 2, True
+
         def hidden_states(self, encoded: object) -> tuple[torch.Tensor, None]:
             return torch.tensor([[[1.0, 2.0], [9, 9], [3, 0], [0, 5], [4, 7]]]), None
 
-    window = Window((1, 2, 3, 4, 5), 2, (CharSpan(0, 1), CharSpan(1, 2), CharSpan(2, 3)))
+    window = ContextWindow((1, 2, 3, 4, 5), 2, (CharSpan(0, 1), CharSpan(1, 2), CharSpan(2, 3)))
     bias = torch.tensor([[1.0, 0, 0.5], [0, 1, 0.25]])  # cancels against the null's own
-    odds = span_log_odds(States(), bias, [window], 2)[0]  # type: ignore[arg-type]
+    odds = pointer(States(), bias)([window])[0]
     null = 1 + 2
     wanted = {(2, 2): 3 + 0 - null, (2, 3): 3 + 5 - null, (3, 3): 0 + 5 - null, (3, 4): 0 + 7 - null, (4, 4): 11 - null}
     for first in range(5):
@@ -103,25 +112,25 @@ def test_the_answer_is_the_likeliest_span_of_all_windows(tokenizer: Any) -> None
 def test_places_with_the_same_words_share_their_probability(tokenizer: Any) -> None:
     reader = make_reader(tokenizer, Marks({"card": 2.0, "pin": 2.5}, {"card": 2.0, "pin": 2.0}), task=TASK)
     one, two = reader.read(["my pin or my card\n\nwhich?", "my pin or my card or my Card, my card\n\nwhich?"])
-    assert (one.text, two.text) == ("pin", "card")
+    assert (one[0], two[0]) == ("pin", "card")
 
 
 def test_a_question_without_an_answer(tokenizer: Any) -> None:
     task = TASK.model_copy(update={"not_answerable": "not in the rules"})
     marks = Marks({"card": 2.0, "refund": -5.0}, {"card": 2.0, "refund": -5.0})
     said = make_reader(tokenizer, marks, task=task).read(["my card\n\nwhich?", "my refund\n\nwhich?", "which?"])
-    assert [one.text for one in said] == ["card", "not in the rules", "not in the rules"]
-    assert math.exp(said[2].log_probability) == 1
+    assert [text for text, _, _ in said] == ["card", "not in the rules", "not in the rules"]
+    assert math.exp(said[2][1]) == 1
     forced = make_reader(tokenizer, marks).answer(["my refund\n\nwhich?", "which?"])
     assert [(one.text, one.confidence > 0.5) for one in forced] == [("refund", True), ("", False)]
 
 
 def test_a_folder_reads_as_what_was_saved(tiny_encoder_folder: Path, tmp_path: Path) -> None:
     encoder = SentenceEncoder(tiny_encoder_folder)
-    heads = np.random.default_rng(0).normal(size=(2, 33)).astype(np.float32)
-    manifest = Manifest(kind="reader", task=TASK, base="x")
-    save_weights(encoder, heads, tmp_path)
+    heads = torch.randn(2, 33, generator=torch.Generator().manual_seed(0))
+    network, manifest = pointer(encoder, heads), Manifest(kind="reader", task=TASK, base="x")
+    network.save(tmp_path)
     texts = ["my card is late\n\nwhat is late?", "the refund of May\n\nwhen?"]
-    ours, theirs = Reader(encoder, heads, manifest).read(texts), Reader.load(tmp_path, manifest).read(texts)
-    assert [(one.text, one.n_tokens) for one in ours] == [(one.text, one.n_tokens) for one in theirs]
-    assert [one.log_probability for one in ours] == pytest.approx([one.log_probability for one in theirs], abs=1e-5)
+    ours, theirs = Reader(network, manifest).read(texts), Reader.load(tmp_path, manifest).read(texts)
+    assert [(text, n) for text, _, n in ours] == [(text, n) for text, _, n in theirs]
+    assert [nats for _, nats, _ in ours] == pytest.approx([nats for _, nats, _ in theirs], abs=1e-5)

@@ -19,8 +19,8 @@ from smallfirst.models.manifest import Manifest
 from smallfirst.models.spans.plan import AnswerPlan, FieldPlan
 from smallfirst.models.spans.tagger import (
     Tagger,
+    TaggerNetwork,
     TokenizedText,
-    WindowReader,
     absence,
     best_labels,
     likeliest_marks,
@@ -54,7 +54,7 @@ class Spelled:
     """A network that marks `city:Bern` as a city, and `~city:Rome` almost as surely; `+` goes on."""
 
     def __init__(self) -> None:
-        self.plan, self.reader, self.words = AnswerPlan(fields=FIELDS), self, list[str]()
+        self.plan, self.words = AnswerPlan(fields=FIELDS), list[str]()
 
     def tokenize(self, text: str) -> TokenizedText:
         found = list(re.finditer(r"\S+", text))
@@ -100,11 +100,6 @@ def test_marked_words_become_the_values_of_the_schema() -> None:
     assert confidence["city"] == pytest.approx(marked * (1 - 1 / (math.exp(9) + 8)))  # it begins there, and ends
 
 
-def test_answers_come_in_the_order_of_the_texts() -> None:
-    texts = ["to city:Bern and so on", "city:Rome", "we go to city:Oslo"]
-    assert [json.loads(found.text)["city"] for found in tagger().answer(texts)] == ["Bern", "Rome", "Oslo"]
-
-
 def test_of_two_values_the_likelier_is_taken_and_its_rival_costs_confidence() -> None:
     said, confidence, _ = answer("from city:Bern to ~city:Rome")
     assert said["city"] == "Bern"
@@ -112,19 +107,13 @@ def test_of_two_values_the_likelier_is_taken_and_its_rival_costs_confidence() ->
     assert answer("from city:Bern to city:Bern")[1]["city"] > 0.99  # the same value twice is no rival
 
 
-def test_what_the_schema_does_not_allow_is_not_taken() -> None:
+def test_what_the_schema_does_not_allow_is_not_taken_and_what_must_be_there_is_where_it_is_likeliest() -> None:
     assert answer("city:Konstantinopel city:Rome")[0]["city"] == "Rome"
     assert "due" not in answer("city:Rome due:soon")[0]
-
-
-def test_what_must_be_there_is_taken_where_it_is_likeliest() -> None:
     said, confidence, _ = answer("hello Rome")
     assert said["city"] in ("hello", "Rome")
     assert confidence["city"] < 0.01
-
-
-def test_an_answer_that_the_schema_refuses_has_no_confidence() -> None:
-    (found,) = tagger().answer(["Konstantinopel"])
+    (found,) = tagger().answer(["Konstantinopel"])  # an answer that the schema refuses has no confidence
     assert (found.text, found.confidence) == ("{}", 0.0)
 
 
@@ -139,45 +128,37 @@ def encoder(tiny_encoder_folder: Path) -> SentenceEncoder:
     return SentenceEncoder(tiny_encoder_folder)
 
 
+def network(encoder: SentenceEncoder, max_tokens: int) -> TaggerNetwork:
+    return TaggerNetwork(encoder, AnswerPlan(fields=FIELDS), max_tokens)
+
+
 def test_places_are_those_of_the_characters(encoder: SentenceEncoder) -> None:
     text = "my refund, my card"
-    found = WindowReader(encoder, 16).tokenize(text)
+    found = network(encoder, 16).tokenize(text)
     words = [text[start:end].strip() for start, end in found.places if end > start]
     assert "".join(words) == text.replace(" ", "")
     assert len(found.ids) == len(found.places)
 
 
-def test_a_text_of_one_window_has_the_encoders_own_states(encoder: SentenceEncoder) -> None:
-    reader = WindowReader(encoder, 64)
-    rows = [reader.tokenize(text).ids for text in ("my card", "where is my refund")]
-    with torch.inference_mode():
-        states, mask = reader.states(rows)
-        own, own_mask = encoder.hidden_states(rows)
-    assert torch.equal(states, own)
-    assert torch.equal(mask, own_mask)
-
-
 @pytest.mark.parametrize("n_words", [9, 17, 40])
 def test_each_token_of_a_long_text_is_kept_once_and_in_order(encoder: SentenceEncoder, n_words: int) -> None:
-    reader = WindowReader(encoder, 8)
+    reader = network(encoder, 8)
     ids = reader.tokenize("card pin refund euro " * n_words).ids
-    windows = list(reader._windows(ids))
-    assert [token for window in windows for token in window.ids[window.kept]] == list(ids)
-    assert max(len(window.ids) for window in windows) <= 8
+    windows = list(reader.cut(ids))
+    assert [token for own, kept in windows for token in own[kept]] == list(ids)
+    assert max(len(own) for own, _ in windows) <= 8
     with torch.inference_mode():
         states, mask = reader.states([ids, ids[:5]])
-        first, _ = encoder.hidden_states([windows[0].ids])
+        first, _ = encoder.hidden_states([windows[0][0]])
     assert mask.sum(1).tolist() == [len(ids), 5]
     assert states[0, :4] == pytest.approx(first[0, :4], abs=1e-5)
-
-
-def test_special_tokens_stand_around_every_window_and_are_kept_once(encoder: SentenceEncoder) -> None:
-    reader = WindowReader(encoder, 8)
-    reader._special = (1, 1)
-    ids = [101, *range(30), 102]
-    windows = list(reader._windows(ids))
-    assert {(window.ids[0], window.ids[-1]) for window in windows} == {(101, 102)}
-    assert [token for window in windows for token in window.ids[window.kept]] == ids
+    with torch.inference_mode():  # a text of one window has the encoder's own states
+        assert torch.equal(reader.states([ids[:5]])[0], encoder.hidden_states([ids[:5]])[0])
+    reader._special = (1, 1)  # special tokens stand around every window and are kept once
+    ids = (101, *range(30), 102)
+    windows = list(reader.cut(ids))
+    assert {(own[0], own[-1]) for own, _ in windows} == {(101, 102)}
+    assert [token for own, kept in windows for token in own[kept]] == list(ids)
 
 
 def log_probs(seed: int, n_tokens: int = 5, n_fields: int = 2) -> np.ndarray:
@@ -208,11 +189,8 @@ def test_a_mark_has_the_probability_of_its_labels_and_of_its_end() -> None:
     assert first.log_probability == pytest.approx(math.log(p[1, 3] * p[2, 4] * (1 - p[3, 4])))
     assert (second.field, second.start, second.end) == (0, 4, 5)
     assert second.log_probability == pytest.approx(math.log(p[4, 1]))
-
-
-def test_two_marks_of_a_field_may_touch() -> None:
-    found = marks(log_probs(1), np.array([1, 1, 2, 2, 0]))
-    assert [(mark.field, mark.start, mark.end) for mark in found] == [(0, 0, 1), (0, 1, 4)]
+    touching = marks(log_probs(1), np.array([1, 1, 2, 2, 0]))
+    assert [(mark.field, mark.start, mark.end) for mark in touching] == [(0, 0, 1), (0, 1, 4)]
 
 
 def test_a_field_is_absent_if_no_token_begins_it() -> None:

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from fixtures.traffic import QUEUES, ticket
 
-from smallfirst.models.linear.held_out import FOLDS
+from smallfirst.models.linear.tfidf import FOLDS
 from smallfirst.traffic.discovery import outlook
-from smallfirst.traffic.discovery.outlook import HeldOut, Outlook, drawn_cases, foretell, hold_out_labels
+from smallfirst.traffic.discovery.outlook import HeldOutAnswers, Outlook, drawn_cases, foretell, hold_out_labels
 
 
-def held_out(n: int, accuracy_of_sure: float, accuracy_of_unsure: float, share_sure: float = 0.5) -> HeldOut:
+def held_out(n: int, accuracy_of_sure: float, accuracy_of_unsure: float, share_sure: float = 0.5) -> HeldOutAnswers:
     rng = np.random.default_rng(0)
     sure = rng.random(n) < share_sure
     confidence = np.where(sure, 0.9, 0.3) + 0.01 * rng.random(n)
-    return HeldOut(confidence, rng.random(n) < np.where(sure, accuracy_of_sure, accuracy_of_unsure))
+    return HeldOutAnswers(confidence, rng.random(n) < np.where(sure, accuracy_of_sure, accuracy_of_unsure))
 
 
 def test_what_is_right_where_it_is_sure_can_move() -> None:
