@@ -116,13 +116,6 @@ def require_isolated_rows(model: Any) -> None:
         )
 
 
-class TargetStates(NamedTuple):
-    """Hidden states before each target token of a batch (n, hidden), and those tokens (n,)."""
-
-    states: torch.Tensor
-    tokens: torch.Tensor
-
-
 def target_loss(model: Any, rows: Sequence[TokenizedRow]) -> torch.Tensor:
     """Return the sum of the cross-entropies over the target tokens, in nats."""
     states, tokens = forward(model, rows)
@@ -154,8 +147,8 @@ def accumulate_gradient(model: Any, rows: Sequence[TokenizedRow], config: TrainC
     return float(total)
 
 
-def forward(model: Any, rows: Sequence[TokenizedRow]) -> TargetStates:
-    """Return the hidden states from which the rows' targets are predicted."""
+def forward(model: Any, rows: Sequence[TokenizedRow]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the hidden states before each target token of a batch (n, hidden), and those tokens (n,)."""
     n_shared = shared_prefix_tokens(rows)
     packed = pack_rows([row.ids[:-1] for row in rows], n_shared=n_shared)
     hidden = read_packed(model, packed)
@@ -165,7 +158,7 @@ def forward(model: Any, rows: Sequence[TokenizedRow]) -> TargetStates:
         for at in range(row.n_prompt, len(row.ids))
     ]
     places, tokens = torch.tensor(targets, device=hidden.device).unbind(1)
-    return TargetStates(gather_rows(hidden, places), tokens)
+    return gather_rows(hidden, places), tokens
 
 
 def shared_prefix_tokens(rows: Sequence[TokenizedRow]) -> int:

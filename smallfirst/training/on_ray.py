@@ -10,7 +10,6 @@ import json
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, wait
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
@@ -186,20 +185,21 @@ def run_beside(work: Callable[[], Any], look: Callable[[], None]) -> None:
 
     The work has a thread of its own, since Ray would handle Ctrl-C in the main thread in a way of its own.
     """
-    done: Future[None] = Future()
+    failed: list[BaseException] = []
 
     def run() -> None:
         try:
             work()
-            done.set_result(None)
         except BaseException as error:
-            done.set_exception(error)
+            failed.append(error)
 
-    Thread(target=run, daemon=True).start()
-    while not wait([done], timeout=LOOK_EVERY_S).done:
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(LOOK_EVERY_S)
         look()
-    look()
-    done.result()
+    if failed:
+        raise failed[0]
 
 
 def shares(ray: Any, n_workers: int) -> dict[str, float]:

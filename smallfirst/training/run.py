@@ -143,7 +143,8 @@ class _Trainer:
         if not self.log.read():
             words = f"fine-tune of {self.base[0]} on {len(self.recipe.train_rows)} rows"
             self.log.append("CREATED", words, config=self.config.model_dump(), run_id=self.tracked.run_id)
-        seed_everything(self.config.seed)
+        for seed_generator in (random.seed, np.random.seed, torch.manual_seed):
+            seed_generator(self.config.seed)
         self.base_sha256 = base_sha256(self.base[1]) if self.group.leads else ""
         backend = self.backend = self.recipe.backend
         require_memory(self.base, self.config)
@@ -277,13 +278,6 @@ class _Trainer:
             self.checkpoints.clear()
         self.group.agree(0)  # wait for the first process
         return Run.load(self.folder / "run.json")
-
-
-def seed_everything(seed: int) -> None:
-    """Seed every generator that training may draw from, before anything random happens."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 def _replace(place: Path, draft: Path) -> None:

@@ -123,14 +123,14 @@ def test_states_before_each_target_are_those_of_transformers_own_pass_over_each_
         tiny_folder, dtype=torch.float32, attn_implementation="eager"
     )
     replace_norms(model)
-    found = forward(model, ROWS)
-    assert found.tokens.tolist() == [300, 301, 300, 301, 302, 300]
+    found, tokens = forward(model, ROWS)
+    assert tokens.tolist() == [300, 301, 300, 301, 302, 300]
     with torch.inference_mode():
         states = [
             theirs.model(input_ids=torch.tensor([row.ids[:-1]])).last_hidden_state[0, row.n_prompt - 1 :]
             for row in ROWS
         ]
-    torch.testing.assert_close(found.states, torch.cat(states), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found, torch.cat(states), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("rows", [ROWS, ROWS[:1]], ids=["shared beginning", "one row"])

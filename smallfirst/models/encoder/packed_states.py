@@ -6,7 +6,7 @@ Fine-tuning on rows drawn at random spends two thirds of its time on padding oth
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,19 +15,6 @@ from smallfirst.models.local.packed_rows import PackedRows, RowGroup
 
 FAMILIES = ("bert", "mpnet")
 """Model types of transformers that are read here."""
-
-
-class _Attention(NamedTuple):
-    """The parts of a layer's attention, under one name for both families."""
-
-    query: Any
-    key: Any
-    value: Any
-    out: Any
-    norm: Any
-    """After the residual."""
-    dropout: Any
-    """Of what is added to the residual."""
 
 
 def packed_states(model: Any, packed: PackedRows) -> torch.Tensor:
@@ -41,15 +28,15 @@ def packed_states(model: Any, packed: PackedRows) -> torch.Tensor:
         bias = model.encoder.compute_position_bias(longest)  # (1, heads, longest, longest)
     heads: int = model.config.num_attention_heads
     for layer in model.encoder.layer:
-        parts = _attention_of(layer)
+        *inputs, out, norm, residual_dropout = _attention_of(layer)
         split = (len(states), heads, -1)
         dropout = model.config.attention_probs_dropout_prob if model.training else 0.0
 
         def attend(group: RowGroup, query: Any, key: Any, value: Any, dropout: float = dropout) -> torch.Tensor:
             return _attend(group, query, key, value, bias, dropout)
 
-        mixed = packed.by_group(attend, *(part(states).view(split) for part in parts[:3])).flatten(1)
-        states = parts.norm(parts.dropout(parts.out(mixed)) + states)
+        mixed = packed.by_group(attend, *(part(states).view(split) for part in inputs)).flatten(1)
+        states = norm(residual_dropout(out(mixed)) + states)
         states = layer.output(layer.intermediate(states), states)
     return states
 
@@ -74,10 +61,11 @@ def _attend(
     return torch.matmul(weights, value).transpose(1, 2)
 
 
-def _attention_of(layer: Any) -> _Attention:
+def _attention_of(layer: Any) -> tuple[Any, ...]:
+    """Return query, key, value and output, then the norm after the residual and the dropout of what is added to it."""
     block = layer.attention
     if hasattr(block, "attn"):
         own = block.attn
-        return _Attention(own.q, own.k, own.v, own.o, block.LayerNorm, block.dropout)
+        return own.q, own.k, own.v, own.o, block.LayerNorm, block.dropout
     own, after = block.self, block.output
-    return _Attention(own.query, own.key, own.value, after.dense, after.LayerNorm, after.dropout)
+    return own.query, own.key, own.value, after.dense, after.LayerNorm, after.dropout

@@ -293,7 +293,8 @@ class KVCache:
     def __init__(self, model: Any, n_rows: int) -> None:
         from transformers import DynamicCache
 
-        self.model, self._argument = model, cache_argument(model)
+        self.model, names = model, inspect.signature(type(model.model).forward).parameters
+        self._argument = "cache" if "cache" in names else "past_key_values"  # by the release of transformers
         self._cache: Any = DynamicCache()
         self.seen = torch.zeros(n_rows, 0, dtype=torch.bool)
         """Which of the kept keys are a row's own (rows, columns)."""
@@ -337,12 +338,6 @@ class KVCache:
             **{self._argument: self._cache},
         ).last_hidden_state
         return states
-
-
-def cache_argument(model: Any) -> str:
-    """Return the name of the cache argument in the installed release of transformers."""
-    names = inspect.signature(type(model.model).forward).parameters
-    return "cache" if "cache" in names else "past_key_values"
 
 
 class Batch:

@@ -124,17 +124,13 @@ class GenerativeModel(CallableModel):
         """Return if answers are being generated, or once one token was. Raise ModelError."""
         if self.worker.n_waiting:
             return
-        found = await self.worker.generate(GenerationRequest([self._tokenizer.bos_token_id or 0], max_tokens=1))
+        found = await self.worker.generate(GenerationRequest([self.worker.tokenizer.bos_token_id or 0], max_tokens=1))
         if not all(map(math.isfinite, found.log_probabilities)):
             raise ModelError(f"{self.name} computes no numbers")
 
     async def aclose(self) -> None:
         self._grammars.close()
         await self.worker.aclose()
-
-    @property
-    def _tokenizer(self) -> Any:
-        return self.worker.tokenizer
 
     async def _generation(self, request: Request) -> GenerationRequest:
         ids = self.prompt.encode(request)

@@ -20,7 +20,7 @@ from smallfirst.base.errors import ConfigError, MissingExtra
 from smallfirst.base.files import sha256
 from smallfirst.base.progress import disable_tqdm_in_pipes
 from smallfirst.models.catalog import find_weights
-from smallfirst.models.manifest import ADAPTER_CONFIG, Manifest, read_manifest, require_base
+from smallfirst.models.manifest import ADAPTER_CONFIG, read_manifest, require_base
 
 if TYPE_CHECKING:
     import torch
@@ -177,17 +177,13 @@ def load_merged(folder: Path) -> tuple[Any, Any]:
     """
     if not (folder / ADAPTER_CONFIG).is_file():
         return load_causal(folder)
-    model, _ = load_causal(find_base(folder, manifest := read_manifest(folder)))
+    manifest = read_manifest(folder)
+    base = find_weights(manifest.base)
+    require_base(folder, manifest, base)
+    model, _ = load_causal(base)
     attach_adapter(model, folder, base=manifest.base)
     tokenizer = load_pretrained(import_transformers("Running a local model").AutoTokenizer, folder)
     return merge_adapters(model).to(model.device), tokenizer
-
-
-def find_base(folder: Path, manifest: Manifest) -> Path:
-    """Return the folder of the base that the adapter in `folder` was trained on, or raise ConfigError."""
-    base = find_weights(manifest.base)
-    require_base(folder, manifest, base)
-    return base
 
 
 def save_adapter(model: Any, folder: Path) -> str:
