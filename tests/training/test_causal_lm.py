@@ -22,8 +22,6 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from smallfirst.base.errors import DataError, MissingExtra, TrainingError
 from smallfirst.data.dataset import Dataset
-from smallfirst.measuring.calibration import accuracy_and_temperature
-from smallfirst.models.label_model import LabelLogProbs
 from smallfirst.models.local.tokenizer import choose_label_tokens
 from smallfirst.models.local.weights import load_causal
 from smallfirst.models.manifest import Manifest
@@ -383,13 +381,6 @@ def test_codes_are_read_at_one_position(tiny_fp32: tuple[Any, Any], toy_task: Cl
     )
     assert 0 <= found.value <= 1
     assert found.manifest.temperature != 1.0
-
-
-def test_the_judge_names_rows_with_unknown_labels(toy_task: Classify) -> None:
-    scored = [LabelLogProbs([0.0, -9.0, -9.0, -9.0], 1, 0.0)] * 2
+    unknown = rows("s.jsonl", ("a", toy_task.labels[0]), ("b", "nothing"))
     with pytest.raises(DataError, match=r's\.jsonl:2.*unknown label "nothing"'):
-        accuracy_and_temperature(scored, rows("s.jsonl", ("a", toy_task.labels[0]), ("b", "nothing")), toy_task)
-    accuracy, _ = accuracy_and_temperature(
-        scored, rows("s.jsonl", ("a", toy_task.labels[0]), ("b", toy_task.labels[1])), toy_task
-    )
-    assert accuracy == 0.5
+        validate_labels(*tiny_fp32, found.manifest, unknown)

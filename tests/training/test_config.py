@@ -15,8 +15,7 @@ from smallfirst.training.config import Duration, TrainConfig, parse_duration
         ("8ep", Duration(8, "ep")),
         ("300ba", Duration(300, "ba")),
         ("1_000_000tok", Duration(1_000_000, "tok")),
-        (" 1ep ", Duration(1, "ep")),
-        ("007ba", Duration(7, "ba")),
+        (" 007ba ", Duration(7, "ba")),
     ],
 )
 def test_a_duration_is_a_number_and_a_unit(text: str, expected: Duration) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from pathlib import Path
 from typing import Any, cast
@@ -10,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from fixtures.training import Killed, killing
+from fixtures.training import Killed, answers, killing
 from safetensors.torch import load_file
 
 from smallfirst.base.errors import DataError
@@ -18,9 +17,7 @@ from smallfirst.data.dataset import Dataset
 from smallfirst.measuring.out_of_fold import Fold, FoldAnswers, RawAnswer
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.linear.classifier import ENCODER_FOLDER, LinearClassifier
-from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import Manifest, read_manifest
-from smallfirst.models.protocol import Request
 from smallfirst.registry.runs import open_run
 from smallfirst.tasks.classify import Classify
 from smallfirst.training import encoders
@@ -100,13 +97,9 @@ def test_few_rows_are_passed_over_several_times_an_epoch() -> None:
 
 
 def test_the_folder_is_a_model_that_answers_as_it_was_judged(tuned: Run, recipe: EncoderRecipe) -> None:
-    async def answers() -> list[str]:
-        model = load_model(tuned.folder)
-        found = [(await model.complete(Request.ask(e.text))).text for e in recipe.selection.examples]
-        await model.aclose()
-        return found
-
-    right = [said == e.answer for said, e in zip(asyncio.run(answers()), recipe.selection.examples, strict=True)]
+    examples = recipe.selection.examples
+    said = answers(tuned.folder, *(e.text for e in examples))
+    right = [one.text == e.answer for one, e in zip(said, examples, strict=True)]
     assert np.mean(right) == max(value for _, value in tuned.validation_curve)
     manifest = read_manifest(tuned.folder)
     assert (manifest.kind, manifest.base) == ("encoder", "toys/encoder")

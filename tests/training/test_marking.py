@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 from pathlib import Path
@@ -11,14 +10,12 @@ import numpy as np
 import pytest
 import torch
 from fixtures.rows import answered_rows
-from fixtures.training import fine_tune
+from fixtures.training import answers, fine_tune
 
 from smallfirst.base.errors import ConfigError
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
-from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import read_manifest
-from smallfirst.models.protocol import Completion, Request
 from smallfirst.models.spans.reader import ContextWindow, PointerNetwork
 from smallfirst.models.spans.tagger import TokenizedText
 from smallfirst.models.spans.values import CharSpan
@@ -73,16 +70,6 @@ def tuned(recipe: TaggingRecipe, tiny_encoder_folder: Path, tmp_path_factory: py
     return fine_tune(recipe, CONFIG, tiny_encoder_folder, tmp_path_factory.mktemp("tagger"))
 
 
-def ask(folder: Path, *texts: str) -> list[Completion]:
-    async def together() -> list[Completion]:
-        model = load_model(folder)
-        found = await asyncio.gather(*(model.complete(Request.ask(text)) for text in texts))
-        await model.aclose()
-        return found
-
-    return asyncio.run(together())
-
-
 def test_the_targets_of_a_value_are_at_its_likeliest_place_and_nothing_is_learned_at_the_others() -> None:
     logits = torch.zeros(2, 6, 5)
     logits[0, 4, 1] = 2  # field 0 begins most likely at the second place
@@ -113,8 +100,8 @@ def test_rows_hold_the_places_of_their_values_and_their_closed_values(
 
 def test_it_learns_to_mark_and_the_folder_answers_as_it_was_judged(tuned: Run, recipe: TaggingRecipe) -> None:
     examples = recipe.selection.examples
-    answers = ask(tuned.folder, *(example.text for example in examples))
-    right = [recipe.task.score(e.golds, a.text) == 1 for e, a in zip(examples, answers, strict=True)]
+    found = answers(tuned.folder, *(example.text for example in examples))
+    right = [recipe.task.score(e.golds, a.text) == 1 for e, a in zip(examples, found, strict=True)]
     assert sum(right) / len(right) == max(value for _, value in tuned.validation_curve) > 0.9
     manifest = read_manifest(tuned.folder)
     assert (manifest.kind, manifest.base) == ("tagger", "toys/tiny")
@@ -124,7 +111,7 @@ def test_it_learns_to_mark_and_the_folder_answers_as_it_was_judged(tuned: Run, r
 def test_every_field_has_a_confidence_there_or_not(tuned: Run) -> None:
     long = "my parcel is gone 3 times please" + ", hello" * 100  # read in windows
     texts = ("my card is slow 4 times please", "my card is slow again please", "hello again", long)
-    there, without, nothing, windows = ask(tuned.folder, *texts)
+    there, without, nothing, windows = answers(tuned.folder, *texts)
     assert (there.text, without.text) == (
         '{"thing": "card", "count": 4, "kind": "late"}',
         '{"thing": "card", "count": null, "kind": "late"}',
@@ -197,13 +184,7 @@ def test_rows_become_windows_with_every_place_of_the_answer(tiny_encoder_folder:
 
 
 def test_the_folder_is_a_model_that_answers_as_it_was_judged(trained: Run, reading: ReadingRecipe) -> None:
-    async def answers() -> list[str]:
-        model = load_model(trained.folder)
-        found = [(await model.complete(Request.ask(e.text))).text for e in reading.selection.examples]
-        await model.aclose()
-        return found
-
-    said = asyncio.run(answers())
+    said = [one.text for one in answers(trained.folder, *(e.text for e in reading.selection.examples))]
     scores = [TASK.score(e.golds, answer) for e, answer in zip(reading.selection.examples, said, strict=True)]
     assert np.mean(scores) == max(value for _, value in trained.validation_curve) >= 0.8
     assert TASK.not_answerable in said

@@ -102,25 +102,22 @@ def test_what_the_first_process_writes_is_relayed_and_on_epoch_ends_the_run(benc
     assert steps[-1].step == run.loss_curve[-1][0]
 
 
+@pytest.mark.parametrize("cancelled", [False, True])
 def test_an_error_of_a_process_reaches_the_user_and_is_not_tried_again(
-    bench: Bench, tmp_path: Path, warm_parent: None
+    bench: Bench, tmp_path: Path, warm_parent: None, cancelled: bool
 ) -> None:
     bad = bench.rows.examples[0].model_copy(update={"answer": "nonsense"})
-    folder = prepared(bench, tmp_path, rows=bench.rows.subset("bad", (bad,)))
+    folder = prepared(bench, tmp_path, rows=bench.rows if cancelled else bench.rows.subset("bad", (bad,)))
+    if cancelled:
+        (folder / CANCEL_FILE).touch()
     assert 0 not in run_in(folder, 2)
-    with pytest.raises(DataError, match="1 of 1 rows cannot be trained on"):
+    said = "cancelled at step 1 of" if cancelled else "1 of 1 rows cannot be trained on"
+    with pytest.raises(Cancelled if cancelled else DataError, match=said):
         RunWatch(folder, print, lambda *_: False, print).raise_error()
-    assert run_in(folder, 2) == [0, 0]
-    assert event_kinds(folder) == ["CREATED", "FAILED"]
-
-
-def test_a_cancel_file_ends_all_processes(bench: Bench, tmp_path: Path, warm_parent: None) -> None:
-    folder = prepared(bench, tmp_path)
-    (folder / CANCEL_FILE).touch()
-    assert 0 not in run_in(folder, 2)
-    with pytest.raises(Cancelled, match="cancelled at step 1 of"):
-        RunWatch(folder, print, lambda *_: False, print).raise_error()
-    assert event_kinds(folder)[-1] == "STOPPED"
+    kinds = event_kinds(folder)
+    assert kinds[-1] == ("STOPPED" if cancelled else "FAILED")
+    do_work(folder)
+    assert event_kinds(folder) == kinds
 
 
 def test_two_workers_go_on_from_the_checkpoint_when_one_is_killed(
@@ -154,24 +151,17 @@ def test_two_workers_go_on_from_the_checkpoint_when_one_is_killed(
 
 def test_work_is_looked_at_and_its_error_raised() -> None:
     looks: list[int] = []
-    run_beside(lambda: None, lambda: looks.append(1))
+    with pytest.raises(ZeroDivisionError):
+        run_beside(lambda: 1 / 0, lambda: looks.append(1))
     assert looks
-
-    def fail() -> None:
-        raise ValueError("lost")
-
-    with pytest.raises(ValueError, match="lost"):
-        run_beside(fail, lambda: None)
 
 
 @pytest.mark.parametrize(
     ("nodes", "gpus", "n_workers", "share"),
     [
         ([8], 0, 2, {"CPU": 4}),
-        ([2], 0, 4, {"CPU": 1}),
         ([8, 4], 0, 4, {"CPU": 2}),
         ([8, 8], 2, 2, {"CPU": 8, "GPU": 1}),
-        ([8], 1, 2, {"CPU": 4}),
     ],
 )
 def test_each_worker_gets_its_part_of_a_node(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -16,12 +15,12 @@ import torch
 import torch.nn.functional as F
 import transformers
 from fixtures.rows import answered_rows
+from fixtures.training import answers
 from hypothesis import given
 from hypothesis import strategies as st
 
 from smallfirst.base.errors import DataError, TrainingError
 from smallfirst.data.dataset import Dataset, Example, Message
-from smallfirst.models.loading import load_model
 from smallfirst.models.local.tokenizer import choose_label_tokens, end_of_turn_token
 from smallfirst.models.local.weights import load_causal
 from smallfirst.models.manifest import read_manifest
@@ -304,16 +303,10 @@ def test_the_exam_judges_by_loss_and_lets_a_person_read(tiny_folder: Path, monke
     assert heard[1] == ({}, samples)
 
 
-def answers(folder: Path, asked: Sequence[Sequence[Message]]) -> list[str]:
+def said(folder: Path, *asked: Sequence[Message]) -> list[str]:
     """What the model in the folder writes to each conversation, after its name."""
-
-    async def ask() -> list[str]:
-        model = load_model(folder)
-        found = [(await model.complete(Request(messages=tuple(turns), max_tokens=20))).text for turns in asked]
-        await model.aclose()
-        return [model.name, *found]
-
-    return asyncio.run(ask())
+    found = answers(folder, *(Request(messages=tuple(turns), max_tokens=20) for turns in asked))
+    return [found[0].answered_by, *(one.text for one in found)]
 
 
 @pytest.mark.usefixtures("module_home")
@@ -327,7 +320,7 @@ def test_a_model_taught_by_conversations_answers_them_from_its_folder(tiny_folde
     assert (manifest.kind, manifest.max_tokens, manifest.system, manifest.writes_json) == ("chat", 128, "", False)
     assert len(run.validation_curve) == 9
     assert run.best_epoch == max(run.validation_curve, key=lambda point: point[1])[0]
-    assert answers(run.folder, [e.messages for e in three]) == ["desk", "on its way", "by post", "in a week"]
+    assert said(run.folder, *(e.messages for e in three)) == ["desk", "on its way", "by post", "in a week"]
 
 
 @pytest.mark.usefixtures("module_home")
@@ -338,7 +331,7 @@ def test_a_model_taught_by_texts_goes_on_from_them(tiny_folder: Path, tmp_path: 
         run = train(recipe, config, base=("tiny", tiny_folder), tracked=tracked, folder=tmp_path)
     asked = [[Message(role="user", content=begun)] for begun in ("lost pin:", "refund:")]
     # A text is continued as it stands, space included: no template, no turn.
-    assert answers(run.folder, asked) == ["rules", " a new one by post", " in a week"]
+    assert said(run.folder, *asked) == ["rules", " a new one by post", " in a week"]
     assert read_manifest(run.folder).kind == "text"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -11,16 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures.training import Bench, event_kinds
+from fixtures.training import Bench, answers, event_kinds
 from safetensors.torch import load_file
 
 from smallfirst.base.errors import DataError, TrainingError
 from smallfirst.data.dataset import Dataset, Example, Message
-from smallfirst.models.loading import load_model
 from smallfirst.models.local.tokenizer import choose_label_tokens
 from smallfirst.models.local.weights import load_causal, weights_fingerprint
 from smallfirst.models.manifest import base_sha256, read_manifest
-from smallfirst.models.protocol import Completion, Request
 from smallfirst.registry.runs import client
 from smallfirst.training import causal_lm
 from smallfirst.training.config import TrainConfig
@@ -39,19 +36,8 @@ def full(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, l
     return bench.train(FULL, tmp_path_factory.mktemp("full"), on_step=steps.append), steps
 
 
-def answers(folder: Path, data: Dataset) -> list[Completion]:
-    async def together() -> list[Completion]:
-        model = load_model(folder)
-        asked = [model.complete(Request.ask(example.text)) for example in data.examples]
-        found = await asyncio.gather(*asked)
-        await model.aclose()
-        return found
-
-    return asyncio.run(together())
-
-
 def accuracy(folder: Path, data: Dataset) -> float:
-    found = answers(folder, data)
+    found = answers(folder, *(example.text for example in data.examples))
     right = [a.text == e.answer for a, e in zip(found, data.examples, strict=True)]
     return sum(right) / len(right)
 
@@ -99,7 +85,7 @@ def test_the_folder_is_a_model_that_answers_as_well_as_it_was_judged(
     best = max(value for _, value in run.validation_curve)
     assert best > 0.7
     assert accuracy(run.folder, bench.selection) == best
-    for answer in answers(run.folder, bench.rows):
+    for answer in answers(run.folder, *(example.text for example in bench.rows.examples)):
         assert answer.text in bench.task.labels
         assert 0.25 < (answer.confidence or 0) <= 1
     manifest = read_manifest(run.folder)

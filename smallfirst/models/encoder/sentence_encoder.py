@@ -97,8 +97,12 @@ class SentenceEncoder:
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Return unit vectors (texts, width) in float32, in order."""
-        vectors = self._read_once(texts)
-        return np.stack(vectors) if vectors else np.zeros((0, self.width), dtype=np.float32)
+        if not texts:
+            return np.zeros((0, self.width), dtype=np.float32)
+        known = self._latest  # replaced, never changed: what is remembered does not wait for a pass under way
+        if not all(text in known for text in texts):
+            known = run_in_compute_thread(lambda: self._read(texts))
+        return np.stack([known[text] for text in texts])
 
     def tokens(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, truncation=True, max_length=self.max_tokens)
@@ -131,21 +135,16 @@ class SentenceEncoder:
             return packed.pad(packed_states(self.model, packed)).float(), mask
         return self.model(input_ids=pad_right(encoded), attention_mask=mask).last_hidden_state.float(), mask
 
-    def _read_once(self, texts: Sequence[str]) -> list[np.ndarray]:
-        latest = self._latest  # replaced, never changed: what is remembered does not wait for a pass under way
-        if all(text in latest for text in texts):
-            return [latest[text] for text in texts]
-        return run_in_compute_thread(lambda: self._read(texts))
-
-    def _read(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def _read(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return the vectors of these texts and of those that were remembered."""
         found = dict(self._latest)
         new = [text for text in dict.fromkeys(texts) if text not in found]
         encoded = [self.tokens(text) for text in new]
         for chosen in length_batches([len(ids) for ids in encoded], max_rows=self.batch_rows):
             vectors = self._pooled([encoded[i] for i in chosen])
             found |= {new[i]: vector for i, vector in zip(chosen, vectors, strict=True)}
-        self._latest = dict(list(found.items())[len(found) - min(len(found), self._n_remembered) :])
-        return [found[text] for text in texts]
+        self._latest = dict(list(found.items())[max(0, len(found) - self._n_remembered) :])
+        return found
 
     def _pooled(self, encoded: Sequence[Sequence[int]]) -> np.ndarray:
         if self.engine is None:

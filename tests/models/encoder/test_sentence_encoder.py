@@ -12,11 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from smallfirst.data.dataset import Dataset
 from smallfirst.models.encoder.sentence_encoder import REMEMBERED, SentenceEncoder, open_encoder
-from smallfirst.models.linear.classifier import LinearClassifier
-from smallfirst.models.manifest import Manifest, read_manifest
-from smallfirst.tasks.classify import Classify
 
 
 @pytest.fixture(scope="module")
@@ -64,17 +60,6 @@ def test_a_long_text_is_read_up_to_the_published_limit(folder: Path, tmp_path: P
     assert np.array_equal(*encoder.embed([text, text * 2]))
     (copy / "sentence_bert_config.json").write_text('{"max_seq_length": null}')
     assert len(SentenceEncoder(copy).tokens(text)) == len(SentenceEncoder(folder).tokens(text)) == 256
-
-
-def test_a_linear_model_on_the_encoder_finds_it_again_by_its_name(
-    folder: Path, toy_rows: Dataset, toy_task: Classify, tmp_path: Path
-) -> None:
-    scorer = LinearClassifier.fit("encoder", toy_rows, toy_task, encoder=SentenceEncoder(folder))
-    scorer.save(tmp_path, Manifest(kind="encoder", task=toy_task, base=str(folder)))
-    texts = [example.text for example in toy_rows.examples[:5]]
-    again = LinearClassifier.load(tmp_path, read_manifest(tmp_path)).score(texts)
-    for ours, theirs in zip(scorer.score(texts), again, strict=True):
-        assert theirs.log_probabilities == pytest.approx(ours.log_probabilities, abs=1e-6)
 
 
 def test_states_to_learn_from_are_those_that_are_read(folder: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,9 +16,8 @@ from smallfirst.models.confidence import Calibration, IsotonicCurve
 from smallfirst.models.generation.generator import GenerationRequest, GenerationResult, Generator
 from smallfirst.models.generation.grammar import Grammar
 from smallfirst.models.generation.model import GenerativeModel, field_confidence
-from smallfirst.models.loading import load_model
 from smallfirst.models.local.tokenizer import encode_prompt
-from smallfirst.models.manifest import Manifest, write_manifest
+from smallfirst.models.manifest import Manifest
 from smallfirst.models.pricing import MachinePrice
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, ResponseFormat
 from smallfirst.tasks.answer import Answer
@@ -106,16 +104,6 @@ def test_a_calibration_replaces_the_raw_probability(tiny_fp32: Loaded) -> None:
     curve = IsotonicCurve(x=(-1.0, 1.0), y=(0.7, 0.7))
     flat = Calibration(weights=(0.0,) * 4, centres=(0.0,) * 4, scales=(1.0,) * 4, steps=curve, n_rows=50)
     assert ask(for_task(tiny_fp32, calibration=flat), REQUEST)[0].confidence == pytest.approx(0.7, abs=0.002)
-
-
-def test_a_folder_of_a_generative_model_is_loaded_as_one(tiny_folder: Path) -> None:
-    write_manifest(tiny_folder, Manifest(kind="generative", task=ANSWER, base="tiny"))
-    try:
-        model = load_model(tiny_folder, name="rules-small")
-        assert isinstance(model, GenerativeModel)
-        assert ask(model, REQUEST)[0].answered_by == "rules-small"
-    finally:
-        (tiny_folder / "smallfirst.json").unlink()
 
 
 def test_a_chat_model_reads_the_whole_conversation_through_its_template(tiny_fp32: Loaded) -> None:

@@ -69,14 +69,6 @@ def test_a_batch_of_several_rows_is_bounded_by_its_tokens(scorer: LabelScorer, t
     assert any(len(lengths) > 1 for lengths in sizes)
 
 
-def test_a_text_longer_than_the_limit_is_still_answered(scorer: LabelScorer) -> None:
-    scorer.manifest = scorer.manifest.model_copy(update={"max_tokens": 20})
-    long, short = scorer.score(["where is my card " * 50, "refund"])
-    assert long.n_tokens == 20
-    assert short.n_tokens < 20
-    assert len(long.log_probabilities) == 4
-
-
 SIZES: dict[str, Any] = {
     "vocab_size": 50,
     "hidden_size": 32,

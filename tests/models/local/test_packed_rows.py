@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-import transformers
 
 from smallfirst.models.local import packed_rows
 from smallfirst.models.local.packed_rows import RaggedRows, causal_attention, pack_rows
@@ -114,31 +111,6 @@ def test_pytorchs_kernel_takes_what_it_is_given() -> None:
     query, key, value = (torch.zeros(1, h, len(packed.ids), 8, dtype=torch.bfloat16, device="meta") for h in (4, 2, 2))
     found = packed_rows._ragged_attention(kernel, query, key, value, 0.3, rows)
     assert found.shape == (len(packed.ids), 4, 8)
-
-
-def test_a_model_with_it_reads_as_with_transformers_own_attention(
-    tiny_fp32: tuple[Any, Any], tiny_folder: Path
-) -> None:
-    ours, tokenizer = tiny_fp32
-    assert ours.config._attn_implementation == "smallfirst_causal"
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(
-        tiny_folder, dtype=torch.float32, attn_implementation="eager"
-    )
-    ids = torch.tensor([tokenizer.encode("where is my card, it is late")])
-    with torch.inference_mode():
-        torch.testing.assert_close(ours(input_ids=ids).logits, theirs(input_ids=ids).logits, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("padding", [0, 1, 77])
-def test_right_padding_never_changes_what_is_read_at_real_positions(tiny_fp32: tuple[Any, Any], padding: int) -> None:
-    model, tokenizer = tiny_fp32
-    row = tokenizer.encode("tell me more about your refund")
-    padded = torch.full((3, len(row) + 13), padding)
-    padded[1, : len(row)] = torch.tensor(row)
-    with torch.inference_mode():
-        alone = model.model(input_ids=torch.tensor([row])).last_hidden_state[0]
-        among = model.model(input_ids=padded).last_hidden_state[1, : len(row)]
-    torch.testing.assert_close(among, alone, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
