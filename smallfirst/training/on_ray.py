@@ -80,15 +80,15 @@ def write_work(
     ).save(place / "work.json")
 
 
-def do_work(folder: Path, *, on_step: StepCallback = lambda _: None) -> None:
+def do_work(folder: Path, *, on_step: StepCallback = lambda _: None) -> Run | None:
     """Train as one process of the torch.distributed group; the first one goes on with the MLflow run.
 
-    The last step is written once a second, and a user's error, for `RunWatch` to read. Return at once where an earlier
-    attempt ended in such an error: trying again would not help.
+    The last step is written once a second, and a user's error, for `RunWatch` to read. Return None at once where an
+    earlier attempt ended in such an error: trying again would not help.
     """
     place, told_at = folder / FOLDER, 0.0
     if (place / "error.json").is_file():
-        return
+        return None
     work, leads = Work.load(place / "work.json"), Group.joined().leads
     os.environ["SMALLFIRST_HOME"] = str(work.state)
     tracked = resume_run(work.run_id) if leads else UntrackedRun(work.run_id)
@@ -101,7 +101,7 @@ def do_work(folder: Path, *, on_step: StepCallback = lambda _: None) -> None:
         on_step(step)
 
     try:
-        train(
+        return train(
             TaskRecipe(work.task, work.train_rows, work.selection),
             work.config,
             base=(work.base, work.weights),

@@ -71,7 +71,6 @@ def test_words_learn_a_separable_set_and_each_text_gets_a_distribution_of_its_ow
         assert row.log_probabilities == pytest.approx(scorer.score([text])[0].log_probabilities, abs=1e-9)
         assert row.n_tokens == 0
     assert scorer.score([]) == []
-    assert scorer.embed is None
 
 
 def test_a_folder_answers_as_what_was_saved_and_its_fingerprint_follows_the_weights(
