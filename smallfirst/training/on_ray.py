@@ -196,8 +196,9 @@ def run_beside(work: Callable[[], Any], look: Callable[[], None]) -> None:
     thread = Thread(target=run, daemon=True)
     thread.start()
     while thread.is_alive():
-        thread.join(LOOK_EVERY_S)
         look()
+        thread.join(LOOK_EVERY_S)
+    look()
     if failed:
         raise failed[0]
 

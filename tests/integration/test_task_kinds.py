@@ -108,12 +108,11 @@ def test_a_kind_goes_the_whole_path(kind: str, tmp_path: Path, tiny_folder: Path
     assert answer.route is not None
     why = "answered without a promise: the model passed its gate alone, and no certificate was issued"
     assert (answer.route.certified, answer.route.why) == (False, why)
-    if kind == "extract":
-        value = json.loads(answer.text)
-        assert set(value) <= {"item", "n"}
-        assert "item" in answer.field_confidence
-        rows_of_small = RunFolder.latest(file.name).evaluation("small", "test").rows  # type: ignore[union-attr]
-        assert all(row.answer is not None for row in rows_of_small)  # valid, however little was learnt
+    if kind == "extract":  # valid, however little was learnt, unless its tokens ran out
+        ended = answer.finish_reason == "stop"
+        assert not ended or set(json.loads(answer.text)) <= {"item", "n"}
+        assert ("item" in answer.field_confidence) == ended
+        assert ended or answer.confidence == 0
     page = Path(outcome.report).read_text(encoding="utf-8")
     assert f"{file.name}: small model or large?" in page
     assert len(page) < 2_000_000

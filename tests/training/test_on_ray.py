@@ -99,7 +99,7 @@ def test_what_the_first_process_writes_is_relayed_and_on_epoch_ends_the_run(benc
     assert (folder / STOP_FILE).is_file()
     run = Run.load(folder / "run.json")
     assert len(run.validation_curve) == 2
-    assert steps[-1].step == run.loss_curve[-1][0]
+    assert [step.step for step in steps if step.ends_epoch][-1] in [step for step, _ in run.loss_curve]
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
