@@ -30,7 +30,7 @@ from smallfirst.tasks.answer import Answer, split_context
 from smallfirst.tasks.extract import Extract
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.encoders import EncoderBackend, as_served
-from smallfirst.training.recipe import PreparedData, RowsOfTask, ValidationResult
+from smallfirst.training.recipe import PreparedData, RowsOfTask, T, ValidationResult
 
 HEAD_SCALE = 0.02
 """Standard deviation of the head's first weights, as BERT's own."""
@@ -70,8 +70,25 @@ class TaggingBackend(EncoderBackend):
         return loss
 
 
-class TaggingRecipe(RowsOfTask[Extract]):
+class MarkingRecipe(RowsOfTask[T]):
+    """A task whose answers are marked."""
+
+    graded = True
+    """False: an answer counts as right or wrong."""
+
+    def read(self, model: Any, manifest: Manifest) -> list[RawAnswer]:
+        """Return the answers to the selection rows, computed in fp32, as the model will be served."""
+        raise NotImplementedError
+
+    def validate(self, model: Any, tokenizer: Any, manifest: Manifest) -> ValidationResult:
+        answers = [(one.text, one.nats) for one in self.read(model, manifest)]
+        return ValidationResult(*calibrate_answers(manifest, self.selection.examples, answers, graded=self.graded))
+
+
+class TaggingRecipe(MarkingRecipe[Extract]):
     """An extraction task; its plan is learned from the training rows."""
+
+    graded = False
 
     def __init__(self, task: Extract, train_rows: Dataset, selection: Dataset) -> None:
         super().__init__(task, train_rows, selection)
@@ -84,11 +101,6 @@ class TaggingRecipe(RowsOfTask[Extract]):
     def prepare(self, tokenizer: TaggerNetwork, config: TrainConfig, base: str) -> PreparedData:
         rows = [self._tagged(example, tokenizer) for example in self.train_rows.examples]
         return PreparedData(rows, Manifest(kind="tagger", task=self.task, base=base, max_tokens=config.max_seq_tokens))
-
-    def validate(self, model: TaggerNetwork, tokenizer: TaggerNetwork, manifest: Manifest) -> ValidationResult:
-        """Return the share of selection rows with every field right, computed in fp32, as the model will be served."""
-        answers = [(one.text, one.nats) for one in self.read(model, manifest)]
-        return ValidationResult(*calibrate_answers(manifest, self.selection.examples, answers, graded=False))
 
     def read(self, model: TaggerNetwork, manifest: Manifest) -> list[RawAnswer]:
         with as_served(model):
@@ -179,7 +191,7 @@ class ReadingBackend(EncoderBackend):
         return (everything - torch.stack(right)).mean()
 
 
-class ReadingRecipe(RowsOfTask[Answer]):
+class ReadingRecipe(MarkingRecipe[Answer]):
     """A task of questions with contexts."""
 
     @property
@@ -199,11 +211,6 @@ class ReadingRecipe(RowsOfTask[Answer]):
                 hint="leave reader out of ladder; small writes answers in its own words",
             )
         return PreparedData(rows, Manifest(kind="reader", task=self.task, base=base, max_tokens=config.max_seq_tokens))
-
-    def validate(self, model: PointerNetwork, tokenizer: Any, manifest: Manifest) -> ValidationResult:
-        """Return the mean score on the selection rows, computed in fp32, as the model will be served."""
-        answers = [(one.text, one.nats) for one in self.read(model, manifest)]
-        return ValidationResult(*calibrate_answers(manifest, self.selection.examples, answers))
 
     def read(self, model: PointerNetwork, manifest: Manifest) -> list[RawAnswer]:
         with as_served(model):

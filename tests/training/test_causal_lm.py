@@ -35,6 +35,7 @@ from smallfirst.training.causal_lm import (
     as_kept,
     forward,
     learn_in_fp32,
+    mean_loss,
     replace_norms,
     require_isolated_rows,
     shared_prefix_tokens,
@@ -332,6 +333,7 @@ def test_the_loss_is_the_mean_over_all_target_tokens_and_no_row_changes_anothers
             by_hand += [-logs[at - 1, row.ids[at]].item() for at in range(row.n_prompt, len(row.ids))]
     assert len(by_hand) == 10
     assert step_gradients(model, CUT_ROWS)[0].item() == pytest.approx(sum(by_hand) / 10, abs=1e-5)
+    assert mean_loss(model, CUT_ROWS) == pytest.approx(sum(by_hand) / 10, abs=1e-5)
 
 
 def test_micro_batches_and_processes_give_the_gradient_of_the_whole(

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import torch.nn.functional as F
 import transformers
 from fixtures.rows import answered_rows
 from fixtures.training import answers
@@ -29,7 +27,7 @@ from smallfirst.registry.runs import open_run
 from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.classify import Classify
 from smallfirst.training import causal_lm
-from smallfirst.training.causal_lm import Sample, generate_samples, mean_loss
+from smallfirst.training.causal_lm import Sample, generate_samples
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.recipe import (
     ChatRecipe,
@@ -260,23 +258,6 @@ def test_every_token_of_every_text_is_learnt_once(tokenizer: Any) -> None:
         assert learnt == [*first, end, *second, end]
         assert all(a.ids[-1] == b.ids[0] for a, b in pairwise(rows))
     assert rows[0].ids[0] == tokenizer.bos_token_id
-
-
-def test_mean_loss_is_the_mean_over_target_tokens_of_all_rows(tiny_folder: Path) -> None:
-    model, tokenizer = load_causal(tiny_folder)
-    model = model.float()
-    ensure_chat_template(tokenizer)
-    data = dataset(chat("where is my card", "on its way to you"), chat("pin", "no"))
-    rows = ChatRecipe("desk", data).prepare(tokenizer, SHORT, "tiny").rows
-    losses: list[float] = []
-    for row in rows:  # by the model's own head, one row at a time
-        ids = torch.tensor([row.ids])
-        with torch.no_grad():
-            logits = model(input_ids=ids[:, :-1]).logits[0]
-        by_token = F.cross_entropy(logits, ids[0, 1:], reduction="none")
-        losses += by_token[row.n_prompt - 1 :].tolist()
-    assert len(losses) == sum(len(row.ids) - row.n_prompt for row in rows)
-    assert mean_loss(model, rows) == pytest.approx(sum(losses) / len(losses), rel=1e-4)
 
 
 def test_the_exam_judges_by_loss_and_lets_a_person_read(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

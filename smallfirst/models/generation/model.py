@@ -175,12 +175,8 @@ class GenerativeModel(CallableModel):
 def task_prompt(tokenizer: Any, manifest: Manifest) -> PromptFormat:
     """Return the prompt of a task, as in training."""
     task = manifest.task
-
-    def encode(request: Request) -> list[int]:
-        return encode_prompt(tokenizer, task.prompt(request.text), manifest.max_tokens)
-
     return PromptFormat(
-        encode=encode,
+        lambda request: encode_prompt(tokenizer, task.prompt(request.text), manifest.max_tokens),
         max_answer_tokens=task.max_answer_tokens,
         schema=task.answer_schema(),
         writes_json=manifest.writes_json,
@@ -189,11 +185,11 @@ def task_prompt(tokenizer: Any, manifest: Manifest) -> PromptFormat:
 
 def text_prompt(tokenizer: Any, max_tokens: int) -> PromptFormat:
     """Return a request's text as it stands, to be continued: no template, no cue, spaces kept."""
-
-    def encode(request: Request) -> list[int]:
-        return encode_prompt(tokenizer, "\n\n".join(m.content for m in request.messages), max_tokens)
-
-    return PromptFormat(encode, writes_json=False, keeps_spaces=True)
+    return PromptFormat(
+        lambda request: encode_prompt(tokenizer, "\n\n".join(m.content for m in request.messages), max_tokens),
+        writes_json=False,
+        keeps_spaces=True,
+    )
 
 
 def chat_prompt(

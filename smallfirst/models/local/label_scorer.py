@@ -113,12 +113,9 @@ class Layout(NamedTuple):
 
 
 class PackedDecoder:
-    """The layers of a causal model, ready to read batches of prompts. Not thread-safe."""
+    """The layers of a causal model without `unsupported_reason`, ready to read prompts. Not thread-safe."""
 
     def __init__(self, model: Any) -> None:
-        why = unsupported_reason(model)
-        if why:
-            raise ValueError(why)
         config, body = model.config, model.model
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim: int = body.layers[0].self_attn.head_dim
@@ -332,10 +329,10 @@ class LabelScorer:
         self._serving = False
 
     @classmethod
-    def load(cls, folder: Path, manifest: Manifest, *, packed: bool = True) -> LabelScorer:
+    def load(cls, folder: Path, manifest: Manifest) -> LabelScorer:
         """Return the scorer of a folder that training wrote, by the packed decoder if possible."""
         scorer = cls(*load_merged(folder), manifest)
-        if packed and not unsupported_reason(scorer.model):
+        if not unsupported_reason(scorer.model):
             scorer.packed, scorer.batch_tokens = PackedDecoder(scorer.model), PACKED_BATCH_TOKENS
             scorer.packed.share_prefix(scorer.prefix)
         scorer._serving = True
