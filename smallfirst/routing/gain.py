@@ -1,8 +1,7 @@
 """Predict by request how much likelier a larger model is right than a smaller one, from rows whose outcomes are known.
 
-Hashed words and surface features go into one calibrated logistic regression a model, and into a ridge regression of the
-gain itself; the gain is the mean of both. Where held-out rows are not predicted better than by their mean outcome, that
-mean is returned.
+Hashed words and counts of the text go into one calibrated logistic regression a model; the gain is the difference of
+two. Where held-out rows are not predicted better than by their mean outcome, that mean is returned.
 """
 
 from __future__ import annotations
@@ -23,48 +22,35 @@ from smallfirst.models.confidence import IsotonicCurve
 from smallfirst.routing.confidence_head import FOLDS, log_losses, logistic, means_and_scales, significantly_lower
 
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+SENTENCE_END = re.compile(r"[.!?]+(?:\s|$)")
 N_HASH_BUCKETS = 2**15
 """Buckets that words and word pairs are hashed to."""
 N_COMPONENTS = 64
 """Components of the words' space (truncated SVD); their weights are projected back."""
-QUESTION_WORD = re.compile(r"\b(?:who|whom|whose|what|when|where|why|how|which)\b", re.IGNORECASE)
-SENTENCE_END = re.compile(r"[.!?]+(?:\s|$)")
 INVERSE_PENALTIES = (0.003, 0.03, 0.3, 3.0)
-"""Values of C for the logistic regressions, strongest penalty first; chosen by cross-validation."""
-RIDGE_PENALTIES = tuple(10.0 ** (k / 2) for k in range(9))
-"""Penalties of the ridge regression; chosen by leave-one-out squared error (Allen 1974)."""
+"""Values of C, strongest penalty first; chosen by cross-validation."""
 MIN_GAIN = 1e-3
 """Smallest gain in log loss, in nats, that counts."""
 SMALL, LARGE = "small", "large"
 """The models that the gain lies between."""
 
 
-def surface_features(text: str) -> tuple[float, ...]:
-    """Return length, sentences, questions, numbers and punctuation of a text, as logs or shares."""
-    words, numbers = text.split(), NUMBER.findall(text)
-    largest = max((float(number.replace(",", "").split(".")[0]) for number in numbers), default=0.0)
-    return (
-        math.log1p(len(text)),
-        math.log1p(len(words)),
-        sum(map(len, words)) / max(1, len(words)),
-        math.log1p(len(SENTENCE_END.findall(text))),
-        math.log1p(text.count("\n")),
-        float(text.count("?")),
-        float(len(QUESTION_WORD.findall(text))),
-        math.log1p(len(numbers)),
-        math.log1p(len(set(numbers))),
-        math.log1p(min(largest, 1e12)),
-        sum(c.isdigit() for c in text) / max(1, len(text)),
-        sum(not c.isalnum() and not c.isspace() for c in text) / max(1, len(text)),
-    )
-
-
-N_SURFACE_FEATURES = len(surface_features(""))
-
-
 def text_features(texts: Sequence[str]) -> np.ndarray:
-    """Return the surface features of each text (texts, features)."""
-    return np.array([surface_features(text) for text in texts], dtype=np.float64).reshape(-1, N_SURFACE_FEATURES)
+    """Return counts of each text (texts, features): length, words, sentences, lines, questions, numbers, signs."""
+    counts = [
+        (
+            math.log1p(len(text)),
+            math.log1p(len(text.split())),
+            math.log1p(len(SENTENCE_END.findall(text))),
+            math.log1p(text.count("\n")),
+            float(text.count("?")),
+            math.log1p(len(NUMBER.findall(text))),
+            sum(c.isdigit() for c in text) / max(1, len(text)),
+            sum(not c.isalnum() and not c.isspace() for c in text) / max(1, len(text)),
+        )
+        for text in texts
+    ]
+    return np.array(counts, dtype=np.float64)
 
 
 def hashed_words(texts: Sequence[str]) -> Any:
@@ -77,20 +63,11 @@ def hashed_words(texts: Sequence[str]) -> Any:
     return hashing.transform(texts)
 
 
-def weighed_words(hashed: Any, rarity: np.ndarray) -> Any:
+def _weighed(hashed: Any, rarity: np.ndarray) -> Any:
     """Return the rows weighed by `rarity` (N_HASH_BUCKETS,), each of unit length."""
     from sklearn.preprocessing import normalize
 
     return normalize(hashed.multiply(rarity).tocsr())
-
-
-def directions(rows: Any) -> np.ndarray:
-    """Return the first components (columns, n) of the rows by truncated SVD (Halko et al. 2011)."""
-    from sklearn.utils.extmath import randomized_svd
-
-    if not (n := min(N_COMPONENTS, *rows.shape)):
-        return np.zeros((rows.shape[1], 0))
-    return np.asarray(randomized_svd(rows, n, n_iter=2, transpose=False, random_state=0)[2].T)
 
 
 class ModelOutcome(Record):
@@ -114,8 +91,6 @@ class GainParameters(Record):
 
     models: dict[str, ModelOutcome]
     """By name of the model; the weights have their columns in this order."""
-    direct: float | None = None
-    """Intercept of the regression of the gain itself, whose weights are the last column; None without it."""
     quantiles: tuple[float, ...] = ()
     """Held-out gains at 0, 1, … 100 % of the rows, rising; empty if the gain is the same for all."""
 
@@ -126,7 +101,7 @@ class GainParameters(Record):
 
 
 class GainWeights(NamedTuple):
-    """Arrays of the fitted models; all but `rarity` have a column for each, and one for the direct regression."""
+    """Arrays of the fitted models; all but `rarity` have a column for each."""
 
     rarity: np.ndarray
     words: np.ndarray
@@ -146,54 +121,46 @@ class GainModel:
         `outcomes` are by model, `small` and `large` among them where a gain is wanted; without `large` it is taken to
         be always right. Raise ValueError if the lengths differ or an outcome leaves [0, 1].
         """
+        from sklearn.utils.extmath import randomized_svd
+
         targets = {name: _checked(texts, values) for name, values in outcomes.items()}
         if not texts:
             return cls(GainParameters(models={name: _learn(np.zeros((0, 0)), np.zeros(0)).outcome for name in targets}))
         hashed, counts = hashed_words(texts), text_features(texts)
         rarity = 1 + np.log((1 + len(texts)) / (1 + np.bincount(hashed.indices, minlength=N_HASH_BUCKETS)))
-        weighed, (centres, scales) = weighed_words(hashed, rarity), means_and_scales(counts)
-        basis = directions(weighed)
+        weighed, (centres, scales) = _weighed(hashed, rarity), means_and_scales(counts)
+        n = min(N_COMPONENTS, *weighed.shape)
+        basis = randomized_svd(weighed, n, n_iter=2, transpose=False, random_state=0)[2].T  # (buckets, n)
         x = np.hstack([weighed @ basis, (counts - centres) / scales])
         found = {name: _learn(x, target) for name, target in targets.items()}
-        direct = _regress(x, targets[LARGE] - targets[SMALL]) if {SMALL, LARGE} <= targets.keys() else None
-        weights = np.stack([one.weights for one in (*found.values(), direct) if one is not None], axis=1)
-        of_words, of_counts = np.split(weights, [basis.shape[1]])
+        of_words, of_counts = np.split(np.stack([one.weights for one in found.values()], axis=1), [n])
         of_counts = of_counts / scales[:, None]
-        shifts = (centres @ of_counts).tolist()
         models = {
             name: one.outcome.model_copy(update={"bias": one.outcome.bias - shift})
-            for (name, one), shift in zip(found.items(), shifts, strict=False)
+            for (name, one), shift in zip(found.items(), (centres @ of_counts).tolist(), strict=True)
         }
-        held_out = _gain({name: one.held_out for name, one in found.items()}) if SMALL in found else np.zeros(0)
-        fitted = GainParameters(
-            models=models,
-            direct=direct and direct.intercept - shifts[-1],
-            quantiles=_quantiles(_mean_gain(held_out, direct and direct.held_out)),
-        )
-        known = direct is not None or any(one.known for one in models.values())
-        return cls(fitted, GainWeights(rarity, basis @ of_words, of_counts) if known else None)
+        gains = _gain({name: one.held_out for name, one in found.items()}) if SMALL in found else np.zeros(1)
+        flat = gains.max() - gains.min() < 1e-9
+        quantiles = () if flat else tuple(np.quantile(gains, np.linspace(0, 1, 101)).tolist())
+        known = any(one.known for one in models.values())
+        weights = GainWeights(rarity, basis @ of_words, of_counts) if known else None
+        return cls(GainParameters(models=models, quantiles=quantiles), weights)
 
     def probabilities(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Return by model a probability in [0, 1] for each text."""
-        return self._predict(texts)[0]
-
-    def _predict(self, texts: Sequence[str]) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-        """Return the probabilities by model, and the gains of the direct regression."""
         models = self.fitted.models
         if self._weights is None or not texts:
-            return {name: np.full(len(texts), one.rate) for name, one in models.items()}, None
-        words = weighed_words(hashed_words(texts), self._weights.rarity)
+            return {name: np.full(len(texts), one.rate) for name, one in models.items()}
+        words = _weighed(hashed_words(texts), self._weights.rarity)
         logits = words @ self._weights.words + text_features(texts) @ self._weights.counts
-        probabilities = {
+        return {
             name: one.steps.at_each(column + one.bias) if one.known else np.full(len(texts), one.rate)
-            for (name, one), column in zip(models.items(), logits.T, strict=False)
+            for (name, one), column in zip(models.items(), logits.T, strict=True)
         }
-        return probabilities, None if self.fitted.direct is None else logits[:, -1] + self.fitted.direct
 
     def score(self, texts: Sequence[str]) -> np.ndarray:
         """Return for each text the gain in [-1, 1]: how much likelier the large model is right than the small one."""
-        probabilities, direct = self._predict(texts)
-        return _mean_gain(_gain(probabilities), direct)
+        return _gain(self.probabilities(texts))
 
     def threshold(self, share: float) -> float:
         """Return the gain that a share in [0, 1] of the held-out rows exceeded; 1 if the gain is the same for all."""
@@ -214,11 +181,16 @@ class GainModel:
         if not (folder / "gain.json").exists():
             return None
         fitted = GainParameters.load(folder / "gain.json")
-        if fitted.direct is None and not any(one.known for one in fitted.models.values()):
+        if not any(one.known for one in fitted.models.values()):
             return cls(fitted)
         from safetensors.numpy import load_file
 
         return cls(fitted, GainWeights(**load_file(folder / "gain.safetensors")))
+
+
+def _gain(probabilities: Mapping[str, np.ndarray]) -> np.ndarray:
+    found: np.ndarray = probabilities.get(LARGE, np.ones(1)) - probabilities[SMALL]
+    return found
 
 
 class _Learned(NamedTuple):
@@ -227,29 +199,6 @@ class _Learned(NamedTuple):
     outcome: ModelOutcome
     weights: np.ndarray
     held_out: np.ndarray
-
-
-class _Regression(NamedTuple):
-    """A linear regression, and its leave-one-out predictions by row."""
-
-    intercept: float
-    weights: np.ndarray
-    held_out: np.ndarray
-
-
-def _gain(probabilities: Mapping[str, np.ndarray]) -> np.ndarray:
-    found: np.ndarray = probabilities.get(LARGE, np.ones(1)) - probabilities[SMALL]
-    return found
-
-
-def _mean_gain(difference: np.ndarray, direct: np.ndarray | None) -> np.ndarray:
-    return difference if direct is None else np.clip((difference + direct) / 2, -1.0, 1.0)
-
-
-def _quantiles(gains: np.ndarray) -> tuple[float, ...]:
-    if not len(gains) or gains.max() - gains.min() < 1e-9:
-        return ()
-    return tuple(np.quantile(gains, np.linspace(0, 1, 101)).tolist())
 
 
 def _learn(x: np.ndarray, outcomes: np.ndarray) -> _Learned:
@@ -267,28 +216,8 @@ def _learn(x: np.ndarray, outcomes: np.ndarray) -> _Learned:
     model = _fit(x[there], target, inverse_penalty)
     steps, bias = fit_isotonic(scores.tolist(), target.tolist()), float(model.intercept_[0])
     held_out[there] = steps.at_each(scores)
-    return _Learned(
-        ModelOutcome(rate=rate, known=True, why=why, n_rows=n, bias=bias, steps=steps), model.coef_[0], held_out
-    )
-
-
-def _regress(x: np.ndarray, gains: np.ndarray) -> _Regression | None:
-    """Fit the gain itself; None if rows left out are not predicted better than by the mean of the others."""
-    from sklearn.linear_model import RidgeCV
-
-    there = ~np.isnan(gains)
-    gain, n = gains[there], int(there.sum())
-    if n < MIN_ROWS or gain.min() == gain.max():
-        return None
-    fitted = RidgeCV(alphas=RIDGE_PENALTIES, store_cv_results=True).fit(x[there], gain)
-    errors = fitted.cv_results_[:, RIDGE_PENALTIES.index(float(fitted.alpha_))]
-    if errors.mean() >= ((gain - gain.mean()) ** 2).mean() * (n / (n - 1)) ** 2:
-        return None
-    predicted = fitted.predict(x)
-    toward = np.sign(predicted[there] - gain)  # leaving a row out moves its prediction away from its gain
-    held_out = predicted.copy()
-    held_out[there] = gain + toward * np.sqrt(errors)
-    return _Regression(float(fitted.intercept_), fitted.coef_, held_out)
+    outcome = ModelOutcome(rate=rate, known=True, why=why, n_rows=n, bias=bias, steps=steps)
+    return _Learned(outcome, model.coef_[0], held_out)
 
 
 def _cross_validate(x: np.ndarray, target: np.ndarray) -> tuple[bool, str, float, np.ndarray]:

@@ -48,7 +48,7 @@ def test_easy_requests_score_higher_and_scores_are_probabilities(learned: GainMo
 
 def test_where_there_is_nothing_to_learn_it_says_so_and_gives_the_rate() -> None:
     unknown = 0
-    for seed in range(6):
+    for seed in range(4):
         texts, _ = asked(120, seed)
         outcomes = (np.random.default_rng(100 + seed).random(120) < 0.7).tolist()
         found = small_alone(texts, outcomes)
@@ -58,20 +58,17 @@ def test_where_there_is_nothing_to_learn_it_says_so_and_gives_the_rate() -> None
             assert "small: 5-fold" in found.fitted.why
             assert "nothing learned" in found.fitted.why
             assert found.threshold(0.5) == 1  # no share can be told from the others
-    assert unknown >= 4  # one standard error: about one in six may be fooled
+    assert unknown >= 3  # one standard error: about one in six may be fooled
 
 
-def test_too_few_rows_and_rows_all_alike_teach_nothing() -> None:
+def test_too_few_rows_and_rows_all_alike_teach_nothing_and_are_stored_too(tmp_path: Path) -> None:
     assert small_alone(["a", "b"], [True, False]).score(["c"]).tolist() == [0.5]
     assert small_alone(asked(50, 0)[0], [True] * 50).score(["c"]).tolist() == [0.0]
     assert small_alone([], []).score(["c"]).tolist() == [0.5]
-
-
-def test_outcomes_may_be_shares() -> None:
-    texts, _ = asked(200, 0)
-    shares = [0.8 if text.startswith(EASY) else 0.3 for text in texts]
-    scores = small_alone(texts, shares).probabilities([EASY[0], HARD[0]])["small"]
-    assert scores == pytest.approx([0.8, 0.3], abs=0.05)
+    small_alone(["a", "b"], [True, True]).save(tmp_path)
+    again = GainModel.load(tmp_path)
+    assert again is not None
+    assert again.score(["c", "d"]).tolist() == [0.0, 0.0]
 
 
 def test_it_is_the_same_after_saving_and_loading_and_holds_no_words(learned: GainModel, tmp_path: Path) -> None:
@@ -84,13 +81,6 @@ def test_it_is_the_same_after_saving_and_loading_and_holds_no_words(learned: Gai
     assert [file.name for file in files] == ["gain.json", "gain.safetensors"]
     assert not any(b"lemma" in file.read_bytes() for file in files)
     assert GainModel.load(tmp_path) is None
-
-
-def test_one_that_knows_nothing_is_stored_too(tmp_path: Path) -> None:
-    small_alone(["a", "b"], [True, True]).save(tmp_path)
-    again = GainModel.load(tmp_path)
-    assert again is not None
-    assert again.score(["c", "d"]).tolist() == [0.0, 0.0]
 
 
 def test_rows_must_fit_together() -> None:
@@ -125,17 +115,5 @@ def test_the_gain_is_where_the_large_model_is_right_and_the_small_one_is_not() -
     assert found.fitted.models["large"].n_rows == 320
     assert (found.score(texts) > found.threshold(0.2)).mean() == pytest.approx(0.2, abs=0.05)
     assert found.threshold(0.1) > found.threshold(0.6)
-
-
-def test_of_several_models_each_is_foretold_by_its_own_outcomes() -> None:
-    """A cheap model knows cards, a dear one proofs too, and an own one riddles."""
-    draw = np.random.default_rng(0)
-    kinds = draw.integers(0, 3, 600)
-    questions = ("where is my card", "prove the lemma", "guess the riddle")
-    texts = [f"{questions[kind]} {draw.choice(FILLER)}" for kind in kinds]
-    chances = {"cheap": (0.9, 0.1, 0.1), "dear": (0.95, 0.9, 0.3), "own": (0.1, 0.1, 0.9)}
-    outcomes = {name: (draw.random(600) < np.array(right)[kinds]).tolist() for name, right in chances.items()}
-    found, asked_for = GainModel.fit(texts, outcomes), [f"{question} now" for question in questions]
-    foretold = found.probabilities(asked_for)
-    for name, right in chances.items():
-        assert foretold[name] == pytest.approx(np.array(right), abs=0.15)
+    shares = GainModel.fit(texts, {"small": np.array([0.8, 0.3, 0.3])[kinds].tolist()}).probabilities(texts)["small"]
+    assert shares == pytest.approx(np.array([0.8, 0.3, 0.3])[kinds], abs=0.05)  # outcomes may be shares
