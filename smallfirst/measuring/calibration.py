@@ -1,4 +1,4 @@
-"""Calibration of confidence by a temperature (Guo et al. 2017), isotonic steps or token features, and the error left.
+"""Confidence: calibrated by a temperature (Guo et al. 2017), isotonic steps or token features, and what it is worth.
 
 All of it is fitted on rows that no certificate is made from.
 """
@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from smallfirst.base.errors import DataError, Problem
+from smallfirst.base.records import Record
+from smallfirst.base.stats.intervals import Estimate, bootstrap, wilson
 from smallfirst.data.dataset import Dataset, Example
 from smallfirst.models.confidence import MIN_LOG_PROBABILITY, Calibration, IsotonicCurve, token_features
 from smallfirst.models.label_model import LabelLogProbs
@@ -206,3 +208,67 @@ def equal_count_bins(confidence: Sequence[float] | np.ndarray, bins: int) -> lis
     ends = np.cumsum([len(part) for part in np.array_split(order, bins)])
     ends = np.searchsorted(confidences[order], confidences[order][ends[ends > 0] - 1], side="right")
     return [part for part in np.split(order, np.unique(ends)) if len(part)]
+
+
+# How well confidence parts right from wrong: answers of equal confidence are accepted together, those without one last.
+
+
+class RiskCoveragePoint(Record):
+    """Error when only the most confident share of answers is accepted."""
+
+    coverage: float
+    """Share accepted, in [0, 1]."""
+    error: Estimate
+    confidence: float
+    """Confidence of the least confident answer accepted: the threshold that gives this point."""
+
+
+def risk_coverage_curve(
+    confidence: Sequence[float | None], correct: Sequence[bool], *, n_points: int = 60
+) -> tuple[RiskCoveragePoint, ...]:
+    """Return the error by share accepted, most confident first; empty if no answer has a confidence."""
+    ordered, wrong = _by_confidence(confidence, correct)
+    n_known = int(np.isfinite(ordered).sum())
+    errors = np.cumsum(wrong)
+    wanted = [max(1, round(n_known * i / n_points)) for i in range(1, n_points + 1)] if n_known else []
+    counts = sorted({int(np.searchsorted(-ordered, -ordered[count - 1], side="right")) for count in wanted})
+    return tuple(
+        RiskCoveragePoint(
+            coverage=count / len(ordered),
+            error=wilson(int(errors[count - 1]), count),
+            confidence=float(ordered[count - 1]),
+        )
+        for count in counts
+    )
+
+
+def auroc(confidence: Sequence[float | None], correct: Sequence[bool]) -> Estimate | None:
+    """Return the probability that a right answer has more confidence than a wrong one, ties half; 0.5 is chance.
+
+    The interval is a bootstrap; a resample without right or without wrong answers counts as 0.5, which widens it where
+    errors are few. None if all answers are right or all are wrong. Raises ValueError if the lengths differ.
+    """
+    ordered, wrong = _by_confidence(confidence, correct)
+    if wrong.all() or not wrong.any():
+        return None
+    return bootstrap(lambda rows: _ordered_pairs(ordered[rows], wrong[rows]), len(ordered))
+
+
+def _ordered_pairs(confidence: np.ndarray, wrong: np.ndarray) -> float:
+    n_wrong = int(wrong.sum())
+    n_right = len(wrong) - n_wrong
+    if not n_wrong or not n_right:
+        return 0.5
+    from scipy.stats import rankdata
+
+    ranks = rankdata(confidence)
+    return float((ranks[~wrong].sum() - n_right * (n_right + 1) / 2) / (n_right * n_wrong))
+
+
+def _by_confidence(confidence: Sequence[float | None], correct: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
+    """Return confidences and errors, most confident first; no confidence is minus infinity."""
+    right = np.asarray(correct, dtype=bool)
+    _check_lengths(confidence, right)
+    known = np.array([-np.inf if value is None else value for value in confidence], dtype=np.float64)
+    order = np.argsort(-known, kind="stable")
+    return known[order], ~right[order]

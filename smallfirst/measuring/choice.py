@@ -35,7 +35,7 @@ FIRST, OTHERS, PLANS = 0.6, 0.2, 0.2
 """Shares of the level: of the first candidate, of all others together, and of all plans together."""
 
 
-class Option(NamedTuple):
+class Choice(NamedTuple):
     """What may go live, as the rows that choose let expect it."""
 
     candidate: str
@@ -45,7 +45,7 @@ class Option(NamedTuple):
     """Chance that the answer is wrong, in [0, 1], by key of the row."""
 
     @classmethod
-    def alone(cls, measured: Evaluation) -> Option:
+    def alone(cls, measured: Evaluation) -> Choice:
         """Return the candidate on every request."""
         wrong = {row.key: float(not row.correct) for row in measured.rows}
         return cls(measured.candidate, measured.cost_usd_per_1k / 1000, wrong)
@@ -61,9 +61,9 @@ class WorthRule(NamedTuple):
     alike: float = ALIKE
     """Costs that differ by no more than this factor count as equal; 1 for those of large calls, which are no noise."""
 
-    def order(self, options: Sequence[Option]) -> list[Option]:
+    def order(self, options: Sequence[Choice]) -> list[Choice]:
         """Return the options by worth, the best first; of equals the first given."""
-        rest, ordered = [*zip(shrunk_errors(options), options, strict=True)], list[Option]()
+        rest, ordered = [*zip(shrunk_errors(options), options, strict=True)], list[Choice]()
         if (price := self.usd_per_wrong_answer) is not None:
             return [one for _, one in sorted(rest, key=lambda pair: pair[1].usd + price * pair[0])]
         while rest:
@@ -76,13 +76,13 @@ class WorthRule(NamedTuple):
         return ordered
 
 
-def shrunk_errors(options: Sequence[Option]) -> list[float]:
+def shrunk_errors(options: Sequence[Choice]) -> list[float]:
     """Return the expected error of each option: the measured one is shrunk towards the mean of all."""
     return shrunk_means([one.wrong for one in options], least_spread=SPREAD, unknown=1.0)
 
 
 def choose_candidates(
-    options: Sequence[Option], rule: WorthRule, *, expected: Callable[[str], bool] = lambda _: True
+    options: Sequence[Choice], rule: WorthRule, *, expected: Callable[[str], bool] = lambda _: True
 ) -> list[str]:
     """Return the candidates by worth: those `expected` to pass first, then the others, the most accurate first."""
     able = [one for one in options if expected(one.candidate)]

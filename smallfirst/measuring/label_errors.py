@@ -45,7 +45,7 @@ class Suspect(Record):
     """Sum of their confidences less those of candidates that give a right answer; above 0."""
 
 
-class _Line(Record):
+class SuspectLine(Record):
     """One line of the file for a person; further columns are ignored."""
 
     model_config = pydantic.ConfigDict(extra="ignore")
@@ -92,7 +92,7 @@ def write_suspects(suspects: Sequence[Suspect], path: Path) -> Path:
     lines = []
     for s in suspects:
         answer = filled.pop(s.key).answer if s.key in filled else ""
-        lines.append(_Line(key=s.key, text=s.text, given=s.gold, suggested=s.said, answer=answer))
+        lines.append(SuspectLine(key=s.key, text=s.text, given=s.gold, suggested=s.said, answer=answer))
     lines += filled.values()
     content = "".join(json.dumps(line.model_dump(), ensure_ascii=False) + "\n" for line in lines)
     return write_atomically(path, content.encode())
@@ -178,14 +178,14 @@ def _relabelled(example: Example, answer: str | None) -> Example:
     return Example(**{name: getattr(example, name) for name in Example.model_fields} | changed)
 
 
-def _read(path: Path) -> list[tuple[int, _Line]]:
+def _read(path: Path) -> list[tuple[int, SuspectLine]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path}: not readable: {error}", hint="smallfirst review task.yaml --labels suspects.jsonl"
         ) from None
-    lines, problems = parse_json_lines(_Line, text, str(path))
+    lines, problems = parse_json_lines(SuspectLine, text, str(path))
     if problems:
         raise _unusable(path, problems)
     return lines

@@ -8,20 +8,14 @@ sqrt(sum(p²)), the best match lies between the agreement and its square root.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from smallfirst.base.errors import SmallfirstError
 from smallfirst.base.records import Record
 from smallfirst.base.stats.intervals import Estimate, cohen_kappa, wilson
 from smallfirst.measuring.evaluate import Evaluation
-from smallfirst.measuring.risk_coverage import risk_coverage_curve
 from smallfirst.tasks.task import Task
-
-N_THRESHOLDS = 10
-"""Rows of the table from which `min_confidence` is chosen."""
-AnswerMatcher = Callable[[str, str], bool]
-"""Whether two parsed answers mean the same."""
 
 
 class SelfAgreement(Record):
@@ -69,30 +63,18 @@ def self_agreement(first: Evaluation, second: Evaluation) -> SelfAgreement:
             hint="ask the second time about the same rows of the same split",
         )
     once, again = [a.answer for a, _ in pairs], [b.answer for _, b in pairs]
-    repeated = repeated_answers(once, again)
+    repeated = [a is not None and a == b for a, b in zip(once, again, strict=True)]
     n = len(pairs)
     return SelfAgreement(
         agreement=wilson(sum(repeated), n),
         accuracy=wilson(sum(a.correct for a, _ in pairs), n),
         second_accuracy=wilson(sum(b.correct for _, b in pairs), n),
-        kappa=answer_kappa(once, again),
+        kappa=cohen_kappa([a or (1,) for a in once], [b or (2,) for b in again]),  # no answer twice is no agreement
         same_wrong_answer=wilson(
             sum(s and not a.correct and not b.correct for s, (a, b) in zip(repeated, pairs, strict=True)), n
         ),
         note="; ".join(dict.fromkeys(note for note in (first.note, second.note) if note)),
     )
-
-
-def repeated_answers(first: Sequence[str | None], second: Sequence[str | None]) -> list[bool]:
-    """Return for each row whether both answers are the same; no answer is never the same."""
-    return [a is not None and a == b for a, b in zip(first, second, strict=True)]
-
-
-def answer_kappa(first: Sequence[str | None], second: Sequence[str | None]) -> Estimate:
-    """Return Cohen's kappa of both passes; no answer twice is no agreement, so each pass has its own value for it."""
-    once: list[Hashable] = [(1,) if answer is None else answer for answer in first]
-    again: list[Hashable] = [(2,) if answer is None else answer for answer in second]
-    return cohen_kappa(once, again)
 
 
 class TeacherAnswer(NamedTuple):
@@ -109,17 +91,6 @@ class TeacherAnswer(NamedTuple):
         return self.confidence is not None and self.confidence >= min_confidence
 
 
-class ConfidenceThreshold(Record):
-    """Rows accepted at one value of `min_confidence`, among those answered by people."""
-
-    min_confidence: float
-    """Least confidence that is accepted, in [0, 1]."""
-    share: float
-    """Share of these rows that is accepted, in [0, 1]."""
-    accuracy: Estimate
-    """Share of right answers among the accepted, Wilson interval."""
-
-
 class TeacherAgreement(Record):
     """Agreement of a teacher with people; None and empty where it was not asked."""
 
@@ -127,27 +98,19 @@ class TeacherAgreement(Record):
     """Share of rows answered by people on which it is right, Wilson interval; no answer is wrong."""
     confident_accuracy: Estimate | None = None
     """Share of right answers among its confident ones: the accuracy to expect of the training file."""
-    thresholds: tuple[ConfidenceThreshold, ...] = ()
-    """Other values of `min_confidence`, the strictest first; empty if the teacher never gives a confidence."""
     checked_on: str = ""
 
     @property
     def in_words(self) -> list[str]:
-        lines = []
-        if self.accuracy is not None and self.confident_accuracy is not None:
-            lines.append(
-                f"it is right on {self.accuracy} of {self.accuracy.n} {self.checked_on}; "
-                f"where it was confident, on {self.confident_accuracy} of {self.confident_accuracy.n}"
-            )
-        if self.thresholds:
-            lines.append("min_confidence  accepts  accuracy of the accepted")
-            lines += [
-                f"{t.min_confidence:14.3f}  {t.share:7.0%}  {t.accuracy} n={t.accuracy.n}" for t in self.thresholds
-            ]
-        return lines
+        if self.accuracy is None or self.confident_accuracy is None:
+            return []
+        return [
+            f"it is right on {self.accuracy} of {self.accuracy.n} {self.checked_on}; "
+            f"where it was confident, on {self.confident_accuracy} of {self.confident_accuracy.n}"
+        ]
 
 
-def answer_matcher(task: Task) -> AnswerMatcher:
+def answer_matcher(task: Task) -> Callable[[str, str], bool]:
     """Return whether two answers are equal or, unless a closed set, one would be right where the other is."""
     if task.closed:
         return lambda first, second: first == second
@@ -157,7 +120,7 @@ def answer_matcher(task: Task) -> AnswerMatcher:
 def agreement_with_people(
     answers: Sequence[TeacherAnswer], golds: Sequence[Sequence[str]], task: Task, *, min_confidence: float
 ) -> TeacherAgreement:
-    """Return `accuracy`, `confident_accuracy` and `thresholds` from the right answers that people gave to each row.
+    """Return the agreement from the right answers that people gave to each row.
 
     Empty without rows. Raises ValueError if the lengths differ.
     """
@@ -165,18 +128,6 @@ def agreement_with_people(
         return TeacherAgreement()
     right = [task.score(gold, said.answer) >= task.pass_score for said, gold in zip(answers, golds, strict=True)]
     confident = [ok for said, ok in zip(answers, right, strict=True) if said.is_confident(min_confidence)]
-    points = risk_coverage_curve(
-        [said.confidence if said.answer else None for said in answers], right, n_points=N_THRESHOLDS
-    )
     return TeacherAgreement(
-        accuracy=wilson(sum(right), len(right)),
-        confident_accuracy=wilson(sum(confident), len(confident)),
-        thresholds=tuple(
-            ConfidenceThreshold(min_confidence=p.confidence, share=p.coverage, accuracy=_complement(p.error))
-            for p in points
-        ),
+        accuracy=wilson(sum(right), len(right)), confident_accuracy=wilson(sum(confident), len(confident))
     )
-
-
-def _complement(error: Estimate) -> Estimate:
-    return Estimate(value=1 - error.value, low=1 - error.high, high=1 - error.low, n=error.n)

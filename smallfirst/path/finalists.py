@@ -21,7 +21,7 @@ import numpy as np
 from smallfirst.base.records import Record, fingerprint
 from smallfirst.data.copies import count_rows
 from smallfirst.data.dataset import Dataset
-from smallfirst.measuring.choice import Option, WorthRule, choose_candidates, level_shares, would_pass
+from smallfirst.measuring.choice import Choice, WorthRule, choose_candidates, level_shares, would_pass
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.measuring.outcome import share_words
 from smallfirst.models.pricing import format_usd
@@ -82,7 +82,7 @@ def fix_finalists(project: Project, run_folder: RunFolder) -> Finalists:
     measured, leaks = choosing_evaluations(run_folder), find_split_leaks(project, run_folder)
     n_test = sum(row.key not in leaks.keys for row in project.rows.test.examples)
     expected = {one.candidate: would_pass(file.gate, one, n_test) for one in measured}
-    rule, options = _worth_rule(file), [Option.alone(one) for one in measured]
+    rule, options = _worth_rule(file), [Choice.alone(one) for one in measured]
     if file.binds_answers and (large := _large(run_folder)) is not None:
         rule, options = rule._replace(alike=1.0), [plan_option(one, file.routing.guarantee, large) for one in measured]
     names = choose_candidates(options, rule, expected=expected.__getitem__)
@@ -93,7 +93,7 @@ def fix_finalists(project: Project, run_folder: RunFolder) -> Finalists:
     return found
 
 
-def expected_plans(project: Project, run_folder: RunFolder, *, instead_of: str = "") -> list[Option]:
+def expected_plans(project: Project, run_folder: RunFolder, *, instead_of: str = "") -> list[Choice]:
     """Return a plan for each finalist that was measured on calibration rows, by worth, the best first.
 
     `instead_of` is a candidate that may answer alone: only the plans of less expected loss are left, which takes a
@@ -109,14 +109,14 @@ def expected_plans(project: Project, run_folder: RunFolder, *, instead_of: str =
     ]
     if not instead_of:
         return rule.order(options)
-    alone = [Option.alone(one) for one in measured if one.candidate == instead_of]
+    alone = [Choice.alone(one) for one in measured if one.candidate == instead_of]
     if rule.usd_per_wrong_answer is None or large is None or not alone or file.binds_answers:
         return []
     ordered = rule.order([*alone, *options])
     return ordered[: ordered.index(alone[0])]
 
 
-def plan_option(measured: Evaluation, guarantee: Guarantee, large: Evaluation | None) -> Option:
+def plan_option(measured: Evaluation, guarantee: Guarantee, large: Evaluation | None) -> Choice:
     """Return the plan that keeps as many of the most confident answers as are wrong at most as often as is guaranteed.
 
     Without a limit on errors it keeps as many as are right. Without a price of the large model an escalated request
@@ -129,7 +129,7 @@ def plan_option(measured: Evaluation, guarantee: Guarantee, large: Evaluation | 
     price, error = (1.0, 0.0) if large is None else (large.cost_usd_per_1k / 1000, 1 - large.accuracy.value)
     wrong = {row.key: float(not row.correct) if i < n_kept else error for i, row in enumerate(rows)}
     usd = measured.cost_usd_per_1k / 1000 + (1 - n_kept / max(1, len(rows))) * price
-    return Option(measured.candidate, usd, wrong)
+    return Choice(measured.candidate, usd, wrong)
 
 
 def price_of_guarantee(project: Project, run_folder: RunFolder, routed: Evaluation) -> str:

@@ -25,14 +25,12 @@ from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from itertools import pairwise
 from typing import Literal, NamedTuple
 
-import numpy as np
 import pydantic
 
 from smallfirst.base.records import Record
-from smallfirst.base.stats.intervals import Estimate, edge
+from smallfirst.base.stats.intervals import Estimate
 from smallfirst.base.stats.sequential import GuaranteeTest, RecoveryTest, weighted_interval
 from smallfirst.measuring.outcome import AuditedAccuracy
 from smallfirst.routing.certificate.certificate import Certificate, ThresholdPoint, describe_limit
@@ -44,10 +42,6 @@ MAX_WEIGHT = 2.0
 """Largest weight of an audit: no accepted answer has less than 1 / MAX_WEIGHT of the mean chance."""
 MIN_FALSE_ALARM_RATE = 1e-12
 """Where the quartering of the false-alarm rate ends, after some twenty alarms."""
-_BANDS = (0.125, 0.25, 0.5, 1.0)
-"""Ends of the bands of confidence, from the least accepted up, as shares of accepted calibration rows."""
-_PRIOR_ROWS = 10
-"""Rows with the mean error that are added to each band."""
 _N_RECENT = 200
 """Audits that a recovery describes."""
 
@@ -81,37 +75,17 @@ UNIFORM = AuditAllocation()
 
 
 def allocate_audits(curve: Sequence[ThresholdPoint], threshold: float) -> AuditAllocation:
-    """Return chances in proportion to the standard deviation of the error by the last stage's confidence.
+    """Return chances by which the surer half of accepted calibration rows has half of the mean one, the others more.
 
-    This is Neyman's allocation (1934) with a floor, on the calibration rows of a certificate's curve at or above its
-    threshold. Without such rows all chances are equal.
+    `curve` is that of a certificate. Where the surer half is wrong as often as the rest, all chances are equal.
     """
-    points = sorted((point for point in curve if point.threshold >= threshold), key=lambda point: -point.threshold)
-    steps = list(pairwise(points))
-    accepted = sum(after.n_accepted - before.n_accepted for before, after in steps)
-    if accepted <= 0:
+    points = sorted((point for point in curve if point.threshold >= threshold), key=lambda point: point.n_accepted)
+    n = points[-1].n_accepted if points else 0
+    half = next((point for point in points if 2 * point.n_accepted >= n), None)
+    if half is None or half.n_accepted in (0, n) or half.n_errors * n >= points[-1].n_errors * half.n_accepted:
         return UNIFORM
-    bands = [[0, 0, 0.0] for _ in _BANDS]  # rows, errors, least confidence
-    loose = 0
-    for before, after in reversed(steps):
-        rows = after.n_accepted - before.n_accepted
-        place = next(i for i, end in enumerate(_BANDS) if (loose + rows / 2) / accepted <= end)
-        band = bands[place]
-        band[2] = band[2] if band[0] else after.threshold
-        band[0], band[1] = band[0] + rows, band[1] + after.n_errors - before.n_errors
-        loose += rows
-    found = np.array([band for band in bands if band[0]])
-    return AuditAllocation(tuple(found[1:, 2].tolist()), _levels(found[:, 0], found[:, 1]))
-
-
-def _levels(rows: np.ndarray, errors: np.ndarray) -> tuple[float, ...]:
-    """Return relative chances of bands, from the least confidence up, which never rise with it; their mean is 1."""
-    usual = errors.sum() / rows.sum()
-    rates = (errors + _PRIOR_ROWS * usual) / (rows + _PRIOR_ROWS)
-    rates = np.maximum.accumulate(np.clip(rates, 1e-6, 0.5)[::-1])[::-1]
-    spread, floor = np.sqrt(rates * (1 - rates)), 1 / MAX_WEIGHT
-    high = edge(0.0, 1 / float(spread.min()), lambda m: np.average(np.maximum(floor, m * spread), weights=rows) < 1)
-    return tuple(np.maximum(floor, high * spread).tolist())
+    surer, least = half.n_accepted / n, 1 / MAX_WEIGHT
+    return AuditAllocation((half.threshold,), ((1 - surer * least) / (1 - surer), least))
 
 
 def share_wrong(audits: Iterable[tuple[float, bool]]) -> Estimate:

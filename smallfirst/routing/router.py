@@ -33,7 +33,7 @@ from smallfirst.models.protocol import (
     probed_model,
     usage_of_draft,
 )
-from smallfirst.routing.budget import Budget, BudgetTracker
+from smallfirst.routing.budget import BudgetTracker, EscalationBudget
 from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, Certificate
 from smallfirst.routing.policies import CASCADE, GainScorer, Policy, PolicyDecision, apply_policies, is_conversation
 
@@ -136,7 +136,7 @@ class RouterOptions(NamedTuple):
     """Settings of a Router beside its models and its certificate."""
 
     policies: Sequence[Policy] = ()
-    budget: Budget | None = None
+    budget: EscalationBudget | None = None
     gain: GainScorer | None = None
     policy_stages: Sequence[Stage] = ()
     """Stages that only a policy leads to, such as a challenger."""

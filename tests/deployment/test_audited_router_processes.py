@@ -16,7 +16,7 @@ from smallfirst.deployment.audited_router import Audits
 from smallfirst.ledger.ledger import Ledger, LedgerAway, LedgerUnavailable
 from smallfirst.ledger.rows import AuditRow, StateRow
 from smallfirst.models.protocol import Request
-from smallfirst.routing.budget import Budget, BudgetTracker
+from smallfirst.routing.budget import BudgetTracker, EscalationBudget
 from smallfirst.routing.monitor import Monitor, MonitorSettings, Quantity
 
 
@@ -74,7 +74,7 @@ def test_a_budget_is_one_for_all_and_outlast_a_restart(place: Path | str) -> Non
 
     def opened(ledger: Ledger) -> Setting:
         setting = Setting(ledger)
-        setting.live.router.budget_tracker = BudgetTracker(Budget(usd=2.0))
+        setting.live.router.budget_tracker = BudgetTracker(EscalationBudget(usd=2.0))
         return setting
 
     async def work() -> None:

@@ -9,7 +9,7 @@ from fixtures.evaluations import evaluated_row, evaluation_of
 from smallfirst.measuring.choice import (
     FIRST,
     PLANS,
-    Option,
+    Choice,
     WorthRule,
     choose_candidates,
     level_shares,
@@ -34,7 +34,7 @@ def rated(name: str, n_right: int, n: int, usd_per_1k: float = 1.0) -> Evaluatio
 
 
 def order(rule: WorthRule, *evaluations: Evaluation) -> list[str]:
-    return [one.candidate for one in rule.order([Option.alone(one) for one in evaluations])]
+    return [one.candidate for one in rule.order([Choice.alone(one) for one in evaluations])]
 
 
 def test_of_equal_cost_the_most_accurate_wins() -> None:
@@ -72,9 +72,9 @@ def test_with_a_price_of_errors_the_least_expected_loss_comes_first() -> None:
 
 
 def test_a_plan_and_a_candidate_alone_are_compared_by_the_same_loss() -> None:
-    alone = Option("tuned", 0.001, {str(i): float(i >= 90) for i in range(100)})
+    alone = Choice("tuned", 0.001, {str(i): float(i >= 90) for i in range(100)})
     # Half stays small, without an error; the large model is wrong on 4 % and costs 1 cent.
-    plan = Option("words", 0.005, {str(i): 0.04 * (i >= 50) for i in range(100)})
+    plan = Choice("words", 0.005, {str(i): 0.04 * (i >= 50) for i in range(100)})
     errors = shrunk_errors([alone, plan])
     for price in (0.01, 0.1):
         losses = [one.usd + price * error for one, error in zip((alone, plan), errors, strict=True)]
@@ -86,8 +86,8 @@ def test_a_plan_and_a_candidate_alone_are_compared_by_the_same_loss() -> None:
 def test_one_that_answered_fewer_rows_is_compared_on_these() -> None:
     """A language model answers selection rows alone, the others training rows out of fold as well."""
     words, tuned = rated("words", 700, 1000), rated("tuned", 900, 1000)
-    easy = Option("small", 0.001, {str(i): float(i < 4) for i in range(100)})  # wrong on 4 of 100 that all others know
-    errors = shrunk_errors([Option.alone(words), Option.alone(tuned), easy])
+    easy = Choice("small", 0.001, {str(i): float(i < 4) for i in range(100)})  # wrong on 4 of 100 that all others know
+    errors = shrunk_errors([Choice.alone(words), Choice.alone(tuned), easy])
     assert errors[:2] == pytest.approx([0.3, 0.1], abs=0.02)
     assert errors[2] > errors[1]  # 0.04 as measured, but on rows on which the others are never wrong
     assert order(WorthRule(), words, tuned)[0] == "tuned"
@@ -95,7 +95,7 @@ def test_one_that_answered_fewer_rows_is_compared_on_these() -> None:
 
 def test_those_that_are_expected_to_pass_come_first() -> None:
     words, tuned = rated("words", 84, 100, 0.1), rated("tuned", 92, 100, 9.0)
-    cheap = [Option.alone(one) for one in (words, tuned)]
+    cheap = [Choice.alone(one) for one in (words, tuned)]
     gate = Gate(accuracy_at_least=0.8)
     for n_test, names in ((1000, ["words", "tuned"]), (300, ["tuned", "words"])):
         expected = {one.candidate: would_pass(gate, one, n_test) for one in (words, tuned)}
@@ -128,7 +128,7 @@ def test_nothing_is_chosen_that_another_beats_in_accuracy_and_cost() -> None:
     for _ in range(300):
         n = int(draw.integers(2, 5))
         options = [
-            Option(str(i), float(draw.choice([0.1, 0.11, 0.5, 3.0])), dict(enumerate(draw.integers(0, 2, 40) * 1.0)))
+            Choice(str(i), float(draw.choice([0.1, 0.11, 0.5, 3.0])), dict(enumerate(draw.integers(0, 2, 40) * 1.0)))
             for i in range(n)
         ]
         errors = {one.candidate: error for one, error in zip(options, shrunk_errors(options), strict=True)}
@@ -145,7 +145,7 @@ def test_the_chosen_candidates_figure_is_not_optimistic_and_no_false_one_passes_
     surplus, passed = [], 0
     for _ in range(draws):  # three candidates exactly at the minimum, so that each that passes should not
         chosen_by = [measured(name, (draw.random(100) < 0.8).tolist()) for name in NAMES]
-        names = choose_candidates([Option.alone(one) for one in chosen_by], WorthRule())
+        names = choose_candidates([Choice.alone(one) for one in chosen_by], WorthRule())
         on_test = {name: measured(name, (draw.random(n) < 0.8).tolist()) for name in NAMES}
         shares = level_shares(names)
         passing = [

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from smallfirst.base.stats.intervals import wilson
-from smallfirst.measuring.risk_coverage import auroc, risk_coverage_curve
+from smallfirst.measuring.calibration import auroc, risk_coverage_curve
 
 # The surest first: right, wrong, right, right, wrong; the order of rows is another.
 SAID = [0.6, 0.9, 0.5, 0.8, 0.7]

@@ -15,7 +15,7 @@ from smallfirst.base.errors import ModelError, NotRecorded, Unavailable
 from smallfirst.data.dataset import Message
 from smallfirst.models.pricing import total_usd
 from smallfirst.models.protocol import Capability, Chunk, Completion, LabelScores, Model, Request
-from smallfirst.routing.budget import Budget
+from smallfirst.routing.budget import EscalationBudget
 from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, FieldCertificate, Guarantee, KeptFields
 from smallfirst.routing.policies import AlwaysPolicy, RulePolicy, SplitPolicy
 from smallfirst.routing.router import REFUSAL, OodScore, OutOfScope, Router, RouterOptions, Stage
@@ -474,7 +474,7 @@ def test_a_stage_outside_the_cascade_is_reached_by_a_policy_only() -> None:
 
 def test_a_spent_budget_limits_escalation_alone() -> None:
     straight = RulePolicy(kind="rule", to="large", contains=("house",))
-    options = RouterOptions((straight,), Budget(usd=2.0, per="day"), expected_cost_usd={"large": 0.9})
+    options = RouterOptions((straight,), EscalationBudget(usd=2.0, per="day"), expected_cost_usd={"large": 0.9})
     router = cascade(0.0, 0.0, options=options)
     answers = [ask(router) for _ in range(3)]
     assert [a.answered_by for a in answers] == ["large", "large", "small"]

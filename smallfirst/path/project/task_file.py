@@ -25,7 +25,7 @@ from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, LARGER_E
 from smallfirst.models.pricing import PriceBook, with_price_file
 from smallfirst.models.remote.config import EndpointConfig, VllmServer
 from smallfirst.path.project.candidate_registry import CANDIDATES, candidate_names
-from smallfirst.routing.budget import Budget
+from smallfirst.routing.budget import EscalationBudget
 from smallfirst.routing.certificate.certificate import Guarantee
 from smallfirst.routing.monitor import MonitorSettings
 from smallfirst.routing.policies import AnyPolicy, check_stages
@@ -198,7 +198,7 @@ class RoutingConfig(Record):
     """What is answered to a request that is not the task's where there is no large model: never a certified label."""
     policies: tuple[AnyPolicy, ...] = ()
     """Policies applied in order before the cascade; the first that applies names the stage that answers."""
-    budget: Budget | None = None
+    budget: EscalationBudget | None = None
     """Most that escalated answers may cost in a sliding window; None means no limit."""
     person: bool = False
     """Leave requests that no model is confident about to a person, unless the large model was shown to be better."""

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
+from smallfirst.measuring.calibration import RiskCoveragePoint
 from smallfirst.measuring.evaluate import Evaluation
-from smallfirst.measuring.risk_coverage import RiskCoveragePoint
 from smallfirst.measuring.self_agreement import SelfAgreement
 from smallfirst.models.pricing import format_usd
 from smallfirst.path.project.candidate_registry import FINE_TUNED

@@ -11,9 +11,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from smallfirst.base.stats.intervals import Estimate, holm, wilson
-from smallfirst.measuring.calibration import brier_score, equal_count_bins, expected_calibration_error
+from smallfirst.measuring.calibration import auroc, brier_score, equal_count_bins, expected_calibration_error
 from smallfirst.measuring.evaluate import Comparison, EvaluatedRow, Evaluation, compare
-from smallfirst.measuring.risk_coverage import auroc
 from smallfirst.path.report.data import ReportData
 from smallfirst.tasks.json.paths import flatten
 from smallfirst.tasks.task import PartCounts

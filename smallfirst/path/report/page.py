@@ -15,8 +15,8 @@ import jinja2
 from smallfirst.base.files import write_atomically
 from smallfirst.base.stats.intervals import wilson
 from smallfirst.data.copies import min_clean_rows
+from smallfirst.measuring.calibration import risk_coverage_curve
 from smallfirst.measuring.evaluate import Evaluation
-from smallfirst.measuring.risk_coverage import risk_coverage_curve
 from smallfirst.models.pricing import format_usd
 from smallfirst.path.project.candidate_registry import FINE_TUNED
 from smallfirst.path.project.project import Project, shown_as
