@@ -18,7 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from smallfirst.deployment.audited_router import AuditedRouter
-from smallfirst.deployment.queue_routes import QueueRoutes, mark
+from smallfirst.deployment.review_queue import QueueRoutes, mark
 from smallfirst.deployment.second_look import CAUSE
 from smallfirst.ledger.ledger import Ledger, LedgerUnavailable
 from smallfirst.ledger.rows import FeedbackRow, StateRow, standing

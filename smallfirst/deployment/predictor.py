@@ -52,11 +52,7 @@ class Predictor:
 
     def predict(self, texts: str | Iterable[str]) -> Any:
         """Return the answer to a text, or a list of answers to several."""
-        return run_sync(self.apredict(texts))
-
-    async def apredict(self, texts: str | Iterable[str]) -> Any:
-        """Return what `predict` does."""
-        answers = [_value(self.task.parse(found.text), self.task) for found in await self.acomplete(texts)]
+        answers = [_value(self.task.parse(found.text), self.task) for found in self.complete(texts)]
         return answers[0] if isinstance(texts, str) else answers
 
     def predict_proba(self, texts: str | Iterable[str]) -> ndarray[Any, Any]:
@@ -64,10 +60,6 @@ class Predictor:
 
         Raise ConfigError if the model writes its answers instead of scoring labels.
         """
-        return run_sync(self.apredict_proba(texts))
-
-    async def apredict_proba(self, texts: str | Iterable[str]) -> ndarray[Any, Any]:
-        """Return what `predict_proba` does."""
         import numpy as np
 
         scoring = label_probability_model(self.model)
@@ -77,23 +69,22 @@ class Predictor:
                 hint="predict gives the answers; complete gives each with its confidence",
             )
         asked = [texts] if isinstance(texts, str) else [*texts]
-        found = await scoring.probabilities(asked)
+        found = run_sync(scoring.probabilities(asked))
         probabilities = np.array([one.probabilities for one in found]).reshape(len(asked), len(self.classes_))
         return probabilities[0] if isinstance(texts, str) else probabilities
 
     def complete(self, texts: str | Iterable[str]) -> list[Completion]:
         """Return the whole answers, one for each text: with confidence, tokens, price and time."""
-        return run_sync(self.acomplete(texts))
-
-    async def acomplete(self, texts: str | Iterable[str]) -> list[Completion]:
-        """Return what `complete` does."""
         places = asyncio.Semaphore(_AT_ONCE)
 
         async def ask(text: str) -> Completion:
             async with places:
                 return await self.model.complete(Request.ask(text, max_tokens=self.task.max_answer_tokens))
 
-        return await asyncio.gather(*map(ask, [texts] if isinstance(texts, str) else texts))
+        async def ask_all() -> list[Completion]:
+            return await asyncio.gather(*map(ask, [texts] if isinstance(texts, str) else texts))
+
+        return run_sync(ask_all())
 
     def score(self, texts: Iterable[str], answers: Sequence[Any]) -> float:
         """Return the share of texts whose answer is right by the task's own rule; for labels, the accuracy."""

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import NamedTuple
 
 from smallfirst.base.errors import StageMissing
 from smallfirst.base.files import locked
@@ -49,20 +48,10 @@ CAUSE, TAG = "second look", "second_look"
 """Cause of the ledger's row, and the version's tag that holds its sentence."""
 
 
+_OF_THE_RUN = ("model", "version", "alias", "gate", "instead", "signed")
+"""Fields of an outcome that a second look leaves as the run found them."""
 RETRY_S = 60.0
 """Seconds after which a look that failed is tried again."""
-
-
-class Readiness(NamedTuple):
-    """Whether a version may begin to answer by itself."""
-
-    live: bool
-    command: str
-    """What a person does where it may not."""
-    share: float = 1.0
-    """Share of the requests for which it may answer, in [0, 1]."""
-    held: bool = False
-    """Its certificate may come into force all the same: a take-over decides about each answer."""
 
 
 class SecondLook(Record):
@@ -87,17 +76,16 @@ class SecondLook(Record):
         rows = f"{n_before:,} calibration rows and {self.n_shadow:,} texts in shadow"
         if self.replaces:
             share = f"{share_words(self.certificate.coverage)} of requests, {self.share_before:.0%} before"
-            return f"The second look, over {rows}, shows the promise for {share}"
-        if self.share_before:
-            return (
-                f"The second look, over {rows}, shows the promise for no more than the {self.share_before:.0%} before"
-            )
-        return f"The second look, over {rows}, does not show the promise ({self.certificate.report.why})"
+            shows = f"shows the promise for {share}"
+        elif self.share_before:
+            shows = f"shows the promise for no more than the {self.share_before:.0%} before"
+        else:
+            shows = f"does not show the promise ({self.certificate.report.why})"
+        return f"The second look, over {rows}, {shows}"
 
-    def in_words(self, readiness: Readiness) -> str:
+    def in_words(self, *, live: bool) -> str:
         """Return what was found and what follows from it."""
-        share = "" if readiness.share == 1 else f", in {readiness.share:.0%} of all requests"
-        then = f"the small model answers them from now on{share}" if readiness.live else f"ready: {readiness.command}"
+        then = "the small model answers them from now on" if live else "it answers none until it is taken over"
         return f"{self.found}; {then if self.replaces else 'nothing changes'}."
 
 
@@ -125,9 +113,8 @@ class SecondLooks:
         """Once it was taken, by whichever process."""
         self.on_taken: Callable[[SecondLook], None] = lambda look: None
         """Called once in this process."""
-        self.may_go_live: Callable[[], Readiness] = lambda: Readiness(
-            file.sets_gate, "write a gate into task.yaml, and start the server again"
-        )
+        self.is_live: Callable[[], bool] = lambda: True
+        """Whether the version may answer by itself; else its certificate comes into force for whoever decides that."""
 
     async def compared(self, id: str, request: Request, decision: Decision, answer: Completion, *, state: str) -> None:
         """Note a draft beside the large model's `answer`, and take the look if there are enough.
@@ -168,7 +155,7 @@ class SecondLooks:
         if not self._is_found and self._ledger.count(ShadowRow, task=task, certificate=certificate) < self._needed:
             return None
         rows = self._ledger.entries(ShadowRow, task=task, certificate=certificate)
-        found, words = take(self._file, self._version, self._run_folder, rows[: self._needed], self.may_go_live())
+        found, words = take(self._file, self._version, self._run_folder, rows[: self._needed], live=self.is_live())
         values: dict[str, object] = {"task": self._file.name, "certificate": found.before, "cause": CAUSE}
         values |= {"at": datetime.now(UTC), "before": state, "after": state, "why": words, "after_audit": 0}
         try:
@@ -184,9 +171,10 @@ def take(
     version: ModelVersion,
     run_folder: RunFolder,
     rows: Sequence[ShadowRow],
-    readiness: Readiness,
+    *,
+    live: bool = True,
 ) -> tuple[SecondLook, str]:
-    """Return the second look at a version, in force if it may be, and its sentence; make it unless a process has.
+    """Return the second look at a version, in force, and its sentence; make it unless a process has.
 
     Raise StageMissing if the run's rows are not on this machine.
     """
@@ -195,22 +183,13 @@ def take(
         if look is None:
             look = _look(file, version, run_folder, rows)
             versions.attach(version.name, version.version, SECOND_LOOK, look.model_dump_json(indent=2).encode())
-        words = look.in_words(readiness)
-        if look.replaces and (readiness.live or readiness.held):
+        words = look.in_words(live=live)
+        if look.replaces:
             _put_in_force(version, look, large=file.large is not None)
-            if readiness.live and versions.SHADOW in version.aliases:
+            if live and versions.SHADOW in version.aliases:
                 versions.promote(version.name, version.version)
         versions.tag(version.name, version.version, {TAG: words})  # last: servers load the version anew for it
     return look, words
-
-
-def looks_again(version: ModelVersion, certificate: Certificate) -> bool:
-    """Return True if a second look at the version is to come, to come into force or to be announced."""
-    look = read_look(version)
-    done = (
-        look is not None and version.tags.get(TAG) and not (look.replaces and look.before == certificate.fingerprint())
-    )
-    return not done
 
 
 def read_look(version: ModelVersion) -> SecondLook | None:
@@ -292,32 +271,21 @@ def _put_in_force(version: ModelVersion, look: SecondLook, *, large: bool) -> No
     name, number = version.name, version.version
     if _certificate(version).fingerprint() != look.before:
         return
+    share, candidate = look.certificate.coverage, version.tags.get("candidate", "")
     raw = versions.read_attachment(name, number, OUTCOME)
     known = Outcome.from_json(raw, where=f"the outcome of {name}/{number}") if raw else Outcome(kind="small first")
-    outcome = _outcome(known, version, look, large=large)
+    outcome = Outcome(
+        **{field: getattr(known, field) for field in _OF_THE_RUN},
+        kind="small first",
+        candidate=candidate,
+        title=get_candidate(candidate).title,
+        share_small=share,
+        share_promised=share,
+        promise=look.certificate.guarantee.in_words,
+        large=large,
+        rest="large",
+        watched_by="large",
+    )
     versions.attach(name, number, OUTCOME, outcome.model_dump_json(indent=2).encode())
     versions.attach(name, number, CERTIFICATE, look.certificate.model_dump_json(indent=2).encode())
     versions.tag(name, number, outcome.facts)
-
-
-def _outcome(known: Outcome, version: ModelVersion, look: SecondLook, *, large: bool) -> Outcome:
-    """Return the outcome of the version's run, now that this certificate covers a part of the requests."""
-    share, candidate = look.certificate.coverage, version.tags.get("candidate", "")
-    changes = {
-        "kind": "small first",
-        "candidate": candidate,
-        "title": get_candidate(candidate).title,
-        "share_small": share,
-        "share_promised": share,
-        "promise": look.certificate.guarantee.in_words,
-        "accuracy": None,
-        "share_of_bill": None,
-        "large": large,
-        "rest": "large",
-        "watched_by": "large",
-        "why": "",
-        "audited": None,
-        "labels_needed": None,
-        "gate_line": "",
-    }
-    return known.model_copy(update=changes)

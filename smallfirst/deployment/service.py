@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from smallfirst.base.errors import ConfigError
 from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.deployment.billing.saved import Amount, evaluated_costs
-from smallfirst.deployment.hot_swap import HotSwapModels, ModelProxy, ModelSet
+from smallfirst.deployment.hot_swap import HotSwapModels, ModelProxy, ModelSet, NotReadyYet, RegistryWatcher, one_line
 from smallfirst.deployment.monitoring_routes import MonitoringRoutes
-from smallfirst.deployment.registry_watcher import NotReadyYet, RegistryWatcher, one_line
 from smallfirst.deployment.task_deployment import DeployedVersion, TargetVersions, TaskDeployment, check_models_answer
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.measuring.evaluate import Evaluation
@@ -67,11 +66,13 @@ class DeployedTasks(Plugin):
 
     def __init__(self, deployments: Sequence[TaskDeployment], ledger: Ledger, *, poll_interval_s: float) -> None:
         self.models = HotSwapModels()
-        self._targets = {each.name: TaskTarget(each, self, poll_interval_s) for each in deployments}
+        self._targets = {each.name: TaskTarget(each, self) for each in deployments}
         self._replaced: list[DeployedVersion] = []
         self._monitoring = MonitoringRoutes([target.deployed.router for target in self._targets.values()], ledger)
         self.routes, self.collectors = self._monitoring.routes, self._monitoring.collectors
-        self.watcher = RegistryWatcher(self.models, list(self._targets.values()), linger_s=LINGER_S)
+        self.watcher = RegistryWatcher(
+            self.models, list(self._targets.values()), interval_s=poll_interval_s, linger_s=LINGER_S
+        )
         auto = self._create_auto()
         self.models.put([*(target.deployed.models for target in self._targets.values()), *([auto] if auto else [])])
 
@@ -164,8 +165,8 @@ class DeployedTasks(Plugin):
 class TaskTarget:
     """A task whose aliases the RegistryWatcher follows."""
 
-    def __init__(self, deployment: TaskDeployment, owner: DeployedTasks, interval_s: float) -> None:
-        self.deployment, self.name, self.interval_s, self._owner = deployment, deployment.name, interval_s, owner
+    def __init__(self, deployment: TaskDeployment, owner: DeployedTasks) -> None:
+        self.deployment, self.name, self._owner = deployment, deployment.name, owner
         self.deployed = deployment.load(deployment.target_versions())
 
     def current(self) -> TargetVersions:

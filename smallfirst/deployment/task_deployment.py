@@ -15,7 +15,7 @@ from smallfirst.base.progress import Progress
 from smallfirst.data.dataset import Message
 from smallfirst.deployment.audited_router import AuditedRouter, AuditSettings, outcome_of
 from smallfirst.deployment.hot_swap import ModelSet, SharedModel
-from smallfirst.deployment.second_look import TAG, SecondLook, SecondLooks, looks_again, read_look
+from smallfirst.deployment.second_look import TAG, SecondLook, SecondLooks, read_look
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.measuring.outcome import Outcome
 from smallfirst.models.manifest import read_manifest
@@ -102,6 +102,8 @@ class TaskDeployment:
         Raise RegistryError without a champion, or without the challenger that a policy leads to, and as `Project.read`.
         """
         self.file, self._ledger, self._store_bodies = file, ledger, store_bodies
+        self._goes_live_alone = large is None
+        """False: whoever gave the large model decides what the small one may answer."""
         with state_of(file.folder):
             self._read(live=live, instead=large)
 
@@ -221,7 +223,10 @@ class TaskDeployment:
 
     def _second_look(self, router: Router, version: ModelVersion, run_folder: RunFolder) -> SecondLooks | None:
         """Return what collects drafts in shadow; None if no second look is to come."""
-        if self.file.routing.second_look_after is None or not looks_again(version, router.certificate):
+        if self.file.routing.second_look_after is None or version.tags.get(TAG):
+            return None
+        if self._goes_live_alone and not self.file.sets_gate:
+            _log.warning("%s: no second look is taken: task.yaml has no gate", self.name)
             return None
         try:
             return SecondLooks(router, _agreement(self._task), self._ledger, self.file, version, run_folder)

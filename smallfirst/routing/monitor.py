@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
@@ -31,15 +31,13 @@ import pydantic
 
 from smallfirst.base.records import Record
 from smallfirst.base.stats.intervals import Estimate
-from smallfirst.base.stats.sequential import GuaranteeTest, RecoveryTest, weighted_interval
+from smallfirst.base.stats.sequential import MAX_WEIGHT, GuaranteeTest, RecoveryTest, weighted_interval
 from smallfirst.measuring.outcome import AuditedAccuracy
 from smallfirst.routing.certificate.certificate import Certificate, ThresholdPoint, describe_limit
 
 Judge = Literal["large", "person"]
 State = Literal["live", "shadow", "fallback"]
 Cause = Literal["guarantee", "recovery"]
-MAX_WEIGHT = 2.0
-"""Largest weight of an audit: no accepted answer has less than 1 / MAX_WEIGHT of the mean chance."""
 MIN_FALSE_ALARM_RATE = 1e-12
 """Where the quartering of the false-alarm rate ends, after some twenty alarms."""
 _N_RECENT = 200
@@ -86,12 +84,6 @@ def allocate_audits(curve: Sequence[ThresholdPoint], threshold: float) -> AuditA
         return UNIFORM
     surer, least = half.n_accepted / n, 1 / MAX_WEIGHT
     return AuditAllocation((half.threshold,), ((1 - surer * least) / (1 - surer), least))
-
-
-def share_wrong(audits: Iterable[tuple[float, bool]]) -> Estimate:
-    """Return the share of wrong answers from weights and verdicts of audits, 95 %, valid at every moment."""
-    counts = Counter((min(round(weight, 9), MAX_WEIGHT), wrong) for weight, wrong in audits)
-    return weighted_interval(counts, max_weight=MAX_WEIGHT if any(weight != 1 for weight, _ in counts) else 1.0)
 
 
 class Quantity(NamedTuple):

@@ -29,7 +29,7 @@ from smallfirst.serving.auth import CHAT_PATH, PUBLIC_PATHS, USER_PATHS, AuthMid
 from smallfirst.serving.openai.errors import ApiError, ClientDisconnected, model_not_found, to_api_error
 from smallfirst.serving.openai.wire import model_entry
 from smallfirst.serving.plugins import Plugin, PluginGroup, ServedModels, starlette_route
-from smallfirst.serving.request_lifecycle import AppContext, Handler, HeldHead, Metrics, ModelEndpoint, Readiness
+from smallfirst.serving.request_lifecycle import AppContext, Handler, Metrics, ModelEndpoint, Readiness
 from smallfirst.serving.server import listen, run
 from smallfirst.serving.settings import ServeSettings, check_settings
 
@@ -80,7 +80,7 @@ def build_app(
     )
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(HeldHead), authentication, *context.plugins.middleware],
+        middleware=[authentication],
         exception_handlers={
             HTTPException: _http_error,
             ApiError: _api_error,

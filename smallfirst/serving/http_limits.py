@@ -21,7 +21,6 @@ from ipaddress import IPv6Address
 from typing import Any, Literal, NamedTuple
 
 import h11
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from smallfirst.base.records import Record
@@ -115,7 +114,6 @@ class LimitedProtocol(H11Protocol):
         self._unread: asyncio.TimerHandle | None = None
         self._since_s, self._n_bytes, self._phase = time.monotonic(), 0, "none"
         self._peer: str | None = None
-        self.app = _with_another_head(self.app)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -232,26 +230,6 @@ class LimitedProtocol(H11Protocol):
             fields = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d" % len(body)
             self.transport.write(b"HTTP/1.1 %d %s\r\n%s\r\n\r\n%s" % (status, _REASONS[status], fields, body))
         self.transport.close()
-
-
-def _with_another_head(app: ASGIApp) -> ASGIApp:
-    """Let an application send another head after one that h11 refused, of which the client has nothing.
-
-    uvicorn would take the response for begun, and close the connection.
-    """
-
-    async def call(scope: Scope, receive: Receive, send: Send) -> None:
-        async def checked(message: Message) -> None:
-            try:
-                await send(message)
-            except h11.LocalProtocolError:
-                if message["type"] == "http.response.start":
-                    send.__self__.response_started = False  # type: ignore[attr-defined]
-                raise
-
-        await app(scope, receive, checked)
-
-    return call
 
 
 def limited_protocol(limits: ConnectionLimits) -> type[LimitedProtocol]:

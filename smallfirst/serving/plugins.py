@@ -18,7 +18,6 @@ from prometheus_client.registry import Collector
 from starlette.datastructures import FormData as FormData
 from starlette.datastructures import UploadFile as UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.middleware import Middleware
 from starlette.requests import Request as HttpRequest
 from starlette.responses import FileResponse as FileResponse
 from starlette.responses import JSONResponse
@@ -107,8 +106,6 @@ class Plugin:
 
     routes: Sequence[PluginRoute] = ()
     collectors: Sequence[Collector] = ()
-    middleware: Sequence[Middleware] = ()
-    """ASGI middleware between authentication and the routes."""
 
     def find(self, name: str, caller: str) -> Model | None:
         """Return the caller's model of this name, or None."""
@@ -179,7 +176,6 @@ class PluginGroup(Plugin):
         self._plugins = plugins
         self.routes = tuple(route for each in plugins for route in each.routes)
         self.collectors = tuple(collector for each in plugins for collector in each.collectors)
-        self.middleware = tuple(middleware for each in plugins for middleware in each.middleware)
 
     def find(self, name: str, caller: str) -> Model | None:
         return next((model for each in self._plugins if (model := each.find(name, caller)) is not None), None)

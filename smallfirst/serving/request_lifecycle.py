@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-import h11
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.registry import Collector
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import LedgerRow, attempt_rows
@@ -38,7 +37,6 @@ from smallfirst.serving.admission import Admission, cancel_on_disconnect, read_b
 from smallfirst.serving.auth import TokenReservation, caller_owner, current_caller
 from smallfirst.serving.openai.errors import (
     ClientDisconnected,
-    HeadNotSent,
     log_error,
     model_not_found,
     server_stopping,
@@ -192,7 +190,7 @@ class ApiCall:
     first_token_s: float | None = None
     status: int = 0
     begun: bool = False
-    """True once a part of the body was sent, and with it the head."""
+    """True once the head was sent."""
     recorded: bool = False
 
     def accept(self, served_name: str, request: Request) -> tuple[Model, Request]:
@@ -266,26 +264,21 @@ class ApiCall:
         return time.perf_counter() - self.started_s
 
     async def send_head(self, status: int, headers: Mapping[str, str]) -> None:
-        """Send a head, which `HeldHead` keeps until the body begins. Raise HeadNotSent if no client could get it."""
-        try:
-            await self.send({"type": "http.response.start", "status": status, "headers": raw_headers(headers)})
-        except Exception as error:
-            raise HeadNotSent(str(error)) from error
-        self.status = status
+        self.status, self.begun = status, True
+        await self.send({"type": "http.response.start", "status": status, "headers": raw_headers(headers)})
 
     async def send_body(self, content: bytes, *, more: bool) -> None:
-        self.begun = True
         await self.send({"type": "http.response.body", "body": content, "more_body": more})
 
     async def send_json(
         self, status: int, value: dict[str, Any], headers: Mapping[str, str], *, answer: Completion | None = None
     ) -> None:
-        """Send a whole response; record the answer in it once nothing but its client can keep it from arriving."""
+        """Send a whole response; the answer in it is recorded before its client has anything of it."""
         content = json.dumps(value, allow_nan=False).encode()
         head = {"content-type": "application/json", "content-length": str(len(content))}
-        await self.send_head(status, {**head, **headers})
         if answer is not None:
             await self.record(answer)
+        await self.send_head(status, {**head, **headers})
         await self.send_body(content, more=False)
 
     def row(self, *, status: int, latency_ms: float) -> LedgerRow:
@@ -412,30 +405,3 @@ def combine(work: Sequence[Completion]) -> Completion:
         completion_tokens=sum(one.completion_tokens for one in work),
         estimated=any(one.estimated for one in work),
     )
-
-
-class HeldHead:
-    """ASGI middleware that keeps a head until its body begins, as ASGI asks of servers, and checks it at once.
-
-    So an answer is recorded when its head is known to be good and before its client has anything of it; until then
-    another head takes its place. A head that no server could write raises h11's LocalProtocolError from `send`.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        held: Message | None = None
-
-        async def hold(message: Message) -> None:
-            nonlocal held
-            if message["type"] == "http.response.start":
-                h11.Response(status_code=message["status"], headers=list(message["headers"]))
-                held = message
-                return
-            if held is not None:
-                head, held = held, None
-                await send(head)
-            await send(message)
-
-        await self._app(scope, receive, hold)

@@ -5,10 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +12,6 @@ from itertools import pairwise
 
 import httpx
 import pytest
-from fixtures.warm_processes import WarmProcess
 
 from smallfirst.base.errors import ModelError
 from smallfirst.base.paths import home
@@ -29,20 +24,6 @@ from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.registry import versions
 
 TEXT = "where is my card"
-SERVER = """
-import sys
-from pathlib import Path
-from smallfirst.deployment.service import deploy
-from smallfirst.base.paths import home
-from smallfirst.serving.app import serve
-from smallfirst.ledger.ledger import Ledger
-from smallfirst.serving.settings import ServeSettings
-from smallfirst.path.project.task_file import read_task_file
-
-ledger = Ledger(home() / "ledger.db")
-found = deploy([read_task_file(Path(sys.argv[1]))], ledger, poll_interval_s=0.25)
-serve(found.models, ledger=ledger, settings=ServeSettings(port=0), plugins=[found])
-"""
 
 
 @pytest.fixture
@@ -216,15 +197,27 @@ def _answered_by(reply: httpx.Response) -> str:
     return str(next(json.loads(e)["smallfirst"]["answered_by"] for e in events[:-1] if "smallfirst" in json.loads(e)))
 
 
-def test_a_running_server_follows_without_a_dropped_request(desk, warm_parent: None) -> None:
+def test_a_running_server_follows_without_a_dropped_request(desk, ledger: Ledger, run_server) -> None:
     for turn in (0, 1):
         desk.register(turn)
     versions.promote("main.desk.toy", 1)
-    command = [sys.executable, "-c", SERVER, str(desk.path)]
-    server = WarmProcess(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert server.stdout is not None
-    url = server.stdout.readline().rsplit(" ", 1)[1].strip()
-    clients = [Client(url, stream=stream) for stream in (False, True, False)]
+    deployed = deploy([desk.file], ledger, poll_interval_s=0.25)
+    with run_server(deployed.models, ledger, plugins=[deployed]) as server:
+        clients = [Client(f"{server.url}/v1", stream=stream) for stream in (False, True, False)]
+        follow_and_stop(clients)
+    asyncio.run(deployed.aclose())
+    assert {(status, who) for c in clients for _, status, who in c.answers} == {
+        (200, "toy-small@1"),
+        (200, "toy-small@2"),
+    }
+    for client in clients:  # each client sees every change once: no answer of a version that was left
+        seen = [who for _, _, who in client.answers]
+        assert sum(a != b for a, b in pairwise(seen)) == 2
+    _is_explained(ledger, sum(len(c.answers) for c in clients))
+
+
+def follow_and_stop(clients: list[Client]) -> None:
+    """Promote and roll back while the clients ask."""
     for client in clients:
         client.start()
     try:
@@ -242,22 +235,10 @@ def test_a_running_server_follows_without_a_dropped_request(desk, warm_parent: N
             client.stopped.set()
         for client in clients:
             client.join()
-        server.send_signal(signal.SIGTERM)
-        rest = server.communicate(timeout=120)[0]
-    assert {(status, who) for c in clients for _, status, who in c.answers} == {
-        (200, "toy-small@1"),
-        (200, "toy-small@2"),
-    }
-    for client in clients:  # each client sees every change once: no answer of a version that was left
-        seen = [who for _, _, who in client.answers]
-        assert sum(a != b for a, b in pairwise(seen)) == 2
-    assert (server.returncode, "stopped" in rest) == (0, True)
-    _is_explained(sum(len(c.answers) for c in clients))
 
 
-def _is_explained(n: int) -> None:
+def _is_explained(ledger: Ledger, n: int) -> None:
     """Every answer is in the ledger with its version, and so is each change."""
-    ledger = Ledger(home() / "ledger.db")
     rows = ledger.entries(LedgerRow)
     assert len(rows) == n
     second = next(row for row in rows if row.answered_by == "toy-small@2")
@@ -267,7 +248,6 @@ def _is_explained(n: int) -> None:
         "the registry's aliases moved from version 1 to version 2, which answers",
         "the registry's aliases moved from version 2 to version 1, which answers",
     ]
-    ledger.close()
 
 
 def _wait_for(clients: list[Client], who: str, after_s: float) -> None:

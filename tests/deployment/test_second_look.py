@@ -20,7 +20,7 @@ from smallfirst.base.records import fingerprint
 from smallfirst.data.dataset import fold_text
 from smallfirst.deployment.audited_router import AuditedRouter, AuditSettings, outcome_of
 from smallfirst.deployment.monitoring_routes import _status
-from smallfirst.deployment.second_look import Readiness, SecondLook, SecondLooks, looks_again, read_look, take
+from smallfirst.deployment.second_look import TAG, SecondLook, SecondLooks, read_look, take
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import ShadowRow, StateRow
 from smallfirst.measuring.outcome import Outcome
@@ -42,7 +42,6 @@ from smallfirst.tasks.classify import Classify
 
 NAME = "main.default.toy"
 PROMISE = Guarantee(max_error=0.1, unit="text")
-LIVE, WAITS = Readiness(True, "-"), Readiness(False, "smallfirst take-over toy --share 0.1")
 
 
 class Toy(NamedTuple):
@@ -53,8 +52,8 @@ class Toy(NamedTuple):
     run: RunFolder
     before: Certificate
 
-    def take(self, rows: list[ShadowRow], readiness: Readiness = LIVE) -> tuple[SecondLook, str]:
-        return take(self.file, self.version, self.run, rows, readiness)
+    def take(self, rows: list[ShadowRow], *, live: bool = True) -> tuple[SecondLook, str]:
+        return take(self.file, self.version, self.run, rows, live=live)
 
     def shadow(self, n: int, *, wrong: Callable[[int], bool] = lambda i: False) -> list[ShadowRow]:
         of = {"task": "toy", "certificate": self.before.fingerprint(), "at": datetime.now(UTC)}
@@ -139,13 +138,10 @@ def test_it_counts_calibration_rows_and_shadow_at_the_large_portion_and_goes_liv
     assert "60 of its rows are texts that traffic brought" in certificate.report.rests_on[0]
 
 
-def test_without_leave_nothing_answers_and_a_take_over_has_it_ready(toy: Toy) -> None:
-    look, words = toy.take(toy.shadow(60), WAITS)
-    assert words.endswith("; ready: smallfirst take-over toy --share 0.1.")
-    certificate, outcome, aliases, _ = toy.attached
-    assert (certificate, outcome.kind, aliases) == (toy.before, "keep the large model", ("shadow",))
-    again, _ = toy.take(toy.shadow(60), WAITS._replace(held=True))
-    assert again == look
+def test_before_a_take_over_it_is_in_force_and_nothing_goes_live(toy: Toy) -> None:
+    look, words = toy.take(toy.shadow(60), live=False)
+    assert words.endswith("; it answers none until it is taken over.")
+    assert toy.take(toy.shadow(60), live=False) == (look, words)
     assert toy.attached[0] == look.certificate
     assert toy.attached[2] == ("shadow",)
     assert toy.looks == [(1, "small"), (2, "large")]
@@ -184,14 +180,12 @@ def test_a_kill_leaves_the_same_look_to_the_next_process(toy: Toy, monkeypatch: 
         with pytest.raises(KeyboardInterrupt):
             toy.take(toy.shadow(60))
     [version] = versions.list_versions(NAME)
-    assert looks_again(version, toy.attached[0])
+    assert TAG not in version.tags
     look, words = toy.take(toy.shadow(60))
     assert toy.looks == [(1, "small"), (2, "large")]
     assert toy.attached[0] == look.certificate == (read_look(version) or look).certificate
     assert toy.attached[2:] == (("champion", "shadow"), toy.attached[3])
     assert toy.attached[3]["second_look"] == words
-    [version] = versions.list_versions(NAME)
-    assert not looks_again(version, look.certificate)
 
 
 class Drafts(CallableModel):

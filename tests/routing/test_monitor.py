@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 
 from smallfirst.base.errors import ConfigError
 from smallfirst.base.records import parse_record
-from smallfirst.base.stats.sequential import weighted_interval
+from smallfirst.base.stats.sequential import MAX_WEIGHT, share_wrong, weighted_interval
 from smallfirst.routing.certificate.calibration_set import audit_limits
 from smallfirst.routing.certificate.certificate import Certificate, Guarantee, ThresholdPoint
 from smallfirst.routing.monitor import (
-    MAX_WEIGHT,
     UNIFORM,
     AuditAllocation,
     Judge,
@@ -28,7 +27,6 @@ from smallfirst.routing.monitor import (
     StateChange,
     allocate_audits,
     not_watched,
-    share_wrong,
     watched_quantities,
 )
 

@@ -21,6 +21,7 @@ from smallfirst.base.errors import (
     Unavailable,
 )
 from smallfirst.ledger.ledger import Ledger, LedgerUnavailable
+from smallfirst.models.protocol import Completion
 from smallfirst.serving.app import serve
 from smallfirst.serving.settings import ServeSettings
 
@@ -318,3 +319,15 @@ def test_texts_expire_on_a_server_that_keeps_no_new_ones(tmp_path, label, monkey
     serve({"m": label}, ledger=ledger, settings=ServeSettings(port=0))
     assert expired.wait(60)
     ledger.close()
+
+
+def test_an_answer_with_a_number_that_json_lacks_is_recorded_as_failed(start, label) -> None:
+    async def complete(_: object) -> Completion:
+        return Completion(text="a", answered_by="m", latency_ms=float("nan"), cost_usd=0.25)
+
+    label.complete = complete
+    server = start(m=label)
+    asked = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
+    assert httpx.post(f"{server.url}/v1/chat/completions", json=asked).status_code == 500
+    (row,) = server.ledger.rows()
+    assert (row.status, row.cost_usd) == (500, 0.25)

@@ -12,7 +12,8 @@ by 1 + bet w (loss - limit) is valid as long as no factor can be negative: weigh
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -26,6 +27,8 @@ few rows. Chosen, with the patience, by simulation with errors of 4 to 30 % at a
 _ALARM_PATIENCE = 30.0
 _LARGEST_BET = 0.9
 """A bet loses at most this share of its stake, however large the weight of a row."""
+MAX_WEIGHT = 2.0
+"""Largest weight of an audit: no accepted answer has less than 1 / MAX_WEIGHT of the mean chance."""
 _HUGE = 1e200
 """Wealth is capped here, far above any level that is asked for; a test that gives wealth away stays valid."""
 
@@ -172,6 +175,12 @@ def weighted_interval(
     low = edge(share, 0.0, inside) if wrong.any() else 0.0
     high = edge(share, 1.0, inside) if not wrong.all() else 1.0
     return Estimate(value=share, low=low, high=high, n=n)
+
+
+def share_wrong(audits: Iterable[tuple[float, bool]]) -> Estimate:
+    """Return the share of wrong answers from weights and verdicts of audits, 95 %, valid at every moment."""
+    counts = Counter((min(round(weight, 9), MAX_WEIGHT), wrong) for weight, wrong in audits)
+    return weighted_interval(counts, max_weight=MAX_WEIGHT if any(weight != 1 for weight, _ in counts) else 1.0)
 
 
 def _log_likelihood(errors: float, n: int, rate: float) -> float:

@@ -1,20 +1,41 @@
-"""The plugin that serves the page and its figures, behind the keys and roles of the server."""
+"""The plugin that serves the page and its figures, behind the keys and roles of the server.
+
+Everybody may read the files of the page: they hold no data, and load nothing from elsewhere.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import resources
 from typing import Any
 
 from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.deployment.billing.saved import Amount
-from smallfirst.deployment.dashboard.page import page_files
 from smallfirst.deployment.dashboard.watch import watch
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.models.pricing import PriceBook
 from smallfirst.models.protocol import Model
 from smallfirst.serving.plugins import ApiError, Plugin, PluginRequest, PluginRoute, Response, current_caller
+
+HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
+
+
+def page_files() -> Iterator[tuple[str, bytes, Mapping[str, str]]]:
+    """Yield path, content and headers of each file; the page is at `/`, all others are below `/dashboard/`."""
+    for file in resources.files(__package__).joinpath("static").iterdir():
+        path = "/" if file.name == "index.html" else f"/dashboard/{file.name}"
+        content_type = f"{_TYPES[file.name.rpartition('.')[2]]}; charset=utf-8"
+        yield path, file.read_bytes(), {"content-type": content_type, **HEADERS}
+
 
 AUTO = "auto"
 

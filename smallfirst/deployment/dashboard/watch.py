@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from smallfirst.base.stats.intervals import Estimate, wilson
+from smallfirst.base.stats.sequential import share_wrong
 from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.deployment.billing.live import latency_ms
 from smallfirst.deployment.billing.saved import Amount, Saving, is_small, machine_costs, savings, total
@@ -17,7 +18,6 @@ from smallfirst.ledger.rows import AuditRow, FeedbackRow, StateRow, standing
 from smallfirst.ledger.sums import Period, Sums
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.models.pricing import PriceBook
-from smallfirst.routing.monitor import share_wrong
 from smallfirst.routing.router import Router
 from smallfirst.serving.openai.errors import ApiError
 

@@ -17,8 +17,7 @@ from smallfirst import Ledger, serve
 from smallfirst.base.errors import SmallfirstError
 from smallfirst.base.paths import ledger_place
 from smallfirst.deployment.endpoint_plan import LoadedEndpoint, load_endpoint, resolve_versions
-from smallfirst.deployment.hot_swap import HotSwapModels, ModelSet
-from smallfirst.deployment.registry_watcher import RegistryWatcher
+from smallfirst.deployment.hot_swap import HotSwapModels, ModelSet, RegistryWatcher
 from smallfirst.interfaces.jobs.supervisor import claim_lock
 from smallfirst.interfaces.mlflow_deployments.endpoints import EndpointFolder, EndpointRecord, ServerStatus
 from smallfirst.serving.plugins import Plugin, installed_plugins
@@ -50,12 +49,12 @@ class LiveEndpoint(Plugin):
     It is a target of the RegistryWatcher, which brings it the config on disk and the versions of moved aliases.
     """
 
-    name, interval_s = "endpoint", POLL_INTERVAL_S
+    name = "endpoint"
 
     def __init__(self, endpoint: EndpointFolder) -> None:
         """Load the config. Raise SmallfirstError if that cannot be done."""
         self.endpoint, self.models, self.status = endpoint, HotSwapModels(), ServerStatus()
-        self.watcher = RegistryWatcher(self.models, [self], linger_s=LINGER_S)
+        self.watcher = RegistryWatcher(self.models, [self], interval_s=POLL_INTERVAL_S, linger_s=LINGER_S)
         self._lost: Exception | None = None
         """Why the last lookup of the aliases failed."""
         self._lookup_at_s = 0.0

@@ -31,10 +31,6 @@ class ClientDisconnected(Exception):
     """The client has left; nobody waits for the answer."""
 
 
-class HeadNotSent(Exception):
-    """The head of a response cannot be sent, so nothing of it was."""
-
-
 class ApiError(Exception):
     """An error response in the format that OpenAI's clients understand."""
 
@@ -114,8 +110,6 @@ def to_api_error(error: Exception, served_name: str) -> ApiError:
         case LedgerUnavailable():
             # An answer that cannot be recorded is not given out; it may be paid already.
             return _not_again(server_error(503, "The answer could not be recorded.", "ledger_unavailable"))
-        case HeadNotSent():
-            return _not_again(server_error(500, "The answer's head could not be sent.", "head_not_sent"))
         case RequestRefused():
             return ApiError(400, str(error.args[0]), code=error.code)
         case ModelError():

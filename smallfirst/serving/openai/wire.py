@@ -196,11 +196,11 @@ def _too_large(place: _Place, rule: str) -> ApiError:
     return ApiError(400, f"{where or 'The body'}: {rule}.", param=where or None, code="json_too_large")
 
 
-class _Strict(pydantic.BaseModel):
+class _StrictBody(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", strict=True)
 
 
-class _Turn(_Strict):
+class _ChatTurn(_StrictBody):
     role: Literal["system", "developer", "user", "assistant"]
     content: str
 
@@ -223,19 +223,19 @@ class _Turn(_Strict):
         return "\n".join(texts)
 
 
-class _StreamOptions(_Strict):
+class _StreamOptions(_StrictBody):
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
-class _Schema(_Strict):
+class _Schema(_StrictBody):
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
     json_schema: dict[str, Any] = Field(default={}, alias="schema")
     strict: bool | None = None
     description: str | None = Field(default=None, max_length=4096)
 
 
-class _Form(_Strict):
+class _Form(_StrictBody):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: _Schema | None = None
 
@@ -294,7 +294,7 @@ class _Common(pydantic.BaseModel):
 class ChatBody(_Common):
     """The body of a chat."""
 
-    messages: list[_Turn] = Field(min_length=1)
+    messages: list[_ChatTurn] = Field(min_length=1)
     max_completion_tokens: _Tokens | None = None
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)

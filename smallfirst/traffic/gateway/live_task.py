@@ -19,7 +19,7 @@ from typing import NamedTuple
 from smallfirst.base.errors import ModelError
 from smallfirst.base.stats.intervals import upper_bound
 from smallfirst.base.stats.sequential import GuaranteeTest
-from smallfirst.deployment.second_look import Readiness, SecondLook
+from smallfirst.deployment.second_look import SecondLook
 from smallfirst.deployment.task_deployment import DeployedVersion, TargetVersions, TaskDeployment
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import LedgerRow, StateRow
@@ -81,7 +81,7 @@ class LiveTask:
         self._watches = Watches()
         self._background = BackgroundTasks()
         if (looks := self.router.second_look) is not None:
-            looks.may_go_live, looks.on_taken = self._readiness, self._looked
+            looks.is_live, looks.on_taken = (lambda: self.taken.state == "live"), self._looked
 
     @classmethod
     def load(
@@ -186,10 +186,6 @@ class LiveTask:
     def _live_share(self) -> float:
         """Share of the requests for which the small model may answer now: none while nothing is promised."""
         return self.taken.live_share if self.router.router.certificate.issued else 0.0
-
-    def _readiness(self) -> Readiness:
-        live = self.taken.state == "live"
-        return Readiness(live, self.taken.command, share=self.taken.share if live else 0.0, held=True)
 
     def _looked(self, look: SecondLook) -> None:
         """Note what the second look found for all processes; they load the certificate that it put in force."""

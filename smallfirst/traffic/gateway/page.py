@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 
 from smallfirst.base.records import Record
 from smallfirst.deployment.billing.saved import Saving, evaluated_costs, savings
-from smallfirst.deployment.dashboard.page import page_files
+from smallfirst.deployment.dashboard.plugin import page_files
 from smallfirst.ledger.ledger import Ledger, open_existing
 from smallfirst.models.pricing import format_usd
 from smallfirst.traffic.discovery.found import Discovery

@@ -22,7 +22,6 @@ from smallfirst.base.paths import home
 from smallfirst.base.progress import Progress
 from smallfirst.data.dataset import Dataset
 from smallfirst.deployment.batch import score as score_module
-from smallfirst.deployment.batch import scorer
 from smallfirst.deployment.batch.score import ScoreOptions, score
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import StateRow
@@ -147,7 +146,7 @@ def test_a_model_that_is_down_ends_the_batch_and_keeps_what_was_answered(
     desk_task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(score_module, "MAX_FAILED_IN_A_ROW", 3)
-    monkeypatch.setattr(scorer, "PAUSES_S", (0.0,))
+    monkeypatch.setattr(score_module, "PAUSES_S", (0.0,))
     with large_server(LABELS[0]) as large:
         name_large(desk_task, large)
     rows = write_rows(tmp_path / "rows.jsonl", [f"card {i}" for i in range(12)])
@@ -177,9 +176,9 @@ def test_the_router_answers_as_it_is_served_and_nothing_of_it_is_audited(desk: D
     assert [row["answer"] for row in results(desk.path.parent / "alone")] == [row["answer"] for row in table]
     assert {row["certified"] for row in results(desk.path.parent / "alone")} == {False}
 
-    named = [scorer.ScorerSource.find(desk.path, name) for name in ("small", "@champion", "1", f"{NAME}/1")]
+    named = [score_module.ScorerSource.find(desk.path, name) for name in ("small", "@champion", "1", f"{NAME}/1")]
     assert named == [named[0]] * 4
-    assert named[0].decides != scorer.ScorerSource.find(desk.path, "").decides
+    assert named[0].decides != score_module.ScorerSource.find(desk.path, "").decides
 
     versions.promote(NAME, desk.register(1))
     with pytest.raises(ConfigError, match="holds answers of another batch"):

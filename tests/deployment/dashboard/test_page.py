@@ -10,8 +10,7 @@ import pytest
 from fixtures.dashboard import DashboardServer, SmallModel
 from fixtures.server import run_server
 
-from smallfirst.deployment.dashboard.page import HEADERS
-from smallfirst.deployment.dashboard.plugin import Dashboard
+from smallfirst.deployment.dashboard.plugin import HEADERS, Dashboard
 from smallfirst.ledger.ledger import Ledger
 
 

@@ -18,7 +18,7 @@ from fixtures.evaluations import evaluated_row, evaluation_of
 from fixtures.gateway import run_gateway
 
 from smallfirst.base.stats.intervals import wilson
-from smallfirst.deployment.dashboard.page import HEADERS
+from smallfirst.deployment.dashboard.plugin import HEADERS
 from smallfirst.interfaces.cli.main import main
 from smallfirst.ledger.keys import KeyPolicy, KeyStore
 from smallfirst.ledger.ledger import Ledger
