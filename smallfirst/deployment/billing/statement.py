@@ -28,7 +28,6 @@ import pydantic_core
 import smallfirst
 from smallfirst.base.errors import ConfigError, as_missing_extra
 from smallfirst.base.files import sha256, write_atomically
-from smallfirst.base.progress import ProgressCallback, no_progress
 from smallfirst.base.records import Record, parse_record
 from smallfirst.base.stats.intervals import Estimate
 from smallfirst.base.stats.sequential import share_wrong
@@ -183,12 +182,13 @@ class Tally:
         """Return the figures, once all lines are added; `evaluated` as in `savings`."""
         prices = [dict(zip(PriceUsed.model_fields, (*key, *of), strict=True)) for key, of in self._prices.items()]
         promises = [{"task": task, "guarantee": words, "n": n} for (task, words), n in self._promises.items()]
+        sums = [dict(zip(_KEY, key, strict=True)) | of for key, of in sorted(self._sums.items())]
         return Figures(
-            sums=tuple(Sums.model_validate(dict(zip(_KEY, key, strict=True)) | of) for key, of in _sorted(self._sums)),
-            prices=tuple(PriceUsed.model_validate(one) for one in prices),
-            promises=tuple(Promise.model_validate(one) for one in promises),
+            sums=tuple(map(Sums.model_validate, sums)),
+            prices=tuple(map(PriceUsed.model_validate, prices)),
+            promises=tuple(map(Promise.model_validate, promises)),
             proofs=_proofs(self._verdicts),
-            savings=tuple(one.saving(task, evaluated.get(task)) for task, one in _sorted(self._accounts)),
+            savings=tuple(one.saving(task, evaluated.get(task)) for task, one in sorted(self._accounts.items())),
         )
 
 
@@ -271,12 +271,8 @@ def _proofs(verdicts: Mapping[tuple[str, str], Sequence[Line]]) -> tuple[Proof, 
             wrong=share_wrong((float(line.weight), line.wrong != "") for line in lines),
             judged_by=Counter(line.judged_by for line in lines),
         )
-        for (task, certificate), lines in _sorted(verdicts)
+        for (task, certificate), lines in sorted(verdicts.items())
     )
-
-
-def _sorted(found: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
-    return sorted(found.items(), key=lambda pair: pair[0])
 
 
 def _number(value: float | None) -> str:
@@ -292,8 +288,6 @@ KEY = "statement.key"
 """File of the private key in the state folder."""
 ROWS, SIGNED, PAGE = "rows.csv", "statement.json", "statement.html"
 MADE_BY = f"smallfirst {smallfirst.__version__}"
-STEP = 10_000
-"""Rows between two reports of progress."""
 
 
 class Statement(Record):
@@ -373,7 +367,6 @@ def make(
     evaluated: Mapping[str, Amount] | None = None,
     machines: Sequence[MachineCost] = (),
     now: datetime | None = None,
-    progress: ProgressCallback = no_progress,
 ) -> Statement:
     """Write rows, page and signed statement of a month into `folder`, and return it; `evaluated` as in `savings`.
 
@@ -385,7 +378,7 @@ def make(
         raise ConfigError(f"{month} has not begun", hint="name a month that has: --month 2026-11")
     until = min(end, made_at)
     folder.mkdir(parents=True, exist_ok=True)
-    tally, guarantees = _write_rows(ledger, folder / ROWS, since, until, tasks, progress)
+    tally, guarantees = _write_rows(ledger, folder / ROWS, since, until, tasks)
     changes = [row for row in ledger.scan(StateRow, since, until) if row.before and (not tasks or row.task in tasks)]
     statement = Statement(
         month=month,
@@ -406,28 +399,21 @@ def make(
     computed: Any = {"machines": {"__all__": set(MachineCost.model_computed_fields)}}
     content = statement.model_dump(mode="json", exclude_defaults=True, exclude=computed)
     public_key = public_text(key)
-    page = page_of(read_content(content, where=SIGNED), public_key)  # as its reader makes it again
+    read = parse_record(Statement, json.loads(canonical(content)), where=SIGNED)  # as its reader reads it
+    page = page_of(read, public_key)
     content["page_sha256"] = hashlib.sha256(page).hexdigest()
     signature = base64.b64encode(key.sign(canonical(content))).decode()
     write_atomically(folder / PAGE, page)
     write_atomically(
         folder / SIGNED, canonical({"statement": content, "public_key": public_key, "signature": signature})
     )
-    return read_content(content, where=SIGNED)
-
-
-def read_content(content: Any, *, where: str) -> Statement:
-    """Return what is signed as a record. Raise ConfigError naming `where` and the field."""
-    return parse_record(Statement, json.loads(canonical(content)), where=where)
+    return read.model_copy(update={"page_sha256": content["page_sha256"]})
 
 
 def _write_rows(
-    ledger: Ledger, path: Path, since: datetime, until: datetime, tasks: Collection[str], progress: ProgressCallback
+    ledger: Ledger, path: Path, since: datetime, until: datetime, tasks: Collection[str]
 ) -> tuple[Tally, dict[str, str]]:
-    """Write a line for each row, and return their sums and the guarantees that they name; `path` is whole or not there.
-
-    Raise ConfigError if rows are missing that the ledger's sums count.
-    """
+    """Write a line for each row, and return their sums and the words of the guarantees. Raise ConfigError."""
     hour = until.replace(minute=0, second=0, microsecond=0)
     n_rows = sum(one.n - one.n_without_row for one in _sums(ledger, since, hour, tasks))
     tally, guarantees, n_found = Tally(), dict[str, str](), 0
@@ -440,8 +426,6 @@ def _write_rows(
                 writer.writerow(row)
                 tally.add(row)
                 n_found += row.at < hour.isoformat()
-                if n_found % STEP == 0:
-                    progress(n_found, n_rows)
         if n_found < n_rows:
             raise ConfigError(
                 f"of the {n_rows:,} rows of {since:%Y-%m} that the ledger's sums count, {n_found:,} are left: "
@@ -493,9 +477,8 @@ def signing_key(state: Path) -> Ed25519PrivateKey:
             write_atomically(path, base64.b64encode(os.urandom(32)) + b"\n", mode=0o600)
         return Ed25519PrivateKey.from_private_bytes(base64.b64decode(path.read_bytes(), validate=False))
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path}: no signing key: {error}", hint="put it back from a backup, or move it away"
-        ) from None
+        hint = "put it back from a backup, or move it away"
+        raise ConfigError(f"{path}: no signing key: {error}", hint=hint) from None
 
 
 def public_text(key: Ed25519PrivateKey) -> str:
@@ -525,9 +508,7 @@ class Verified(NamedTuple):
     """What was found out about the page, in words."""
 
 
-def verify(
-    folder: Path, *, public_key: str = "", ledger: Ledger | None = None, progress: ProgressCallback = no_progress
-) -> Verified:
+def verify(folder: Path, *, public_key: str = "", ledger: Ledger | None = None) -> Verified:
     """Return the statement in `folder` after all has been checked offline.
 
     Raise ConfigError, naming what does not fit: the signature, the key if `public_key` is given, the rows, figures that
@@ -537,8 +518,8 @@ def verify(
     content, signer = _read_signed(path)
     if public_key and public_key != signer:
         raise ConfigError(f"{path} is signed by {signer}, not by {public_key}", hint="ask who sent it to you")
-    statement = read_content(content, where=str(path))
-    found = _add_up(rows, statement, progress).figures(statement.evaluated)
+    statement = parse_record(Statement, content, where=str(path))
+    found = _add_up(rows, statement).figures(statement.evaluated)
     if differing := [name for name in Figures.model_fields if getattr(found, name) != getattr(statement.figures, name)]:
         made = "" if statement.made_by == MADE_BY else f"; {statement.made_by} made it: check it with that version"
         raise _changed(f"{path}: {', '.join(differing)} do not follow from the rows{made}")
@@ -570,37 +551,31 @@ def _read_signed(path: Path) -> tuple[Any, str]:
     except InvalidSignature:
         raise _changed("the signature does not fit: the statement was changed after it was signed") from None
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise ConfigError(
-            f"{path}: no statement: {error}", hint="name the folder that holds it, as it was sent"
-        ) from None
+        hint = "name the folder that holds it, as it was sent"
+        raise ConfigError(f"{path}: no statement: {error}", hint=hint) from None
     return signed["statement"], signed["public_key"]
 
 
-def _add_up(path: Path, statement: Statement, progress: ProgressCallback) -> Tally:
+def _add_up(path: Path, statement: Statement) -> Tally:
     """Return the sums of the rows. Raise ConfigError if they are not those that were signed."""
     tally = Tally()
     try:
         if sha256(path) != statement.rows_sha256:
             raise ValueError("its SHA-256 is another")
-        for n, row in enumerate(read_lines(path)):
+        for row in read_lines(path):
             tally.add(row)
-            if n % STEP == 0:
-                progress(n, statement.figures.n)
     except (OSError, ValueError, csv.Error) as error:
         raise _changed(f"{path}: these are not the rows that were signed: {error}") from None
     return tally
 
 
 def _check_page(path: Path, statement: Statement, public_key: str) -> str:
-    """Say what was found out about the page. Raise ConfigError if it is not the one that was signed, or shows others.
-
-    Pages of other versions look otherwise, so one that was signed by another version is only compared with its SHA-256.
-    """
+    """Say what was found out about the page. Raise ConfigError if it was changed, or shows other figures."""
     if not path.exists():
         return f"{path.name} is not there: no page was compared"
     if sha256(path) != statement.page_sha256:
         raise _changed(f"{path} was changed after it was signed: its SHA-256 is another")
-    if statement.made_by != MADE_BY:
+    if statement.made_by != MADE_BY:  # whose pages look otherwise
         return f"{path.name} is as it was signed, by {statement.made_by}"
     if page_of(statement, public_key) != path.read_bytes():
         raise _changed(f"{path} is not the page of these figures: made anew from them it is another")

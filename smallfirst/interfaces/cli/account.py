@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from smallfirst.base.progress import Progress, format_table
+from smallfirst.base.progress import format_table
 from smallfirst.interfaces.cli.options import (
     JSON,
     LEDGER,
@@ -172,9 +172,8 @@ def statement(
                 click.echo(public_key)
                 return
         rows = opened.enter_context(read_ledger()) if against_ledger or not verify else None
-        done = opened.enter_context(Progress().bar("rows", None))
         if verify:
-            found, signer, page = statements.verify(verify, public_key=public_key or "", ledger=rows, progress=done)
+            found, signer, page = statements.verify(verify, public_key=public_key or "", ledger=rows)
             said = [f"{verify}: {found.figures.n:,} rows, all figures and the signature fit together", page]
             if rows:
                 said.append("they fit together with the ledger too")
@@ -199,7 +198,6 @@ def statement(
                 tasks=[file.name for file in files] if named else (),
                 evaluated=_evaluated(files, rows),
                 machines=machines,
-                progress=done,
             )
             said = [f"wrote {out / statements.PAGE}, rows.csv and statement.json"]
     click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(_statement_in_words(found)))
