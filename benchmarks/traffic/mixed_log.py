@@ -329,7 +329,6 @@ def _exchange(
         response=response,
         model=model,
         answered_by=version,
-        streamed=streamed,
         prompt_tokens=n_prompt,
         cached_tokens=recorded.cached_tokens if recorded else 0,
         completion_tokens=n_answer,

@@ -37,7 +37,7 @@ from smallfirst.path.project.task_file import TaskFile, read_task_file
 from smallfirst.path.run import try_run
 from smallfirst.path.summary import RunSummary
 from smallfirst.registry.versions import SHADOW
-from smallfirst.traffic.improvement.harvest import harvest, open_ledger
+from smallfirst.traffic.harvest import harvest, open_ledger
 from smallfirst.traffic.settings import settings_near
 from smallfirst.traffic.task_source import LEARNT, TakeOver, TakeOvers, TaskSource, Teacher
 

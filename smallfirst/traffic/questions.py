@@ -1,4 +1,4 @@
-"""Typed questions about a text, OpenAI's `POST /v1/decisions`: requests held to its reference, answers in their order.
+"""Typed questions about a text, OpenAI's `POST /v1/decisions`: requests and answers in their order.
 
 A question's words with its options are the constant part of a prompt, and the input is the case, so each distinct
 question is a task. Questions are read strictly, since their answers depend on every word. Of the input, texts and JSON
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field
 
 from smallfirst.base.records import fingerprint
 from smallfirst.models.pricing import TokenUsage, read_usage
@@ -83,9 +83,9 @@ class DecisionRequest(NamedTuple):
     has_media: bool = False
     """True if the input holds images, which its text leaves out."""
 
-    def with_questions(self, questions: Sequence[Question], model: str = "") -> dict[str, Any]:
-        """Return the body with these of its questions alone, for its own or another model."""
-        return {**self.raw, "model": model or self.model, "questions": [question.raw for question in questions]}
+    def with_questions(self, questions: Sequence[Question]) -> dict[str, Any]:
+        """Return the body with these of its questions alone."""
+        return {**self.raw, "questions": [question.raw for question in questions]}
 
 
 class QuestionAnswer(NamedTuple):
@@ -125,7 +125,7 @@ class DecisionUsage(NamedTuple):
 
 
 class _Read(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(strict=True, hide_input_in_errors=True)
+    model_config = pydantic.ConfigDict(strict=True)
 
 
 class _Part(_Read):
@@ -213,13 +213,7 @@ class _ScoreQuestion(_Exact):
         return [AnswerOption(one.label, one.description or "", one.label) for one in self.levels]
 
 
-_AnyQuestion = Annotated[
-    Annotated[_Predicate, Tag("<predicate>")]
-    | Annotated[_ChoiceQuestion, Tag("<choice>")]
-    | Annotated[_ScoreQuestion, Tag("<score>")],
-    Discriminator(lambda value: f"<{value.get('type')}>"[:99] if isinstance(value, dict) else "<>"),
-]
-"""Marks in pointed brackets are no part of the place that an error names."""
+_AnyQuestion = Annotated[_Predicate | _ChoiceQuestion | _ScoreQuestion, Field(discriminator="type")]
 
 
 class _Body(_Exact):
@@ -239,23 +233,18 @@ class _Body(_Exact):
         return questions
 
 
-def read_request(body: dict[str, Any]) -> DecisionRequest:
-    """Return a request's questions. Raise pydantic.ValidationError naming every broken rule."""
-    parsed = _Body.model_validate(body)
+def read_decision(body: dict[str, Any]) -> DecisionRequest | None:
+    """Return a request's questions; None for a body that breaks a rule: its upstream judges it."""
+    try:
+        parsed = _Body.model_validate(body)
+    except pydantic.ValidationError:
+        return None
     questions = []
     for one, raw in zip(parsed.questions, body["questions"], strict=True):
         instructions, has_media = _parts(one.instructions)
         questions.append(Question(one.type, instructions, tuple(one.options), one.name, raw, has_media))
     state, has_media = _state(parsed.input)
     return DecisionRequest(parsed.model, as_text(state), tuple(questions), body, has_media)
-
-
-def read_decision(body: dict[str, Any]) -> DecisionRequest | None:
-    """Return a request's questions; None for a malformed body."""
-    try:
-        return read_request(body)
-    except pydantic.ValidationError:
-        return None
 
 
 def _parts(content: Any) -> tuple[str, bool]:

@@ -91,23 +91,6 @@ class TeacherTerms(Record):
     """False: its answers are used for measuring only. None: nobody has said."""
 
 
-class DecisionSettings(Record):
-    """The upstream of typed questions (`/v1/decisions`) that no small model answers.
-
-    Without it each passes to its model's upstream as it is.
-    """
-
-    upstream: str
-    """Name of an upstream."""
-    shape: Literal["own", "chat"] = "own"
-    """What it speaks: the route's shape, or chat completions alone. A chat model gives a label and no
-    probabilities: each answer says that they are uncalibrated."""
-    model: str = ""
-    """Model that it is asked for; left out: the one that the application asks for."""
-    extra_body: dict[str, Any] = {}
-    """Added to requests of the shape `chat`, such as `{temperature: 0}`."""
-
-
 class GatewaySettings(Record):
     """Everything that gateway.yaml can say."""
 
@@ -115,8 +98,6 @@ class GatewaySettings(Record):
     """By name. Requests for models that `models` does not name go to the first."""
     models: dict[str, ModelRoute] = {}
     """By the name that is asked for; `gpt-4o: default` is short for `gpt-4o: {upstream: default}`."""
-    decisions: DecisionSettings | None = None
-    """Who answers typed questions; left out: the upstream of the model that is asked, in the shape of the route."""
     capture: CaptureSettings | None = None
     """Left out: nothing is kept."""
     teachers: dict[str, TeacherTerms] = {}
@@ -138,8 +119,6 @@ class GatewaySettings(Record):
     @pydantic.model_validator(mode="after")
     def _upstreams_exist(self) -> GatewaySettings:
         named = {f"models.{model}": route.upstream for model, route in self.models.items()}
-        if self.decisions is not None:
-            named["decisions.upstream"] = self.decisions.upstream
         for place, name in named.items():
             if name not in self.upstreams:
                 raise ValueError(f"{place}: no upstream is called {name!r}{did_you_mean(name, self.upstreams)}")

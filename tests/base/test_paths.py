@@ -10,7 +10,7 @@ from smallfirst.base.errors import ConfigError, RegistryError, StageMissing
 from smallfirst.base.paths import artifact_folder, home, state_folder, state_folders, state_of, tracking_uri
 from smallfirst.path.project.run_folder import RunFolder
 from smallfirst.registry.versions import resolve
-from smallfirst.traffic.improvement.harvest import open_ledger
+from smallfirst.traffic.harvest import open_ledger
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-import pydantic
 import pytest
 
 from smallfirst.traffic.discovery.wordings import one_question_each
@@ -14,8 +13,8 @@ from smallfirst.traffic.questions import (
     QuestionAnswer,
     confidence_of,
     label_of,
+    read_decision,
     read_label,
-    read_request,
     read_response,
     write_response,
 )
@@ -54,7 +53,7 @@ ANSWERS = [
 
 
 def request(state="s", questions=QUESTIONS):
-    return read_request({"model": "m", "input": state, "questions": questions})
+    return read_decision({"model": "m", "input": state, "questions": questions})
 
 
 @pytest.mark.parametrize(
@@ -106,9 +105,9 @@ def test_a_refusal_stays_one_and_a_broken_answer_is_named():
 
 
 def test_a_body_with_some_of_its_questions_keeps_all_else():
-    asked = read_request({**request().raw, "prompt_cache_key": "k"})
-    part = asked.with_questions(asked.questions[1:2], "other")
-    assert part == {"model": "other", "input": "s", "prompt_cache_key": "k", "questions": [QUESTIONS[1]]}
+    asked = read_decision({**request().raw, "prompt_cache_key": "k"})
+    part = asked.with_questions(asked.questions[1:2])
+    assert part == {"model": "m", "input": "s", "prompt_cache_key": "k", "questions": [QUESTIONS[1]]}
 
 
 PREDICATE = {"type": "predicate", "instructions": "It is urgent."}
@@ -151,37 +150,34 @@ CALL = {"type": "function_call", "call_id": "1", "name": "price", "arguments": "
     ],
 )
 def test_what_the_reference_allows_is_read(given):
-    read_request(given)
+    assert read_decision(given) is not None
 
 
 @pytest.mark.parametrize(
-    ("given", "place"),
+    "given",
     [
-        (body(model=""), "model"),
-        (body(input=[]), "input"),
-        (body(input=3), "input"),
-        (body(questions=[]), "questions"),
-        (body(questions=[PREDICATE] * 401), "questions"),
-        (body(questions=[{**PREDICATE, "name": "a"}] * 2), "questions"),
-        (body(questions=[{**PREDICATE, "type": "noul"}]), "questions"),
-        (body(questions=[{**PREDICATE, "criteria": {}}]), "criteria"),
-        (body(questions=[{"type": "predicate"}]), "instructions"),
-        (body(questions=[choice("a")]), "choices"),
-        (body(questions=[choice("a", "a")]), "choices"),
-        (body(questions=[choice(*map(str, range(256)))]), "choices"),
-        (body(questions=[choice("a", 1)]), "value"),
-        (body(questions=[score(1)]), "levels"),
-        (body(questions=[score(11)]), "levels"),
-        (body(temperature=0), "temperature"),
-        (body(input=[{"role": "tool", "content": "x"}]), "input"),
-        (body(input=[{"role": "user", "content": [{"type": "input_video", "text": "x"}]}]), "type"),
+        body(model=""),
+        body(input=[]),
+        body(input=3),
+        body(questions=[]),
+        body(questions=[PREDICATE] * 401),
+        body(questions=[{**PREDICATE, "name": "a"}] * 2),
+        body(questions=[{**PREDICATE, "type": "noul"}]),
+        body(questions=[{**PREDICATE, "criteria": {}}]),
+        body(questions=[{"type": "predicate"}]),
+        body(questions=[choice("a")]),
+        body(questions=[choice("a", "a")]),
+        body(questions=[choice(*map(str, range(256)))]),
+        body(questions=[choice("a", 1)]),
+        body(questions=[score(1)]),
+        body(questions=[score(11)]),
+        body(temperature=0),
+        body(input=[{"role": "tool", "content": "x"}]),
+        body(input=[{"role": "user", "content": [{"type": "input_video", "text": "x"}]}]),
     ],
 )
-def test_what_it_does_not_allow_is_refused_at_its_place(given, place):
-    with pytest.raises(pydantic.ValidationError) as refused:
-        read_request(given)
-    found = [error["loc"] for error in refused.value.errors()]
-    assert any(place in loc for loc in found), found
+def test_what_it_does_not_allow_is_left_to_the_upstream(given):
+    assert read_decision(given) is None
 
 
 # A question as a task
@@ -230,7 +226,7 @@ def test_another_wording_or_another_option_is_another_question_and_its_name_is_n
     topic = {**choice("card", "fee"), "name": "topic"}
     others = [{**topic, "name": None, "instructions": "Which ?"}, choice("card", "fees"), score(2)]
     asked = [topic, choice("card", "fee"), *others]
-    first, same, *rest = read_request(body(questions=asked)).questions
+    first, same, *rest = read_decision(body(questions=asked)).questions
     assert first.text == same.text
     assert first.text not in {other.text for other in rest}
 
@@ -242,7 +238,7 @@ def test_labels_tell_a_boolean_from_a_text_that_reads_so():
 def test_a_question_without_labels_of_its_own_or_with_images_is_no_task():
     same = {"type": "score", "instructions": "?", "levels": [{"label": "a"}, {"label": "a"}]}
     image = {"type": "predicate", "instructions": [IMAGE]}
-    assert [one.is_task for one in read_request(body(questions=[same, choice("", "a"), image])).questions] == [
+    assert [one.is_task for one in read_decision(body(questions=[same, choice("", "a"), image])).questions] == [
         False
     ] * 3
     assert read_prompt(DECISIONS, body(input=[{"role": "user", "content": [IMAGE]}])).has_media

@@ -59,7 +59,7 @@ def proxy(gateway_yaml: Path | None, upstream: str | None, keep: bool, host: str
     access = Access(keys, everybody=everybody)
     local = TakenOverTasks(ledger, prices=settings.prices, one_tenant=access.one_tenant)
     routes = {
-        **DecisionRoutes(settings.decisions, local).routes,
+        **DecisionRoutes(local).routes,
         **task_routes(home(), settings.folder / DISCOVERED),
         **page_routes(ledger, local),
     }

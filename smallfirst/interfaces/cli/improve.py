@@ -90,7 +90,7 @@ def explanation(ledger: Ledger, id: str) -> Explanation:
 
 def in_words(found: Explanation) -> Iterator[str]:
     """Yield the explanation as tables: facts, steps, and what came of it."""
-    from smallfirst.traffic.improvement.harvest import last_user_message
+    from smallfirst.traffic.harvest import last_user_message
 
     row, state = found.answer, found.state
     facts = [
@@ -193,7 +193,7 @@ def review(task_yaml: Path, limit: int, labels: Path | None, as_json: bool) -> N
 
 
 def _told(one: Waiting) -> dict[str, Any]:
-    from smallfirst.traffic.improvement.harvest import last_user_message
+    from smallfirst.traffic.harvest import last_user_message
 
     row = one.row
     return {
@@ -234,8 +234,8 @@ def label(task_yaml: Path, rows: Path, as_json: bool, **settings: Any) -> None:
     Those it is sure of become training rows. Run again, it asks only what is missing.
     """
     from smallfirst.base.records import parse_record
-    from smallfirst.traffic.improvement.labelling import LabelOptions
-    from smallfirst.traffic.improvement.labelling import label as label_stage
+    from smallfirst.traffic.labelling import LabelOptions
+    from smallfirst.traffic.labelling import label as label_stage
 
     options = parse_record(LabelOptions, settings, where="options")
     show(label_stage(load_task_file(task_yaml), rows, options=options, progress=Progress()), as_json)
@@ -252,7 +252,7 @@ def harvest(task_yaml: Path, out: Path, since: datetime | None, as_json: bool) -
 
     Only those that somebody judged, or that the large model gave.
     """
-    from smallfirst.traffic.improvement.harvest import harvest as harvest_stage
+    from smallfirst.traffic.harvest import harvest as harvest_stage
 
     found = harvest_stage(load_project(task_yaml), out=out, since=in_utc(since))
     show(found, as_json)
@@ -270,7 +270,7 @@ def challenge(task_yaml: Path, rows: Path, as_json: bool) -> None:
     It becomes champion only if it passes the gate and is shown more accurate than the champion on the same test rows;
     each challenge of a champion has to show more than the one before. Exit code 3 if the gate said no.
     """
-    from smallfirst.traffic.improvement.challenge import challenge as challenge_stage
+    from smallfirst.traffic.challenge import challenge as challenge_stage
 
     project = load_project(task_yaml)
     found = challenge_stage(project, rows)

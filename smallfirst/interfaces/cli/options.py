@@ -77,7 +77,7 @@ def in_utc(moment: datetime | None) -> datetime | None:
 
 def read_ledger(place: str | Path | None = None) -> closing[Ledger]:
     """Return the ledger that exists at a place, or where the command has it. Raise ConfigError without one."""
-    from smallfirst.traffic.improvement.harvest import open_ledger
+    from smallfirst.traffic.harvest import open_ledger
 
     return closing(open_ledger(place))
 

@@ -16,17 +16,13 @@ from smallfirst.ledger.rows import AuditRow, LedgerRow
 from smallfirst.models.protocol import Capability, Completion, LabelScores
 from smallfirst.traffic.gateway.decisions import (
     DecisionRoutes,
-    DecisionUpstream,
     _answer_here,
-    chat_answers,
-    chat_request,
 )
 from smallfirst.traffic.gateway.http import GatewayRequest, GatewayResponse, UpstreamAnswer
 from smallfirst.traffic.gateway.live_task import Ruling
 from smallfirst.traffic.gateway.tasks import Match, TakenOverTasks
 from smallfirst.traffic.gateway.upstreams import UpstreamFailed
-from smallfirst.traffic.questions import read_request
-from smallfirst.traffic.settings import DecisionSettings
+from smallfirst.traffic.questions import read_decision
 from smallfirst.traffic.task_source import (
     AnswerFormat,
     TaskSource,
@@ -86,16 +82,16 @@ class ScriptedTask:
 
 
 async def test_what_no_task_has_to_do_with_passes_as_it_is(ticket, post, upstreams, luna):
-    scripted = upstreams(luna)
-    assert await DecisionRoutes().handle(post(DECISIONS, ticket), scripted) is None
-    assert await DecisionRoutes().handle(post(DECISIONS, {"newer": "form"}), scripted) is None
-    assert await DecisionRoutes().handle(post(DECISIONS, b"(compressed)"), scripted) is None
+    scripted, routes = upstreams(luna), DecisionRoutes(ScriptedTask())
+    image = {**ticket, "input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:,"}]}]}
+    for body in ({**ticket, "questions": ticket["questions"][:1]}, image, {"newer": "form"}, b"(compressed)"):
+        assert await routes.handle(post(DECISIONS, body), scripted) is None
     assert not scripted.asked
 
 
 async def test_some_questions_are_answered_small_and_the_rest_by_one_call(ticket, post, upstreams, luna):
     scripted, task = upstreams(luna), ScriptedTask()
-    response = await DecisionRoutes(tasks=task).handle(post(DECISIONS, ticket), scripted)
+    response = await DecisionRoutes(task).handle(post(DECISIONS, ticket), scripted)
     body = json.loads(response.body)
     assert [question["type"] for question in scripted.body["questions"]] == ["predicate", "score"]
     assert len(scripted.asked) == 1
@@ -131,7 +127,7 @@ async def test_some_questions_are_answered_small_and_the_rest_by_one_call(ticket
 
 async def test_an_audit_asks_the_upstream_for_the_one_question_again(ticket, post, upstreams, luna):
     scripted, task = upstreams(luna), ScriptedTask()
-    await DecisionRoutes(tasks=task).handle(post(DECISIONS, ticket), scripted)
+    await DecisionRoutes(task).handle(post(DECISIONS, ticket), scripted)
     status, response = await task.ruled[0].again()
     assert (status, read_answer(DECISIONS, response)) == (200, ModelAnswer("cards"))
     assert scripted.body["questions"] == [ticket["questions"][1]]
@@ -142,55 +138,21 @@ async def test_an_audit_asks_the_upstream_for_the_one_question_again(ticket, pos
 async def test_all_answered_small_needs_no_upstream_and_nothing_is_captured(ticket, post, upstreams):
     scripted = upstreams(lambda body: pytest.fail("asked"))
     request = post(DECISIONS, {**ticket, "questions": ticket["questions"][1:2]})
-    response = await DecisionRoutes(tasks=ScriptedTask()).handle(request, scripted)
+    response = await DecisionRoutes(ScriptedTask()).handle(request, scripted)
     assert (response.captured, json.loads(response.body)["model"]) == (None, "luna")
     assert dict(response.headers)[b"x-smallfirst-answered"] == b"1 small"
 
 
 async def test_a_task_that_fails_passes_its_question_on(ticket, post, upstreams, luna):
     request = post(DECISIONS, {**ticket, "input": "Is my card lost?"})
-    assert await DecisionRoutes(tasks=ScriptedTask()).handle(request, upstreams(luna)) is None
+    assert await DecisionRoutes(ScriptedTask()).handle(request, upstreams(luna)) is None
 
 
 async def test_the_upstreams_refusal_comes_back_as_it_was_and_no_small_answer_is_counted(ticket, post, upstreams):
     task = ScriptedTask()
-    response = await DecisionRoutes(tasks=task).handle(post(DECISIONS, ticket), upstreams(lambda _: (429, b"slow")))
+    response = await DecisionRoutes(task).handle(post(DECISIONS, ticket), upstreams(lambda _: (429, b"slow")))
     assert (response.status, response.body, dict(response.headers)[b"retry-after"]) == (429, b"slow", b"3")
     assert not task.gave
-
-
-async def test_the_routes_own_shape_at_another_upstream_passes_whole(ticket, post, upstreams, luna):
-    scripted = upstreams(luna)
-    settings = DecisionSettings(upstream="judge", model="luna-2")
-    response = await DecisionRoutes(settings).handle(post(DECISIONS, ticket), scripted)
-    assert (scripted.body, scripted.asked[0][1]) == ({**ticket, "model": "luna-2"}, "judge")
-    assert json.loads(response.body) == luna(ticket)
-    assert response.captured.answer[2:] == (response.body, "judge", 12.0)
-
-
-@pytest.mark.parametrize(
-    ("changed", "status", "code"),
-    [
-        ({"questions": []}, 400, b"invalid_request"),
-        ({"input": [{"role": "user", "content": [IMAGE]}]}, 400, b"media_not_supported"),
-    ],
-)
-async def test_what_cannot_be_translated_is_refused_before_the_upstream(ticket, post, upstreams, changed, status, code):
-    settings = DecisionSettings(upstream="judge", shape="chat")
-    scripted = upstreams(lambda body: pytest.fail("asked"))
-    response = await DecisionRoutes(settings).handle(post(DECISIONS, {**ticket, **changed}), scripted)
-    assert (response.status, dict(response.headers)[b"x-smallfirst-error"]) == (status, code)
-    compressed = await DecisionRoutes(settings).handle(post(DECISIONS, b"\x28\xb5\x2f\xfd"), scripted)
-    assert json.loads(compressed.body)["error"]["code"] == "invalid_json"
-
-
-async def test_a_dead_upstream_is_an_error(ticket, post, upstreams):
-    def dead(body):
-        raise UpstreamFailed(502, "upstream_unreachable", "It cannot be reached.")
-
-    settings = DecisionSettings(upstream="judge")
-    response = await DecisionRoutes(settings).handle(post(DECISIONS, ticket), upstreams(dead))
-    assert (response.status, json.loads(response.body)["error"]["code"]) == (502, "upstream_unreachable")
 
 
 class Scoring:
@@ -219,7 +181,7 @@ def ruled(text="fees", alternatives=(), model=None, agreement=False):
 
 @pytest.fixture
 def question(ticket):
-    return read_request(ticket).questions[1]  # cards, fees, other
+    return read_decision(ticket).questions[1]  # cards, fees, other
 
 
 @pytest.mark.parametrize(
@@ -250,111 +212,13 @@ async def test_without_a_certified_label_that_its_probabilities_prefer_the_upstr
     assert await _answer_here(question, one) is None
 
 
-def answered(content, **message):
-    return {"choices": [{"message": {"content": content, **message}}]}
-
-
-def test_all_questions_stand_in_one_request_with_their_labels_as_a_schema(ticket):
-    asked = read_request(ticket)
-    body = chat_request(asked, asked.questions[:2], "gpt")
-    assert body["model"] == "gpt"
-    assert body["messages"][1] == {"role": "user", "content": "My card is lost and nobody answers!"}
-    assert "q0: It is urgent.\nIs this true" in body["messages"][0]["content"]
-    assert "q1: Which team?\ncards\n" in body["messages"][0]["content"]
-    schema = body["response_format"]["json_schema"]["schema"]
-    assert schema["properties"]["q1"] == {"type": "string", "enum": ["cards", "fees", "other"]}
-    assert schema["required"] == ["q0", "q1"]
-
-
-def test_more_labels_than_a_schema_takes_are_listed_in_words_alone(ticket):
-    choices = {"type": "choice", "instructions": "?", "choices": [{"value": f"{i}"} for i in range(255)]}
-    asked = read_request({**ticket, "questions": [choices] * 2})
-    body = chat_request(asked, asked.questions, "gpt")
-    assert body["response_format"]["json_schema"]["schema"]["properties"]["q1"] == {"type": "string"}
-
-
-@pytest.mark.parametrize(
-    ("content", "labels"),
-    [
-        ('{"q0": "true", "q1": "fees"}', ["true", "fees"]),
-        ('```json\n{"q0": true, "q1": "fees"}\n```', ["true", "fees"]),
-        ('{"q0": "false", "q1": "none of them"}', ["false", None]),
-        ("I think it is fees", [None, None]),
-        ('["true"]', [None, None]),
-    ],
-)
-def test_a_label_is_certain_and_anything_else_a_refusal(ticket, content, labels):
-    questions = read_request(ticket).questions[:2]
-    verdicts = chat_answers(answered(content), questions)
-    found = [None if v.refused else q.labels[v.best] for v, q in zip(verdicts, questions, strict=True)]
-    assert found == labels
-    assert all(v.refused or max(v.probabilities) == 1.0 for v in verdicts)
-
-
-def test_a_refusal_of_the_model_refuses_all_and_no_answer_is_an_error(ticket):
-    questions = read_request(ticket).questions
-    refused = chat_answers(answered(None, refusal="I cannot"), questions)
-    assert [verdict.refused for verdict in refused] == [True] * 3
-    with pytest.raises(ValueError, match="a chat completion expected"):
-        chat_answers({"choices": []}, questions)
-
-
-def upstream(post, upstreams, **settings):
-    chosen = DecisionSettings(upstream="judge", **settings) if settings else None
-    return DecisionUpstream(chosen, post(DECISIONS, {}), upstreams)
-
-
-async def test_without_settings_the_models_upstream_is_asked_in_the_routes_shape(ticket, post, upstreams, luna):
-    scripted = upstreams(luna)
-    asked = read_request({**ticket, "prompt_cache_key": "k"})
-    one = upstream(post, scripted)
-    said = await one.ask(asked, asked.questions[1:2])
-    request, target = scripted.asked[0]
-    assert (request.path, target, one.is_chat) == (DECISIONS, "default", False)
-    assert scripted.body == {
-        **ticket,
-        "prompt_cache_key": "k",
-        "questions": [ticket["questions"][1]],
-    }
-    assert (said.model, said.usage.input_tokens) == ("luna-2026-10-06", 30)
-    headers = [name for name, _ in request.headers]
-    assert b"accept-encoding" not in headers  # the answer is read here
-    assert b"authorization" in headers
-
-
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"answers": []}', b'{"answers": [1, 2, 3]}'])
 async def test_an_answer_in_no_form_is_an_error_and_a_refusal_is_kept_as_it_came(ticket, post, upstreams, body):
-    asked = read_request(ticket)
+    routes = DecisionRoutes(ScriptedTask())
     with pytest.raises(UpstreamFailed, match="in no form of its shape") as failed:
-        await upstream(post, upstreams(lambda _: body)).ask(asked, asked.questions)
+        await routes.handle(post(DECISIONS, ticket), upstreams(lambda _: body))
     assert failed.value.status == 502
-    said = await upstream(post, upstreams(lambda _: (429, body))).ask(asked, asked.questions)
-    assert (said.answers, said.answer.status, said.answer.body) == (None, 429, body)
-
-
-async def test_an_error_names_the_field_and_never_repeats_what_was_sent(ticket, post, upstreams):
-    ticket["questions"][1]["choices"] = [{"value": "secret"}]
-    routes = DecisionRoutes(DecisionSettings(upstream="judge", shape="chat"))
-    response = await routes.handle(post(DECISIONS, {**ticket, "temperature": 0}), upstreams(dict))
-    error = json.loads(response.body)["error"]
-    assert (response.status, error["type"], error["param"]) == (400, "invalid_request_error", "questions[1].choices")
-    assert "temperature: Extra inputs are not permitted" in error["message"]
-    assert "secret" not in error["message"]
-    assert dict(response.headers)[b"x-smallfirst-error"] == b"invalid_request"
-
-
-async def test_a_chat_model_answers_with_labels_alone(ticket, post, upstreams):
-    said = {"message": {"content": '{"q0": "true", "q1": "fees", "q2": "calm"}'}}
-    scripted = upstreams(lambda body: {"model": "gpt", "choices": [said], "usage": {"prompt_tokens": 9}})
-    settings = DecisionSettings(upstream="judge", shape="chat", model="gpt", extra_body={"temperature": 0})
-    response = await DecisionRoutes(settings).handle(post(DECISIONS, ticket), scripted)
-    urgent, team, anger = json.loads(response.body)["answers"]
-    assert (urgent["probability"], team["choice"], team["confidence"], anger["score"]) == (1.0, "fees", 1.0, 0.0)
-    assert (scripted.asked[0][0].path, scripted.body["temperature"]) == (CHAT, 0)
-    headers = dict(response.headers)
-    assert (headers[b"x-request-id"], headers[b"x-smallfirst-probabilities"]) == (b"r1", b"uncalibrated")
-    kept, answer = map(json.loads, (response.captured.request, response.captured.answer.body))
-    assert (kept, answer["answers"]) == (ticket, [urgent, team, anger])
+    assert (await routes.handle(post(DECISIONS, ticket), upstreams(lambda _: (429, body)))).body == body
 
 
 # A learnt typed question
@@ -411,7 +275,7 @@ def served(learnt: LearntTask, tmp_path, monkeypatch):
 
         async def session() -> None:
             tasks = TakenOverTasks(Ledger(tmp_path / "ledger.db"), learnt.takeovers, poll_interval_s=0)
-            routes = DecisionRoutes(tasks=tasks)
+            routes = DecisionRoutes(tasks)
             await tasks.start()
             for text in CASES:
                 body = {"model": "big", "input": text, "questions": [QUESTION, URGENT]}

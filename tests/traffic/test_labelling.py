@@ -26,11 +26,11 @@ from smallfirst.models.recorded import MAX_BAD_IN_A_ROW
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.task_file import TaskFile, read_task_file
 from smallfirst.tasks.classify import Classify
-from smallfirst.traffic.improvement.labelling import (
+from smallfirst.traffic.labelling import (
     FilterCounts,
+    Labeller,
     LabellingResult,
     LabelOptions,
-    Teacher,
     label,
     large_model_teacher,
     local_teacher,
@@ -117,8 +117,8 @@ class Oracle(WholeModel):
         self.open = False
 
 
-def teacher(model: Any, *, way: str = "way-1", max_concurrency: int = 1, worst_usd: float = WORST) -> Teacher:
-    return Teacher(model, way, lambda text: worst_usd, max_concurrency)
+def teacher(model: Any, *, way: str = "way-1", max_concurrency: int = 1, worst_usd: float = WORST) -> Labeller:
+    return Labeller(model, way, lambda text: worst_usd, max_concurrency)
 
 
 def options(folder: Path, **values: Any) -> LabelOptions:
@@ -467,7 +467,7 @@ PRICES = {"tokens": {"big": {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 4
 ENDPOINT = {"base_url": "http://127.0.0.1:9/v1", "model": "big", "max_concurrency": 3}
 
 
-def made(folder: Path, **changes: Any) -> Teacher:
+def made(folder: Path, **changes: Any) -> Labeller:
     file = task(folder, **{"large": {"endpoint": ENDPOINT}, "prices": PRICES, **changes})
     return large_model_teacher(Project.read(file, QUIET))
 

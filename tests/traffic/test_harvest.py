@@ -16,7 +16,7 @@ from smallfirst.ledger.rows import AuditRow, FeedbackRow, LedgerRow
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.rows import with_harvested
 from smallfirst.path.project.task_file import read_task_file
-from smallfirst.traffic.improvement.harvest import HarvestResult, harvest, record_path
+from smallfirst.traffic.harvest import HarvestResult, harvest, record_path
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 WORDS = ("one", "two", "three", "four", "five")

@@ -8,7 +8,6 @@ old champion or the new one, complete.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,11 +18,10 @@ from smallfirst.base.stats.sequential import spent_level
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.measuring.verdict import Verdict, format_verdict
 from smallfirst.path import run as pipeline
-from smallfirst.path.parity import parity_stage
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.rows import with_canonical_answers, with_harvested
-from smallfirst.path.project.run_folder import PROMOTED, Promotion, RunFolder
-from smallfirst.path.release import answers_live, gate_line, may_go_alone
+from smallfirst.path.project.run_folder import RunFolder
+from smallfirst.path.release import gate_line, may_go_alone
 from smallfirst.registry import versions
 from smallfirst.registry.runs import client, store_errors
 from smallfirst.registry.versions import ModelVersion
@@ -69,10 +67,10 @@ class _Champion(NamedTuple):
 
 
 def challenge(project: Project, rows: Path) -> ChallengeResult:
-    """Train on the project's rows and those of `rows`, compare with the champion, and return the record.
+    """Run the path on the project's rows and those of `rows`, and promote its model if it beats the champion.
 
-    Raise StageMissing if there is no champion, or it was not measured on the current test rows; DataError for bad or
-    held-out rows, or if no row is new.
+    One that may go live and does not win is registered with the alias `challenger`. Raise StageMissing if there is no
+    champion, or it was not measured on the current test rows; DataError for bad or held-out rows, or if no row is new.
     """
     champion, grown = _champion(project), _grown(project, rows)
     run_folder = pipeline.train_stage(grown)
@@ -98,6 +96,31 @@ def challenge(project: Project, rows: Path) -> ChallengeResult:
     made.save(run_folder.path / RESULT)
     pipeline.report_stage(grown, run_folder)
     return made
+
+
+def _contested(grown: Project, run_folder: RunFolder, champion: _Champion, made: ChallengeResult) -> ChallengeResult:
+    """Compare the challenger with the champion; promote it as any other version if it wins, else register it."""
+    test = run_folder.evaluation(made.candidate, "test")
+    assert test is not None  # the gate has looked at it
+    look = _look(champion.version, made.run)
+    won, found = beats(test, champion.test, look)
+    shown = f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}] n={found.n}, challenge {look} of this champion"
+    why = f"{'' if won else 'not shown '}more accurate than the champion: {shown}"
+    promoted = pipeline.promote_stage(grown, run_folder) if won else None
+    if promoted is not None:
+        return made.model_copy(update={"version": promoted.version, "difference": found, "won": True, "why": why})
+    if won:
+        why += "; but routing.guarantee is not shown, and nothing may be answered without it"
+    version = versions.register(
+        run_folder.model_folder(made.candidate),
+        made.verdict,
+        name=grown.file.register_to,
+        run_id=run_folder.mlflow_run_id(),
+        tags={"task": grown.file.name, "run": made.run, "challenged": str(made.champion)},
+    )
+    with store_errors():
+        client().set_registered_model_alias(version.name, CHALLENGER, str(version.version))
+    return made.model_copy(update={"version": version.version, "difference": found, "why": why})
 
 
 def beats(challenger: Evaluation, champion: Evaluation, look: int) -> tuple[bool, Estimate]:
@@ -138,40 +161,6 @@ def _champion(project: Project) -> _Champion:
             hint=f"smallfirst evaluate task.yaml --run {run}",
         )
     return _Champion(version, test)
-
-
-def _contested(grown: Project, run_folder: RunFolder, champion: _Champion, made: ChallengeResult) -> ChallengeResult:
-    """Register and certify the challenger, compare it with the champion, and make it champion if it wins."""
-    version = versions.register(
-        run_folder.model_folder(made.candidate),
-        made.verdict,
-        name=grown.file.register_to,
-        run_id=run_folder.mlflow_run_id(),
-        tags={"task": grown.file.name, "run": made.run, "challenged": str(made.champion)},
-    )
-    with store_errors():
-        client().set_registered_model_alias(version.name, CHALLENGER, str(version.version))
-    parity_stage(grown, run_folder, version, made.candidate)
-    at = datetime.now(UTC).isoformat(timespec="seconds")
-    trial = Promotion(
-        name=version.name, version=version.version, candidate=made.candidate, at=at, plan=made.verdict.plan
-    )
-    pipeline.calibrate_stage(grown, run_folder, trial)
-    test = run_folder.evaluation(made.candidate, "test")
-    assert test is not None  # the gate has looked at it
-    look = _look(champion.version, made.run)
-    won, found = beats(test, champion.test, look)
-    shown = f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}] n={found.n}, challenge {look} of this champion"
-    why = f"{'' if won else 'not shown '}more accurate than the champion: {shown}"
-    if won and not answers_live(grown, run_folder):
-        won, why = False, f"{why}; but routing.guarantee is not shown, and nothing may be answered without it"
-    if won:
-        trial.save(run_folder.path / PROMOTED)
-        versions.promote(version.name, version.version)
-        pipeline.decide_outcome(grown, run_folder)
-        with store_errors():
-            client().delete_registered_model_alias(version.name, CHALLENGER)
-    return made.model_copy(update={"version": version.version, "difference": found, "won": won, "why": why})
 
 
 def _look(champion: ModelVersion, run: str) -> int:

@@ -39,7 +39,7 @@ from smallfirst.path.project.project import Project, load_small
 from smallfirst.path.project.rows import Rows
 from smallfirst.path.project.task_file import TaskFile
 from smallfirst.tasks.task import Task
-from smallfirst.traffic.improvement.rows_file import RowsRecord, refuse_to_overwrite, write_rows
+from smallfirst.traffic.harvest import RowsRecord, refuse_to_overwrite, write_rows
 
 N_FIRST = 5
 """Answers asked before consent, to tell what the others cost and whether the teacher gives a confidence."""
@@ -124,7 +124,7 @@ class LabellingResult(RowsRecord):
         ]
 
 
-class Teacher(NamedTuple):
+class Labeller(NamedTuple):
     """A model that labels."""
 
     model: Model
@@ -142,7 +142,7 @@ def label(
     *,
     options: LabelOptions | None = None,
     progress: Progress | None = None,
-    teacher: Teacher | None = None,
+    teacher: Labeller | None = None,
 ) -> LabellingResult:
     """Label the rows of `texts`, write the training rows and return the record.
 
@@ -196,7 +196,7 @@ def label(
 # Who labels
 
 
-def large_model_teacher(project: Project) -> Teacher:
+def large_model_teacher(project: Project) -> Labeller:
     """Return the large model of the task file with its prompt.
 
     Raise ConfigError if none is named or only recorded answers are, PriceUnknown if its answers have no price.
@@ -216,10 +216,10 @@ def large_model_teacher(project: Project) -> Teacher:
         task.max_answer_tokens,
     ]
     at_once = endpoint.max_concurrency if endpoint else GGUF_AT_ONCE
-    return Teacher(model, fingerprint(decides), worst_usd(file, model), at_once)
+    return Labeller(model, fingerprint(decides), worst_usd(file, model), at_once)
 
 
-def local_teacher(folder: Path, file: TaskFile, task: Task) -> Teacher:
+def local_teacher(folder: Path, file: TaskFile, task: Task) -> Labeller:
     """Return a model in a folder, made for this task, as the teacher; its answers cost the machine's time.
 
     Raise ConfigError if the folder holds no model, or one that answers otherwise than the task.
@@ -233,7 +233,7 @@ def local_teacher(folder: Path, file: TaskFile, task: Task) -> Teacher:
         )
     model = load_small(file, folder, name=f"{task.name} model in {folder.name}")
     longest = file.prices.machine.cost_usd(LOCAL_TIMEOUT_S)
-    return Teacher(model, fingerprint(manifest.model_dump()), lambda _: longest, LOCAL_AT_ONCE)
+    return Labeller(model, fingerprint(manifest.model_dump()), lambda _: longest, LOCAL_AT_ONCE)
 
 
 # Which rows
@@ -307,7 +307,7 @@ def filter_texts(texts: Dataset, rows: Rows) -> tuple[Dataset, FilterCounts]:
 # Asking
 
 
-def _ask(project: Project, teacher: Teacher, asked: dict[str, Request], path: Path, options: LabelOptions) -> str:
+def _ask(project: Project, teacher: Labeller, asked: dict[str, Request], path: Path, options: LabelOptions) -> str:
     """Ask what the recording at `path` lacks, as far as cap and consent go; return why it stopped early, if it did."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = try_lock(path.with_suffix(".lock"))
@@ -324,7 +324,7 @@ def _ask(project: Project, teacher: Teacher, asked: dict[str, Request], path: Pa
 
 
 async def _ask_in_turn(
-    project: Project, teacher: Teacher, asked: dict[str, Request], path: Path, options: LabelOptions
+    project: Project, teacher: Labeller, asked: dict[str, Request], path: Path, options: LabelOptions
 ) -> str:
     header = {"made_at": _today(), "smallfirst": smallfirst.__version__, "command": "smallfirst label"}
     await record(teacher.model, (), path, header=header)  # drops a row that a killed run was writing
@@ -367,7 +367,7 @@ async def _ask_in_turn(
     return ""
 
 
-def _need_confidence(teacher: Teacher, known: dict[str, RecordedAnswer], options: LabelOptions) -> None:
+def _need_confidence(teacher: Labeller, known: dict[str, RecordedAnswer], options: LabelOptions) -> None:
     if options.min_confidence > 0 and known and all(answer.confidence is None for answer in known.values()):
         raise ConfigError(
             f"{teacher.model.name} gives no confidence, so min_confidence {options.min_confidence:g} would keep no row",

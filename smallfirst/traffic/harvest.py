@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from smallfirst.base.errors import ConfigError
+from smallfirst.base.files import write_atomically
 from smallfirst.base.paths import ledger_place
+from smallfirst.base.records import Record, fingerprint
 from smallfirst.data.dataset import Dataset, Example, Message, fold_text
 from smallfirst.data.redaction import RedactedText, format_counts, redact
 from smallfirst.data.row_formats import detect_layout, parse_row, to_row
@@ -24,7 +26,47 @@ from smallfirst.measuring.self_agreement import answer_matcher
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.rows import find_held_out_leaks
 from smallfirst.tasks.task import Task
-from smallfirst.traffic.improvement.rows_file import RowsRecord, refuse_to_overwrite, write_rows
+
+# Rows that a step writes anew: never over an input, nor over what somebody has changed
+
+
+class RowsRecord(Record):
+    """A record of how rows were made, which stands beside them."""
+
+    written: str = ""
+    """Fingerprint of the file of rows."""
+
+
+R = TypeVar("R", bound=RowsRecord)
+
+
+def refuse_to_overwrite(
+    project: Project, out: Path, earlier: RowsRecord | None, *, inputs: Iterable[Path | None] = ()
+) -> None:
+    """Raise ConfigError if `out` is an input of the task or among `inputs`, no JSON Lines, or not as `earlier` says."""
+    data = project.file.data
+    own = [data.train, data.validation, data.test, data.open_ended, data.relabels]
+    read = [*(project.file.path(path) for path in own if path), *filter(None, inputs)]
+    if out.resolve() in {path.resolve() for path in read}:
+        raise ConfigError(f"{out} is an input, so it cannot be the output", hint="name another file: --out FILE.jsonl")
+    if out.suffix != ".jsonl":
+        raise ConfigError(f"{out}: rows are written as JSON Lines", hint=f"--out {out.with_suffix('.jsonl')}")
+    if out.exists() and (earlier is None or earlier.written != fingerprint(out.read_text(encoding="utf-8"))):
+        raise ConfigError(
+            f"{out} exists and was changed since an earlier run wrote it",
+            hint="name another file, or move this one away",
+        )
+
+
+def write_rows(out: Path, content: str, record: R, record_path: Path) -> R:
+    """Write rows as JSON Lines and then their record; return that, with the fingerprint of the rows."""
+    write_atomically(out, content.encode())
+    record = record.model_copy(update={"written": fingerprint(content)})
+    record.save(record_path)
+    return record
+
+
+# The harvest
 
 Source = Literal["feedback", "confirmed", "audit", "large"]
 SOURCES: dict[Source, str] = {
@@ -224,7 +266,7 @@ def _turns(row: LedgerRow) -> list[tuple[str, str]]:
     return [(role, content) for role, content in json.loads(row.request_text or "[]")]
 
 
-class _Row(NamedTuple):
+class _HarvestedRow(NamedTuple):
     vote: _Vote
     example: Example
     values: dict[str, Any]
@@ -234,7 +276,7 @@ class _Row(NamedTuple):
 
 def _rows(
     project: Project, out: Path, votes: Sequence[_Vote], wrong: set[tuple[str, str]], reasons: dict[str, str]
-) -> Iterator[_Row]:
+) -> Iterator[_HarvestedRow]:
     """Yield a row for each text on which the most trusted answers agree; note in `reasons` why others give none."""
     own = [e for e in project.rows.train.examples if not e.path or Path(e.path).resolve() != out.resolve()]
     known = {fold_text(redact(e.asked).text): e.answer for e in own}
@@ -263,7 +305,7 @@ def _rows(
             yield row
 
 
-def _row(project: Project, vote: _Vote) -> _Row | None:
+def _row(project: Project, vote: _Vote) -> _HarvestedRow | None:
     columns, task = project.file.data.columns, project.task
     answer = RedactedText(vote.answer, {}) if task.closed else redact(vote.answer)
     parsed = task.parse(answer.text)
@@ -275,10 +317,10 @@ def _row(project: Project, vote: _Vote) -> _Row | None:
     found = detect_layout(values, columns)
     if isinstance(found, str) or parse_row(values, found, path="", line=0, labels=None)[0] is None:
         return None
-    return _Row(vote, example, values, Counter(vote.redacted) + Counter(answer.counts))
+    return _HarvestedRow(vote, example, values, Counter(vote.redacted) + Counter(answer.counts))
 
 
-def _without_held_out(project: Project, rows: list[_Row], reasons: dict[str, str]) -> list[_Row]:
+def _without_held_out(project: Project, rows: list[_HarvestedRow], reasons: dict[str, str]) -> list[_HarvestedRow]:
     """Return the rows whose text is not held out, nor nearly; note the others in `reasons`."""
     while rows:  # which words count in a comparison depends on all rows, so what is left is looked at once more
         new = Dataset(name="harvested", examples=tuple(row.example for row in rows))

@@ -1,1 +1,0 @@
-"""Better models from live traffic: labelling, harvest, challenge."""
