@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -24,7 +23,7 @@ from smallfirst.base.files import write_atomically
 from smallfirst.base.paths import state_of
 from smallfirst.base.progress import Progress
 from smallfirst.base.records import Record
-from smallfirst.base.stats.intervals import Estimate, ratio_interval, wilson
+from smallfirst.base.stats.intervals import Estimate, ratio_interval
 from smallfirst.base.sync import outside_event_loop
 from smallfirst.data.dataset import Example, fold_text
 from smallfirst.data.sources.load import load_rows
@@ -53,53 +52,25 @@ _PARTS = (("train", 0.6), ("validation", 0.85), ("test", 1.0))
 """What corrections are used for, with the upper end of each part of [0, 1) into which a text's hash falls."""
 
 
-NEWEST = 0.25
-"""Share of the test rows, the last in time, that is compared with the rest."""
-FEWEST = 10
-"""Newest rows from which the comparison says anything."""
-
-
 class Observed(Record):
-    """Test rows counted by requests, and the newest of them."""
+    """Test rows counted by requests."""
 
     limit: float = 1.0
     """Share of kept texts that may differ, as promised."""
     differ: Estimate | None = None
     """Share of the requests whose kept answer differs, each text weighing as many as asked it; None if none is kept."""
-    newest: Estimate | None = None
-    """Share of the newest rows whose draft agrees; None where times are not known, or rows are few."""
-    before: Estimate | None = None
-    """The same of the rows before."""
-
-    @property
-    def difference(self) -> Estimate | None:
-        """Agreement of the newest minus that of the rows before, with Newcombe's interval (1998, method 10)."""
-        new, old = self.newest, self.before
-        if new is None or old is None:
-            return None
-        value = new.value - old.value
-        low = value - math.hypot(new.value - new.low, old.high - old.value)
-        high = value + math.hypot(new.high - new.value, old.value - old.low)
-        return Estimate(value=value, low=low, high=high, n=new.n + old.n)
 
     @property
     def in_words(self) -> tuple[str, ...]:
-        """Return a sentence for each figure."""
-        said = []
-        if (differ := self.differ) is not None:
-            low, high = max(0.0, differ.low), min(1.0, differ.high)
-            more = "; more than promised of texts, as frequent ones are answered worse: begin with a small share"
-            said.append(
-                f"counted by requests, {differ.value:.1%} [{low:.1%}, {high:.1%}] of {differ.n:,} kept test requests "
-                f"differ: measured, not promised{more if differ.value > self.limit else ''}"
-            )
-        if (apart := self.difference) is not None:
-            drift = "they agree less: the traffic changes, so learn again on newer traffic first"
-            said.append(
-                f"{self.newest} of the newest drafts agree, and {self.before} of those before: "
-                + (drift if apart.high < 0 else "no drift is shown")
-            )
-        return tuple(said)
+        """Return a sentence, if there is anything to say."""
+        if (differ := self.differ) is None:
+            return ()
+        low, high = max(0.0, differ.low), min(1.0, differ.high)
+        more = "; more than promised of texts, as frequent ones are answered worse: begin with a small share"
+        return (
+            f"counted by requests, {differ.value:.1%} [{low:.1%}, {high:.1%}] of {differ.n:,} kept test requests "
+            f"differ: measured, not promised{more if differ.value > self.limit else ''}",
+        )
 
 
 class Learnt(Record):
@@ -143,7 +114,7 @@ class Learnt(Record):
         )
 
 
-class _Row(NamedTuple):
+class _LearntRow(NamedTuple):
     example: Example
     values: dict[str, Any]
     """The line that it was read from."""
@@ -181,12 +152,14 @@ def learn(
     summary = _run(place, progress, minutes)
     certificate, routed = summary.certificate, summary.paths.get("routed")
     assert certificate is not None  # else the run has ended with an error
-    version, candidate = _registered(summary)
+    version = _version(summary)
     promise, observed = "", Observed()
     if certificate.issued:
         right = "people answered" if accuracy else "the large model answered"
         promise = f"{certificate.guarantee.in_words}; right is what {right}"
-        observed = _observed(summary, candidate, rows, certificate.guarantee.max_error or 1.0)
+        routed_rows = RunFolder(Path(summary.report).parent).evaluation("routed", "test")
+        asked = {row.key: int(row.values.get("n", 1)) for row in rows}
+        observed = observe(routed_rows.rows if routed_rows else (), asked, limit=certificate.guarantee.max_error or 1.0)
     learnt = Learnt(
         task=source.name,
         n_rows=len(rows),
@@ -269,21 +242,22 @@ def _run(place: Path, progress: Progress | None, minutes: float | None) -> RunSu
     return summary
 
 
-def _registered(summary: RunSummary) -> tuple[int, str]:
-    """Return the version of a run and its candidate, live or in shadow."""
-    if (live := summary.promoted) is not None:
-        return live.version, live.candidate
-    assert summary.outcome is not None
-    assert summary.outcome.version is not None
-    return summary.outcome.version, ""
+def _version(summary: RunSummary) -> int:
+    """Return the version of a run, live or in shadow."""
+    found = summary.promoted or summary.outcome
+    assert found is not None
+    assert found.version is not None
+    return found.version
 
 
-def _observed(summary: RunSummary, candidate: str, rows: Sequence[_Row], limit: float) -> Observed:
-    """Return what the run's test rows show beside the promise."""
-    folder = RunFolder(Path(summary.report).parent)
-    routed, drafts = folder.evaluation("routed", "test"), folder.evaluation(candidate, "test")
-    asked = {row.key: row.values for row in rows}
-    return observe(routed.rows, drafts.rows, asked, limit=limit) if routed and drafts else Observed()
+def observe(routed: Sequence[EvaluatedRow], asked: Mapping[str, int], *, limit: float = 1.0) -> Observed:
+    """Return what the Router's answers to test rows show; `asked`: by folded text how often it was asked.
+
+    `limit`: share of kept texts that may differ, as promised.
+    """
+    kept = [(not row.correct, asked.get(fold_text(row.text), 1)) for row in routed if row.certified]
+    differ = ratio_interval([wrong * n for wrong, n in kept], [n for _, n in kept]) if kept else None
+    return Observed(limit=limit, differ=differ)
 
 
 def _files(drafted: TaskFile) -> dict[str, Path]:
@@ -293,13 +267,13 @@ def _files(drafted: TaskFile) -> dict[str, Path]:
     return {name: drafted.path(path) for name, path in given.items() if path is not None}
 
 
-def _read(path: Path, drafted: TaskFile) -> list[_Row]:
+def _read(path: Path, drafted: TaskFile) -> list[_LearntRow]:
     lines = path.read_text(encoding="utf-8").split("\n")
     examples = load_rows(path, columns=drafted.data.columns, folder=drafted.folder).examples
-    return [_Row(example, json.loads(lines[example.line - 1])) for example in examples]
+    return [_LearntRow(example, json.loads(lines[example.line - 1])) for example in examples]
 
 
-def _write_recording(path: Path, rows: Sequence[_Row], teacher: Teacher) -> None:
+def _write_recording(path: Path, rows: Sequence[_LearntRow], teacher: Teacher) -> None:
     """Write the recorded answers with their bills, so that the large model is measured without being asked again."""
     answers = {}
     for row in rows:
@@ -326,7 +300,7 @@ def _write_recording(path: Path, rows: Sequence[_Row], teacher: Teacher) -> None
 
 
 def _write_parts(
-    place: Path, drafted: TaskFile, rows: Sequence[_Row], corrections: Mapping[str, _Row], *, accuracy: bool
+    place: Path, drafted: TaskFile, rows: Sequence[_LearntRow], corrections: Mapping[str, _LearntRow], *, accuracy: bool
 ) -> dict[str, str]:
     """Write the rows by what they are used for; return the files of `data` by name, relative to `place`."""
     if not corrections:
@@ -383,29 +357,3 @@ def _write_settings(place: Path, values: Mapping[str, Any]) -> None:
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
     note = f"# Written by `smallfirst learn` from ../task.yaml: change that one.\n\n{text}"
     write_atomically(place / "task.yaml", note.encode())
-
-
-def observe(
-    routed: Sequence[EvaluatedRow],
-    drafts: Sequence[EvaluatedRow],
-    asked: Mapping[str, Mapping[str, Any]],
-    *,
-    limit: float = 1.0,
-) -> Observed:
-    """Return what the Router's answers to test rows, and all drafts of them, show.
-
-    `asked`: by folded text the drafted row, with `n`, how often it was asked, and `at`, when, if that is known.
-    `limit`: share of kept texts that may differ, as promised.
-    """
-
-    def known(row: EvaluatedRow) -> Mapping[str, Any]:
-        return asked.get(fold_text(row.text), {})
-
-    kept = [(not row.correct, int(known(row).get("n", 1))) for row in routed if row.certified]
-    differ = ratio_interval([wrong * n for wrong, n in kept], [n for _, n in kept]) if kept else None
-    timed = sorted((str(at), row.correct) for row in drafts if (at := known(row).get("at")))
-    first = len(timed) - round(NEWEST * len(timed))
-    if len(timed) - first < FEWEST:
-        return Observed(limit=limit, differ=differ)
-    old, new = ([right for _, right in part] for part in (timed[:first], timed[first:]))
-    return Observed(limit=limit, differ=differ, newest=wilson(sum(new), len(new)), before=wilson(sum(old), len(old)))

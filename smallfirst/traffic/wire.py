@@ -1,13 +1,13 @@
 """Wire formats by route: what a request asks and a response answers in one form, streams put together, answers written.
 
-OpenAI's chat completions, completions and responses, and Anthropic's messages; `questions` reads typed questions.
+OpenAI's chat completions and responses, and Anthropic's messages; completions are read. Typed questions: `questions`.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from smallfirst.traffic.questions import ROUTE, DecisionRequest, Question, read_decision, read_label
@@ -161,7 +161,7 @@ def function_calls(reply: Reply) -> list[Json]:
     ]
 
 
-# OpenAI's chat completions and completions
+# OpenAI's chat completions; completions are read
 
 _ONCE = frozenset({"id", "index", "name", "role", "type"})
 """Members of a piece that later pieces repeat and do not continue."""
@@ -256,32 +256,13 @@ def _stream_chat(reply: Reply, whole: Json) -> Iterator[bytes]:
         deltas.append({"tool_calls": [{**call, "index": i, "function": named}]})
         deltas.append({"tool_calls": [{"index": i, "function": {"arguments": call["function"]["arguments"]}}]})
     deltas += [] if calls else [{"content": reply.answer.text}]
-    choices = [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": None} for delta in deltas]
     last = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": reply.answer.finish_reason}
-    yield from _chunks(reply, head, [*choices, last], whole["usage"])
-
-
-def _write_completion(reply: Reply) -> Json:
-    """Return a completion."""
-    choice = {"text": reply.answer.text, "index": 0, "logprobs": None, "finish_reason": reply.answer.finish_reason}
-    return {**_chat_head(reply, "text_completion"), "choices": [choice], "usage": _chat_usage(reply)}
-
-
-def _stream_completion(reply: Reply, whole: Json) -> Iterator[bytes]:
-    """Yield the chunks of a completion."""
-    (choice,) = whole["choices"]
-    pieces = [{**choice, "finish_reason": None}, {**choice, "text": ""}]
-    yield from _chunks(reply, _chat_head(reply, "text_completion"), pieces, whole["usage"])
-
-
-def _chunks(reply: Reply, head: Json, choices: Iterable[Json], usage: Json) -> Iterator[bytes]:
-    """Yield a chunk for each choice, the usage if it is asked for, and the mark of the end."""
     options = reply.body.get("stream_options")
     more = {"usage": None} if isinstance(options, dict) and options.get("include_usage") else {}
-    for choice in choices:
+    for choice in (*({**last, "delta": delta, "finish_reason": None} for delta in deltas), last):
         yield data_line({**head, "choices": [choice], **more})
     if more:
-        yield data_line({**head, "choices": [], "usage": usage})
+        yield data_line({**head, "choices": [], "usage": whole["usage"]})
     yield b"data: [DONE]\n\n"
 
 
@@ -498,10 +479,9 @@ class _Dialect(NamedTuple):
 DIALECTS = {
     "chat/completions": _Dialect(_read_chat, _write_chat, _stream_chat, "chatcmpl-"),
     "responses": _Dialect(_read_response, _write_response, _stream_response, "resp_"),
-    "completions": _Dialect(_read_chat, _write_completion, _stream_completion, "cmpl-"),
     "messages": _Dialect(_read_message, _write_message, _stream_message, "msg_"),
 }
-"""By the end of the path; `chat/completions` ends in `completions`, too, and comes before it."""
+"""By the end of the path."""
 _QUESTION = "question"
 
 

@@ -108,7 +108,7 @@ def test_tool_calls_and_refusals():
     ("path", "route"),
     [
         ("/v1/chat/completions", "chat/completions"),
-        ("/v1/completions", "completions"),
+        ("/v1/completions", None),
         ("/v1/responses", "responses"),
         ("/v1/messages", "messages"),
         ("/v1/embeddings", None),
@@ -182,14 +182,6 @@ def test_a_response_is_the_same_whole_and_streamed(answer):
     assert read_answer("/v1/responses", events[-1].response.model_dump()) == answer
     said = [event.delta for event in events if event.type.endswith(".delta")]
     assert said == [answer.text or answer.tool_calls[0].arguments]
-
-
-def test_a_completion_is_the_same_whole_and_streamed():
-    completions = client("completions", LABEL).completions
-    whole = completions.create(model="m", prompt="x")
-    chunks = list(completions.create(model="m", prompt="x", stream=True))
-    assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text == LABEL.text
-    assert chunks[-1].choices[0].finish_reason == "stop"
 
 
 @pytest.mark.parametrize("answer", [LABEL, CALL])

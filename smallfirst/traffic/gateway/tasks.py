@@ -252,21 +252,17 @@ _COMMON = frozenset(
     }
 )  # fmt: skip
 _CHAT = "messages max_tokens max_completion_tokens response_format reasoning_effort verbosity presence_penalty"
-_COMPLETIONS = "prompt max_tokens presence_penalty frequency_penalty logprobs echo best_of"
 _KNOWN = {
     "chat/completions": _COMMON.union(f"{_CHAT} frequency_penalty logprobs functions prompt_cache_retention".split()),
     "responses": _COMMON.union(
         ["input", "instructions", "max_output_tokens", "text", "reasoning", "truncation", "include"]
     ),
-    "completions": _COMMON.union(_COMPLETIONS.split()),
     "messages": _COMMON.union(["messages", "system", "max_tokens", "top_k", "stop_sequences"]),
 }
 """Settings of each route that do not change what a task's answer is."""
 _DEFAULTS: dict[str, tuple[Any, ...]] = {
     "n": (None, 1),
-    "best_of": (None, 1),
     "logprobs": (None, False),
-    "echo": (None, False),
     "store": (None, False),
     "include": (None, []),
 }
