@@ -28,8 +28,7 @@ from benchmarks.datasets import RESULTS
 from benchmarks.traffic.mixed_log import mixed_log, noise_log
 from smallfirst.base.stats.intervals import wilson
 from smallfirst.traffic.discovery.mine import MIN_REQUESTS, Miner
-from smallfirst.traffic.discovery.tasks import find_tasks
-from smallfirst.traffic.discovery.wordings import Case, read_cases
+from smallfirst.traffic.discovery.tasks import Case, find_tasks, read_cases
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.wire import read_answer, read_prompt
 

@@ -128,7 +128,7 @@ class _Read(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(strict=True)
 
 
-class _Part(_Read):
+class _ContentPart(_Read):
     """A part of a content: a text, an image, or JSON that is read as text."""
 
     type: Literal["input_text", "input_image", "input_json", "output_text", "refusal"]
@@ -137,7 +137,7 @@ class _Part(_Read):
     data: dict[str, Any] | list[dict[str, Any]] = {}
 
 
-_Content = str | list[_Part]
+_Content = str | list[_ContentPart]
 
 
 class _Item(_Read):

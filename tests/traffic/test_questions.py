@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from smallfirst.traffic.discovery.wordings import one_question_each
+from smallfirst.traffic.discovery.tasks import one_question_each
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.questions import (
     DecisionUsage,

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from smallfirst.traffic.discovery.draft import (
-    Row,
+    CaseRow,
     TeacherOf,
     known_name,
     n_certifying,
@@ -17,11 +17,19 @@ from smallfirst.traffic.discovery.draft import (
     unknown_terms,
     write_draft,
 )
-from smallfirst.traffic.discovery.found import Asked, Discovery, FoundTask, Rest, Verdict, month_factor
+from smallfirst.traffic.discovery.found import Discovery, FoundTask, FoundWording, Rest, Verdict, month_factor
 from smallfirst.traffic.discovery.mine import Miner
 from smallfirst.traffic.discovery.outlook import MIN_ROWS, Outlook, foretell_labels
-from smallfirst.traffic.discovery.tasks import RecurringTask, find_tasks, total_cost_usd
-from smallfirst.traffic.discovery.wordings import MOST_CASES, Case, Cases, as_text, read_cases
+from smallfirst.traffic.discovery.tasks import (
+    MOST_CASES,
+    Case,
+    Cases,
+    RecurringTask,
+    as_text,
+    find_tasks,
+    read_cases,
+    total_cost_usd,
+)
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.task_source import Template
 
@@ -115,7 +123,7 @@ def _judge(
         first_at=task.first_at,
         last_at=task.last_at,
         wordings=tuple(
-            Asked(
+            FoundWording(
                 prompt=_shown(wording.template.template, [slot.name for slot in wording.template.slots]),
                 n_requests=len(wording.cases),
                 first_at=wording.cases[0].at,
@@ -135,7 +143,7 @@ def _judge(
     )
 
 
-def _outlook(task: RecurringTask, rows: Sequence[Row], settings: Mapping[str, object] | str) -> Outlook:
+def _outlook(task: RecurringTask, rows: Sequence[CaseRow], settings: Mapping[str, object] | str) -> Outlook:
     """Return what a cheap model's answers foretell of labels; of other answers nothing is."""
     if isinstance(settings, str) or task.kind != "labels":
         return Outlook(why=_OPEN.get(task.kind, settings if isinstance(settings, str) else _UNTOLD))
@@ -209,7 +217,7 @@ def _answer_in_words(task: RecurringTask) -> str:
     return shown + (f" and {others} other way{'s' if others > 1 else ''} of writing it" if others else "")
 
 
-def _examples(rows: Sequence[Row]) -> tuple[tuple[str, str], ...]:
+def _examples(rows: Sequence[CaseRow]) -> tuple[tuple[str, str], ...]:
     """Return a few cases with different answers, the most frequent first."""
     shown: dict[str, str] = {}
     for row in sorted(rows, key=lambda row: -row.n):

@@ -20,8 +20,7 @@ from smallfirst.data.dataset import fold_text
 from smallfirst.tasks.extract import Extract
 from smallfirst.tasks.json.schema_inference import infer_schema
 from smallfirst.traffic.discovery.outlook import Outlook
-from smallfirst.traffic.discovery.tasks import MONTH, RecurringTask
-from smallfirst.traffic.discovery.wordings import Case, as_text
+from smallfirst.traffic.discovery.tasks import MONTH, Case, RecurringTask, as_text
 from smallfirst.traffic.task_source import TaskSource, Teacher
 
 ROWS, VALIDATION, TEST, SCHEMA = "rows.jsonl", "validation.jsonl", "test.jsonl", "schema.json"
@@ -50,7 +49,7 @@ class Asking(NamedTuple):
     case: Case
 
 
-class Row(NamedTuple):
+class CaseRow(NamedTuple):
     """One case with its answers."""
 
     drawn: Asking
@@ -62,7 +61,7 @@ class Row(NamedTuple):
     """Requests that asked it."""
 
 
-def rows_of(task: RecurringTask) -> list[Row]:
+def rows_of(task: RecurringTask) -> list[CaseRow]:
     """Return each different case once, in the order of the drawn requests, if its answer has a value.
 
     Cases that differ in case, spaces or punctuation alone count as one.
@@ -79,7 +78,7 @@ def rows_of(task: RecurringTask) -> list[Row]:
         most = max(counts.values())
         usual = next(one for one, said in zip(reversed(asked), reversed(given), strict=True) if counts[said] == most)
         drawn = min(asked, key=lambda one: _digest(f"{one.case.id}\0{one.case.at.isoformat()}"))
-        rows.append(Row(drawn, usual, len(asked)))
+        rows.append(CaseRow(drawn, usual, len(asked)))
     return sorted(rows, key=lambda row: row.drawn.case.at)
 
 
@@ -89,7 +88,7 @@ def _is_value(task: RecurringTask, value: Any) -> bool:
     return value is not None and (task.kind != "fields" or isinstance(value, dict))
 
 
-def task_settings(task: RecurringTask, rows: Sequence[Row]) -> dict[str, Any] | str:
+def task_settings(task: RecurringTask, rows: Sequence[CaseRow]) -> dict[str, Any] | str:
     """Return `kind` and the kind's settings of task.yaml, or why no kind does."""
     if task.kind == "labels":
         return {"kind": "classify", "labels": list(task.labels)}
@@ -137,7 +136,7 @@ def write_draft(
     task: RecurringTask,
     source: TaskSource,
     settings: dict[str, Any],
-    rows: Sequence[Row],
+    rows: Sequence[CaseRow],
     folder: Path,
     max_error: float,
 ) -> bool:
@@ -180,7 +179,7 @@ def known_name(templates: Sequence[str], out: Path) -> str | None:
     return None
 
 
-def parts_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
+def parts_of(rows: Sequence[CaseRow]) -> dict[str, list[CaseRow]]:
     """Return the rows by file, each in their order; drawn by a hash of the text, whatever its frequency and time.
 
     Rows too few for three parts are all to learn from.
@@ -188,7 +187,7 @@ def parts_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
     ends = _ends(len(rows))
     order = sorted(range(len(rows)), key=lambda i: _digest(fold_text(rows[i].drawn.text)))
     place = {i: place for place, i in enumerate(order)}
-    parts: dict[str, list[Row]] = {name: [] for name in ends}
+    parts: dict[str, list[CaseRow]] = {name: [] for name in ends}
     for i, row in enumerate(rows):
         parts[next(name for name, end in ends.items() if place[i] < end)].append(row)
     return parts if all(parts.values()) else {ROWS: list(rows)}

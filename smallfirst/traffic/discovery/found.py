@@ -11,8 +11,7 @@ from smallfirst.base.records import Record
 from smallfirst.base.stats.intervals import Estimate
 from smallfirst.path.report.page import render_page
 from smallfirst.traffic.discovery.outlook import Outlook, ShareAt
-from smallfirst.traffic.discovery.tasks import MONTH
-from smallfirst.traffic.discovery.wordings import AnswerKind
+from smallfirst.traffic.discovery.tasks import MONTH, AnswerKind
 from smallfirst.traffic.task_source import FormatCheck
 
 Verdict = Literal["moves", "unclear", "stays"]
@@ -24,7 +23,7 @@ def month_factor(days: float) -> float:
     return MONTH.total_seconds() / 86400 / days if days >= 1 else 1.0
 
 
-class Asked(Record):
+class FoundWording(Record):
     """One wording of a task's prompt."""
 
     prompt: str
@@ -54,7 +53,7 @@ class FoundTask(Record):
     answered_by: str
     first_at: datetime
     last_at: datetime
-    wordings: tuple[Asked, ...]
+    wordings: tuple[FoundWording, ...]
     labels: dict[str, int] = {}
     """Labels with numbers of answers."""
     answer: str

@@ -11,7 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import datetime
 from itertools import pairwise
 from typing import Generic, NamedTuple, TypeVar
 
@@ -45,7 +45,7 @@ _LEAST_CASES = 5
 _MOST_ROUNDS = 4
 
 
-class _Asked(NamedTuple, Generic[T]):
+class _Request(NamedTuple, Generic[T]):
     """A request as far as templates are concerned."""
 
     request: T
@@ -65,7 +65,7 @@ class _Found(Generic[T]):
     """Hashes of what stands in the slots, of _DESCRIBED members drawn at random."""
     n_continuing: int = 0
 
-    def add(self, asked: _Asked[T], values: tuple[str, ...]) -> None:
+    def add(self, asked: _Request[T], values: tuple[str, ...]) -> None:
         self.members.append(asked.request)
         self.n_continuing += asked.continues
         n = len(self.members)
@@ -80,7 +80,7 @@ class Miner(Generic[T]):
     def __init__(self, min_requests: int = MIN_REQUESTS) -> None:
         self.min_requests = min_requests
         self._found: dict[_Shape, list[_Found[T]]] = defaultdict(list)
-        self._pool: list[_Asked[T]] = []
+        self._pool: list[_Request[T]] = []
         self._pool_characters = 0
         self._conversations = Conversations()
 
@@ -89,7 +89,7 @@ class Miner(Generic[T]):
         continues = self._conversations.note(prompt)
         if prompt.has_media or any(turn.role == "tool" for turn in prompt.turns):
             return
-        asked = _Asked(request, at, prompt, continues)
+        asked = _Request(request, at, prompt, continues)
         if not self._match(asked):
             self._pool.append(asked)
             self._pool_characters += _length(prompt)
@@ -106,7 +106,7 @@ class Miner(Generic[T]):
         found = [one for group in self._found.values() for one in group if self._is_template(one)]
         return {one.template: one.members for one in sorted(found, key=lambda one: -len(one.members))}
 
-    def _match(self, asked: _Asked[T]) -> bool:
+    def _match(self, asked: _Request[T]) -> bool:
         for found in self._found.get(_shape(asked.prompt), ()):
             values = found.template.values(asked.prompt)
             if values is not None:
@@ -117,7 +117,7 @@ class Miner(Generic[T]):
     def _learn(self) -> None:
         """Look through the requests without a template until no more templates are found."""
         for _ in range(_MOST_ROUNDS):
-            shapes: dict[_Shape, list[_Asked[T]]] = defaultdict(list)
+            shapes: dict[_Shape, list[_Request[T]]] = defaultdict(list)
             for asked in self._pool:
                 shapes[_shape(asked.prompt)].append(asked)
             new = False
@@ -130,7 +130,7 @@ class Miner(Generic[T]):
                 return
             self._pool = [asked for asked in self._pool if not self._match(asked)]
 
-    def _templates_of(self, group: Sequence[_Asked[T]]) -> Iterator[Template]:
+    def _templates_of(self, group: Sequence[_Request[T]]) -> Iterator[Template]:
         """Yield templates of requests of one shape."""
         if len(group) < self.min_requests:
             return
@@ -139,7 +139,7 @@ class Miner(Generic[T]):
         for members in wordings([asked.prompt for asked in sample], least):
             yield from self._templates_of_wording([sample[i] for i in members], least)
 
-    def _templates_of_wording(self, asked: Sequence[_Asked[T]], least: int) -> Iterator[Template]:
+    def _templates_of_wording(self, asked: Sequence[_Request[T]], least: int) -> Iterator[Template]:
         template = _aligned([one.prompt for one in asked])
         times = [one.at for one in asked]
         template = with_dates_open(template, min(times), max(times))
@@ -174,10 +174,10 @@ def _shape(prompt: Prompt) -> _Shape:
     return tuple(turn.role for turn in prompt.turns), prompt.tools, prompt.response_format
 
 
-def _by_message(asked: Sequence[_Asked[T]], least: int) -> list[list[_Asked[T]]]:
+def _by_message(asked: Sequence[_Request[T]], least: int) -> list[list[_Request[T]]]:
     """Return requests apart by one of their messages, where a few texts of it are those of nearly all."""
     for i in range(len(asked[0].prompt.turns)):
-        by_text: dict[str, list[_Asked[T]]] = defaultdict(list)
+        by_text: dict[str, list[_Request[T]]] = defaultdict(list)
         for one in asked:
             by_text[one.prompt.turns[i].text].append(one)
         groups = [group for group in by_text.values() if len(group) >= least]
@@ -237,8 +237,6 @@ _LEAST_SHARE = 0.03
 _LEAST_REPLACED = 3
 """Fewest requests of a version that begins just before the log ends."""
 _OVERLAP = 0.02
-_BEGIN = re.compile(r"[<\[#*]*[A-Za-z][\w -]{0,30}[>\]:=*]+\s*")
-_END = re.compile(r"\n[<\[#*/]*[A-Za-z][\w -]{0,30}[>\]:=*]+\s*$")
 
 
 def versions(
@@ -247,8 +245,7 @@ def versions(
     """Return the indices of the requests of each version; empty if there is one version.
 
     A slot with up to four values, no dates or numbers, holds words of the prompt if the values replace each other in
-    time, or if it stands within a sentence rather than after a mark such as a colon. A slot of cases holds words of the
-    prompt if all its values begin and end in one of a few ways, such as `<mail>` and `</mail>`.
+    time, or if it stands within a sentence rather than after a mark such as a colon.
     """
     pieces = [(turn.text.pieces, i) for turn in template.turns for i in range(turn.text.n_slots)]
     for (around, i), column in zip(pieces, zip(*values, strict=True), strict=True):
@@ -259,10 +256,6 @@ def versions(
             in_sentence = bool(around[i].strip()) and not has_mark(around[i].rstrip(" ")[-1:])
             is_frequent = all(len(group) >= max(least, _LEAST_SHARE * len(column)) for group in groups.values())
             if (in_sentence and is_frequent) or _replace_each_other(times):
-                return list(groups.values())
-        else:
-            groups = _few([_frame(value) for value in column], max(least, _LEAST_SHARE * len(column)))
-            if sum(bool(begin and end) for begin, end in groups) >= len(groups) - 1 > 0:
                 return list(groups.values())
     return []
 
@@ -281,12 +274,6 @@ def _few(keys: Sequence[K], least: float) -> dict[K, list[int]]:
     return groups if len(groups) > 1 and all(len(group) >= least for group in groups.values()) else {}
 
 
-def _frame(value: str) -> tuple[str, str]:
-    """Return a label or tag that a text begins with, and one that is its last line; empty where there is none."""
-    begin, end = _BEGIN.match(value), _END.search(value)
-    return begin.group() if begin else "", end.group() if end else ""
-
-
 def _replace_each_other(times: Sequence[Sequence[datetime]]) -> bool:
     """True if each group ends, but for a few stragglers, before the next begins."""
     ordered = sorted((sorted(group) for group in times), key=lambda group: group[len(group) // 2])
@@ -298,53 +285,33 @@ def _replace_each_other(times: Sequence[Sequence[datetime]]) -> bool:
     return True
 
 
-_MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
-_MONTH = rf"(?:{'|'.join(_MONTHS)})[a-z]*\.?"
+_MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
 _DATE = re.compile(
-    r"(?:\b(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(?:day)?,? )?\b(?:"
-    r"(?P<y1>\d{4})[-/.](?P<m1>\d\d?)[-/.](?P<d1>\d\d?)"
-    r"|(?P<d2>\d\d?)[-/.](?P<m2>\d\d?)[-/.](?P<y2>\d{4})"
-    rf"|(?P<d3>\d\d?)(?:st|nd|rd|th)?\.? (?P<m3>{_MONTH}),? (?P<y3>\d{{4}})"
-    rf"|(?P<m4>{_MONTH}) (?P<d4>\d\d?)(?:st|nd|rd|th)?,? (?P<y4>\d{{4}}))(?!\d)",
+    r"(?:\b(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(?:day)?,? )?\b(?:(?P<y1>\d{4})[-/.]\d\d?[-/.]\d\d?"
+    rf"|\d\d?[-/.]\d\d?[-/.](?P<y2>\d{{4}})|\d\d?(?:st|nd|rd|th)?\.? {_MONTH},? (?P<y3>\d{{4}})"
+    rf"|{_MONTH} \d\d?(?:st|nd|rd|th)?,? (?P<y4>\d{{4}}))(?!\d)"
+    r"(?:[T ,]*(?:at )?\d\d?:\d\d(?::\d\d(?:\.\d+)?)?(?: ?[ap]m)?(?: ?(?:Z|UTC|[+-]\d\d:?\d\d))?)?",
     re.IGNORECASE,
 )
-_TIME = re.compile(
-    r"[T ,]*(?:at )?\d\d?:\d\d(?::\d\d(?:\.\d+)?)?(?: ?[ap]m)?(?: ?(?:Z|UTC|[+-]\d\d:?\d\d))?", re.IGNORECASE
-)
-_NEAR = timedelta(days=1)
 
 
 def with_dates_open(template: Template, first: datetime, last: datetime) -> Template:
-    """Return the template with a slot for each date in its constant text that lies within the time of its requests."""
+    """Return the template with a slot for each date in its constant text that lies in the years of its requests."""
     turns = []
     for turn in template.turns:
-        pieces = [part for piece in turn.text.pieces for part in _parts(piece, first.date(), last.date())]
+        pieces = [part for piece in turn.text.pieces for part in _between_dates(piece, first.year, last.year)]
         turns.append(turn.model_copy(update={"text": turn.text.model_copy(update={"pieces": tuple(pieces)})}))
     return template.model_copy(update={"turns": tuple(turns)})
 
 
-def _parts(piece: str, first: date, last: date) -> Iterator[str]:
-    """Yield the text between the dates of this time in a piece."""
+def _between_dates(piece: str, first: int, last: int) -> Iterator[str]:
+    """Yield the text between the dates of these years in a piece."""
     at = 0
     for found in _DATE.finditer(piece):
-        if any(first - _NEAR <= day <= last + _NEAR for day in _readings(found)):
+        if any(year and first <= int(year) <= last for year in found.groups()):
             yield piece[at : found.start()]
-            time = _TIME.match(piece, found.end())
-            at = time.end() if time else found.end()
+            at = found.end()
     yield piece[at:]
-
-
-def _readings(found: re.Match[str]) -> Iterator[date]:
-    """Yield the days that a date may mean: of 03/04/2026 there are two."""
-    for i in "1234":
-        if year := found[f"y{i}"]:
-            month, day = found[f"m{i}"], int(found[f"d{i}"])
-            number = int(month) if month.isdigit() else 1 + _MONTHS.index(month[:3].lower())
-            for m, d in {(number, day), (day, number)} if month.isdigit() else {(number, day)}:
-                try:
-                    yield date(int(year), m, d)
-                except ValueError:
-                    continue
 
 
 _CONTINUED, _LEAST = 0.02, 2

@@ -8,10 +8,10 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from smallfirst.base.errors import Problem
+from smallfirst.base.extensions import Registry
 from smallfirst.models.pricing import whole
 from smallfirst.registry.traces import COST, INPUTS, KIND, MODEL, OUTPUTS, TOKENS, read_traces
 from smallfirst.traffic.exchange import Exchange
-from smallfirst.traffic.logs.files import LogRecord
 from smallfirst.traffic.logs.shapes import (
     as_object,
     find_bodies,
@@ -30,6 +30,15 @@ NO_TIME = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 """Of an exchange whose log has no times, until `read_logs` numbers them."""
 _STORED = ": was the content of messages stored?"
 Row = dict[str, Any]
+
+
+class LogRecord(NamedTuple):
+    """One object of a log."""
+
+    path: str
+    line: int
+    """Line, or number in its list, from 1."""
+    values: dict[str, Any]
 
 
 class Entry(NamedTuple):
@@ -234,18 +243,12 @@ def batch_entry(asked: Row, answered: Row) -> Entry:
 
 # Langfuse: observations as its API, web page and export to blob storage write them, alone or in their traces
 
-_OBSERVATIONS = [
-    "SPAN",
-    "EVENT",
-    "GENERATION",
-    "AGENT",
-    "TOOL",
-    "CHAIN",
-    "RETRIEVER",
-    "EVALUATOR",
-    "EMBEDDING",
-    "GUARDRAIL",
-]  # of which one is read
+_OBSERVATIONS = frozenset(
+    {
+        "SPAN", "EVENT", "GENERATION", "AGENT", "TOOL", "CHAIN", "RETRIEVER", "EVALUATOR", "EMBEDDING", "GUARDRAIL",
+    }
+)  # fmt: skip
+"""Of which one is read."""
 
 
 def _is_langfuse(values: Row) -> bool:
@@ -528,13 +531,16 @@ def _value(given: Any) -> Any:
     return whole(value) if kind == "intValue" else value
 
 
-FORMATS = {
-    "opentelemetry": LogFormat(_is_opentelemetry, _opentelemetry),
-    "mlflow": LogFormat(lambda values: bool(_mlflow_spans(values)), _mlflow),
-    "langfuse": LogFormat(_is_langfuse, _langfuse),
-    "litellm": LogFormat(_is_litellm, _litellm),
-    "pairs": LogFormat(is_pair, _pair),
-    "nested": LogFormat(lambda values: None not in find_bodies(values), _nested),
-    "table": LogFormat(_is_table, _table),
-}
+OPENTELEMETRY = LogFormat(_is_opentelemetry, _opentelemetry)
+MLFLOW = LogFormat(lambda values: bool(_mlflow_spans(values)), _mlflow)
+LANGFUSE = LogFormat(_is_langfuse, _langfuse)
+LITELLM = LogFormat(_is_litellm, _litellm)
+LOG_FORMATS: Registry[LogFormat] = Registry(
+    "smallfirst.log_formats",
+    {name.lower(): f"{__name__}:{name}" for name in ("OPENTELEMETRY", "MLFLOW", "LANGFUSE", "LITELLM")},
+    noun="log format",
+)
 """Formats of one record each, in the order in which they are tried; a batch, of two, comes before them."""
+PAIRS = LogFormat(is_pair, _pair)
+NESTED = LogFormat(lambda values: None not in find_bodies(values), _nested)
+TABLE = LogFormat(_is_table, _table)

@@ -13,13 +13,11 @@ from smallfirst.data.importers.table import Converted, Table, as_object
 from smallfirst.data.sources.reader import RawRow
 from smallfirst.traffic.discovery.templates import find_template
 from smallfirst.traffic.exchange import Exchange
-from smallfirst.traffic.logs.files import LogRecord
-from smallfirst.traffic.logs.formats import FORMATS, holds_messages, is_batch
+from smallfirst.traffic.logs.formats import PAIRS, LogRecord, holds_messages, is_batch
 from smallfirst.traffic.logs.read import LogReader
 from smallfirst.traffic.task_source import values_between
 from smallfirst.traffic.wire import read_answer, read_prompt
 
-_LOGS = [name for name in FORMATS if name != "table"]
 _CUT_OFF = ("length", "content_filter", "refusal")
 
 
@@ -31,7 +29,7 @@ class LogImporter:
 
     def convert(self, rows: Sequence[RawRow]) -> Converted:
         """Return the rows as a table. Raise ConfigError if only the requests or the responses of a batch are there."""
-        reader, found = LogReader(_LOGS), list[Exchange | Problem]()
+        reader, found = LogReader(tables=False), list[Exchange | Problem]()
         for path, line, values in rows:
             if isinstance(values, dict) and (is_batch(values) or reader.format_of(values)):
                 found += reader.read(LogRecord(path, line, values))
@@ -53,15 +51,15 @@ class LogImporter:
 
 
 def _is_log(row: dict[str, Any]) -> bool:
-    found = LogReader(_LOGS).format_of(row)
-    return found is not None and (found is not FORMATS["pairs"] or holds_messages(row))
+    found = LogReader(tables=False).format_of(row)
+    return found is not None and (found is not PAIRS or holds_messages(row))
 
 
 BATCHES = LogImporter("batch requests and responses", is_batch)
 LOGS = LogImporter("chats or logs of requests", _is_log)
 
 
-def _asked(one: Exchange) -> Asked | str:
+def _asked(one: Exchange) -> AskedText | str:
     """Return what was asked and answered in words, or why there is none to learn from."""
     error = one.response.get("error")
     if error:
@@ -79,7 +77,7 @@ def _asked(one: Exchange) -> Asked | str:
     turns = prompt.turns[1:] if prompt.turns[0].role == "system" else prompt.turns
     if not turns or turns[-1].role != "user" or not turns[-1].text.strip():
         return "the answer follows no question of a user"
-    return Asked(system, tuple(turn.text for turn in turns[:-1]), turns[-1].text, answer.text, one.model)
+    return AskedText(system, tuple(turn.text for turn in turns[:-1]), turns[-1].text, answer.text, one.model)
 
 
 _TEXT, _ANSWER = "text", "answer"
@@ -89,7 +87,7 @@ _REPEATED, _NAMED = 0.9, 0.7
 _MIN_ROWS = 20
 
 
-class Asked(NamedTuple):
+class AskedText(NamedTuple):
     """What one row asked, and the answer."""
 
     system: str
@@ -101,10 +99,10 @@ class Asked(NamedTuple):
     """The model that gave the answer; empty where the row does not say that one did."""
 
 
-def as_table(found: Sequence[tuple[RawRow, Asked | str]], unused: Sequence[Problem] = ()) -> Converted:
+def as_table(found: Sequence[tuple[RawRow, AskedText | str]], unused: Sequence[Problem] = ()) -> Converted:
     """Return what the rows ask and answer, or why not, as a table; `unused` are rows that could not be read."""
     unused = [*unused, *(Problem(row.path, row.line, why) for row, why in found if isinstance(why, str))]
-    exchanges = [(row, one) for row, one in found if isinstance(one, Asked)]
+    exchanges = [(row, one) for row, one in found if isinstance(one, AskedText)]
     notes: list[str] = []
     about = _system_prompt([one for _, one in exchanges], notes)
     cases = _cases([one for _, one in exchanges], notes)
@@ -125,7 +123,7 @@ def as_table(found: Sequence[tuple[RawRow, Asked | str]], unused: Sequence[Probl
     return Converted(Table(table, (_TEXT,), (_ANSWER,)), tuple(unused), tuple(notes), about, model)
 
 
-def _system_prompt(exchanges: Sequence[Asked], notes: list[str]) -> str:
+def _system_prompt(exchanges: Sequence[AskedText], notes: list[str]) -> str:
     """Return the system prompt that nearly all rows share; empty if there is none."""
     counts = Counter(one.system.strip() for one in exchanges)
     most, n = counts.most_common(1)[0] if counts else ("", 0)
@@ -138,7 +136,7 @@ def _system_prompt(exchanges: Sequence[Asked], notes: list[str]) -> str:
     return most
 
 
-def _cases(exchanges: Sequence[Asked], notes: list[str]) -> list[str | None]:
+def _cases(exchanges: Sequence[AskedText], notes: list[str]) -> list[str | None]:
     """Return what varies from prompt to prompt; None for a row that does not follow the others' template."""
     users = [one.asked for one in exchanges]
     prompts = users

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from smallfirst.traffic.discovery.mine import Conversations, Miner, _Asked, versions, with_dates_open
+from smallfirst.traffic.discovery.mine import Conversations, Miner, _Request, versions, with_dates_open
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.task_source import Template, TextPattern, TurnPattern
 from smallfirst.traffic.wire import Prompt, Turn, read_prompt
@@ -126,7 +126,7 @@ def test_wordings_that_were_put_together_are_told_apart_by_their_instruction():
             "Read the invoice. Write JSON with the total." if i % 2 else "Which due date does the mail give? Answer:"
         )
         one = exchange(i, ("system", instruction), ("user", case()))
-        asked.append(_Asked(one.id, one.at, read_prompt(one.route, one.request), continues=False))
+        asked.append(_Request(one.id, one.at, read_prompt(one.route, one.request), continues=False))
     found = list(miner._templates_of_wording(asked, 10))
     assert [template.n_slots for template in found] == [1, 1]
     assert [sum(template.values(one.prompt) is not None for one in asked) for template in found] == [20, 20]
@@ -161,18 +161,6 @@ def test_words_within_a_sentence_are():
     assert len(found("Please answer ", ["briefly", "shortly"] * 50)) == 2
 
 
-def test_frames_around_the_case_are():
-    text = TextPattern(pieces=("File what follows.\n\n", ""))
-    template = Template(turns=(TurnPattern(role="user", text=text),))
-    cases = [f"<mail>\ncase {i}\n</mail>" if i % 2 else f"Mail: case {i}\nLabel:" for i in range(100)]
-    assert sorted(versions(template, [(case,) for case in cases], TIMES, 10)) == [
-        list(range(0, 100, 2)),
-        list(range(1, 100, 2)),
-    ]
-    mails = [f"{'Subject' if i % 2 else 'From'}: case {i}" for i in range(100)]
-    assert versions(template, [(mail,) for mail in mails], TIMES, 10) == []
-
-
 DAY = datetime(2026, 10, 5, 9, tzinfo=UTC)
 
 
@@ -195,7 +183,7 @@ def test_the_day_of_the_requests_is_a_slot(written):
 
 
 def test_other_text_is_no_date():
-    turn = TurnPattern(role="user", text=TextPattern(pieces=("On 99.99.2026 at Monday: ", "")))
+    turn = TurnPattern(role="user", text=TextPattern(pieces=("On 5.10.1999, a Monday, by 2026-10: ", "")))
     assert with_dates_open(Template(turns=(turn,)), DAY, DAY).turns[0] == turn
 
 

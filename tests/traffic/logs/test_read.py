@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import pytest
 from fixtures.logs import MESSAGES, RESPONSE
 
-from smallfirst.base.errors import ConfigError
+from smallfirst.base.errors import ConfigError, Problem
 from smallfirst.models.pricing import PriceBook, TokenPrice
-from smallfirst.traffic.logs.read import MOST_PROBLEMS, read_logs
+from smallfirst.traffic.logs.formats import LOG_FORMATS, Entry, LogFormat, LogRecord
+from smallfirst.traffic.logs.read import MOST_PROBLEMS, file_records, log_files, read_logs
 
 PAIR = {"request": {"model": "mine", "messages": MESSAGES}, "response": RESPONSE | {"model": "mine-2026"}}
 
@@ -101,3 +103,62 @@ def test_many_problems_are_counted_not_kept(read_records):
 def test_a_source_that_does_not_exist_is_an_error_at_once(tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
         read_logs([tmp_path / "nothing"])
+
+
+def test_a_format_of_a_package_is_tried_before_tables(read_records, monkeypatch):
+    """A log format is one object under the entry-point group `smallfirst.log_formats`."""
+    ours = LogFormat(lambda values: "asked" in values, lambda values: [Entry(values["asked"], values["said"])])
+    monkeypatch.setitem(LOG_FORMATS._loaded, "ours", ours)
+    (one,), problems = read_records({"asked": "lost card", "said": "cards", "prompt": "x", "answer": "y"})
+    assert (one.request["messages"][0]["content"], problems) == ("lost card", [])
+
+
+# Records of files
+
+ROWS = [{"a": 1}, {"a": 2}]
+
+
+def read(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return list(file_records(path))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": 1}\n\n{"a": 2}\n',
+        '\ufeff{"a": 1}\n{"a": 2}',
+        json.dumps(ROWS),
+        json.dumps(ROWS, indent=1),
+        json.dumps({"data": ROWS, "meta": {}}, indent=1),
+        json.dumps({"data": ROWS}),
+        json.dumps({"hits": {"hits": [{"_source": row} for row in ROWS]}}),
+    ],
+)
+def test_lines_lists_and_documents(tmp_path, text):
+    assert [record.values for record in read(tmp_path / "log.json", text)] == ROWS
+
+
+def test_packed_files_and_tables(tmp_path):
+    assert len(read(tmp_path / "log.jsonl.gz", gzip.compress(b'{"a": 1}\n{"a": 2}'))) == 2
+    assert read(tmp_path / "log.csv", "a,b\n1,2\n") == [LogRecord(str(tmp_path / "log.csv"), 2, {"a": "1", "b": "2"})]
+
+
+@pytest.mark.parametrize("first", ['{"a": ', "[1, 2", "nonsense", '"text"', "3"])
+def test_broken_lines_are_named_and_the_rest_is_read(tmp_path, first):
+    found = read(tmp_path / "log.jsonl", f'{first}\n{{"a": 2}}\n\xff\n[]\n')
+    assert [(type(one), one.line) for one in found] == [(Problem, 1), (LogRecord, 2), (Problem, 3), (Problem, 4)]
+
+
+def test_a_file_that_cannot_be_unpacked_is_one_problem(tmp_path):
+    (problem,) = read(tmp_path / "log.jsonl.gz", b"no gzip")
+    assert "not readable" in problem.rule
+
+
+def test_files_of_a_folder(tmp_path):
+    for name in ("b.jsonl", "a/c.csv", ".hidden/d.jsonl", "e.png", "empty/f.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert [file.name for file in log_files(tmp_path)] == ["c.csv", "b.jsonl"]
+    with pytest.raises(ConfigError, match="no log file in it"):
+        log_files(tmp_path / "empty")
