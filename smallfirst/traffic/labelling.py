@@ -10,7 +10,7 @@ import asyncio
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -30,12 +30,11 @@ from smallfirst.data.sources.load import load_valid
 from smallfirst.ledger.expenses import note_recording
 from smallfirst.measuring.self_agreement import TeacherAgreement, TeacherAnswer, agreement_with_people
 from smallfirst.models.few_shot import fixed_shots
-from smallfirst.models.manifest import read_manifest
 from smallfirst.models.protocol import Model, Request
 from smallfirst.models.recorded import RecordedAnswer, Spending, read_recording, record, request_key
 from smallfirst.models.spending_cap import SpendingCap
 from smallfirst.path.large_model import GGUF_AT_ONCE, prompted_model, worst_usd
-from smallfirst.path.project.project import Project, load_small
+from smallfirst.path.project.project import Project
 from smallfirst.path.project.rows import Rows
 from smallfirst.path.project.task_file import TaskFile
 from smallfirst.tasks.task import Task
@@ -43,17 +42,12 @@ from smallfirst.traffic.harvest import RowsRecord, refuse_to_overwrite, write_ro
 
 N_FIRST = 5
 """Answers asked before consent, to tell what the others cost and whether the teacher gives a confidence."""
-LOCAL_AT_ONCE, LOCAL_TIMEOUT_S = 32, 60.0
-"""Texts that a model of our own reads side by side, and seconds that one of them surely does not take."""
-
 Fate = Literal["kept", "unsure", "unparseable", "unanswered"]
 
 
 class LabelOptions(Record):
     """How rows are labelled."""
 
-    teacher: Path | None = None
-    """Folder of a model of this task that labels; None: the large model of the task file."""
     out: Path = Path("labelled.jsonl")
     """File of the training rows; the record is written beside it as `<name>.labels.json`."""
     cap_usd: float | None = pydantic.Field(default=None, gt=0, allow_inf_nan=False)
@@ -70,29 +64,6 @@ class LabelOptions(Record):
         return self.out.with_name(f"{self.out.stem}.labels.json")
 
 
-class FilterCounts(Record):
-    """Rows of a file that may not be labelled, by reason; each is counted once, under the first that applies."""
-
-    n_rows: int
-    n_repeated: int = 0
-    """Rows equal to an earlier one, ignoring case, spacing and punctuation."""
-    n_held_out: int = 0
-    """Rows equal to a validation, test or open-ended one, or that share 9 of 10 words with it."""
-    n_known: int = 0
-    """Rows that are training rows already."""
-
-    @property
-    def in_words(self) -> str:
-        parts = [
-            (self.n_repeated, "repeated"),
-            (self.n_held_out, "equal or nearly equal to held-out rows"),
-            (self.n_known, "training rows already"),
-        ]
-        refused = ", ".join(f"{n:,} {why}" for n, why in parts if n)
-        n_left = self.n_rows - self.n_repeated - self.n_held_out - self.n_known
-        return f"{n_left:,} of {self.n_rows:,} rows may be labelled" + (f" ({refused})" if refused else "")
-
-
 class LabellingResult(RowsRecord):
     """The record of a labelling: teacher, rows, cost, and how accurate the teacher is."""
 
@@ -102,7 +73,8 @@ class LabellingResult(RowsRecord):
     """Date of this run in UTC, YYYY-MM-DD."""
     texts: str
     options: LabelOptions
-    filtered: FilterCounts
+    refused: dict[str, int]
+    """Rows that may not be labelled, by reason; each is counted once, under the first that applies."""
     counts: dict[Fate, int]
     """Outcomes of the rows that may be labelled. `unanswered`: the next run asks them."""
     trust: TeacherAgreement
@@ -117,7 +89,7 @@ class LabellingResult(RowsRecord):
         return [
             f"{n['kept']:,} rows labelled by {self.teacher} in {self.options.out}; left out: {n['unsure']:,} unsure, "
             f"{n['unparseable']:,} unparseable, {n['unanswered']:,} without an answer",
-            self.filtered.in_words,
+            f"{n.total():,} rows could be labelled{_listed(self.refused)}",
             f"paid ${self.paid_usd:.4f} for all answers to these rows",
             *self.trust.in_words,
             *filter(None, [self.stopped]),
@@ -146,21 +118,20 @@ def label(
 ) -> LabellingResult:
     """Label the rows of `texts`, write the training rows and return the record.
 
-    `teacher` replaces the one that the options name. Raise ConfigError if there is no teacher, or if labelling costs
+    `teacher` replaces the large model of the task file. Raise ConfigError if there is no teacher, or if labelling costs
     money and neither a cap nor `yes` is given; DataError for bad rows; ModelError if the model fails. What was answered
     by then is kept.
     """
     options, project = options or LabelOptions(), Project.read(file, progress)
     earlier = LabellingResult.load(options.record_path) if options.record_path.exists() else None
     refuse_to_overwrite(project, options.out, earlier, inputs=(texts,))
-    if teacher is None:
-        local = options.teacher
-        teacher = local_teacher(local, file, project.task) if local else large_model_teacher(project)
+    teacher = teacher or large_model_teacher(project)
     read = read_texts(texts, project.rows.train.examples[0].shape, file.data.columns)
-    left, filtered = filter_texts(read, project.rows)
-    project.progress.log(filtered.in_words)
+    left, refused = filter_texts(read, project.rows)
+    filtered = f"{len(left):,} of {len(read):,} rows may be labelled{_listed(refused)}"
+    project.progress.log(filtered)
     if not left.examples:
-        raise DataError(f"{texts}: {filtered.in_words}", hint="give rows that the task does not have yet")
+        raise DataError(f"{texts}: {filtered}", hint="give rows that the task does not have yet")
     check = sample_rows(project.rows.selection, options.check_rows)
     max_tokens = project.task.max_answer_tokens
     asked = {e.text: Request.ask(e.text, max_tokens=max_tokens) for e in (*check.examples, *left.examples)}
@@ -181,7 +152,7 @@ def label(
         made_at=_today(),
         texts=str(texts),
         options=options,
-        filtered=filtered,
+        refused=refused,
         counts=dict(Counter(one.fate for one in outcomes)),
         trust=trust,
         paid_usd=_paid_usd(answers),
@@ -217,23 +188,6 @@ def large_model_teacher(project: Project) -> Labeller:
     ]
     at_once = endpoint.max_concurrency if endpoint else GGUF_AT_ONCE
     return Labeller(model, fingerprint(decides), worst_usd(file, model), at_once)
-
-
-def local_teacher(folder: Path, file: TaskFile, task: Task) -> Labeller:
-    """Return a model in a folder, made for this task, as the teacher; its answers cost the machine's time.
-
-    Raise ConfigError if the folder holds no model, or one that answers otherwise than the task.
-    """
-    manifest = read_manifest(folder)
-    if manifest.task.kind != task.kind or set(manifest.task.closed) != set(task.closed):
-        raise ConfigError(
-            f"the model in {folder} was made for another task ({manifest.task.kind} {manifest.task.name}): its answers "
-            f"are not those of {task.name}",
-            hint="give a model of this task, trained on its labelled rows",
-        )
-    model = load_small(file, folder, name=f"{task.name} model in {folder.name}")
-    longest = file.prices.machine.cost_usd(LOCAL_TIMEOUT_S)
-    return Labeller(model, fingerprint(manifest.model_dump()), lambda _: longest, LOCAL_AT_ONCE)
 
 
 # Which rows
@@ -284,8 +238,8 @@ def _read_otherwise(
     return [], problems
 
 
-def filter_texts(texts: Dataset, rows: Rows) -> tuple[Dataset, FilterCounts]:
-    """Return the texts that may be labelled, in file order, and the counts of the others.
+def filter_texts(texts: Dataset, rows: Rows) -> tuple[Dataset, dict[str, int]]:
+    """Return the texts that may be labelled, in file order, and the numbers of the others by reason.
 
     No teacher's answer measures anything: a split leaves rows that a model labelled in training.
     """
@@ -296,12 +250,16 @@ def filter_texts(texts: Dataset, rows: Rows) -> tuple[Dataset, FilterCounts]:
     unseen = [e for e in first if e.key not in leaked]
     known = {fold_text(e.asked) for e in rows.train.examples}
     new = tuple(e for e in unseen if fold_text(e.asked) not in known)
-    return texts.subset(texts.name, new), FilterCounts(
-        n_rows=len(texts),
-        n_repeated=len(texts) - len(first),
-        n_held_out=len(first) - len(unseen),
-        n_known=len(unseen) - len(new),
-    )
+    return texts.subset(texts.name, new), {
+        "repeated": len(texts) - len(first),
+        "equal or nearly equal to held-out rows": len(first) - len(unseen),
+        "training rows already": len(unseen) - len(new),
+    }
+
+
+def _listed(refused: Mapping[str, int]) -> str:
+    said = ", ".join(f"{n:,} {why}" for why, n in refused.items() if n)
+    return f" ({said})" if said else ""
 
 
 # Asking
@@ -371,7 +329,7 @@ def _need_confidence(teacher: Labeller, known: dict[str, RecordedAnswer], option
     if options.min_confidence > 0 and known and all(answer.confidence is None for answer in known.values()):
         raise ConfigError(
             f"{teacher.model.name} gives no confidence, so min_confidence {options.min_confidence:g} would keep no row",
-            hint="keep every answer: --min-confidence 0; or take a model that gives one: --teacher FOLDER",
+            hint="keep every answer: --min-confidence 0; or take a model that gives one: large.endpoint in task.yaml",
         )
 
 

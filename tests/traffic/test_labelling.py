@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,25 +14,19 @@ import pytest
 from fixtures.expenses import spent_once
 from fixtures.server import WholeModel
 
-from smallfirst.base.errors import BadAnswer, ConfigError, DataError, Unavailable
+from smallfirst.base.errors import BadAnswer, ConfigError, DataError
 from smallfirst.base.progress import Progress
 from smallfirst.base.stats.intervals import wilson
 from smallfirst.data.sources.load import load_rows
-from smallfirst.models.linear.classifier import LinearClassifier
-from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Completion, Request
-from smallfirst.models.recorded import MAX_BAD_IN_A_ROW
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.task_file import TaskFile, read_task_file
-from smallfirst.tasks.classify import Classify
 from smallfirst.traffic.labelling import (
-    FilterCounts,
     Labeller,
     LabellingResult,
     LabelOptions,
     label,
     large_model_teacher,
-    local_teacher,
 )
 
 LABELS = ("card", "fee", "pin")
@@ -226,17 +219,6 @@ def test_every_kind_of_task_gets_rows_of_its_own_shape(
     assert labelled.shape == train.shape
 
 
-def test_questions_with_and_without_a_context_stand_side_by_side_in_csv(tmp_path: Path) -> None:
-    for part in ("train", "validation", "test"):
-        write(tmp_path / f"{part}.jsonl", [{"question": "how long?", "answer": "a day"}])
-    files = {part: f"{part}.jsonl" for part in ("train", "validation", "test")}
-    (tmp_path / "task.yaml").write_text(json.dumps({"name": "desk", "kind": "answer", "data": files}))
-    rows = tmp_path / "rows.csv"
-    rows.write_bytes(b'question,context\nhow much?,"It costs\na pound."\nwho?,\n')
-    run(tmp_path, Oracle(lambda request: "x"), file=read_task_file(tmp_path), rows=rows)
-    assert [row["question"] for row in out(tmp_path)] == ["It costs\na pound.\n\nhow much?", "who?"]
-
-
 def test_kept_left_out_and_unparseable_rows_are_counted_apart(tmp_path: Path) -> None:
     sure = {text(0): 0.9, text(1): 0.89, text(2): None, text(3): 1.0}
     unclear = {text(4): "no idea", text(5): "card or fee"}
@@ -282,7 +264,7 @@ def test_the_teacher_is_held_against_selection_rows_that_never_become_training_r
 
 def test_a_teacher_that_never_says_how_sure_it_is_cannot_reach_a_threshold(tmp_path: Path) -> None:
     model = Oracle()
-    with pytest.raises(ConfigError, match=r"gives no confidence.*\n.*--teacher FOLDER"):
+    with pytest.raises(ConfigError, match=r"gives no confidence.*\n.*large.endpoint"):
         run(tmp_path, model, min_confidence=0.9)
     assert len(model.asked) == 5  # no more than to foretell the price
     assert run(tmp_path, model).counts["kept"] == 8
@@ -303,7 +285,7 @@ def test_texts_of_held_out_rows_are_refused_and_every_row_is_counted_once(tmp_pa
     model = Oracle()
     found = run(tmp_path, model, rows=write(tmp_path / "rows.jsonl", rows))
     assert [r.text for r in model.asked] == [text(1), text(2)]
-    assert found.filtered == FilterCounts(n_rows=6, n_repeated=1, n_held_out=2, n_known=1)
+    assert list(found.refused.values()) == [1, 2, 1]
     assert found.counts == {"kept": 2}
 
 
@@ -315,16 +297,7 @@ def test_every_validation_and_test_row_is_held_out_and_so_are_open_ended_ones(tm
     (tmp_path / "task.yaml").write_text(json.dumps(values))
     rows = write(tmp_path / "rows.jsonl", [{"text": text(i)} for i in (1, *range(112, 128), 200)])
     found = run(tmp_path, Oracle(), file=read_task_file(tmp_path), rows=rows)
-    assert (found.filtered.n_held_out, found.counts["kept"]) == (17, 1)
-
-
-def test_a_text_that_nearly_repeats_a_test_row_is_refused(tmp_path: Path) -> None:
-    file = task(tmp_path)
-    words = [f"v{i}" for i in range(20)]
-    write(tmp_path / "test.jsonl", [{"text": " ".join(words), "label": "card"}])
-    rows = [{"text": " ".join([*words[:-1], "other"])}, {"text": " ".join([*words[:-4], "1", "2", "3", "4"])}]
-    found = run(tmp_path, Oracle(lambda r: "card"), file=file, rows=write(tmp_path / "rows.jsonl", rows))
-    assert (found.filtered.n_held_out, found.counts["kept"]) == (1, 1)  # 19 of 21 words, and 16 of 24
+    assert (found.refused["equal or nearly equal to held-out rows"], found.counts["kept"]) == (17, 1)
 
 
 # Going on after a stop
@@ -341,28 +314,6 @@ def test_after_a_crash_between_answers_no_text_is_asked_twice(tmp_path: Path) ->
     assert [row["text"] for row in out(tmp_path)] == [text(i) for i in range(8)]
     assert found.paid_usd == 8 * COST
     assert spent_once(tmp_path, found.task) == {"labelling": 8 * COST}
-
-
-def test_a_model_that_goes_down_keeps_its_error_and_all_answers_until_then(tmp_path: Path) -> None:
-    first = Oracle(breaks={7: Unavailable("large model down", hint="see if it is up")})
-    with pytest.raises(Unavailable, match=r"large model down\n  next: see if it is up"):
-        run(tmp_path, first)
-    assert not first.open
-    assert not (tmp_path / "labelled.jsonl").exists()
-    second = Oracle()
-    run(tmp_path, second)
-    assert Counter(first.answered + second.answered) == Counter(text(i) for i in range(8))
-
-
-def test_a_line_cut_short_by_a_crash_is_dropped_and_its_text_asked_again(tmp_path: Path) -> None:
-    run(tmp_path, Oracle())
-    (journal,) = (tmp_path / ".smallfirst" / "labels" / "desk").glob("*.jsonl")
-    whole = journal.read_bytes()
-    journal.write_bytes(whole[:-20])
-    model = Oracle()
-    run(tmp_path, model)
-    assert model.answered == [text(7)]
-    assert all(json.loads(line) for line in journal.read_text().splitlines())
 
 
 def test_another_prompt_uses_no_old_answer_and_another_file_does(tmp_path: Path) -> None:
@@ -387,17 +338,6 @@ def test_a_failed_row_is_asked_again_by_the_next_run_only(tmp_path: Path) -> Non
     assert found.counts == {"kept": 8}
 
 
-def test_many_bad_answers_in_a_row_end_the_run(tmp_path: Path) -> None:
-    model = Oracle(breaks={n: BadAnswer("no completion") for n in range(6, 100)})
-    found = run(tmp_path, model, rows=texts(tmp_path, range(60)))
-    assert len(model.asked) == 5 + MAX_BAD_IN_A_ROW
-    assert found.counts == {"kept": 5, "unanswered": 55}
-    silent = Oracle(breaks={n: BadAnswer("no completion") for n in range(1, 100)})
-    with pytest.raises(BadAnswer):
-        run(tmp_path, silent, rows=texts(tmp_path, range(60)), way="way-2", yes=False)
-    assert len(silent.asked) == 5
-
-
 # Money
 
 
@@ -416,36 +356,6 @@ def test_a_cap_ends_the_work_cleanly_and_a_higher_one_goes_on(tmp_path: Path) ->
     found = run(tmp_path, last, cap_usd=10 / 64)
     assert (found.counts, found.stopped, found.paid_usd) == ({"kept": 8}, "", 8 / 64)
     assert len(last.asked) == 3
-
-
-@pytest.mark.parametrize("max_concurrency", [1, 3, 8])
-def test_paid_and_under_way_at_worst_never_pass_the_cap(tmp_path: Path, max_concurrency: int) -> None:
-    cap = 9 / 64
-
-    class Strict(Oracle):
-        async def complete(self, request: Request) -> Completion:
-            assert len(self.answered) * COST + (self.under_way + 1) * WORST <= cap
-            return await super().complete(request)
-
-    model = Strict()
-    found = run(tmp_path, model, rows=texts(tmp_path, range(30)), cap_usd=cap, max_concurrency=max_concurrency)
-    assert (found.counts["kept"], found.paid_usd) == (8, 8 / 64)  # k/64 + 2/64 <= 9/64 up to k = 7
-    assert model.most_under_way == min(max_concurrency, 4)  # four at worst are 8/64
-
-
-def test_within_a_run_too_a_request_without_an_answer_counts_at_its_worst_case(tmp_path: Path) -> None:
-    model = Oracle(breaks={2: BadAnswer("no completion")})
-    found = run(tmp_path, model, cap_usd=6 / 64)
-    # 1/64 paid and 2/64 perhaps: k more need 3/64 + k/64 + 2/64 <= 6/64, so two.
-    assert (len(model.asked), found.paid_usd) == (4, 3 / 64)
-    assert found.counts == {"kept": 3, "unanswered": 5}
-
-
-def test_an_answer_dearer_than_its_worst_case_is_set_aside_for_from_then_on(tmp_path: Path) -> None:
-    model = Oracle(cost_usd=4 / 64)
-    found = run(tmp_path, model, cap_usd=10 / 64)
-    # 2/64 at worst by what is known, then 4/64 each: 4 + 4 <= 10, but not 8 + 4 (8 + 2 would be).
-    assert (len(model.asked), found.paid_usd) == (2, 8 / 64)
 
 
 def test_without_consent_nothing_is_asked_beyond_what_foretells_the_price(tmp_path: Path) -> None:
@@ -480,11 +390,6 @@ def test_the_worst_case_takes_every_byte_for_a_token_and_the_longest_answer(tmp_
     read = shown + len("größer".encode()) + 16 * 8 + 128
     assert found.worst_usd("größer") == pytest.approx((read * 1.0 + 32 * 4.0) / 1e6)
     assert found.max_concurrency == 3
-
-
-def test_the_worst_case_of_a_machine_is_the_longest_wait(tmp_path: Path) -> None:
-    found = made(tmp_path, prices={"machine": {"usd_per_hour": 3.6, "utilisation": 0.5}})
-    assert found.worst_usd("any") == pytest.approx(2 * 60 * (3 + 1) * 0.002)  # 3 tries more than one, of 60 + 60 s
 
 
 @pytest.mark.parametrize(
@@ -593,33 +498,3 @@ def test_an_endpoint_labels_with_the_prompt_of_the_task_at_the_price_of_its_toke
     assert found.paid_usd < 8 * made(tmp_path).worst_usd(text(0))
     label(file, texts(tmp_path), options=options(tmp_path), progress=QUIET)
     assert len(Desk.sent) == 8
-
-
-def words_model(folder: Path, file: TaskFile) -> Path:
-    project = Project.read(file, QUIET)
-    LinearClassifier.fit("words", project.rows.train, project.task).save(
-        folder / "words", Manifest(kind="words", task=project.task, base="")
-    )
-    return folder / "words"
-
-
-def test_a_model_of_our_own_labels_and_says_how_sure_it_is(tmp_path: Path) -> None:
-    file = task(tmp_path)
-    folder = words_model(tmp_path, file)
-    rows = write(tmp_path / "rows.jsonl", [{"text": f"{text(100)} {i}"} for i in range(3)])
-    options = LabelOptions(teacher=folder, out=tmp_path / "out.jsonl", min_confidence=0.4, yes=True)
-    found = label(file, rows, options=options, progress=QUIET)
-    assert found.counts["kept"] == 3
-    made = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [row["label"] for row in made] == [gold(text(100))] * 3
-    assert "words" in found.teacher
-
-
-def test_a_model_of_another_task_is_no_teacher(tmp_path: Path) -> None:
-    file = task(tmp_path)
-    folder = words_model(tmp_path, file)
-    other = Classify(name="desk", labels=("card", "fee", "tan"))
-    with pytest.raises(ConfigError, match="was made for another task"):
-        local_teacher(folder, file, other)
-    with pytest.raises(ConfigError, match="so it is not a model"):
-        local_teacher(tmp_path, file, other)

@@ -226,7 +226,6 @@ def _write_suspects(task_yaml: Path, out: Path) -> None:
 @click.option("--cap-usd", type=float, help="Most that the answers may cost in all.")
 @click.option("--yes", is_flag=True, help="Accept the estimated cost without a cap.")
 @click.option("--min-confidence", type=float, default=0.0, show_default=True, help="Least confidence of a kept answer.")
-@click.option("--teacher", type=PATH, help="Folder of a model of this task.")
 @JSON
 def label(task_yaml: Path, rows: Path, as_json: bool, **settings: Any) -> None:
     """Have the large model label ROWS under a price cap.
