@@ -22,7 +22,8 @@ from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest, read_manifest
 from smallfirst.models.pricing import PriceBook, TokenPrice
 from smallfirst.models.protocol import Model
-from smallfirst.models.remote.model import EndpointConfig, EndpointModel
+from smallfirst.models.remote.config import EndpointConfig
+from smallfirst.models.remote.model import EndpointModel
 from smallfirst.routing.certificate.certificate import Certificate, CertificateReport, Evidence, Guarantee
 from smallfirst.routing.policies import RulePolicy
 from smallfirst.routing.router import Router, RouterOptions, Stage

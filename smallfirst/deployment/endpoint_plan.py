@@ -22,7 +22,8 @@ from smallfirst.models.protocol import (
     max_answer_tokens,
     open_stream,
 )
-from smallfirst.models.remote.model import EndpointConfig, EndpointModel
+from smallfirst.models.remote.config import EndpointConfig
+from smallfirst.models.remote.model import EndpointModel
 from smallfirst.path.router_setup import versioned_name
 from smallfirst.registry import versions
 from smallfirst.registry.versions import check_name as check_name

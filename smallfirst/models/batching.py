@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import os
 import threading
 import time
 from collections import deque
@@ -17,7 +18,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from smallfirst.base.errors import ModelError
 from smallfirst.models.pricing import MachinePrice, tokens_of
-from smallfirst.models.protocol import Bill, Completion, ReportUnfinished, unfinished
+from smallfirst.models.protocol import Bill, Completion, unfinished, unless_answered
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -84,7 +85,7 @@ class BatchWorker(Generic[Q, R]):
         began = time.perf_counter()
         self._n_submitted += 1
         try:
-            with ReportUnfinished(bill, lambda _: self._used(item, time.perf_counter() - began)):
+            with unless_answered(bill, lambda _: self._used(item, time.perf_counter() - began)):
                 return await asyncio.wrap_future(future)
         finally:
             self._n_submitted -= 1
@@ -164,6 +165,11 @@ class ThroughputEstimate:
         if not self._seconds:
             return self._budget.full
         return max(self._budget.full, self._size / self._seconds * self._budget.seconds)
+
+
+def usable_cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def estimated_tokens(text: str) -> int:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
-import pydantic
 
 from smallfirst.base.records import Record
 
@@ -24,16 +23,6 @@ class IsotonicCurve(Record):
     """The knots, rising."""
     y: tuple[float, ...] = ()
     """Probability in [0, 1] at each knot, never falling."""
-
-    @pydantic.model_validator(mode="after")
-    def _rises(self) -> IsotonicCurve:
-        if len(self.x) != len(self.y):
-            raise ValueError(f"x and y must be equally long (got {len(self.x)} and {len(self.y)})")
-        if list(self.x) != sorted(self.x) or list(self.y) != sorted(self.y):
-            raise ValueError("x and y must never fall")
-        if self.y and not 0 <= self.y[0] <= self.y[-1] <= 1:
-            raise ValueError(f"y must lie in [0, 1] (got {self.y[0]:g} to {self.y[-1]:g})")
-        return self
 
     def at(self, value: float) -> float:
         """Return the probability in [0, 1] at `value`; a thousandth of it rises everywhere, to tell tied rows apart."""
@@ -63,19 +52,6 @@ class CalibratedHead(Record):
     steps: IsotonicCurve = IsotonicCurve()
     """From the score to the probability."""
     n_rows: int = 0
-
-    @pydantic.model_validator(mode="after")
-    def _is_complete(self) -> Self:
-        wanted = len(self.FEATURES) if self.weights else 0
-        for name, values in (("weights", self.weights), ("centres", self.centres), ("scales", self.scales)):
-            if len(values) != wanted:
-                names = ", ".join(self.FEATURES)
-                raise ValueError(f"{name} must hold one number for each of {names} (got {len(values)})")
-        if not all(scale > 0 for scale in self.scales):
-            raise ValueError(f"scales must be above 0 (got {', '.join(f'{scale:g}' for scale in self.scales)})")
-        if bool(self.weights) != bool(self.steps.x):
-            raise ValueError("weights and steps are fitted together: both or neither")
-        return self
 
     def score(self, features: Sequence[float]) -> float:
         parts = zip(self.weights, features, self.centres, self.scales, strict=True)

@@ -1,10 +1,10 @@
 """Write a trained model in a form that other programs load: a transformers folder, or one GGUF file.
 
-An export is complete only once it has been read back, with transformers and where it is installed with llama.cpp. At
-each position of the answers to real texts the likeliest token must be the trained model's, but for near ties, and the
-probabilities of likely tokens must agree, since a wrong export can give right answers by luck. Its chat template is the
-task's own prompt. A model with code tokens generates one, which the manifest (`smallfirst.json`, `smallfirst.manifest`
-in GGUF) maps to its label. Calibration and grammars are not exported.
+An export is complete only once it has been read back: a folder by transformers, a GGUF file by llama.cpp. At each
+position of the trained model's answers to real texts the likely tokens must have its log-probabilities, since a wrong
+export can give right answers by luck. Its chat template is the task's own prompt. A model with code tokens generates
+one, which the manifest (`smallfirst.json`, `smallfirst.manifest` in GGUF) maps to its label. Calibration and grammars
+are not exported.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from smallfirst.base.errors import ConfigError, SmallfirstError
+from smallfirst.base.errors import ConfigError, MissingExtra, SmallfirstError
 from smallfirst.base.files import files_sha256, sha256
 from smallfirst.base.records import Record
 from smallfirst.data.dataset import Message
 from smallfirst.models.generation.generator import GenerationRequest, Generator
-from smallfirst.models.gguf import pre_tokenizer_name, write_gguf
+from smallfirst.models.gguf import write_gguf
 from smallfirst.models.local import packed_rows
 from smallfirst.models.local.tokenizer import encode_chat, encode_prompt, plain_text_options
-from smallfirst.models.local.weights import import_transformers, load_merged, load_pretrained, weights_fingerprint
+from smallfirst.models.local.weights import import_transformers, load_merged, load_pretrained
 from smallfirst.models.manifest import Manifest, read_manifest, write_manifest
 from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppProcess
 from smallfirst.tasks.task import Task
@@ -37,27 +37,18 @@ from smallfirst.tasks.task import Task
 ExportFormat = Literal["safetensors", "gguf"]
 Precision = Literal["bf16", "f16", "q8_0"]
 
-TOP = 20
-"""Tokens whose log-probabilities are kept at each position."""
 MIN_LOGPROB = math.log(1e-3)
 """Tokens less likely than this are not compared, because rounding is magnified there."""
 MAX_REPLY_BYTES = 256 * 1024 * 1024
 """Largest reply of llama.cpp, which lists its whole vocabulary."""
 MAX_ANSWER_TOKENS = 64
 """Tokens of a generated answer that are compared."""
-NEAR_TIE_NATS = 0.2
-"""Two tokens whose log-probabilities differ by no more are a near tie for the trained model."""
-MAX_WRONG_SHARE = {"bf16": 0.0, "f16": 0.0, "q8_0": 0.02}
-"""Share of rows that may be answered differently, near ties aside, by precision."""
 MAX_DIFFERENCE_NATS = {"bf16": 1e-3, "f16": 0.02, "q8_0": 0.75}
 """Largest difference of a likely token's log-probability that the precision of the weights explains."""
 LLAMA_CPP_EXTRA_NATS = 0.25
 """Added to it for llama.cpp, whose sums are rounded to the weights' precision as well."""
 LLAMA_CPP_TEXTS, LLAMA_CPP_TOP = 16, 100
-"""Texts that llama.cpp answers as well, and likeliest tokens that it is asked for in a generated answer."""
-MISREAD_PRE_TOKENIZERS = ("smollm",)
-"""Pre-tokenizers of GGUF files that transformers takes for others, so its tokens prove nothing about the file."""
-WEIGHTS_HINT = "export in bf16; if that fails too, take safetensors: this model is not supported in this format"
+"""Texts that llama.cpp answers (it tokenizes all), and likeliest tokens that it is asked for in a generated answer."""
 
 
 class ExportReport(Record):
@@ -71,14 +62,11 @@ class ExportReport(Record):
     sha256: str
     """Of the GGUF file; of a folder, of the lines of `sha256sum` on its safetensors files, sorted by name."""
     n_texts: int
-    same_answers: float
-    """Share of texts with the same answer, near ties counted as different, in [0, 1]; the lowest over engines."""
+    """Texts whose answers were compared."""
     max_difference: float
-    """Largest difference of a likely token's log-probability, in nats; the largest over engines."""
-    engine: str
-    """Programs that read the export for the comparison: `transformers`, or `transformers, llama.cpp`."""
-    n_llama_cpp_texts: int = 0
-    """Texts that llama.cpp answered; it tokenizes all of them."""
+    """Largest difference of a likely token's log-probability, in nats."""
+    engine: Literal["transformers", "llama.cpp"]
+    """The program that read the export for the comparison."""
     notes: tuple[str, ...] = ()
     """Remarks for the user, a sentence each."""
 
@@ -88,45 +76,44 @@ def export(
 ) -> ExportReport:
     """Write the model of `folder` to `target`, which must not exist, and compare the two on `texts`.
 
-    Raise ConfigError if it cannot be written so, SmallfirstError naming texts answered differently; `target` stays
-    absent.
+    Raise ConfigError if it cannot be written so, MissingExtra for a GGUF file without llama.cpp, SmallfirstError naming
+    texts that are answered differently; `target` stays absent.
     """
     manifest = read_manifest(folder)
     if problems := list(_problems(manifest, target, format, precision, texts)):
         raise ConfigError(f"{folder} cannot be exported:\n  " + "\n  ".join(problems))
+    if format == "gguf" and importlib.util.find_spec("xllamacpp") is None:
+        raise MissingExtra("reading a GGUF file back", "llama")
     model, tokenizer = load_merged(folder)
     model = model.float().cpu()
     tokenizer.chat_template = chat_template(manifest.task, tokenizer)
     original = Original.of(model, tokenizer, manifest, texts)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as scratch:
-        draft, notes = Path(scratch) / target.name, list[str]()
+        draft = Path(scratch) / target.name
         if format == "gguf":
-            notes += write_gguf(model, tokenizer, manifest, draft, precision=precision)
+            notes = write_gguf(model, tokenizer, manifest, draft, precision=precision)
+            del model  # before the export is loaded
+            read, more = read_by_llama_cpp(original, draft)
         else:
             _write_folder(model, tokenizer, manifest, draft, precision)
-        del model  # before the export is loaded
-        results = [read_by_transformers(original, draft, precision)]
-        if format == "gguf":
-            results += read_by_llama_cpp(original, draft, precision)
+            del model
+            read, (notes, more) = read_by_transformers(original, draft), ((), ())
+        found = [likely_difference(own, its) for own, its in zip(original.answers, read, strict=False)]
+        check_differences(found, format, precision)
         digest = sha256(draft) if draft.is_file() else files_sha256(draft, draft.glob("*.safetensors"))
         os.replace(draft, target)
-    notes += [note for result in results for note in result.notes]
     if manifest.label_tokens:
-        notes.append("an answer is one code token; the exported manifest maps it to its label")
-    if format == "gguf" and len(results) == 1:
-        notes.append('llama.cpp has not read it: pip install "smallfirst[llama]" and export again')
+        more += ("an answer is one code token; the exported manifest maps it to its label",)
     return ExportReport(
         format=format,
         precision=precision,
         path=target,
         sha256=digest,
-        n_texts=len(texts),
-        same_answers=min(sum(row.tokens is None for row in one.differences) / len(one.differences) for one in results),
-        max_difference=max(row.max_difference for one in results for row in one.differences),
-        engine=", ".join(result.engine for result in results),
-        n_llama_cpp_texts=sum(len(result.differences) for result in results[1:]),
-        notes=tuple(notes),
+        n_texts=len(found),
+        max_difference=max(found),
+        engine="llama.cpp" if format == "gguf" else "transformers",
+        notes=notes + more,
     )
 
 
@@ -158,13 +145,11 @@ def chat_template(task: Task, tokenizer: Any) -> str:
 def _problems(
     manifest: Manifest, target: Path, format: ExportFormat, precision: Precision, texts: Sequence[str]
 ) -> Iterator[str]:
-    if manifest.kind in ("words", "encoder"):
+    if manifest.kind not in ("label_tokens", "generative"):
         yield (
-            "it is a linear model, which no other engine runs: copy the folder (linear.safetensors with weights and "
-            "bias, words.json with the vocabulary), or export the fine-tuned model: --candidate small"
+            f'it is of kind "{manifest.kind}", which no other engine runs: copy the folder, or export the fine-tuned '
+            "language model of the run, if there is one, by --candidate"
         )
-    elif manifest.kind not in ("label_tokens", "generative"):
-        yield f'it is of kind "{manifest.kind}"; only "label_tokens" and "generative" can be exported'
     if target.exists():
         yield f"{target} exists; choose another path"
     if format == "safetensors" and precision == "q8_0":
@@ -175,48 +160,14 @@ def _problems(
         yield "there are no texts to compare it on; give rows that the model was not trained on"
 
 
-class Row(NamedTuple):
-    """A prompt and the trained model's answer."""
+class ComparedRow(NamedTuple):
+    """A prompt, the trained model's answer, and what it found there."""
 
     ids: tuple[int, ...]
+    """Tokens of the prompt and of the answer; of a model with code tokens, the prompt's alone."""
     n_prompt: int
-
-
-class Reference(NamedTuple):
-    """The trained model's output at each position of a row's answer."""
-
-    row: Row
-    tokens: torch.Tensor
-    """Likeliest tokens (positions, at most TOP), best first."""
-    log_probabilities: torch.Tensor
-    """Their log-probabilities in nats, of the same shape."""
-
-
-class Difference(NamedTuple):
-    """The difference between an export and the trained model on one row."""
-
-    tokens: tuple[int, int] | None
-    """Token ids of the trained model and of the export where they first differ; None if they never do."""
-    gap_nats: float
-    """How much likelier the trained model finds its own token than the export's, at most over the row."""
-    max_difference: float
-    """Largest difference of a likely token's log-probability, in nats."""
-
-
-Reader = Callable[[Row], torch.Tensor]
-"""Returns the log-probabilities (positions, vocabulary) at each position of a row's answer."""
-
-
-def torch_reader(model: Any, manifest: Manifest) -> Reader:
-    """Return a reader of rows with a model of transformers."""
-
-    @torch.inference_mode()
-    def read(row: Row) -> torch.Tensor:
-        states = model.model(input_ids=torch.tensor([row.ids[:-1]]), use_cache=False).last_hidden_state[0]
-        logits = states[row.n_prompt - 1 :] @ model.get_output_embeddings().weight.T  # (positions, vocabulary)
-        return _narrowed(logits, manifest)
-
-    return read
+    log_probabilities: Sequence[float]
+    """In nats, of each token of the answer; or of each code, among the codes."""
 
 
 class Original(NamedTuple):
@@ -225,28 +176,21 @@ class Original(NamedTuple):
     manifest: Manifest
     tokenizer: Any
     texts: Sequence[str]
-    outputs: list[Reference]
-    """Its answer to each text: a code token, or what it generates without a grammar."""
+    answers: list[ComparedRow]
     vocabulary: int
-    fingerprint: str
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, manifest: Manifest, texts: Sequence[str]) -> Original:
         prompts = [encode_prompt(tokenizer, manifest.task.prompt(text), manifest.max_tokens) for text in texts]
-        if manifest.kind == "label_tokens":
-            rows = [Row((*ids, manifest.label_tokens[0]), len(ids)) for ids in prompts]  # the last token is not read
-        else:
+        written: list[tuple[int, ...]] = [()] * len(prompts)
+        if not manifest.label_tokens:
             most = min(MAX_ANSWER_TOKENS, manifest.task.max_answer_tokens)
             answers = Generator(model, tokenizer).generate([GenerationRequest(ids, most) for ids in prompts])
             ends = [(tokenizer.eos_token_id,) if answer.finish_reason == "stop" else () for answer in answers]
             written = [(*answer.token_ids, *end) for answer, end in zip(answers, ends, strict=True)]
-            rows = [Row((*ids, *answer), len(ids)) for ids, answer in zip(prompts, written, strict=True)]
-        read, outputs = torch_reader(model, manifest), []
-        for row in rows:
-            seen = read(row)
-            best = seen.topk(min(TOP, len(manifest.label_tokens) or seen.shape[1]), dim=-1)
-            outputs.append(Reference(row, best.indices, best.values))
-        return cls(manifest, tokenizer, texts, outputs, model.config.vocab_size, weights_fingerprint(model))
+        asked = [ComparedRow((*ids, *answer), len(ids), ()) for ids, answer in zip(prompts, written, strict=True)]
+        answered = [one._replace(log_probabilities=read_row(model, manifest, one)) for one in asked]
+        return cls(manifest, tokenizer, texts, answered, model.config.vocab_size)
 
     def check_tokens(self, encode: Callable[[str], list[int]], engine: str) -> None:
         """Raise SmallfirstError naming every text that `encode` splits into other tokens than in training."""
@@ -268,38 +212,35 @@ class Original(NamedTuple):
             )
 
 
-class Result(NamedTuple):
-    """The comparison by one engine."""
-
-    engine: str
-    differences: list[Difference]
-    notes: tuple[str, ...] = ()
-
-
-def read_by_transformers(original: Original, draft: Path, precision: str) -> Result:
-    """Return how transformers reads the export. Raise SmallfirstError if that differs too much."""
-    model, tokenizer = _load(draft)
-    notes: tuple[str, ...] = ()
-    if draft.is_file() and pre_tokenizer_name(original.tokenizer) in MISREAD_PRE_TOKENIZERS:
-        notes = ("transformers splits text by another rule than this file says; llama.cpp follows it",)
-    else:
-        chat = [[Message(role="user", content=text)] for text in original.texts]
-        ids = {turns[0].content: encode_chat(tokenizer, turns, max_tokens=1 << 30) for turns in chat}
-        original.check_tokens(ids.__getitem__, "transformers")
-    read = torch_reader(model, original.manifest)
-    differences = [compare(output, read(output.row)) for output in original.outputs]
-    check_differences(differences, precision, original.tokenizer, engine="transformers")
-    if precision == "bf16" and weights_fingerprint(model) != original.fingerprint:
-        raise _export_error("read by transformers, some weights differ from the trained ones", [], hint=WEIGHTS_HINT)
-    return Result("transformers", differences, notes)
+@torch.inference_mode()
+def read_row(model: Any, manifest: Manifest, row: ComparedRow) -> list[float]:
+    """Return the log-probabilities of a row's answer by a model of transformers."""
+    states = model.model(input_ids=torch.tensor([row.ids]), use_cache=False).last_hidden_state[0]
+    logits = states[row.n_prompt - 1 :] @ model.get_output_embeddings().weight.T  # (positions, vocabulary)
+    if manifest.label_tokens:
+        return list(logits[0, list(manifest.label_tokens)].log_softmax(dim=-1).tolist())
+    answer = torch.tensor(row.ids[row.n_prompt :])
+    return list(logits[:-1].log_softmax(dim=-1).gather(1, answer[:, None])[:, 0].tolist())
 
 
-def read_by_llama_cpp(original: Original, draft: Path, precision: str) -> list[Result]:
-    """Return how llama.cpp reads the export; nothing if it is not installed. Raise SmallfirstError, Unavailable."""
-    if importlib.util.find_spec("xllamacpp") is None:
-        return []
-    outputs, prompt = original.outputs[:LLAMA_CPP_TEXTS], original.manifest.task.prompt
-    with _llama_cpp(draft, max(len(output.row.ids) for output in outputs) + 1) as post:
+def read_by_transformers(original: Original, folder: Path) -> list[list[float]]:
+    """Return how transformers reads a folder. Raise SmallfirstError for texts that it splits into other tokens."""
+    transformers = import_transformers("Exporting a model")
+    tokenizer = load_pretrained(transformers.AutoTokenizer, folder)
+
+    def encode(text: str) -> list[int]:
+        return encode_chat(tokenizer, [Message(role="user", content=text)], max_tokens=1 << 30)
+
+    original.check_tokens(encode, "transformers")
+    settings = {"dtype": torch.float32, "attn_implementation": packed_rows.register()}
+    model = load_pretrained(transformers.AutoModelForCausalLM, folder, **settings).eval()
+    return [read_row(model, original.manifest, row) for row in original.answers]
+
+
+def read_by_llama_cpp(original: Original, file: Path) -> tuple[list[list[float]], tuple[str, ...]]:
+    """Return how llama.cpp reads the first answers, and remarks. Raise SmallfirstError, Unavailable."""
+    rows, prompt = original.answers[:LLAMA_CPP_TEXTS], original.manifest.task.prompt
+    with _llama_cpp(file, max(len(row.ids) for row in rows) + 1) as post:
 
         def tokens(text: str) -> list[int]:
             return list(post("/tokenize", content=prompt(text), add_special=True, parse_special=True)["tokens"])
@@ -309,49 +250,30 @@ def read_by_llama_cpp(original: Original, draft: Path, precision: str) -> list[R
 
         original.check_tokens(tokens, "llama.cpp")
         others = [str(i) for i, text in enumerate(original.texts, 1) if chat_prompt(text) != prompt(text)]
-        differences = [compare(output, _read_llama_cpp(post, output.row, original)) for output in outputs]
-    check_differences(differences, precision, original.tokenizer, engine="llama.cpp", extra_nats=LLAMA_CPP_EXTRA_NATS)
+        read = [_read_llama_cpp(post, row, original) for row in rows]
     # It does not trim rare white space around a text as Python does.
     note = f"llama.cpp's chat endpoint does not prompt as in training on text {', '.join(others)}"
-    return [Result("llama.cpp", differences, (note,) if others else ())]
+    return read, (note,) if others else ()
 
 
-def compare(seen: Reference, read: torch.Tensor) -> Difference:
-    """Return the difference between the trained model's output and `read`, the export's."""
-    own, chosen = seen.tokens[:, 0], read.argmax(dim=-1)
-    likely = seen.log_probabilities >= MIN_LOGPROB
-    likely[:, 0] = True
-    off = (read.gather(1, seen.tokens) - seen.log_probabilities).abs()[likely].max()
-    wrong = (chosen != own).nonzero()[:, 0].tolist()
-    if not wrong:
-        return Difference(None, 0.0, float(off))
-    its = seen.log_probabilities.masked_fill(seen.tokens != chosen[:, None], -torch.inf).amax(dim=-1)
-    gap = (seen.log_probabilities[:, 0] - its)[wrong].max()
-    return Difference((int(own[wrong[0]]), int(chosen[wrong[0]])), float(gap), float(off))
+def likely_difference(own: ComparedRow, its: Sequence[float]) -> float:
+    """Return the largest difference, in nats, of the log-probabilities that are likely by the trained model."""
+    pairs = zip(own.log_probabilities, its, strict=True)
+    differences = [abs(mine - other) for mine, other in pairs if mine >= MIN_LOGPROB]
+    return math.nan if any(map(math.isnan, differences)) else max(differences, default=0.0)
 
 
-def check_differences(
-    found: Sequence[Difference], precision: str, tokenizer: Any, *, engine: str, extra_nats: float = 0.0
-) -> None:
-    """Raise SmallfirstError naming every row that differs by more than the precision explains."""
-    wrong = [i for i, row in enumerate(found) if row.tokens and not row.gap_nats <= NEAR_TIE_NATS]
-    limit = MAX_DIFFERENCE_NATS[precision] + extra_nats
-    far = [i for i, row in enumerate(found) if not row.max_difference <= limit]  # true for NaN too
-    if len(wrong) <= MAX_WRONG_SHARE[precision] * len(found) and not far:
-        return
-    lines = []
-    for i in sorted({*wrong, *far}):
-        line = f"text {i + 1}: log-probabilities differ by up to {found[i].max_difference:.3g} nats"
-        if pair := found[i].tokens:
-            exported, trained = (tokenizer.decode([token]) for token in reversed(pair))
-            line += f'; it says "{exported}", the trained model "{trained}", {found[i].gap_nats:.3g} nats likelier'
-        lines.append(line)
-    raise _export_error(
-        f"read by {engine}, the {precision} export does not answer as the trained model on {len(lines)} of "
-        f"{len(found)} texts (allowed: {limit:g} nats, other answers on {MAX_WRONG_SHARE[precision]:.0%} of texts)",
-        lines,
-        hint=WEIGHTS_HINT,
-    )
+def check_differences(found: Sequence[float], format: ExportFormat, precision: str) -> None:
+    """Raise SmallfirstError naming every text that differs by more than the precision explains."""
+    limit = MAX_DIFFERENCE_NATS[precision] + (LLAMA_CPP_EXTRA_NATS if format == "gguf" else 0.0)
+    far = [i for i, nats in enumerate(found, 1) if not nats <= limit]  # true for NaN too
+    if far:
+        raise _export_error(
+            f"the {precision} {format} export does not answer as the trained model on {len(far)} of {len(found)} texts "
+            f"(allowed: {limit:g} nats)",
+            [f"text {i}: log-probabilities differ by up to {found[i - 1]:.3g} nats" for i in far],
+            hint="export in bf16; if that fails too, take safetensors: this model is not supported in this format",
+        )
 
 
 def _export_error(message: str, lines: Sequence[str], *, hint: str) -> SmallfirstError:
@@ -387,42 +309,19 @@ def _llama_cpp(path: Path, context_tokens: int) -> Iterator[Post]:
         process.stop()
 
 
-def _read_llama_cpp(post: Post, row: Row, original: Original) -> torch.Tensor:
-    """Return log-probabilities as a Reader does; of a generated answer, those beyond the likeliest are -inf."""
-    has_codes = bool(original.manifest.label_tokens)
-    n_top = original.vocabulary if has_codes else LLAMA_CPP_TOP
+def _read_llama_cpp(post: Post, row: ComparedRow, original: Original) -> list[float]:
+    """Return log-probabilities as `read_row` does; a token beyond the likeliest ones has -inf."""
+    codes = original.manifest.label_tokens
     # llama.cpp reports no probabilities without a whole character in the answer, so it is forced to generate an
     # "a". The probabilities are from before that.
+    n_top = original.vocabulary if codes else LLAMA_CPP_TOP
     settings = {"n_predict": 1, "n_probs": n_top, "temperature": 0, "logit_bias": [["a", 1e6]]}
-    found = torch.full((len(row.ids) - row.n_prompt, original.vocabulary), -torch.inf)
-    for at in range(len(found)):
-        reply = post("/completion", prompt=row.ids[: row.n_prompt + at], **settings)
-        for token in reply["completion_probabilities"][0]["top_logprobs"]:
-            found[at, token["id"]] = token["logprob"]
-    return _narrowed(found, original.manifest) if has_codes else found
-
-
-def _narrowed(logits: torch.Tensor, manifest: Manifest) -> torch.Tensor:
-    """Return log-probabilities over the vocabulary, or over the code tokens alone if the model has them."""
-    if manifest.label_tokens:
-        codes = list(manifest.label_tokens)
-        logits = torch.full_like(logits, -torch.inf).index_copy_(1, torch.tensor(codes), logits[:, codes])
-    return logits.log_softmax(dim=-1)
-
-
-def _load(draft: Path) -> tuple[Any, Any]:
-    transformers = import_transformers("Exporting a model")
-    folder, settings = draft, {}
-    if draft.is_file():
-        folder, settings = draft.parent, {"gguf_file": draft.name}
-    tokenizer = load_pretrained(transformers.AutoTokenizer, folder, **settings)
-    if draft.is_file() and hasattr(transformers, "GgufConfig"):  # or else matrices may stay packed
-        settings["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    model = load_pretrained(
-        transformers.AutoModelForCausalLM,
-        folder,
-        dtype=torch.float32,
-        attn_implementation=packed_rows.register(),
-        **settings,
-    )
-    return model.eval(), tokenizer
+    found = []
+    for at in range(row.n_prompt, row.n_prompt + 1 if codes else len(row.ids)):
+        reply = post("/completion", prompt=row.ids[:at], **settings)
+        top = {token["id"]: token["logprob"] for token in reply["completion_probabilities"][0]["top_logprobs"]}
+        if codes:
+            among = torch.tensor([top.get(code, -math.inf) for code in codes], dtype=torch.float64)
+            return list(among.log_softmax(dim=-1).tolist())
+        found.append(float(top.get(row.ids[at], -math.inf)))
+    return found

@@ -1,7 +1,7 @@
 """Write a causal model as one GGUF file, the format of llama.cpp.
 
 llama.cpp rotates neighbouring rows of Q and K where transformers rotates rows half a head apart, so Llama's are
-reordered. The file holds only the *name* of its pre-tokenizer: one without a known name may be read differently.
+reordered. The file holds only the *name* of its pre-tokenizer.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ FAMILIES = ("llama", "qwen2")
 """Architectures that can be written."""
 MANIFEST_KEY = "smallfirst.manifest"
 """Key of the manifest in the file, as JSON: labels, code tokens, temperature."""
-FALLBACK_PRE_TOKENIZER = "gpt-2"
-"""Pre-tokenizer to name where the tokenizer's own has no known name."""
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -50,21 +48,13 @@ def write_gguf(
     writer.add_string(MANIFEST_KEY, manifest.model_dump_json())
     writer.add_file_type({"bf16": 32, "f16": 1, "q8_0": 7}[precision])  # llama.cpp's own numbers for "mostly …"
     _add_shape(writer, model.config)
-    pre = pre_tokenizer_name(tokenizer)
-    _add_tokenizer(writer, tokenizer, pre or FALLBACK_PRE_TOKENIZER, model.config.vocab_size)
+    _add_tokenizer(writer, tokenizer, model.config.vocab_size)
     n_f16 = _add_tensors(writer, model, precision)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    notes = []
-    if pre is None:
-        notes.append(
-            f'llama.cpp has no name for the pre-tokenizer of this tokenizer; "{FALLBACK_PRE_TOKENIZER}" is written'
-        )
-    if n_f16:
-        notes.append(f"{n_f16} matrices are f16: q8_0 needs rows of a multiple of 32")
-    return tuple(notes)
+    return (f"{n_f16} matrices are f16: q8_0 needs rows of a multiple of 32",) if n_f16 else ()
 
 
 def pre_tokenizer_name(tokenizer: Any) -> str | None:
@@ -124,6 +114,8 @@ def _tokenizer_problems(tokenizer: Any, config: Any) -> Iterator[str]:
         yield f"its tokenizer has {len(tokenizer)} tokens, its weights have {config.vocab_size}"
     if tokenizer.eos_token_id is None:
         yield "its tokenizer has no end token"
+    if pre_tokenizer_name(tokenizer) is None:
+        yield "llama.cpp has no name for its pre-tokenizer"
 
 
 def _backend(tokenizer: Any) -> dict[str, Any]:
@@ -153,7 +145,7 @@ def _add_shape(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_vocab_size(config.vocab_size)
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, pre: str, vocab_size: int) -> None:
+def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, vocab_size: int) -> None:
     from gguf import TokenType
 
     added = tokenizer.added_tokens_decoder
@@ -163,7 +155,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, pre: str, vocab_size
         kinds[at] = TokenType.CONTROL if token.special else TokenType.USER_DEFINED
     merges = _backend(tokenizer)["model"]["merges"]
     writer.add_tokenizer_model("gpt2")  # llama.cpp's name for byte-level BPE
-    writer.add_tokenizer_pre(pre)
+    writer.add_tokenizer_pre(pre_tokenizer_name(tokenizer) or "")
     writer.add_token_list([texts.get(at, f"[PAD{at}]") for at in range(vocab_size)])
     writer.add_token_types(kinds)
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])

@@ -36,7 +36,7 @@ class LabelLogProbs(NamedTuple):
     busy_s: float
 
 
-class Scorer(Protocol):
+class TextScorer(Protocol):
     """Label probabilities of many texts at once. Called from one thread at a time."""
 
     def score(self, texts: Sequence[str]) -> list[LabelLogProbs]:
@@ -108,13 +108,13 @@ class LabelAnswers(CallableModel, ABC):
 
 
 class LabelModel(LabelAnswers):
-    """A Scorer as a Model: batches concurrent requests and prices the machine's time."""
+    """A TextScorer as a Model: batches concurrent requests and prices the machine's time."""
 
     max_batch_size = 512
     """Texts in a pass; those that arrive meanwhile wait for the next."""
 
     def __init__(
-        self, scorer: Scorer, manifest: Manifest, *, name: str = "", price: MachinePrice | None = None
+        self, scorer: TextScorer, manifest: Manifest, *, name: str = "", price: MachinePrice | None = None
     ) -> None:
         super().__init__(manifest, name=name, price=price)
         self._worker: BatchWorker[str, LabelLogProbs] = BatchWorker(

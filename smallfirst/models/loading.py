@@ -1,21 +1,25 @@
 """Load a model, whatever it is: found by what lies at its place, run by the first engine that can.
 
-To add an engine, register an instance with the methods of `Engine` in the entry-point group `smallfirst.engines`.
+Each engine imports what it needs to load a model. To add one, register an instance with the methods of `Engine` in the
+entry-point group `smallfirst.engines`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib.util
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-from smallfirst.base.errors import ConfigError
+from smallfirst.base.errors import ConfigError, MissingExtra
 from smallfirst.base.extensions import Registry
+from smallfirst.base.records import parse_record
 from smallfirst.base.sync import run_in_thread
-from smallfirst.models.manifest import MANIFEST, Manifest, read_manifest
+from smallfirst.models.label_model import LabelModel
+from smallfirst.models.manifest import ADAPTER_CONFIG, MANIFEST, Manifest, read_manifest
 from smallfirst.models.pricing import MachinePrice, PriceBook
 from smallfirst.models.protocol import Model
-from smallfirst.models.remote.config import VllmServer
+from smallfirst.models.remote.config import EndpointConfig, VllmServer
 
 Kind = Literal["address", "gguf", "weights", "label", "generative", "linear", "spans", "other"]
 _KINDS: dict[str, Kind] = {
@@ -76,10 +80,108 @@ class Engine(Protocol):
         """Return the model. Raise ConfigError for wrong settings, MissingExtra if something is not installed."""
 
 
+class BuiltIn(NamedTuple):
+    """An engine of the package."""
+
+    kinds: tuple[Kind, ...]
+    load: Callable[[ModelSource], Model]
+    by_name_only: bool = False
+    """True if it runs only models that name it."""
+
+    def runs(self, source: ModelSource) -> bool:
+        return source.kind in self.kinds and (bool(source.engine) or not self.by_name_only)
+
+
+def _endpoint(source: ModelSource) -> Model:
+    """Return an OpenAI-compatible address, not connected yet. Raise ConfigError without its key, PriceUnknown."""
+    from smallfirst.models.remote.model import EndpointModel
+
+    settings = {**source.settings, "base_url": source.location}
+    return EndpointModel(parse_record(EndpointConfig, settings, where="endpoint"), source.prices)
+
+
+def _linear(source: ModelSource) -> Model:
+    """Return a linear model, or a blend with its members, each run by the engine that is chosen for it."""
+    from smallfirst.models.linear.blend import MEMBERS_FOLDER, BlendModel
+    from smallfirst.models.linear.classifier import LabelSetModel, load_classifier
+
+    manifest, folder = source.manifest, source.path / MEMBERS_FOLDER
+    if manifest.kind == "blend":
+        members = {name: load(source._replace(location=folder / name)) for name in manifest.member_weights}
+        return BlendModel(members, manifest, name=source.name)
+    kind = LabelModel if manifest.task.closed else LabelSetModel
+    return kind(load_classifier(source.path, manifest), manifest, name=source.name, price=source.prices.machine)
+
+
+def _spans(source: ModelSource) -> Model:
+    """Return an encoder that marks the answer in the text."""
+    from smallfirst.models.spans.model import SpanModel
+
+    if source.manifest.kind == "tagger":
+        from smallfirst.models.spans.tagger import Tagger as SpanScorer
+    else:
+        from smallfirst.models.spans.reader import Reader as SpanScorer  # type: ignore[assignment]
+    scorer = SpanScorer.load(source.path, source.manifest)
+    return SpanModel(scorer, source.manifest, name=source.name, price=source.prices.machine)
+
+
+def _llama_cpp(source: ModelSource) -> Model:
+    """Return a GGUF file, run in a child process."""
+    from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppModel
+
+    config = parse_record(LlamaCppConfig, {**source.settings, "path": source.path}, where="llama.cpp")
+    return LlamaCppModel(config, source.prices, name=source.name, answers=source.answers, schema=source.schema)
+
+
+def _vllm(source: ModelSource) -> Model:
+    """Return a fine-tuned model on a vLLM: an adapter over its base, or weights of its own."""
+    from smallfirst.models.servers.vllm import VllmLabelModel, VllmRoute
+
+    folder, manifest, price = source.path, source.manifest, source.prices.machine
+    server = parse_record(VllmServer, source.settings, where="small: vllm")
+    name, is_adapter = source.name or manifest.task.name, (folder / ADAPTER_CONFIG).is_file()
+    base = Path(manifest.base) if is_adapter else folder
+    route = VllmRoute(server, name=name, weights=folder, adapter=is_adapter)
+    tokenizer = folder if (folder / "tokenizer.json").is_file() else base
+    if source.kind == "label":
+        return VllmLabelModel(route, tokenizer, manifest, name=name, price=price)
+    from smallfirst.models.servers.vllm_generation import generative_model
+
+    return generative_model(route, tokenizer, manifest, base=base, name=name, price=price)
+
+
+def _pytorch(source: ModelSource) -> Model:
+    """Return a fine-tuned model or bare weights in this process, where concurrent requests share its batches."""
+    if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
+        raise MissingExtra(f"running {source.location} with PyTorch", "train")
+    from smallfirst.models.generation.generator import Generator
+    from smallfirst.models.generation.model import GenerativeModel
+
+    folder, name, price = source.path, source.name, source.prices.machine
+    if source.kind == "weights":
+        chat = Generator.load(folder, chat=True)
+        return GenerativeModel.published(chat, name=name or folder.name, price=price, schema=source.schema)
+    manifest = source.manifest
+    name = name or manifest.task.name
+    if source.kind == "label":
+        from smallfirst.models.local.label_scorer import LabelScorer
+
+        return LabelModel(LabelScorer.load(folder, manifest), manifest, name=name, price=price)
+    generator = Generator.load(folder, chat=manifest.kind == "chat")
+    return GenerativeModel.fine_tuned(generator, manifest, name=name, price=price)
+
+
+ENDPOINT = BuiltIn(("address",), _endpoint)
+LINEAR = BuiltIn(("linear",), _linear)
+SPANS = BuiltIn(("spans",), _spans)
+LLAMA_CPP = BuiltIn(("gguf",), _llama_cpp)
+VLLM = BuiltIn(("label", "generative"), _vllm, by_name_only=True)
+PYTORCH = BuiltIn(("weights", "label", "generative"), _pytorch)
+
 ENGINES: Registry[Engine] = Registry(
     "smallfirst.engines",
     {
-        name: f"smallfirst.models.engines:{variable}"
+        name: f"smallfirst.models.loading:{variable}"
         for name, variable in {
             "endpoint": "ENDPOINT",
             "linear": "LINEAR",

@@ -87,25 +87,17 @@ class Charge(Record):
     @property
     def in_words(self) -> str:
         """The line as a sentence without its end."""
-        cost = "unknown cost" if self.usd is None else format_usd(self.usd)
-        tokens, made = self.tokens, []
-        if self.busy_s:
-            made.append(f"{self.busy_s:.3g} s of {self.machine or 'this machine'}")
-        if tokens.prompt_tokens or tokens.completion_tokens:
-            cached = f" ({tokens.cached_tokens:,} cached)" if tokens.cached_tokens else ""
-            made.append(f"{tokens.prompt_tokens:,} tokens read{cached}, {tokens.completion_tokens:,} written")
-        at = f" at {_in_words(self.rates)}" if self.rates else ""
-        dated = f" of {self.price_date}" if self.price_date else ""
-        tier, guess = f", {self.tier} tier" if self.tier else "", ", estimated" if self.estimated else ""
-        where = f" ({self.source}{dated})" if self.source else ""
-        return f"{cost} for {self.purpose} by {self.model}: {', '.join(made) or 'stated'}{tier}{guess}{at}{where}"
-
-
-def _in_words(rates: dict[str, float]) -> str:
-    if "hour" in rates:
-        return f"${rates['hour']:g} an hour, {rates.get('utilisation', 1.0):.0%} of it used"
-    tokens = ", ".join(f"{kind} {usd:g}" for kind, usd in rates.items() if kind != "request")
-    return f"USD per million tokens: {tokens}" + (f"; ${rates['request']:g} a request" if "request" in rates else "")
+        cost, tokens = "unknown cost" if self.usd is None else format_usd(self.usd), self.tokens
+        parts = {
+            f"{self.busy_s:.3g} s of {self.machine or 'this machine'}": self.busy_s,
+            f"{tokens.prompt_tokens:,} tokens read ({tokens.cached_tokens:,} cached)": tokens.prompt_tokens,
+            f"{tokens.completion_tokens:,} written": tokens.completion_tokens,
+            f"{self.tier} tier": self.tier,
+            "estimated": self.estimated,
+            "at USD " + ", ".join(f"{usd:g} {kind}" for kind, usd in self.rates.items()): self.rates,
+            f"{self.source} {self.price_date or ''}".strip(): self.source,
+        }
+        return f"{cost} for {self.purpose} by {self.model}: {', '.join(part for part, said in parts.items() if said)}"
 
 
 def total_usd(charges: Iterable[Charge]) -> float:

@@ -13,8 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from types import TracebackType
-from typing import Annotated, Any, Literal, NamedTuple, Protocol, Self, cast, runtime_checkable
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
 import pydantic
 from pydantic import Field, InstanceOf
@@ -424,22 +423,15 @@ class CallableModel:
         return f"{type(self).__name__}({self.name!r})"
 
 
-class ReportUnfinished:
-    """A context that adds `usage(error)`, unless that is None, to a bill if an error ends it before `done`."""
-
-    def __init__(self, bill: Bill | None, usage: Callable[[BaseException], Completion | None]) -> None:
-        self._bill, self._usage = bill, usage
-
-    def done(self) -> None:
-        """Note that the Completion, which has the usage, is returned."""
-        self._bill = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if error is not None and self._bill is not None and (used := self._usage(error)) is not None:
-            self._bill.add(used)
+@contextmanager
+def unless_answered(bill: Bill | None, usage: Callable[[BaseException], Completion | None]) -> Iterator[None]:
+    """Add `usage(error)`, unless that is None, to a bill if an error ends the context."""
+    try:
+        yield
+    except BaseException as error:
+        if bill is not None and (used := usage(error)) is not None:
+            bill.add(used)
+        raise
 
 
 def paid(charge: Charge) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from smallfirst.path.router_setup import (
     load_ood_detector,
     routing_rules,
 )
-from smallfirst.registry.evaluations import log_evaluation
+from smallfirst.registry.runs import log_evaluation
 from smallfirst.routing.acceptance import split_foreign
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.router import Router

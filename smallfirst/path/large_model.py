@@ -24,10 +24,10 @@ from smallfirst.base.records import Record, fingerprint
 from smallfirst.data.dataset import Dataset, Example, Message, sample_rows
 from smallfirst.data.findings import Finding, make_finding
 from smallfirst.ledger.expenses import note_recording
+from smallfirst.models.batching import usable_cores
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import open_encoder
 from smallfirst.models.few_shot import NearestShots, PromptedModel, fixed_shots
-from smallfirst.models.hardware import detect_hardware
 from smallfirst.models.loading import ModelSource, load
 from smallfirst.models.pricing import format_usd, tokens_of
 from smallfirst.models.protocol import BYTES_PER_TOKEN, Model, Request, estimate_prompt_tokens
@@ -36,12 +36,12 @@ from smallfirst.models.recorded import (
     RecordedAnswer,
     ReplayModel,
     Spending,
+    SpendingCap,
     read_recording,
     record,
     request_key,
 )
 from smallfirst.models.remote.model import EndpointModel, is_priced_by_tokens
-from smallfirst.models.spending_cap import SpendingCap
 from smallfirst.path.project.rows import Rows
 from smallfirst.path.project.task_file import LargeConfig, TaskFile
 from smallfirst.tasks.task import Task
@@ -252,7 +252,7 @@ def _header(task_file: TaskFile, task: Task | None, rows: Rows, **changes: Any) 
         "command": "smallfirst record task.yaml",
         "settings": settings | {"temperature": 0} | changes,
         "prompt": prompt,
-        "machine": f"{platform.machine()}, {platform.system()}, {detect_hardware().cores} cores",
+        "machine": f"{platform.machine()}, {platform.system()}, {usable_cores()} cores",
     }
 
 

@@ -1,4 +1,4 @@
-"""MLflow runs: parameters, curves and files of trainings.
+"""MLflow runs: parameters, curves, files and evaluations of trainings; traces in the same store.
 
 Metrics are written at most every two seconds. A store that fails while a model trains never stops the training.
 """
@@ -17,10 +17,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import quote
 
-from smallfirst.base.errors import SmallfirstError
+from smallfirst.base.errors import ConfigError, SmallfirstError
 from smallfirst.base.files import locked
 from smallfirst.base.paths import artifact_folder, home, tracking_uri
 from smallfirst.base.records import Record
+from smallfirst.measuring.evaluate import Evaluation
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -33,11 +34,17 @@ METRICS_PER_BATCH = 1000  # MLflow's own limits
 PARAMS_PER_BATCH = 100
 PARAM_CHARS = 6000
 TAG_CHARS = 5000
-MAX_BUFFERED_METRICS = 100_000
-"""Metrics held in memory while the store does not answer; older ones are dropped."""
-
 ARTIFACT_ROOT = "MLFLOW_DEFAULT_ARTIFACT_ROOT"
 """Environment variable of MLflow: where files of new experiments go, such as `s3://models/smallfirst`."""
+
+MODEL = "mlflow.llm.model"
+TOKENS = "mlflow.chat.tokenUsage"
+COST = "mlflow.llm.cost"
+INPUTS = "mlflow.spanInputs"
+OUTPUTS = "mlflow.spanOutputs"
+KIND = "mlflow.spanType"
+"""What MLflow calls the parts of a trace."""
+_TRACES_PER_PAGE = 100
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -72,7 +79,6 @@ class TrackedRun:
                 del self._buffer[:METRICS_PER_BATCH]
         except Exception as error:  # a curve is never worth a training run, whatever the store's driver raises
             log.warning("%d metrics wait for the tracking store: %s", len(self._buffer), error)
-            del self._buffer[:-MAX_BUFFERED_METRICS]
             return False
         return True
 
@@ -165,14 +171,56 @@ def resume_run(run_id: str) -> TrackedRun:
     return TrackedRun(store, run_id)
 
 
-def client(uri: str = "") -> MlflowClient:
-    """Return MLflow's client for this project's store, or `uri`, and `MLFLOW_REGISTRY_URI`; telemetry and logs off."""
+def log_evaluation(run_id: str, evaluation: Evaluation) -> str:
+    """Store the whole evaluation as JSON and metrics; return its path inside the run.
+
+    Raise SmallfirstError if the store refuses it.
+    """
+    run = TrackedRun(client(), run_id)
+    metrics: dict[str, float | None] = {"n": evaluation.accuracy.n}
+    for name, estimate in {"accuracy": evaluation.accuracy, **evaluation.measures}.items():
+        metrics |= {name: estimate.value, f"{name}.low": estimate.low, f"{name}.high": estimate.high}
+    for name in ("cost_usd_per_1k", "p50_ms", "p95_ms", "requests_per_s"):
+        metrics[name] = getattr(evaluation, name)
+    run.log_metrics(0, {f"{evaluation.candidate}/{evaluation.split}/{name}": value for name, value in metrics.items()})
+    if not run.flush():
+        raise SmallfirstError(
+            f"the metrics of {evaluation.candidate} were not written to run {run_id}",
+            hint="see the warning above, then evaluate again",
+        )
+    return run.log_json(f"evaluations/{evaluation.candidate}-{evaluation.split}", evaluation)
+
+
+def read_traces(experiment: str) -> Iterator[str]:
+    """Yield the traces of an experiment with their spans as JSON, newest first. Raise ConfigError if there is none."""
+    mlflow_client = client()
+    with store_errors():
+        found = mlflow_client.get_experiment_by_name(experiment)
+    if found is None:
+        raise ConfigError(f'MLflow has no experiment "{experiment}"', hint="set MLFLOW_TRACKING_URI to its store")
+    token: str | None = None
+    while True:
+        with store_errors():
+            page = mlflow_client.search_traces(
+                locations=[found.experiment_id],
+                max_results=_TRACES_PER_PAGE,
+                page_token=token,
+                order_by=["timestamp_ms DESC"],
+            )
+        yield from (trace.to_json() for trace in page)
+        token = page.token
+        if not token:
+            return
+
+
+def client() -> MlflowClient:
+    """Return MLflow's client for this project's store and `MLFLOW_REGISTRY_URI`; telemetry and logs off."""
     _no_telemetry()
     from mlflow.tracking import MlflowClient
 
     for logger in ("alembic", "mlflow.store.db", "mlflow.store.db.utils"):
         logging.getLogger(logger).setLevel(logging.WARNING)
-    uri = uri or tracking_uri()
+    uri = tracking_uri()
     # MLflow creates a new store's tables without a lock: two processes at once would fail.
     one_at_a_time = locked(home() / "mlflow.lock") if uri.startswith("sqlite:") else nullcontext()
     with store_errors(), one_at_a_time:

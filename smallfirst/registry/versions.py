@@ -1,33 +1,41 @@
 """The model registry: versions in MLflow under `catalog.schema.model`, aliases, and the verdict each version passed.
 
-Files are copied first, then the version is created, and an alias moves last, so a kill leaves the old state or the new.
+Files are copied first, with a list of their digests, then the version is created, and an alias moves last, so a kill
+leaves the old state or the new. Files are verified before they are used.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
+import tempfile
+import uuid
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
-from smallfirst.base.errors import GateFailed, RegistryError, did_you_mean
-from smallfirst.base.files import locked
+from smallfirst.base.errors import ConfigError, GateFailed, RegistryError, did_you_mean
+from smallfirst.base.files import locked, sha256, write_atomically
 from smallfirst.base.paths import home, tracking_uri
 from smallfirst.base.records import Record
 from smallfirst.measuring.verdict import Verdict
-from smallfirst.registry.artifacts import StoredModel, build_manifest, upload, verify
-from smallfirst.registry.runs import TAG_CHARS, client, open_run, store_errors
+from smallfirst.registry.runs import TAG_CHARS, TrackedRun, client, open_run, store_errors
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion as Row
+    from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 
 CHAMPION = "champion"
 PREVIOUS = "previous"
 SHADOW = "shadow"
 """Alias of the newest version of which nothing may be answered: it drafts beside the large model."""
+MANIFEST_FILENAME = "smallfirst-manifest.json"
+ALLOWED_SUFFIXES = (".safetensors", ".json", ".jsonl", ".txt", ".md", ".jinja", ".model", ".gguf", ".yaml")
+"""Formats that hold data only: loading them cannot run code, as loading a pickle can."""
 _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+){2}")
 _FILENAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
@@ -90,11 +98,9 @@ def promote(name: str, version: int) -> ModelVersion:
     """
     with _only_mover(name):
         aliases = _aliases(name)
-        former = aliases.get(CHAMPION)
-        chosen = resolve(f"{name}/{version}")
-        if former == version:
-            return chosen
-        _move_aliases(name, aliases, {PREVIOUS: former, CHAMPION: version})
+        chosen, former = resolve(f"{name}/{version}"), aliases.get(CHAMPION)
+        if former != version:
+            _move_aliases(name, aliases, {PREVIOUS: former, CHAMPION: version})
     return chosen.model_copy(update={"aliases": _aliases_of(version, _aliases(name))})
 
 
@@ -134,15 +140,7 @@ def resolve(reference: str) -> ModelVersion:
     """
     name, version = _parse(reference)
     row = _row(name, version)
-    what = f"{name}/{version}"
-    fingerprint = row.tags.get("model_fingerprint")
-    if fingerprint is None:
-        raise RegistryError(
-            f"{what} was not registered by smallfirst, so its files cannot be verified",
-            hint="register it with a verdict (smallfirst.registry.versions.register)",
-        )
-    folder = _stored(row).fetch()
-    verify(folder, what, fingerprint=fingerprint)
+    verify(_stored(row).fetch(), f"{name}/{version}", fingerprint=row.tags.get("model_fingerprint"))
     return _version(row, _aliases(name))
 
 
@@ -155,38 +153,30 @@ def list_versions(name: str) -> list[ModelVersion]:
 
 def attach(name: str, version: int, filename: str, content: bytes) -> None:
     """Store `content` beside the version as `filename`, replacing an earlier one; it is not a verified model file."""
-    _check_filename(filename)
-    _stored(_row(check_name(name), version)).write_attachment(filename, content)
+    _stored(_row(name, version), filename).write_attachment(filename, content)
 
 
 def read_attachment(name: str, version: int, filename: str) -> bytes | None:
     """Return what `attach` stored under `filename`, or None."""
-    _check_filename(filename)
-    return _stored(_row(check_name(name), version)).read_attachment(filename)
+    return _stored(_row(name, version), filename).read_attachment(filename)
 
 
 def attach_folder(name: str, version: int, folder_name: str, paths: Iterable[Path]) -> None:
     """Store files and folders beside the version, for other machines; nothing where artifacts are on this one."""
-    _stored(_row(check_name(name), version)).write_folder(folder_name, paths)
+    _stored(_row(name, version)).write_folder(folder_name, paths)
 
 
 def fetch_folder(name: str, version: int, folder_name: str, to: Path) -> None:
     """Download what `attach_folder` stored to `to`, which does not exist yet; nothing if there is none."""
-    _stored(_row(check_name(name), version)).read_folder(folder_name, to)
+    _stored(_row(name, version)).read_folder(folder_name, to)
 
 
 def check_name(name: str) -> str:
-    """Return `name` if it is a three-level name. Raises RegistryError with a corrected example."""
-    if _NAME.fullmatch(name):
-        return name
-    found = [re.sub(r"[^A-Za-z0-9_-]+", "_", part) for part in re.split(r"[./\\]+", name) if part]
-    if len(found) > 3:
-        found = [*found[:2], "_".join(found[2:])]
-    example = [["main", "default", "model"], ["main", "default"], ["main"], []][len(found)] + found
-    raise RegistryError(
-        f'"{name}" is not a model name: it needs three parts, catalog.schema.model, each of letters, digits, _ and -',
-        hint=f"for example {'.'.join(example)}",
-    )
+    """Return `name` if it is a three-level name. Raise RegistryError."""
+    if not _NAME.fullmatch(name):
+        rule = "it needs three parts, catalog.schema.model, each of letters, digits, _ and -"
+        raise RegistryError(f'"{name}" is not a model name: {rule}', hint="for example main.default.tickets")
+    return name
 
 
 def _create(name: str, stored: StoredModel, tags: Mapping[str, str]) -> ModelVersion:
@@ -273,20 +263,18 @@ def _aliases(name: str) -> dict[str, int]:
 
 
 def _unknown(name: str, known: list[str]) -> RegistryError:
-    return RegistryError(
-        f"no model is registered as {name}{did_you_mean(name, known)}",
-        hint=f"known models: {', '.join(known)}" if known else "smallfirst run   promotes a model that passes its gate",
-    )
+    hint = f"known models: {', '.join(known)}" if known else "smallfirst run   promotes a model that passes its gate"
+    return RegistryError(f"no model is registered as {name}{did_you_mean(name, known)}", hint=hint)
 
 
-def _rows(name: str) -> list[Row]:
+def _rows(name: str) -> list[MlflowVersion]:
     with store_errors():
         rows = client().search_model_versions(f"name='{name}'")  # the name rule allows no quote
     return sorted(rows, key=lambda row: int(row.version))
 
 
-def _row(name: str, version: int) -> Row:
-    _aliases(name)  # an unknown name has its own error
+def _row(name: str, version: int) -> MlflowVersion:
+    _aliases(check_name(name))  # an unknown name has its own error
     for row in _rows(name):
         if int(row.version) == version:
             return row
@@ -297,7 +285,10 @@ def _choices(name: str) -> str:
     return ", ".join(f"{name}/{row.version}" for row in _rows(name)) or "no version yet"
 
 
-def _stored(row: Row) -> StoredModel:
+def _stored(row: MlflowVersion, attachment: str = "attachment") -> StoredModel:
+    if not _FILENAME.fullmatch(attachment):
+        rule = "is not a file name for an attachment: use letters, digits, _ - and ."
+        raise RegistryError(f'"{attachment}" {rule}', hint="for example certificate.json")
     return StoredModel(run_id=row.run_id or "", entry=row.tags.get("entry", ""), source=row.source or "")
 
 
@@ -305,7 +296,7 @@ def _aliases_of(version: int, aliases: Mapping[str, int]) -> tuple[str, ...]:
     return tuple(sorted(alias for alias, target in aliases.items() if target == version))
 
 
-def _version(row: Row, aliases: Mapping[str, int]) -> ModelVersion:
+def _version(row: MlflowVersion, aliases: Mapping[str, int]) -> ModelVersion:
     return ModelVersion(
         name=row.name,
         version=int(row.version),
@@ -317,9 +308,134 @@ def _version(row: Row, aliases: Mapping[str, int]) -> ModelVersion:
     )
 
 
-def _check_filename(filename: str) -> None:
-    if not _FILENAME.fullmatch(filename):
-        raise RegistryError(
-            f'"{filename}" is not a file name for an attachment: use letters, digits, _ - and .',
-            hint="for example certificate.json",
-        )
+class FileDigests(Record):
+    """The files of a model folder."""
+
+    files: dict[str, str]
+    """SHA-256 in hex by path inside the folder, with `/` on every platform."""
+
+
+class StoredModel(Record):
+    """Location of the files of one registration."""
+
+    run_id: str
+    """MLflow run that holds them."""
+    entry: str
+    """Folder inside the run, new for each registration, with `model/` and `attachments/`."""
+    source: str
+    """URI of the model folder, as MLflow shows it."""
+
+    def local_folder(self) -> Path | None:
+        """Return the model folder, also if the project was moved, if artifacts are on this machine, else None."""
+        address = urlparse(self.source)
+        if address.scheme not in ("", "file"):
+            return None
+        recorded = Path(url2pathname(address.path) if address.scheme else self.source)
+        moved = home() / "artifacts" / self.run_id / "artifacts" / self.entry / "model"
+        return moved if moved.is_dir() and not recorded.is_dir() else recorded
+
+    def folder(self) -> Path:
+        return self.local_folder() or home() / "downloads" / self.run_id / self.entry / "model"
+
+    def fetch(self) -> Path:
+        folder = self.folder()
+        if folder.is_dir() or self.local_folder() is not None:
+            return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Downloaded to a temporary folder and moved, so that a killed download is not taken for the model.
+        with store_errors(), tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            downloaded = client().download_artifacts(self.run_id, f"{self.entry}/model", temporary)
+            if not folder.is_dir():
+                shutil.move(downloaded, folder)
+        return folder
+
+    def write_attachment(self, filename: str, content: bytes) -> None:
+        local = self.local_folder()
+        if local is not None:
+            write_atomically(local.parent / "attachments" / filename, content)
+            return
+        with store_errors(), tempfile.TemporaryDirectory() as temporary:
+            path = write_atomically(Path(temporary) / filename, content)
+            client().log_artifact(self.run_id, str(path), f"{self.entry}/attachments")
+
+    def read_attachment(self, filename: str) -> bytes | None:
+        local = self.local_folder()
+        if local is not None:
+            path = local.parent / "attachments" / filename
+            return path.read_bytes() if path.is_file() else None
+        wanted, store = f"{self.entry}/attachments/{filename}", client()
+        with store_errors(), tempfile.TemporaryDirectory() as temporary:
+            if wanted not in [item.path for item in store.list_artifacts(self.run_id, f"{self.entry}/attachments")]:
+                return None
+            return Path(store.download_artifacts(self.run_id, wanted, temporary)).read_bytes()
+
+    def write_folder(self, name: str, paths: Iterable[Path]) -> None:
+        """Upload files and folders beside the model as folder `name`, unless artifacts are on this machine."""
+        for path in paths if self.local_folder() is None else ():
+            TrackedRun(client(), self.run_id).log_artifact(path, f"{self.entry}/{name}")
+
+    def read_folder(self, name: str, to: Path) -> None:
+        """Download such a folder to `to`, which does not exist yet; nothing if there is none."""
+        wanted, store = f"{self.entry}/{name}", client()
+        with store_errors():
+            if self.local_folder() is not None or not store.list_artifacts(self.run_id, wanted):
+                return
+            to.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=to.parent, prefix=".") as temporary:
+                downloaded = Path(store.download_artifacts(self.run_id, wanted, temporary))
+                with suppress(OSError):  # another process was faster
+                    downloaded.rename(to)
+
+
+def upload(run_id: str, folder: Path, manifest: FileDigests) -> StoredModel:
+    """Copy `folder` and its manifest into the run and return their location; no version refers to it yet."""
+    entry, store = f"registered/{uuid.uuid4().hex[:12]}", client()
+    with store_errors(), tempfile.TemporaryDirectory() as temporary:
+        artifact_uri = store.get_run(run_id).info.artifact_uri
+        for name in manifest.files:
+            inside = f"{entry}/model/{name}".rpartition("/")[0]
+            store.log_artifact(run_id, str(folder / name), inside)
+        path = manifest.save(Path(temporary) / MANIFEST_FILENAME)  # last: it makes the copy complete
+        store.log_artifact(run_id, str(path), f"{entry}/model")
+    return StoredModel(run_id=run_id, entry=entry, source=f"{artifact_uri}/{entry}/model")
+
+
+def build_manifest(folder: Path) -> FileDigests:
+    """Return the manifest of `folder`. Raise RegistryError if it is empty or has a link or a file of another format."""
+    if not folder.is_dir():
+        raise RegistryError(f"{folder} is not a folder with a model", hint="train a model first")
+    files: dict[str, str] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            raise RegistryError(f"{path} is a link: a registered model must contain its own files")
+        if path.is_dir() or name == MANIFEST_FILENAME:
+            continue
+        if path.suffix.lower() not in ALLOWED_SUFFIXES:
+            raise RegistryError(
+                f"{path} has a format that is not stored; allowed: {' '.join(ALLOWED_SUFFIXES)}",
+                hint="save weights as safetensors, settings as JSON: loading a pickle runs code",
+            )
+        files[name] = sha256(path)
+    if not files:
+        raise RegistryError(f"{folder} is empty: there is no model to register")
+    return FileDigests(files=files)
+
+
+def verify(folder: Path, what: str, *, fingerprint: str | None) -> None:
+    """Raise RegistryError naming `what` unless `folder` has exactly the files of the manifest with this fingerprint."""
+    hint = f"restore {folder}, or register the model again"
+    try:
+        manifest = FileDigests.load(folder / MANIFEST_FILENAME)
+    except (OSError, ValueError, ConfigError):
+        raise RegistryError(f"{what} is incomplete: it has no {MANIFEST_FILENAME}", hint=hint) from None
+    if manifest.fingerprint() != fingerprint:
+        raise RegistryError(f"{what} was changed: its manifest is not the registered one", hint=hint)
+    for name, digest in manifest.files.items():
+        if not (folder / name).is_file():
+            raise RegistryError(f"{what} is incomplete: {name} is missing", hint=hint)
+        if sha256(folder / name) != digest:
+            raise RegistryError(f"{what} was changed: {name} is not the registered file", hint=hint)
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    for name in sorted(present - manifest.files.keys() - {MANIFEST_FILENAME}):
+        raise RegistryError(f"{what} was changed: {name} was added", hint=hint)

@@ -23,7 +23,6 @@ from smallfirst.models.protocol import (
     Completion,
     LabelScores,
     Model,
-    ReportUnfinished,
     Request,
     Route,
     RouteStep,
@@ -31,6 +30,7 @@ from smallfirst.models.protocol import (
     max_answer_tokens,
     open_stream,
     probed_model,
+    unless_answered,
     usage_of_draft,
 )
 from smallfirst.routing.budget import BudgetTracker, EscalationBudget
@@ -220,7 +220,7 @@ class Router(CallableModel):
         policies = self.options.policies
         chosen = apply_policies(policies, request, self.options.gain) if policies else None
         attempt = RoutingAttempt(self, request, paused)
-        with ReportUnfinished(request.bill, lambda _: usage_of_draft(self.name, attempt.charges, attempt.draft)):
+        with unless_answered(request.bill, lambda _: usage_of_draft(self.name, attempt.charges, attempt.draft)):
             if chosen is not None and chosen.to != CASCADE:
                 return await attempt.run_stage(chosen)
             return await attempt.run_cascade(chosen)
@@ -229,7 +229,7 @@ class Router(CallableModel):
         if decision.model is None:
             assert decision.draft is not None
             return decision.draft
-        with ReportUnfinished(request.bill, lambda _: usage_of_draft(self.name, decision.charges, decision.draft)):
+        with unless_answered(request.bill, lambda _: usage_of_draft(self.name, decision.charges, decision.draft)):
             try:
                 answer = await decision.model.complete(request)
             except ModelError as error:
@@ -240,14 +240,14 @@ class Router(CallableModel):
         """Yield the answer of a decision; use the draft if the model fails before its first text."""
         begun, draft = False, decision.draft
         drafts = usage_of_draft(self.name, decision.charges, draft)
-        with ReportUnfinished(request.bill, lambda _: drafts) as report:
+        with unless_answered(request.bill, lambda _: drafts):
             if decision.model is not None:
                 try:
                     async with open_stream(decision.model, request) as chunks:
                         async for chunk in chunks:
                             begun = begun or bool(chunk.text)
                             if chunk.completion is not None:
-                                report.done()
+                                drafts = None  # they are on the bill of the Completion
                                 answer = self.routed(decision, chunk.completion)
                                 chunk = chunk.model_copy(update={"completion": answer})
                             yield chunk
@@ -259,7 +259,7 @@ class Router(CallableModel):
             assert draft is not None
             if not draft.refusal:
                 yield Chunk(text=draft.text)
-            report.done()
+            drafts = None  # they are on the bill of the Completion
             yield Chunk(completion=draft)
 
     async def draft(self, request: Request) -> tuple[Completion, float | None] | None:

@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -24,13 +24,13 @@ from smallfirst.models.protocol import (
     Bill,
     Completion,
     Model,
-    ReportUnfinished,
     Request,
     Route,
     estimate_prompt_tokens,
     max_answer_tokens,
     probed_model,
     unfinished,
+    unless_answered,
 )
 from smallfirst.models.remote.client import CircuitOpenError
 from smallfirst.serving.admission import Admission, cancel_on_disconnect, read_body
@@ -222,7 +222,7 @@ class ApiCall:
     def turn(self) -> AbstractAsyncContextManager[None]:
         return self.app.admission.turns.turn(self.owner)
 
-    def asking(self, request: Request, n_written: Callable[[], int]) -> ReportUnfinished:
+    def asking(self, request: Request, n_written: Callable[[], int]) -> AbstractContextManager[None]:
         """Estimate the usage of a model that is cut off and does not report it itself."""
         n_reports = len(self.bill.unfinished)
 
@@ -236,7 +236,7 @@ class ApiCall:
             name, tokens = self.response.served_name, tokens_of(read, written)
             return unfinished(stated(name, cost_usd, tokens=tokens, source="the latest answer's cost a token"))
 
-        return ReportUnfinished(self.bill, used)
+        return unless_answered(self.bill, used)
 
     def used(self) -> Completion | None:
         """Return the sum of what models did so far; None if none was asked."""

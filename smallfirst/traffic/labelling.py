@@ -31,8 +31,7 @@ from smallfirst.ledger.expenses import note_recording
 from smallfirst.measuring.self_agreement import TeacherAgreement, TeacherAnswer, agreement_with_people
 from smallfirst.models.few_shot import fixed_shots
 from smallfirst.models.protocol import Model, Request
-from smallfirst.models.recorded import RecordedAnswer, Spending, read_recording, record, request_key
-from smallfirst.models.spending_cap import SpendingCap
+from smallfirst.models.recorded import RecordedAnswer, Spending, SpendingCap, read_recording, record, request_key
 from smallfirst.path.large_model import GGUF_AT_ONCE, prompted_model, worst_usd
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.rows import Rows

@@ -30,7 +30,6 @@ DOCUMENT = PACKAGE.parent / "docs" / "design" / "order_of_proof.md"
 MAX_FILES = 18
 BESIDE = {
     "smallfirst/data/copies.py",
-    "smallfirst/registry/evaluations.py",
     "smallfirst/registry/runs.py",
     "smallfirst/tasks/classify.py",
 }

@@ -17,12 +17,12 @@ from smallfirst.measuring.verdict import CheckResult, Verdict
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request
-from smallfirst.models.remote.model import EndpointConfig
+from smallfirst.models.remote.config import EndpointConfig
 from smallfirst.registry import versions
 from smallfirst.tasks.classify import Classify
 
 NAME = "main.ml.tickets"
-ELSEWHERE = EndpointConfig(base_url="http://127.0.0.1:9/v1", model="big", max_retries=0, connect_timeout_s=0.2)
+ELSEWHERE = EndpointConfig(base_url="http://127.0.0.1:9/v1", model="big", max_retries=0)
 
 
 class Says(WholeModel):

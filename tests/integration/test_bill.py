@@ -23,7 +23,8 @@ from smallfirst.base.records import parse_record
 from smallfirst.ledger.rows import LedgerRow
 from smallfirst.models.pricing import Charge, MachinePrice, PriceBook, tokens_of
 from smallfirst.models.protocol import Completion, Request, paid
-from smallfirst.models.remote.model import EndpointConfig, EndpointModel
+from smallfirst.models.remote.config import EndpointConfig
+from smallfirst.models.remote.model import EndpointModel
 from smallfirst.routing.router import Router
 from tests.models.remote.test_client import BUSY, CHUNKED, Server, chunk, piece, reply, say_and_hang_up, server
 

@@ -19,7 +19,8 @@ from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import LedgerRow
 from smallfirst.models.pricing import PriceBook, TokenPrice
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request
-from smallfirst.models.remote.model import EndpointConfig, EndpointModel
+from smallfirst.models.remote.config import EndpointConfig
+from smallfirst.models.remote.model import EndpointModel
 from smallfirst.routing.router import Router
 
 PRICES = PriceBook(tokens={"m": TokenPrice(input_usd_per_mtok=1, output_usd_per_mtok=10)})

@@ -23,7 +23,8 @@ from smallfirst.base.errors import Unavailable
 from smallfirst.ledger.keys import KeyPolicy, KeyStore
 from smallfirst.models.pricing import PriceBook, TokenPrice
 from smallfirst.models.protocol import Completion, Request
-from smallfirst.models.remote.model import EndpointConfig, EndpointModel
+from smallfirst.models.remote.config import EndpointConfig
+from smallfirst.models.remote.model import EndpointModel
 from smallfirst.serving.app import build_app
 from smallfirst.serving.settings import ServeSettings
 

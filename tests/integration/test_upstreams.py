@@ -12,7 +12,7 @@ from fixtures.certificates import certificate
 from smallfirst.ledger.rows import AttemptRow
 from smallfirst.routing.router import Router
 from tests.models.remote.test_client import BUSY, OK, Deed, Server, reply, say_and_hang_up, server
-from tests.models.remote.test_responses import INVALID
+from tests.models.remote.test_model_hostile import INVALID
 
 upstream = server
 BODY = {"model": "m", "messages": [{"role": "user", "content": "Is it?"}]}

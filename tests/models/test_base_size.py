@@ -50,13 +50,6 @@ def test_parameters_are_those_of_the_model(tmp_path: Path) -> None:
     assert size.linear_ends == 2 * (32 + 24 + 24 + 32 + 3 * 40)
 
 
-def test_an_untied_output_matrix_is_counted_separately(tmp_path: Path) -> None:
-    model = model_of(tmp_path, tie_word_embeddings=False)
-    size = size_of(tmp_path)
-    assert (size.head, size.parameters) == (50 * 16, n_parameters(model))
-    assert size.body == size.parameters - 2 * 50 * 16
-
-
 def test_a_tied_matrix_that_is_stored_twice_counts_once(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -68,12 +61,6 @@ def test_a_tied_matrix_that_is_stored_twice_counts_once(tmp_path: Path) -> None:
     assert (size.head, size.parameters) == (0, n_parameters(model))
 
 
-def test_an_explicit_head_width_is_used(tmp_path: Path) -> None:
-    model_of(tmp_path, head_dim=8)
-    size = size_of(tmp_path)
-    assert (size.query, size.key_value) == (32, 16)
-
-
 def test_weights_in_several_files_are_all_counted(tmp_path: Path) -> None:
     import torch
     import transformers
@@ -83,10 +70,6 @@ def test_weights_in_several_files_are_all_counted(tmp_path: Path) -> None:
     loaded.save_pretrained(tmp_path / "parts", max_shard_size="4KB")
     assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 1
     assert size_of(tmp_path / "parts").parameters == n_parameters(model)
-
-
-def test_an_encoder_is_not_causal(tiny_encoder_folder: Path) -> None:
-    assert not size_of(tiny_encoder_folder).causal
 
 
 @pytest.mark.parametrize("damage", ["no weights", "no config", "no widths", "experts", "a damaged header", "no JSON"])

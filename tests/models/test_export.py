@@ -1,16 +1,15 @@
-"""Exports of tiny models, read back by transformers and by llama.cpp: equal where right, refused where broken."""
+"""Exports of tiny models, read back by transformers or llama.cpp: equal where right, refused where broken."""
 
 from __future__ import annotations
 
 import importlib.util
+import math
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 import pytest
 import tokenizers
 import torch
@@ -18,18 +17,15 @@ import transformers
 from fixtures.event_loop import in_loop
 from tokenizers import pre_tokenizers
 
-from smallfirst.base.errors import ConfigError, SmallfirstError
+from smallfirst.base.errors import ConfigError, MissingExtra, SmallfirstError
 from smallfirst.data.dataset import Dataset
 from smallfirst.models import gguf as export_gguf
 from smallfirst.models.export import (
-    Difference,
+    ComparedRow,
     ExportReport,
-    Reference,
-    Row,
-    chat_template,
     check_differences,
-    compare,
     export,
+    likely_difference,
 )
 from smallfirst.models.generation.generator import GenerationRequest, Generator
 from smallfirst.models.local.tokenizer import choose_label_tokens, encode_prompt
@@ -44,18 +40,6 @@ from smallfirst.tasks.classify import Classify
 ANSWER = Answer(name="rules", max_answer_tokens=6)
 TEXTS = ("where is my card", "a refund of 1,250.75, please", "  été 😀 日本 ", "</s> it's lost", "the euro rate again")
 needs_llama = pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="xllamacpp is not installed")
-
-
-@pytest.fixture
-def with_llama() -> None:
-    """Used by tests in which llama.cpp reads the file as well."""
-
-
-@pytest.fixture(autouse=True)
-def _llama_where_asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In other tests it is as if it were not installed: a child process takes seconds."""
-    if "with_llama" not in request.fixturenames:
-        monkeypatch.setitem(sys.modules, "xllamacpp", None)
 
 
 @pytest.fixture
@@ -146,20 +130,11 @@ def test_a_folder_loads_without_our_manifest_and_has_the_trained_weights(trained
         "precision": "bf16",
         "path": target,
         "n_texts": 5,
-        "same_answers": 1.0,
         "max_difference": 0.0,
         "engine": "transformers",
-        "n_llama_cpp_texts": 0,
     }
     assert len(report.sha256) == 64
     assert_nothing_left(tmp_path / "out" / "other")
-
-
-def test_f16_is_what_the_folder_then_holds(writing: Path, tmp_path: Path) -> None:
-    export(writing, tmp_path / "plain", format="safetensors", precision="f16", texts=TEXTS)
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
-    assert model.dtype == torch.float16
-    assert model.generation_config.max_new_tokens == 6
 
 
 def test_a_weight_that_f16_cannot_hold_is_refused(trained: Path, tmp_path: Path) -> None:
@@ -181,104 +156,74 @@ def test_a_chat_endpoint_would_ask_as_in_training(trained: Path, tmp_path: Path)
     assert tokenizer.decode(ids[1:]) == "where is it =>"
 
 
-def test_chat_template_quotes_what_a_prompt_says_around_the_text(tiny_fp32: tuple[Any, Any]) -> None:
-    class Curly(Classify):
-        def prompt(self, text: str) -> str:
-            return f'{{"text": {text}}} "=>"\n'
-
-    _, tokenizer = tiny_fp32
-    tokenizer.chat_template = chat_template(Curly(name="curly", labels=("a", "b")), tokenizer)
-    turns = [{"role": "user", "content": " x "}]
-    assert tokenizer.apply_chat_template(turns, tokenize=False) == '<s>{"text":  x } "=>"\n'
-
-
 # --- one GGUF file -------------------------------------------------------------------------------------------------
 
 
-def test_gguf_in_bf16_has_the_logits_of_the_trained_model(trained: Path, tmp_path: Path) -> None:
+@needs_llama
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_gguf_has_the_logits_and_tokens_of_the_trained_model(trained: Path, tmp_path: Path, kind: str) -> None:
+    as_family(trained, kind, vocab_size=510, tie_word_embeddings=kind == "llama")
     report = gguf_export(trained, tmp_path / "m.gguf")
     assert_equal_logits(trained, tmp_path / "m.gguf")
-    assert (report.same_answers, report.max_difference, report.engine) == (1.0, 0.0, "transformers")
-    assert any("llama.cpp has not read it" in note for note in report.notes)
-    assert "output.weight" not in {t.name for t in gguf.GGUFReader(tmp_path / "m.gguf").tensors}  # it is tied
-
-
-def test_gguf_of_a_qwen_keeps_biases_untied_head_and_spare_rows(writing: Path, tmp_path: Path) -> None:
-    as_family(writing, "qwen2", vocab_size=510, tie_word_embeddings=False)
-    report = gguf_export(writing, tmp_path / "m.gguf")
-    assert_equal_logits(writing, tmp_path / "m.gguf")
-    assert (report.same_answers, report.max_difference) == (1.0, 0.0)
+    assert (report.engine, report.n_texts) == ("llama.cpp", 5)
+    assert 0 < report.max_difference < 0.1
+    assert not any("does not prompt as in training" in note for note in report.notes)
     reader = gguf.GGUFReader(tmp_path / "m.gguf")
     names = {tensor.name for tensor in reader.tensors}
-    assert {"blk.1.attn_q.bias", "blk.1.attn_k.bias", "blk.1.attn_v.bias", "output.weight"} <= names
+    assert ("output.weight" in names) == (kind == "qwen2")  # the other's is tied
+    assert ("blk.1.attn_q.bias" in names) == (kind == "qwen2")
     field = reader.fields["tokenizer.ggml.token_type"]
     kinds = [int(field.parts[at][0]) for at in field.data]
-    n_tokens = len(transformers.AutoTokenizer.from_pretrained(writing))
+    n_tokens = len(transformers.AutoTokenizer.from_pretrained(trained))
     assert (kinds[:3], kinds[n_tokens:]) == ([3, 3, 1], [5] * (510 - n_tokens))  # control, normal; unused
+    kept = Manifest.model_validate_json(bytes(reader.fields[export_gguf.MANIFEST_KEY].parts[-1]))
+    assert kept == read_manifest(trained)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "f16", "q8_0"])
-def test_matrices_take_the_precision_and_vectors_stay_fp32(trained: Path, tmp_path: Path, precision: str) -> None:
-    report = gguf_export(trained, tmp_path / "m.gguf", precision)
-    kinds = {(len(t.shape), t.tensor_type.name.lower()) for t in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
-    assert kinds == {(1, "f32"), (2, precision)}
-    assert report.max_difference == 0 if precision == "bf16" else 0 <= report.max_difference < 0.1
-
-
-def test_rows_that_q8_0_cannot_cut_in_blocks_are_f16_and_the_report_says_so(trained: Path, tmp_path: Path) -> None:
+@needs_llama
+def test_matrices_take_the_precision_where_their_rows_can_be_cut_in_blocks(trained: Path, tmp_path: Path) -> None:
     as_family(trained, "llama", intermediate_size=48)
     report = gguf_export(trained, tmp_path / "m.gguf", "q8_0")
     assert report.notes[0].startswith("2 matrices are f16")  # one `down_proj` in each layer
-    kinds = {t.name: t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
-    assert (kinds["blk.0.ffn_down.weight"], kinds["blk.0.ffn_up.weight"]) == ("F16", "Q8_0")
+    found = {t.name: (len(t.shape), t.tensor_type.name) for t in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
+    assert found.pop("blk.0.ffn_down.weight") == found.pop("blk.1.ffn_down.weight") == (2, "F16")
+    assert set(found.values()) == {(1, "F32"), (2, "Q8_0")}
 
 
+@needs_llama
 def test_wrong_order_of_rows_is_refused_and_nothing_is_left(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export_gguf, "permute_rotary_rows", lambda weight, n_heads: weight)
-    with pytest.raises(SmallfirstError) as caught:
+    monkeypatch.setattr("smallfirst.models.export.LLAMA_CPP_EXTRA_NATS", 0.02)
+    with pytest.raises(SmallfirstError, match="the bf16 gguf export does not answer as the trained model on 5 of 5"):
         gguf_export(trained, tmp_path / "m.gguf")
-    message = str(caught.value)
-    assert "read by transformers, the bf16 export does not answer as the trained model on 5 of 5 texts" in message
-    assert "\n  text 5: log-probabilities differ by up to " in message
     assert_nothing_left(tmp_path / "m.gguf")
 
 
-def test_one_wrong_weight_is_refused_even_if_no_answer_shows_it(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@needs_llama
+@pytest.mark.parametrize(
+    ("method", "broken", "said"),
+    [
+        ("add_token_merges", lambda add: lambda writer, merges: add(writer, merges[:40]), r"text 1: from token \d+ on"),
+        ("add_add_bos_token", lambda add: lambda writer, value: None, "text 1: from token 1 on"),
+    ],
+)
+def test_a_file_that_splits_texts_otherwise_is_refused(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, broken: Any, said: str
 ) -> None:
-    quantize = gguf.quants.quantize
-
-    def off_by_a_bit(values: np.ndarray, kind: Any) -> np.ndarray:
-        if values.shape == (32, 64):
-            values = values.copy()
-            values[0, 0] = np.nextafter(values[0, 0] * 1.01, np.float32(0))
-        return quantize(values, kind)
-
-    monkeypatch.setattr(gguf.quants, "quantize", off_by_a_bit)
-    monkeypatch.setattr("smallfirst.models.export.MAX_DIFFERENCE_NATS", {"bf16": 1.0})
-    with pytest.raises(SmallfirstError, match="some weights differ from the trained ones"):
-        gguf_export(trained, tmp_path / "m.gguf")
-    assert_nothing_left(tmp_path / "m.gguf")
-
-
-def test_lost_merges_are_refused_by_text(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    add = gguf.GGUFWriter.add_token_merges
-    monkeypatch.setattr(gguf.GGUFWriter, "add_token_merges", lambda writer, merges: add(writer, merges[:40]))
-    with pytest.raises(SmallfirstError, match=r"splits 2 of 2 texts into other tokens.*\n  text 1: from token \d+ on"):
+    monkeypatch.setattr(gguf.GGUFWriter, method, broken(getattr(gguf.GGUFWriter, method)))
+    with pytest.raises(SmallfirstError, match=rf"llama.cpp splits 2 of 2 texts into other tokens.*\n  {said}"):
         gguf_export(trained, tmp_path / "m.gguf", texts=("where is my card", "refund request"))
     assert_nothing_left(tmp_path / "m.gguf")
 
 
-def test_manifest_and_tokens_of_training_are_in_the_file(trained: Path, tmp_path: Path) -> None:
-    gguf_export(trained, tmp_path / "m.gguf")
-    (_, before), (_, after) = load(trained), load(tmp_path / "m.gguf")
-    for text in TEXTS:
-        assert after.encode(text, add_special_tokens=False) == before.encode(text, add_special_tokens=False)
-    assert (after.bos_token, after.eos_token) == ("<s>", "</s>")
-    field = gguf.GGUFReader(tmp_path / "m.gguf").fields[export_gguf.MANIFEST_KEY]
-    assert Manifest.model_validate_json(bytes(field.parts[-1])) == read_manifest(trained)
+def test_a_file_that_nothing_could_read_back_is_not_written(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match="llama"):
+        gguf_export(trained, tmp_path / "m.gguf")
 
 
 @pytest.mark.parametrize(
@@ -299,16 +244,12 @@ def test_what_gguf_cannot_hold_is_named(
     trained: Path, tmp_path: Path, kind: str, settings: dict[str, Any], said: str
 ) -> None:
     as_family(trained, kind, **settings)
+    model, tokenizer = load(trained)
     with pytest.raises(ConfigError) as caught:
-        gguf_export(trained, tmp_path / "m.gguf")
+        export_gguf.write_gguf(model, tokenizer, read_manifest(trained), tmp_path / "m.gguf", precision="bf16")
     assert said in str(caught.value)
     assert "next: export it as safetensors" in str(caught.value)
     assert_nothing_left(tmp_path / "m.gguf")
-
-
-def test_rows_of_a_head_alternate_between_its_halves() -> None:
-    rows = np.arange(8)[:, None] * np.ones((1, 3))  # two heads of four rows
-    assert export_gguf.permute_rotary_rows(rows, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
 
 
 # --- how text is split ---------------------------------------------------------------------------------------------
@@ -351,15 +292,6 @@ def test_pre_tokenizer_of_qwen_as_transformers_builds_it() -> None:
     assert export_gguf.pre_tokenizer_name(transformers.Qwen2Tokenizer(vocab={"a": 0}, merges=[])) == "qwen2"
 
 
-def test_unknown_pre_tokenizer_is_reported(trained: Path, tmp_path: Path) -> None:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(trained)
-    splitter = pre_tokenizers.Split(tokenizers.Regex("Q"), "isolated")
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([splitter, byte_level()])
-    tokenizer.save_pretrained(trained)
-    report = gguf_export(trained, tmp_path / "m.gguf", texts=("where is my card",))
-    assert report.notes[0].startswith("llama.cpp has no name for the pre-tokenizer")
-
-
 # --- what is refused before anything is written ----------------------------------------------------------------------
 
 
@@ -373,60 +305,25 @@ def test_every_wrong_argument_is_named_at_once(trained: Path, tmp_path: Path) ->
     with pytest.raises(ConfigError, match=r"must end in \.gguf"):
         gguf_export(trained, tmp_path / "model.bin")
     write_manifest(trained, read_manifest(trained).model_copy(update={"kind": "words"}))
-    with pytest.raises(ConfigError, match="a linear model, which no other engine runs"):
+    with pytest.raises(ConfigError, match='of kind "words", which no other engine runs'):
         gguf_export(trained, tmp_path / "m.gguf")
 
 
 # --- the comparison ------------------------------------------------------------------------------------------------
 
 
-def seen(*log_probabilities: float) -> Reference:
-    """One position at which tokens 0, 1, 2 … have these log-probabilities."""
-    values = torch.tensor([log_probabilities])
-    return Reference(Row((7, 0), 1), torch.arange(values.shape[1])[None], values)
-
-
-def test_difference_is_of_likely_tokens_and_says_how_firm_the_trained_model_was() -> None:
-    mine = seen(-0.5, -1.0, -9.0)
-    found = compare(mine, torch.tensor([[-0.9, -0.8, -4.0, -20.0]]))
-    assert found.tokens == (0, 1)
-    assert found.gap_nats == pytest.approx(0.5)
-    assert found.max_difference == pytest.approx(0.4)  # not 5: e^-9 is no likely token
-    stranger = compare(mine, torch.tensor([[-0.5, -1.0, -9.0, -0.1]]))
-    assert (stranger.tokens, stranger.gap_nats) == ((0, 3), float("inf"))
-    assert compare(mine, torch.tensor([[-0.5, -1.0, -3.0, -4.0]])) == Difference(None, 0.0, 0.0)
-
-
-def test_near_ties_pass_and_q8_0_may_answer_one_text_in_fifty_otherwise(tiny_fp32: tuple[Any, Any]) -> None:
-    _, tokenizer = tiny_fp32
-    same, tie, other = Difference(None, 0, 0), Difference((5, 6), 0.19, 0), Difference((5, 6), 0.21, 0)
-    check_differences([same, tie], "bf16", tokenizer, engine="test")
-    check_differences([other] + [same] * 49, "q8_0", tokenizer, engine="test")
-    with pytest.raises(SmallfirstError, match=r"on 1 of 50 texts .*other answers on 0% of texts"):
-        check_differences([other] + [same] * 49, "f16", tokenizer, engine="test")
-    with pytest.raises(SmallfirstError, match=r'on 2 of 50 texts .*\n  text 2: .*; it says .*", 0\.21 nats likelier'):
-        check_differences([same, other, other] + [same] * 47, "q8_0", tokenizer, engine="test")
-    with pytest.raises(SmallfirstError, match="text 1: log-probabilities differ by up to nan"):
-        check_differences([Difference(None, 0, float("nan"))], "q8_0", tokenizer, engine="test")
-    check_differences([Difference(None, 0, 0.02)], "bf16", tokenizer, engine="test", extra_nats=0.25)
-
-
-# --- llama.cpp -----------------------------------------------------------------------------------------------------
+def test_likely_tokens_are_compared_and_differ_by_no_more_than_the_precision_explains() -> None:
+    own = ComparedRow((7, 0, 1), 1, (-0.5, -9.0))
+    assert likely_difference(own, (-0.9, -4.0)) == pytest.approx(0.4)  # not 5: e^-9 is no likely token
+    assert likely_difference(own, (-math.inf, -9.0)) == math.inf
+    assert math.isnan(likely_difference(own, (math.nan, -9.0)))
+    check_differences([0.02, 0.25], "gguf", "bf16")
+    for wrong in (0.02, math.inf, math.nan):
+        with pytest.raises(SmallfirstError, match=r"on 1 of 2 texts \(allowed: 0\.001 nats\)\n  text 2: log-prob"):
+            check_differences([0.0, wrong], "safetensors", "bf16")
 
 
 @needs_llama
-@pytest.mark.usefixtures("with_llama")
-@pytest.mark.parametrize("kind", ["llama", "qwen2"])
-def test_llama_cpp_answers_alike(trained: Path, tmp_path: Path, kind: str) -> None:
-    as_family(trained, kind, vocab_size=510)
-    report = gguf_export(trained, tmp_path / "m.gguf")
-    assert (report.engine, report.n_llama_cpp_texts) == ("transformers, llama.cpp", 5)
-    assert 0 < report.max_difference < 0.1
-    assert not any("does not prompt as in training" in note for note in report.notes)
-
-
-@needs_llama
-@pytest.mark.usefixtures("with_llama")
 @in_loop
 async def test_chat_endpoint_of_llama_cpp_writes_what_the_trained_model_writes(
     writing: Path, tmp_path: Path, toy_rows: Dataset
@@ -459,12 +356,3 @@ def firmness_nats(model: Any, prompt: list[int], answer: list[int]) -> float:
     """How far the likeliest token is ahead of the next one, at least over the answer."""
     best = logits(model, prompt + answer)[len(prompt) - 1 : -1].topk(2, dim=-1).values
     return float((best[:, 0] - best[:, 1]).min())
-
-
-@needs_llama
-@pytest.mark.usefixtures("with_llama")
-def test_llama_cpp_finds_a_lost_start_token(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gguf.GGUFWriter, "add_add_bos_token", lambda writer, value: None)
-    with pytest.raises(SmallfirstError, match=r"llama.cpp splits 1 of 1 texts .*\n  text 1: from token 1 on"):
-        gguf_export(trained, tmp_path / "m.gguf", texts=("where is my card",))
-    assert_nothing_left(tmp_path / "m.gguf")

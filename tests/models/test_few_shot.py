@@ -78,18 +78,6 @@ def test_instructions_and_examples_come_before_the_text() -> None:
     ]
 
 
-def test_the_answer_is_short_and_closing_closes_the_general_model() -> None:
-    parrot = Parrot("card_lost")
-    model = PromptedModel(parrot, TASK)
-    assert isinstance(model, Model)
-    assert model.name == "parrot"
-    ask(model)
-    ask(model, max_tokens=5)
-    assert [request.max_tokens for request in parrot.requests] == [32, 5]
-    asyncio.run(model.aclose())
-    assert parrot.n_closed == 1
-
-
 def dataset(*pairs: tuple[str, str]) -> Dataset:
     examples = (
         Example(messages=(Message(role="user", content=text),), answer=answer, shape="label") for text, answer in pairs
@@ -113,12 +101,6 @@ def test_for_each_label_the_rows_of_median_length_are_shown_and_labels_take_turn
         Shot("cccc", "card"),
     )
     assert fixed_shots(TRAIN, DESK, 0) == ()
-
-
-def test_the_shown_rows_do_not_depend_on_the_order_of_rows() -> None:
-    texts = [(f"{i:03d}", "card" if i % 2 else "fee") for i in range(40)]  # all of one length
-    turned = [texts[i] for i in np.random.default_rng(0).permutation(40)]
-    assert fixed_shots(dataset(*texts), DESK, 3) == fixed_shots(dataset(*turned), DESK, 3)
 
 
 def test_the_nearest_rows_are_shown_nearest_last() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import threading
 from collections.abc import Sequence
 
 import pytest
@@ -23,21 +22,9 @@ SLOPE = (0.1, 0.3, 0.05, 0.2, 0.02, 0.25, 0.08)
 
 
 class DigitScorer:
-    """Reads the text as a label's index; 0.7 for that label, 0.05 for each other. Waits for `gate`."""
-
-    def __init__(self) -> None:
-        self.gate, self.began = threading.Event(), threading.Event()
-        self.gate.set()
-        self.batches: list[list[str]] = []
+    """Reads the text as a label's index; 0.7 for that label, 0.05 for each other."""
 
     def score(self, texts: Sequence[str]) -> list[LabelLogProbs]:
-        self.batches.append(list(texts))
-        self.began.set()
-        assert self.gate.wait(10)
-        if "broken" in texts:
-            raise ValueError("no number")
-        if "short" in texts:
-            return []
         rows = [[math.log(0.7) if i == int(text) else math.log(0.05) for i in range(7)] for text in texts]
         return [LabelLogProbs(row, n_tokens=3, busy_s=0.36) for row in rows]
 
@@ -58,16 +45,6 @@ def ask(model: LabelModel, *texts: str) -> list[Completion]:
     return asyncio.run(together())
 
 
-async def queued(model: LabelModel, scorer: DigitScorer, *texts: str) -> list[asyncio.Task[Completion]]:
-    """Tasks of these requests: the first is being scored, which its closed gate delays, and the others wait."""
-    scorer.gate.clear()
-    first = asyncio.create_task(model.complete(Request.ask(texts[0])))
-    await asyncio.to_thread(scorer.began.wait, 10)
-    rest = [asyncio.create_task(model.complete(Request.ask(text))) for text in texts[1:]]
-    await asyncio.sleep(0.01)
-    return [first, *rest]
-
-
 def test_an_answer_carries_label_confidence_alternatives_cost_and_tokens() -> None:
     model = LabelModel(DigitScorer(), MANIFEST, price=PRICE)
     assert isinstance(model, Model)
@@ -85,23 +62,6 @@ def test_alternatives_are_the_five_best_sorted() -> None:
     (answer,) = ask(LabelModel(SlopeScorer(), MANIFEST), "any")
     assert [label for label, _ in answer.alternatives] == [f"label-{i}" for i in (1, 5, 3, 0, 6)]
     assert [p for _, p in answer.alternatives] == pytest.approx([0.3, 0.25, 0.2, 0.1, 0.08])
-
-
-def test_a_temperature_changes_the_confidence_and_not_the_answer() -> None:
-    (answer,) = ask(LabelModel(DigitScorer(), TEMPERED), "2")
-    expected = math.sqrt(0.7) / (math.sqrt(0.7) + 6 * math.sqrt(0.05))
-    assert (answer.text, answer.confidence) == ("label-2", pytest.approx(expected))
-
-
-def test_a_stream_is_the_label_and_then_the_completion() -> None:
-    async def chunks() -> list[object]:
-        text, last = [
-            chunk async for chunk in LabelModel(DigitScorer(), MANIFEST, name="mine").stream(Request.ask("3"))
-        ]
-        assert last.completion is not None
-        return [text.text, last.completion.text, last.completion.answered_by]
-
-    assert asyncio.run(chunks()) == ["label-3", "label-3", "mine"]
 
 
 @pytest.mark.parametrize(("wanted", "n_top"), [(0, 0), (3, 3), (20, 7)])

@@ -10,9 +10,7 @@ import pytest
 from fixtures.light_process import LightProcess
 
 from smallfirst.base.errors import ConfigError, MissingExtra
-from smallfirst.models.generation.model import GenerativeModel
-from smallfirst.models.hardware import detect_hardware
-from smallfirst.models.loading import ENGINES, ModelSource, choose_engine, load, load_model
+from smallfirst.models.loading import ENGINES, ModelSource, choose_engine, load
 from smallfirst.models.manifest import Manifest, write_manifest
 from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.classify import Classify
@@ -77,22 +75,6 @@ def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.Monk
         load(ModelSource(file))
 
 
-def test_hardware_is_read_from_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text(
-        "processor\t: 0\nmodel name\t: Fast One\nflags\t\t: fpu avx2 avx512_bf16 avx512_vnni\n\nflags\t: x\n"
-    )
-    (tmp_path / "nvidia0").touch()
-    (tmp_path / "nvidiactl").touch()
-    found = detect_hardware(cpuinfo, tmp_path)
-    assert (found.processor, found.gpus) == ("Fast One", 1)
-    assert found.features == ("AVX2", "AVX512-BF16", "AVX512-VNNI")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert detect_hardware(cpuinfo, tmp_path).gpus == 0
-    assert detect_hardware(tmp_path / "none", tmp_path).features == ()
-
-
 def test_choosing_imports_no_engine(light_process: LightProcess) -> None:
     code = (
         "import sys\n"
@@ -130,16 +112,6 @@ def test_engine_of_another_package_is_chosen_and_loads(tmp_path: Path, fake_engi
     large = {"engine": {"name": "fake", "model": "https://example.com/m.fake", "settings": {"speed": 9}}}
     values = {"name": "desk", "data": {"train": "train.jsonl"}, "large": large, "folder": tmp_path}
     assert general_model(TaskFile.model_validate(values)) == ("", {"speed": 9})
-
-
-def test_bare_weights_are_loaded_as_a_chat_model(tiny_folder: Path) -> None:
-    model = load(ModelSource(tiny_folder, engine="PyTorch"))
-    assert (type(model), model.name) == (GenerativeModel, tiny_folder.name)
-
-
-def test_folder_without_a_manifest_is_not_loaded(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"smallfirst\.json"):
-        load_model(tmp_path)
 
 
 def test_gguf_file_and_address_are_loaded_with_their_settings(tmp_path: Path) -> None:

@@ -24,15 +24,12 @@ from smallfirst.models.pricing import (
     TokenPrice,
     TokenUsage,
     charges_json,
-    itemized,
     known_usd,
     read_usage,
     stated,
     tokens_of,
     total_usd,
-    whole,
     with_price_file,
-    with_purpose,
 )
 
 genai_prices = pytest.importorskip("genai_prices")
@@ -138,17 +135,6 @@ def test_the_tier_is_named_unless_it_is_the_usual_one() -> None:
     assert read_usage({"usage": {"service_tier": "batch", "input_tokens": 1}}).tier == "batch"
 
 
-def test_a_later_part_of_a_stream_completes_an_earlier_one() -> None:
-    head, usage = Reported(usd=0.5, source="x-litellm-response-cost"), TokenUsage(prompt_tokens=3)
-    assert head.then(Reported(usage, "flex")) == Reported(usage, "flex", 0.5, "x-litellm-response-cost")
-    assert head.then(Reported(usd=0.25, source="usage.cost")).usd == 0.25
-
-
-def test_numbers_in_tables() -> None:
-    assert [whole(v) for v in (3, "3", 3.0, "3.0")] == [3, 3, 3, 3]
-    assert [whole(v) for v in (None, "", "many", -1, True, float("nan"), float("inf"))] == [None] * 7
-
-
 NOW = datetime(2026, 11, 27, tzinfo=UTC)
 OWN = PriceBook(tokens={"gpt-4o-mini": TokenPrice(input_usd_per_mtok=1, output_usd_per_mtok=3)})
 ALL_KINDS = TokenUsage(
@@ -230,17 +216,6 @@ def test_the_price_of_a_day_is_the_newest_that_had_begun() -> None:
     assert "        valid_from: …" in str(caught.value)
 
 
-def test_a_mistake_in_a_price_is_named_by_its_place() -> None:
-    right = {"input_usd_per_mtok": 1, "output_usd_per_mtok": 2}
-    with pytest.raises(ConfigError) as caught:
-        book(tokens={"big": {**right, "cashed_usd_per_mtok": 1}, "mid": [{**right, "output_usd_per_mtok": -2}]})
-    assert str(caught.value).splitlines() == [
-        "task.yaml:",
-        '  tokens.big.cashed_usd_per_mtok: unknown setting — did you mean "cached_usd_per_mtok"?',
-        "  tokens.mid.0.output_usd_per_mtok: Input should be greater than or equal to 0 (got -2)",
-    ]
-
-
 def test_a_tier_without_a_price_is_an_error_that_names_the_line() -> None:
     with pytest.raises(PriceUnknown) as caught:
         OWN.charge("gpt-4o-mini", TokenUsage(prompt_tokens=1), tier="flex")
@@ -314,12 +289,6 @@ def test_catalogue_prices_a_known_model() -> None:
     assert line.source == f"genai-prices {genai_prices.__version__}: openai/gpt-4o-mini"
 
 
-def test_address_tells_the_seller() -> None:
-    model = "meta-llama/Llama-3.3-70B-Instruct-Turbo"
-    source = PriceBook().source_of(model, api_url="https://api.together.xyz/v1")
-    assert source.endswith(f": together/{model}")
-
-
 @pytest.mark.parametrize("tier", ["", "batch", "flex", "priority"])
 @pytest.mark.parametrize("n_prompt", [900, 250_000])
 @pytest.mark.parametrize(
@@ -370,17 +339,6 @@ def test_an_unknown_cost_is_not_a_cost_of_nothing() -> None:
     assert (total_usd([lost]), known_usd([lost]), known_usd([])) == (0.0, None, 0.0)
 
 
-def test_a_cost_without_lines_is_one_line_that_says_so() -> None:
-    assert itemized("big", 0.5) == (Charge(model="big", usd=0.5, basis="billed", source="stated by the model"),)
-    assert itemized("big", 0.0) == ()
-    assert itemized("big", 0.5, (HOSTED,)) == (HOSTED,)
-
-
-def test_only_lines_of_an_answer_get_another_purpose() -> None:
-    audit = HOSTED.model_copy(update={"purpose": "audit"})
-    assert [line.purpose for line in with_purpose([HOSTED, audit], "draft")] == ["draft", "audit"]
-
-
 def test_the_ledger_keeps_what_differs_from_the_defaults() -> None:
     text = charges_json([HOSTED])
     assert text is not None
@@ -393,17 +351,11 @@ def test_busy_time_pays_for_idle_time_as_well() -> None:
     line = MachinePrice(usd_per_hour=0.36, utilisation=0.5).charge("small", 2.0, TokenUsage(prompt_tokens=7))
     assert (line.usd, line.basis, line.busy_s) == (pytest.approx(0.0004), "machine time", 2.0)
     assert line.rates == {"hour": 0.36, "utilisation": 0.5}
-    assert line.in_words == (
-        "$0.00040 for answer by small: 2 s of this machine, 7 tokens read, 0 written"
-        " at $0.36 an hour, 50% of it used (prices.machine)"
-    )
 
 
 def test_a_line_in_words_names_tokens_tier_price_and_source() -> None:
     assert HOSTED.in_words == (
-        "$0.0021 for answer by big: 1,000 tokens read (800 cached), 5 written, flex tier"
-        " at USD per million tokens: input 2, output 10 (task.yaml of 2026-11-01)"
+        "$0.0021 for answer by big: 1,000 tokens read (800 cached), 5 written, flex tier,"
+        " at USD 2 input, 10 output, task.yaml 2026-11-01"
     )
-    fee = Charge(model="big", usd=0.005, basis="tokens", rates={"input": 1.0, "request": 0.005})
-    assert fee.in_words.endswith(" at USD per million tokens: input 1; $0.005 a request")
-    assert stated("big", None).in_words == "unknown cost for answer by big: stated (stated by the model)"
+    assert stated("big", None).in_words == "unknown cost for answer by big: stated by the model"

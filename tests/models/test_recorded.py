@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
-from smallfirst.base.errors import BadAnswer, ConfigError, DataError, SpendingLimitReached, Unavailable
+from smallfirst.base.errors import BadAnswer, DataError, SpendingLimitReached, Unavailable
 from smallfirst.base.progress import ProgressCallback, no_progress
 from smallfirst.models.pricing import stated, tokens_of
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_in_one_chunk
-from smallfirst.models.recorded import ReplayModel, Spending, record, request_key
-from smallfirst.models.spending_cap import SpendingCap
+from smallfirst.models.recorded import ReplayModel, Spending, SpendingCap, record, request_key
 
 HEADER: dict[str, Any] = {"made_at": "2026-11-25", "smallfirst": "0.1.0", "prompt": "Classify."}
 TEXTS = ("one", "two", "three", "four")
@@ -64,15 +63,6 @@ def answers(path: Path) -> list[str]:
     return [json.loads(line)["answer"] for line in path.read_text().splitlines()[1:]]
 
 
-def test_recording_replays(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "shout.jsonl"
-    assert run(Shout(), path, concurrency=3) == 4
-    model = ReplayModel.load(path)
-    assert model.note == "recorded 2026-11-25 from shout (n=4)"
-    completion = asyncio.run(model.complete(Request.ask("three")))
-    assert (completion.text, completion.latency_ms, completion.cost_usd) == ("THREE", 1.3, 0.1)
-
-
 def test_equal_requests_are_asked_once(tmp_path: Path) -> None:
     model = Shout()
     assert run(model, tmp_path / "a.jsonl", ("one", "two", "one")) == 2
@@ -90,21 +80,6 @@ def test_killed_run_goes_on_without_asking_twice(tmp_path: Path) -> None:
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert answers(path) == ["ONE", "TWO", "THREE", "FOUR"]
     assert ReplayModel.load(path).note == "recorded 2026-11-25 from shout (n=4)"
-
-
-def test_model_that_is_down_ends_the_run_and_keeps_what_is_there(tmp_path: Path) -> None:
-    path, model = tmp_path / "a.jsonl", Shout(down="three")
-    with pytest.raises(Unavailable, match="large model down"):
-        run(model, path)
-    assert model.asked == ["one", "two", "three"]
-    assert answers(path) == ["ONE", "TWO"]
-
-
-def test_answer_under_way_when_the_model_goes_down_is_kept(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    with pytest.raises(Unavailable):
-        run(Shout(down="one"), path, concurrency=2)
-    assert answers(path) == ["TWO"]
 
 
 def test_bad_answers_are_skipped_and_told_at_the_end(tmp_path: Path) -> None:
@@ -129,20 +104,6 @@ def test_another_model_or_prompt_may_not_go_on_with_the_file(tmp_path: Path) -> 
     assert (model.asked, path.read_text()) == ([], before)
     with pytest.raises(DataError, match="with another prompt"):
         run(Shout(), path, header=HEADER | {"prompt": "Think."})
-
-
-def test_settings_are_compared_as_they_are_written(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    header = HEADER | {"settings": {"stop": ("\n",)}}  # a tuple here, a list in the file
-    run(Shout(), path, header=header)
-    assert run(Shout(), path, header=header) == 0
-
-
-def test_wrong_header_asks_nothing(tmp_path: Path) -> None:
-    model = Shout()
-    with pytest.raises(ConfigError, match="made_at: missing"):
-        run(model, tmp_path / "a.jsonl", header={"smallfirst": "0.1.0"})
-    assert model.asked == []
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
@@ -222,20 +183,6 @@ def test_recorded_answer_comes_back_as_it_was(tmp_path: Path) -> None:
     )
 
 
-def test_what_was_not_recorded_has_no_answer(tmp_path: Path) -> None:
-    with pytest.raises(BadAnswer) as caught:
-        asyncio.run(loaded(tmp_path).complete(Request.ask("Hello")))
-    assert str(caught.value) == (
-        f'{tmp_path}/big.jsonl has no answer of big-70b to "Hello"\n'
-        "  next: record it: smallfirst record (sends only what is missing)"
-    )
-
-
-def test_note_says_when_by_whom_and_how_many(tmp_path: Path) -> None:
-    assert loaded(tmp_path).note == "recorded 2026-11-25 from big-70b (n=1)"
-    assert loaded(tmp_path, n=450).note == "recorded 2026-11-25 from big-70b (n=1 of 450, unfinished)"
-
-
 def test_every_wrong_line_is_named(tmp_path: Path) -> None:
     row = {**ROW}
     del row["cost_usd"]
@@ -264,6 +211,28 @@ def test_file_without_a_header_is_refused(tmp_path: Path, line: Any, rule: str) 
     assert [(problem.line, problem.rule) for problem in caught.value.problems] == [(1, rule)]
 
 
-def test_missing_file_names_the_command(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such recording\n  next: make it: smallfirst record"):
-        ReplayModel.load(tmp_path / "none.jsonl")
+# --- the cap
+
+
+def test_a_request_waits_for_what_another_may_release() -> None:
+    async def work() -> tuple[float | None, float | None, float]:
+        cap = SpendingCap(1.0, 0.3)
+        first = await cap.reserve(0.5)
+        waiting = asyncio.create_task(cap.reserve(0.5))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await cap.release(0.5, 0.1)
+        return first, await waiting, cap.spent_usd
+
+    assert asyncio.run(work()) == (0.5, 0.5, 0.4)
+
+
+def test_an_answer_above_its_worst_case_raises_that_of_all_later_ones() -> None:
+    async def work() -> float | None:
+        cap = SpendingCap(1.0)
+        assert await cap.reserve(0.2) == 0.2
+        await cap.release(0.2, 0.4)
+        assert await cap.reserve(0.2) == 0.4
+        return await SpendingCap(0.1).reserve(0.2)
+
+    assert asyncio.run(work()) is None

@@ -7,13 +7,11 @@ import json
 import threading
 from typing import Any
 
-import jsonschema
 import pytest
 from fixtures.event_loop import in_loop
 
 from smallfirst.base.errors import BadAnswer, ConfigError, RequestRefused
 from smallfirst.models import response_format
-from smallfirst.models.generation.generator import GenerationRequest, Generator
 from smallfirst.models.generation.grammar import Grammar
 from smallfirst.models.protocol import Completion, ResponseFormat
 from smallfirst.models.response_format import ResponseGrammars, check_response_format, json_format
@@ -53,27 +51,6 @@ def test_another_schema_than_the_tasks_is_refused(lively: tuple[Any, Any]) -> No
         grammar_of(lively[1], OWN, wanted_json(OTHER))
 
 
-def test_grammars_are_cached_by_schema_and_property_order_and_the_oldest_is_dropped(
-    lively: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(response_format, "MAX_COMPILED", 2)
-    made, compiled = ResponseGrammars(None, lively[1], name="orders"), Grammar.compile
-    asked: list[Any] = []
-    monkeypatch.setattr(Grammar, "compile", lambda schema, words: (asked.append(schema), compiled(schema, words))[1])
-    properties = {"a": {"type": "integer"}, "b": {"type": "integer"}}
-    one, other = (
-        {"type": "object", "properties": dict(order)} for order in (properties.items(), [*properties.items()][::-1])
-    )
-
-    async def play() -> None:
-        for schema in (one, other, one, {"enum": ["c"]}, one, other):
-            await made.grammar_for(wanted_json(schema))
-
-    asyncio.run(play())
-    made.close()
-    assert list(map(json.dumps, asked)) == list(map(json.dumps, (one, other, {"enum": ["c"]}, other)))
-
-
 def test_compiling_blocks_nobody_and_is_limited_in_time(
     lively: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,16 +63,6 @@ def test_compiling_blocks_nobody_and_is_limited_in_time(
     finally:
         release.set()
         made.close()
-
-
-def test_free_text_takes_the_format_of_the_request(lively: tuple[Any, Any]) -> None:
-    generator = Generator(*lively)
-    assert grammar_of(generator.tokenizer, None, None) is None
-    for wanted, schema in ((wanted_json(OTHER), OTHER), (ResponseFormat(kind="json_object"), {"type": "object"})):
-        text = generator.generate(
-            [GenerationRequest([5, 6, 7], 40, grammar=grammar_of(generator.tokenizer, None, wanted))]
-        )[0].text
-        jsonschema.validate(json.loads(text), schema)
 
 
 def test_a_schema_without_a_grammar_is_refused_with_the_reason(lively: tuple[Any, Any]) -> None:

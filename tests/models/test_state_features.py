@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,22 +62,3 @@ def test_foreign_states_are_unusual_by_every_feature_and_own_ones_by_none() -> N
     )
     assert unusual.shape == (100, len(STATE_FEATURES))
     assert (np.quantile(unusual, 0.1, axis=0) > np.quantile(ordinary, 0.9, axis=0)).all()
-
-
-def test_without_logits_there_are_the_two_distances() -> None:
-    rows = np.random.default_rng(2).normal(size=(30, 3)).astype(np.float32)
-    none = np.zeros((30, 0), dtype=np.float32)
-    profile = HiddenStateProfile.fit(HiddenStates(rows, none), np.zeros(30, dtype=int))
-    assert profile.nonconformity(HiddenStates(rows, none)).shape == (30, 2)
-    assert (
-        profile.nonconformity(HiddenStates(rows, none)) == profile.nonconformity(HiddenStates(rows, rows))[:, 2:]
-    ).all()
-
-
-def test_a_profile_is_the_same_from_its_file(tmp_path: Path) -> None:
-    rows = np.random.default_rng(3).normal(size=(50, 4)).astype(np.float32)
-    states = HiddenStates(rows, rows)
-    profile = HiddenStateProfile.fit(states, np.arange(50) % 3)
-    profile.save(tmp_path / "states.safetensors")
-    again = HiddenStateProfile.load(tmp_path / "states.safetensors")
-    assert again.nonconformity(states).tolist() == profile.nonconformity(states).tolist()

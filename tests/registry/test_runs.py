@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from fixtures.evaluations import evaluated_row, evaluation_of
 from fixtures.warm_processes import WarmProcess
 
 from smallfirst.base.errors import SmallfirstError
+from smallfirst.base.stats.intervals import Estimate
+from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.registry import runs
-from smallfirst.registry.runs import TrackedRun, client, open_run, resume_run
+from smallfirst.registry.runs import TrackedRun, client, log_evaluation, open_run, resume_run
 
 pytestmark = pytest.mark.usefixtures("module_store")
 
@@ -49,31 +52,11 @@ def test_a_run_keeps_its_parameters_tags_and_curve(tmp_path: Path) -> None:
     assert json.loads(artifact(run, "about/machine.json").read_text()) == {"cores": 2}
 
 
-def test_two_runs_share_an_experiment() -> None:
-    with open_run("shared", "a") as a, open_run("shared", "b") as b:
-        assert stored(a).info.experiment_id == stored(b).info.experiment_id
-
-
-def test_metrics_wait_in_memory_until_the_next_batch() -> None:
-    with open_run("tickets", "buffered") as run:
-        run.log_metrics(1, {"loss": 2.0})
-        assert stored(run).data.metrics == {}
-        assert run.flush()
-        assert stored(run).data.metrics == {"loss": 2.0}
-
-
 def test_metrics_are_written_while_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "FLUSH_INTERVAL_S", 0.0)
     with open_run("tickets", "live") as run:
         run.log_metrics(1, {"loss": 2.0})
         assert stored(run).data.metrics == {"loss": 2.0}
-
-
-def test_more_than_one_batch_is_written_whole() -> None:
-    with open_run("tickets", "long") as run:
-        for step in range(1500):
-            run.log_metrics(step, {"loss": float(step)})
-    assert len(client().get_metric_history(run.run_id, "loss")) == 1500
 
 
 def test_a_store_that_fails_does_not_stop_the_training(caplog: pytest.LogCaptureFixture) -> None:
@@ -115,9 +98,21 @@ def test_a_run_can_be_taken_up_again() -> None:
     assert len(client().get_metric_history(first.run_id, "loss")) == 2
 
 
-def test_taking_up_an_unknown_run_names_the_store() -> None:
-    with pytest.raises(SmallfirstError, match=r"the MLflow store sqlite:///.* refused: .*not found"):
-        resume_run("0" * 32)
+def test_an_evaluation_is_kept_with_its_figures_and_rows_on_the_run_of_the_training() -> None:
+    row = evaluated_row("k", "late", "late", text="my card is läte", correct=True, confidence=0.9)
+    measures = {"macro_f1": Estimate(value=0.4, low=0.125, high=0.625, n=4)}
+    accuracy = Estimate(value=0.5, low=0.25, high=0.75, n=4)
+    fields = {"candidate": "small", "split": "calibration", "accuracy": accuracy, "measures": measures}
+    evaluation = evaluation_of((row,), model="tiny", **fields)
+    with open_run("tickets", "training") as run:
+        path = log_evaluation(run.run_id, evaluation)
+    found = client().get_run(run.run_id).data.metrics
+    names = ("n", "accuracy", "accuracy.low", "macro_f1.high")
+    assert [found[f"small/calibration/{name}"] for name in names] == [4, 0.5, 0.25, 0.625]
+    assert path == "evaluations/small-calibration.json"
+    assert Evaluation.model_validate(json.loads(artifact(run, path).read_text())) == evaluation
+    with pytest.raises(SmallfirstError, match=r"the metrics of small were not written to run 0"):
+        log_evaluation("0" * 32, evaluation)
 
 
 def test_long_values_are_cut_and_many_parameters_accepted() -> None:

@@ -25,7 +25,7 @@ from smallfirst.ledger.ledger import Ledger
 from smallfirst.models.few_shot import PromptedModel
 from smallfirst.models.manifest import MANIFEST, read_manifest
 from smallfirst.models.protocol import Completion, DelegatingModel, Model, Request
-from smallfirst.models.spending_cap import SpendingCap
+from smallfirst.models.recorded import SpendingCap
 from smallfirst.path.large_model import prompted_model, worst_usd
 from smallfirst.path.project.project import Project, load_small
 from smallfirst.path.project.task_file import TaskFile, read_task_file

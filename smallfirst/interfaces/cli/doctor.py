@@ -98,11 +98,11 @@ def examine(file: TaskFile | None, *, ask_large: bool = False) -> Iterator[Diagn
 
 
 def _machine() -> Iterator[Diagnosis]:
-    from smallfirst.models.hardware import detect_hardware
+    from smallfirst.models.batching import usable_cores
     from smallfirst.training.estimates import system_memory
 
-    found, memory = detect_hardware(), system_memory()
-    what = f"{found.cores} cores, {found.gpus or 'no'} GPU, {', '.join(found.features) or 'no known features'}"
+    memory, n_gpus = system_memory(), len(list(Path("/dev").glob("nvidia[0-9]*")))
+    what = f"{usable_cores()} cores, {n_gpus or 'no'} GPU"
     yield Diagnosis("ok", "processor", what)
     enough = memory.bytes >= LEAST_MEMORY
     advice = "" if enough else "smallfirst check task.yaml   says what a run takes"
@@ -146,7 +146,7 @@ def _answering(name: str, url: str, path: str, key: str, advice: str) -> Diagnos
     from smallfirst.models.remote.http import ConnectionBroken, HttpSession, ResponseTimeout
 
     async def status() -> int:
-        session = HttpSession(url, key=key, timeout_s=TIMEOUT_S, connect_timeout_s=TIMEOUT_S)
+        session = HttpSession(url, key=key, timeout_s=TIMEOUT_S)
         try:
             return (await session.send("GET", path)).status
         finally:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from smallfirst.models.hardware import detect_hardware
+from smallfirst.models.batching import usable_cores
 
 FAMILIES = ("bert", "mpnet")
 """Model types of transformers that are built here."""
@@ -51,7 +51,7 @@ class CTranslate2Encoder:
         self.int8 = int8
         self.width: int = _config(folder)["hidden_size"]
         self._is_mpnet = _config(folder)["model_type"] == "mpnet"
-        threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or detect_hardware().cores
+        threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or usable_cores()
         with tempfile.TemporaryDirectory(prefix="smallfirst-") as converted:
             _specification(folder).save(converted)
             self._encoder = ctranslate2.Encoder(

@@ -166,7 +166,7 @@ def fit_logistic_regression(
 
 
 class LabelSetModel(LabelModel):
-    """A Scorer of log-odds as a Model: the labels above the manifest's threshold, in label order."""
+    """A TextScorer of log-odds as a Model: the labels above the manifest's threshold, in label order."""
 
     @property
     def capabilities(self) -> frozenset[Capability]:
@@ -231,7 +231,7 @@ class Measured(NamedTuple):
 
 
 class ScopedClassifier:
-    """A Scorer: `other` has the probability that the fused signals give it, the other labels share the rest."""
+    """A TextScorer: `other` has the probability that the fused signals give it, the other labels share the rest."""
 
     def __init__(self, classifier: LinearClassifier, profile: HiddenStateProfile, parameters: ScopeParameters) -> None:
         self.classifier, self.profile, self.parameters = classifier, profile, parameters

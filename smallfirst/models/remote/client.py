@@ -1,7 +1,8 @@
-"""Requests to one endpoint: a bounded queue, retries within a budget, and a circuit breaker.
+"""Requests to one endpoint: a bounded queue, retries, a circuit breaker, and the endpoint's errors in words.
 
 A request is sent again only if no connection was made or the endpoint says that it did nothing (429, 425, 503 with
-Retry-After): any other failure may have been paid. Every attempt is noted with its outcome and cost.
+Retry-After): any other failure may have been paid. Every attempt is on the bill with its outcome and cost. Errors quote
+the endpoint shortened and without the API key.
 """
 
 from __future__ import annotations
@@ -14,11 +15,16 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
 
-from smallfirst.base.errors import AnswerLost, ModelError, RateLimited, Unavailable
+from smallfirst.base.errors import AnswerLost, BadAnswer, ModelError, RateLimited, Unauthorised, Unavailable
+from smallfirst.data.redaction import redact
 from smallfirst.models.protocol import Attempt, Bill
 from smallfirst.models.remote.config import EndpointConfig
 from smallfirst.models.remote.http import (
+    CONNECT_TIMEOUT_S,
     ConnectionBroken,
     HttpResponse,
     HttpSession,
@@ -27,22 +33,15 @@ from smallfirst.models.remote.http import (
     ResponseTimeout,
     error_text,
 )
-from smallfirst.models.remote.responses import (
-    MAX_REFUSAL_BYTES,
-    ResponseParser,
-    after_attempts,
-    did_nothing,
-    retry_after_s,
-)
 
 FIRST_WAIT_S, MAX_WAIT_S = 0.5, 8.0
-RETRY_SHARE, BURST = 0.1, 10
-"""Retries of all requests together are at most this share of them, beside those that a quiet endpoint may get at once.
-A wait that a 429 asks for does not count."""
 MAX_FAILURES = 5
 """This many failures in a row open the circuit."""
 FIRST_OPEN_S, MAX_OPEN_S = 1.0, 30.0
 """How long it stays open at first, and at most: doubled with each probe that fails."""
+SHOWN_CHARACTERS = 300
+MAX_REFUSAL_BYTES = 64 * 1024
+"""So much of an error's body is read."""
 
 
 class CircuitOpenError(Unavailable):
@@ -54,88 +53,109 @@ class CircuitOpenError(Unavailable):
         """Seconds until it gets requests again."""
 
 
-class RetryBudget:
-    """Retries that are left: each request adds RETRY_SHARE, up to BURST. It starts full."""
-
-    def __init__(self) -> None:
-        self._left = float(BURST)
-
-    def add_request(self) -> None:
-        self._left = min(BURST, self._left + RETRY_SHARE)
-
-    def take(self) -> bool:
-        """Spend one retry; return False if there is none left."""
-        if self._left < 1 - 1e-9:  # ten times 0.1 may add up to a little less than one
-            return False
-        self._left -= 1
-        return True
-
-
 class CircuitBreaker:
-    """Closed: every request is sent. Open: none is. Afterwards one probe is sent, and closes it or reopens it.
-
-    `enter` returns a phase to pass back: a request sent before it opened says nothing about the time after.
-    """
+    """Closed: every request is sent. Open: none is; then one probe is, and its answer closes it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._phase = self._n_failures = 0
-        self._open_s = FIRST_OPEN_S
-        self._open_until: float | None = None
-        self._probing = False
+        self._clock, self._n_failures, self._probing = clock, 0, False
+        self._open_s, self._open_until = FIRST_OPEN_S, -math.inf
 
     @property
     def remaining_open_s(self) -> float:
         """Seconds until a request may be sent; 0 if one may be sent now."""
-        if self._open_until is None:
-            return 0.0
-        return self._open_s if self._probing else max(0.0, self._open_until - self._clock())
+        return max(0.0, self._open_until - self._clock())
 
-    def enter(self) -> int | None:
-        """Return the phase of a request that may be sent now, or None while the circuit is open."""
+    def enter(self) -> bool:
+        """Return whether a request may be sent now."""
         if self.remaining_open_s > 0:
-            return None
-        if self._open_until is not None:
-            self._probing = True
-            self._phase += 1
-        return self._phase
+            return False
+        if self._n_failures >= MAX_FAILURES:  # one probe; where its end is never told the next one goes after the rest
+            self._probing, self._open_until = True, self._clock() + self._open_s
+        return True
 
-    def record_response(self, phase: int) -> None:
-        """Close the circuit after a probe: the endpoint has begun to answer. The rest of the answer may still fail."""
-        if phase == self._phase and self._probing:
-            self._open_until, self._probing = None, False
-            self._n_failures, self._open_s = 0, FIRST_OPEN_S
-
-    def record_success(self, phase: int) -> None:
-        """Count a complete answer; a refusal is one too."""
-        self.record_response(phase)
-        if phase == self._phase:
-            self._n_failures = 0
-
-    def record_failure(self, phase: int) -> None:
-        """Count an endpoint that was unreachable, broke off, took too long or reported an error of its own."""
-        if phase != self._phase:
+    def record(self, *, answered: bool) -> None:
+        """Count a complete answer (a refusal is one too), or an endpoint that was unreachable, broke off or failed."""
+        if answered:
+            self._n_failures, self._probing = 0, False
+            self._open_s, self._open_until = FIRST_OPEN_S, -math.inf
             return
         self._n_failures += 1
         if self._probing:
             self._open_s = min(MAX_OPEN_S, 2 * self._open_s)
-        elif self._n_failures < MAX_FAILURES:
+        elif self._n_failures != MAX_FAILURES:  # requests that were sent before it opened say nothing new
             return
-        self._phase += 1
-        self._probing = False
-        self._open_until = self._clock() + self._open_s
+        self._probing, self._open_until = False, self._clock() + self._open_s
 
-    def cancel(self, phase: int) -> None:
-        """Let the next request probe if this one was a probe and its caller left before there was a result."""
-        if phase == self._phase and self._probing:
-            self._probing, self._open_until = False, self._clock()
+
+class EndpointErrors:
+    """What went wrong at one endpoint, in words."""
+
+    def __init__(self, config: EndpointConfig, key: str) -> None:
+        self.url, self._config, self._key = f"{config.base_url}/chat/completions", config, key
+
+    def refusal(self, status: int, start: bytes, n_tries: int, *, retry_after: str = "") -> ModelError:
+        """Return the error of a status other than 2xx; `start` is the beginning of its body."""
+        quote, tries = self.quoted(start), _after(n_tries)
+        if status in (401, 403):
+            return Unauthorised(
+                f"{self.url} refused the key (HTTP {status}): {quote}",
+                hint=f"put a key that may use {self._config.model} into the variable {self._config.api_key_env}",
+            )
+        if status == 429:
+            return RateLimited(
+                f"{self.url} asks to slow down (HTTP 429){tries}: {quote}",
+                hint="wait a while, or lower max_concurrency",
+            )
+        if did_nothing(status, retry_after):
+            return self.unavailable(f"HTTP {status}{tries}: {quote}")
+        if status == 408 or status >= 500:
+            return self.lost(f"HTTP {status}{tries}: {quote}", f"status {status}")
+        if 300 <= status < 400:
+            quote = "a redirect, which is not followed because the key would go along"
+        return BadAnswer(
+            f"{self.url} refused the request (HTTP {status}): {quote}",
+            hint=f'check base_url, and that the endpoint knows the model "{self._config.model}"',
+            reason=f"status {status}",
+        )
+
+    def unavailable(self, what: str) -> Unavailable:
+        hint = f"see if it is up: curl {self._config.base_url}/models"
+        return Unavailable(f"{self.url} is unavailable: {what}", hint=hint)
+
+    def circuit_open(self, wait_s: float) -> CircuitOpenError:
+        error = self.unavailable(f"no requests for another {math.ceil(wait_s)} s: it has failed too often")
+        return CircuitOpenError(str(error.args[0]), retry_after_s=wait_s, hint=error.hint)
+
+    def lost(self, what: str, reason: str) -> AnswerLost:
+        return AnswerLost(
+            f"{self.url} took the request and gave no answer: {what}",
+            hint="it may be paid, so it is not sent again; see the endpoint's own records",
+            reason=reason,
+        )
+
+    def invalid(self, reason: str) -> BadAnswer:
+        return BadAnswer(f"{self.url} answered with something invalid: {reason}", reason=reason)
+
+    def no_completion(self, content: bytes | str, reason: str) -> BadAnswer:
+        return BadAnswer(
+            f"{self.url} answered with something that is not a chat completion ({reason}): {self.quoted(content)}",
+            hint="check that base_url ends where the API begins, usually /v1",
+            reason=reason,
+        )
+
+    def quoted(self, content: bytes | str) -> str:
+        start = content[: 100 * SHOWN_CHARACTERS]
+        text = " ".join((start if isinstance(start, str) else start.decode(errors="replace")).split())
+        if self._key:
+            text = text.replace(self._key, "•••")
+        return redact(text).text[:SHOWN_CHARACTERS] or "(nothing)"
 
 
 class _DidNothing(Exception):
     """A request that certainly was not worked on, so that it may be sent again."""
 
-    def __init__(self, error: ModelError, retry_after_s: float | None = None) -> None:
-        self.error, self.retry_after_s = error, retry_after_s
+    def __init__(self, error: ModelError, wait_s: float | None = None) -> None:
+        self.error, self.wait_s = error, wait_s
 
 
 @dataclass
@@ -153,23 +173,23 @@ class EndpointClient:
     def __init__(
         self,
         config: EndpointConfig,
-        parser: ResponseParser,
+        key: str,
         *,
-        open_session: Callable[[], HttpSession],
+        connect: Callable[[EndpointConfig, str], HttpSession] | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Connect to nothing yet. `open_session` is called once in each event loop."""
-        self._config, self._parser = config, parser
-        self._open_session, self._sleep = open_session, sleep
-        self._budget, self._breaker = RetryBudget(), CircuitBreaker(clock)
+        """Connect to nothing yet. `connect` is called once in each event loop."""
+        self.errors = EndpointErrors(config, key)
+        self._config, self._key, self._connect, self._sleep = config, key, connect or open_session, sleep
+        self._breaker = CircuitBreaker(clock)
         self._loops: dict[asyncio.AbstractEventLoop, _LoopState] = {}
         self._n_in_flight = 0
 
     def check(self) -> None:
         """Raise CircuitOpenError while no request would be sent."""
-        if self._breaker.remaining_open_s > 0:
-            raise self._circuit_open()
+        if (wait_s := self._breaker.remaining_open_s) > 0:
+            raise self.errors.circuit_open(wait_s)
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[tuple[HttpSession, float]]:
@@ -189,28 +209,26 @@ class EndpointClient:
     ) -> AsyncIterator[tuple[HttpResponse, Attempt]]:
         """Yield a successful response whose body is unread, and its attempt, whose cost the caller sets.
 
-        `bill` gets all attempts.
-        Raise ModelError, also if the body breaks off.
+        `bill` gets all attempts. Raise ModelError, also if the body breaks off.
         """
-        response, attempt, phase = await self._send(session, path, body, bill)
-        record, outcome = self._breaker.cancel, "abandoned"  # unless one of these happens
+        response, attempt = await self._send(session, path, body, bill)
+        outcome, answered = "abandoned", None  # unless one of these happens
         try:
             yield response, attempt
-            record, outcome = self._breaker.record_success, "answered"
+            outcome, answered = "answered", True
         except InvalidResponse as error:
-            record, outcome = self._breaker.record_success, "invalid answer"
-            raise self._parser.invalid(error_text(error)) from None
+            outcome, answered = "invalid answer", True
+            raise self.errors.invalid(error_text(error)) from None
         except (ConnectionBroken, TimeoutError) as error:
-            record, outcome = self._breaker.record_failure, "broken off"
-            raise self._parser.lost(f"it broke off ({error_text(error)})", "the answer broke off") from None
-        except Unavailable:  # it reported an error itself, or its stream ended early
-            record, outcome = self._breaker.record_failure, "broken off"
-            raise
-        except ModelError:
-            record, outcome = self._breaker.record_success, "invalid answer"
+            outcome, answered = "broken off", False
+            raise self.errors.lost(f"it broke off ({error_text(error)})", "the answer broke off") from None
+        except ModelError as error:
+            is_up = not isinstance(error, Unavailable)  # else it reported an error itself, or its stream ended early
+            outcome, answered = "invalid answer" if is_up else "broken off", is_up
             raise
         finally:
-            record(phase)
+            if answered is not None:
+                self._breaker.record(answered=answered)
             attempt.end(outcome)
             await response.aclose()
 
@@ -222,7 +240,7 @@ class EndpointClient:
     async def _new_loop_state(self) -> _LoopState:
         for old in [known for known in list(self._loops) if known.is_closed()]:
             self._loops.pop(old, None)
-        session = self._open_session()
+        session = self._connect(self._config, self._key)
         state = _LoopState(session, asyncio.Semaphore(self._config.max_concurrency), _closed_with_its_loop(session))
         self._loops[asyncio.get_running_loop()] = state
         await anext(state.closer)
@@ -230,55 +248,53 @@ class EndpointClient:
 
     async def _send(
         self, session: HttpSession, path: str, body: bytes, bill: Bill | None
-    ) -> tuple[HttpResponse, Attempt, int]:
-        self._budget.add_request()
+    ) -> tuple[HttpResponse, Attempt]:
+        """Return a response of status 2xx and its attempt. Raise ModelError."""
         for n_tries in itertools.count(1):
+            self.check()
+            self._breaker.enter()
+            attempt = Attempt(self._config.base_url, self._config.model)
+            if bill is not None:
+                bill.attempts.append(attempt)
             try:
-                return await self._send_once(session, path, body, bill, n_tries)
+                return await self._send_once(session, path, body, attempt, n_tries), attempt
             except _DidNothing as failure:
-                wait_s = self._wait_s(failure, n_tries)
+                wait_s = failure.wait_s
                 if wait_s is None:
+                    wait_s = min(MAX_WAIT_S, FIRST_WAIT_S * 2 ** (n_tries - 1)) * random.uniform(0.5, 1)
+                # No caller waits longer for an answer than the timeout.
+                is_last = n_tries > self._config.max_retries or wait_s > self._config.timeout_s
+                if is_last or self._breaker.remaining_open_s > 0:
                     raise failure.error from None
             await self._sleep(wait_s)
         raise AssertionError
 
     async def _send_once(
-        self, session: HttpSession, path: str, body: bytes, bill: Bill | None, n_tries: int
-    ) -> tuple[HttpResponse, Attempt, int]:
-        """Return the response, its attempt and its phase. Raise ModelError, or _DidNothing if it may be sent again."""
-        phase = self._breaker.enter()
-        if phase is None:
-            raise self._circuit_open()
-        attempt, timeout_s = Attempt(self._config.base_url, self._config.model), self._config.timeout_s
-        if bill is not None:
-            bill.attempts.append(attempt)
+        self, session: HttpSession, path: str, body: bytes, attempt: Attempt, n_tries: int
+    ) -> HttpResponse:
+        """Return a response of status 2xx. Raise ModelError, or _DidNothing if the request may be sent again."""
+        timeout_s = self._config.timeout_s
+        failure: ModelError | _DidNothing
         try:
-            async with asyncio.timeout(self._config.connect_timeout_s + timeout_s):  # headers may come byte by byte
+            async with asyncio.timeout(CONNECT_TIMEOUT_S + timeout_s):  # headers may come byte by byte
                 response = await session.post(path, body)
             if 200 <= response.status < 300:
-                self._breaker.record_response(phase)
-                return response, attempt, phase
-            failure = await self._refused(response, attempt, phase, n_tries)
+                return response
+            raise await self._refusal(response, attempt, n_tries)
         except (ResponseTimeout, TimeoutError):
-            self._breaker.record_failure(phase)
-            attempt.end("timeout")
             what = f"no answer within {timeout_s:g} s"
-            failure = self._parser.lost(what, what)
+            outcome, cost_usd, failure = "timeout", None, self.errors.lost(what, what)
         except NotConnected as error:
-            self._breaker.record_failure(phase)
-            attempt.end("not connected", 0.0)
-            failure = _DidNothing(self._parser.unavailable(f"{error}{after_attempts(n_tries)}"))
+            unavailable = self.errors.unavailable(f"{error}{_after(n_tries)}")
+            outcome, cost_usd, failure = "not connected", 0.0, _DidNothing(unavailable)
         except ConnectionBroken as broken:
-            self._breaker.record_failure(phase)
-            attempt.end("broken off")
-            failure = self._parser.lost(str(broken), "the connection broke off")
-        finally:
-            self._breaker.cancel(phase)
+            lost = self.errors.lost(str(broken), "the connection broke off")
+            outcome, cost_usd, failure = "broken off", None, lost
+        self._breaker.record(answered=False)
+        attempt.end(outcome, cost_usd)
         raise failure from None
 
-    async def _refused(
-        self, response: HttpResponse, attempt: Attempt, phase: int, n_tries: int
-    ) -> ModelError | _DidNothing:
+    async def _refusal(self, response: HttpResponse, attempt: Attempt, n_tries: int) -> ModelError | _DidNothing:
         """Return the error of a status other than 2xx."""
         start, retry_after = b"", response.header("retry-after")
         try:
@@ -287,29 +303,10 @@ class EndpointClient:
                     start = await response.read_start(MAX_REFUSAL_BYTES)
         finally:
             await response.aclose()
-        error = self._parser.refusal(response.status, start, n_tries, retry_after=retry_after)
+        error = self.errors.refusal(response.status, start, n_tries, retry_after=retry_after)
         attempt.end(f"HTTP {response.status}", None if isinstance(error, AnswerLost) else 0.0)
-        if isinstance(error, Unavailable):
-            self._breaker.record_failure(phase)
-        else:
-            self._breaker.record_success(phase)  # an endpoint that refuses is reachable
+        self._breaker.record(answered=not isinstance(error, Unavailable))  # who refuses is reachable
         return _DidNothing(error, retry_after_s(retry_after)) if did_nothing(response.status, retry_after) else error
-
-    def _wait_s(self, failure: _DidNothing, n_tries: int) -> float | None:
-        """Return how long to wait before the request is sent again; None if it is not."""
-        if n_tries > self._config.max_retries or self._breaker.remaining_open_s > 0:
-            return None
-        backoff_s = min(MAX_WAIT_S, FIRST_WAIT_S * 2 ** (n_tries - 1)) * random.uniform(0.5, 1)
-        wait_s = backoff_s if failure.retry_after_s is None else failure.retry_after_s
-        if wait_s > self._config.timeout_s:  # no caller waits that long for an answer
-            return None
-        is_requested = failure.retry_after_s is not None and isinstance(failure.error, RateLimited)
-        return wait_s if is_requested or self._budget.take() else None
-
-    def _circuit_open(self) -> CircuitOpenError:
-        wait_s = self._breaker.remaining_open_s
-        error = self._parser.unavailable(f"no requests for another {math.ceil(wait_s)} s: it has failed too often")
-        return CircuitOpenError(str(error.args[0]), retry_after_s=wait_s, hint=error.hint)
 
 
 async def _closed_with_its_loop(session: HttpSession) -> AsyncGenerator[None, None]:
@@ -318,3 +315,42 @@ async def _closed_with_its_loop(session: HttpSession) -> AsyncGenerator[None, No
         yield
     finally:
         await session.aclose()
+
+
+def open_session(config: EndpointConfig, key: str, *, unix_socket: Path | None = None) -> HttpSession:
+    """Return a session to the endpoint for the running event loop. Open no connection yet."""
+    return HttpSession(
+        config.base_url,
+        key=key,
+        timeout_s=config.timeout_s,
+        max_connections=config.max_concurrency,
+        unix_socket=unix_socket,
+    )
+
+
+def did_nothing(status: int, retry_after: str) -> bool:
+    """Return whether a status says that the request was not worked on, so that it may be sent again.
+
+    429 and 425 always; 503 only with Retry-After, since gateways send it also for work that has begun.
+    """
+    return status in (425, 429) or (status == 503 and retry_after_s(retry_after) is not None)
+
+
+def retry_after_s(value: str) -> float | None:
+    """Return the seconds of a Retry-After header, number or date; None if it is missing or malformed."""
+    try:
+        seconds = float(value)
+        return max(0.0, seconds) if math.isfinite(seconds) else None
+    except ValueError:
+        pass
+    try:
+        moment = parsedate_to_datetime(value)
+    except (ValueError, OverflowError):
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+
+
+def _after(n_tries: int) -> str:
+    return f" after {n_tries} tries" if n_tries > 1 else ""

@@ -45,8 +45,6 @@ class EndpointConfig(Record):
     """Environment variable that holds the key. The key itself is never in a file."""
     timeout_s: Annotated[float, Field(gt=0)] = 60
     """Longest wait for the first byte of an answer, for the rest of it, and between pieces."""
-    connect_timeout_s: Annotated[float, Field(gt=0)] = 5
-    """Longest wait for a connection."""
     max_retries: Annotated[int, Field(ge=0)] = 3
     """Attempts after the first, where the endpoint certainly did nothing: no connection, 429, 425, or 503 with
     Retry-After."""

@@ -21,6 +21,8 @@ import yarl
 from smallfirst.base.sync import run_sync
 from smallfirst.models.remote.config import is_loopback
 
+CONNECT_TIMEOUT_S = 5.0
+"""Longest wait for a connection."""
 IDLE_TIMEOUT_S = 4.0
 """Connections idle for longer are not used again; servers such as uvicorn and Node close them after 5 s."""
 MAX_BODY_BYTES = 16 * 1024 * 1024
@@ -56,7 +58,6 @@ class HttpSession:
         *,
         key: str = "",
         timeout_s: float,
-        connect_timeout_s: float = 5,
         max_connections: int = 8,
         unix_socket: Path | None = None,
     ) -> None:
@@ -78,7 +79,7 @@ class HttpSession:
             headers=headers,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=timeout_s),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=timeout_s),
         )
 
     async def post(self, path: str, body: bytes) -> HttpResponse:

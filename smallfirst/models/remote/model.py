@@ -1,4 +1,8 @@
-"""Any OpenAI-compatible /v1/chat/completions as a Model: a hosted API, vLLM, llama.cpp, or smallfirst itself."""
+"""Any OpenAI-compatible /v1/chat/completions as a Model: a hosted API, vLLM, llama.cpp, or smallfirst itself.
+
+The endpoint is not trusted. Anything that is not JSON with the fields used of the right types, finite numbers and
+plausible usage, is a BadAnswer with a reason.
+"""
 
 from __future__ import annotations
 
@@ -8,51 +12,50 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any
+from contextlib import AbstractContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import pydantic
+from pydantic import Field
 
 from smallfirst.base.errors import AnswerLost, BadAnswer, ConfigError, ModelError, PriceUnknown
-from smallfirst.models.pricing import COST_HEADERS, Charge, PriceBook, TokenUsage, read_usage, stated, tokens_of
+from smallfirst.models.pricing import (
+    COST_HEADERS,
+    Charge,
+    PriceBook,
+    Reported,
+    TokenUsage,
+    read_usage,
+    stated,
+    tokens_of,
+)
 from smallfirst.models.protocol import (
     CallableModel,
     Capability,
     Chunk,
     Completion,
-    ReportUnfinished,
     Request,
     ResponseFormat,
+    Token,
     estimate_prompt_tokens,
     estimate_written_tokens,
     paid,
     unfinished,
+    unless_answered,
 )
 from smallfirst.models.remote.client import EndpointClient
 from smallfirst.models.remote.config import EndpointConfig
-from smallfirst.models.remote.http import HttpResponse, HttpSession
-from smallfirst.models.remote.responses import (
-    MAX_HIDDEN_TOKENS,
-    PartialAnswer,
-    ResponseParser,
-    max_response_bytes,
-)
-
-__all__ = ["EndpointConfig", "EndpointModel", "open_session"]
+from smallfirst.models.remote.http import MAX_BODY_BYTES, HttpResponse, HttpSession
 
 _log = logging.getLogger("smallfirst.endpoint")
 CHAT = "/chat/completions"
-
-
-def open_session(config: EndpointConfig, key: str, *, unix_socket: Path | None = None) -> HttpSession:
-    """Return a session to the endpoint for the running event loop. Open no connection yet."""
-    return HttpSession(
-        config.base_url,
-        key=key,
-        timeout_s=config.timeout_s,
-        connect_timeout_s=config.connect_timeout_s,
-        max_connections=config.max_concurrency,
-        unix_socket=unix_socket,
-    )
+MAX_HIDDEN_TOKENS = 128 * 1024
+"""Tokens that a provider may add to a prompt, or spend on reasoning beyond the length asked for."""
+MAX_STATED_USD = 1000
+"""Most that an endpoint may say one answer costs."""
+MAX_TOKENS_IN_ANSWER = 256 * 1024
+"""Most tokens with log-probabilities in one body."""
 
 
 class EndpointModel(CallableModel):
@@ -68,7 +71,7 @@ class EndpointModel(CallableModel):
         config: EndpointConfig,
         prices: PriceBook,
         *,
-        connect: Callable[[EndpointConfig, str], HttpSession] = open_session,
+        connect: Callable[[EndpointConfig, str], HttpSession] | None = None,
         api_key: str | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
@@ -79,14 +82,8 @@ class EndpointModel(CallableModel):
         self._by_tokens, self._machine = is_priced_by_tokens(config, prices), prices.machine_named(config.machine)
         self._is_own = api_key is not None  # no attempt of its own: its answer is priced by who started it
         key = api_key or _key_from_environment(config)
-        self._parser = ResponseParser(config.base_url, config.model, config.api_key_env, key)
-        self._client = EndpointClient(
-            config,
-            self._parser,
-            open_session=lambda: connect(config, key),
-            sleep=sleep,
-            clock=clock,
-        )
+        self._client = EndpointClient(config, key, connect=connect, sleep=sleep, clock=clock)
+        self._errors = self._client.errors
 
     @property
     def name(self) -> str:
@@ -96,7 +93,7 @@ class EndpointModel(CallableModel):
         async with self._asking(request, self._body(request), n_unseen=request.max_tokens) as (answer, response):
             async with asyncio.timeout(self.config.timeout_s):
                 content = await response.read(max_bytes=max_response_bytes(request))
-            self._parser.parse_body(content, answer)
+            self._parse_body(content, answer)
         return self._completion(answer)
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
@@ -104,10 +101,10 @@ class EndpointModel(CallableModel):
         body = self._body(request) | {"stream": True, "stream_options": {"include_usage": True}}
         async with self._asking(request, body) as (answer, response):
             async for data in response.events(max_bytes=max_response_bytes(request, stream=True)):
-                if (chunk := self._parser.parse_event(data, answer)) is not None:
+                if (chunk := self._parse_event(data, answer)) is not None:
                     yield chunk
             if answer.finish_reason is None:
-                raise self._parser.lost("it broke off (the stream ended early)", "the answer broke off")
+                raise self._errors.lost("it broke off (the stream ended early)", "the answer broke off")
         yield Chunk(completion=self._completion(answer))
 
     async def ready(self) -> None:
@@ -162,7 +159,9 @@ class EndpointModel(CallableModel):
             tokens=tuple(answer.tokens),
         )
 
-    def _report(self, answer: PartialAnswer, request: Request, share: float, n_unseen: int) -> ReportUnfinished:
+    def _report(
+        self, answer: PartialAnswer, request: Request, share: float, n_unseen: int
+    ) -> AbstractContextManager[None]:
         def used(error: BaseException) -> Completion | None:
             if isinstance(error, ModelError) and not answer.begun:
                 # Nobody knows whether a lost answer has to be paid; any other error is a refusal.
@@ -173,7 +172,51 @@ class EndpointModel(CallableModel):
             busy_s = (time.perf_counter() - answer.started) * share
             return unfinished(self._charge(answer, busy_s, tokens), estimated=answer.reported.tokens is None)
 
-        return ReportUnfinished(request.bill, used)
+        return unless_answered(request.bill, used)
+
+    def _parse_body(self, content: bytes, answer: PartialAnswer) -> None:
+        """Fill `answer` from a whole response body. Raise BadAnswer or AnswerLost."""
+        body = self._checked(content, answer)
+        if not body.choices or body.choices[0].message is None:
+            raise self._errors.no_completion(content, "no message")
+        answer.pieces.append(body.choices[0].message.text())
+        answer.finish_reason = body.choices[0].finish_reason
+        answer.tokens.extend(body.choices[0].tokens())
+
+    def _parse_event(self, data: str, answer: PartialAnswer) -> Chunk | None:
+        if data == "[DONE]":
+            return None
+        body = self._checked(data, answer)
+        if not body.choices:
+            return None
+        choice = body.choices[0]
+        answer.finish_reason = choice.finish_reason or answer.finish_reason
+        piece, tokens = choice.delta.text() if choice.delta else "", choice.tokens()
+        answer.pieces.append(piece)
+        answer.n_chunks += bool(piece)
+        answer.tokens.extend(tokens)
+        return Chunk(text=piece, tokens=tokens) if piece or tokens else None
+
+    def _checked(self, content: bytes | str, answer: PartialAnswer) -> _ChatCompletion:
+        """Return the content, its usage noted in `answer`."""
+        try:
+            # From the bytes: objects of Python for fields of no use would take most of the time and memory.
+            body = _ChatCompletion.model_validate_json(content)
+        except pydantic.ValidationError as error:
+            raise self._errors.no_completion(content, _reason(error)) from None
+        if body.error is not None:
+            raise self._errors.lost(
+                f"error while answering: {self._errors.quoted(str(body.error))}", "an error while answering"
+            )
+        reported = read_usage(body.model_dump(include={"usage", "service_tier", "smallfirst"}))
+        if (tokens := reported.tokens) is not None:
+            most = answer.max_prompt_tokens, answer.max_completion_tokens
+            if tokens.prompt_tokens > most[0] or tokens.completion_tokens > most[1]:
+                raise self._errors.invalid(f"usage of more than {most[0]:,} or {most[1]:,} tokens for this request")
+        if (reported.usd or 0.0) > MAX_STATED_USD:
+            raise self._errors.invalid(f"a cost of more than ${MAX_STATED_USD:,} for this request")
+        answer.reported = answer.reported.then(reported)
+        return body
 
     def _charge(self, answer: PartialAnswer, busy_s: float, estimate: TokenUsage | None = None) -> Charge:
         """Return the line of the bill. Raise BadAnswer if the endpoint named neither cost nor tokens."""
@@ -185,13 +228,13 @@ class EndpointModel(CallableModel):
             return self._machine.charge(self.name, busy_s, tokens)
         if self.config.priced_by == "billed" and estimate is None:
             raise BadAnswer(
-                f"{self._parser.url} did not state what its answer cost, and `priced_by: billed` relies on that",
+                f"{self._errors.url} did not state what its answer cost, and `priced_by: billed` relies on that",
                 hint="set `priced_by: tokens` and its price under prices.tokens",
                 reason="no stated cost, so no price",
             )
         if tokens is None:
             raise BadAnswer(
-                f"{self._parser.url} did not say how many tokens it used: its answer has no price",
+                f"{self._errors.url} did not say how many tokens it used: its answer has no price",
                 hint="ask for usage in the endpoint's own settings, or set `priced_by: machine`",
                 reason="no usage, so no price",
             )
@@ -200,6 +243,93 @@ class EndpointModel(CallableModel):
         except PriceUnknown as error:  # of this tier, or from today on: the answer is there, and its cost is not known
             _log.warning("%s", error)
             return Charge(model=self.name, usd=None, basis="tokens", tokens=tokens, tier=tier, source=error.args[0])
+
+
+# The fields used of OpenAI's responses and stream events; others are ignored.
+
+_Count = Annotated[int, Field(ge=0, strict=True)]
+
+
+class _ContentPart(pydantic.BaseModel):
+    type: str
+    text: Any = None
+
+
+class _Message(pydantic.BaseModel):
+    content: str | list[_ContentPart] | None = None
+    refusal: str | None = None
+
+    def text(self) -> str:
+        if isinstance(self.content, list):
+            return "".join(p.text for p in self.content if p.type == "text" and isinstance(p.text, str))
+        return self.content or self.refusal or ""
+
+
+class _TopLogprob(pydantic.BaseModel):
+    token: str
+    logprob: Annotated[float, Field(le=1e-3, allow_inf_nan=False)]  # rounding may lift a certain token above 0
+
+
+class _TokenLogprob(_TopLogprob):
+    bytes: Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(max_length=1024)] | None = None
+    top_logprobs: list[_TopLogprob] = Field([], max_length=128)
+
+    def as_token(self) -> Token:
+        octets = self.token.encode() if self.bytes is None else bytes(self.bytes)
+        top = tuple((one.token, one.logprob) for one in self.top_logprobs)
+        return Token(text=self.token, logprob=self.logprob, octets=tuple(octets), top=top)
+
+
+class _Logprobs(pydantic.BaseModel):
+    content: Annotated[list[_TokenLogprob], Field(max_length=MAX_TOKENS_IN_ANSWER)] | None = None
+
+
+class _ResponseChoice(pydantic.BaseModel):
+    message: _Message | None = None
+    delta: _Message | None = None
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+    def tokens(self) -> tuple[Token, ...]:
+        written = self.logprobs.content if self.logprobs else None
+        return tuple(one.as_token() for one in written or ())
+
+
+class _Usage(pydantic.BaseModel, extra="allow"):
+    prompt_tokens: _Count
+    completion_tokens: _Count
+
+
+class _ChatCompletion(pydantic.BaseModel):
+    choices: list[_ResponseChoice] = Field([], max_length=128)
+    usage: _Usage | None = None
+    service_tier: str | None = None
+    smallfirst: dict[str, Any] | None = None
+    error: Any = None
+
+
+@dataclass
+class PartialAnswer:
+    """An answer as far as it has arrived, and how many tokens it may claim."""
+
+    max_prompt_tokens: int
+    max_completion_tokens: int
+    started: float = field(default_factory=time.perf_counter)
+    pieces: list[str] = field(default_factory=list)
+    n_chunks: int = 0
+    begun: bool = False
+    """True once the endpoint has accepted the request."""
+    finish_reason: str | None = None
+    reported: Reported = field(default_factory=Reported)
+    """What it says of its tokens and its cost."""
+    tokens: list[Token] = field(default_factory=list)
+    seconds: float = 0.0
+    charge: Charge = field(init=False)
+    """The line of its bill, once it is complete."""
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
 
 
 def _response_format(wanted: ResponseFormat | None) -> dict[str, Any] | None:
@@ -232,3 +362,19 @@ def _key_from_environment(config: EndpointConfig) -> str:
             hint=f"export {config.api_key_env}=…",
         )
     return key
+
+
+def max_response_bytes(request: Request, *, stream: bool = False) -> int:
+    """Return how large a response may be: 1 MiB and 256 bytes a token or alternative; 4 MiB and 1 KiB for a stream.
+
+    Parsing takes up to some 25 times as much memory, so a hostile response to a usual request costs some 30 MB.
+    """
+    first, each = (4096, 1024) if stream else (1024, 0)
+    n_alternatives = 1 if request.logprobs is None else 2 + request.logprobs
+    return min(MAX_BODY_BYTES, first * 1024 + request.max_tokens * (each + 256 * n_alternatives))
+
+
+def _reason(error: pydantic.ValidationError) -> str:
+    """Return the first broken rule without quoting what was sent."""
+    problem = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    return f"{'.'.join(map(str, problem['loc'])) or 'body'}: {problem['msg'].partition(' or instance')[0]}"

@@ -1,7 +1,8 @@
 """A general model from a GGUF file on this machine: llama.cpp (through xllamacpp) in a child process.
 
-Its queue is unbounded, so it never gets more requests than slots. Its slots cache prompts, whoever sent them, so each
-request names its slot and says whether it may reuse the cache.
+Its queue is unbounded, so it never gets more requests than slots. Its slots cache prompts, whoever sent them, and the
+time to the first token could tell one tenant what another has asked: each request names its slot and says whether it
+may reuse the cache, a slot that changes hands starts without it, and tenants get their own slot back where it is free.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -25,12 +27,13 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field
 
 from smallfirst.base.errors import ConfigError, MissingExtra, Unavailable
-from smallfirst.base.paths import home
 from smallfirst.base.records import Record
 from smallfirst.models.pricing import PriceBook
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
+from smallfirst.models.remote.client import open_session
+from smallfirst.models.remote.config import EndpointConfig
 from smallfirst.models.remote.http import UNIX_SOCKET_URL, BlockingSession, ConnectionBroken, HttpSession
-from smallfirst.models.remote.model import EndpointConfig, EndpointModel, open_session
+from smallfirst.models.remote.model import EndpointModel
 from smallfirst.models.response_format import (
     FREE_TEXT,
     OutputFormat,
@@ -39,7 +42,6 @@ from smallfirst.models.response_format import (
     requested_format,
 )
 from smallfirst.models.servers.llama_cpp_main import KEY_VARIABLE
-from smallfirst.models.servers.slots import Slot, SlotPool
 from smallfirst.models.servers.supervisor import ChildProcess, Supervisor, child_environment
 
 START_TIMEOUT_S = 300.0
@@ -49,6 +51,10 @@ HEALTH = "/slots"
 """Answered by the thread that computes; /health is not."""
 MAX_SOCKET_BYTES = 100
 """The system's limit for a socket's path is 108 on Linux and 104 on macOS."""
+SLOT_POLL_S = 0.01
+"""Seconds between looks for a free slot, whose requests take seconds."""
+MAX_QUEUED_REQUESTS = 32
+"""Requests of tenants that may wait for a slot; one more is refused."""
 READINESS_REQUEST = Request(messages=Request.ask("Hi").messages, max_tokens=1, tenant="readiness")
 """A tiny request that shows that a model would answer; no key has its tenant."""
 
@@ -93,18 +99,16 @@ class LlamaCppProcess(ChildProcess):
         process = cls(config)
 
         def is_healthy() -> bool:
-            try:
+            with suppress(Unavailable):
                 process.check_health(STARTUP_PROBE_TIMEOUT_S)
-            except Unavailable:
-                return False
-            return True
+                return True
+            return False
 
         if not process.wait_until(is_healthy, START_TIMEOUT_S):
             process.stop()
-            log = process.write_output(home() / "logs" / f"{config.path.stem}.log")
             raise Unavailable(
                 f"{config.path} did not load: {process.output_tail()}",
-                hint=f"check that it is a complete GGUF file and fits into memory; all that it said is in {log}",
+                hint="check that it is a complete GGUF file and fits into memory",
             )
         return process
 
@@ -140,11 +144,84 @@ def _private_socket() -> Path:
     return folder / "e.sock"  # llama.cpp takes anything that does not end in .sock for a host name
 
 
+class EngineSlot(NamedTuple):
+    """Where a request is answered."""
+
+    number: int
+    may_reuse_cache: bool
+    """True if the last prompt read here came from the same tenant."""
+
+
+class SlotPool:
+    """Gives out slots first come, first served, to any number of event loops."""
+
+    def __init__(self, n_slots: int, *, name: str) -> None:
+        self._name, self._n_slots = name, n_slots
+        self._lock = threading.Lock()
+        self._free = deque(range(n_slots))  # longest idle first
+        self._tenants: dict[int, str] = {}
+        self._queue: deque[object] = deque()
+
+    @property
+    def n_free(self) -> int:
+        return len(self._free)
+
+    @property
+    def n_queued(self) -> int:
+        return len(self._queue)
+
+    @asynccontextmanager
+    async def acquire(self, tenant: str, *, timeout_s: float) -> AsyncIterator[EngineSlot]:
+        """Yield a slot. Raise Unavailable if the queue is full (never without a tenant), or after `timeout_s`."""
+        slot, used = await self._wait(tenant, timeout_s if tenant else None), False
+        try:
+            yield slot
+            used = True
+        finally:
+            with self._lock:
+                self._free.append(slot.number)
+                if not used:  # it is not certain that the tenant's prompt was read: the next starts without a cache
+                    self._tenants.pop(slot.number)
+
+    async def _wait(self, tenant: str, timeout_s: float | None) -> EngineSlot:
+        turn = object()
+        with self._lock:
+            if tenant and len(self._queue) >= MAX_QUEUED_REQUESTS:
+                raise Unavailable(
+                    f"{self._name} is busy: {self._n_slots} requests in flight, {len(self._queue)} queued",
+                    hint="retry after a while",
+                )
+            self._queue.append(turn)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while (slot := self._take(turn, tenant)) is None:
+                    await asyncio.sleep(SLOT_POLL_S)
+            return slot
+        except TimeoutError:
+            message = f"{self._name} is busy: no slot was free within {timeout_s:g} s"
+            raise Unavailable(message, hint="retry after a while") from None
+        finally:
+            with self._lock:
+                self._queue.remove(turn)
+
+    def _take(self, turn: object, tenant: str) -> EngineSlot | None:
+        """Take the tenant's own slot, else one that no tenant has used, else the longest idle; None if none is free."""
+        with self._lock:
+            if not self._free or self._queue[0] is not turn:
+                return None
+            own = [number for number in self._free if self._tenants.get(number) == tenant]
+            unused = [number for number in self._free if number not in self._tenants]
+            number = (own[-1:] or unused or [self._free[0]])[0]
+            self._free.remove(number)
+            self._tenants[number] = tenant
+            return EngineSlot(number, may_reuse_cache=bool(own))
+
+
 class Lease(NamedTuple):
     """One request's time in a slot."""
 
     process: LlamaCppProcess
-    slot: Slot
+    slot: EngineSlot
     share: float
     """Part of the machine's time that the request pays for, in (0, 1]."""
     started_s: float
@@ -314,7 +391,7 @@ def choice_grammar(answers: tuple[str, ...]) -> str:
     return "root ::= " + " | ".join(json.dumps(answer) for answer in answers)
 
 
-def extra_body(output_format: OutputFormat, slot: Slot, *, fresh: bool) -> dict[str, Any]:
+def extra_body(output_format: OutputFormat, slot: EngineSlot, *, fresh: bool) -> dict[str, Any]:
     """Return the fields of a request's body beside OpenAI's."""
     body: dict[str, Any] = {"id_slot": slot.number, "cache_prompt": slot.may_reuse_cache and not fresh}
     body |= {"chat_template_kwargs": {"enable_thinking": False}}  # reasoning takes minutes on a processor

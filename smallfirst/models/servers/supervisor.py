@@ -17,17 +17,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Generic, TypeVar
 
 from smallfirst.base.errors import Unavailable
-from smallfirst.base.files import write_atomically
 
 STOP_TIMEOUT_S = 5.0
 POLL_INTERVAL_S = 0.05
-KEPT_LINES, SHOWN_LINES, MAX_LINE_CHARACTERS = 1000, 3, 500
-RESTART_TIMEOUT_S = 10.0
-"""Requests wait so long for an engine that starts again after a crash; some take minutes."""
+SHOWN_LINES, MAX_LINE_CHARACTERS = 5, 500
 MAX_BACKOFF_S = 60.0
 """The first crash restarts at once, further ones in a row after 2, 4, … seconds, at most this many."""
 STABLE_AFTER_S = 60.0
@@ -57,7 +53,7 @@ class ChildProcess:
         self.ended = threading.Event()
         """Set once the program has ended or closed its output."""
         self._started_s = self.ended_s = time.monotonic()
-        self._lines = deque[str](maxlen=KEPT_LINES)
+        self._lines = deque[str](maxlen=SHOWN_LINES)
         self._reader = threading.Thread(target=self._read, name=f"child {self.pid}", daemon=True)
         self._reader.start()
 
@@ -81,14 +77,10 @@ class ChildProcess:
         code = self._process.poll()
         if code is not None:
             self._reader.join(1)
-        lines = list(self._lines)[-SHOWN_LINES:]
+        lines = list(self._lines)
         if code is not None:
             lines.append(f"exit code {code}" if code >= 0 else f"ended by signal {-code}")
         return " / ".join(lines) or "no output"
-
-    def write_output(self, log: Path) -> Path:
-        """Write the last KEPT_LINES lines of its output to a file for this user only, and return that."""
-        return write_atomically(log, "".join(f"{line}\n" for line in self._lines).encode(), mode=0o600)
 
     def wait_until(self, ready: Callable[[], bool], timeout_s: float) -> bool:
         """Return True once `ready()` is, or False if the process ends first or the time is over."""
@@ -167,18 +159,18 @@ class Supervisor(Generic[P]):
             if self._current is not None and self._current.done():
                 self._note_crash(self._current)
             if self._current is None:
-                self._refuse_until_it_may_start()
+                if (wait_s := self._not_before_s - self._clock()) > 0:
+                    raise Unavailable(
+                        f"{self._name}: the engine failed {self._n_crashes} times in a row and restarts in "
+                        f"{wait_s:.0f} s; its last output: {self._output_tail}",
+                        hint="if memory is short, lower context_tokens or slots",
+                    )
                 self._current = Future()
                 run = contextvars.copy_context().run  # with the task's state folder
                 threading.Thread(target=run, args=(self._run, self._current), daemon=True).start()
             # Others wait for the same start: a caller who leaves must not cancel it.
             started = asyncio.shield(asyncio.wrap_future(self._current))
-            patience_s = RESTART_TIMEOUT_S if self._n_crashes else None
-        try:
-            return await asyncio.wait_for(started, patience_s)
-        except TimeoutError:
-            message = f"{self._name}: the engine crashed and is starting again"
-            raise Unavailable(message, hint="retry after a while") from None
+        return await started
 
     @contextlib.contextmanager
     def request(self) -> Iterator[int]:
@@ -219,24 +211,15 @@ class Supervisor(Generic[P]):
         """Forget the process, and count the crash, unless it is alive. Hold the lock."""
         if (error := ended.exception()) is not None:
             uptime_s, self._output_tail = 0.0, str(error)
+        elif (process := ended.result()).is_alive:
+            return
         else:
-            process = ended.result()
-            if process.is_alive:
-                return
             process.stop()
             uptime_s, self._output_tail = process.uptime_s, process.output_tail()
         self._current = None
         self._n_crashes = 1 if uptime_s >= STABLE_AFTER_S else self._n_crashes + 1
         backoff_s = 0.0 if self._n_crashes == 1 else 2.0 ** min(self._n_crashes - 1, 30)
         self._not_before_s = self._clock() + min(MAX_BACKOFF_S, backoff_s)
-
-    def _refuse_until_it_may_start(self) -> None:
-        if (wait_s := self._not_before_s - self._clock()) > 0:
-            raise Unavailable(
-                f"{self._name}: the engine failed {self._n_crashes} times in a row and restarts in {wait_s:.0f} s; "
-                f"its last output: {self._output_tail}",
-                hint="if memory is short, lower context_tokens or slots",
-            )
 
     def _run(self, starting: Future[P]) -> None:
         try:

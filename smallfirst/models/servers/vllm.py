@@ -15,7 +15,6 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,6 @@ from smallfirst.models.protocol import Bill
 from smallfirst.models.remote.client import EndpointClient
 from smallfirst.models.remote.config import EndpointConfig, VllmServer
 from smallfirst.models.remote.http import ConnectionBroken, HttpResponse, HttpSession, error_text
-from smallfirst.models.remote.model import open_session
-from smallfirst.models.remote.responses import ResponseParser
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TIMEOUT_S = 300.0
@@ -84,11 +81,7 @@ class VllmRoute:
             max_concurrency=server.slots,
         )
         key = os.environ.get(server.api_key_env, "").strip()
-        self._client = EndpointClient(
-            config,
-            ResponseParser(config.base_url, config.model, config.api_key_env, key),
-            open_session=partial(open_session, config, key),
-        )
+        self._client = EndpointClient(config, key)
 
     @asynccontextmanager
     async def post(self, tenant: str, body: Mapping[str, Any]) -> AsyncIterator[tuple[HttpResponse, BusyTime]]:

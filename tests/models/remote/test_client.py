@@ -1,4 +1,4 @@
-"""The way to an endpoint over real sockets: broken lines, dead processes, retries within a budget, the breaker."""
+"""The way to an endpoint over real sockets: broken lines, dead processes, retries, the breaker."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import pytest
 from smallfirst.base.errors import AnswerLost, BadAnswer, ModelError, RateLimited, Unavailable
 from smallfirst.models.pricing import PriceBook, TokenPrice
 from smallfirst.models.protocol import Bill, Capability, Completion, Request
-from smallfirst.models.remote.client import BURST, MAX_FAILURES, CircuitBreaker, CircuitOpenError, RetryBudget
-from smallfirst.models.remote.model import EndpointConfig, EndpointModel
+from smallfirst.models.remote.client import MAX_FAILURES, CircuitBreaker, CircuitOpenError
+from smallfirst.models.remote.config import EndpointConfig
+from smallfirst.models.remote.model import EndpointModel
 
 BOOK = PriceBook(tokens={"big": TokenPrice(input_usd_per_mtok=2, output_usd_per_mtok=10)})
 BODY = json.dumps(
@@ -190,20 +191,6 @@ def test_loopback_is_reached_past_a_proxy_and_a_netrc(
     assert "Bearer sk-secret" in server.heads[0]
 
 
-def test_no_key_sends_no_authorization(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OPENAI_API_KEY")
-    assert ask(server.model()) == "yes"
-    assert server.heads[0].startswith("POST /v1/chat/completions HTTP/1.1\r\n")
-    assert "authorization" not in server.heads[0].lower()
-
-
-def test_a_redirect_is_not_followed(server: Server) -> None:
-    server.deeds = [reply("302 Found", b"", f"Location: {server.url}/elsewhere")]
-    with pytest.raises(BadAnswer, match="a redirect, which is not followed"):
-        ask(server.model())
-    assert len(server.heads) == 1
-
-
 def test_lines_of_a_stream_may_be_cut_anywhere(server: Server) -> None:
     whole = b"".join([piece("ca"), piece("fé"), piece("", "stop"), chunk({"choices": [], "usage": {
         "prompt_tokens": 3, "completion_tokens": 2}}), chunk("[DONE]"), b"0\r\n\r\n"])  # fmt: skip
@@ -272,7 +259,7 @@ def test_an_endpoint_that_cannot_be_reached_is_tried_again(server: Server) -> No
     assert [(a.outcome, a.cost_usd) for a in bill.attempts] == [("not connected", 0)] * 4
 
 
-def test_headers_that_never_end_time_out(server: Server) -> None:
+def test_headers_that_never_end_time_out(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     def drip(line: socket.socket) -> bool:
         line.sendall(b"HTTP/1.1 200 OK\r\n")
         with contextlib.suppress(OSError):
@@ -282,8 +269,9 @@ def test_headers_that_never_end_time_out(server: Server) -> None:
         return False
 
     server.deeds = [drip]
+    monkeypatch.setattr("smallfirst.models.remote.client.CONNECT_TIMEOUT_S", 0.1)
     with pytest.raises(AnswerLost):
-        ask(server.model(timeout_s=0.3, connect_timeout_s=0.3))
+        ask(server.model(timeout_s=0.2))
 
 
 @pytest.mark.parametrize("ending", [b"", b"0\r\n\r\n"])
@@ -312,25 +300,7 @@ def test_a_cancelled_request_gives_up_its_connection_and_its_slot(server: Server
     assert [(a.outcome, a.cost_usd is None) for a in bill.attempts] == [("abandoned", True), ("answered", False)]
 
 
-# --- the budget and the breaker ------------------------------------------------------------------
-
-
-def test_retries_of_all_requests_together_stay_within_the_budget(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server.deeds = [BUSY]
-    monkeypatch.setattr("smallfirst.models.remote.client.MAX_FAILURES", 10_000)
-    errors = all_of(server.model(), 40)
-    assert {type(error) for error in errors} == {Unavailable}
-    # What there was at first, and a tenth of 40; what came in while there were still ten is lost.
-    assert 40 + BURST < len(server.heads) <= 40 + BURST + 4
-
-
-def test_a_wait_that_the_endpoint_names_with_429_is_not_counted(server: Server) -> None:
-    server.deeds = [reply("429 Too Many Requests", b"", "Retry-After: 1")]
-    with pytest.raises(RateLimited):
-        ask(server.model(max_retries=BURST + 5))
-    assert len(server.heads) == 1 + BURST + 5
+# --- the breaker ---------------------------------------------------------------------------------
 
 
 def test_after_failures_in_a_row_nobody_is_sent_there_until_a_probe_is_answered(server: Server) -> None:
@@ -383,18 +353,6 @@ def test_ready_asks_nobody_and_raises_while_the_breaker_is_open(server: Server) 
     asyncio.run(model.ready())
 
 
-def test_a_quiet_endpoint_gets_the_burst_and_then_a_tenth_of_its_requests() -> None:
-    budget = RetryBudget()
-    for _ in range(1000):
-        budget.add_request()  # what is not used does not pile up
-    assert [budget.take() for _ in range(BURST + 2)] == [True] * BURST + [False] * 2
-    granted = 0
-    for _ in range(100):
-        budget.add_request()
-        granted += budget.take()
-    assert granted == 10
-
-
 class Clock:
     """Time that only moves when told."""
 
@@ -404,114 +362,49 @@ class Clock:
         return self.now_s
 
 
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-def entered(breaker: CircuitBreaker) -> int:
-    phase = breaker.enter()
-    assert phase is not None
-    return phase
-
-
 def fail(breaker: CircuitBreaker, times: int = MAX_FAILURES) -> None:
     for _ in range(times):
-        breaker.record_failure(entered(breaker))
+        assert breaker.enter()
+        breaker.record(answered=False)
 
 
-def half_open(clock: Clock) -> CircuitBreaker:
-    """A breaker that has opened and lets one probe through."""
-    breaker = CircuitBreaker(clock)
+def test_failures_in_a_row_open_it_and_an_answer_between_does_not() -> None:
+    breaker = CircuitBreaker(clock := Clock())
+    fail(breaker, MAX_FAILURES - 1)
+    breaker.record(answered=True)
     fail(breaker)
-    clock.now_s += 1
-    return breaker
-
-
-def wait_of(breaker: CircuitBreaker) -> float:
-    assert breaker.enter() is None
-    return breaker.remaining_open_s
-
-
-def test_failures_in_a_row_open_it_and_a_success_between_does_not(clock: Clock) -> None:
-    breaker = CircuitBreaker(clock)
-    fail(breaker, MAX_FAILURES - 1)
-    breaker.record_success(entered(breaker))
-    fail(breaker, MAX_FAILURES - 1)
-    assert breaker.remaining_open_s == 0
-    fail(breaker, 1)
-    assert wait_of(breaker) == 1
+    assert (breaker.enter(), breaker.remaining_open_s) == (False, 1)
+    breaker.record(answered=False)  # sent before it opened
     clock.now_s += 0.75
-    assert wait_of(breaker) == 0.25
+    assert (breaker.enter(), breaker.remaining_open_s) == (False, 0.25)
 
 
-def test_after_the_rest_one_probe_goes_and_its_success_lets_all_in(clock: Clock) -> None:
-    breaker = half_open(clock)
-    probe = entered(breaker)
-    assert wait_of(breaker) == 1  # nobody else, until the probe is back
-    breaker.record_success(probe)
-    assert entered(breaker) == entered(breaker)
-    fail(breaker, MAX_FAILURES - 1)
-    assert breaker.remaining_open_s == 0  # the count began anew
-
-
-def test_each_failed_probe_doubles_the_rest_up_to_the_longest_and_a_success_ends_that(clock: Clock) -> None:
-    breaker = CircuitBreaker(clock)
+def test_each_failed_probe_doubles_the_rest_up_to_the_longest_and_an_answer_ends_that() -> None:
+    breaker, rests = CircuitBreaker(clock := Clock()), []
     fail(breaker)
-    rests = []
     for _ in range(6):
         clock.now_s += breaker.remaining_open_s
         fail(breaker, 1)
         rests.append(breaker.remaining_open_s)
     assert rests == [2, 4, 8, 16, 30, 30]
     clock.now_s += 30
-    breaker.record_success(entered(breaker))
+    assert (breaker.enter(), breaker.enter()) == (True, False)  # nobody else, until the probe is back
+    breaker.record(answered=True)
     fail(breaker)
     assert breaker.remaining_open_s == 1
 
 
-def test_what_began_before_it_opened_changes_nothing_afterwards(clock: Clock) -> None:
-    breaker = CircuitBreaker(clock)
-    early, late = entered(breaker), entered(breaker)
+def test_after_a_probe_whose_caller_left_the_next_one_goes_once_the_rest_is_over() -> None:
+    breaker = CircuitBreaker(clock := Clock())
     fail(breaker)
-    clock.now_s += 0.5
-    breaker.record_success(early)
-    breaker.record_failure(late)
-    assert wait_of(breaker) == 0.5
-    clock.now_s += 0.5
-    probe = entered(breaker)
-    breaker.record_success(early)
-    assert wait_of(breaker) == 1
-    breaker.record_success(probe)
-    assert breaker.remaining_open_s == 0
+    clock.now_s += 1
+    assert (breaker.enter(), breaker.enter()) == (True, False)
+    clock.now_s += 1
+    assert breaker.enter()
 
 
-def test_a_probe_whose_caller_left_may_be_repeated_at_once(clock: Clock) -> None:
-    breaker = half_open(clock)
-    breaker.cancel(entered(breaker))
-    breaker.record_success(entered(breaker))
-    assert breaker.remaining_open_s == 0
-
-
-def test_a_probe_that_is_answered_lets_others_in_and_its_broken_end_counts_as_one_failure(clock: Clock) -> None:
-    breaker = half_open(clock)
-    probe = entered(breaker)
-    breaker.record_response(probe)
-    assert breaker.remaining_open_s == 0
-    breaker.record_failure(probe)
-    fail(breaker, MAX_FAILURES - 2)
-    assert breaker.remaining_open_s == 0
-    fail(breaker, 1)
-    assert breaker.remaining_open_s == 1
-
-
-def test_a_probe_that_cannot_connect_doubles_the_rest(server: Server) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    model = server.model(base_url=url, max_retries=0)
-    all_of(model, MAX_FAILURES)
-    server.now_s += 1
-    all_of(model, 1)
-    with pytest.raises(CircuitOpenError) as caught:
-        ask(model)
-    assert caught.value.retry_after_s == 2
+def test_a_redirect_is_not_followed(server: Server) -> None:
+    server.deeds = [reply("302 Found", b"", f"Location: {server.url}/elsewhere")]
+    with pytest.raises(BadAnswer, match="a redirect, which is not followed"):
+        ask(server.model())
+    assert len(server.heads) == 1

@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,13 +29,19 @@ from fixtures.tiny_llama import (  # noqa: F401
     until,
 )
 
-from smallfirst.base.errors import BadAnswer, ConfigError, RequestRefused, Unavailable
+from smallfirst.base.errors import BadAnswer, Unavailable
 from smallfirst.models.pricing import PriceBook
 from smallfirst.models.protocol import Capability, Model, Request
 from smallfirst.models.remote.http import UNIX_SOCKET_URL, BlockingSession, HttpResponse, HttpSession
-from smallfirst.models.response_format import FREE_TEXT, OutputFormat
+from smallfirst.models.response_format import FREE_TEXT
 from smallfirst.models.servers import llama_cpp
-from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppModel, LlamaCppProcess, choice_grammar
+from smallfirst.models.servers.llama_cpp import (
+    EngineSlot,
+    LlamaCppConfig,
+    LlamaCppModel,
+    LlamaCppProcess,
+    SlotPool,
+)
 
 COLOUR = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}
 CLOSED = COLOUR | {"additionalProperties": False}
@@ -56,15 +63,6 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     monkeypatch.setattr(HttpSession, "post", recorded)
     return bodies
-
-
-def test_grammar_admits_exactly_the_answers() -> None:
-    assert choice_grammar(("card", 'a "b"\\')) == 'root ::= "card" | "a \\"b\\"\\\\"'
-
-
-def test_missing_file_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"none\.gguf: no such GGUF file"):
-        LlamaCppModel(LlamaCppConfig(path=Path("none.gguf")), PriceBook())
 
 
 @in_loop
@@ -131,6 +129,10 @@ async def test_only_known_fields_reach_the_engine(config: LlamaCppConfig, sent: 
 @in_loop
 async def test_answer_follows_the_format_of_the_request(config: LlamaCppConfig) -> None:
     async with opened(config) as model:
+        *free, last = [piece async for piece in model.stream(Request.ask("Hi", max_tokens=4))]
+        assert len(free) > 1
+        assert last.completion is not None
+        assert last.completion.text == "".join(piece.text for piece in free)
         pieces = [piece.text async for piece in model.stream(formed(CLOSED))]
         whole = await model.complete(formed(CLOSED))
         cut = await model.complete(formed(CLOSED, max_tokens=4))
@@ -139,39 +141,6 @@ async def test_answer_follows_the_format_of_the_request(config: LlamaCppConfig) 
         assert cut.finish_reason == "length"
         assert whole.text.startswith(cut.text)
         assert (await model.complete(formed(None, max_tokens=300))).text.startswith("{")
-
-
-@in_loop
-async def test_schema_that_makes_no_grammar_is_refused(config: LlamaCppConfig) -> None:
-    bad = {"type": "string", "pattern": "(?=x)"}
-    with pytest.raises(ConfigError, match="no answer can be written under this schema"):
-        LlamaCppModel(config, PriceBook(), schema=bad)
-    async with opened(config) as model:
-        with pytest.raises(RequestRefused, match="look-around"):
-            await model.complete(formed(bad))
-
-
-@in_loop
-async def test_answer_without_its_format_is_requested_once_more(
-    config: LlamaCppConfig, sent: list[dict[str, Any]]
-) -> None:
-    async with opened(config, schema=CLOSED) as model:
-        assert model.output_format is not None
-        # As if the engine had dropped the grammar.
-        model.output_format = OutputFormat('root ::= "no"', model.output_format.accepts)
-        with pytest.raises(BadAnswer, match="tiny wrote what its schema forbids"):
-            await model.complete(Request.ask("card"))
-    assert [body["cache_prompt"] for body in sent] == [False, False]
-
-
-@in_loop
-async def test_free_text_is_streamed(config: LlamaCppConfig) -> None:
-    async with opened(config) as model:
-        *pieces, last = [piece async for piece in model.stream(Request.ask("Hi", max_tokens=4))]
-    assert len(pieces) > 1
-    assert last.completion is not None
-    assert last.completion.text == "".join(piece.text for piece in pieces)
-    assert last.completion.finish_reason == "length"
 
 
 async def process_of(model: LlamaCppModel) -> LlamaCppProcess:
@@ -290,14 +259,6 @@ async def test_nobody_else_reaches_the_engine(config: LlamaCppConfig) -> None:
     assert not socket.parent.exists()
 
 
-@in_loop
-async def test_busy_engine_is_ready(config: LlamaCppConfig) -> None:
-    settings = {"slots": 1, "context_tokens": 16384}
-    async with opened(config.model_copy(update=settings)) as model, in_flight(model, LONG) as task:
-        await model.ready()
-        assert not task.done()
-
-
 def test_child_ends_with_its_parent(tiny_gguf: Path, tmp_path: Path) -> None:
     code = (
         "import asyncio, sys, time\n"
@@ -327,3 +288,114 @@ def n_listening_ports(pid: int) -> int:
     inodes = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()}
     rows = [row.split() for name in ("tcp", "tcp6") for row in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()]
     return sum(1 for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in inodes)
+
+
+# --- slots
+
+
+def pool(n: int = 1) -> SlotPool:
+    return SlotPool(n, name="engine")
+
+
+async def visit(slots: SlotPool, tenant: str, *, timeout_s: float = 60) -> EngineSlot:
+    async with slots.acquire(tenant, timeout_s=timeout_s) as slot:
+        return slot
+
+
+async def queued(slots: SlotPool, tenant: str) -> asyncio.Task[EngineSlot]:
+    """A request that waits for a slot."""
+    task = asyncio.create_task(visit(slots, tenant))
+    await asyncio.sleep(0)
+    return task
+
+
+@contextlib.asynccontextmanager
+async def busy(slots: SlotPool) -> AsyncIterator[None]:
+    """A slot is in use by a."""
+    async with slots.acquire("a", timeout_s=60):
+        yield
+
+
+@in_loop
+async def test_tenants_get_their_own_slot_back_and_the_longest_idle_one_otherwise() -> None:
+    two = pool(2)
+    # cid takes bob's slot, idle for longest; bob then takes ann's; ann is left with cid's.
+    assert [await visit(two, tenant) for tenant in ("ann", "bob", "ann", "cid", "bob", "ann")] == [
+        EngineSlot(0, False),
+        EngineSlot(1, False),
+        EngineSlot(0, True),
+        EngineSlot(1, False),
+        EngineSlot(0, False),
+        EngineSlot(1, False),
+    ]
+
+
+@in_loop
+async def test_queued_requests_are_served_in_order() -> None:
+    one, order = pool(), list[str]()
+    async with busy(one):
+        tasks = [await queued(one, tenant) for tenant in "bcd"]
+        for tenant, task in zip("bcd", tasks, strict=True):
+            task.add_done_callback(lambda _, tenant=tenant: order.append(tenant))
+        assert (one.n_free, one.n_queued) == (0, 3)
+    await asyncio.gather(*tasks)
+    assert order == ["b", "c", "d"]
+    assert (one.n_free, one.n_queued) == (1, 0)
+
+
+@in_loop
+async def test_queue_is_bounded_for_tenants_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smallfirst.models.servers.llama_cpp.MAX_QUEUED_REQUESTS", 1)
+    one = pool()
+    async with busy(one):
+        waiting = [await queued(one, "a")]
+        with pytest.raises(Unavailable, match="1 requests in flight, 1 queued"):
+            await visit(one, "b")
+        waiting += [await queued(one, "") for _ in range(50)]
+    assert len(await asyncio.gather(*waiting)) == 51
+
+
+@in_loop
+async def test_timeout_and_cancellation_leave_nothing_in_the_queue() -> None:
+    one = pool()
+    async with busy(one):
+        with pytest.raises(Unavailable, match=r"no slot was free within 0\.01 s"):
+            await visit(one, "b", timeout_s=0.01)
+        leaver = await queued(one, "c")
+        leaver.cancel()
+        await asyncio.gather(leaver, return_exceptions=True)
+        assert one.n_queued == 0
+    assert await visit(one, "a") == EngineSlot(0, True)
+
+
+@in_loop
+async def test_cache_is_not_reused_where_the_last_prompt_may_not_have_been_read() -> None:
+    """The slot is b's by name, and what it has cached may still be a's."""
+    one = pool()
+    assert await visit(one, "a") == EngineSlot(0, False)
+    with pytest.raises(RuntimeError):
+        async with one.acquire("b", timeout_s=60):
+            raise RuntimeError("the engine was away")
+    assert await visit(one, "b") == EngineSlot(0, False)
+
+
+def test_event_loops_share_the_slots() -> None:
+    one, held, release = pool(), threading.Event(), threading.Event()
+
+    async def hold_until_released() -> None:
+        async with busy(one):
+            held.set()
+            await asyncio.to_thread(release.wait)
+
+    async def wait_for_it() -> EngineSlot:
+        task = await queued(one, "b")
+        assert one.n_queued == 1
+        release.set()
+        return await task
+
+    other = threading.Thread(target=asyncio.run, args=(hold_until_released(),))
+    other.start()
+    held.wait()
+    assert asyncio.run(wait_for_it()) == EngineSlot(0, False)
+    other.join()
+    assert one.n_free == 1

@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pydantic
 import pytest
 import torch
 from fixtures.event_loop import in_loop
@@ -22,7 +21,6 @@ from smallfirst.models.local.label_scorer import LabelScorer
 from smallfirst.models.manifest import write_manifest
 from smallfirst.models.protocol import Model, Request, label_probability_model
 from smallfirst.models.remote.config import VllmServer
-from smallfirst.models.servers.vllm import served_name
 
 TEXTS = ("where is my card", "my card was stolen and I want another one", "")
 
@@ -127,20 +125,3 @@ def test_an_adapter_without_weights_is_refused_before_it_is_asked(adapter: Path,
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"lacks adapter_model\.safetensors"):
         loaded(adapter, vllm)
-
-
-def test_weights_are_named_by_task_version_and_content(tmp_path: Path) -> None:
-    assert served_name(tmp_path, "tickets small@3") == "tickets-small-3"
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
-    named = served_name(tmp_path, "tickets small@3")
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"others")
-    assert named.startswith("tickets-small-3-")
-    assert named != served_name(tmp_path, "tickets small@3")
-
-
-@pytest.mark.parametrize(
-    "wrong", [{}, {"url": "http://user:secret@10.0.0.1:8000"}, {"url": "http://gpu-1:8000", "program": "vllm"}]
-)
-def test_settings_that_name_no_address_or_start_one_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(pydantic.ValidationError, match=r"url|no user or password|program"):
-        VllmServer.model_validate(wrong)

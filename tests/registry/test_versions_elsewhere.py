@@ -10,8 +10,8 @@ from fixtures.postgresql import new_database
 
 from smallfirst.measuring.verdict import CheckResult, Verdict
 from smallfirst.registry import versions
-from smallfirst.registry.artifacts import StoredModel
 from smallfirst.registry.runs import ARTIFACT_ROOT
+from smallfirst.registry.versions import StoredModel
 
 NAME = "main.claims.tickets"
 PASSED = Verdict(
