@@ -18,7 +18,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from smallfirst.base.errors import ConfigError, SmallfirstError, as_missing_extra
-from smallfirst.traffic.exchange import Exchange, kept_body
+from smallfirst.data.redaction import redact_body
+from smallfirst.traffic.exchange import Exchange
 
 FILE_NAME = "capture.db"
 KEY_ENV = "SMALLFIRST_CAPTURE_KEY"
@@ -142,7 +143,7 @@ class CaptureStore:
             self._connection.close()
 
     def _row(self, exchange: Exchange) -> tuple[str, str, bytes] | None:
-        bodies = {"request": kept_body(exchange.request), "response": kept_body(exchange.response)}
+        bodies = {"request": redact_body(exchange.request), "response": redact_body(exchange.response)}
         values = exchange.model_copy(update=bodies).model_dump(exclude_defaults=True) | {"at": _text(exchange.at)}
         content = json.dumps(values, separators=(",", ":")).encode()
         if len(content) > MAX_BYTES:

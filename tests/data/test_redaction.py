@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from benchmarks.traffic.redaction import plain_texts
 from benchmarks.traffic.secret_forms import SecretForm, known_forms, later_forms, unseen_forms
-from smallfirst.data.redaction import format_counts, is_labelled, labelled_kind, normal_form, redact, redact_logs
+from smallfirst.data.redaction import (
+    format_counts,
+    is_labelled,
+    labelled_kind,
+    normal_form,
+    redact,
+    redact_body,
+    redact_logs,
+)
 
 PIECES = [
     "password: ", "a@b.de", "4111 1111 1111 1111", "api_key=",
@@ -211,3 +219,41 @@ def test_messages_and_tracebacks_are_redacted(monkeypatch: pytest.MonkeyPatch) -
     assert "ValueError: not a number: [CARD]" in lines
     assert lines.endswith("1 of 2\n")
     assert "4111" not in lines
+
+
+# Bodies of requests and responses
+
+
+def test_placeholders_stand_for_what_is_not_kept():
+    words = "plain words of a long document " * 100
+    body = {
+        "mail": "to ann@example.com",
+        "audio": "QUJD" * 400,
+        "vector": [0.5] * 100,
+        "tokens": [1, 2] * 100,
+        "document": words,
+        "created": 1764201600,
+        "short": [0.1, 0.2],
+    }
+    kept = redact_body(body)
+    assert kept == body | {"mail": "to [EMAIL]", "audio": "[1,600 characters of data]", "vector": "[100 numbers]"}
+    assert redact_body(kept) == kept
+
+
+def test_names_and_numbers_are_redacted_as_values_are():
+    body = {
+        "messages": [{"role": "tool", "content": '{"iban": "BE68539007547034"}'}],
+        "metadata": {"ann@example.com": 1, "password": "tulips", "pin": 4821, "n": 4821},
+        "env": [{"name": "API_KEY", "value": "a1b2c3d4e5"}],
+        "card": 4111111111111111,
+        "max_tokens": 4096,
+        "logprobs": [{"token": "abc1", "bytes": [97]}],
+    }
+    kept = redact_body(body)
+    assert kept == body | {
+        "messages": [{"role": "tool", "content": '{"iban": "[IBAN]"}'}],
+        "metadata": {"[EMAIL]": 1, "password": "[PASSWORD]", "pin": "[PASSWORD]", "n": 4821},
+        "env": [{"name": "API_KEY", "value": "[KEY]"}],
+        "card": "[CARD]",
+    }
+    assert redact_body(kept) == kept

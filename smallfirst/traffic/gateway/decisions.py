@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from smallfirst.data.redaction import redact_body
 from smallfirst.models.protocol import label_probability_model
 from smallfirst.serving.openai.wire import raw_headers
-from smallfirst.traffic.exchange import kept_body
 from smallfirst.traffic.gateway.app import Handler
 from smallfirst.traffic.gateway.http import (
     AskAgain,
@@ -126,7 +126,7 @@ class DecisionRoutes:
         self, request: GatewayRequest, asked: DecisionRequest, upstreams: Upstreams
     ) -> list[Ruling | None]:
         """Return the task of each question, None where there is none; a failure counts as none."""
-        kept = read_decision(kept_body(asked.raw))
+        kept = read_decision(redact_body(asked.raw))
         target = upstreams.own_target(request, kept.model) if kept is not None else None
         if kept is None or target is None or asked.has_media:
             return [None] * len(asked.questions)

@@ -12,10 +12,10 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from smallfirst.data.redaction import redact_body
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.models.pricing import PriceBook
 from smallfirst.serving.openai.wire import raw_headers, system_fingerprint
-from smallfirst.traffic.exchange import kept_body
 from smallfirst.traffic.gateway.access import Credentials
 from smallfirst.traffic.gateway.http import (
     BackgroundTasks,
@@ -102,7 +102,7 @@ class TakenOverTasks:
             return None
         body = raw
         if self._matcher.may_find(prompt):
-            body = kept_body(raw)
+            body = redact_body(raw)
             prompt = read_prompt(path, body) or prompt
         found = self._matcher.find(prompt)
         near = None if found else self._matcher.near(prompt)

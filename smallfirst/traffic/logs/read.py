@@ -14,12 +14,13 @@ from typing import IO, Any
 
 from smallfirst.base.errors import ConfigError, DataError, Problem
 from smallfirst.base.records import fingerprint
+from smallfirst.data.redaction import redact_body
 from smallfirst.data.sources.arrow import DELTA_LOG, PARQUET
 from smallfirst.data.sources.load import iterate_raw
 from smallfirst.data.sources.reader import ReadBudget
 from smallfirst.data.sources.text_files import file_format
 from smallfirst.models.pricing import PriceBook
-from smallfirst.traffic.exchange import Exchange, billed, kept_body
+from smallfirst.traffic.exchange import Exchange, billed
 from smallfirst.traffic.logs.formats import (
     LOG_FORMATS,
     NESTED,
@@ -143,7 +144,7 @@ def _exchanges(places: Sequence[str | Path], problems: _Problems, prices: PriceB
 
 def _whole(one: Exchange, seen: sqlite3.Connection, file_time: datetime) -> Exchange | None:
     """Return the exchange with id and time, redacted; None if it was read before."""
-    request, response = kept_body(one.request), kept_body(one.response)
+    request, response = redact_body(one.request), redact_body(one.response)
     id, content = one.id or one.source, fingerprint([request, response])
     key = id.encode("utf-8", "backslashreplace")  # the name of a file may be any bytes
     before = seen.execute("SELECT content FROM seen WHERE id = ?", (key,)).fetchone()
