@@ -1,7 +1,8 @@
-"""A temperature, steps and weights found again from simulated answers; the error that is left, by hand."""
+"""Confidence: temperatures, steps and token features that calibrate it, and what it parts; by hand and as laws."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from random import Random
 
@@ -12,17 +13,22 @@ from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
+from smallfirst.base.stats.intervals import wilson
 from smallfirst.measuring.calibration import (
     MIN_ROWS,
+    auroc,
     brier_score,
     equal_count_bins,
     expected_calibration_error,
     fit_calibration,
     fit_isotonic,
     fit_temperature,
+    risk_coverage_curve,
 )
-from smallfirst.models.confidence import TIE_BREAK, Calibration, IsotonicCurve, token_features
+from smallfirst.models.confidence import TIE_BREAK, Calibration, IsotonicCurve
 from smallfirst.models.label_model import softmax
+
+# The surest first: right, wrong, right, right, wrong; the order of rows is another.
 
 
 def simulated(temperature: float, *, n: int = 12_000, labels: int = 6) -> tuple[np.ndarray, np.ndarray]:
@@ -53,24 +59,6 @@ def test_rows_that_are_all_right_or_all_wrong_meet_the_ends_of_the_range() -> No
     confidences = np.log(np.array([[0.7, 0.3]] * 20))
     assert fit_temperature(confidences, np.zeros(20, dtype=int)) == pytest.approx(0.25, abs=0.01)
     assert fit_temperature(confidences, np.ones(20, dtype=int)) == pytest.approx(8.0, abs=0.01)
-
-
-def test_errors_of_an_all_but_certain_model_still_show_which_temperature_is_best() -> None:
-    # Right labels at e^-40 half of the time: far below what a floor of, say, 1e-12 would tell apart.
-    confidences = np.array([[0.0, -40.0]] * 20)
-    gold = np.arange(20) % 2
-    assert fit_temperature(confidences, gold) == pytest.approx(8.0, abs=0.01)
-    impossible = np.where(confidences < 0, -np.inf, confidences)
-    assert fit_temperature(impossible, gold) == pytest.approx(8.0, abs=0.01)
-
-
-def test_without_rows_nothing_is_changed() -> None:
-    assert fit_temperature(np.zeros((0, 3)), np.zeros(0, dtype=int)) == 1.0
-    assert expected_calibration_error([], []) == 0.0
-    assert brier_score([], []) == 0.0
-    assert fit_isotonic([], []) == IsotonicCurve()
-    assert fit_calibration([], []) == Calibration()
-    assert equal_count_bins([], 10) == []
 
 
 def answers(n: int, *, seed: int = 1) -> tuple[list[list[float]], list[bool]]:
@@ -149,14 +137,6 @@ def test_where_the_own_probability_says_it_all_nothing_else_is_weighed() -> None
     assert fitted.scales[3] == 1.0
 
 
-def test_with_few_errors_the_order_is_that_of_the_own_probability() -> None:
-    tokens, _ = answers(100)
-    right = [i >= 9 for i in range(100)]
-    fitted = fit_calibration(tokens, right)
-    assert fitted.weights == (1.0, 0.0, 0.0, 0.0)
-    assert fitted.centres == pytest.approx(np.mean([token_features(answer) for answer in tokens], axis=0))
-
-
 @pytest.mark.parametrize(("n", "kinds"), [(MIN_ROWS - 1, 2), (MIN_ROWS, 1), (500, 1)])
 def test_too_few_rows_and_rows_of_one_kind_leave_it_unfitted(n: int, kinds: int) -> None:
     tokens, _ = answers(n)
@@ -164,14 +144,6 @@ def test_too_few_rows_and_rows_of_one_kind_leave_it_unfitted(n: int, kinds: int)
         right = [first if kinds == 1 else i % 2 == 0 for i in range(n)]
         assert fit_calibration(tokens, right) == Calibration()
         assert fit_isotonic([i / n for i in range(n)], right) == IsotonicCurve()
-
-
-def test_every_answer_needs_its_outcome() -> None:
-    with pytest.raises(ValueError, match="differ in number: 1 and 2"):
-        fit_calibration([[-0.1]], [True, False])
-    for measure in (fit_isotonic, brier_score, expected_calibration_error):
-        with pytest.raises(ValueError, match="differ in number: 1 and 2"):
-            measure([0.5], [True, False])
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=50))
@@ -211,16 +183,61 @@ def test_bins_part_all_rows_never_equal_ones_and_the_error_ignores_their_order(
     assert expected_calibration_error(confidences, right, bins=bins) == pytest.approx(again)
 
 
-def test_bins_without_ties_differ_by_one_row_at_most() -> None:
-    confidences = np.random.default_rng(0).permutation(23) / 23
-    assert [len(part) for part in equal_count_bins(confidences, 5)] == [5, 5, 5, 4, 4]
+SAID = [0.6, 0.9, 0.5, 0.8, 0.7]
+RIGHT = [True, True, False, False, True]
+
+CONFIDENCE = st.one_of(st.none(), st.integers(0, 5).map(lambda i: i / 5))
+ROWS = st.lists(st.tuples(CONFIDENCE, st.booleans()), min_size=1, max_size=40)
+CALM = settings(max_examples=40, deadline=None)
+"""A busy machine is no reason to fail."""
 
 
-def test_an_honest_model_shows_as_much_error_as_chance_says() -> None:
-    draw = np.random.default_rng(6)
-    found = []
-    for _ in range(200):
-        confidences = draw.uniform(0.5, 1, 400)
-        found.append(expected_calibration_error(confidences.tolist(), (draw.random(400) < confidences).tolist()))
-    # Mean p(1 - p) over [0.5, 1] is 1/6.
-    assert np.mean(found) == pytest.approx(0.8 * np.sqrt(10 / 6 / 400), rel=0.1)
+def parted(rows: list[tuple[float | None, bool]]) -> tuple[list[float | None], list[bool]]:
+    return [said for said, _ in rows], [right for _, right in rows]
+
+
+def test_the_curve_by_hand() -> None:
+    curve = risk_coverage_curve(SAID, RIGHT)
+    assert [point.coverage for point in curve] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert [point.error for point in curve] == [wilson(*counts) for counts in ((0, 1), (1, 2), (1, 3), (1, 4), (2, 5))]
+    assert [point.confidence for point in curve] == [0.9, 0.8, 0.7, 0.6, 0.5]
+
+
+def test_rows_without_confidence_are_never_kept_but_counted() -> None:
+    curve = risk_coverage_curve([None, 0.9, None, 0.8], [True, True, False, False])
+    assert [(point.coverage, point.confidence) for point in curve] == [(0.25, 0.9), (0.5, 0.8)]
+    assert risk_coverage_curve([None, None], [True, False]) == ()
+    assert risk_coverage_curve([], []) == ()
+
+
+@CALM
+@given(ROWS, st.integers(1, 60))
+def test_every_point_is_what_its_threshold_keeps(rows: list[tuple[float | None, bool]], n_points: int) -> None:
+    for point in risk_coverage_curve(*parted(rows), n_points=n_points):
+        kept = [right for said, right in rows if said is not None and said >= point.confidence]
+        assert point.coverage == pytest.approx(len(kept) / len(rows))
+        assert point.error == wilson(len(kept) - sum(kept), len(kept))
+
+
+@settings(max_examples=15, deadline=None)  # each makes a thousand resamples
+@given(ROWS)
+def test_auroc_agrees_with_scikit_learn(rows: list[tuple[float | None, bool]]) -> None:
+    said, right = parted(rows)
+    found = auroc(said, right)
+    if all(right) or not any(right):
+        assert found is None
+        return
+    assert found is not None
+    reference = roc_auc_score(right, [-1.0 if value is None else value for value in said])
+    assert found.value == pytest.approx(reference)
+    assert 0 <= found.low <= found.high <= 1
+
+
+def test_auroc_of_no_rows_is_none() -> None:
+    assert auroc([], []) is None
+
+
+@pytest.mark.parametrize("measure", [risk_coverage_curve, auroc])
+def test_every_confidence_needs_its_outcome(measure: Callable[[list[float], list[bool]], object]) -> None:
+    with pytest.raises(ValueError, match="differ in number: 1 and 2"):
+        measure([0.5], [True, True])

@@ -58,12 +58,6 @@ def test_the_cheapest_of_those_within_a_point_of_the_best_comes_first(words: int
     assert order(WorthRule(within), *candidates)[0] == first
 
 
-def test_the_next_is_chosen_among_those_that_are_left() -> None:
-    costs = {"words": (700, 0.001), "encoder": (895, 0.1), "tuned": (900, 1.0), "small": (905, 9.0)}
-    candidates = [rated(name, right, 1000, usd) for name, (right, usd) in costs.items()]
-    assert order(WorthRule(), *candidates) == ["encoder", "tuned", "small", "words"]
-
-
 def test_with_a_price_of_errors_the_least_expected_loss_comes_first() -> None:
     words, tuned = rated("words", 880, 1000, 0.0), rated("tuned", 950, 1000, 2.0)
     # Seven points cost $0.002 a request: they are worth it from 3 cents an error on.

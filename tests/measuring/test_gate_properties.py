@@ -99,7 +99,7 @@ def some_of(n: int) -> st.SearchStrategy[set[int]]:
     return st.sets(st.integers(0, max(0, n - 1)))
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(gates(), cases(), st.data())
 def test_more_right_rows_never_turn_pass_into_fail(
     measured: Measured, gate: dict[str, Any], case: Case, data: st.DataObject
@@ -113,7 +113,7 @@ def test_more_right_rows_never_turn_pass_into_fail(
     assert shows_no_more(judged(measured, gate, better), judged(measured, gate, case))
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(gates(), cases(), st.data())
 def test_a_better_large_model_never_turns_fail_into_pass(
     measured: Measured, gate: dict[str, Any], case: Case, data: st.DataObject
@@ -126,7 +126,7 @@ def test_a_better_large_model_never_turns_fail_into_pass(
     assert shows_no_more(judged(measured, gate, case), judged(measured, gate, better))
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(gates(), gates(), cases())
 def test_a_stricter_bar_never_turns_fail_into_pass(
     measured: Measured, gate: dict[str, Any], other: dict[str, Any], case: Case
@@ -139,15 +139,7 @@ def test_a_stricter_bar_never_turns_fail_into_pass(
     assert no_fail_became_a_pass(judged(measured, gate, case), judged(measured, stricter, case))
 
 
-@given(gates(), cases(), st.sets(st.sampled_from((*MINIMA, *MAXIMA)), min_size=1))
-def test_a_bar_more_never_turns_fail_into_pass(
-    measured: Measured, gate: dict[str, Any], case: Case, left_out: set[str]
-) -> None:
-    fewer = {name: threshold for name, threshold in gate.items() if name not in left_out}
-    assert judged(measured, fewer, case).passed or not judged(measured, gate, case).passed
-
-
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(gates(), cases(), st.integers(1, 40), st.integers(1, 40))
 def test_more_comparisons_never_turn_fail_into_pass(
     measured: Measured, gate: dict[str, Any], case: Case, few: int, more: int
@@ -156,7 +148,7 @@ def test_more_comparisons_never_turn_fail_into_pass(
     assert shows_no_more(looked_at_few, judged(measured, gate, case, comparisons=few + more))
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(gates(), cases(), st.randoms(use_true_random=False))
 def test_the_order_of_rows_changes_nothing(measured: Measured, gate: dict[str, Any], case: Case, random: Any) -> None:
     order = list(range(len(case.small)))
@@ -192,15 +184,3 @@ def test_without_rows_nothing_passes(measured: Measured, gate: dict[str, Any], c
     nothing = Estimate(value=0.0, low=0.0, high=1.0, n=0)
     empty = Case([], [], [], [], figure=nothing)
     assert not any(result.passed for result in judged(measured, gate, empty, comparisons=comparisons).checks)
-
-
-@settings(max_examples=60)
-@given(gates(), cases(), st.integers(1, 5))
-def test_every_line_says_how_many_rows_and_every_miss_what_to_do(
-    measured: Measured, gate: dict[str, Any], case: Case, comparisons: int
-) -> None:
-    for result in judged(measured, gate, case, comparisons=comparisons).checks:
-        assert result.passed or result.advice
-        assert not result.passed or "n=" in result.measured or " of " in result.measured
-        if result.estimate is not None:
-            assert result.estimate.low <= result.estimate.value <= result.estimate.high

@@ -37,14 +37,6 @@ def test_a_row_is_suspect_from_the_mean_confidence_of_the_predicted_label() -> N
     assert find_label_errors([predictions("small", GOLD, CLEAN | {"x": ("a", 0.59)})]) == ()
 
 
-def test_without_a_mean_only_high_confidence_is_sure() -> None:
-    few = {key: said for key, said in CLEAN.items() if key != "a3"}  # two rows make no mean
-    golds = GOLD | {"a3": "a"}
-    other = predictions("words", golds, {"a3": ("a", None)})
-    assert find_label_errors([predictions("small", GOLD, few | {"x": ("a", 0.89)}), other]) == ()
-    assert [s.key for s in find_label_errors([predictions("small", GOLD, few | {"x": ("a", 0.9)}), other])] == ["x"]
-
-
 def test_each_candidate_that_agrees_raises_a_row_and_one_that_gives_the_gold_answer_lowers_it() -> None:
     alone = predictions("small", GOLD, CLEAN | {"x": ("a", 0.8)})
     with_it = predictions("words", GOLD, {"x": ("a", 0.3)})
@@ -73,25 +65,6 @@ def test_where_answers_are_texts_two_that_agree_are_enough_and_one_is_not() -> N
     assert find_label_errors([small]) == ()
     (found,) = find_label_errors([small, large])
     assert (found.key, found.said, found.confidence) == ("q1", "in five days", 0.99)
-
-
-def test_models_that_give_no_answer_do_not_agree_on_one() -> None:
-    golds = {"q1": "in four days"}
-    assert (
-        find_label_errors([predictions(name, golds, {"q1": (None, 0.9)}) for name in ("words", "small", "large")]) == ()
-    )
-
-
-def test_of_several_other_answers_the_one_with_the_most_behind_it_is_named() -> None:
-    golds = {"q": "in four days"}
-    said = {"words": ("never", 0.3), "encoder": ("never", 0.2), "small": ("soon", 0.8), "large": ("soon", 0.7)}
-    candidates = [predictions(name, golds, {"q": answer}) for name, answer in said.items()]
-    assert [s.said for s in find_label_errors(candidates)] == ["soon"]
-    assert [s.said for s in find_label_errors(candidates[::-1])] == ["soon"]
-
-
-def test_the_router_says_nothing_of_its_own() -> None:
-    assert find_label_errors([predictions("routed", GOLD, CLEAN | {"x": ("a", 0.99)})]) == ()
 
 
 def test_wrong_labels_put_into_clean_rows_are_found_first() -> None:
@@ -194,8 +167,3 @@ def test_an_answer_that_cannot_be_placed_is_never_dropped(tmp_path: Path) -> Non
         (3, f"no row of test.jsonl has the key {'0' * 16}"),
         (4, 'unknown label "bb" — did you mean "b"?'),
     ]
-
-
-def test_a_file_that_is_not_there_is_an_error_with_the_next_step(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"gone.jsonl: not readable(.|\n)*smallfirst review task.yaml"):
-        apply_relabels(DATA, tmp_path / "gone.jsonl")

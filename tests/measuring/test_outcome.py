@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,15 +114,6 @@ def test_the_sentence_says_who_answers_what_is_promised_and_what_is_missing(
     assert not disagreements(told | ({"in short": facts_in(found.in_short)} if found.goes_live else {}))
 
 
-def test_the_heading_says_who_answers_and_what_is_promised() -> None:
-    under = "52 % [45.1, 58.8] under the promise"
-    assert outcome().heading == f"Small alone: “tagger” answers every request, {under}."
-    told = "Small first: “tagger” answers 52 % [45.1, 58.8] of requests, all under the promise."
-    assert outcome(**FIRST).heading == told
-    assert outcome(**NOTHING, kind="cannot be told yet", labels_needed=NEEDED).heading == "Cannot be told yet."
-    assert outcome(**NOTHING, kind="keep the large model").heading == "Keep the large model."
-
-
 @pytest.mark.parametrize(
     ("changes", "state", "level", "words", "promise"),
     [
@@ -146,12 +136,6 @@ def test_a_server_promises_no_more_than_the_state_of_its_monitor_allows(
 def test_a_fallback_names_the_gates_accuracy_that_audits_found_broken() -> None:
     standing = outcome(**UNPROMISED | {"watched_by": "large", "audited": WATCHED}).standing("fallback")
     assert standing.sentence == f"Not in force until audits show it again: {WATCHED.words}."
-
-
-def test_it_is_read_as_it_was_saved(tmp_path: Path) -> None:
-    for saved in (outcome(), outcome(**UNPROMISED)):
-        saved.save(tmp_path / "outcome.json")
-        assert Outcome.load(tmp_path / "outcome.json") == saved
 
 
 def test_the_registry_is_told_what_the_sentence_says() -> None:

@@ -6,8 +6,6 @@ import math
 
 import pytest
 from fixtures.evaluations import evaluated_row, evaluation_of
-from hypothesis import given
-from hypothesis import strategies as st
 
 from smallfirst.base.errors import SmallfirstError
 from smallfirst.base.stats.intervals import wilson
@@ -58,14 +56,6 @@ def test_what_can_be_reached_lies_between_the_agreement_and_its_root() -> None:
     assert high == pytest.approx(math.sqrt(wilson(3, 5).high))
     assert "the same answer on 0.600" in found.in_words
     assert f"{low:.3f} to {high:.3f} of rows at best" in found.in_words
-
-
-@given(st.lists(st.lists(st.floats(0.01, 1), min_size=2, max_size=5), min_size=1, max_size=8))
-def test_the_best_match_with_a_drawing_model_lies_within_the_bound(weights: list[list[float]]) -> None:
-    rows = [[w / sum(row) for w in row] for row in weights]
-    agreement = sum(sum(p * p for p in row) for row in rows) / len(rows)
-    best = sum(max(row) for row in rows) / len(rows)
-    assert agreement - 1e-12 <= best <= math.sqrt(agreement) + 1e-12
 
 
 def test_passes_that_cannot_be_compared_are_refused() -> None:

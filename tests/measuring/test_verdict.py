@@ -43,12 +43,6 @@ def test_an_override_is_signed_and_keeps_the_failed_checks() -> None:
     assert parse_record(Verdict, signed.model_dump(), where="stored") == signed
 
 
-@pytest.mark.parametrize(("by", "because"), [("", "why"), ("Ada", "  ")])
-def test_an_override_without_a_name_or_a_reason_is_refused(by: str, because: str) -> None:
-    with pytest.raises(ConfigError, match="an override needs a name and a reason"):
-        override([verdict()], "small", by=by, because=because)
-
-
 def test_nobody_overrides_twice_or_without_need() -> None:
     signed = override([verdict()], "small", by="Ada", because="pilot")
     with pytest.raises(ConfigError, match="small was already overridden by Ada"):

@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallfirst.routing.acceptance import MIN_OWN_ROWS, AcceptanceScore
+from smallfirst.data.dataset import Dataset, Example, Message
+from smallfirst.routing.acceptance import MIN_OWN_ROWS, AcceptanceScore, bundled_requests, foreign_rows
 
 
 def drawn(seed: int, n: int = 200) -> tuple[tuple[list[float], np.ndarray, list[bool]], tuple[list[float], np.ndarray]]:
@@ -61,3 +62,25 @@ def test_more_foreign_requests_lower_the_score_and_few_rows_are_not_fitted() -> 
     assert AcceptanceScore.fit((own, near, right), foreign) is None
     again = AcceptanceScore.model_validate_json(SCORE.model_dump_json())
     assert again.confidence(0.7, (0.5, 2.0)) == SCORE.confidence(0.7, (0.5, 2.0))
+
+
+def texts(rows: Dataset) -> set[str]:
+    return {example.text for example in rows.examples}
+
+
+def test_fitting_and_certifying_rows_share_no_text() -> None:
+    fitting, certifying = foreign_rows(None)
+    assert texts(fitting) | texts(certifying) == texts(bundled_requests())
+    assert not texts(fitting) & texts(certifying)
+    assert min(len(fitting), len(certifying)) >= 40
+    assert len(texts(bundled_requests())) == len(bundled_requests())  # no line twice
+
+
+def test_open_ended_requests_of_the_task_certify_without_the_bundled_ones() -> None:
+    made = tuple(
+        Example(messages=(Message(role="user", content=f"please write essay {i}"),), answer="", shape="text")
+        for i in range(60)
+    )
+    fitting, certifying = foreign_rows(Dataset(name="open", examples=made))
+    assert texts(certifying) < {example.text for example in made}
+    assert texts(fitting) == ({example.text for example in made} - texts(certifying)) | texts(bundled_requests())

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from smallfirst.base.errors import ConfigError
-from smallfirst.models.confidence import IsotonicCurve
 from smallfirst.models.protocol import Completion
 from smallfirst.routing.confidence_head import (
     FEATURES,
@@ -76,11 +73,6 @@ def test_agreement_with_a_cheaper_model(cheaper: Completion, same: int, probabil
     assert features_of(draft("a"), [cheaper])[-2:] == (same, pytest.approx(log_odds(probability)))
 
 
-def test_unfitted_it_gives_the_drafts_own_confidence() -> None:
-    assert DraftHead().confidence(draft("a", 0.37)) == 0.37
-    assert DraftHead().confidence(draft("a", None)) == 0.0
-
-
 def test_agreement_is_weighed_where_it_tells_something() -> None:
     drafts, right, cheaper = drawn(400, 0)
     head = DraftHead.fit(drafts, right, others=[(other,) for other in cheaper])
@@ -122,29 +114,6 @@ def test_few_wrong_answers_cannot_weigh_many_features() -> None:
         assert min(sum(right), 90 - sum(right)) < 10 * 3  # own, same and cheaper differ
         head = DraftHead.fit(drafts, right, others=[(other,) for other in cheaper])
         assert "are used" not in head.why
-
-
-def test_it_is_the_same_after_saving_and_loading(tmp_path: Path) -> None:
-    drafts, right, cheaper = drawn(200, 0)
-    head = DraftHead.fit(drafts, right, others=[(other,) for other in cheaper])
-    assert DraftHead.load(head.save(tmp_path / "head.json")) == head
-
-
-def test_half_a_head_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "head.json"
-    path.write_text('{"weights": [1.0, 2.0]}')
-    with pytest.raises(ConfigError, match="one number for each of own, margin"):
-        DraftHead.load(path)
-    whole = (1.0,) * len(FEATURES)
-    with pytest.raises(ValueError, match="scales must be above 0"):
-        DraftHead(
-            weights=whole, centres=whole, scales=(0.0, *whole[1:]), steps=IsotonicCurve(x=(0.0, 1.0), y=(0.0, 1.0))
-        )
-
-
-def test_drafts_and_outcomes_must_be_equally_many() -> None:
-    with pytest.raises(ValueError, match="differ in number: 1, 2"):
-        DraftHead.fit([draft()], [True, False])
 
 
 def test_losses_are_compared_by_their_standard_error() -> None:

@@ -1,13 +1,32 @@
-"""The domain check: fitted on a toy task, it tells tickets from essays, and loads as it was saved."""
+"""The domain check: what a text has in common with a task's requests, and scores that keep the share they state."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.models.protocol import Request
-from smallfirst.routing.domain import KEEP_SHARE, OodGate, TaskProfile, fit_task_profile, has_profile
+from smallfirst.routing.domain import (
+    KEEP_SHARE,
+    KNOTS,
+    MAX_CHARS,
+    SCORES,
+    ConformalScorer,
+    OodGate,
+    ScoreFusion,
+    TaskProfile,
+    TextFeatures,
+    fit_task_profile,
+    has_profile,
+)
 from smallfirst.routing.router import OodScore
 
 THINGS = ("card", "refund", "pin", "transfer", "top-up", "fee")
@@ -61,11 +80,6 @@ def test_a_gate_measures_as_the_profile_that_was_saved(tmp_path: Path) -> None:
     assert not has_profile(tmp_path / "none")
 
 
-def test_rows_that_the_profile_measured_as_it_was_fitted_are_not_measured_again() -> None:
-    profile = fit_task_profile(OWN.subset("own", OWN.examples * 2), SELECTION.subset("more", SELECTION.examples * 4))
-    assert profile.measure([]) == []
-
-
 def test_in_folds_a_row_is_measured_by_a_profile_that_does_not_know_it(tmp_path: Path) -> None:
     rows = dataset([wish.format(f"{thing} {n}") for wish in WISHES for thing in THINGS for n in range(3)], "a")
     train, selection = rows.subset("train", rows.examples[:60]), rows.subset("selection", rows.examples[60:])
@@ -90,3 +104,123 @@ def test_by_selection_rows_odd_training_rows_do_not_loosen_the_limit() -> None:
     loose, strict = (fit_task_profile(train, selection, n_folds=5, by_selection=by) for by in (False, True))
     told = [sum(profile.word_scores(nearly) > KEEP_SHARE) for profile in (loose, strict)]
     assert told[0] < told[1]
+
+
+def test_the_score_is_the_share_of_own_rows_that_are_more_ordinary() -> None:
+    ranks = ConformalScorer.fit(np.array([4.0, 1.0, 3.0, 2.0]))
+    # one less (1 + rows at least as large) / (4 + 1)
+    assert ranks.ood_score(np.array([0.0, 1.0, 2.5, 4.0])) == pytest.approx([0.0, 0.0, 0.4, 0.6])
+
+
+def test_the_score_still_grows_beyond_the_largest_own_one() -> None:
+    ranks = ConformalScorer.fit(np.arange(100.0))
+    just, far, very = ranks.neg_log_p_values(np.array([99.01, 120.0, 200.0]))
+    assert just == pytest.approx(math.log(101), abs=0.01)
+    # the upper tenth begins at 89 and exceeds it by 5 on average
+    assert very - far == pytest.approx(80 / 5)
+    assert ranks.ood_score(np.array([1e9]))[0] == 1.0
+
+
+def test_a_limit_keeps_the_share_of_fresh_own_rows_that_it_names() -> None:
+    draw, broken = np.random.default_rng(0), []
+    for _ in range(300):
+        ranks = ConformalScorer.fit(draw.exponential(size=99))
+        broken.append((ranks.ood_score(draw.exponential(size=200)) > 0.895).mean())
+    # in the mean over draws of the 99 rows exactly 1 in 10: of 100 equally likely places ten have p-values below 0.105
+    assert np.mean(broken) == pytest.approx(0.1, abs=0.006)
+
+
+def test_many_rows_are_stored_as_knots_that_keep_no_less() -> None:
+    scores = np.random.default_rng(1).normal(size=20_000)
+    ranks = ConformalScorer.fit(scores)
+    assert len(ranks.own) == KNOTS
+    assert ranks.own[-1] == scores.max()
+    assert (ranks.ood_score(scores) > 0.97).mean() == pytest.approx(0.03, abs=0.0015)
+    assert (ranks.ood_score(scores) > 0.97).mean() <= 0.03
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40), st.lists(st.floats(-1e9, 1e9), min_size=2, max_size=20))
+def test_a_larger_score_never_ranks_lower(own: list[float], asked: list[float]) -> None:
+    found = ConformalScorer.fit(np.array(own)).ood_score(np.sort(asked))
+    assert (np.diff(found) >= 0).all()
+    assert ((found >= 0) & (found <= 1)).all()
+
+
+def test_the_fused_score_is_valid_for_dependent_scores() -> None:
+    """Combined p-values of dependent scores would be too small; ranking the sum anew mends that."""
+    draw = np.random.default_rng(3)
+    one, fresh = draw.normal(size=1000), draw.normal(size=2000)
+    fusion = ScoreFusion.fit(np.column_stack([one, one, one]))
+    assert (fusion.ood_score(np.column_stack([fresh, fresh, fresh])) > 0.9).mean() == pytest.approx(0.1, abs=0.03)
+
+
+WORDS = ("where is my card", "where is my refund", "my card is lost", "why was the card declined", "refund my money")
+ASKED = ("where is my money", "card card card", "write a poem about the sea", "", "?!", "東京", "a", "card " * 2000)
+PIECES = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True).fit(WORDS)
+
+
+@pytest.fixture(scope="module")
+def features() -> TextFeatures:
+    return TextFeatures.fit(WORDS)
+
+
+def test_unseen_is_the_share_of_words_and_pairs_that_no_row_has(features: TextFeatures) -> None:
+    # where, is, my, "where is", "is my" are known; money too; "my money" is
+    assert features.scores(["where is my money"])[0, 0] == 0
+    # of where, is, poem, "where is", "is poem" two are unknown
+    assert features.scores(["where is poem"])[0, 0] == pytest.approx(2 / 5)
+    assert features.scores(["poem sea", "", "a"])[:, 0].tolist() == [1, 1, 1]
+
+
+def test_distances_are_one_less_the_cosines_to_the_nearest_and_the_nearest_three(features: TextFeatures) -> None:
+    asked, own = PIECES.transform(ASKED), PIECES.transform(WORDS)
+    cosines = np.sort((asked @ own.T).toarray(), axis=1)
+    found = features.scores(ASKED)
+    assert found[:, 1] == pytest.approx(1 - cosines[:, -1], abs=1e-6)
+    assert found[:, 2] == pytest.approx(1 - cosines[:, -3:].mean(axis=1), abs=1e-6)
+
+
+def test_unlike_counts_words_that_come_twice_alike_and_unseen_ones_against_the_text() -> None:
+    features = TextFeatures.fit(("my red card", "my blue card", "my old car"))
+    # "my" and "card" come twice or more; the first row is (1, 1) / √2 in them
+    assert features.scores(["my card"])[0, 3] == pytest.approx(1 - (2 / math.sqrt(3)) / math.sqrt(2), abs=1e-6)
+    # my, poem, "my poem": one of three is known, and the last row is (1, 0)
+    assert features.scores(["my poem"])[0, 3] == pytest.approx(1 - 1 / math.sqrt(3), abs=1e-6)
+    # twice the same word: 1 + ln 2 of it among three n-grams
+    assert features.scores(["my my"])[0, 3] == pytest.approx(1 - (1 + math.log(2)) / math.sqrt(3), abs=1e-6)
+    assert features.scores(["", "red car"])[:, 3].tolist() == [1, 1]
+
+
+def test_scores_do_not_depend_on_the_other_texts(features: TextFeatures) -> None:
+    together = features.scores(ASKED)
+    assert together.shape == (len(ASKED), len(SCORES))
+    assert np.isfinite(together).all()
+    for text, row in zip(ASKED, together, strict=True):
+        assert features.scores([text])[0].tolist() == row.tolist()
+
+
+def test_of_a_long_text_both_ends_are_compared(features: TextFeatures) -> None:
+    long = "where is my card " * 200
+    assert len(long) > MAX_CHARS
+    begins, ends = features.scores(["poem " * 10 + long, long + " poem" * 10])
+    assert begins[0] > 0
+    assert ends[0] > 0
+    half = MAX_CHARS // 2
+    hidden = "x" * half + " poem sea " * 50 + "y" * half
+    assert features.scores([hidden]).tolist() == features.scores(["x" * half + " " + "y" * half]).tolist()
+
+
+def test_log_likelihood_is_the_sum_of_log_shares(features: TextFeatures) -> None:
+    # "my" stands in four of five rows, "lost" in one, "poem" in none; "my lost", "lost poem" in none
+    expected = math.log(5 / 6) + math.log(2 / 6) + 3 * math.log(1 / 6)
+    assert features.log_likelihood("my lost poem") == pytest.approx(expected)
+    assert features.log_likelihood("") == 0
+
+
+def test_features_load_as_they_were_saved(features: TextFeatures, tmp_path: Path) -> None:
+    features.save(tmp_path)
+    again = TextFeatures.load(tmp_path)
+    assert again.n_texts == len(WORDS)
+    assert again.scores(ASKED).tolist() == features.scores(ASKED).tolist()
+    assert [again.log_likelihood(t) for t in ASKED] == [features.log_likelihood(t) for t in ASKED]
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
