@@ -143,31 +143,23 @@ def _mean_confidences(evaluation: Evaluation) -> Mapping[str, float]:
 
 
 def _suspect(predictions: Sequence[_Prediction], labels: set[str]) -> Suspect | None:
+    """Return the suspect of the other answer with most evidence; None if none has enough."""
     others: dict[str, list[_Prediction]] = defaultdict(list)
-    for prediction in predictions:
+    for prediction in sorted(predictions, key=lambda p: (-p.weight, p.candidate)):
         if prediction.row.answer is not None and not prediction.row.correct:
             others[prediction.row.answer].append(prediction)
     against = sum(p.weight for p in predictions if p.row.correct)
-    best: Suspect | None = None
-    for answer, supporters in others.items():
-        n = len({p.candidate for p in supporters})
-        is_label = answer in labels
-        enough = n >= MIN_AGREEING_LABEL or any(p.confident for p in supporters) if is_label else n >= MIN_AGREEING_TEXT
-        evidence = sum(p.weight for p in supporters) - against
-        if not enough or evidence <= 0 or (best is not None and evidence <= best.evidence):
-            continue
-        ranked = sorted(supporters, key=lambda p: (-p.weight, p.candidate))
-        row = ranked[0].row
-        best = Suspect(
-            key=row.key,
-            text=row.text,
-            gold=row.gold,
-            said=answer,
-            confidence=max((p.row.confidence for p in ranked if p.row.confidence is not None), default=None),
-            agrees=tuple(dict.fromkeys(p.candidate for p in ranked)),
-            evidence=evidence,
-        )
-    return best
+    found = list[Suspect]()
+    for answer, ranked in others.items():
+        agrees, evidence = tuple(dict.fromkeys(p.candidate for p in ranked)), sum(p.weight for p in ranked) - against
+        enough = len(agrees) >= MIN_AGREEING_TEXT
+        if answer in labels:
+            enough = len(agrees) >= MIN_AGREEING_LABEL or any(p.confident for p in ranked)
+        if enough and evidence > 0:
+            row, known = ranked[0].row, [p.row.confidence for p in ranked if p.row.confidence is not None]
+            told = {"key": row.key, "text": row.text, "gold": row.gold, "said": answer, "agrees": agrees}
+            found.append(Suspect(**told, confidence=max(known, default=None), evidence=evidence))
+    return max(found, key=lambda suspect: suspect.evidence, default=None)
 
 
 def _relabelled(example: Example, answer: str | None) -> Example:

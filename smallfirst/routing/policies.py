@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -187,10 +187,24 @@ class RulePolicy(Policy):
         return self
 
     def decide(self, request: Request, gain: GainScorer | None = None) -> PolicyDecision | None:
-        why = [condition(self, request) for condition in _CONDITIONS]
-        return (
-            None if None in why else PolicyDecision(self.to, self.kind, ", ".join(clause for clause in why if clause))
-        )
+        text, n, clauses = request.text, len(request.text), list[str]()
+        word = next((word for word in self.contains if word.casefold() in text.casefold()), None)
+        script = dominant_script(text) if self.scripts else ""
+        language = detect_language(text) if self.languages else ""
+        talk, tags = is_conversation(request), self.tags.items()
+        for given, holds, clause in (
+            (self.longer_than_chars is not None, n > (self.longer_than_chars or 0), f"{n} characters"),
+            (self.shorter_than_chars is not None, n < (self.shorter_than_chars or 0), f"{n} characters"),
+            (self.contains, word is not None, f"contains {word!r}"),
+            (self.scripts, script in {name.upper() for name in self.scripts}, f"written in {script}"),
+            (self.languages, language in self.languages, f"language {language}"),
+            (tags, tags <= request.tags.items(), ", ".join(f"{name} is {value}" for name, value in tags)),
+            (self.conversation is not None, talk is self.conversation, "a conversation" if talk else "a first message"),
+        ):
+            if given and not holds:
+                return None
+            clauses += [clause] if given and clause not in clauses else []
+        return PolicyDecision(self.to, self.kind, ", ".join(clauses))
 
 
 def dominant_script(text: str) -> str:
@@ -206,61 +220,6 @@ def detect_language(text: str) -> str:
     except ImportError:
         raise MissingExtra("Rules on languages", "language") from None
     return str(detect(text.replace("\n", " "), model="lite", k=1)[0]["lang"])
-
-
-# Each returns a clause if its condition holds, "" if it is not given, None if it does not hold.
-
-
-def _length(rule: RulePolicy, request: Request) -> str | None:
-    n, longer, shorter = len(request.text), rule.longer_than_chars, rule.shorter_than_chars
-    if (longer is not None and n <= longer) or (shorter is not None and n >= shorter):
-        return None
-    return "" if longer is None and shorter is None else f"{n} characters"
-
-
-def _words(rule: RulePolicy, request: Request) -> str | None:
-    text = request.text.casefold()
-    found = [word for word in rule.contains if word.casefold() in text]
-    return f"contains {found[0]!r}" if found else None if rule.contains else ""
-
-
-def _script(rule: RulePolicy, request: Request) -> str | None:
-    if not rule.scripts:
-        return ""
-    script = dominant_script(request.text)
-    return f"written in {script}" if script in {name.upper() for name in rule.scripts} else None
-
-
-def _language(rule: RulePolicy, request: Request) -> str | None:
-    if not rule.languages:
-        return ""
-    language = detect_language(request.text)
-    return f"language {language}" if language in rule.languages else None
-
-
-def _tags(rule: RulePolicy, request: Request) -> str | None:
-    if any(request.tags.get(name) != value for name, value in rule.tags.items()):
-        return None
-    return ", ".join(f"{name} is {value}" for name, value in rule.tags.items())
-
-
-def _turns(rule: RulePolicy, request: Request) -> str | None:
-    if rule.conversation is None:
-        return ""
-    conversation = is_conversation(request)
-    if conversation is not rule.conversation:
-        return None
-    return "a conversation" if conversation else "a first message"
-
-
-_CONDITIONS: tuple[Callable[[RulePolicy, Request], str | None], ...] = (
-    _length,
-    _words,
-    _script,
-    _language,
-    _tags,
-    _turns,
-)
 
 
 class GainPolicy(Policy):
