@@ -119,6 +119,7 @@ from smallfirst.registry.versions import promote as promote
 from smallfirst.registry.versions import register as register
 from smallfirst.registry.versions import resolve as resolve
 from smallfirst.registry.versions import rollback as rollback
+from smallfirst.routing.acceptance import AcceptanceScore as AcceptanceScore
 from smallfirst.routing.budget import EscalationBudget as EscalationBudget
 from smallfirst.routing.certificate.calibration_set import CalibrationSet as CalibrationSet
 from smallfirst.routing.certificate.calibration_set import CascadeOutcome as CascadeOutcome
@@ -136,12 +137,14 @@ from smallfirst.routing.certificate.certify import BelowRule as BelowRule
 from smallfirst.routing.certificate.certify import certify as certify
 from smallfirst.routing.certificate.looks import LookRequest as LookRequest
 from smallfirst.routing.certificate.looks import SharedLook as SharedLook
+from smallfirst.routing.confidence_head import DraftHead as DraftHead
+from smallfirst.routing.gain import GainModel as GainModel
+from smallfirst.routing.gain import GainParameters as GainParameters
+from smallfirst.routing.gain import GainWeights as GainWeights
+from smallfirst.routing.gain import ModelOutcome as ModelOutcome
 from smallfirst.routing.monitor import MonitorSettings as MonitorSettings
-from smallfirst.routing.policies import GainScorer as GainScorer
 from smallfirst.routing.policies import Policy as Policy
 from smallfirst.routing.policies import PolicyDecision as PolicyDecision
-from smallfirst.routing.router import Acceptance as Acceptance
-from smallfirst.routing.router import ConfidenceHead as ConfidenceHead
 from smallfirst.routing.router import Decision as Decision
 from smallfirst.routing.router import OodDetector as OodDetector
 from smallfirst.routing.router import OodScore as OodScore

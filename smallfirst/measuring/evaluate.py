@@ -105,8 +105,6 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
         first=first.candidate,
         second=second.candidate,
         difference=paired_difference([a for a, _ in pairs], [b for _, b in pairs]),
-        only_first=only_first,
-        only_second=only_second,
         p_value=mcnemar(only_first, only_second),
     )
 
@@ -260,9 +258,5 @@ class Comparison(Record):
     second: str
     difference: Estimate
     """Accuracy of first minus second, in [-1, 1]."""
-    only_first: int
-    """Rows that only the first gets right."""
-    only_second: int
-    """Rows that only the second gets right."""
     p_value: float
     """Exact two-sided McNemar test."""

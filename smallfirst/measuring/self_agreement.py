@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from smallfirst.base.errors import SmallfirstError
 from smallfirst.base.records import Record
-from smallfirst.base.stats.intervals import Estimate, cohen_kappa, wilson
+from smallfirst.base.stats.intervals import Estimate, wilson
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.tasks.task import Task
 
@@ -25,9 +25,6 @@ class SelfAgreement(Record):
     """Share of rows with the same answer twice; no answer is never the same."""
     accuracy: Estimate
     """Share of rows on which its first answer is right."""
-    second_accuracy: Estimate
-    kappa: Estimate | None
-    """Agreement beyond chance, in [-1, 1]."""
     same_wrong_answer: Estimate
     """Share of rows with the same wrong answer twice: asking again will not correct them, and some of the given answers
     may be wrong."""
@@ -62,14 +59,11 @@ def self_agreement(first: Evaluation, second: Evaluation) -> SelfAgreement:
             f"the two passes of {first.model} share no row",
             hint="ask the second time about the same rows of the same split",
         )
-    once, again = [a.answer for a, _ in pairs], [b.answer for _, b in pairs]
-    repeated = [a is not None and a == b for a, b in zip(once, again, strict=True)]
+    repeated = [a.answer is not None and a.answer == b.answer for a, b in pairs]
     n = len(pairs)
     return SelfAgreement(
         agreement=wilson(sum(repeated), n),
         accuracy=wilson(sum(a.correct for a, _ in pairs), n),
-        second_accuracy=wilson(sum(b.correct for _, b in pairs), n),
-        kappa=cohen_kappa([a or (1,) for a in once], [b or (2,) for b in again]),  # no answer twice is no agreement
         same_wrong_answer=wilson(
             sum(s and not a.correct and not b.correct for s, (a, b) in zip(repeated, pairs, strict=True)), n
         ),

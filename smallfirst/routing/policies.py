@@ -6,9 +6,8 @@ import hashlib
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-import numpy as np
 import pydantic
 from pydantic import Field, model_validator
 
@@ -16,6 +15,7 @@ from smallfirst.base.errors import ConfigError, MissingExtra
 from smallfirst.base.extensions import Registry
 from smallfirst.base.records import Record, explain_errors
 from smallfirst.models.protocol import Request
+from smallfirst.routing.gain import GainModel
 
 CASCADE = "cascade"
 """As the target of a policy: go through the cascade as if no policy had matched."""
@@ -33,19 +33,6 @@ class PolicyDecision(NamedTuple):
     threshold: float | None = None
 
 
-class GainScorer(Protocol):
-    """Estimate from a text alone which models are right."""
-
-    def score(self, texts: Sequence[str]) -> np.ndarray:
-        """Return for each text how much likelier the large model is right than the small one, in [-1, 1]."""
-
-    def probabilities(self, texts: Sequence[str]) -> Mapping[str, np.ndarray]:
-        """Return by model the probability in [0, 1] that it is right on each text; `small` is among them."""
-
-    def threshold(self, share: float) -> float:
-        """Return the gain that a share of the requests, in [0, 1], exceeds."""
-
-
 class Policy(Record):
     """Settings of one policy in task.yaml. A subclass narrows `kind` to its name in the registry."""
 
@@ -57,7 +44,7 @@ class Policy(Record):
     to: str
     """Stage that answers."""
 
-    def decide(self, request: Request, gain: GainScorer | None = None) -> PolicyDecision | None:
+    def decide(self, request: Request, gain: GainModel | None = None) -> PolicyDecision | None:
         """Return where the request goes, or None if the policy does not match it."""
         raise NotImplementedError
 
@@ -112,7 +99,7 @@ def check_stages(policies: Sequence[Policy], stages: Collection[str]) -> None:
 
 
 def apply_policies(
-    policies: Sequence[Policy], request: Request, gain: GainScorer | None = None
+    policies: Sequence[Policy], request: Request, gain: GainModel | None = None
 ) -> PolicyDecision | None:
     """Return the decision of the first policy that matches; None sends the request through the cascade."""
     for policy in policies:
@@ -127,7 +114,7 @@ class AlwaysPolicy(Policy):
 
     kind: Literal["always"]
 
-    def decide(self, request: Request, gain: GainScorer | None = None) -> PolicyDecision:
+    def decide(self, request: Request, gain: GainModel | None = None) -> PolicyDecision:
         return PolicyDecision(self.to, self.kind, "every request goes there")
 
 
@@ -142,7 +129,7 @@ class SplitPolicy(Policy):
     salt: str = ""
     """Splits of different salt are independent; splits of equal salt give equal sides."""
 
-    def decide(self, request: Request, gain: GainScorer | None = None) -> PolicyDecision | None:
+    def decide(self, request: Request, gain: GainModel | None = None) -> PolicyDecision | None:
         position = split_position(self, request)
         if position >= self.share:
             return None
@@ -186,7 +173,7 @@ class RulePolicy(Policy):
             raise ValueError(f"a rule needs a condition: {', '.join(sorted(conditions))}; or use kind: always")
         return self
 
-    def decide(self, request: Request, gain: GainScorer | None = None) -> PolicyDecision | None:
+    def decide(self, request: Request, gain: GainModel | None = None) -> PolicyDecision | None:
         text, n, clauses = request.text, len(request.text), list[str]()
         word = next((word for word in self.contains if word.casefold() in text.casefold()), None)
         script = dominant_script(text) if self.scripts else ""
@@ -241,7 +228,7 @@ class GainPolicy(Policy):
             raise ValueError("give one of above (a gain) and share (of the requests)")
         return self
 
-    def decide(self, request: Request, gain: GainScorer | None = None) -> PolicyDecision | None:
+    def decide(self, request: Request, gain: GainModel | None = None) -> PolicyDecision | None:
         if gain is None:
             return None
         score = float(gain.score([request.text])[0])
@@ -260,7 +247,7 @@ class DifficultyPolicy(Policy):
     below: float = Field(gt=0, lt=1)
     """Probability that the small model answers rightly, below which it is not asked, in (0, 1)."""
 
-    def decide(self, request: Request, gain: GainScorer | None = None) -> PolicyDecision | None:
+    def decide(self, request: Request, gain: GainModel | None = None) -> PolicyDecision | None:
         if gain is None:
             return None
         score = float(gain.probabilities([request.text])["small"][0])

@@ -33,9 +33,12 @@ from smallfirst.models.protocol import (
     unless_answered,
     usage_of_draft,
 )
+from smallfirst.routing.acceptance import AcceptanceScore
 from smallfirst.routing.budget import BudgetTracker, EscalationBudget
 from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, Certificate
-from smallfirst.routing.policies import CASCADE, GainScorer, Policy, PolicyDecision, apply_policies, is_conversation
+from smallfirst.routing.confidence_head import DraftHead
+from smallfirst.routing.gain import GainModel
+from smallfirst.routing.policies import CASCADE, Policy, PolicyDecision, apply_policies, is_conversation
 
 T = TypeVar("T")
 
@@ -92,31 +95,14 @@ class OodDetector(Protocol):
         """Largest score of a request that belongs to the task, in [0, 1]."""
 
 
-class ConfidenceHead(Protocol):
-    """Estimate the confidence of a draft from more than the model's own probability."""
-
-    def confidence(self, completion: Completion, others: Sequence[Completion] = ()) -> float:
-        """Return the probability in [0, 1] that the draft is right, beside the answers of cheaper models."""
-
-
-class Acceptance(Protocol):
-    """One score from the confidence of a draft and what tells foreign requests from the task's own."""
-
-    def confidence(self, draft: float, features: Sequence[float]) -> float:
-        """Return the probability in [0, 1] that the request is the task's own and the draft right.
-
-        It never falls with `draft`, in [0, 1], and never rises with a feature (`OodScore.features`).
-        """
-
-
 class Stage(NamedTuple):
     """One drafting model of the cascade."""
 
     name: str
     """`words`, `encoder`, `small`, …; as the certificate names it."""
     model: Model
-    head: ConfidenceHead | None = None
-    acceptance: Acceptance | None = None
+    head: DraftHead | None = None
+    acceptance: AcceptanceScore | None = None
     """Corrects the confidence for foreign requests; without it the certificate covers what the domain check passes."""
 
     def confidence(
@@ -137,7 +123,7 @@ class RouterOptions(NamedTuple):
 
     policies: Sequence[Policy] = ()
     budget: EscalationBudget | None = None
-    gain: GainScorer | None = None
+    gain: GainModel | None = None
     policy_stages: Sequence[Stage] = ()
     """Stages that only a policy leads to, such as a challenger."""
     expected_cost_usd: Mapping[str, float] = {}

@@ -140,6 +140,6 @@ def test_two_evaluations_are_paired_by_content_on_the_rows_both_have_seen() -> N
     second = measured(GOLD | {"fire": "blue", "sea": "green"}, "large", "sea", "grass", "fire", "rose")
     found = compare(first, second)
     assert (found.first, found.second) == ("small", "large")
-    assert (found.only_first, found.only_second, found.difference.n) == (1, 1, 4)
+    assert found.difference.n == 4
     assert found.difference.value == 0.0
     assert found.p_value == 1.0

@@ -37,16 +37,8 @@ def test_agreement_and_rightness_are_counted_on_the_rows_of_both_passes() -> Non
     found = self_agreement(asked(FIRST, GOLD, note="May"), asked(AGAIN | {"6": "a"}, GOLD | {"6": "a"}, note="June"))
     assert found.agreement == wilson(3, 5)  # 1, 3 and 4; no answer to 5 is no agreement
     assert found.accuracy == wilson(3, 5)  # 1, 2, 4
-    assert found.second_accuracy == wilson(2, 5)  # 1, 4
     assert found.same_wrong_answer == wilson(1, 5)  # 3
     assert found.note == "May; June"
-
-
-def test_kappa_takes_off_what_chance_would_agree_on() -> None:
-    # Shares a 3/5 and 2/5, b 1/5 and 2/5: by chance 6/25 + 2/25; the missing answers meet nothing.
-    found = self_agreement(asked(FIRST, GOLD), asked(AGAIN, GOLD))
-    assert found.kappa is not None
-    assert found.kappa.value == pytest.approx((3 / 5 - 8 / 25) / (1 - 8 / 25))
 
 
 def test_what_can_be_reached_lies_between_the_agreement_and_its_root() -> None:

@@ -14,13 +14,13 @@ from smallfirst.base.errors import ConfigError
 from smallfirst.base.records import Record, parse_record
 from smallfirst.data.dataset import Message
 from smallfirst.models.protocol import Request
+from smallfirst.routing.gain import GainModel
 from smallfirst.routing.policies import (
     POLICIES,
     AlwaysPolicy,
     AnyPolicy,
     DifficultyPolicy,
     GainPolicy,
-    GainScorer,
     Policy,
     PolicyDecision,
     RulePolicy,
@@ -198,7 +198,7 @@ def test_a_policy_of_another_package_is_parsed_and_saved_like_a_built_in_one() -
         kind: Literal["weekend"]
         hours: int = 48
 
-        def decide(self, request: Request, gain: GainScorer | None = None) -> PolicyDecision | None:
+        def decide(self, request: Request, gain: GainModel | None = None) -> PolicyDecision | None:
             return PolicyDecision(self.to, self.kind, f"{self.hours} h") if "saturday" in request.text else None
 
     POLICIES.register("weekend", Weekend)

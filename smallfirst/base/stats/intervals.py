@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -177,28 +176,6 @@ def ratio_interval(
         spread = math.sqrt(units / (units - 1) * float(((y - value * x) ** 2).sum())) / whole
         half = spread * float(special.stdtrit(units - 1, 0.5 + confidence / 2))
     return Estimate(value=value, low=value - half, high=value + half, n=int(whole))
-
-
-def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> Estimate:
-    """Return the agreement of two judges beyond chance on the same rows, in [-1, 1] (Cohen 1960).
-
-    Interval: Wilson's for the share of agreement, with chance taken as known. A single answer throughout, or no row,
-    gives 0 in [-1, 1]. Raise ValueError if the lengths differ.
-    """
-    if len(first) != len(second):
-        raise ValueError(f"paired rows differ in number: {len(first)} and {len(second)}")
-    n, answers = len(first), {*first, *second}
-    if len(answers) < 2:
-        return Estimate(value=0.0, low=-1.0, high=1.0, n=n)
-    agreed = sum(a == b for a, b in zip(first, second, strict=True))
-    of_first, of_second = Counter(first), Counter(second)
-    chance = sum(of_first[answer] * of_second[answer] for answer in answers) / n**2
-
-    def beyond_chance(share: float) -> float:
-        return max(-1.0, (share - chance) / (1 - chance))
-
-    low, high = _wilson_ends(agreed / n, n, 0.95)
-    return Estimate(value=beyond_chance(agreed / n), low=beyond_chance(low), high=beyond_chance(high), n=n)
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:

@@ -13,7 +13,6 @@ from scipy import special
 from scipy import stats as scipy_stats
 from scipy.optimize import minimize, minimize_scalar
 from scipy.stats import norm
-from sklearn.metrics import cohen_kappa_score
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
@@ -24,7 +23,6 @@ from smallfirst.base.stats.intervals import (
     bootstrap_interval,
     bootstrap_share,
     clopper_pearson,
-    cohen_kappa,
     holm,
     is_mean_below,
     mcnemar,
@@ -91,7 +89,6 @@ def test_nothing_measured_shows_nothing() -> None:
     assert paired_difference([], []) == Estimate(value=0.0, low=-1.0, high=1.0, n=0)
     assert bootstrap(lambda rows: 0.5, 0) == Estimate(value=0.0, low=0.0, high=1.0, n=0)
     assert bootstrap_share(lambda rows: 0.5, 0) == Estimate(value=0.0, low=0.0, high=1.0, n=0)
-    assert cohen_kappa([], []) == Estimate(value=0.0, low=-1.0, high=1.0, n=0)
     assert holm([]) == ()
 
 
@@ -178,31 +175,6 @@ def test_a_share_without_an_error_is_as_open_as_wilson_says() -> None:
     right = np.ones(30)
     found = bootstrap_share(lambda rows: float(right[rows].mean()), 30)
     assert found == wilson(30, 30)
-
-
-@CALM
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min_size=1, max_size=60))
-def test_kappa_agrees_with_scikit_learn(pairs: list[tuple[str, str]]) -> None:
-    first, second = [a for a, _ in pairs], [b for _, b in pairs]
-    found = cohen_kappa(first, second)
-    if len({*first, *second}) > 1:
-        assert found.value == pytest.approx(cohen_kappa_score(first, second))
-    else:
-        assert (found.value, found.low, found.high) == (0.0, -1.0, 1.0)
-    assert -1 <= found.low <= found.value <= found.high <= 1
-    assert found.n == len(pairs)
-
-
-def test_kappa_by_hand() -> None:
-    # Cohen's measure of two judges: agreement 0.7 (20 + 15 of 50), by chance 0.5 * 0.6 + 0.5 * 0.4 = 0.5.
-    first = ["yes"] * 25 + ["no"] * 25
-    second = ["yes"] * 20 + ["no"] * 5 + ["yes"] * 10 + ["no"] * 15
-    found = cohen_kappa(first, second)
-    assert found.value == pytest.approx(0.4)
-    agreement = wilson(35, 50)
-    assert (found.low, found.high) == pytest.approx((2 * agreement.low - 1, 2 * agreement.high - 1))
-    with pytest.raises(ValueError, match="paired rows differ in number: 1 and 2"):
-        cohen_kappa(["yes"], ["yes", "no"])
 
 
 @given(st.lists(st.floats(0, 1), min_size=3, max_size=12), st.floats(0.001, 0.999))
