@@ -128,7 +128,7 @@ class _Read(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(strict=True)
 
 
-class _ContentPart(_Read):
+class _InputPart(_Read):
     """A part of a content: a text, an image, or JSON that is read as text."""
 
     type: Literal["input_text", "input_image", "input_json", "output_text", "refusal"]
@@ -137,7 +137,7 @@ class _ContentPart(_Read):
     data: dict[str, Any] | list[dict[str, Any]] = {}
 
 
-_Content = str | list[_ContentPart]
+_Content = str | list[_InputPart]
 
 
 class _Item(_Read):

@@ -82,15 +82,6 @@ class CaptureSettings(Record):
         return found
 
 
-class TeacherTerms(Record):
-    """Terms of a model whose recorded answers small models might learn from."""
-
-    licence: str = ""
-    """Its licence or terms, as given."""
-    training_allowed: bool | None = None
-    """False: its answers are used for measuring only. None: nobody has said."""
-
-
 class GatewaySettings(Record):
     """Everything that gateway.yaml can say."""
 
@@ -100,8 +91,8 @@ class GatewaySettings(Record):
     """By the name that is asked for; `gpt-4o: default` is short for `gpt-4o: {upstream: default}`."""
     capture: CaptureSettings | None = None
     """Left out: nothing is kept."""
-    teachers: dict[str, TeacherTerms] = {}
-    """By model name."""
+    teachers: dict[str, Teacher] = {}
+    """Terms of models whose recorded answers small models might learn from, by model name."""
     prices: PriceBook = PriceBook()
     """As in task.yaml."""
     max_buffered_bytes: Annotated[int, Field(ge=1)] = 1024 * 1024
@@ -131,9 +122,8 @@ class GatewaySettings(Record):
         """
         names = [name for name in (model, *asked_as) if name in self.teachers]
         names += sorted((name for name in self.teachers if model.startswith(f"{name}-")), key=len, reverse=True)
-        terms = self.teachers[names[0]] if names else TeacherTerms()
-        allowed = terms.training_allowed is not False
-        return Teacher(model=model, licence=terms.licence, training_allowed=allowed)
+        terms = self.teachers[names[0]] if names else Teacher()
+        return terms.model_copy(update={"model": model})
 
 
 def read_gateway_file(path: Path | None = None, *, upstream: str | None = None) -> GatewaySettings:

@@ -273,10 +273,10 @@ class TaskTemplate(Record):
 class Teacher(Record):
     """The model whose answers the task was learnt from."""
 
-    model: str
-    """As the responses name it."""
+    model: str = ""
+    """As the responses name it; in gateway.yaml its key."""
     licence: str = ""
-    """Terms of its answers as the settings give them; empty where they say nothing."""
+    """Its licence or terms, as the settings give them; empty where they say nothing."""
     training_allowed: bool = True
     """False: its terms forbid training on its answers, which are then used for measuring alone."""
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.endpoints import large_server
 from fixtures.expenses import spent_once
 from fixtures.server import WholeModel
 
@@ -448,53 +447,15 @@ def test_no_file_of_the_user_is_overwritten(tmp_path: Path) -> None:
 # Over a real address
 
 
-class Desk(BaseHTTPRequestHandler):
-    """An endpoint that files every text under its right label, and says what it was sent."""
-
-    sent: list[dict[str, Any]] = []
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.sent.append(body)
-        words = body["messages"][-1]["content"]
-        n_read = sum(len(message["content"].split()) for message in body["messages"])
-        reply = {
-            "choices": [{"message": {"role": "assistant", "content": f"{gold(words)}."}, "finish_reason": "stop"}],
-            "usage": {"prompt_tokens": n_read, "completion_tokens": 2},
-        }
-        content = json.dumps(reply).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing."""
-
-
-@pytest.fixture
-def desk() -> Iterator[str]:
-    Desk.sent.clear()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Desk)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def test_an_endpoint_labels_with_the_prompt_of_the_task_at_the_price_of_its_tokens(tmp_path: Path, desk: str) -> None:
-    file = task(tmp_path, large={"endpoint": ENDPOINT | {"base_url": desk}}, prices=PRICES)
-    found = label(file, texts(tmp_path), options=options(tmp_path), progress=QUIET)
+def test_an_endpoint_labels_with_the_prompt_of_the_task_at_the_price_of_its_tokens(tmp_path: Path) -> None:
+    with large_server(lambda body: f"{gold(body['messages'][-1]['content'])}.") as desk:
+        file = task(tmp_path, large={"endpoint": ENDPOINT | {"base_url": desk.url}}, prices=PRICES)
+        found = label(file, texts(tmp_path), options=options(tmp_path), progress=QUIET)
+        label(file, texts(tmp_path), options=options(tmp_path), progress=QUIET)
     assert [row["label"] for row in out(tmp_path)] == [LABELS[i % 3] for i in range(8)]
-    assert [body["temperature"] for body in Desk.sent] == [0.0] * 8
-    for body in Desk.sent:
+    assert [body["temperature"] for body in desk.asked] == [0.0] * 8
+    for body in desk.asked:
         assert body["messages"][0]["content"].startswith("Classify the user's message.")
         assert len(body["messages"]) == 1 + 2 * 3 + 1
-    n_read = sum(len(m["content"].split()) for body in Desk.sent for m in body["messages"])
-    assert found.paid_usd == pytest.approx((n_read * 1.0 + 8 * 2 * 4.0) / 1e6)
+    assert found.paid_usd == pytest.approx(8 * (5 * 1.0 + 2 * 4.0) / 1e6)
     assert found.paid_usd < 8 * made(tmp_path).worst_usd(text(0))
-    label(file, texts(tmp_path), options=options(tmp_path), progress=QUIET)
-    assert len(Desk.sent) == 8

@@ -12,7 +12,7 @@ from smallfirst.base.progress import Progress, format_table
 from smallfirst.interfaces.cli.options import JSON, LEDGER, PATH, show, verb
 
 if TYPE_CHECKING:
-    from smallfirst.traffic.discovery.found import Discovery
+    from smallfirst.traffic.discovery.discover import Discovery
     from smallfirst.traffic.exchange import Exchange
     from smallfirst.traffic.settings import GatewaySettings
 
@@ -99,8 +99,8 @@ def discover(sources: tuple[str, ...], out: Path, max_error: str, most: int, as_
     discovery.json, and a folder with task.yaml and rows for each task that a small model might answer.
     """
     from smallfirst.traffic.discovery.discover import discover as discover_tasks
+    from smallfirst.traffic.discovery.discover import save_report
     from smallfirst.traffic.discovery.draft import unknown_terms
-    from smallfirst.traffic.discovery.found import save_report
 
     settings = _settings()
     exchanges, problems = _exchanges(sources, settings)
@@ -157,7 +157,7 @@ def _exchanges(sources: Sequence[str], settings: GatewaySettings | None) -> tupl
 def _in_words(found: Discovery) -> list[str]:
     """Return the tasks as a table, and how much can move."""
     from smallfirst.models.pricing import format_usd
-    from smallfirst.traffic.discovery.found import headline
+    from smallfirst.traffic.discovery.discover import headline
 
     rows = [["task", "answers", "requests", "bill a month", "can move", ""]]
     for task in found.tasks:

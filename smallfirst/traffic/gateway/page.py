@@ -15,7 +15,7 @@ from smallfirst.deployment.billing.saved import Saving, evaluated_costs, savings
 from smallfirst.deployment.dashboard.plugin import page_files
 from smallfirst.ledger.ledger import Ledger, open_existing
 from smallfirst.models.pricing import format_usd
-from smallfirst.traffic.discovery.found import Discovery
+from smallfirst.traffic.discovery.discover import Discovery
 from smallfirst.traffic.gateway.app import Handler
 from smallfirst.traffic.gateway.http import GatewayRequest, GatewayResponse, json_response
 from smallfirst.traffic.gateway.tasks import TakenOverTasks

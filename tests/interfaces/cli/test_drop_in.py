@@ -12,7 +12,7 @@ from fixtures.cli import call, failed
 from fixtures.traffic import sorted_tickets
 
 from smallfirst.traffic.capture_store import FILE_NAME, CaptureStore
-from smallfirst.traffic.discovery.found import Discovery
+from smallfirst.traffic.discovery.discover import Discovery
 from smallfirst.traffic.gateway.app import Gateway
 from smallfirst.traffic.task_source import TakeOver, TakeOvers, TaskSource
 

@@ -25,7 +25,7 @@ from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, LedgerRow
 from smallfirst.path.project.run_folder import FITTED, FittedCandidates, RunFolder
 from smallfirst.traffic import task_source
-from smallfirst.traffic.discovery.found import Discovery, FoundTask
+from smallfirst.traffic.discovery.discover import Discovery, FoundTask
 from smallfirst.traffic.discovery.outlook import Outlook
 from smallfirst.traffic.gateway.access import Access
 from smallfirst.traffic.gateway.app import Gateway
