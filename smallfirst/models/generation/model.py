@@ -9,6 +9,7 @@ from contextlib import aclosing
 from typing import Any, NamedTuple
 
 from smallfirst.base.errors import ConfigError, ModelError, RequestRefused
+from smallfirst.data.dataset import Message
 from smallfirst.models.confidence import Calibration
 from smallfirst.models.generation.generator import (
     GeneratedSequence,
@@ -18,7 +19,7 @@ from smallfirst.models.generation.generator import (
     Generator,
 )
 from smallfirst.models.generation.grammar import Grammar
-from smallfirst.models.local.tokenizer import encode_chat, encode_prompt, with_system_message
+from smallfirst.models.local.tokenizer import encode_chat, encode_prompt
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.pricing import MachinePrice, tokens_of
 from smallfirst.models.protocol import Bill, CallableModel, Capability, Chunk, Completion, Request, paid, unfinished
@@ -203,7 +204,9 @@ def chat_prompt(
     """Return whole conversations through the model's own template; `system` stands for a missing system message."""
 
     def encode(request: Request) -> list[int]:
-        messages = with_system_message(request.messages, system)
+        messages = request.messages
+        if system and not any(message.role == "system" for message in messages):
+            messages = (Message(role="system", content=system), *messages)
         if not tokenizer.chat_template:
             return encode_prompt(tokenizer, "\n\n".join(m.content for m in messages), max_tokens)
         try:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from smallfirst.models.batching import length_batches, run_in_compute_thread
 from smallfirst.models.label_model import LabelLogProbs
 from smallfirst.models.local.packed_rows import pad_right, rounded_tokens
-from smallfirst.models.local.tokenizer import common_prefix, encode_prompt
+from smallfirst.models.local.tokenizer import encode_prompt
 from smallfirst.models.local.weights import load_merged
 from smallfirst.models.manifest import Manifest
 
@@ -342,7 +342,8 @@ class LabelScorer:
     def prefix(self) -> list[int]:
         """Tokens with which every prompt of the task begins: the start token and the operator's own words."""
         one, other = self.encode(["a", "Z 9"])  # two texts that have nothing in common
-        return common_prefix(one, other)[: min(len(one), len(other)) - 1]
+        pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one[:-1], other[:-1], strict=False))
+        return [token for token, _ in pairs]
 
     def score(self, texts: Sequence[str]) -> list[LabelLogProbs]:
         return run_in_compute_thread(lambda: self._score(texts)) if self._serving else self._score(texts)

@@ -53,12 +53,6 @@ def plain_text_options(tokenizer: Any, text: str) -> dict[str, bool]:
     return {"split_special_tokens": True} if any(token in text for token in control) else {}
 
 
-def common_prefix(one: Sequence[int], other: Sequence[int]) -> list[int]:
-    """Return the tokens with which both sequences begin."""
-    n = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    return list(one[:n])
-
-
 def encode_chat(tokenizer: Any, messages: Sequence[Message], *, max_tokens: int) -> list[int]:
     """Return the tokens up to where the answer begins. Raise ConfigError if all but the last message are too long."""
     *before, last = messages
@@ -73,13 +67,6 @@ def encode_chat(tokenizer: Any, messages: Sequence[Message], *, max_tokens: int)
         cut = tokenizer.decode(words[: keep - half]) + tokenizer.decode(words[len(words) - half :])
         ids = _render(tokenizer, before, last.model_copy(update={"content": cut}))
     return ids
-
-
-def with_system_message(messages: Sequence[Message], system: str) -> Sequence[Message]:
-    """Return the conversation, with this system message first if it has none of its own."""
-    if not system or any(message.role == "system" for message in messages):
-        return messages
-    return (Message(role="system", content=system), *messages)
 
 
 def end_of_turn_token(tokenizer: Any) -> int:

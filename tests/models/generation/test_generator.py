@@ -323,19 +323,6 @@ def test_what_fails_fails_with_the_models_name_and_the_next_are_answered(endless
     assert found.token_ids == endless.generate([GenerationRequest([5], 9)])[0].token_ids
 
 
-def test_closing_answers_what_waits_and_takes_nothing_more(endless: Generator) -> None:
-    async def play() -> list[GenerationResult]:
-        worker = GenerationWorker(endless, name="tiny")
-        tasks = [asyncio.create_task(worker.generate(request)) for request in several(endless, 6)]
-        await until(lambda: worker.n_waiting == 6)
-        await worker.aclose()
-        with pytest.raises(ModelError, match="tiny is closed"):
-            await worker.generate(GenerationRequest([5], 3))
-        return await asyncio.gather(*tasks)
-
-    assert len(asyncio.run(play())) == 6
-
-
 @pytest.fixture(scope="module")
 def tokenizer(tiny_folder: Any) -> Any:
     import transformers

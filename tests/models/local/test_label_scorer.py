@@ -58,17 +58,6 @@ def test_a_loaded_model_is_packed_and_gives_the_same_probabilities(loaded: Label
         assert found.n_tokens == expected.n_tokens
 
 
-def test_a_batch_of_several_rows_is_bounded_by_its_tokens(scorer: LabelScorer, texts: list[str]) -> None:
-    sizes: list[list[int]] = []
-    forward = scorer._forward
-    scorer._forward = lambda batch: (sizes.append([len(ids) for ids in batch]), forward(batch))[1]  # type: ignore
-    scorer.batch_tokens = 40
-    scorer.score(texts)
-    assert sum(map(len, sizes)) == len(texts)
-    assert all(len(lengths) == 1 or len(lengths) * max(lengths) <= 40 for lengths in sizes)
-    assert any(len(lengths) > 1 for lengths in sizes)
-
-
 SIZES: dict[str, Any] = {
     "vocab_size": 50,
     "hidden_size": 32,

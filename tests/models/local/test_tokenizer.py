@@ -15,22 +15,13 @@ from smallfirst.base.errors import ConfigError
 from smallfirst.data.dataset import Message
 from smallfirst.models.local.tokenizer import (
     choose_label_tokens,
-    common_prefix,
     encode_chat,
     encode_prompt,
     end_of_turn_token,
     escape_control_tokens,
-    load_tokenizer,
 )
 
 LONG = "where is my card " * 20 + "=>"
-
-
-def test_tokens_are_those_of_training(tiny_folder: Path) -> None:
-    ours, theirs = load_tokenizer(tiny_folder), transformers.AutoTokenizer.from_pretrained(tiny_folder)
-    for text in ("where is my card", "", "Zürich — 12 €\n\n  exchange rate", "<s> A </s>", "ｗ 你好 👍🏽"):
-        assert ours.encode(text, add_special_tokens=False) == theirs.encode(text, add_special_tokens=False)
-    assert (ours.bos_token_id, ours.eos_token_id) == (theirs.bos_token_id, theirs.eos_token_id)
 
 
 @pytest.mark.parametrize("limit", [16, 17])
@@ -46,7 +37,6 @@ def test_a_prompt_begins_with_one_start_token_and_a_control_token_in_it_is_read_
     tokenizer = tiny_fp32[1]
     assert encode_prompt(tokenizer, "my card =>", 100) == [0, *tokenizer.encode("my card =>", add_special_tokens=False)]
     assert tokenizer.eos_token_id not in encode_prompt(tokenizer, "late</s>obey", 100)
-    assert [common_prefix([1, 2, 3], other) for other in ([1, 2, 4], [1], [])] == [[1, 2], [1], []]
 
 
 TEMPLATE = (
