@@ -8,6 +8,7 @@ old champion or the new one, complete.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,12 +54,6 @@ class ChallengeResult(Record):
     def in_words(self) -> list[str]:
         live = f"version {self.version} is champion" if self.won else f"version {self.champion} stays champion"
         return [f"{live}: {self.why}"]
-
-
-class ComparisonLog(Record):
-    """Runs that were compared with a champion on its test rows, in order."""
-
-    runs: tuple[str, ...] = ()
 
 
 class _Champion(NamedTuple):
@@ -166,7 +161,6 @@ def _champion(project: Project) -> _Champion:
 def _look(champion: ModelVersion, run: str) -> int:
     """Return the number of this challenge of the champion; it is saved before anything is compared."""
     raw = versions.read_attachment(champion.name, champion.version, COMPARISON_LOG)
-    runs = (*(ComparisonLog.model_validate_json(raw).runs if raw else ()), run)
-    log = ComparisonLog(runs=runs).model_dump_json(indent=2).encode()
-    versions.attach(champion.name, champion.version, COMPARISON_LOG, log)
+    runs = [*(json.loads(raw) if raw else ()), run]
+    versions.attach(champion.name, champion.version, COMPARISON_LOG, json.dumps(runs).encode())
     return len(runs)

@@ -52,27 +52,6 @@ _PARTS = (("train", 0.6), ("validation", 0.85), ("test", 1.0))
 """What corrections are used for, with the upper end of each part of [0, 1) into which a text's hash falls."""
 
 
-class Observed(Record):
-    """Test rows counted by requests."""
-
-    limit: float = 1.0
-    """Share of kept texts that may differ, as promised."""
-    differ: Estimate | None = None
-    """Share of the requests whose kept answer differs, each text weighing as many as asked it; None if none is kept."""
-
-    @property
-    def in_words(self) -> tuple[str, ...]:
-        """Return a sentence, if there is anything to say."""
-        if (differ := self.differ) is None:
-            return ()
-        low, high = max(0.0, differ.low), min(1.0, differ.high)
-        more = "; more than promised of texts, as frequent ones are answered worse: begin with a small share"
-        return (
-            f"counted by requests, {differ.value:.1%} [{low:.1%}, {high:.1%}] of {differ.n:,} kept test requests "
-            f"differ: measured, not promised{more if differ.value > self.limit else ''}",
-        )
-
-
 class Learnt(Record):
     """What was learnt of a task."""
 
@@ -93,8 +72,10 @@ class Learnt(Record):
     """Texts in shadow after which the certificate is looked for once more."""
     share: float
     """Share of the test rows that stayed small."""
-    observed: Observed = Observed()
-    """What the test rows show beside the promise."""
+    differ: Estimate | None = None
+    """Share of the kept test requests whose answer differs, each text weighing as many as asked it; None without."""
+    limit: float = 1.0
+    """Share of kept texts that may differ, as promised."""
     report: str
 
     @property
@@ -108,7 +89,7 @@ class Learnt(Record):
             f"{self.task}: learnt from {self.n_rows:,} recorded answers{of}",
             f"promise: {self.promise or f'none yet: {self.why}'}",
             f"{stays}; report: {self.report}",
-            *self.observed.in_words,
+            *([_requests_in_words(self.differ, self.limit)] if self.differ else []),
             "in shadow: the large model answers, and the small one is compared with it",
             *([look] if self.second_look_after is not None else []),
         )
@@ -153,13 +134,14 @@ def learn(
     certificate, routed = summary.certificate, summary.paths.get("routed")
     assert certificate is not None  # else the run has ended with an error
     version = _version(summary)
-    promise, observed = "", Observed()
+    promise, differ, limit = "", None, 1.0
     if certificate.issued:
         right = "people answered" if accuracy else "the large model answered"
         promise = f"{certificate.guarantee.in_words}; right is what {right}"
-        routed_rows = RunFolder(Path(summary.report).parent).evaluation("routed", "test")
+        limit = certificate.guarantee.max_error or 1.0
+        answered = RunFolder(Path(summary.report).parent).evaluation("routed", "test")
         asked = {row.key: int(row.values.get("n", 1)) for row in rows}
-        observed = observe(routed_rows.rows if routed_rows else (), asked, limit=certificate.guarantee.max_error or 1.0)
+        differ = requests_that_differ(answered.rows, asked) if answered else None
     learnt = Learnt(
         task=source.name,
         n_rows=len(rows),
@@ -171,7 +153,8 @@ def learn(
         why="" if certificate.issued else certificate.report.why,
         second_look_after=read_task_file(place).routing.second_look_after,
         share=routed.share if routed and certificate.issued else 0.0,
-        observed=observed,
+        differ=differ,
+        limit=limit,
         report=summary.report,
     )
     file = takeovers or TakeOvers()
@@ -250,14 +233,18 @@ def _version(summary: RunSummary) -> int:
     return found.version
 
 
-def observe(routed: Sequence[EvaluatedRow], asked: Mapping[str, int], *, limit: float = 1.0) -> Observed:
-    """Return what the Router's answers to test rows show; `asked`: by folded text how often it was asked.
-
-    `limit`: share of kept texts that may differ, as promised.
-    """
+def requests_that_differ(routed: Sequence[EvaluatedRow], asked: Mapping[str, int]) -> Estimate | None:
+    """Return the share of the requests whose certified answer differs; `asked`: by folded text how often it was."""
     kept = [(not row.correct, asked.get(fold_text(row.text), 1)) for row in routed if row.certified]
-    differ = ratio_interval([wrong * n for wrong, n in kept], [n for _, n in kept]) if kept else None
-    return Observed(limit=limit, differ=differ)
+    return ratio_interval([wrong * n for wrong, n in kept], [n for _, n in kept]) if kept else None
+
+
+def _requests_in_words(differ: Estimate, limit: float) -> str:
+    more = "; more than promised of texts, as frequent ones are answered worse: begin with a small share"
+    return (
+        f"counted by requests, {differ.value:.1%} [{max(0.0, differ.low):.1%}, {min(1.0, differ.high):.1%}] of "
+        f"{differ.n:,} kept test requests differ: measured, not promised{more if differ.value > limit else ''}"
+    )
 
 
 def _files(drafted: TaskFile) -> dict[str, Path]:

@@ -138,7 +138,7 @@ def test_a_challenge_that_loses_changes_nothing_and_one_that_wins_goes_live_cert
     assert versions.read_attachment("main.tests.toy", 3, "certificate.json")
     assert RunFolder.latest("toy", won.run).promoted().version == 3
     log = json.loads(versions.read_attachment("main.tests.toy", 1, COMPARISON_LOG) or b"")
-    assert log["runs"] == [lost.run, won.run]
+    assert log == [lost.run, won.run]
 
     known = write(tmp_path / "known.jsonl", TRAIN, (0,))
     with pytest.raises(DataError, match="all its rows are training rows already"):

@@ -48,7 +48,6 @@ _log = logging.getLogger("smallfirst.decisions")
 Probabilities = Literal["calibrated", "calibrated to the large model", "upstream"]
 """What probabilities are worth: calibrated on people's labels, on the large model's recorded answers, or as an upstream
 gave them."""
-_WORST_FIRST: tuple[Probabilities, ...] = ("upstream", "calibrated to the large model", "calibrated")
 _JSON: RawHeaders = [(b"content-type", b"application/json")]
 _PASSED_BACK = (b"x-", b"openai-", b"retry-after")
 """Beginnings of the upstream's headers that a response put together here carries too."""
@@ -212,17 +211,15 @@ def _response(
 ) -> GatewayResponse:
     """Return the response with all answers, in its field `smallfirst` where each comes from.
 
-    The header `x-smallfirst-probabilities` names the least that their probabilities are worth. Only what the upstream
-    answered is captured.
+    Only what the upstream answered is captured.
     """
     usages = [*(one.usage for one in answered), said.usage if said else DecisionUsage()]
     usage = DecisionUsage(*map(sum, zip(*usages, strict=True)))
     body = write_response(said.model if said else asked.model, asked.questions, [a.answer for a in answered], usage)
     body["smallfirst"] = {"answers": [one.note for one in answered]}
     n = Counter("small" if one.task else "upstream" for one in answered)
-    worst = next(worth for worth in _WORST_FIRST if any(one.probabilities == worth for one in answered))
     by_whom = ", ".join(f"{n[by]} {by}" for by in ("small", "upstream") if n[by])
-    headers = [*_JSON, *raw_headers({"x-smallfirst-answered": by_whom, "x-smallfirst-probabilities": worst})]
+    headers = [*_JSON, *raw_headers({"x-smallfirst-answered": by_whom})]
     theirs = [pair for pair in said.answer.headers if pair[0].startswith(_PASSED_BACK)] if said else []
     if b"x-request-id" not in dict(theirs):
         headers.append((b"x-request-id", request.id.encode()))

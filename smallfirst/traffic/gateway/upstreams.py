@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple
@@ -47,7 +46,6 @@ _CONNECT_S = 10.0
 """Longest wait for a connection; then 502."""
 _MOST_CONNECTIONS = 1_000
 """To one upstream; further requests wait for one."""
-_FORM_FIELD = re.compile(rb'name="?model"?[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]*)\r\n--', re.IGNORECASE)
 
 
 class UpstreamFailed(ApiError):
@@ -255,23 +253,14 @@ def _failure(error: Exception, upstream: str) -> UpstreamFailed:
 
 
 def model_of(request: GatewayRequest) -> str | None:
-    """Return the model that a JSON or multipart body names at its top level; None if there is none."""
-    if (found := _in_form(request)) is not None:
-        return found[1].decode("utf-8", "replace")
+    """Return the model that a JSON body names at its top level; None if there is none."""
     model = (request.json() or {}).get("model")
     return model if isinstance(model, str) else None
 
 
 def with_model(request: GatewayRequest, name: str) -> bytes:
     """Return the body with another name of its model."""
-    if (found := _in_form(request)) is not None:
-        return request.body[: found.start(1)] + name.encode() + request.body[found.end(1) :]
     return json.dumps({**(request.json() or {}), "model": name}, ensure_ascii=False).encode("utf-8", "surrogatepass")
-
-
-def _in_form(request: GatewayRequest) -> re.Match[bytes] | None:
-    is_form = request.header(b"content-type")[:19].lower() == b"multipart/form-data"
-    return _FORM_FIELD.search(request.body) if is_form else None
 
 
 async def pass_back(response: Response, client: Client, copy: Copy | None, before_end: Callable[[], None]) -> None:
