@@ -7,7 +7,7 @@ import io
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,12 +21,6 @@ if TYPE_CHECKING:
     from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 
 
-class ShotSelector(Protocol):
-    """Selects solved examples for a text, such as the nearest training rows."""
-
-    def select(self, text: str) -> Sequence[Shot]: ...
-
-
 class PromptedModel(CallableModel):
     """A Task answered by a general model; the answer is the parsed one wherever there is one."""
 
@@ -38,7 +32,7 @@ class PromptedModel(CallableModel):
         task: Task,
         *,
         shots: Sequence[Shot] = (),
-        selector: ShotSelector | None = None,
+        selector: NearestShots | None = None,
         max_tokens: int = 32,
     ) -> None:
         """Show `shots` to every request, then those of `selector`; `max_tokens` bounds an answer."""

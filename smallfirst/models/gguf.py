@@ -38,7 +38,7 @@ def write_gguf(
 ) -> tuple[str, ...]:
     """Write the file; return notes for its user. Raise ConfigError naming everything GGUF cannot hold, MissingExtra."""
     gguf = _gguf()
-    if problems := [*_model_problems(model.config), *_tokenizer_problems(tokenizer, model.config)]:
+    if problems := list(_problems(tokenizer, model.config)):
         raise ConfigError(
             "this model cannot be written as GGUF:\n  " + "\n  ".join(problems),
             hint="export it as safetensors",
@@ -89,33 +89,14 @@ def _gguf() -> Any:
     return gguf
 
 
-def _model_problems(config: Any) -> Iterator[str]:
+def _problems(tokenizer: Any, config: Any) -> Iterator[str]:
+    """Yield what no file can hold; whatever else a reader takes otherwise shows when the file is read back."""
     if config.model_type not in FAMILIES:
         yield f'its architecture is "{config.model_type}"; supported are {", ".join(FAMILIES)}'
-        return
-    rope = config.rope_parameters
-    if rope.get("rope_type", "default") != "default":
-        yield f'its position encoding is scaled ("{rope["rope_type"]}"); only the plain one is supported'
-    if config.hidden_act != "silu":
-        yield f'its activation is "{config.hidden_act}"; only silu is supported'
-    if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
-        yield "it has biases, which readers of Llama files do not expect"
-    if getattr(config, "use_sliding_window", False):
-        yield "it uses sliding-window attention"
-
-
-def _tokenizer_problems(tokenizer: Any, config: Any) -> Iterator[str]:
-    backend = _backend(tokenizer)
-    decoder = backend.get("decoder") or {}
-    kinds = {part["type"] for part in (decoder, *decoder.get("decoders", ())) if part}
-    if backend["model"]["type"] != "BPE" or "ByteLevel" not in kinds:
-        yield f"its tokenizer is {backend['model']['type']} without byte-level tokens; only byte-level BPE is supported"
-    if len(tokenizer) > config.vocab_size:
-        yield f"its tokenizer has {len(tokenizer)} tokens, its weights have {config.vocab_size}"
-    if tokenizer.eos_token_id is None:
-        yield "its tokenizer has no end token"
-    if pre_tokenizer_name(tokenizer) is None:
-        yield "llama.cpp has no name for its pre-tokenizer"
+    if (kind := _backend(tokenizer)["model"]["type"]) != "BPE" or pre_tokenizer_name(tokenizer) is None:
+        yield f"its tokenizer ({kind}) is no byte-level BPE with a pre-tokenizer that llama.cpp has a name for"
+    if len(tokenizer) > config.vocab_size or tokenizer.eos_token_id is None:
+        yield f"its tokenizer has no end token, or more than the {config.vocab_size} tokens of its weights"
 
 
 def _backend(tokenizer: Any) -> dict[str, Any]:

@@ -55,6 +55,10 @@ class RecordingHeader(Record):
     """Different requests of a complete recording."""
 
 
+class _FirstLine(Record):
+    recorded: RecordingHeader
+
+
 class RecordedAnswer(Record):
     """One row of a recording."""
 
@@ -156,7 +160,7 @@ def read_recording(path: Path) -> tuple[RecordingHeader, tuple[RecordedAnswer, .
         try:
             values = pydantic_core.from_json(line, allow_inf_nan=False)  # refuses lone surrogates too
             if header is None:
-                header = RecordingHeader.model_validate(_header_values(values))
+                header = _FirstLine.model_validate(values).recorded
             else:
                 rows.append(RecordedAnswer.model_validate(values))
         except ValueError as error:
@@ -172,12 +176,6 @@ def read_recording(path: Path) -> tuple[RecordingHeader, tuple[RecordedAnswer, .
             hint="run smallfirst record again: it drops a partial last row and continues",
         )
     return header, tuple(rows)
-
-
-def _header_values(values: object) -> object:
-    if not isinstance(values, dict) or set(values) != {"recorded"}:
-        raise ValueError('the first line must be {"recorded": {…}}')
-    return values["recorded"]
 
 
 def _explain(error: ValueError) -> str:

@@ -226,30 +226,11 @@ def test_a_file_that_nothing_could_read_back_is_not_written(
         gguf_export(trained, tmp_path / "m.gguf")
 
 
-@pytest.mark.parametrize(
-    ("kind", "settings", "said"),
-    [
-        ("mistral", {"sliding_window": None}, 'its architecture is "mistral"; supported are llama, qwen2'),
-        ("llama", {"attention_bias": True}, "it has biases"),
-        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, 'scaled ("linear")'),
-        ("llama", {"hidden_act": "gelu"}, 'its activation is "gelu"'),
-        (
-            "qwen2",
-            {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1},
-            "sliding-window attention",
-        ),
-    ],
-)
-def test_what_gguf_cannot_hold_is_named(
-    trained: Path, tmp_path: Path, kind: str, settings: dict[str, Any], said: str
-) -> None:
-    as_family(trained, kind, **settings)
+def test_an_architecture_that_gguf_cannot_hold_is_named(trained: Path, tmp_path: Path) -> None:
+    as_family(trained, "mistral", sliding_window=None)
     model, tokenizer = load(trained)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError, match='its architecture is "mistral"; supported are llama, qwen2'):
         export_gguf.write_gguf(model, tokenizer, read_manifest(trained), tmp_path / "m.gguf", precision="bf16")
-    assert said in str(caught.value)
-    assert "next: export it as safetensors" in str(caught.value)
-    assert_nothing_left(tmp_path / "m.gguf")
 
 
 # --- how text is split ---------------------------------------------------------------------------------------------
