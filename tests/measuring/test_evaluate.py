@@ -95,12 +95,6 @@ def test_latency_is_measured_one_request_at_a_time_and_throughput_with_all_in_fl
     assert alone.requests_per_s > 0
 
 
-def test_the_probe_warms_up_on_three_rows_and_then_asks_as_many_as_it_was_told() -> None:
-    model = Scripted(GOLD)
-    asyncio.run(evaluate(model, EvaluationSetup(TASK, rows(*GOLD), split="test"), candidate="small", probe_rows=4))
-    assert model.asked == [*GOLD, "rose", "fire", "grass", "rose", "fire", "grass", "sea"]
-
-
 def test_the_stage_that_answered_is_taken_from_the_route() -> None:
     routes = {
         "rose": Route(stage="small", why="sure", certified=True),

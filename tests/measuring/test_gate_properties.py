@@ -177,10 +177,3 @@ def test_equal_answers_pass_any_margin_with_rows_enough_and_none_with_few(
     # z² / (n + z²) ≤ margin, with z² between 3.84 for one candidate and 6.64 for five.
     assert passes(int(6.64 / margin) + 1)
     assert not passes(int(3.84 * (1 - margin) / margin))
-
-
-@given(gates(), st.integers(1, 3))
-def test_without_rows_nothing_passes(measured: Measured, gate: dict[str, Any], comparisons: int) -> None:
-    nothing = Estimate(value=0.0, low=0.0, high=1.0, n=0)
-    empty = Case([], [], [], [], figure=nothing)
-    assert not any(result.passed for result in judged(measured, gate, empty, comparisons=comparisons).checks)

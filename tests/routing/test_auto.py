@@ -182,13 +182,6 @@ def test_a_choice_says_why_and_what_it_took(bank: TaskProfile, table: TaskProfil
     assert not mine.by_states
 
 
-def test_a_new_task_changes_no_bit_of_the_others(bank: TaskProfile, table: TaskProfile) -> None:
-    texts = [*OPEN, "where is my pin", "book a table", "card"]
-    alone, together = TaskSelector({"bank": bank}), TaskSelector({"table": table, "bank": bank})
-    for text in texts:
-        assert alone.select(text).scores["bank"] == together.select(text).scores["bank"]
-
-
 def test_of_two_tasks_that_are_as_sure_the_likelier_words_decide(
     bank: TaskProfile, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,13 +51,6 @@ def test_features_of_a_label_by_hand() -> None:
     assert found["same"] == found["cheaper"] == 0
 
 
-def test_features_of_fields_by_hand() -> None:
-    found = features_of(draft("{}", 0.5, field_confidence={"x": 0.9, "y": 0.2}, completion_tokens=3))
-    assert found[FEATURES.index("least_field")] == pytest.approx(log_odds(0.2))
-    assert found[FEATURES.index("mean_field")] == pytest.approx((log_odds(0.9) + log_odds(0.2)) / 2)
-    assert found[FEATURES.index("tokens")] == pytest.approx(math.log(4))
-
-
 @pytest.mark.parametrize(
     ("cheaper", "same", "probability"),
     [
@@ -106,14 +99,6 @@ def test_too_few_wrong_answers_leave_it_unfitted() -> None:
     head = DraftHead.fit(drafts, [True] * 91 + [False] * 9, others=[(other,) for other in cheaper])
     assert head.weights == ()
     assert "91 right, 9 wrong" in head.why
-
-
-def test_few_wrong_answers_cannot_weigh_many_features() -> None:
-    for seed in range(8):
-        drafts, right, cheaper = drawn(90, seed)
-        assert min(sum(right), 90 - sum(right)) < 10 * 3  # own, same and cheaper differ
-        head = DraftHead.fit(drafts, right, others=[(other,) for other in cheaper])
-        assert "are used" not in head.why
 
 
 def test_losses_are_compared_by_their_standard_error() -> None:

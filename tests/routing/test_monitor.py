@@ -12,8 +12,6 @@ from fixtures.certificates import cascade, certificate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smallfirst.base.errors import ConfigError
-from smallfirst.base.records import parse_record
 from smallfirst.base.stats.sequential import MAX_WEIGHT, share_wrong, weighted_interval
 from smallfirst.routing.certificate.calibration_set import audit_limits
 from smallfirst.routing.certificate.certificate import Certificate, Guarantee, ThresholdPoint
@@ -75,13 +73,6 @@ def test_a_broken_small_model_falls_back_and_returns_when_it_is_repaired() -> No
     assert "(alarm at 107)" in until_changed(watch, True).why  # the second test has a quarter of what was left
 
 
-def test_in_shadow_audits_only_count() -> None:
-    watch = monitor(shadow=True)
-    assert watch.audit_share == 1.0
-    assert audited(watch, 0.5, 500) == []
-    assert (watch.state, watch.live_error.n, watch.alarms) == ("shadow", 500, ())
-
-
 def test_only_live_answers_have_chances_by_confidence() -> None:
     settings = MonitorSettings(audit_share=0.1, audit_share_in_fallback=0.1)
     watch = monitor(settings, allocation=AuditAllocation((0.7,), (2.0, 0.5)))
@@ -103,21 +94,6 @@ def test_false_alarms_in_quiet_lives_stay_below_their_bound() -> None:
     """The hardest quiet case: an error at the limit. Of 60 lives at 20 % so many at most may have an alarm."""
     alarmed = sum(bool(audited(monitor(MonitorSettings(confidence=0.8)), 0.05, 400, seed=seed)) for seed in range(60))
     assert alarmed / 60 <= 0.2 + 3 * 0.052
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"audit_share": 0.0}, "audit_share: Input should be greater than 0"),
-        ({"audit_share": 1.5}, "audit_share: Input should be less than or equal to 1"),
-        ({"confidence": 0.4}, "confidence: Input should be greater than 0.5"),
-        ({"audit_shares": 0.2}, "did you mean"),
-    ],
-)
-def test_impossible_settings_are_refused(values: dict[str, float], message: str) -> None:
-    with pytest.raises(ConfigError) as refused:
-        parse_record(MonitorSettings, values, where="task.yaml")
-    assert message in str(refused.value)
 
 
 BOTH = [ERROR, Quantity("accuracy", 0.2, "at most 20 % wrong", by_gate=True)]
