@@ -128,7 +128,7 @@ def test_nothing_is_chosen_that_another_beats_in_accuracy_and_cost() -> None:
 
 
 def test_the_chosen_candidates_figure_is_not_optimistic_and_no_false_one_passes_too_often() -> None:
-    draw, gate, n, draws = np.random.default_rng(6), Gate(accuracy_at_least=0.8), 300, 150
+    draw, gate, n, draws = np.random.default_rng(6), Gate(accuracy_at_least=0.8), 300, 80
     surplus, passed = [], 0
     for _ in range(draws):  # three candidates exactly at the minimum, so that each that passes should not
         chosen_by = [measured(name, (draw.random(100) < 0.8).tolist()) for name in NAMES]

@@ -14,13 +14,14 @@ groups, each counting alike. Of whole answers one row a unit counts, drawn whate
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from smallfirst.base.errors import ConfigError, DataError
+from smallfirst.base.records import Record, fingerprint
 from smallfirst.base.stats.intervals import is_mean_below, trinomial_upper_bound, upper_bound, wilson
 from smallfirst.measuring.evaluate import EvaluatedRow, Evaluation
 from smallfirst.models.confidence import IsotonicCurve
@@ -192,6 +193,25 @@ class CalibrationSet:
 
     def one_row_a_unit(self) -> CalibrationSet:
         return self if self.unit is None else self.take(one_row_a_unit(unit_numbers(self.unit.tolist())))
+
+
+def trial_fingerprint(*inputs: object) -> str:
+    """Return what tells a certificate from another: all that `certify` proves something with, to the last digit."""
+    return fingerprint(_plain(inputs))
+
+
+def _plain(value: Any) -> Any:
+    """Return plain JSON. Costs are left out: one at most chooses among thresholds that are shown together."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if is_dataclass(value):
+        names = [one.name for one in fields(value) if one.name not in ("cost_usd", "fingerprint")]
+        return {name: _plain(getattr(value, name)) for name in names}
+    if isinstance(value, Record):
+        return value.model_dump(mode="json")
+    if isinstance(value, frozenset):
+        return sorted(value)
+    return [*map(_plain, value)] if isinstance(value, tuple) else value
 
 
 def _parts(rows: Sequence[EvaluatedRow], name: str, n_stages: int) -> np.ndarray:

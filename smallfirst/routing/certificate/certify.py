@@ -10,7 +10,13 @@ from scipy import special
 
 from smallfirst.base.stats.intervals import mid_p_value, paired_difference, score_lower_bound, upper_bound
 from smallfirst.base.stats.sample_size import RowsNeeded, min_rows_without_error, rows_for_error
-from smallfirst.routing.certificate.calibration_set import CalibrationSet, CascadeOutcome, audit_limits, measure_risk
+from smallfirst.routing.certificate.calibration_set import (
+    CalibrationSet,
+    CascadeOutcome,
+    audit_limits,
+    measure_risk,
+    trial_fingerprint,
+)
 from smallfirst.routing.certificate.certificate import (
     NEVER_ACCEPT,
     BelowAction,
@@ -31,7 +37,6 @@ from smallfirst.routing.certificate.looks import (
     LookRequest,
     count_look,
     next_look,
-    trial_fingerprint,
 )
 from smallfirst.routing.certificate.threshold_search import (
     CascadeThresholds,

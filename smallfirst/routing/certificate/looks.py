@@ -17,12 +17,9 @@ the name of another task.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-import numpy as np
+from typing import Literal, NamedTuple
 
 from smallfirst.base.files import locked
 from smallfirst.base.records import Record, fingerprint
@@ -165,22 +162,3 @@ def read_before(path: Path, run: str, rows: Collection[str]) -> set[str]:
 def text_fingerprints(texts: Iterable[str]) -> set[str]:
     """Return what names calibration rows by their texts, whatever the spacing, case and punctuation."""
     return {text.removeprefix(FOLDED) if text.startswith(FOLDED) else fingerprint(fold_text(text)) for text in texts}
-
-
-def trial_fingerprint(*inputs: object) -> str:
-    """Return what tells a certificate from another: all that `certify` proves something with, to the last digit."""
-    return fingerprint(_plain(inputs))
-
-
-def _plain(value: Any) -> Any:
-    """Return plain JSON. Costs are left out: one at most chooses among thresholds that are shown together."""
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if dataclasses.is_dataclass(value):
-        names = [one.name for one in dataclasses.fields(value) if one.name not in ("cost_usd", "fingerprint")]
-        return {name: _plain(getattr(value, name)) for name in names}
-    if isinstance(value, Record):
-        return value.model_dump(mode="json")
-    if isinstance(value, frozenset):
-        return sorted(value)
-    return [*map(_plain, value)] if isinstance(value, tuple) else value

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import smallfirst
 from smallfirst.measuring.evaluate import EvaluatedRow
-from smallfirst.routing.certificate.calibration_set import CalibrationSet, one_row_a_unit
+from smallfirst.routing.certificate.calibration_set import CalibrationSet, one_row_a_unit, trial_fingerprint
 from smallfirst.routing.certificate.certificate import Certificate, Guarantee
 from smallfirst.routing.certificate.certify import certify
 from smallfirst.routing.certificate.looks import (
@@ -28,7 +28,6 @@ from smallfirst.routing.certificate.looks import (
     count_look,
     next_look,
     text_fingerprints,
-    trial_fingerprint,
 )
 from smallfirst.routing.certificate.threshold_search import search_threshold
 
