@@ -7,6 +7,7 @@ from smallfirst.base.progress import ProgressCallback as ProgressCallback
 from smallfirst.base.records import Record as Record
 from smallfirst.base.stats.intervals import Estimate as Estimate
 from smallfirst.data.check import CheckReport as CheckReport
+from smallfirst.data.check import Finding as Finding
 from smallfirst.data.copies import CountedRows as CountedRows
 from smallfirst.data.copies import Leak as Leak
 from smallfirst.data.copies import LeakReport as LeakReport
@@ -15,7 +16,6 @@ from smallfirst.data.dataset import Example as Example
 from smallfirst.data.dataset import Message as Message
 from smallfirst.data.dataset import Splits as Splits
 from smallfirst.data.dataset import split as split
-from smallfirst.data.findings import Finding as Finding
 from smallfirst.data.row_formats import Columns as Columns
 from smallfirst.data.sources.load import load_rows as load_rows
 from smallfirst.deployment.predictor import Predictor as Predictor

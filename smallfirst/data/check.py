@@ -10,17 +10,50 @@ from typing import Literal
 from smallfirst.base.records import Record
 from smallfirst.data.copies import find_leaks, min_clean_rows
 from smallfirst.data.dataset import Dataset, Example, fold_text
-from smallfirst.data.findings import (
-    FOLDED_NOTE,
-    SEVERITIES,
-    Finding,
-    Severity,
-    file_and_line,
-    find_at,
-    locate,
-    make_finding,
-    severity_of,
-)
+
+Severity = Literal["stop", "fix", "note"]
+SEVERITIES: tuple[Severity, ...] = ("stop", "fix", "note")
+"""Gravest first."""
+MAX_PLACES = 10_000
+"""So many places of a finding are kept."""
+FOLDED_NOTE = "case, spacing and punctuation aside"
+
+
+class Finding(Record):
+    """One thing seen in the data, its severity, and where."""
+
+    level: Severity
+    """stop: training or measuring on it is wrong; fix: better fixed first; note: good to know."""
+    what: str
+    rule: str
+    """Why it matters and what to do."""
+    where: tuple[str, ...] = ()
+    """Its places, each as file:line and what is the matter there."""
+    n: int
+
+
+def make_finding(level: Severity, what: str, rule: str, where: Sequence[str] = (), n: int = 0) -> Finding:
+    """Return a finding at these places; `n` is their number where not all are given."""
+    return Finding(level=level, what=what, rule=rule, where=tuple(where[:MAX_PLACES]), n=n or len(where))
+
+
+def find_at(level: Severity, what: str, rule: str, where: Sequence[str]) -> Iterator[Finding]:
+    """Yield a finding at these places, with their number behind its words; nothing without a place."""
+    if where:
+        yield make_finding(level, f"{what}: {len(where):,}", rule, where)
+
+
+def severity_of(n: int, of: int, *, small: Severity, large: Severity, bar: float) -> Severity:
+    """Return `large` if `n` is more than the share `bar` of `of`, else `small`."""
+    return large if n > bar * max(of, 1) else small
+
+
+def locate(example: Example, words: str) -> str:
+    """Return the row's place with what is wrong with it."""
+    return f"{example.place} {words}"
+
+
+# The check
 
 MIN_CLASS_ROWS = 5
 """Fewer rows of a label cannot be learned and measured at once."""
@@ -161,7 +194,7 @@ def _torn(group: Sequence[Example]) -> str:
 
 def _shown_answer(example: Example) -> str:
     answer = " ".join(example.answer.split())
-    return f'{file_and_line(example)} "{answer[:40]}{"…" if len(answer) > 40 else ""}"'
+    return f'{example.place} "{answer[:40]}{"…" if len(answer) > 40 else ""}"'
 
 
 def _repeats(splits: Mapping[str, Dataset]) -> Iterator[Finding]:
@@ -173,7 +206,7 @@ def _repeats(splits: Mapping[str, Dataset]) -> Iterator[Finding]:
             answer = example.answer if name == "train" else ""
             earlier = first.setdefault((fold_text(example.asked), answer), example)
             if earlier is not example:
-                where.append(locate(example, f"repeats {file_and_line(earlier)}"))
+                where.append(locate(example, f"repeats {earlier.place}"))
         if where:
             level = severity_of(len(where), len(data), small="note", large="fix", bar=_LARGE)
             what = f"{name} rows that repeat an earlier one: {len(where):,} ({FOLDED_NOTE})"
@@ -187,9 +220,7 @@ def _straddling_groups(splits: Mapping[str, Dataset]) -> Iterator[Finding]:
         for example in data.examples:
             earlier, other = seen.setdefault(example.group, (name, example))
             if example.group and earlier != name:
-                where.append(
-                    locate(example, f'is of group "{example.group[:40]}", as {file_and_line(other)} in {earlier}')
-                )
+                where.append(locate(example, f'is of group "{example.group[:40]}", as {other.place} in {earlier}'))
         level: Severity = "fix" if name == "validation" else "stop"
         rule = "keep each group in one split; without a file of this split, the training file is split by group"
         yield from find_at(level, f"{name} rows of a group of an earlier split", rule, where)

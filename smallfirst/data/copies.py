@@ -13,7 +13,6 @@ from functools import cached_property
 
 from smallfirst.base.records import Record, fingerprint
 from smallfirst.data.dataset import Dataset, Example, fold_text
-from smallfirst.data.findings import file_and_line
 
 MIN_ROWS_FOR_BOILERPLATE = 50
 """Below this many texts, words in most of them are content, not a shared template."""
@@ -172,7 +171,7 @@ def _bare(text: str) -> str:
 
 
 def _leak(row: Example, earlier: Example) -> Leak:
-    return Leak(key=row.key, test=file_and_line(row), train=file_and_line(earlier))
+    return Leak(key=row.key, test=row.place, train=earlier.place)
 
 
 # Independent rows. An exact bound takes its rows for independent draws. Five copies of a text, or ten rows of one

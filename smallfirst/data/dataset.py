@@ -59,6 +59,11 @@ class Example(Record):
         return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
 
     @property
+    def place(self) -> str:
+        """The row as file:line."""
+        return f"{self.path or 'row'}:{self.line}"
+
+    @property
     def golds(self) -> tuple[str, ...]:
         return (self.answer, *self.also)
 

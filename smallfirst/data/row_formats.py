@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 from smallfirst.base.errors import did_you_mean
 from smallfirst.base.records import Record
+from smallfirst.data.check import Finding, make_finding
 from smallfirst.data.dataset import Example, Message, RowFormat
-from smallfirst.data.findings import Finding, make_finding
 
 
 class Columns(Record):

@@ -353,7 +353,7 @@ def _check_not_worse(margin: float, inputs: CheckInputs, *, scores: bool = False
         if not all(0 <= score <= 1 for score in (*ours, *theirs)):
             advice = "fix the scorer, then evaluate both models again"
             return requirement.result("a score is not in [0, 1]", advice)
-        found = intervals.paired_score_difference(ours, theirs, confidence=level.confidence)
+        found = intervals.paired_difference(ours, theirs, confidence=level.confidence)
         low = min(found.low, found.value + max_lower_bound(found.n, level) - 1)  # that of as many perfect rows
         found = found.model_copy(update={"low": low})
     return requirement.check(found, level, level.format(found, f" of {len(candidate.rows)} rows paired"))

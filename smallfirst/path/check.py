@@ -14,9 +14,17 @@ from typing import Literal, NamedTuple
 from smallfirst.base.errors import MissingExtra, WeightsNotFound
 from smallfirst.base.paths import state_folder
 from smallfirst.base.records import Record
-from smallfirst.data.check import CheckReport, TokenCounts, check, estimate_token_counts, format_report
+from smallfirst.data.check import (
+    CheckReport,
+    Finding,
+    TokenCounts,
+    check,
+    estimate_token_counts,
+    format_report,
+    locate,
+    make_finding,
+)
 from smallfirst.data.dataset import Dataset
-from smallfirst.data.findings import Finding, locate, make_finding
 from smallfirst.models.base_size import BaseSize, read_base_size
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, LARGER_ENCODER

@@ -33,8 +33,8 @@ from smallfirst.base.stats.sample_size import (
     round_up_to_two_digits,
     rows_for_error,
 )
+from smallfirst.data.check import Finding, make_finding
 from smallfirst.data.dataset import Dataset, sample_rows
-from smallfirst.data.findings import Finding, make_finding
 from smallfirst.measuring.choice import level_shares
 from smallfirst.measuring.evaluate import EvaluatedRow, Evaluation
 from smallfirst.measuring.gate import CheckInputs, ConfidenceLevel, Gate, run_checks

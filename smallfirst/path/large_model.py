@@ -21,8 +21,8 @@ from smallfirst.base.errors import ConfigError, DataError, PriceUnknown, Smallfi
 from smallfirst.base.paths import home, state_folder
 from smallfirst.base.progress import Progress
 from smallfirst.base.records import Record, fingerprint
+from smallfirst.data.check import Finding, make_finding
 from smallfirst.data.dataset import Dataset, Example, Message, sample_rows
-from smallfirst.data.findings import Finding, make_finding
 from smallfirst.ledger.expenses import note_recording
 from smallfirst.models.batching import usable_cores
 from smallfirst.models.catalog import find_weights

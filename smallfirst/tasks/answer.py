@@ -12,7 +12,7 @@ import pydantic
 from smallfirst.base.errors import did_you_mean
 from smallfirst.base.stats.intervals import Estimate, bootstrap_share, wilson
 from smallfirst.data.dataset import RowFormat
-from smallfirst.tasks.metrics.labels import counts_by_label, label_metrics, parse_label
+from smallfirst.tasks.labels import counts_by_label, label_metrics, parse_label
 from smallfirst.tasks.scorers import best_score, exact, normalize_answer, token_f1
 from smallfirst.tasks.task import PartCounts, ScoredAnswer, Task
 

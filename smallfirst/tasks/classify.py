@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from smallfirst.base.errors import DataError, did_you_mean
 from smallfirst.base.stats.intervals import Estimate
 from smallfirst.data.dataset import Dataset, RowFormat
 from smallfirst.data.row_formats import to_json
-from smallfirst.tasks.metrics.labels import (
+from smallfirst.tasks.labels import (
     counts_by_label,
     jaccard,
     label_metrics,
@@ -47,7 +47,13 @@ class Classify(Task):
 
     @pydantic.model_validator(mode="after")
     def _settings_fit_together(self) -> Classify:
-        problems = list(self._label_problems())
+        problems = ["a classification needs at least two labels"] * (len(self.labels) < 2)
+        problems += ["labels repeat"] * (len(set(self.labels)) < len(self.labels))
+        named = [("description of an unknown label", label) for label in self.descriptions]
+        named += [] if self.other is None else [("other is an unknown label", self.other)]
+        problems += [
+            f'{what} "{label}"{did_you_mean(label, self.labels)}' for what, label in named if label not in self.labels
+        ]
         if self.multiple and self.other is not None:
             problems.append("other cannot go with multiple: there an empty list says that no label fits")
         if problems:
@@ -162,20 +168,6 @@ class Classify(Task):
 
     def parts(self, rows: Sequence[ScoredAnswer]) -> tuple[PartCounts, ...]:
         return label_set_counts(self.labels, *self._sets(rows)) if self.multiple else counts_by_label(self.labels, rows)
-
-    def _label_problems(self) -> Iterator[str]:
-        if len(self.labels) < 2:
-            yield "a classification needs at least two labels"
-        if len(set(self.labels)) < len(self.labels):
-            yield "labels repeat"
-        for label in self.descriptions:
-            yield from self._unknown(label, "description of an unknown label")
-        if self.other is not None:
-            yield from self._unknown(self.other, "other is an unknown label")
-
-    def _unknown(self, label: str, problem: str) -> Iterator[str]:
-        if label not in self.labels:
-            yield f'{problem} "{label}"{did_you_mean(label, self.labels)}'
 
     def _pieces(self, text: str) -> list[str]:
         """Return the texts of a JSON list anywhere in `text`, or what commas and line ends separate."""

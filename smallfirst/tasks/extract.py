@@ -13,6 +13,7 @@ from smallfirst.base.errors import ConfigError, did_you_mean
 from smallfirst.base.stats.intervals import Estimate
 from smallfirst.data.dataset import Dataset, RowFormat
 from smallfirst.tasks.json.answers import answer_parser
+from smallfirst.tasks.json.fields import counts_by_field, field_metrics, field_score, wrong_fields
 from smallfirst.tasks.json.schema import (
     SCALARS,
     FieldSpec,
@@ -21,12 +22,11 @@ from smallfirst.tasks.json.schema import (
     alternatives,
     check_schema,
     closed_schema,
+    infer_schema,
     list_fields,
 )
-from smallfirst.tasks.json.schema_inference import infer_schema
-from smallfirst.tasks.metrics.fields import counts_by_field, field_metrics, field_score, wrong_fields
-from smallfirst.tasks.metrics.value_matching import Normalizer
 from smallfirst.tasks.task import PartCounts, ScoredAnswer, Task
+from smallfirst.tasks.value_matching import Normalizer
 
 _WORDS = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false", "null": "null"}
 

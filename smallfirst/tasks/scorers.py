@@ -51,27 +51,16 @@ SCORERS: Registry[Scorer] = Registry(
 @lru_cache
 def load_scorer(name: str) -> Scorer:
     """Return the scorer of this name, its results checked. Raise ConfigError if unknown, broken or out of [0, 1]."""
-    function = SCORERS.get(name)
-    if not callable(function):
-        raise ConfigError(
-            f'scorer "{name}" is not a function but {function!r}',
-            hint="register a function (question, answer, gold) -> float",
-        )
+    function, hint = SCORERS.get(name), "fix the function (question, answer, gold) -> float, then evaluate again"
 
     def checked(question: str, answer: str, gold: str) -> float:
+        where = f'for the answer "{answer[:80]}"'
         try:
             value = function(question, answer, gold)
         except Exception as error:
-            raise ConfigError(
-                f'scorer "{name}" failed on the answer "{answer[:80]}": {type(error).__name__}: {error}',
-                hint="fix the function, then evaluate again",
-            ) from error
+            raise ConfigError(f'scorer "{name}" failed {where}: {type(error).__name__}: {error}', hint=hint) from error
         if not isinstance(value, numbers.Real) or not 0 <= value <= 1:
-            raise ConfigError(
-                f'scorer "{name}" returned {value!r} for the answer "{answer[:80]}"; '
-                "it must return a number from 0 to 1",
-                hint="fix the function, then evaluate again",
-            )
+            raise ConfigError(f'scorer "{name}" returned {value!r} {where}: no number from 0 to 1', hint=hint)
         return float(value)
 
     return checked

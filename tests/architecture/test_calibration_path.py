@@ -15,7 +15,7 @@ from typing import Any
 import smallfirst
 from smallfirst.base.progress import Progress
 from smallfirst.data.dataset import Dataset, Example
-from smallfirst.data.sources.reader import RawRow
+from smallfirst.data.sources.text_files import RawRow
 from smallfirst.measuring.evaluate import EvaluatedRow, Evaluation
 from smallfirst.path.calibrate import certify_candidate
 from smallfirst.path.evaluate import evaluate_stage

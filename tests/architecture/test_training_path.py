@@ -14,7 +14,7 @@ from typing import Any
 
 import smallfirst
 from smallfirst.data.dataset import Example
-from smallfirst.data.sources.reader import RawRow
+from smallfirst.data.sources.text_files import RawRow
 from smallfirst.models.local.packed_rows import PackedRows
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.task_file import read_task_file

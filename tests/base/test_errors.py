@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from smallfirst.base import errors
 from smallfirst.base.errors import (
     ConfigError,
     DataError,
@@ -60,11 +59,6 @@ def test_exit_codes_tell_a_script_what_happened() -> None:
 def test_only_a_busy_or_absent_endpoint_is_worth_asking_again() -> None:
     assert {kind for kind in kinds() if kind.retryable} == {RateLimited, Unavailable}
     assert issubclass(RateLimited, ModelError)
-
-
-def test_the_drawing_of_the_tree_names_every_error() -> None:
-    drawing = errors.__doc__ or ""
-    assert [kind.__name__ for kind in kinds() if kind.__name__ not in drawing] == []
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from smallfirst.base import extensions
-from smallfirst.base.errors import ConfigError, MissingExtra
+from smallfirst.base.errors import ConfigError
 from smallfirst.base.extensions import Registry
 
 GROUP = "smallfirst.test_parts"
@@ -67,12 +67,6 @@ def test_an_unknown_name_is_refused_with_a_suggestion_and_the_place() -> None:
 def test_a_part_that_cannot_be_loaded_is_named() -> None:
     with pytest.raises(ConfigError, match='part "broken" cannot be loaded: AttributeError'):
         registry().get("broken")
-
-
-def test_a_part_without_its_extra_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(MissingExtra, match=r"smallfirst\[train\]"):
-        registry().get("extra")
 
 
 def test_a_registered_part_is_found_and_a_taken_name_refused() -> None:

@@ -45,15 +45,6 @@ def test_threads_that_write_the_same_file_never_mix(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(("mode", "expected"), [(0o666, 0o644), (0o600, 0o600)])
-def test_permissions_are_those_of_a_new_file_or_as_asked(tmp_path: Path, mode: int, expected: int) -> None:
-    before = os.umask(0o022)
-    try:
-        assert write_atomically(tmp_path / "file", b"", mode=mode).stat().st_mode & 0o777 == expected
-    finally:
-        os.umask(before)
-
-
 def test_a_lock_excludes_others_until_it_is_released(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     held = try_lock(path)

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 from fixtures.rows import answered_rows, text_rows
 
-from smallfirst.data.check import CheckReport, TokenCounts, check, estimate_token_counts, format_report
-from smallfirst.data.dataset import Dataset, Example, Message
-from smallfirst.data.findings import Finding
-
-DATASETS = Path(os.environ.get("SMALLFIRST_DATA", Path(__file__).parents[3] / "shared" / "datasets"))
+from smallfirst.data.check import CheckReport, Finding, TokenCounts, check, estimate_token_counts, format_report
+from smallfirst.data.dataset import Dataset
 
 
 def plenty(name: str, n: int, *more: tuple[str, str]) -> Dataset:
@@ -35,19 +29,26 @@ def test_clean_data_is_a_go_with_nothing_to_mend() -> None:
     assert format_report(report) == ("GO  100 train, 60 validation, 30 test rows, 2 labels\nno findings")
 
 
-def test_one_text_with_two_labels_is_a_contradiction() -> None:
-    train = plenty("train", 100, ("Lost my card", "a"), ("lost my card!", "b"))
-    finding = found(check(train), "texts with different labels")
-    assert finding.what == ("texts with different labels: 1 (2 rows; case, spacing and punctuation aside)")
-    assert finding.where == ('train.jsonl:101 "a" and train.jsonl:102 "b"',)
-    assert (finding.level, finding.n) == ("fix", 1)
+TORN = [(f"torn {i}", label) for i in range(3) for label in "ab"]
 
 
-def test_many_contradictions_stop_the_training() -> None:
-    torn = [(f"torn {i}", label) for i in range(3) for label in "ab"]  # 6 of 100 rows
-    report = check(plenty("train", 94, *torn))
-    assert found(report, "texts with different labels").level == "stop"
-    assert report.verdict == "NO"
+@pytest.mark.parametrize(
+    ("train", "what", "level", "where"),
+    [
+        (plenty("train", 100, ("Lost my card", "a"), ("lost my card!", "b")), "texts with different labels: 1 (2 rows;",
+         "fix", 'train.jsonl:101 "a" and train.jsonl:102 "b"'),
+        (plenty("train", 94, *TORN), "texts with different labels: 3 (6 rows;", "stop",
+         'train.jsonl:95 "a" and train.jsonl:96 "b"'),
+        (plenty("train", 20, *((f"rare {i}", "c") for i in range(4)), *((f"more {i}", "d") for i in range(5))),
+         "labels with too few train rows: 1", "fix", '"c": 4'),
+        (answered_rows("train.jsonl", *((f"text {i}", "a") for i in range(9))), 'one label only: "a"', "stop", None),
+        (plenty("train", 20, *((f"twin {i}", "A ") for i in range(5))), "labels spelt in several ways: 1", "fix",
+         '"A " and "a"'),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_training_rows(train: Dataset, what: str, level: str, where: str | None) -> None:
+    finding = found(check(train), what)
+    assert (finding.level, finding.where[:1]) == (level, (where,) if where else ())
 
 
 def test_a_repeated_row_is_noted_and_many_are_to_be_fixed() -> None:
@@ -91,28 +92,10 @@ def test_copies_stop_only_where_too_few_other_rows_are_left(n_clean: int, n_copi
     assert found(report, f"{n_copies} of {n_clean + n_copies} validation texts are also in train").level == level
 
 
-def test_labels_with_fewer_than_five_rows_are_named() -> None:
-    rare = [(f"rare {i}", "c") for i in range(4)]
-    enough = [(f"enough {i}", "d") for i in range(5)]
-    finding = found(check(plenty("train", 20, *rare, *enough)), "labels with too few train rows")
-    assert (finding.level, finding.where, finding.n) == ("fix", ('"c": 4',), 1)
-
-
 def test_a_largest_class_of_ten_times_the_smallest_is_noted() -> None:
     small = [(f"small {i}", "c") for i in range(5)]
     assert found(check(plenty("train", 100, *small)), '"a" has').what == ('"a" has 50 train rows, "c" has 5')
     assert not [f for f in check(plenty("train", 98, *small)).findings if "has" in f.what]
-
-
-def test_one_label_cannot_be_classified() -> None:
-    report = check(answered_rows("train.jsonl", *[(f"text {i}", "a") for i in range(9)]))
-    assert found(report, 'one label only: "a"').level == "stop"
-
-
-def test_a_label_in_two_spellings_is_told() -> None:
-    twin = [(f"twin {i}", "A ") for i in range(5)]
-    finding = found(check(plenty("train", 20, *twin)), "labels spelt in several ways")
-    assert (finding.level, finding.where) == ("fix", ('"A " and "a"',))
 
 
 def test_a_label_without_a_train_row_stops() -> None:
@@ -142,15 +125,6 @@ def test_the_gravest_finding_comes_first_on_the_terminal() -> None:
         'note  "a" has 50 train rows, "c" has 1\n'
         "      rare labels will be answered worst: look at each, not at the mean"
     )
-
-
-def test_prompts_with_two_responses_are_only_noted() -> None:
-    rows = tuple(
-        Example(messages=(Message(role="user", content="Hi"),), answer=answer, shape="prompt")
-        for answer in ("Hello!", "Good day!")
-    )
-    finding = found(check(Dataset(name="train", examples=rows)), "texts with different responses")
-    assert (finding.level, finding.where) == ("note", ('row:0 "Hello!" and row:0 "Good day!"',))
 
 
 TRAIN = text_rows("train", "Where is my card?", "I want a top-up", "one two three four five six seven eight nine ten")

@@ -27,10 +27,6 @@ def test_nine_words_of_ten_are_near_and_eight_are_not() -> None:
     assert near_duplicates(known, [TEN.removesuffix(" nine ten")]) == []
 
 
-def test_texts_equal_when_folded_are_left_out() -> None:
-    assert near_duplicates(["my card where", "where my card"], ["Where my card?!"]) == []
-
-
 def test_a_shared_template_does_not_make_rows_alike() -> None:
     template = "answer the customer politely in two short sentences and name the article "
     template += "of our terms that applies to this case "
@@ -91,11 +87,6 @@ def test_a_copy_is_found_under_the_closest_kind(text: str, kind: str | None, pla
     assert found.test_fingerprint == test.content_fingerprint
 
 
-def test_what_is_asked_counts_and_not_the_answer() -> None:
-    other = TRAIN.examples[0].model_copy(update={"answer": "y", "path": "test.jsonl"})
-    assert len(find_leaks(TRAIN, Dataset(name="test", examples=(other,))).exact) == 1
-
-
 words = st.lists(st.sampled_from(["alpha", "beta", "gamma", "delta", "Alpha", "BETA"]), min_size=1, max_size=4)
 texts = st.lists(st.tuples(words, st.sampled_from([" ", "  ", ", ", "-"])).map(lambda p: p[1].join(p[0])), max_size=12)
 
@@ -144,13 +135,6 @@ def test_copies_near_copies_and_groups_are_one_cluster(
 ) -> None:
     assert clusters(texts, groups) == expected
     assert len(independent_rows(texts, groups=groups)) == len(set(expected))
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.sampled_from([TEN, TEN.removesuffix(" ten"), "b", "B!", "c d", "cd", "e"]), max_size=20))
-def test_no_two_rows_that_count_are_alike(texts: list[str]) -> None:
-    found = clusters(texts)
-    assert sorted({found[i] for i in independent_rows(texts)}) == sorted(set(found))
 
 
 def test_sixty_three_texts_five_times_over_are_sixty_three_rows() -> None:

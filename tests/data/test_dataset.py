@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smallfirst.base.errors import ConfigError
-from smallfirst.data.dataset import Dataset, Example, Message, fold_text, sample_rows, sample_share, split
+from smallfirst.data.dataset import Dataset, Example, Message, fold_text, sample_rows, split
 
 
 def chat(*turns: tuple[str, str]) -> tuple[Message, ...]:
@@ -33,18 +33,6 @@ def labelled(text: str, label: str, line: int = 0) -> Example:
 )
 def test_folding_keeps_the_words_and_drops_their_dress(text: str, plain: str) -> None:
     assert fold_text(text) == plain
-
-
-def test_the_text_of_a_chat_is_the_last_user_turn_and_it_asks_every_turn_but_the_systems() -> None:
-    turns = chat(("system", "s"), ("user", "one"), ("assistant", "a"), ("user", "two"))
-    example = Example(messages=turns, answer="b", shape="chat")
-    assert (example.text, example.asked) == ("two", "one\na\ntwo")
-
-
-def test_equal_rows_have_equal_keys_wherever_they_stand() -> None:
-    assert labelled("a", "x", line=1).key == labelled("a", "x", line=9).key
-    assert labelled("a", "x").key != labelled("a", "y").key
-    assert labelled("a", "x").key != labelled("ax", "").key
 
 
 def test_a_datasets_fingerprint_ignores_order_and_sees_every_edit() -> None:
@@ -115,11 +103,6 @@ def test_a_share_that_is_no_whole_number_of_rows_is_met_on_average_over_labels()
     assert len(test) == pytest.approx(0.2 * 2800, abs=40)  # 400 times 1.4, four standard deviations of 0.49 each
 
 
-def test_the_only_text_of_a_label_is_to_train_on() -> None:
-    pairs = [("lost it", "card"), ("Lost it!", "card"), *((f"so much {i}", "fee") for i in range(20))]
-    assert {e.text for e in split(answered_rows("r", *pairs), validation=0.4, test=0.5).train.examples} >= {"lost it"}
-
-
 def test_rows_of_a_group_stay_together_and_count_all() -> None:
     examples = tuple(
         labelled(f"text {group} {i}", ("card", "fee")[i % 2]).model_copy(update={"group": f"customer {group}"})
@@ -159,14 +142,6 @@ def test_shares_that_cannot_be_are_refused(validation: float, test: float, messa
     with pytest.raises(ConfigError) as caught:
         split(THOUSAND, validation=validation, test=test)
     assert str(caught.value) == message
-
-
-def test_a_larger_share_holds_all_of_a_smaller_one() -> None:
-    (small, _), (large, rest) = sample_share(THOUSAND, 0.1), sample_share(THOUSAND, 0.4)
-    assert set(small.examples) < set(large.examples)
-    assert not set(large.examples) & set(rest.examples)
-    assert len(sample_share(THOUSAND, 0)[0]) == 0
-    assert len(sample_share(THOUSAND, 1)[1]) == 0
 
 
 def test_a_sample_has_the_asked_number_of_rows_and_is_the_same_every_time() -> None:

@@ -49,10 +49,8 @@ def test_columns_that_were_named_decide_between_two_shapes() -> None:
     ("row", "rule"),
     [
         ({"text": " \n", "label": "x"}, '"text" is empty'),
-        ({"text": "a", "label": ""}, '"label" is empty'),
         ({"text": None, "label": "x"}, '"text" must be text, not null'),
         ({"text": "a", "label": True}, '"label" must be text, not true or false'),
-        ({"text": ["a"], "label": "x"}, '"text" must be text, not a list'),
         ({"text": "a\0", "label": "x"}, '"text" has a NUL character at position 2'),
         ({"text": "\ud800", "label": "x"}, '"text" has half a surrogate pair at position 1'),
         ({"prompt": "a"}, 'no column "response"; the row has "prompt"'),
@@ -69,12 +67,10 @@ def test_columns_that_were_named_decide_between_two_shapes() -> None:
             'messages, text alone): the row has "a"',
         ),
         ({"text": "a", "target": "people: 11"}, '"target" is text that is not JSON'),
-        ({"text": "a", "target": [1]}, '"target" must be a JSON object, not a list'),
         ({"text": "a", "target": "[1]"}, '"target" must be a JSON object, not a list'),
         ({"text": "a", "labels": "late"}, '"labels" must be a list of labels, not text'),
         ({"question": "a", "answer": []}, '"answer" is an empty list'),
         ({"question": "a", "answer": ["b", 1]}, '"answer"[1] must be text, not a number'),
-        ({"question": "a", "context": 3, "answer": "b"}, '"context" must be text, not a number'),
     ],
 )
 def test_a_row_that_breaks_a_rule_is_told_which(row: dict[str, Any], rule: str) -> None:
@@ -95,27 +91,14 @@ def test_text_alone_is_refused_where_a_label_is_asked_for() -> None:
         ({"messages": "hi"}, '"messages" must be a list of messages, not text'),
         (talk("assistant"), '"messages" needs a question and its answer: at least 2 messages, not 1'),
         (talk("user", "assistant", "user"), "the last message of messages must be the assistant's answer"),
-        (talk("system", "user"), "the last message of messages must be the assistant's answer"),
         (
             talk("user", "user", "assistant"),
             "messages[1] is from user, due is assistant: system first or not at all, then user and assistant in turn",
-        ),
-        (
-            talk("user", "system", "assistant"),
-            "messages[1] is from system, due is assistant: system first or not at all, then user and assistant in turn",
-        ),
-        (
-            talk("system", "assistant"),
-            "messages[1] is from assistant, due is user: system first or not at all, then user and assistant in turn",
         ),
         (talk("developer", "user", "assistant"), 'messages[0] has role "developer": use system, user or assistant'),
         (
             {"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "x"}]},
             "messages[0] content is empty",
-        ),
-        (
-            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]},
-            "messages[1] content must be text, not null",
         ),
         ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant"}]}, 'messages[1] has no "content"'),
         (
@@ -126,23 +109,6 @@ def test_text_alone_is_refused_where_a_label_is_asked_for() -> None:
 )
 def test_a_chat_that_breaks_a_rule_is_told_which(row: dict[str, Any], rule: str) -> None:
     assert rules(row)[0] == rule
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"text": "a", "label": "x"},
-        {"prompt": "a", "response": "x"},
-        {"text": "a"},
-        talk("system", "user", "assistant", "user", "assistant"),
-    ],
-)
-def test_an_example_becomes_the_row_it_was(row: dict[str, Any]) -> None:
-    found = detect_layout(row, Columns())
-    assert isinstance(found, RowLayout)
-    example, _ = parse_row(row, found, path="p", line=1, labels=None)
-    assert example is not None
-    assert to_row(example) == row
 
 
 def read_good_row(row: dict[str, Any], **names: str) -> Example:
@@ -160,12 +126,6 @@ def test_a_target_is_kept_as_json_on_one_line_whether_written_as_object_or_as_te
     assert as_object.answer == as_text.answer == '{"people": "11", "names": ["é"]}'
     assert as_object.shape == "target"
     assert to_row(as_object) == {"text": "11 of us", "target": {"people": "11", "names": ["é"]}}
-
-
-def test_several_right_answers_are_kept_in_order_and_told_once() -> None:
-    example = read_good_row({"question": "when?", "answer": ["1972", "December 1972", "1972"]})
-    assert example.golds == ("1972", "December 1972")
-    assert read_good_row(to_row(example)) == example
 
 
 def test_a_context_stands_before_what_is_asked_and_may_be_missing() -> None:
@@ -241,14 +201,6 @@ def test_a_label_is_read_as_the_text_that_it_is(label: Any, read: Any) -> None:
         "id": 7,
     }
     assert [note.where for note in folding.notes] == ([] if label is None else [("r.jsonl:3",)])
-
-
-def test_what_a_person_wrote_to_be_said_keeps_its_spaces() -> None:
-    layout = RowLayout("prompt", {"prompt": "prompt", "response": "response"})
-    row = {"prompt": " a", "response": "  indented\n"}
-    folding = Folding()
-    assert folding.fold(row, layout, "r.jsonl", 1) == row
-    assert not folding.notes
 
 
 def test_a_row_is_empty_if_the_columns_that_make_it_are() -> None:

@@ -74,29 +74,8 @@ def test_saying_that_there_is_no_answer_is_right_only_where_there_is_none() -> N
     assert NONE.score(("not answerable",), None) == 0.0
 
 
-def test_an_answer_where_there_is_none_earns_nothing_for_the_words_it_shares() -> None:
-    assert NONE.score(("not answerable",), "not 308") == 0.0
-    assert NONE.score(("not answerable", "308"), "308") == 1.0
-
-
 def answered(task: Answer, *rows: tuple[tuple[str, ...], str | None]) -> list[ScoredAnswer]:
     return [ScoredAnswer(golds, answer, task.score(golds, answer)) for golds, answer in rows]
-
-
-def test_open_answers_are_measured_by_token_f1_and_exact_match() -> None:
-    rows = answered(
-        OPEN,
-        (("Denver Broncos",), "the Denver Broncos"),
-        (("Denver Broncos",), "Broncos Denver"),  # all its words, in another order
-        (("December 1972",), "in December 1972"),
-        (("308",), None),
-    )
-    found = OPEN.measures(rows)
-    assert list(found) == ["token_f1", "exact_match"]
-    assert found["token_f1"].value == pytest.approx((1 + 1 + 0.8 + 0) / 4)
-    assert 0 <= found["token_f1"].low < found["token_f1"].value < found["token_f1"].high <= 1
-    assert found["exact_match"] == wilson(1, 4)
-    assert OPEN.parts(rows) == ()
 
 
 def test_where_a_question_may_have_no_answer_saying_so_is_measured_apart() -> None:
@@ -127,14 +106,6 @@ def test_choices_are_measured_as_a_classification() -> None:
     assert counts == [("yes", 2, 1, 1), ("no", 1, 2, 1), ("maybe", 1, 0, 0)]
 
 
-def test_one_of_the_choices_may_be_that_there_is_no_answer() -> None:
-    task = Answer(name="x", choices=("yes", "no", "unknown"), not_answerable="unknown")
-    rows = answered(task, (("unknown",), "unknown"), (("yes",), "unknown"), (("unknown",), "no"))
-    found = task.measures(rows)
-    assert (found["abstain_precision"], found["abstain_recall"]) == (wilson(1, 2), wilson(1, 2))
-    assert found["macro_f1"].n == 3
-
-
 def test_a_general_model_is_told_to_answer_briefly_and_shown_solved_rows() -> None:
     system, user, assistant = NONE.instructions((Shot("A text.\n\nHow many?", "308"),))
     assert system == Message(
@@ -145,12 +116,6 @@ def test_a_general_model_is_told_to_answer_briefly_and_shown_solved_rows() -> No
     )
     assert (user.role, user.content) == ("user", "A text.\n\nHow many?")
     assert (assistant.role, assistant.content) == ("assistant", "308")
-
-
-def test_a_fine_tuned_model_reads_the_text_and_a_cue_and_writes_the_answer_after_a_space() -> None:
-    assert OPEN.prompt(" A text.\n\nHow many?\n") == "A text.\n\nHow many? =>"
-    assert OPEN.target("308") == " 308"
-    assert OPEN.parse(OPEN.target("308")) == "308"
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,7 @@ SEVERAL = Classify(name="topics", labels=LABELS, multiple=True)
     ("text", "answer"),
     [
         ("refund", "refund"),
-        ("  Refund.\n", "refund"),
         ("card arrival", "card_arrival"),
-        ("Card-Arrival!", "card_arrival"),
         ("The label is: card_lost", "card_lost"),
         ('"refund" (money back)', "refund"),
         ("STRASSE", "Straße"),  # casefold knows that ß is ss
@@ -35,9 +33,7 @@ SEVERAL = Classify(name="topics", labels=LABELS, multiple=True)
         ("refund or card_lost", None),
         ("art or party", None),  # letters inside another word are no mention
         ("cardigan", None),
-        ("refunds", None),
         ("", None),
-        ("?!", None),
         ("I do not know", None),
     ],
 )
@@ -51,11 +47,6 @@ def test_labels_that_differ_in_punctuation_only_are_told_apart() -> None:
     assert task.parse("c") is None
     assert task.parse("It is C++.") is None
     assert task.parse("it is rust.") == "Rust"
-
-
-def test_labels_of_punctuation_alone_are_read_exactly_or_not_at_all() -> None:
-    task = Classify(name="sign", labels=("+", "-"))
-    assert (task.parse("+"), task.parse(" -\n"), task.parse("good"), task.parse("")) == ("+", "-", None, None)
 
 
 @settings(max_examples=50, deadline=None)
@@ -80,27 +71,6 @@ def test_a_general_model_is_told_every_label_and_shown_solved_rows_as_turns() ->
         ("user", "gone!"),
         ("assistant", "card_lost"),
     ]
-
-
-def test_what_is_classified_is_said_first_where_it_is_known() -> None:
-    task = TASK.model_copy(update={"about": "File a claim."})
-    assert task.instructions(())[0].content.startswith("File a claim.\nAnswer with exactly one label")
-
-
-@pytest.mark.parametrize(
-    ("values", "rule"),
-    [
-        ({"labels": ("a",)}, "a classification needs at least two labels"),
-        ({"labels": ("a", "b", "a")}, "labels repeat"),
-        (
-            {"labels": ("refund", "card"), "descriptions": {"refnd": "x"}},
-            'description of an unknown label "refnd" — did you mean "refund"?',
-        ),
-    ],
-)
-def test_labels_that_are_no_closed_set_are_refused(values: dict[str, object], rule: str) -> None:
-    with pytest.raises(pydantic.ValidationError, match=rule.replace("?", r"\?")):
-        Classify(name="x", **values)  # type: ignore[arg-type]
 
 
 def test_every_problem_of_a_task_is_named_at_once() -> None:
@@ -144,9 +114,6 @@ def test_other_is_told_and_measured() -> None:
         ("[]", "[]"),
         ("The labels are []", "[]"),
         ("refund, card lost", '["card_lost", "refund"]'),
-        ("refund;\ncard", '["card", "refund"]'),
-        ("Straße", '["Straße"]'),
-        ('["card", "other"]', None),
         ('["card", 3]', None),
         ("refund, other", None),
         ("[", None),

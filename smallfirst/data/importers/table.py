@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from smallfirst.base.errors import ConfigError, Problem, did_you_mean
 from smallfirst.data.row_formats import is_blank, scalar_text
-from smallfirst.data.sources.reader import RawRow
+from smallfirst.data.sources.text_files import RawRow
 
 ROLES = ("text", "label", "labels", "target", "fields", "question", "answer", "context")
 """Parts of a row that a column, or for `fields` several, may play."""
@@ -115,24 +115,16 @@ class _Finder:
         self.answers = [p for p in profiles.values() if table.answers is None or p.name in table.answers]
 
     def readings(self) -> Iterator[RowReading]:
-        for text in self._texts():
-            base = self._text_score(text)
-            others = [p for p in self.answers if p.name != text.name]
-            for kind, columns, score in (*self._classify(text, others), *self._extract(text, others)):
-                yield from self._agreeing(kind, columns, base + score)
-            for kind, columns, score in self._answer(text, others):
-                yield from self._agreeing(kind, columns, base + score)
-
-    def _agreeing(self, kind: str, columns: dict[str, str], score: float) -> Iterator[RowReading]:
-        """Yield the reading if it agrees with everything that was chosen."""
+        """Yield the readings that agree with everything that was chosen."""
         own = {role: name for role, name in self.chosen.items() if role in ROLES}
-        for role, name in own.items():
-            if role == "context" and role not in columns:
-                columns = {**columns, role: name}
-            elif columns.get(role) != name:
-                return
-        if self.chosen.get("kind", kind) == kind:
-            yield RowReading(kind, columns, score)
+        for text in self._texts():
+            others = [p for p in self.answers if p.name != text.name]
+            found = (*self._classify(text, others), *self._extract(text, others), *self._answer(text, others))
+            for kind, columns, score in found:
+                if "context" in own:
+                    columns.setdefault("context", own["context"])
+                if own.items() <= columns.items() and self.chosen.get("kind", kind) == kind:
+                    yield RowReading(kind, columns, self._text_score(text) + score)
 
     def _texts(self) -> list[Profile]:
         named = {self.chosen[role] for role in ("text", "question") if role in self.chosen}
@@ -288,8 +280,7 @@ def _profile(name: str, values: Sequence[Any]) -> Profile:
     n_words = sum(len(text.split()) + len(_IDEOGRAM.findall(text)) / 2 for text in texts)  # two ideograms are a word
     words = n_words / max(1, len(texts))
     numeric = bool(texts) and _share(_NUMBER, texts) >= _MOSTLY
-    content = _content(filled, texts, counts, words, numeric=numeric)
-    return Profile(name, content, len(counts), words, numeric)
+    return Profile(name, _content(filled, texts, counts, words, numeric=numeric), len(counts), words, numeric)
 
 
 def _content(
@@ -299,22 +290,16 @@ def _content(
         return "empty"
     if sum(as_object(value) is not None for value in filled) >= _MOSTLY * len(filled):
         return "object"
-    lists = [value for value in filled if isinstance(value, list)]
-    if lists and all(isinstance(item, str) for value in lists for item in value):
-        return "texts" if len(lists) == len(filled) else "short"
     if len(texts) < len(filled):
-        return "short"
+        are_texts = all(isinstance(value, list) and all(isinstance(x, str) for x in value) for value in filled)
+        return "texts" if are_texts else "short"
     if len(counts) == 1 and len(texts) > 1:
         return "constant"
-    return _text_content(texts, counts, words, numeric=numeric)
-
-
-def _text_content(texts: Sequence[str], counts: Counter[str], words: float, *, numeric: bool) -> Content:
+    if _share(_DATE, texts) >= _MOSTLY:
+        return "date"
     repeated = sum(n for n in counts.values() if n > 1) / len(texts)
     n_long = sum(len(text) > MOST_CHARACTERS_OF_A_LABEL for text in texts)
     label_like = n_long <= 0.02 * len(texts) and len(counts) <= len(texts) / 2
-    if _share(_DATE, texts) >= _MOSTLY:
-        return "date"
     if numeric:
         return "few" if label_like and len(counts) <= 12 else "id" if len(counts) == len(texts) else "number"
     if label_like and repeated >= _REPEATED:

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from smallfirst.base.errors import DataError, MissingExtra
 from smallfirst.data.row_formats import Columns, detect_layout
 from smallfirst.data.sources.folders import FoundFile, display_path, list_files, safe_join
-from smallfirst.data.sources.reader import MAX_ROW_BYTES, NumberedRow, RawRow, ReadBudget, first_line, row_size_rule
+from smallfirst.data.sources.text_files import NumberedRow, RawRow, ReadBudget, first_line, row_size_rule
 
 PARQUET = ".parquet"
 DELTA_LOG = "_delta_log"
@@ -69,13 +69,13 @@ def _is_json(kind: Any) -> bool:
 def batch_rows(batches: Iterable[Any], wanted: Collection[str], budget: ReadBudget) -> Iterator[NumberedRow]:
     """Yield these columns of each row of Arrow record batches, numbered from 1."""
     line = 0
-    for whole in batches:
-        batch = whole.select(sorted(wanted))
-        budget.take(batch.nbytes, len(whole))
-        for values in _values(batch) if wanted else [{}] * len(whole):
+    for batch in batches:
+        for values in _values(batch.select(sorted(wanted))) if wanted else [{}] * len(batch):
             line += 1
-            large = batch.nbytes > MAX_ROW_BYTES and not isinstance(values, str)
-            yield line, (row_size_rule(_n_bytes(values)) if large else None) or values
+            n_bytes = 0 if isinstance(values, str) else _n_bytes(values)
+            rule = row_size_rule(n_bytes)
+            budget.take(0 if rule else n_bytes, 1)
+            yield line, rule or values
 
 
 def _values(batch: Any) -> list[dict[str, Any] | str]:

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 from smallfirst.base.errors import ConfigError, DataError
 from smallfirst.data.row_formats import Columns
-from smallfirst.data.sources.reader import RawRow, ReadBudget
-from smallfirst.data.sources.text_files import to_utf8
+from smallfirst.data.sources.text_files import RawRow, ReadBudget, to_utf8
 
 TEXT_SUFFIXES = (".txt", ".md")
 """Suffixes of files that are text to continue."""

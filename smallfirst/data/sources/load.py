@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from smallfirst.base.errors import DataError, Problem, did_you_mean
+from smallfirst.data.check import Finding, make_finding
 from smallfirst.data.dataset import Dataset, Example, RowFormat
-from smallfirst.data.findings import Finding, make_finding
 from smallfirst.data.row_formats import (
     ROW_FORMATS,
     Columns,
@@ -51,8 +51,7 @@ from smallfirst.data.sources.folders import (
     volume_path,
     without_detours,
 )
-from smallfirst.data.sources.reader import RawRow, ReadBudget
-from smallfirst.data.sources.text_files import FORMATS, file_format, read_text_file, suggest_files
+from smallfirst.data.sources.text_files import FORMATS, RawRow, ReadBudget, file_format, read_text_file, suggest_files
 
 MAX_PROBLEMS = 10_000
 """Problems of one source that are kept; all bad rows are counted."""

@@ -19,8 +19,7 @@ from smallfirst.base.records import fingerprint
 from smallfirst.data.row_formats import Columns, message_rules, text_rules
 from smallfirst.data.sources.arrow import DELTA_LOG, PARQUET, batch_rows, import_pyarrow
 from smallfirst.data.sources.load import load_raw
-from smallfirst.data.sources.reader import NumberedRow, ReadBudget, first_line
-from smallfirst.data.sources.text_files import csv_rows, file_format, json_rows
+from smallfirst.data.sources.text_files import NumberedRow, ReadBudget, csv_rows, file_format, first_line, json_rows
 
 _JSON_LINES, _TABLES = (".jsonl", ".ndjson"), {".csv": ",", ".tsv": "\t"}
 _HIDDEN = re.compile(r"/[._]")

@@ -24,7 +24,7 @@ from smallfirst.models.manifest import Manifest
 from smallfirst.models.pricing import MachinePrice, tokens_of
 from smallfirst.models.protocol import Bill, CallableModel, Capability, Chunk, Completion, Request, paid, unfinished
 from smallfirst.models.response_format import ResponseGrammars
-from smallfirst.tasks.json.paths import field_path, omission_spans, value_spans
+from smallfirst.tasks.json.fields import field_path, omission_spans, value_spans
 
 MAX_PROMPT_TOKENS = 4096
 """Longest conversation of a chat model."""

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from smallfirst.tasks.metrics.value_matching import Normalizer, normalize_value
 from smallfirst.tasks.scorers import normalize_answer
+from smallfirst.tasks.value_matching import Normalizer, normalize_value
 
 _MONTH = r"[A-Za-z]{3,9}\.?"
 _DATES = [

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from smallfirst.base.errors import DataError, Problem
 from smallfirst.base.records import Record, parse_record
+from smallfirst.data.check import Finding
 from smallfirst.data.copies import CountedRows, LeakReport, count_rows, find_leaks
 from smallfirst.data.dataset import Dataset, Example, Message, fold_text, sample_share, split
-from smallfirst.data.findings import Finding
 from smallfirst.data.redaction import redact
 from smallfirst.data.row_formats import ROW_FORMATS, Columns
 from smallfirst.data.sources.load import LoadedRows, load_noted, load_rows, note_skipped

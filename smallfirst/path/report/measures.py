@@ -14,7 +14,7 @@ from smallfirst.base.stats.intervals import Estimate, holm, wilson
 from smallfirst.measuring.calibration import auroc, brier_score, equal_count_bins, expected_calibration_error
 from smallfirst.measuring.evaluate import Comparison, EvaluatedRow, Evaluation, compare
 from smallfirst.path.report.data import ReportData
-from smallfirst.tasks.json.paths import flatten
+from smallfirst.tasks.json.fields import flatten
 from smallfirst.tasks.task import PartCounts
 
 HOURS_PER_MONTH = 730.0

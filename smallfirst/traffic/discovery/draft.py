@@ -18,7 +18,7 @@ from smallfirst.base.errors import ConfigError
 from smallfirst.base.files import write_atomically
 from smallfirst.data.dataset import fold_text
 from smallfirst.tasks.extract import Extract
-from smallfirst.tasks.json.schema_inference import infer_schema
+from smallfirst.tasks.json.schema import infer_schema
 from smallfirst.traffic.discovery.outlook import Outlook
 from smallfirst.traffic.discovery.tasks import MONTH, Case, RecurringTask, as_text
 from smallfirst.traffic.task_source import TaskSource, Teacher

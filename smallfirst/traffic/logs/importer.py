@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from smallfirst.base.errors import ConfigError, Problem
 from smallfirst.data.dataset import fold_text
 from smallfirst.data.importers.table import Converted, Table, as_object
-from smallfirst.data.sources.reader import RawRow
+from smallfirst.data.sources.text_files import RawRow
 from smallfirst.traffic.discovery.templates import find_template
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.logs.formats import PAIRS, LogRecord, holds_messages, is_batch

@@ -140,13 +140,6 @@ def test_a_chat_file_whose_answers_are_few_is_a_classification_and_its_system_pr
     assert found.converted.about == SYSTEM
 
 
-def test_a_chat_file_with_long_answers_stays_a_chat_with_its_system_prompt(write: Write) -> None:
-    rows = [{"messages": chat(t, f"Dear customer, about “{t}” we will write soon.")} for t in TEXTS]
-    found = read(write("rows.jsonl", rows))
-    assert found.kind == "chat"
-    assert [turn["role"] for turn in found.rows[0]["messages"]] == ["system", "user", "assistant"]
-
-
 def test_a_log_of_requests_gives_what_varies_and_the_labels_that_its_prompts_spell(write: Write) -> None:
     said = ["Refund", "refund.", "REFUND"]
     log = [{"request": request(i), "response": response(said[i // 3 % 3] if c == "refund" else c)}

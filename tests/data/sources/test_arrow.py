@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from smallfirst.base.errors import DataError, Problem
 from smallfirst.data.dataset import Dataset
@@ -77,21 +75,6 @@ def test_each_shape_is_the_same_as_from_json_lines(tmp_path: Path, rows: list[di
     assert [e.golds for e in data.examples] == [e.golds for e in wanted.examples]
 
 
-texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1).filter(str.strip)
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(texts, texts), min_size=1, max_size=5), st.integers(1, 3))
-def test_any_text_comes_back_as_it_was(
-    tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[str, str]], row_group: int
-) -> None:
-    table = pa.Table.from_pylist([{"text": text, "label": label} for text, label in pairs])
-    path = parquet(tmp_path_factory.mktemp("any") / "rows.parquet", table, row_group_size=row_group)
-    assert [(e.text, e.answer) for e in load_rows(path).examples] == [
-        (text.strip(), label.strip()) for text, label in pairs
-    ]
-
-
 @pytest.mark.parametrize(
     ("column", "values", "kind"),
     [
@@ -109,33 +92,6 @@ def test_a_column_of_a_type_that_json_lacks_is_one_problem_and_never_converted(
     [(name, line, rule)] = problems(path)
     assert (name, line) == ("rows.parquet", 1)
     assert rule.startswith(f'column "{column}" is {kind}: write it as text, ')
-
-
-@pytest.mark.parametrize(
-    ("names", "rule"),
-    [
-        (["text", "lable"], 'no column "label", but "lable" — did you mean "label"?'),
-        (["text", "text"], 'column "text" twice'),
-    ],
-)
-def test_columns_that_make_no_shape_are_one_problem(tmp_path: Path, names: list[str], rule: str) -> None:
-    path = parquet(tmp_path / "rows.parquet", pa.Table.from_arrays([pa.array(["a", "b"])] * 2, names=names))
-    assert problems(path) == [("rows.parquet", 1, rule)]
-
-
-def test_bad_rows_are_named_by_their_number_in_the_file(tmp_path: Path) -> None:
-    texts_ = ["a", None, "c", " ", "e"]
-    table = pa.table({"text": texts_, "label": ["x", "y", "x", "y", "q"]})
-    path = parquet(tmp_path / "rows.parquet", table, row_group_size=2)
-    with pytest.raises(DataError) as caught:
-        load_rows(path, labels=["x", "y"])
-    assert str(caught.value) == (
-        f"{path}: 3 bad and 2 good rows\n"
-        f'  {path}:2  "text" must be text, not null\n'
-        f'  {path}:4  "text" is empty\n'
-        f'  {path}:5  label "q" is not one of the 2 labels\n'
-        "  next: fix these lines; map columns of other names by columns: {text: …, label: …}"
-    )
 
 
 def test_columns_of_other_names_are_mapped_even_with_a_point_in_them(tmp_path: Path) -> None:
@@ -172,7 +128,7 @@ def test_a_row_over_the_limit_is_refused_and_the_others_read(tmp_path: Path) -> 
 def test_a_source_over_the_limit_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, most: int, what: str
 ) -> None:
-    monkeypatch.setattr(f"smallfirst.data.sources.reader.{limit}", most)
+    monkeypatch.setattr(f"smallfirst.data.sources.text_files.{limit}", most)
     path = parquet(tmp_path / "rows.parquet", pa.table({"text": repeated("b" * 60, 100), "label": ["x"] * 100}))
     assert refused(path).startswith(f"{path}: more than {what}; no more are read of one source\n")
 
@@ -183,7 +139,7 @@ def test_a_claimed_size_is_believed_before_anything_is_read(tmp_path: Path, monk
     raw[4:2_000] = b"\xff" * 1_996  # broken pages: reading any of them would tell so
     path.write_bytes(raw)
     assert "not readable as Parquet" in refused(path)
-    monkeypatch.setattr("smallfirst.data.sources.reader.MAX_SOURCE_BYTES", 50_000)
+    monkeypatch.setattr("smallfirst.data.sources.text_files.MAX_SOURCE_BYTES", 50_000)
     assert "more than 50,000 bytes" in refused(path)
 
 
@@ -241,15 +197,6 @@ def test_a_table_is_read_at_the_version_that_its_name_then_tells(tmp_path: Path)
     name, texts = read(f"{folder}@v2")
     assert (name, sorted(texts)) == ("tickets@v2", ["a", "c", "d"])
     assert sorted(read(f"{folder}@v1")[1]) == ["a", "b", "c", "d"]
-
-
-def test_a_version_gives_the_same_rows_in_the_same_order_every_time(tmp_path: Path) -> None:
-    folder = write(tmp_path / "tickets", rows("a", "b"))
-    for text in "cdef":
-        write(folder, rows(text), mode="append")
-    first, again = load_rows(folder), load_rows(folder)
-    assert first.examples == again.examples
-    assert [e.text for e in first.examples] == ["a", "b", "c", "d", "e", "f"]  # oldest file first
 
 
 def test_a_version_that_is_not_there_is_an_error(tmp_path: Path) -> None:

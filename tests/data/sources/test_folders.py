@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from smallfirst.base.errors import DataError
-from smallfirst.data.row_formats import Columns
 from smallfirst.data.sources.folders import safe_join, without_detours
 from smallfirst.data.sources.load import load_noted, load_rows, load_valid
 
@@ -36,11 +35,6 @@ def test_each_file_is_one_row_in_the_order_of_the_paths(tmp_path: Path) -> None:
         ((), "A", "text", folder / "a.txt", 1),
         ((), "# B\r\n", "text", folder / "b.md", 1),
     ]
-
-
-def test_one_file_of_text_is_one_row_of_the_column_named_for_text(tmp_path: Path) -> None:
-    data = load_rows(put(tmp_path / "a.txt", "A"), columns=Columns(text="body"))
-    assert (data.name, [e.answer for e in data.examples]) == ("a.txt", ["A"])
 
 
 def test_every_file_that_is_no_text_is_named_with_its_rule(tmp_path: Path) -> None:
@@ -103,14 +97,6 @@ def test_a_file_that_only_claims_gigabytes_is_refused_unread(tmp_path: Path) -> 
     assert problems(tmp_path / "books") == [
         ("sparse.txt", "file of 2,147,483,648 bytes; at most 10,000,000 are read: split it")
     ]
-
-
-def test_all_texts_together_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smallfirst.data.sources.reader.MAX_SOURCE_BYTES", 15)
-    for name in ("a.txt", "b.txt"):
-        put(tmp_path / "books" / name, "eight by")
-    with pytest.raises(DataError, match="books: more than 15 bytes; no more are read of one source"):
-        load_rows(tmp_path / "books")
 
 
 def test_links_are_read_inside_the_folder_only(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_what_json_has_not_is_refused_in_a_target(tmp_path: Path, target: str) -
 
 
 def test_a_packed_file_that_claims_gigabytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smallfirst.data.sources.reader.MAX_SOURCE_BYTES", 20_000_000)
+    monkeypatch.setattr("smallfirst.data.sources.text_files.MAX_SOURCE_BYTES", 20_000_000)
     path = tmp_path / "rows.jsonl.gz"
     with gzip.open(path, "wb") as file:
         for _ in range(30):
@@ -131,11 +131,6 @@ def test_a_missing_file_is_told_with_the_files_of_like_name(tmp_path: Path, name
     (tmp_path / near).write_text("")
     assert refused(tmp_path / name) == f"{tmp_path}/{name}: no such file\n  next: did you mean {tmp_path}/{near}?"
     assert refused(tmp_path / "one.txt") == f"{tmp_path}/one.txt: no such file\n  next: {tmp_path} holds {near}"
-
-
-def test_a_folder_of_other_files_is_told_with_what_it_holds(tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text("")
-    assert refused(tmp_path) == f"{tmp_path}: a folder, not a file\n  next: {tmp_path} holds rows.csv"
 
 
 def test_a_folder_of_both_parquet_and_text_is_refused(tmp_path: Path) -> None:

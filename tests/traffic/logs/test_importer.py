@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from smallfirst.data.importers.table import Converted
-from smallfirst.data.sources.reader import RawRow
+from smallfirst.data.sources.text_files import RawRow
 from smallfirst.traffic.logs.importer import LOGS
 
 ASK = {"role": "user", "content": "my card is lost"}

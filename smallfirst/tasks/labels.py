@@ -40,10 +40,8 @@ def label_metrics(
 
 def counts_by_label(labels: Sequence[str], rows: Sequence[ScoredAnswer]) -> tuple[PartCounts, ...]:
     """Return counts by label. Where several labels are right, the answered one is the row's gold label."""
-    there = Counter(_gold(row) for row in rows)
-    said = Counter(row.answer for row in rows)
-    right = Counter(row.answer for row in rows if row.answer in row.golds)
-    return tuple(PartCounts(name=x, n_gold=there[x], n_said=said[x], n_right=right[x]) for x in labels)
+    answers = [None if row.answer is None else (row.answer,) for row in rows]
+    return label_set_counts(labels, [(_gold(row),) for row in rows], answers)
 
 
 def label_set_metrics(

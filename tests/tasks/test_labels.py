@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from smallfirst.base.stats.intervals import bootstrap_share, wilson
-from smallfirst.tasks.metrics.labels import counts_by_label, label_metrics, label_set_counts, label_set_metrics
+from smallfirst.tasks.labels import counts_by_label, label_metrics, label_set_counts, label_set_metrics
 from smallfirst.tasks.task import PartCounts, ScoredAnswer
 
 LABELS = ("bad", "poor", "fair", "good", "fine")
@@ -65,11 +65,6 @@ def test_intervals_are_those_of_a_row_by_row_bootstrap() -> None:
     assert (found.low, found.value, found.high) == pytest.approx((expected.low, expected.value, expected.high))
 
 
-def test_rows_that_no_label_is_right_for_are_left_out() -> None:
-    answered = [*drawn(1), ScoredAnswer(("elsewhere",), "bad", 0.0)]
-    assert label_metrics(LABELS, answered) == label_metrics(LABELS, drawn(1))
-
-
 def test_out_of_scope_is_kept_apart() -> None:
     answered = rows(
         *[("bad", "bad")] * 6,  # in scope and right
@@ -83,12 +78,6 @@ def test_out_of_scope_is_kept_apart() -> None:
     assert found["in_scope_accuracy"] == wilson(6, 10)
     assert found["other_recall"] == wilson(3, 5)
     assert found["other_precision"] == wilson(3, 4)
-
-
-def test_no_rows_show_nothing() -> None:
-    found = label_metrics(LABELS, [], other="fine")
-    shown = {name: (figure.value, figure.low, figure.high, figure.n) for name, figure in found.items()}
-    assert shown == dict.fromkeys(found, (0.0, 0.0, 1.0, 0))
 
 
 @given(st.lists(st.tuples(st.sampled_from(LABELS), st.none() | st.sampled_from(LABELS)), max_size=12))

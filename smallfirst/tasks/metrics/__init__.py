@@ -1,1 +1,0 @@
-"""Metrics of labels and fields, and when two values count as equal."""
