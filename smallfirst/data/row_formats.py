@@ -224,22 +224,20 @@ def _lookalike(column: str, strays: Sequence[str]) -> str | None:
 
 def _what_is_missing(keys: Collection[str], names: Mapping[str, str], columns: Columns) -> str:
     """Return the rule broken by keys that fit no format, in terms of the format that they nearly fit."""
-    strays = _strays(keys, names)
+    strays, seen = _strays(keys, names), _quoted_keys(keys)
     near = {f: _lookalike(getattr(columns, f), strays) for f in _NAMED if f not in names}
 
     def closeness(shape: RowFormat) -> int:
         return sum(2 if f in names else bool(near[f]) for f in _FIELDS[shape])
 
     shape = max(_FIELDS, key=closeness)
-    seen = _quoted_keys(keys)
     if not closeness(shape):
         return f"fits no shape ({', '.join(ROW_FORMATS.values())}): the row has {seen}"
-    problems = []
-    for field in (f for f in _FIELDS[shape] if f not in names):
-        column, stray = getattr(columns, field), near[field]
-        but = f', but "{stray}"{did_you_mean(stray.casefold(), [column])}' if stray else ""
-        problems.append(f'no column "{column}"{but or f"; the row has {seen}"}')
-    return "; ".join(problems)
+    missing = [(getattr(columns, field), near[field]) for field in _FIELDS[shape] if field not in names]
+    buts = [f', but "{stray}"{did_you_mean(stray.casefold(), [column])}' if stray else "" for column, stray in missing]
+    return "; ".join(
+        f'no column "{column}"{but or f"; the row has {seen}"}' for (column, _), but in zip(missing, buts, strict=True)
+    )
 
 
 def _value_rules(field: str, value: object, key: str) -> list[str]:

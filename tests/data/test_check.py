@@ -165,8 +165,3 @@ def test_a_guess_is_marked_as_one_and_stops_nothing() -> None:
     [finding] = long_rows(splits, tokens)
     assert (finding.level, finding.where) == ("note", ("train:3 has 5",))
     assert "probably" in finding.what
-
-
-def test_answers_that_are_written_count_in_training_only() -> None:
-    splits = {name: text_rows(name, "1234", shape="prompt", answer="12345678") for name in ("train", "test")}
-    assert estimate_token_counts(splits, limit=9).counts == {"train": (5,), "test": (3,)}

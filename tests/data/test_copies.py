@@ -21,12 +21,6 @@ from smallfirst.routing.certificate.threshold_search import search_threshold
 TEN = "one two three four five six seven eight nine ten"
 
 
-def test_nine_words_of_ten_are_near_and_eight_are_not() -> None:
-    known = [TEN, "quite another text"]
-    assert near_duplicates(known, [TEN.removesuffix(" ten")]) == [(0, 0)]
-    assert near_duplicates(known, [TEN.removesuffix(" nine ten")]) == []
-
-
 def test_a_shared_template_does_not_make_rows_alike() -> None:
     template = "answer the customer politely in two short sentences and name the article "
     template += "of our terms that applies to this case "

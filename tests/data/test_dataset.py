@@ -96,13 +96,6 @@ def test_every_label_has_its_share_in_every_part() -> None:
     assert held_out == [Counter(card=10, fee=2, pin=1)] * 2
 
 
-def test_a_share_that_is_no_whole_number_of_rows_is_met_on_average_over_labels() -> None:
-    pairs = [(f"{label} {i}", f"label {label}") for label in range(400) for i in range(7)]
-    test = split(answered_rows("rows.csv", *pairs), validation=0, test=0.2).test
-    assert set(Counter(e.answer for e in test.examples).values()) == {1, 2}
-    assert len(test) == pytest.approx(0.2 * 2800, abs=40)  # 400 times 1.4, four standard deviations of 0.49 each
-
-
 def test_rows_of_a_group_stay_together_and_count_all() -> None:
     examples = tuple(
         labelled(f"text {group} {i}", ("card", "fee")[i % 2]).model_copy(update={"group": f"customer {group}"})

@@ -45,11 +45,6 @@ def test_one_of_a_few_choices_is_read_as_a_label_is(text: str, answer: str | Non
     assert CHOICES.parse(text) == answer
 
 
-@pytest.mark.parametrize("text", ["not answerable", " Not answerable.", "NOT  ANSWERABLE\n\nThe text is silent."])
-def test_every_way_of_writing_that_there_is_no_answer_is_read_as_one(text: str) -> None:
-    assert NONE.parse(text) == "not answerable"
-
-
 @pytest.mark.parametrize("task", [OPEN, NONE])
 def test_an_open_answer_scores_its_token_f1_with_the_best_gold_answer(task: Answer) -> None:
     golds = ("14 December 1972 UTC", "December 1972")
@@ -57,13 +52,6 @@ def test_an_open_answer_scores_its_token_f1_with_the_best_gold_answer(task: Answ
     assert task.score(golds, "in December 1972") == pytest.approx(4 / 5)  # 2 of 3 said, 2 of 2 there
     assert task.score(golds, "1969") == 0.0
     assert task.score(golds, None) == 0.0
-
-
-def test_a_gold_answer_with_a_blank_line_can_be_reached() -> None:
-    gold = "Perry\n\n107"
-    answer = OPEN.parse(OPEN.target(gold))
-    assert OPEN.score((gold,), answer) == 1.0
-    assert OPEN.measures([ScoredAnswer((gold,), answer, 1.0)])["exact_match"] == wilson(1, 1)
 
 
 def test_saying_that_there_is_no_answer_is_right_only_where_there_is_none() -> None:

@@ -15,7 +15,7 @@ from smallfirst.data.dataset import Example
 from smallfirst.models.spans.values import occurrences
 from smallfirst.tasks.extract import Extract
 from smallfirst.tasks.json.answers import AnswerCheck
-from smallfirst.tasks.json.paths import flatten
+from smallfirst.tasks.json.fields import flatten
 from smallfirst.tasks.json.schema import LIST, SEPARATORS, FieldSpec, Schema, allowed_types, alternatives
 
 TOLERANCE = 0.05

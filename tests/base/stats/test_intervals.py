@@ -91,10 +91,6 @@ def test_nothing_measured_shows_nothing() -> None:
     assert holm([]) == ()
 
 
-def test_an_estimate_prints_with_its_interval() -> None:
-    assert str(wilson(547, 600)) == "0.912 [0.886, 0.932]"
-
-
 @CALM
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_mcnemar_agrees_with_statsmodels(only_first: int, only_second: int) -> None:

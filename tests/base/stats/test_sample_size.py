@@ -178,12 +178,6 @@ def test_means_of_few_rows_are_shrunk_and_of_many_are_not() -> None:
     assert shrunk(*[wrong(15, 20)] * 3) == pytest.approx([0.25] * 3)
 
 
-def test_without_a_row_in_common_means_count_as_measured() -> None:
-    assert shrunk() == []
-    assert shrunk({}) == [1.0]
-    assert shrunk({"a": 1.0, "b": 0.0}, {"c": 0.0}) == [0.5, 0.0]
-
-
 def test_differences_by_row_tell_difficult_rows_from_a_better_model() -> None:
     """A tenth of the rows is wrong for both: they say nothing about the difference."""
     together = shrunk(wrong(85, 100), wrong(90, 100))

@@ -52,19 +52,6 @@ def test_every_file_that_is_no_text_is_named_with_its_rule(tmp_path: Path) -> No
     ]
 
 
-def test_texts_of_other_encodings_are_read_and_empty_ones_are_left_out_each_with_a_note(tmp_path: Path) -> None:
-    put(tmp_path / "b" / "a.txt", "Café\n".encode("cp1252"))
-    put(tmp_path / "b" / "b.txt", "Café".encode("utf-16"))
-    put(tmp_path / "b" / "c.txt", " \n")
-    read = load_noted(tmp_path / "b")
-    assert [e.answer for e in read.data.examples] == ["Café\n", "Café"]
-    assert [note.what for note in read.notes] == [
-        f"{tmp_path}/b/a.txt: read as cp1252, told from its bytes",
-        f"{tmp_path}/b/b.txt: read as utf-16, told from its bytes",
-        "empty rows: 1 row",
-    ]
-
-
 def test_sub_folders_are_labels_and_a_deeper_tree_is_text_to_continue(tmp_path: Path) -> None:
     for name in ("spam/1.txt", "spam/2.md", "ham/1.txt"):
         put(tmp_path / "mail" / name, f"{name}\r\n")

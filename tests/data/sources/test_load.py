@@ -133,12 +133,6 @@ def test_a_missing_file_is_told_with_the_files_of_like_name(tmp_path: Path, name
     assert refused(tmp_path / "one.txt") == f"{tmp_path}/one.txt: no such file\n  next: {tmp_path} holds {near}"
 
 
-def test_a_folder_of_both_parquet_and_text_is_refused(tmp_path: Path) -> None:
-    for name in ("a.parquet", "a.md"):
-        (tmp_path / name).write_text("")
-    assert refused(tmp_path).startswith(f"{tmp_path}: holds both Parquet and text\n")
-
-
 @pytest.mark.parametrize("address", ["s3://bucket/rows.parquet", "https://example.org/rows.jsonl"])
 def test_addresses_elsewhere_are_refused_and_not_asked(address: str) -> None:
     assert refused(address).startswith(f"{address}: not read from there\n")

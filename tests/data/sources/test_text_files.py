@@ -189,13 +189,6 @@ def test_a_share_of_bad_rows_may_be_left_out_and_each_is_named(tmp_path: Path) -
         load_noted(path, skip_bad_rows_up_to=0.04)
 
 
-def test_an_unknown_suffix_is_refused(tmp_path: Path) -> None:
-    path = written(tmp_path, "", "rows.xml")
-    with pytest.raises(DataError) as caught:
-        load_rows(path)
-    assert str(caught.value).startswith(f"{path}: cannot tell the format from .xml; known: .jsonl, .ndjson, .json, ")
-
-
 words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
 texts = words.filter(str.strip)
 

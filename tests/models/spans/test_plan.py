@@ -20,8 +20,7 @@ from smallfirst.models.spans.plan import (
     parse_row,
 )
 from smallfirst.tasks.extract import Extract
-from smallfirst.tasks.json.schema import list_fields
-from smallfirst.tasks.json.schema_inference import infer_schema
+from smallfirst.tasks.json.schema import infer_schema, list_fields
 
 ITEM = {"type": "object", "properties": {"name": {"type": "string"}, "price": {"type": "number"}}}
 SCHEMA: dict[str, Any] = {
