@@ -17,8 +17,7 @@ from smallfirst.base.records import fingerprint
 from smallfirst.data.redaction import redact_body
 from smallfirst.data.sources.arrow import DELTA_LOG, PARQUET
 from smallfirst.data.sources.load import iterate_raw
-from smallfirst.data.sources.reader import ReadBudget
-from smallfirst.data.sources.text_files import file_format
+from smallfirst.data.sources.text_files import ReadBudget, file_format
 from smallfirst.models.pricing import PriceBook
 from smallfirst.traffic.exchange import Exchange, billed
 from smallfirst.traffic.logs.formats import (
