@@ -85,11 +85,9 @@ def measure_self_agreement(project: Project, run_folder: RunFolder) -> SelfAgree
 
 
 async def _asked_twice(project: Project, first: Evaluation) -> SelfAgreement | None:
-    again = await large_path.second_answers(project.file, project.task, project.rows, progress=project.progress)
+    file, rows = project.file, project.rows
+    again = await large_path.second_answers(file, project.task, rows, progress=project.progress)
     if again is None:
         return None
-    data = sample_rows(project.rows.test, large_path.n_second_answers(project.file))
-    second = await evaluate(
-        again, EvaluationSetup(project.task, data, split="test"), candidate="large", note=again.note
-    )
-    return self_agreement(first, second)
+    setup = EvaluationSetup(project.task, sample_rows(rows.test, large_path.n_second_answers(file)), split="test")
+    return self_agreement(first, await evaluate(again, setup, candidate="large", note=again.note))

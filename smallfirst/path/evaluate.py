@@ -12,7 +12,7 @@ from smallfirst.models.recorded import OpenEndedReplay
 from smallfirst.path.finalists import CHOOSING, fix_before_test, fix_finalists
 from smallfirst.path.large_model import forecast_large, recorded_answers, recorded_open_answers
 from smallfirst.path.project.candidates import Candidate, fitted_candidates, get_candidate
-from smallfirst.path.project.project import Project, in_task_state
+from smallfirst.path.project.project import Project, shown_as
 from smallfirst.path.project.run_folder import KEPT, OPEN_ENDED, KeptOnTest, OpenEndedRouting, RunFolder
 from smallfirst.path.router_setup import (
     ConfidenceHeads,
@@ -30,11 +30,9 @@ COST_ROWS = 200
 """Rows that a candidate which was fitted on them is asked for its cost."""
 PROBE_ROWS, LIMITED_PROBE_ROWS = 40, 300
 """Rows answered one at a time for the latency figures; where one is limited the upper end of a p95 takes 72 to 140."""
-AT_ONCE = 64
-"""Rows that the Router decides about together."""
 
 
-@in_task_state
+@shown_as("")
 def evaluate_stage(project: Project, run_folder: RunFolder, *, resume: bool = False) -> list[Evaluation]:
     """Choose the finalists, measure them and the large model on held-out rows; return the evaluations on test rows.
 
@@ -182,12 +180,10 @@ async def _count_kept(project: Project, run_folder: RunFolder, router: Router) -
     assert routed is not None
     known = {row.key: (row.certified, row.correct) for row in routed.rows}
     missing = [example for example in examples if example.key not in known]
-    for start in range(0, len(missing), AT_ONCE):
-        part = missing[start : start + AT_ONCE]
-        decided = await asyncio.gather(*(router.decide(Request(messages=e.messages)) for e in part))
-        for example, decision in zip(part, decided, strict=True):
-            right = decision.draft is not None and is_correct(project, example.golds, decision.draft)
-            known[example.key] = decision.route.certified, right
+    decided = await asyncio.gather(*(router.decide(Request(messages=e.messages)) for e in missing))
+    for example, decision in zip(missing, decided, strict=True):
+        right = decision.draft is not None and is_correct(project, example.golds, decision.draft)
+        known[example.key] = decision.route.certified, right
     kept = [correct for example in examples for certified, correct in [known[example.key]] if certified]
     KeptOnTest(n_rows=len(examples), n_kept=len(kept), n_wrong=kept.count(False)).save(run_folder.path / KEPT)
 

@@ -29,7 +29,7 @@ from smallfirst.path.finalists import expected_plans, fix_finalists, price_of_gu
 from smallfirst.path.foretold import PROMISE, labels_needed
 from smallfirst.path.parity import parity_stage
 from smallfirst.path.project.candidates import get_candidate
-from smallfirst.path.project.project import Project, in_task_state, shown_as
+from smallfirst.path.project.project import Project, shown_as
 from smallfirst.path.project.run_folder import (
     CERTIFICATE,
     KEPT,
@@ -46,7 +46,7 @@ from smallfirst.registry import runs, versions
 from smallfirst.routing.certificate.certificate import Certificate
 
 
-@in_task_state
+@shown_as("")
 def gate_stage(project: Project, run_folder: RunFolder) -> GateVerdicts:
     """Check the finalists on test rows, and choose among those that pass."""
     finalists, file = fix_finalists(project, run_folder), project.file
@@ -68,7 +68,7 @@ def gate_stage(project: Project, run_folder: RunFolder) -> GateVerdicts:
     return found
 
 
-@in_task_state
+@shown_as("")
 def override_stage(project: Project, run_folder: RunFolder, candidate: str, *, by: str, because: str) -> GateVerdicts:
     """Let a person sign for `candidate` although it failed the gate.
 
@@ -216,7 +216,9 @@ def promote_stage(project: Project, run_folder: RunFolder, candidate: str | None
             f"{verdict.candidate} meets the default gate, but task.yaml sets none",
             hint=f"write  {gate_line(project)}  into task.yaml, or: smallfirst calibrate task.yaml",
         )
-    if verdict.passed and not _is_certified(run_folder, verdict):
+    found = run_folder.find(Certified, CERTIFIED)
+    certified = found and (found.candidate, found.plan) == (verdict.candidate, verdict.plan)
+    if verdict.passed and not certified:
         calibrate_stage(project, run_folder, candidate=verdict.candidate)
     promotion = _register(project, run_folder, verdict)
     if not answers_live(project, run_folder):
@@ -267,11 +269,6 @@ def _register(project: Project, run_folder: RunFolder, verdict: Verdict, *, only
             f"registered {version.name} version {version.version} @shadow: nothing of it may be answered"
         )
     return promotion
-
-
-def _is_certified(run_folder: RunFolder, verdict: Verdict) -> bool:
-    found = run_folder.find(Certified, CERTIFIED)
-    return found is not None and (found.candidate, found.plan) == (verdict.candidate, verdict.plan)
 
 
 def decide_outcome(project: Project, run_folder: RunFolder, *, shadow: Promotion | None = None) -> Outcome:

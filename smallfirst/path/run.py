@@ -35,22 +35,9 @@ from smallfirst.path.report.page import report_stage
 from smallfirst.path.summary import RunSummary, hint_of, next_steps, summarize_run
 from smallfirst.path.train import train_stage
 
-__all__ = [
-    "calibrate_stage",
-    "check",
-    "check_stage",
-    "chosen_candidate",
-    "decide_outcome",
-    "evaluate_stage",
-    "gate_and_release",
-    "gate_stage",
-    "promote_stage",
-    "report_stage",
-    "run",
-    "small_first_stage",
-    "train_stage",
-    "try_run",
-]
+__all__ = ["calibrate_stage", "check", "check_stage", "chosen_candidate", "decide_outcome", "evaluate_stage"]
+__all__ += ["gate_and_release", "gate_stage", "promote_stage", "report_stage", "run", "small_first_stage"]
+__all__ += ["train_stage", "try_run"]
 
 
 def check(task: str | Path | TaskFile) -> PreflightReport:

@@ -2,9 +2,8 @@
 
 With `minutes` candidates are admitted in the order of what they promise, since a larger encoder answers better than a
 smaller one and a fine-tuned one better than a frozen one, on nearly every measured set (benchmarks/results/), and as
-long as they fit; those that cost next to nothing before all, fine-tunes with fewer epochs where all of them do not fit,
-but at least half. Of the admitted ones the quickest is fitted first, and the plan is made anew after each: what one
-saved or lost decides about the others.
+long as they fit; those that cost next to nothing before all. Of the admitted ones the quickest is fitted first, and the
+plan is made anew after each: what one saved or lost decides about the others.
 
 A sentence encoder is timed on a few of the task's own texts, read and trained on. A language model's time is that of
 an earlier run, else of its own first steps.
@@ -28,7 +27,7 @@ from smallfirst.models.manifest import TRAINED_ON, TrainedOn
 from smallfirst.path.check import find_local_base, tokenize_rows, validation_work
 from smallfirst.path.project.candidate_registry import FINE_TUNED
 from smallfirst.path.project.candidates import Candidate, fits_in_folds, get_candidate, project_candidates
-from smallfirst.path.project.project import Project, in_task_state
+from smallfirst.path.project.project import Project, shown_as
 from smallfirst.path.project.run_folder import FITTED, FittedCandidates, RunFolder, only_run
 from smallfirst.path.project.task_file import RULES
 from smallfirst.registry import runs
@@ -45,8 +44,6 @@ from smallfirst.training.recipe import TokenizedRow
 
 QUICK_SHARE = 0.05
 """Candidates that take at most so much of the time left are admitted first."""
-LEAST_EPOCHS = 0.5
-"""Share of the epochs of its settings with which a fine-tune is still worth its time."""
 SAFETY = 1.15
 """A candidate is taken to need so many times its estimate."""
 REST_SHARE, REST_S, REST_FACTOR = 0.05, 10.0, 2.0
@@ -66,7 +63,7 @@ Fit = Callable[[Project, Candidate], None]
 """Fits a candidate and notes that it is fitted."""
 
 
-@in_task_state
+@shown_as("")
 def train_stage(project: Project, *, resume: bool = False, began: float | None = None) -> RunFolder:
     """Fit the candidates of the project and return the run folder.
 
@@ -179,26 +176,14 @@ def _run_id(project: Project, run_folder: RunFolder, found: FittedCandidates) ->
 class TimeNeeded(NamedTuple):
     """Time that a candidate takes, in seconds."""
 
-    begin_s: float
-    """To fit it, but for its epochs."""
-    epoch_s: float = 0.0
-    """An epoch with its validation; 0 for one that is not trained in epochs."""
-    epochs: int = 0
-    """Epochs of its settings; 0 if it is not trained in epochs."""
+    fit_s: float
     after_s: float = 0.0
     """To measure it once it is fitted."""
 
-    def whole_s(self, epochs: int) -> float:
-        """Return the time to fit it in so many epochs and to measure it, with a margin."""
-        return SAFETY * (self.begin_s + self.epoch_s * epochs + self.after_s)
-
-    def epochs_in(self, left_s: float) -> int | None:
-        """Return the most epochs that fit into `left_s` seconds, 0 without epochs; None if too few do."""
-        spare_s = left_s - self.whole_s(0)
-        if not self.epochs:
-            return 0 if spare_s >= 0 else None
-        epochs = min(self.epochs, math.floor(spare_s / (SAFETY * self.epoch_s) + 1e-9))
-        return epochs if epochs >= max(1, math.ceil(LEAST_EPOCHS * self.epochs)) else None
+    @property
+    def whole_s(self) -> float:
+        """The time to fit it and to measure it, with a margin."""
+        return SAFETY * (self.fit_s + self.after_s)
 
 
 def time_needed(project: Project, candidate: Candidate) -> TimeNeeded | None:
@@ -245,7 +230,7 @@ def _encoder_time(project: Project, candidate: Candidate) -> TimeNeeded:
         epoch_s += validate_s
     duration = parse_duration(config.duration)
     of = {"ep": 1, "ba": steps, "tok": max(1, steps * config.batch_tokens)}[duration.unit]
-    return _in_epochs(begin_s, epoch_s, duration.amount / of, measure_s)
+    return TimeNeeded(begin_s + epoch_s * duration.amount / of, measure_s)
 
 
 def _n_folds(project: Project, candidate: Candidate) -> int:
@@ -270,14 +255,7 @@ def _language_model_time(project: Project, candidate: Candidate) -> TimeNeeded:
     written = 0 if project.task.closed else sum(len(row.ids) - row.n_prompt for row in held_out)
     asked = ValidationWork(sum(row.n_prompt for row in held_out), written)
     epochs = count_epochs(config, len(first_epoch(train, config)), n_tokens)
-    return _in_epochs(BEGIN_S, epoch_s, epochs, asked.as_trained / rate)
-
-
-def _in_epochs(begin_s: float, epoch_s: float, epochs: float, after_s: float) -> TimeNeeded:
-    """Return the time of a fine-tune; one of less than an epoch has no epochs to be shortened by."""
-    if epochs < 1:
-        return TimeNeeded(begin_s + epochs * epoch_s, after_s=after_s)
-    return TimeNeeded(begin_s, epoch_s, math.ceil(epochs), after_s)
+    return TimeNeeded(BEGIN_S + epoch_s * epochs, asked.as_trained / rate)
 
 
 class TimeBudget:
@@ -322,26 +300,23 @@ class Rung(NamedTuple):
         """Return how long it takes, what was left, and which time would have included it."""
         if self.time is None:
             return f"how long it takes is not known, and {in_minutes(left_s)} were left"
-        needed_s = self.time.whole_s(self.time.epochs)
+        needed_s = self.time.whole_s
         wanted = math.ceil((budget_s + (needed_s - left_s) / (1 - REST_SHARE)) / 60)
         return f"about {in_minutes(needed_s)}, {in_minutes(left_s)} were left; --minutes {wanted} would include it"
 
 
-def plan_steps(rungs: Sequence[Rung], left_s: float) -> list[tuple[Rung, int]]:
-    """Return what to fit in `left_s` seconds and its epochs (0 without any), the quickest first."""
-    known = [(rung, rung.time) for rung in rungs if rung.time is not None]
-
-    def preference(one: tuple[Rung, TimeNeeded]) -> tuple[bool, bool, float]:
-        rung, needed = one
-        return not rung.required, needed.whole_s(needed.epochs) > QUICK_SHARE * left_s, -rung.promise
-
-    steps, rest_s = list[tuple[float, Rung, int]](), left_s
-    for rung, needed in sorted(known, key=preference):
-        if (epochs := needed.epochs_in(rest_s)) is not None:
-            steps.append((needed.whole_s(epochs), rung, epochs))
-            rest_s -= steps[-1][0]
-    unknown = [(rung, 0) for rung in rungs if rung.time is None and rest_s > 0]
-    return [*((rung, epochs) for _, rung, epochs in sorted(steps, key=lambda step: step[0])), *unknown]
+def plan_steps(rungs: Sequence[Rung], left_s: float) -> list[Rung]:
+    """Return what to fit in `left_s` seconds, the quickest first."""
+    known = [(rung, rung.time.whole_s) for rung in rungs if rung.time is not None]
+    steps, rest_s = list[tuple[float, Rung]](), left_s
+    for rung, needed_s in sorted(
+        known, key=lambda one: (not one[0].required, one[1] > QUICK_SHARE * left_s, -one[0].promise)
+    ):
+        if needed_s <= rest_s:
+            steps.append((needed_s, rung))
+            rest_s -= needed_s
+    unknown = [rung for rung in rungs if rung.time is None and rest_s > 0]
+    return [*(rung for _, rung in sorted(steps, key=lambda step: step[0])), *unknown]
 
 
 def in_minutes(seconds: float) -> str:
@@ -358,20 +333,14 @@ def fit_in_time(project: Project, candidates: Iterable[Candidate], budget: TimeB
     combining = [one for one in candidates if one.combines]
     rungs, left_out = _rungs(project, [one for one in candidates if not one.combines], shared=bool(combining))
     while steps := plan_steps([*rungs.values()], left_s := budget.left_s):
-        _require(rungs, [rung for rung, _ in steps], left_s, budget)
-        rung, epochs = steps[0]
-        candidate = get_candidate(rungs.pop(rung.name).name)
-        needed, log = rung.time or TimeNeeded(0.0), project.progress.log
+        _require(rungs, steps, left_s, budget)
+        rung = rungs.pop(steps[0].name)
+        needed = rung.time or TimeNeeded(0.0)
         budget.keep(needed.after_s)
-        words, shorter = in_minutes(needed.whole_s(epochs)) if rung.time else "time not known", project
-        if epochs < needed.epochs:
-            words += f", {epochs} of {needed.epochs} epochs"
-            config = getattr(project.file.small, candidate.training_setting)
-            update = {str(candidate.training_setting): config.model_copy(update={"duration": f"{epochs}ep"})}
-            small = project.file.small.model_copy(update=update)
-            shorter = project._replace(file=project.file.model_copy(update={"small": small}))
-        log(f"next {rung.name}: {words}; {in_minutes(budget.used_s)} of {in_minutes(budget.total_s)} used")
-        fit(shorter._replace(on_epoch=ends_in_time(budget)), candidate)
+        words = f"about {in_minutes(needed.fit_s)}" if rung.time else "time not known"
+        used = f"{in_minutes(budget.used_s)} of {in_minutes(budget.total_s)} used"
+        project.progress.log(f"next {rung.name}: {words}; {used}")
+        fit(project._replace(on_epoch=ends_in_time(budget)), get_candidate(rung.name))
     _require(rungs, [], budget.left_s, budget)
     for candidate in combining if budget.left_s >= 0 else ():
         fit(project, candidate)

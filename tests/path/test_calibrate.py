@@ -11,6 +11,7 @@ import pytest
 from fixtures.certificates import cascade
 from fixtures.certificates import certificate as make_certificate
 from fixtures.evaluations import evaluated_row, evaluation_of
+from fixtures.preflight import task_of
 
 from smallfirst.base.errors import DataError
 from smallfirst.base.progress import Progress
@@ -26,20 +27,14 @@ from smallfirst.path.calibrate import (
 from smallfirst.path.project.candidates import get_candidate
 from smallfirst.path.project.project import Project, labelled_by
 from smallfirst.path.project.run_folder import RunFolder
-from smallfirst.path.project.task_file import read_task_file
 from smallfirst.routing.certificate.certificate import Guarantee
 
 
 def project(folder: Path, **guarantee: Any) -> Project:
     """A task of twenty rows a part."""
-    for part in ("train", "validation", "test"):
-        rows = [{"text": f"{part} {i}", "label": "ab"[i % 2]} for i in range(20)]
-        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    data = {part: f"{part}.jsonl" for part in ("train", "validation", "test")}
-    routing = {"guarantee": guarantee} if guarantee else {}
-    file = {"name": "desk", "labels": ["a", "b"], "data": data, "routing": routing}
-    (folder / "task.yaml").write_text(json.dumps(file), encoding="utf-8")
-    return Project.read(read_task_file(folder / "task.yaml"), Progress(quiet=True))
+    parts = ("train", "validation", "test")
+    rows = {part: [{"text": f"{part} {i}", "label": "ab"[i % 2]} for i in range(20)] for part in parts}
+    return task_of(folder, rows, labels=["a", "b"], routing={"guarantee": guarantee} if guarantee else {})
 
 
 def test_the_answers_to_selection_rows_choose_the_start_if_every_stage_has_them(tmp_path: Path) -> None:

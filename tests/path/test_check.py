@@ -90,15 +90,6 @@ def test_rows_over_the_limit_are_named_in_full(tmp_path: Path, tiny_folder: Path
     assert found.verdict == "NO"
 
 
-def test_what_the_machine_costs_is_said_only_if_the_file_says_it(tmp_path: Path, tiny_folder: Path) -> None:
-    needs = check_stage(desk(tmp_path, tiny_folder, more="prices: {machine: {usd_per_hour: 3600}}\n")).needs
-    assert needs is not None
-    assert needs.cost_usd == needs.seconds  # a dollar a second
-    needs = check_stage(desk(tmp_path, tiny_folder, more="prices: {machine: {utilisation: 0.5}}\n")).needs
-    assert needs is not None
-    assert needs.cost_usd is None
-
-
 def test_without_the_weights_lengths_are_guessed_and_nothing_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,15 +126,6 @@ def test_a_fine_tune_that_cannot_fit_stops(tmp_path: Path, tiny_folder: Path, mo
     assert found.rows.findings[0] == finding
     monkeypatch.setattr(module, "free_memory", lambda: FreeMemory(1000, 10**12, gpu=False))
     assert check_stage(desk(tmp_path, tiny_folder)).verdict != "NO"
-
-
-def test_the_json_is_flat_and_holds_the_verdict(tmp_path: Path, tiny_folder: Path) -> None:
-    found = check_stage(desk(tmp_path, tiny_folder))
-    values = json.loads(found.in_json)
-    assert values["verdict"] == found.verdict
-    assert sum(values["n_rows"].values()) == 90
-    assert values["needs"]["base"] == str(tiny_folder)
-    assert values["lengths"][0]["split"] == "train"
 
 
 def finished(tasks: Path, name: str, **changes: Any) -> None:

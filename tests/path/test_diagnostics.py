@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from fixtures.preflight import task_of
 
 from smallfirst.base.errors import DataError
-from smallfirst.base.progress import Progress
 from smallfirst.data.copies import LeakReport
 from smallfirst.data.dataset import Example
 from smallfirst.measuring.evaluate import EvaluationSetup, evaluate
@@ -25,55 +25,32 @@ from smallfirst.path.diagnostics import (
 )
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import RunFolder
-from smallfirst.path.project.task_file import read_task_file
 
 LABELS = ("card", "fee", "pin")
 
 
-def write(path: Path, rows: list[dict[str, str]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def row(i: int, what: str = "") -> dict[str, str]:
+def row(i: int) -> dict[str, str]:
     """A text that shares few words with any other, and its label."""
-    words = [f"w{i}{letter}" for letter in "abcdefgh"]
-    return {"text": f"{what or 'about'} {' '.join(words)}", "label": LABELS[i % 3]}
+    return {"text": " ".join(f"w{i}{letter}" for letter in "abcdefgh"), "label": LABELS[i % 3]}
 
 
 def recording(path: Path, project: Project, answers: dict[int, str]) -> None:
     """A recording of the large model's answers to the test rows: right ones, but for those in `answers`."""
-    lines = [
-        {"recorded": {"model": "big", "made_at": "2026-11-25", "smallfirst": "0.1.0", "n": len(project.rows.test)}}
-    ]
-    for i, example in enumerate(project.rows.test.examples):
-        lines.append(
-            {
-                "key": request_key(Request(messages=example.messages)),
-                "text": example.text,
-                "answer": answers.get(i, example.answer),
-                "prompt_tokens": 1,
-                "completion_tokens": 1,
-                "latency_ms": 1.0,
-                "cost_usd": 0.001,
-                "finish_reason": "stop",
-            }
-        )  # type: ignore[arg-type]
+    test = project.rows.test.examples
+    lines = [{"recorded": {"model": "big", "made_at": "2026-11-25", "smallfirst": "0.1.0", "n": len(test)}}]
+    figures = {"prompt_tokens": 1, "completion_tokens": 1, "latency_ms": 1.0, "cost_usd": 0.001}
+    for i, example in enumerate(test):
+        said = {"key": request_key(Request(messages=example.messages)), "text": example.text}
+        lines.append(said | figures | {"answer": answers.get(i, example.answer)})
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
     """Thirty training rows and twelve test rows, of which one stands in both; recordings of two passes."""
-    write(tmp_path / "train.jsonl", [row(i) for i in range(30)])
-    write(tmp_path / "validation.jsonl", [row(i) for i in range(40, 60)])
-    write(tmp_path / "test.jsonl", [row(i) for i in range(60, 71)] + [row(0)])
-    (tmp_path / "task.yaml").write_text(
-        "name: desk\n"
-        "data: {train: train.jsonl, validation: validation.jsonl, test: test.jsonl}\n"
-        "large: {recorded: big.jsonl, sample_ceiling: 12}\n",
-        encoding="utf-8",
-    )
-    project = Project.read(read_task_file(tmp_path), Progress(quiet=True))
+    parts = {"train": range(30), "validation": range(40, 60), "test": [*range(60, 71), 0]}
+    rows = {part: [row(i) for i in numbers] for part, numbers in parts.items()}
+    project = task_of(tmp_path, rows, large={"recorded": "big.jsonl", "sample_ceiling": 12})
     recording(tmp_path / "big.jsonl", project, {3: "fee"})
     recording(tmp_path / "big-again.jsonl", project, {3: "fee", 5: "fee"})
     return project
@@ -93,17 +70,11 @@ def run_folder(project: Project) -> RunFolder:
     return run_folder
 
 
-def test_a_row_that_stands_in_both_is_found_and_kept_with_the_run(project: Project, run_folder: RunFolder) -> None:
-    assert find_split_leaks(project, run_folder).n_leaked == 1
-    path = run_folder.path / "leaks.json"
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    stored["exact"] = []
-    path.write_text(json.dumps(stored), encoding="utf-8")
+def test_a_row_that_stands_in_both_is_found_once_for_the_same_rows(project: Project, run_folder: RunFolder) -> None:
+    found = find_split_leaks(project, run_folder)
+    assert found.n_leaked == 1
+    found.model_copy(update={"exact": ()}).save(run_folder.path / "leaks.json")
     assert find_split_leaks(project, run_folder).n_leaked == 0  # read back, not looked for again
-
-
-def test_leaks_of_other_rows_are_looked_for_again(project: Project, run_folder: RunFolder) -> None:
-    find_split_leaks(project, run_folder)
     fewer = project.rows.test.subset("test", project.rows.test.examples[:4])
     other = project._replace(rows=project.rows.model_copy(update={"test": fewer}))
     assert find_split_leaks(other, run_folder).n_test == 4
@@ -131,25 +102,15 @@ def test_the_ceiling_is_the_large_model_against_itself(project: Project, run_fol
     assert found.same_wrong_answer.value == pytest.approx(int(answers[0] != "fee") / 12)
 
 
-def test_without_a_wish_for_a_ceiling_nothing_is_asked_twice(project: Project, run_folder: RunFolder) -> None:
-    assert project.file.large is not None
-    large = project.file.large.model_copy(update={"sample_ceiling": 0})
-    assert (
-        measure_self_agreement(project._replace(file=project.file.model_copy(update={"large": large})), run_folder)
-        is None
-    )
-
-
 def labelled(folder: Path, **files: object) -> Project:
     """A task whose words tell the label; of 200 training and 80 validation rows each 20th is given another one."""
-    for part, n in (("train", 200), ("validation", 80), ("test", 20)):
-        rows = [
+    rows = {
+        part: [
             {"text": f"my {LABELS[i % 3]} {part}{i} today", "label": LABELS[(i + (i % 20 == 3)) % 3]} for i in range(n)
         ]
-        write(folder / f"{part}.jsonl", rows)
-    data = {part: f"{part}.jsonl" for part in ("train", "validation", "test")} | files
-    (folder / "task.yaml").write_text(json.dumps({"name": "desk", "data": data}), encoding="utf-8")
-    return Project.read(read_task_file(folder), Progress(quiet=True))
+        for part, n in (("train", 200), ("validation", 80), ("test", 20))
+    }
+    return task_of(folder, rows, data=files)
 
 
 def test_suspects_for_relabelling_are_training_rows_alone(tmp_path: Path) -> None:
@@ -169,7 +130,7 @@ def relabels(examples: Sequence[Example], path: Path) -> None:
         {"key": e.key, "text": e.text, "given": e.answer, "suggested": a, "answer": a}
         for e, a in zip(examples, answers, strict=True)
     ]
-    write(path, rows)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 @pytest.mark.parametrize("part", ["calibration", "test"])
@@ -182,11 +143,3 @@ def test_held_out_labels_are_not_corrected_where_a_model_disagrees_alone(tmp_pat
     relabels(rows.examples, tmp_path / "mended.jsonl")
     mended = getattr(labelled(tmp_path, relabels="mended.jsonl").rows, part)
     assert [e.answer in e.text for e in mended.examples] == [True] * len(rows)
-
-
-def test_a_person_s_answers_change_training_rows_and_nothing_else(tmp_path: Path) -> None:
-    project = labelled(tmp_path)
-    relabels([e for e in project.rows.train.examples if e.answer not in e.text], tmp_path / "mended.jsonl")
-    mended = labelled(tmp_path, relabels="mended.jsonl")
-    assert all(e.answer in e.text for e in mended.rows.train.examples)
-    assert mended.rows.test == project.rows.test

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.preflight import task_of, things
 
-from smallfirst.base.progress import Progress
 from smallfirst.path import evaluate as stage
 from smallfirst.path.evaluate import evaluate_stage
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import FINALISTS, Finalists
-from smallfirst.path.project.task_file import read_task_file
 from smallfirst.path.train import train_stage
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path / "home"))
-    things = ("card", "fee", "pin")
-    rows = [
-        {"text": f"where is my {things[i % 3]} number {i * 7919 % 1000}", "label": things[i % 3]} for i in range(90)
-    ]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "task.yaml").write_text("name: desk\ndata: {train: train.jsonl}\nladder: [words]\n")
-    return Project.read(read_task_file(tmp_path), Progress(quiet=True))
+    return task_of(tmp_path, {"train": things(90)}, ladder=["words"])
 
 
 def test_finalists_are_fixed_before_held_out_rows_are_answered_and_then_stay(

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from fixtures.evaluations import evaluated_row, evaluation_of
+from fixtures.preflight import task_of
 from fixtures.rows import text_rows
 
-from smallfirst.base.progress import Progress
 from smallfirst.measuring.evaluate import EvaluatedRow, Evaluation, compare
 from smallfirst.measuring.verdict import Verdict
 from smallfirst.path.finalists import (
@@ -29,7 +29,7 @@ from smallfirst.path.finalists import (
 )
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import FINALISTS, VERDICTS, Finalists, GateVerdicts, RunFolder
-from smallfirst.path.project.task_file import LargeConfig, TaskFile, read_task_file
+from smallfirst.path.project.task_file import LargeConfig, TaskFile
 from smallfirst.path.release import gate_stage
 from smallfirst.routing.certificate.certificate import Guarantee
 from smallfirst.routing.certificate.looks import LookRequest, SharedLook, count_look
@@ -65,9 +65,8 @@ def project(folder: Path, *, split: bool = True, data: dict[str, Any] | None = N
         if not (folder / f"{part}.jsonl").exists():
             write(folder / f"{part}.jsonl", labelled(part, n))
         named[part] = f"{part}.jsonl"
-    file = {"name": "desk", "labels": ["a", "b"], "data": named | (data or {}), "routing": routing}
-    (folder / "task.yaml").write_text(json.dumps(file | {"gate": {"accuracy_at_least": 0.6}}), encoding="utf-8")
-    return Project.read(read_task_file(folder / "task.yaml"), Progress(quiet=True))
+    more = {"labels": ["a", "b"], "routing": routing, "gate": {"accuracy_at_least": 0.6}}
+    return task_of(folder, {}, data=named | (data or {}), **more)
 
 
 def run_of(of: Project, folder: Path, name: str = "run-1", finalists: tuple[str, ...] = ("words",)) -> RunFolder:

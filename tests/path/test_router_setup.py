@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fixtures.certificates import certificate as make_certificate
-from fixtures.evaluations import evaluated_row, evaluation_of
+from fixtures.preflight import task_of
 
 from smallfirst.base.errors import StageMissing
-from smallfirst.base.progress import Progress
 from smallfirst.data.dataset import Dataset
 from smallfirst.measuring.out_of_fold import FoldAnswers, RawAnswer
 from smallfirst.models.manifest import Manifest
@@ -22,7 +20,7 @@ from smallfirst.models.recorded import record
 from smallfirst.path.calibrate import served_rows
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import RunFolder
-from smallfirst.path.project.task_file import LargeConfig, RoutingConfig, read_task_file
+from smallfirst.path.project.task_file import LargeConfig, RoutingConfig
 from smallfirst.path.router_setup import (
     GAIN,
     PROFILE_FOLDER,
@@ -35,7 +33,6 @@ from smallfirst.path.router_setup import (
     head_confidences,
     load_ood_detector,
     served_filters,
-    with_confidences,
 )
 from smallfirst.routing.acceptance import AcceptanceScore
 from smallfirst.routing.confidence_head import DraftHead
@@ -85,13 +82,9 @@ async def ask(model: Words, example: Any) -> Completion:
 
 def even_rows(folder: Path) -> Project:
     """Every row is answered as the words say."""
-    for part, n in (("train", 40), ("validation", 400), ("test", 10)):
-        rows = [{"text": f"{part} {i}", "label": LABELS[i % 2]} for i in range(n)]
-        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    data = {part: f"{part}.jsonl" for part in ("train", "validation", "test")}
-    file = {"name": "desk", "labels": list(LABELS), "data": data, "routing": {"selection_share": 0.6}}
-    (folder / "task.yaml").write_text(json.dumps(file), encoding="utf-8")
-    return Project.read(read_task_file(folder / "task.yaml"), Progress(quiet=True))
+    parts = {"train": 40, "validation": 400, "test": 10}
+    rows = {p: [{"text": f"{p} {i}", "label": LABELS[i % 2]} for i in range(n)] for p, n in parts.items()}
+    return task_of(folder, rows, labels=list(LABELS), routing={"selection_share": 0.6})
 
 
 def test_a_head_that_sees_the_cheaper_draft_parts_right_from_wrong(tmp_path: Path) -> None:
@@ -166,14 +159,6 @@ def test_foreign_requests_lower_the_confidence_with_which_a_draft_is_served(tmp_
     assert asyncio.run(foreign_drafts(of, ConfidenceHeads(), stages, profile)) == []
 
 
-def test_confidences_are_rewritten_by_row_and_answers_stay() -> None:
-    row = evaluated_row("a", "g", "g", confidence=0.5)
-    made = evaluation_of([row, row.model_copy(update={"key": "b"})], split="calibration")
-    changed = with_confidences(made, {"a": 0.9, "b": 0.1})
-    assert [(r.confidence, r.answer) for r in changed.rows] == [(0.9, "g"), (0.1, "g")]
-    assert with_confidences(made, {}) is made
-
-
 def test_the_gain_is_fitted_on_selection_rows_and_recorded_answers_of_the_large_model(tmp_path: Path) -> None:
     of = even_rows(tmp_path)
     rows = of.rows.selection.examples
@@ -201,13 +186,9 @@ FOREIGN = "explain to a child how photosynthesis works in the leaves of an oak"
 
 def project(folder: Path, validation: list[str], **routing: Any) -> Project:
     train = [f"{wish.format(thing)}{end}" for wish in WISHES for thing in THINGS for end in ENDS]
-    for part, texts in (("train", train), ("validation", validation), ("test", ["a test", "another"])):
-        lines = [{"text": text, "label": "ab"[i % 2]} for i, text in enumerate(texts)]
-        (folder / f"{part}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    data = {part: f"{part}.jsonl" for part in ("train", "validation", "test")}
-    settings = {"name": "desk", "labels": ["a", "b"], "data": data, "routing": {"domain": "off", **routing}}
-    (folder / "task.yaml").write_text(json.dumps(settings), encoding="utf-8")
-    return Project.read(read_task_file(folder), Progress(quiet=True))
+    texts = {"train": train, "validation": validation, "test": ["a test", "another"]}
+    rows = {part: [{"text": t, "label": "ab"[i % 2]} for i, t in enumerate(of)] for part, of in texts.items()}
+    return task_of(folder, rows, labels=["a", "b"], routing={"domain": "off", **routing})
 
 
 def test_rows_that_a_policy_places_elsewhere_do_not_certify_the_rest(tmp_path: Path) -> None:

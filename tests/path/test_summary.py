@@ -1,18 +1,23 @@
-"""The last lines of a run: the table a person reads, drawn from what the stages left."""
+"""The last lines of a run, drawn from what the stages left, and for each outcome the commands that come next."""
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fixtures.certificates import certificate as make_certificate
 from fixtures.evaluations import evaluated_row, evaluation_of
+from fixtures.preflight import task_of
 
-from smallfirst.base.errors import StageMissing
+from smallfirst.base.errors import ConfigError, DataError, StageMissing, TrainingError, Unavailable
 from smallfirst.base.stats.intervals import wilson
 from smallfirst.measuring.evaluate import Evaluation
-from smallfirst.measuring.outcome import Outcome
+from smallfirst.measuring.outcome import LabelsNeeded, Outcome
 from smallfirst.measuring.verdict import CheckResult, Verdict
+from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import (
     FITTED,
     OPEN_ENDED,
@@ -23,7 +28,14 @@ from smallfirst.path.project.run_folder import (
     RunFolder,
 )
 from smallfirst.path.project.task_file import TaskFile
-from smallfirst.path.summary import format_summary, summarize_run
+from smallfirst.path.summary import (
+    after_gate,
+    after_outcome,
+    format_summary,
+    hint_of,
+    next_steps,
+    summarize_run,
+)
 
 OUTCOME = Outcome(
     kind="small first",
@@ -40,6 +52,7 @@ OUTCOME = Outcome(
     accuracy=wilson(18, 20),
     watched_by="large",
 )
+PASSED = CheckResult(requirement="accuracy at least 0.8", measured="0.9", passed=True)
 FILE = TaskFile.model_validate({"name": "desk", "data": {"train": "train.jsonl"}})
 
 
@@ -62,9 +75,9 @@ def measured(candidate: str, wrong: set[int], *, kept: int = 0, cost: float, rat
     return evaluation_of(rows, candidate=candidate, model=f"{candidate}-1", **figures)
 
 
-def verdict(candidate: str, passed: bool) -> Verdict:
-    line = CheckResult(requirement="accuracy at least 0.8", measured="0.9", passed=passed)
-    return Verdict(candidate=candidate, checks=(line,), passed=passed, evaluation_fingerprint="e")
+def verdict(candidate: str, *checks: CheckResult) -> Verdict:
+    passed = all(check.passed for check in checks)
+    return Verdict(candidate=candidate, checks=checks, passed=passed, evaluation_fingerprint="e")
 
 
 @pytest.fixture
@@ -73,7 +86,7 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     made = RunFolder.new("desk")
     made.save_evaluation(measured("large", {0}, cost=1.5, rate=None))
     made.save_evaluation(measured("small", {0, 1, 2}, cost=0.0012))
-    GateVerdicts(verdicts=(verdict("words", True), verdict("small", True)), winner="words").save(
+    GateVerdicts(verdicts=(verdict("words", PASSED), verdict("small", PASSED)), winner="words").save(
         made.path / "verdicts.json"
     )
     return made
@@ -130,29 +143,6 @@ def test_where_nothing_goes_live_nothing_is_promoted_and_no_certificate_counts(r
     assert "@champion" not in "".join(lines)
 
 
-def test_before_it_is_decided_the_summary_decides_nothing(run_folder: RunFolder) -> None:
-    assert format_summary(summarize_run(FILE, run_folder)).splitlines()[-1] == "gate not decided"
-
-
-def test_an_outcome_is_read_back_as_it_was_saved(run_folder: RunFolder, tmp_path: Path) -> None:
-    outcome = summarize_run(FILE, finished(run_folder, wrong={0}))
-    assert type(outcome).load(outcome.save(tmp_path / "outcome.json")) == outcome
-
-
-def test_the_latest_finished_run_is_found_and_a_named_one_too(run_folder: RunFolder) -> None:
-    with pytest.raises(StageMissing) as caught:
-        RunFolder.latest("desk")
-    assert str(caught.value) == "desk has no finished run\n  next: smallfirst train task.yaml"
-    for name in ("20250101-000000-aa", "20250102-000000-aa", "20250103-000000-aa"):
-        (run_folder.path.parent / name).mkdir()
-    for name in ("20250101-000000-aa", "20250102-000000-aa"):  # the third was never finished
-        (run_folder.path.parent / name / "run.json").write_text("{}")
-    assert RunFolder.latest("desk").path.name == "20250102-000000-aa"
-    assert RunFolder.latest("desk", "20250101-000000-aa").path.name == "20250101-000000-aa"
-    with pytest.raises(StageMissing, match='desk has no finished run "20250103-000000-aa"'):
-        RunFolder.latest("desk", "20250103-000000-aa")
-
-
 def test_a_stage_whose_forerunner_is_missing_names_the_command(run_folder: RunFolder) -> None:
     with pytest.raises(StageMissing) as caught:
         run_folder.certificate()
@@ -163,12 +153,6 @@ def test_a_stage_whose_forerunner_is_missing_names_the_command(run_folder: RunFo
         run_folder.verdicts().of("encoder")
     with pytest.raises(StageMissing, match="nothing has been evaluated yet"):
         run_folder.evaluations("calibration")
-
-
-def test_evaluations_come_back_from_the_smallest_to_the_large(run_folder: RunFolder) -> None:
-    run_folder.save_evaluation(measured("words", {0}, cost=0.0001))
-    assert [found.candidate for found in run_folder.evaluations("test")] == ["words", "small", "large"]
-    assert run_folder.evaluation("small", "test") == measured("small", {0, 1, 2}, cost=0.0012)
 
 
 @pytest.mark.parametrize(
@@ -186,3 +170,135 @@ def test_how_the_candidate_was_found_is_said(run_folder: RunFolder, chosen: str 
     found = run_folder.verdicts().model_copy(update={"chosen": chosen})
     found.save(run_folder.path / "verdicts.json")
     assert said in format_summary(summarize_run(FILE, finished(run_folder, wrong={0})))
+
+
+LARGE = {"large": {"endpoint": {"base_url": "http://127.0.0.1:1/v1", "model": "big"}}}
+
+
+def project(folder: Path, **settings: Any) -> Project:
+    rows = [{"text": f"it's number {i}", "label": ("card", "fee")[i % 2]} for i in range(60)]
+    return task_of(folder, {"train": rows}, ladder=["words", "encoder"], **settings)
+
+
+def missed(name: str, share: int, *, more_rows: int | None) -> CheckResult:
+    """A check of 0.8 that `share` of 20 rows failed to show."""
+    estimate = wilson(share, 20)
+    return CheckResult(
+        name=f"{name}_at_least",
+        threshold=0.8,
+        requirement=f"{name} at least 0.8",
+        measured=f"{share / 20:.2f}",
+        passed=False,
+        advice="do something",
+        estimate=estimate,
+        more_rows=more_rows,
+        chance=0.7 if more_rows else 0.02,
+    )
+
+
+LIVE = Outcome(
+    kind="small alone",
+    candidate="words",
+    title="words + linear",
+    share_small=wilson(20, 20),
+    share_promised=wilson(12, 20),
+    promise="at most 5 % of kept answers wrong (95 %)",
+    model="main.default.desk",
+    version=1,
+    alias="champion",
+    gate="passed",
+)
+NEEDED = LabelsNeeded(n_data_rows=75, chance=0.75, files={"train.jsonl": 75})
+IN_WORDS = "about 75 more rows in train.jsonl (chance 75 %)"
+
+
+def test_what_is_live_is_served_and_asked_a_row_of_the_task(tmp_path: Path) -> None:
+    serve, ask = after_outcome(project(tmp_path, **LARGE), LIVE, task="desk")
+    assert serve.command == "smallfirst serve desk"
+    assert serve.what.endswith("answers every request, 60 % [38.7, 78.1] under the promise")
+    recorded = project(tmp_path, large={"recorded": "answers.jsonl"})
+    assert next(after_outcome(recorded, LIVE, task="desk")).command == "smallfirst serve desk --replay-large"
+    body = json.loads(shlex.split(ask.command)[-1])
+    assert body["model"] == "desk"
+    assert body["messages"][-1]["content"].startswith("it's number ")  # quoted for the shell
+
+
+def test_without_a_promise_it_is_served_as_well_and_rows_are_asked_for(tmp_path: Path) -> None:
+    without = {"promise": "", "share_promised": None}
+    live = LIVE.model_copy(update={**without, "labels_needed": NEEDED})
+    serve, _, label = after_outcome(project(tmp_path), live, task="desk")
+    assert (serve.command, serve.what.endswith("without a promise")) == ("smallfirst serve desk", True)
+    assert label.what == f"to have a promise about single answers, label {IN_WORDS}, then: smallfirst run desk"
+    hopeless = LIVE.model_copy(update={**without, "why": "even 9,000 more would not do"})
+    *_, last = after_outcome(project(tmp_path), hopeless, task="desk")
+    assert last.what.endswith("likely to give a promise: even 9,000 more would not do")
+
+
+def test_what_is_not_live_is_promoted_written_down_or_drafts_in_shadow(tmp_path: Path) -> None:
+    ready = LIVE.model_copy(update={"alias": "", "version": None})
+    (promote,) = after_outcome(project(tmp_path), ready, task="desk")
+    assert promote.command == "smallfirst promote desk"
+    line = "gate: {accuracy_at_least: 0.8}"
+    unwritten = Outcome(kind="keep the large model", title="words + linear", gate="not written", gate_line=line)
+    (written,) = after_outcome(project(tmp_path), unwritten, task="desk")
+    assert written.command == "smallfirst promote desk"
+    assert line in written.what
+    shadow = Outcome(kind="cannot be told yet", title="words", alias="shadow", labels_needed=NEEDED, large=True)
+    serve, _, label = after_outcome(project(tmp_path, **LARGE), shadow, task="desk")
+    assert (serve.command, serve.what.startswith("serve it meanwhile: the large model answers")) == (
+        "smallfirst serve desk",
+        True,
+    )
+    assert label.what.startswith(f"to have it decided, label {IN_WORDS}")
+
+
+def test_before_a_part_was_looked_for_no_rows_are_asked_for(tmp_path: Path) -> None:
+    gate = GateVerdicts(
+        verdicts=(
+            verdict("words", missed("accuracy", 15, more_rows=None)),
+            verdict("encoder", missed("accuracy", 17, more_rows=40)),
+        ),
+        winner=None,
+    )
+    part, why, suspects, sign = after_gate(project(tmp_path), RunFolder(tmp_path), gate, task="desk")
+    assert part.command == "smallfirst calibrate desk"  # a part of the requests was not looked for yet
+    assert why.what == "encoder comes nearest; furthest off is accuracy at least 0.8, measured 0.85."
+    assert suspects.command == "smallfirst review desk --labels suspects.jsonl"
+    assert sign.command == "smallfirst override desk --candidate encoder --by NAME --because REASON"
+
+
+def test_the_bar_that_is_furthest_off_is_named_and_which_rows_help(tmp_path: Path) -> None:
+    checks = missed("macro_f1", 15, more_rows=None), missed("accuracy", 9, more_rows=None)
+    gate = GateVerdicts(verdicts=(verdict("words", *checks),), winner=None)
+    Outcome(kind="cannot be told yet", labels_needed=NEEDED).save(tmp_path / "outcome.json")
+    rows, label, *_ = after_gate(project(tmp_path), RunFolder(tmp_path), gate, task="desk")
+    assert rows.what == f"label {IN_WORDS}, then: smallfirst run desk"
+    assert "furthest off is accuracy at least 0.8, measured 0.45" in label.what
+    assert "Do something." in label.what
+
+
+def test_another_candidate_that_passes_is_offered(tmp_path: Path) -> None:
+    named = project(tmp_path, routing={"small": "encoder"}, gate={"accuracy_at_least": 0.8})
+    gate = GateVerdicts(
+        verdicts=(verdict("words", PASSED), verdict("encoder", missed("accuracy", 9, more_rows=None))), winner="words"
+    )
+    (step,) = after_gate(named, RunFolder(tmp_path), gate, task="desk")
+    assert step.command == "smallfirst promote desk --candidate words"
+
+
+def test_errors_that_leave_something_behind_are_resumed_and_others_speak_for_themselves(tmp_path: Path) -> None:
+    ready = project(tmp_path, **LARGE)
+    for error in (Unavailable("down"), KeyboardInterrupt(), TrainingError("disk full")):
+        assert next_steps(ready, None, error, task="desk")[0].command == "smallfirst run desk --resume"
+    assert next_steps(None, None, DataError("bad"), task="desk")[0].command == "smallfirst check desk"
+    assert next_steps(None, None, ConfigError("bad"), task="desk") == ()
+
+
+def test_an_error_keeps_its_own_hint_before_the_steps() -> None:
+    error = DataError("bad", hint="mend line 3")
+    assert hint_of(error, next_steps(None, None, error)) == (
+        "mend line 3\n"
+        "        see what is wrong with the rows, and where:\n"
+        "          smallfirst check task.yaml\n"
+        "        mend them or label more, then: smallfirst run task.yaml"
+    )

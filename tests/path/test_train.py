@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -11,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from fixtures.preflight import task_of, things
 
 from smallfirst.base.errors import ConfigError, WeightsNotFound
 from smallfirst.base.progress import Progress
@@ -18,7 +18,7 @@ from smallfirst.models.manifest import TrainedOn, read_manifest
 from smallfirst.path import train as module
 from smallfirst.path.project.candidates import Candidate, fits_in_folds, get_candidate
 from smallfirst.path.project.project import Project
-from smallfirst.path.project.task_file import TaskFile, read_task_file
+from smallfirst.path.project.task_file import TaskFile
 from smallfirst.path.train import Rung, TimeBudget, TimeNeeded, fit_in_time, plan_steps, time_needed, train_stage
 from smallfirst.training.estimates import EncoderPace, Pace
 from smallfirst.training.run import Run
@@ -30,16 +30,9 @@ LADDER = ("words", "encoder", "tuned")
 
 
 def few_rows(folder: Path, encoder: Path, **more: Any) -> Project:
-    """54 training and 4 selection rows of three labels, told apart by a word."""
-    things = ("card", "fee", "pin")
-    rows = [
-        {"text": f"where is my {things[i % 3]} number {i * 7919 % 1000}", "label": things[i % 3]} for i in range(90)
-    ]
-    (folder / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    """54 training and 4 selection rows of three labels."""
     small = {"encoder": str(encoder), "encoder_training": {"duration": "2ep", "batch_tokens": 256}}
-    values = {"name": "desk", "data": {"train": "few.jsonl"}, "ladder": list(LADDER), "small": small, **more}
-    (folder / "task.yaml").write_text(json.dumps(values))
-    return Project.read(read_task_file(folder / "task.yaml"), Progress(quiet=True))
+    return task_of(folder, {"train": things(90)}, ladder=list(LADDER), small=small, **more)
 
 
 def test_few_rows_are_answered_out_of_fold_and_then_fitted_together(
@@ -115,9 +108,11 @@ TIMES: dict[str, TimeNeeded | None] = {
     "blend": None,
     "words": TimeNeeded(10, after_s=5),
     "encoder": TimeNeeded(20, after_s=10),
-    "tuned": TimeNeeded(30, 20, 6, after_s=10),
-    "small": TimeNeeded(20, 100, 5, after_s=30),
+    "tuned": TimeNeeded(150, after_s=10),
+    "small": TimeNeeded(520, after_s=30),
 }
+EPOCHS = {"words": (10, 0, 0), "encoder": (20, 0, 0), "tuned": (30, 20, 6), "small": (20, 100, 5)}
+"""Seconds to begin and of each epoch, and the epochs."""
 
 
 class Desk:
@@ -139,12 +134,11 @@ class Desk:
 
     def fit(self, project: Project, candidate: Candidate) -> None:
         """Let the time of the candidate pass, epoch by epoch until it is told to stop."""
-        needed = TIMES[candidate.name] or TimeNeeded(0.0)
-        self.now += self.factor * needed.begin_s
+        begin_s, epoch_s, epochs = EPOCHS.get(candidate.name, (0, 0, 0))
+        self.now += self.factor * begin_s
         self.fitted[candidate.name] = 0
-        config = getattr(project.file.small, candidate.training_setting or "training")
-        for epoch in range(1, 1 + int(config.duration.removesuffix("ep")) if needed.epochs else 1):
-            self.now += self.factor * needed.epoch_s
+        for epoch in range(1, 1 + epochs):
+            self.now += self.factor * epoch_s
             self.fitted[candidate.name] = epoch
             if project.on_epoch(epoch, 0.5):
                 break
@@ -204,39 +198,28 @@ def test_a_candidate_that_routing_needs_is_fitted_first_or_refused(monkeypatch: 
 
 
 QUICK = Rung("words", 10, TimeNeeded(8, after_s=2))
-SMALL = Rung("tuned", 30, TimeNeeded(10, 10, 6, after_s=10))
-LARGE = Rung("larger", 32, TimeNeeded(40, 60, 6, after_s=60))
-LANGUAGE = Rung("small", 15, TimeNeeded(0, 120, 4, after_s=20))
-"""In all 10, 80, 460 and 500 seconds."""
+SMALL = Rung("tuned", 30, TimeNeeded(70, after_s=10))
+LARGE = Rung("larger", 32, TimeNeeded(400, after_s=60))
+LANGUAGE = Rung("small", 15, TimeNeeded(480, after_s=20))
+"""In all 10, 80, 460 and 500 seconds, and 15 % more."""
 
 
 @pytest.mark.parametrize(
     ("left_s", "rungs", "wanted"),
     [
-        (2000, (LANGUAGE, LARGE, SMALL, QUICK), [("words", 0), ("tuned", 6), ("larger", 6), ("small", 4)]),
+        (2000, (LANGUAGE, LARGE, SMALL, QUICK), ["words", "tuned", "larger", "small"]),
         # Words (quick), the larger encoder, and the tuned one, but not the language model.
-        (700, (LANGUAGE, LARGE, SMALL, QUICK), [("words", 0), ("tuned", 6), ("larger", 6)]),
-        (600, (LANGUAGE._replace(required=True), LARGE), [("small", 4)]),  # before what promises more
-        (100, (Rung("new", 50, None), QUICK), [("words", 0), ("new", 0)]),  # it does not say how long it takes
-        (5, (Rung("new", 50, None), QUICK), [("new", 0)]),
+        (700, (LANGUAGE, LARGE, SMALL, QUICK), ["words", "tuned", "larger"]),
+        (600, (LANGUAGE._replace(required=True), LARGE), ["small"]),  # before what promises more
+        (100, (Rung("new", 50, None), QUICK), ["words", "new"]),  # it does not say how long it takes
+        (5, (Rung("new", 50, None), QUICK), ["new"]),
         (0, (Rung("new", 50, None), QUICK), []),
     ],
 )
 def test_what_promises_more_is_preferred_and_the_quickest_comes_first(
-    left_s: float, rungs: tuple[Rung, ...], wanted: list[tuple[str, int]]
+    left_s: float, rungs: tuple[Rung, ...], wanted: list[str]
 ) -> None:
-    assert [(rung.name, epochs) for rung, epochs in plan_steps(rungs, left_s)] == wanted
-
-
-@pytest.mark.parametrize(
-    ("rung", "left_s", "epochs"),
-    [(LARGE, 460, 6), (LARGE, 459, 5), (LARGE, 280, 3), (LARGE, 279, None), (QUICK, 10, 0), (QUICK, 9, None)],
-)
-def test_a_fine_tune_is_shortened_to_half_of_its_epochs_and_no_further(
-    rung: Rung, left_s: float, epochs: int | None
-) -> None:
-    assert rung.time is not None
-    assert rung.time.epochs_in(1.15 * left_s) == epochs
+    assert [rung.name for rung in plan_steps(rungs, left_s)] == wanted
 
 
 def test_what_is_left_out_is_told_with_the_time_that_would_include_it() -> None:
@@ -262,19 +245,13 @@ def project(tmp_path: Path, tiny_encoder_folder: Path, monkeypatch: pytest.Monke
     """100 rows, 20 selection, 60 calibration and 40 test rows."""
     monkeypatch.setattr(module, "encoder_pace", lambda folder, texts: EncoderPace(0.1, 0.4, 32, 1_000_000))
     rows = [{"text": f"number {i} {i % 7}", "label": ["card", "fee"][i % 2]} for i in range(220)]
-    for name, part in (("train", rows[:100]), ("validation", rows[100:180]), ("test", rows[180:])):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-    values: dict[str, Any] = {
-        "data": {name: f"{name}.jsonl" for name in ("train", "validation", "test")},
-        "small": {
-            "base": "no-such-model",
-            "encoder": str(tiny_encoder_folder),
-            "encoder_training": {"duration": "4ep", "batch_tokens": 320},
-        },
-        "routing": {"selection_share": 0.25},
+    small = {
+        "base": "no-such-model",
+        "encoder": str(tiny_encoder_folder),
+        "encoder_training": {"duration": "4ep", "batch_tokens": 320},
     }
-    (tmp_path / "task.yaml").write_text(json.dumps(values))
-    return Project.read(read_task_file(tmp_path), Progress(quiet=True))
+    parts = {"train": rows[:100], "validation": rows[100:180], "test": rows[180:]}
+    return task_of(tmp_path, parts, small=small, routing={"selection_share": 0.25})
 
 
 @pytest.fixture
@@ -284,22 +261,17 @@ def many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("many_rows")
-def test_a_frozen_encoder_reads_every_row(project: Project) -> None:
-    found = time_needed(project, get_candidate("encoder"))
-    assert found is not None
+def test_a_frozen_encoder_reads_every_row_and_a_fine_tune_takes_its_epochs(project: Project) -> None:
+    encoder, tuned = time_needed(project, get_candidate("encoder")), time_needed(project, get_candidate("tuned"))
+    assert encoder is not None
+    assert tuned is not None
     n_selection, n_held_out = len(project.rows.selection), 80 - len(project.rows.left_out) + 40
-    assert found.begin_s == pytest.approx(100 * (0.1 + module.REGRESSION_S) + 0.1 * n_selection)
-    assert found.after_s == pytest.approx(0.1 * n_held_out)
-
-
-@pytest.mark.usefixtures("many_rows")
-def test_a_fine_tune_takes_its_epochs_with_validation_and_updates(project: Project) -> None:
-    found = time_needed(project, get_candidate("tuned"))
-    assert found is not None
-    assert found.epochs == 4
+    head_s = 100 * (0.1 + module.REGRESSION_S)
+    assert encoder == (pytest.approx(head_s + 0.1 * n_selection), pytest.approx(0.1 * n_held_out))
     # 3,200 tokens in batches of 320 are passed over three times an epoch: thirty updates of 40 bytes for each of a
     # million weights at 20 GB/s.
-    assert found.epoch_s == pytest.approx(300 * 0.4 + 30 * 40e6 / 20e9 + 0.1 * len(project.rows.selection))
+    epoch_s = 300 * 0.4 + 30 * 40e6 / 20e9 + 0.1 * n_selection
+    assert tuned.fit_s == pytest.approx(module.BEGIN_S + head_s + 4 * epoch_s)
 
 
 def test_few_rows_are_fitted_once_for_each_fold_and_once_together(project: Project) -> None:
@@ -307,12 +279,13 @@ def test_few_rows_are_fitted_once_for_each_fold_and_once_together(project: Proje
     assert encoder is not None
     assert tuned is not None
     n = 100 + len(project.rows.selection)
-    assert encoder.begin_s == pytest.approx(2 * n * 0.1 + 5 * n * module.REGRESSION_S)
-    assert tuned.begin_s == pytest.approx(4 * (module.BEGIN_S + n * (0.1 + module.REGRESSION_S)))
+    assert encoder.fit_s == pytest.approx(2 * n * 0.1 + 5 * n * module.REGRESSION_S)
     whole, part = 2 * n, 4 * n * 2 / 3  # so many passes make thirty updates of an epoch
     steps = (32 * whole / 320, 32 * part / 320)
     updates_s = (math.ceil(steps[0]) + 3 * math.ceil(steps[1])) * 40e6 / 20e9
-    assert tuned.epoch_s == pytest.approx((whole + 3 * part) * 0.4 + updates_s + n * 0.1)
+    epoch_s = (whole + 3 * part) * 0.4 + updates_s + n * 0.1
+    assert tuned.fit_s == pytest.approx(4 * (module.BEGIN_S + n * (0.1 + module.REGRESSION_S)) + 4 * epoch_s)
+    assert time_needed(project, get_candidate("words")) == TimeNeeded(pytest.approx(0.9))
 
 
 def test_a_language_model_takes_what_its_estimate_says(
@@ -326,11 +299,7 @@ def test_a_language_model_takes_what_its_estimate_says(
     for rate in (100.0, 400.0):
         monkeypatch.setattr(module, "training_pace", lambda *_, rate=rate: Pace(rate, ""))
         found.append(time_needed(project, get_candidate("small")) or TimeNeeded(0))
-    assert found[0].epochs == 5
-    assert found[0].epoch_s == pytest.approx(4 * found[1].epoch_s)
-    assert found[1].after_s > 0
-    assert found[0].after_s == pytest.approx(4 * found[1].after_s)
-
-
-def test_words_say_how_long_they_take(project: Project) -> None:
-    assert time_needed(project, get_candidate("words")) == TimeNeeded(pytest.approx(0.9))
+    slow, quick = found
+    assert slow.fit_s - module.BEGIN_S == pytest.approx(4 * (quick.fit_s - module.BEGIN_S))
+    assert quick.after_s > 0
+    assert slow.after_s == pytest.approx(4 * quick.after_s)

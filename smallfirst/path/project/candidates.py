@@ -12,23 +12,14 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, cast
 
 from smallfirst.base.errors import ConfigError
-from smallfirst.path.project.candidate_registry import CANDIDATES, FINE_TUNED, CandidateDescription, all_candidates
+from smallfirst.path.project.candidate_registry import CANDIDATES as CANDIDATES
+from smallfirst.path.project.candidate_registry import CandidateDescription, all_candidates
 from smallfirst.path.project.project import Project, load_small
 from smallfirst.path.project.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from smallfirst.measuring.out_of_fold import FoldAnswers
     from smallfirst.models.protocol import Model
-
-__all__ = [
-    "CANDIDATES",
-    "FINE_TUNED",
-    "Candidate",
-    "fits_in_folds",
-    "fitted_candidates",
-    "get_candidate",
-    "project_candidates",
-]
 
 MAX_FOLD_ROWS = 1000
 """Training and selection rows together from which selection rows alone choose, and nothing is fitted in folds."""

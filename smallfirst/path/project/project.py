@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
@@ -85,27 +86,18 @@ def labelled_by(project: Project) -> Literal["gold", "large"]:
     return "large" if by_model else project.file.routing.labels
 
 
-def in_task_state(stage: Callable[Concatenate[Project, P], R]) -> Callable[Concatenate[Project, P], R]:
-    """Let a stage, a function of a project, use the state folder of its task, wherever the process stands."""
-
-    @functools.wraps(stage)
-    def placed(project: Project, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with state_of(project.file.folder):
-            return stage(project, *args, **kwargs)
-
-    return placed
-
-
 def shown_as(label: str) -> Callable[[Callable[Concatenate[Project, P], R]], Callable[Concatenate[Project, P], R]]:
-    """Return a decorator as `in_task_state`; the stage is shown as a step of this label while it runs."""
+    """Let a stage, a function of a project, use the state folder of its task, wherever the process stands.
+
+    While it runs it is shown as a step of this label, if there is one.
+    """
 
     def decorate(stage: Callable[Concatenate[Project, P], R]) -> Callable[Concatenate[Project, P], R]:
-        @in_task_state
         @functools.wraps(stage)
-        def shown(project: Project, /, *args: P.args, **kwargs: P.kwargs) -> R:
-            with project.progress.step(label):
+        def placed(project: Project, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            with state_of(project.file.folder), project.progress.step(label) if label else nullcontext():
                 return stage(project, *args, **kwargs)
 
-        return shown
+        return placed
 
     return decorate

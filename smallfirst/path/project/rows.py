@@ -78,8 +78,8 @@ def read_rows(task_file: TaskFile) -> Rows:
 
     train = read(files.train, kind.row_labels(task_file.settings))
     labels = kind.row_labels(task_file.settings, train)
-    shares = split_shares(task_file)
-    parts = split(train, validation=shares["validation"], test=shares["test"])
+    shares = [0.0 if file else SPLIT_OFF for file in (files.validation, files.test)]
+    parts = split(train, validation=shares[0], test=shares[1])
     validation = read(files.validation, labels) if files.validation else parts.validation
     selection, calibration = sample_share(validation, task_file.routing.selection_share, _SELECTION_SALT)
     test = read(files.test, labels) if files.test else parts.test
@@ -92,12 +92,6 @@ def read_rows(task_file: TaskFile) -> Rows:
         notes=tuple(note for found in read_so_far for note in found.notes),
         skipped=tuple(found.skipped for found in read_so_far if found.skipped),
     )
-
-
-def split_shares(task_file: TaskFile) -> dict[str, float]:
-    """Return the shares of the training file that become validation and test rows; 0 where a file is given."""
-    files = task_file.data
-    return {"validation": 0.0 if files.validation else SPLIT_OFF, "test": 0.0 if files.test else SPLIT_OFF}
 
 
 def read_task(task_file: TaskFile, rows: Rows) -> Task:

@@ -30,17 +30,6 @@ _SUGGESTED = {"chat": 0.5, "answer": 0.7}
 """What is suggested as good enough, by kind; 0.8 for the others."""
 
 
-class _BlockDumper(yaml.SafeDumper):
-    """Writes texts of several lines as blocks."""
-
-
-def _block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-
-
-_BlockDumper.add_representer(str, _block)
-
-
 class Scaffold(NamedTuple):
     """A folder that was made from rows."""
 
@@ -185,9 +174,7 @@ def _task_yaml(
         "# The large model that answers today, to compare with and to fall back to; its key is in OPENAI_API_KEY.\n"
         f"# large: {{endpoint: {{base_url: https://api.openai.com/v1, model: {model}}}}}\n"
     )
-    written = yaml.dump(
-        values, Dumper=_BlockDumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None
-    )
+    written = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
     if "gate" not in values:
         gate = "# What is good enough to answer every request; without it certified answers alone go live.\n"
         large = f"{gate}# gate: {_inline(_gate(found.kind, _SUGGESTED.get(found.kind, 0.8)))}\n{large}"

@@ -14,11 +14,8 @@ from smallfirst.measuring.self_agreement import SelfAgreement
 from smallfirst.models.pricing import format_usd
 from smallfirst.path.project.candidate_registry import FINE_TUNED
 from smallfirst.path.report.formats import axis_percent, percent, usd_tick
-from smallfirst.path.report.measures import Reliability
 
 LEGEND_WIDTH, LINE_HEIGHT = 140, 20
-MAX_GAP = 0.25
-"""A candidate this much less accurate than the best is drawn at the lower edge, since it would flatten the chart."""
 
 Place = tuple[float, float]
 """Coordinates in a chart."""
@@ -179,10 +176,10 @@ def _path(places: Iterable[Place]) -> str:
 
 def quality_cost_chart(evaluations: Sequence[Evaluation], agreement: SelfAgreement | None = None) -> Markup:
     """Draw accuracy and cost of every path, and how far the large model agrees with itself."""
-    best = max(e.accuracy.value for e in evaluations)
-    shown = [e for e in evaluations if e.accuracy.value >= best - MAX_GAP]
     itself = agreement.agreement.value if agreement else None
-    shares = [x for e in shown for x in (e.accuracy.low, e.accuracy.high)] + ([itself] if itself is not None else [])
+    shares = [x for e in evaluations for x in (e.accuracy.low, e.accuracy.high)] + (
+        [itself] if itself is not None else []
+    )
     y = value_scale(shares)
     frame = Frame.of(
         Axis("cost per 1,000 requests (log scale)", log_scale(e.cost_usd_per_1k for e in evaluations), usd_tick),
@@ -198,39 +195,15 @@ def quality_cost_chart(evaluations: Sequence[Evaluation], agreement: SelfAgreeme
         body.append(frame.reference(itself, facts[-1], "ceiling"))
     for evaluation in evaluations:
         candidate, accuracy = evaluation.candidate, evaluation.accuracy
-        place, words = frame.at(evaluation.cost_usd_per_1k, accuracy.value), candidate
-        if evaluation in shown:
-            body.append(frame.whisker(candidate, place[0], accuracy.low, accuracy.high))
-        else:
-            place, words = (place[0], frame.y.scale.start - 12), f"{candidate} ↓ {percent(accuracy.value)}"
-        body.append(mark(candidate, place))
-        labels.append((place[1], candidate, words))
+        place = frame.at(evaluation.cost_usd_per_1k, accuracy.value)
+        body += [frame.whisker(candidate, place[0], accuracy.low, accuracy.high), mark(candidate, place)]
+        labels.append((place[1], candidate, candidate))
     return chart(
         "overview",
         frame,
         [*body, frame.legend(labels)],
         title="Accuracy against cost",
         description=f"Accuracy with 95 % interval and cost per 1,000 requests. {'; '.join(facts)}.",
-    )
-
-
-def reliability_chart(reliability: Reliability, candidate: str) -> Markup:
-    """Draw accuracy against confidence in equal-count bins; the diagonal is perfect calibration."""
-    bins = reliability.bins
-    scale = value_scale([1.0, *(x for said, right in bins for x in (said, right.low, right.high))])
-    frame = Frame.of(Axis("confidence", scale, axis_percent(1.0)), Axis("accuracy", scale, axis_percent(1.0)))
-    places = [frame.at(said, right.value) for said, right in bins]
-    body = [line([frame.at(v, v) for v in (scale.low, scale.high)], "reference"), line(places, f"curve {candidate}")]
-    for (_, right), place in zip(bins, places, strict=True):
-        body.append(frame.whisker(candidate, place[0], right.low, right.high))
-        body.append(circle(f"mark {candidate}", place, 4))
-    facts = "; ".join(f"{said:.2f}: {right}" for said, right in bins)
-    return chart(
-        "reliability",
-        frame,
-        body,
-        title="Reliability diagram",
-        description=f"Accuracy by mean confidence in {len(bins)} bins. {facts}.",
     )
 
 

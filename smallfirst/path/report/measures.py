@@ -8,10 +8,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-
-from smallfirst.base.stats.intervals import Estimate, holm, wilson
-from smallfirst.measuring.calibration import auroc, brier_score, equal_count_bins, expected_calibration_error
+from smallfirst.base.stats.intervals import Estimate, holm
+from smallfirst.measuring.calibration import auroc, brier_score, expected_calibration_error
 from smallfirst.measuring.evaluate import Comparison, EvaluatedRow, Evaluation, compare
 from smallfirst.path.report.data import ReportData
 from smallfirst.tasks.json.fields import flatten
@@ -46,10 +44,8 @@ def difference(data: ReportData, first: str | None, second: str) -> Comparison |
 class Reliability(NamedTuple):
     """How well confidence is calibrated."""
 
-    bins: tuple[tuple[float, Estimate], ...]
-    """Mean confidence and accuracy of rows of about equal confidence, as many in each bin, least confident first."""
     ece: float
-    """Expected calibration error: mean distance of accuracy and confidence over the bins."""
+    """Expected calibration error: mean distance of accuracy and confidence over ten bins of equal count."""
     brier: float
     """Mean squared distance of confidence from the outcome (Brier 1950)."""
     auroc: Estimate | None
@@ -59,18 +55,13 @@ class Reliability(NamedTuple):
 
 
 def reliability(evaluation: Evaluation, *, n_bins: int = 10) -> Reliability | None:
-    """Compare confidence with accuracy in equal-count bins; None without any confidence."""
+    """Compare confidence with accuracy; None without any confidence."""
     known = [(row.confidence, row.correct) for row in evaluation.rows if row.confidence is not None]
     if not known:
         return None
-    confidences, correct = zip(*known, strict=True)
-    confidence, outcome = np.array(confidences, dtype=float), np.array(correct, dtype=bool)
-    bins = tuple(
-        (float(confidence[part].mean()), wilson(int(outcome[part].sum()), len(part)))
-        for part in equal_count_bins(confidence, n_bins)
-    )
-    ece, brier = expected_calibration_error(confidences, correct, bins=n_bins), brier_score(confidences, correct)
-    return Reliability(bins, ece, brier, auroc(confidences, correct), len(known))
+    said, correct = zip(*known, strict=True)
+    ece = expected_calibration_error(said, correct, bins=n_bins)
+    return Reliability(ece, brier_score(said, correct), auroc(said, correct), len(known))
 
 
 class PathCost(NamedTuple):

@@ -181,7 +181,6 @@ def _focus(data: ReportData) -> dict[str, Any]:
     focus, fields, certificate = data.focus, data.part == "field", data.certificate
     parts = measures.part_rows(focus, fields=fields)
     one_label = bool(parts and focus.rows) and not fields and not focus.rows[0].gold.startswith("[")
-    calibration = measures.reliability(focus)
     risks = risk_coverage_curve([row.confidence for row in focus.rows], [row.correct for row in focus.rows])
     accepted = max_error = None
     if certificate:
@@ -199,7 +198,6 @@ def _focus(data: ReportData) -> dict[str, Any]:
         "n_cases": N_FIRST_CASES,
         "surest_errors": () if one_label else measures.surest_errors(focus)[:MAX_CASES],
         "n_errors": sum(not row.correct for row in focus.rows),
-        "calibration": calibration,
-        "reliability_plot": charts.reliability_chart(calibration, focus.candidate) if calibration else None,
+        "calibration": measures.reliability(focus),
         "risk_plot": charts.risk_coverage_chart(risks, focus.candidate, **limits) if risks else None,
     }

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from fixtures.expenses import spent_once
+from fixtures.preflight import task_of, things
 
-from smallfirst.base.progress import Progress
 from smallfirst.models.linear import blend
 from smallfirst.models.linear.blend import MEMBERS_FOLDER
 from smallfirst.models.loading import load_model
@@ -19,25 +19,13 @@ from smallfirst.models.pricing import PriceBook
 from smallfirst.models.protocol import Request
 from smallfirst.path.project.candidates import fitted_candidates, get_candidate
 from smallfirst.path.project.project import Project
-from smallfirst.path.project.task_file import read_task_file
 from smallfirst.path.train import train_stage
 
 
 @pytest.fixture
 def project(tmp_path: Path, tiny_encoder_folder: Path) -> Project:
-    things = ("card", "fee", "pin")
-    rows = [
-        {"text": f"where is my {things[i % 3]} number {i * 7919 % 1000}", "label": things[i % 3]} for i in range(90)
-    ]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    values = {
-        "name": "desk",
-        "data": {"train": "train.jsonl"},
-        "ladder": ["blend", "words", "encoder"],
-        "small": {"encoder": str(tiny_encoder_folder)},
-    }
-    (tmp_path / "task.yaml").write_text(json.dumps(values))
-    return Project.read(read_task_file(tmp_path), Progress(quiet=True))
+    small = {"encoder": str(tiny_encoder_folder)}
+    return task_of(tmp_path, {"train": things(90)}, ladder=["blend", "words", "encoder"], small=small)
 
 
 def test_a_run_leaves_out_a_blend_that_gains_nothing(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.preflight import task_of
 
-from smallfirst.base.progress import Progress
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.path.candidates.tuned import READER, TAGGER
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import RunFolder
-from smallfirst.path.project.task_file import read_task_file
 
 HERE = [{"context": "Breakfast is at 7.", "question": f"When is it? ({i})", "answer": "At 7"} for i in range(9)]
 NOWHERE = {"context": "Breakfast is at 7.", "question": "Is it early?", "answer": "quite early"}
@@ -22,12 +20,8 @@ NONE = {"context": "Breakfast is at 7.", "question": "When is lunch?", "answer":
 BARE = {"question": "When is tea?", "answer": "at 4"}
 
 
-def project_of(folder: Path, rows: list[dict[str, Any]], kind: str = "extract", more: str = "") -> Project:
-    for part in ("train", "validation", "test"):
-        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = "data: {train: train.jsonl, validation: validation.jsonl, test: test.jsonl}"
-    (folder / "task.yaml").write_text(f"name: desk\nkind: {kind}\n{data}\n{more}\n")
-    return Project.read(read_task_file(folder), Progress(quiet=True))
+def project_of(folder: Path, rows: list[dict[str, Any]], kind: str = "extract", **more: Any) -> Project:
+    return task_of(folder, {"train": rows, "validation": rows, "test": rows}, kind=kind, **more)
 
 
 def order(n: int, **more: str) -> dict[str, Any]:
@@ -36,9 +30,6 @@ def order(n: int, **more: str) -> dict[str, Any]:
 
 def test_the_tagger_suits_rows_whose_values_stand_in_their_texts(tmp_path: Path) -> None:
     assert TAGGER.why_unsuitable(project_of(tmp_path, [order(n) for n in range(50)])) == ""
-
-
-def test_a_field_that_needs_writing_is_named(tmp_path: Path) -> None:
     rows = [order(n, summary=f"the customer waits for {n + 1}") for n in range(50)]
     assert TAGGER.why_unsuitable(project_of(tmp_path, rows)) == (
         "100 % of the values of `summary` do not occur in their texts: that needs writing, which small does"
@@ -48,7 +39,7 @@ def test_a_field_that_needs_writing_is_named(tmp_path: Path) -> None:
 def test_other_kinds_of_task_are_refused(tmp_path: Path) -> None:
     project = project_of(tmp_path, [{"text": f"number {n}", "label": "ab"[n % 2]} for n in range(40)], "classify")
     assert TAGGER.why_unsuitable(project) == "it marks fields of kind extract; this task is of kind classify"
-    project = project_of(tmp_path, [{**row, "answer": "yes"} for row in HERE], "answer", 'choices: ["yes", "no"]')
+    project = project_of(tmp_path, [{**row, "answer": "yes"} for row in HERE], "answer", choices=["yes", "no"])
     assert "this task has a closed set of answers" in READER.why_unsuitable(project)
 
 
@@ -64,7 +55,7 @@ def test_other_kinds_of_task_are_refused(tmp_path: Path) -> None:
 def test_the_reader_suits_rows_whose_answers_stand_in_their_contexts(
     tmp_path: Path, rows: list[dict[str, str]], reason: str
 ) -> None:
-    found = READER.why_unsuitable(project_of(tmp_path, rows, "answer", "not_answerable: not there"))
+    found = READER.why_unsuitable(project_of(tmp_path, rows, "answer", not_answerable="not there"))
     assert reason in found
     assert bool(found) == bool(reason)
 
@@ -72,8 +63,8 @@ def test_the_reader_suits_rows_whose_answers_stand_in_their_contexts(
 def test_the_reader_is_fitted_into_a_run_folder_and_answers_from_there(
     tmp_path: Path, tiny_encoder_folder: Path
 ) -> None:
-    small = f"small: {{encoder: '{tiny_encoder_folder}', encoder_training: {{duration: 1ep}}}}"
-    project, run_folder = project_of(tmp_path, HERE, "answer", small), RunFolder(tmp_path / "run")
+    small = {"encoder": str(tiny_encoder_folder), "encoder_training": {"duration": "1ep"}}
+    project, run_folder = project_of(tmp_path, HERE, "answer", small=small), RunFolder(tmp_path / "run")
     READER.fit(project, run_folder)
 
     async def answer() -> Completion:

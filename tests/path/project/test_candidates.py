@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
+from fixtures.preflight import task_of
 
 from smallfirst.base.errors import ConfigError
-from smallfirst.base.progress import Progress
 from smallfirst.path.project.candidates import project_candidates
-from smallfirst.path.project.project import Project
-from smallfirst.path.project.task_file import read_task_file
 
 
 def names(folder: Path, kind: str, **settings: object) -> list[str]:
     answer = {"classify": ("label", ["card", "fee"]), "extract": ("target", [{"item": "card"}, {"item": "fee"}])}[kind]
     rows = [{"text": f"number {i}", answer[0]: answer[1][i % 2]} for i in range(40)]
-    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    values = {"name": "desk", "kind": kind, "data": {"train": "train.jsonl"}, **settings}
-    (folder / "task.yaml").write_text(json.dumps(values))
-    project = Project.read(read_task_file(folder), Progress(quiet=True))
+    project = task_of(folder, {"train": rows}, kind=kind, **settings)
     return [candidate.name for candidate in project_candidates(project)]
 
 

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.preflight import task_of
 
 from smallfirst.base.errors import DataError
-from smallfirst.base.progress import Progress
 from smallfirst.path.project.project import Project
-from smallfirst.path.project.task_file import read_task_file
 
 
 def project(folder: Path, harvested: list[str]) -> Project:
-    for part, n in (("train", 30), ("validation", 20), ("test", 10)):
-        rows = [{"text": f"{part} card number {i}", "label": ("a", "b")[i % 2]} for i in range(n)]
-        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    rows = [{"text": text, "label": "b", "source": "feedback", "response_id": "chatcmpl-1"} for text in harvested]
-    (folder / "harvested.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    data = {part: f"{part}.jsonl" for part in ("train", "validation", "test")} | {"harvested": ["harvested.jsonl"]}
-    (folder / "task.yaml").write_text(json.dumps({"name": "desk", "data": data}), encoding="utf-8")
-    return Project.read(read_task_file(folder / "task.yaml"), Progress(quiet=True))
+    rows = {
+        part: [{"text": f"{part} card number {i}", "label": "ab"[i % 2]} for i in range(n)]
+        for part, n in (("train", 30), ("validation", 20), ("test", 10))
+    }
+    new = {"label": "b", "source": "feedback", "response_id": "chatcmpl-1"}
+    rows["harvested"] = [{"text": text, **new} for text in harvested]
+    return task_of(folder, rows, data={"harvested": ["harvested.jsonl"]})
 
 
 def test_harvested_rows_are_learnt_from_and_nothing_else(tmp_path: Path) -> None:
@@ -38,14 +35,13 @@ def test_a_harvested_text_that_is_held_out_is_refused_by_its_line(tmp_path: Path
         project(tmp_path, ["an entirely new question about fees", "Test card number 3!"])
 
 
-def grouped(folder: Path, rows: dict[str, list[tuple[str, str]]], **data: Any) -> Project:
+def grouped(folder: Path, parts: dict[str, list[tuple[str, str]]], **data: Any) -> Project:
     """A task of these files of (text, customer)."""
-    for part, pairs in rows.items():
-        lines = [{"text": t, "label": "ab"[i % 2], "customer": c} for i, (t, c) in enumerate(pairs)]
-        (folder / f"{part}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    files = {part: f"{part}.jsonl" for part in rows}
-    (folder / "task.yaml").write_text(json.dumps({"name": "desk", "data": files | data}), encoding="utf-8")
-    return Project.read(read_task_file(folder / "task.yaml"), Progress(quiet=True))
+    rows = {
+        part: [{"text": t, "label": "ab"[i % 2], "customer": c} for i, (t, c) in enumerate(pairs)]
+        for part, pairs in parts.items()
+    }
+    return task_of(folder, rows, data=data)
 
 
 def test_calibration_rows_that_stand_in_train_do_not_count(tmp_path: Path) -> None:

@@ -119,11 +119,6 @@ def test_nothing_is_overwritten_and_wrong_arguments_are_named(tmp_path: Path, ta
         init(tmp_path / "b", from_=tmp_path / "none.csv")
 
 
-def test_without_rows_the_template_of_a_kind_is_written(tmp_path: Path) -> None:
-    task_file = init(tmp_path / "bookings", kind="extract")
-    assert (task_file.name, task_file.kind) == ("bookings", "extract")
-
-
 @pytest.mark.parametrize("kind", ["classify", "extract", "answer", "chat"])
 def test_a_gate_is_the_users_only_if_the_user_said_what_is_good_enough(kind: str, tmp_path: Path) -> None:
     by_default, given = init(tmp_path / "a", kind=kind), init(tmp_path / "b", kind=kind, good_enough=0.85)

@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 
 from smallfirst.base.errors import ConfigError, DataError
-from smallfirst.data.dataset import Dataset, Message
+from smallfirst.data.dataset import Dataset
 from smallfirst.path.project.rows import read_rows, read_task
 from smallfirst.path.project.task_file import (
     OTHER_NAMES,
     TaskFile,
     read_task_file,
-    registry_name,
     setting_paths,
     task_name,
 )
@@ -147,16 +146,6 @@ def test_a_file_that_is_missing_or_holds_no_settings_is_named(tmp_path: Path) ->
     assert refused(written(tmp_path, "name: [")).startswith(f"{path}: not readable as YAML: ")
 
 
-def test_labels_are_a_list_or_a_mapping_to_descriptions(tmp_path: Path) -> None:
-    as_list = read(tmp_path, MINIMAL + "labels: [card, fee]\n")
-    assert as_list.settings == {"labels": ["card", "fee"]}
-    as_mapping = read(tmp_path, MINIMAL + "labels:\n  card: plastic\n  fee:\n  404: not found\n")
-    assert as_mapping.settings == {
-        "labels": ["card", "fee", "404"],
-        "descriptions": {"card": "plastic", "404": "not found"},
-    }
-
-
 @pytest.mark.parametrize("labels", ["[yes, no]", "{yes: agreed, no: not agreed}"])
 def test_a_bare_yes_or_no_as_label_is_refused_and_not_read_as_true(tmp_path: Path, labels: str) -> None:
     path = written(tmp_path, f"{MINIMAL}labels: {labels}\n")
@@ -212,28 +201,6 @@ def test_without_labels_the_task_has_those_of_all_rows_and_a_label_of_one_row_is
     assert set(rows.train.labels()) == set(task.labels)
 
 
-def test_the_task_carries_the_labels_and_their_descriptions(tmp_path: Path) -> None:
-    write_rows(tmp_path / "train.jsonl", range(9))
-    task_file = read(tmp_path, MINIMAL + "about: File it.\nlabels: {pin: secret, card:, fee:}\n")
-    task = read_task(task_file, read_rows(task_file))
-    assert (task.name, task.about, task.labels) == ("desk", "File it.", ("pin", "card", "fee"))
-    assert task.descriptions == {"pin": "secret"}
-
-
-def test_open_ended_requests_are_read_as_user_messages_without_an_answer(tmp_path: Path) -> None:
-    write_rows(tmp_path / "train.jsonl", range(9))
-    (tmp_path / "open.jsonl").write_text('{"prompt": "write a poem"}\n{"prompt": "plan a trip"}\n')
-    rows = read_rows(
-        read(tmp_path, "name: desk\ndata: {train: train.jsonl, open_ended: open.jsonl, columns: {text: text}}")
-    )
-    assert rows.open_ended is not None
-    assert [example.messages for example in rows.open_ended.examples] == [
-        (Message(role="user", content="write a poem"),),
-        (Message(role="user", content="plan a trip"),),
-    ]
-    assert [(example.answer, example.line) for example in rows.open_ended.examples] == [("", 1), ("", 2)]
-
-
 def test_the_ladder_says_what_is_trained_and_what_can_go_live(tmp_path: Path) -> None:
     assert read(tmp_path).goes_live == "best"
     assert read(tmp_path, MINIMAL + "ladder: [words, encoder]\n").goes_live == "best"
@@ -281,16 +248,6 @@ def test_foreign_requests_are_told_apart_only_where_somebody_answers_them_or_ask
 )
 def test_a_folder_name_becomes_a_valid_name(tmp_path: Path, folder: str, name: str) -> None:
     assert task_name(tmp_path / folder) == name
-
-
-def test_the_current_folder_has_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "Desk").mkdir()
-    monkeypatch.chdir(tmp_path / "Desk")
-    assert task_name(Path()) == "desk"
-
-
-def test_a_registry_name_holds_no_further_dot() -> None:
-    assert registry_name("my-tickets-2.0") == "main.default.my-tickets-2_0"
 
 
 def message(tmp_path: Path, setting: str) -> str:
