@@ -19,7 +19,6 @@ from smallfirst.tasks.classify import Classify
 
 pytest_plugins = [
     "fixtures.cli",
-    "fixtures.contributing",
     "fixtures.server",  # first, since others import it
     "fixtures.dashboard",
     "fixtures.deployment",

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
+import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from click.testing import CliRunner
-from fixtures.contributing import Install
 
 from smallfirst.base.errors import ConfigError
 from smallfirst.base.records import parse_record
@@ -26,7 +28,40 @@ from smallfirst.path.project.task_file import RoutingConfig, read_task_file
 from smallfirst.routing.policies import apply_policies
 
 ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+Install = Callable[[str], dict[str, str]]
 RECIPES = ("Add a candidate", "Add a task kind", "Add a policy", "Add an engine")
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Install the package of the recipe under a heading; return its blocks by file name."""
+    before = set(sys.modules)
+
+    def write(heading: str) -> dict[str, str]:
+        section = TEXT.partition(f"### {heading}\n")[2].partition("\n##")[0]
+        found = re.findall(r"```\w+\n# (\S+)\n(.*?)```", section, re.DOTALL)
+        blocks = dict(found)
+        assert len(blocks) == len(found)
+        points = tomllib.loads(blocks["pyproject.toml"])["project"]["entry-points"]
+        ((group, entries),) = points.items()
+        assert len(entries) == 1, "one registration"
+        modules = [name for name in blocks if name.endswith(".py")]
+        assert len(modules) == 1, "one file"
+        package = tmp_path / "site"
+        info = package / "shop-1.0.dist-info"
+        info.mkdir(parents=True)
+        (package / modules[0]).write_text(blocks[modules[0]], encoding="utf-8")
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shop\nVersion: 1.0\n")
+        lines = "".join(f"{name} = {target}\n" for name, target in entries.items())
+        (info / "entry_points.txt").write_text(f"[{group}]\n{lines}")
+        monkeypatch.syspath_prepend(str(package))
+        return blocks
+
+    yield write
+    for name in set(sys.modules) - before:
+        if name.startswith("shop_"):
+            sys.modules.pop(name)
 
 
 def write_task(folder: Path, rows: list[dict[str, str]], settings: dict[str, Any]) -> str:

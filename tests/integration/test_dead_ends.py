@@ -109,14 +109,6 @@ def endpoint(port: int) -> dict[str, Any]:
     return {"large": {"endpoint": {"base_url": f"http://127.0.0.1:{port}/v1", "model": "big"}}}
 
 
-def test_a_certified_model_is_served(hunt: Hunt) -> None:
-    write(hunt, rows(150), routing=LOOSE)
-    found = hunt.follow()
-    assert (found.commands, found.codes) == (["run", "serve"], [0, 0])
-    assert found.answer is not None
-    assert found.answer["choices"][0]["message"]["content"] in WORDS
-
-
 def test_without_certificate_what_passed_the_gate_is_served_and_says_so(hunt: Hunt) -> None:
     write(hunt, rows(150), **GATE)
     found = hunt.follow()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -14,14 +15,15 @@ from typing import Any
 import httpx
 import pytest
 from fixtures.jobs import TIMEOUT_S, job_spec
+from fixtures.server import run_server
 
 from smallfirst.base.errors import ConfigError, SmallfirstError
 from smallfirst.base.paths import home
 from smallfirst.interfaces.jobs import queue
-from smallfirst.interfaces.mlflow_deployments import endpoints
 from smallfirst.interfaces.mlflow_deployments.config import parse_config
-from smallfirst.interfaces.mlflow_deployments.endpoints import EndpointFolder, describe
+from smallfirst.interfaces.mlflow_deployments.endpoints import Endpoints
 from smallfirst.ledger.keys import KeyPolicy, hash_key, home_key_store
+from smallfirst.ledger.ledger import Ledger
 from smallfirst.registry.runs import client, store_errors
 
 CANARY = "c4n4ry-in-the-c04lmine"
@@ -71,40 +73,35 @@ def files_with(secret: str, folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in files if secret.encode() in path.read_bytes())
 
 
-def environment(endpoint: EndpointFolder) -> str:
-    return Path(f"/proc/{int(endpoint.lock.read_text())}/environ").read_text()
-
-
 @pytest.mark.usefixtures("planted")
-def test_no_secret_reaches_a_file_a_log_or_an_answer(echoing: str, tmp_path: Path) -> None:
-    _, user = home_key_store().create("desk", KeyPolicy())
-    own = {"server": {"drain_s": 1}}
+def test_no_secret_reaches_a_file_a_log_or_an_answer(
+    echoing: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    key_store = home_key_store()
+    _, user = key_store.create("desk", KeyPolicy())
+    plugin, ledger = Endpoints(home() / "endpoints"), Ledger(home() / "ledger.db")
     entity = {**external(echoing), "environment_vars": {"TOKEN": CANARY}}
-    endpoint = endpoints.create("desk", {"served_entities": [entity], "smallfirst": own})
-    try:
-        assert f"MLFLOW_TRACKING_URI={TRACKING}" in environment(endpoint)
-        assert endpoint.stop()
-        endpoints.update("desk", {})
-        assert f"MLFLOW_TRACKING_URI={TRACKING}" in environment(endpoint)  # from the shell that started it
-        url, shown = describe(endpoint)["url"], [json.dumps(describe(endpoint))]
-        message = {"model": "desk", "messages": [{"role": "user", "content": "hello"}]}
+    shown = [json.dumps(plugin.create({"name": "desk", "served_entities": [entity]}))]
+    message = {"model": "desk", "messages": [{"role": "user", "content": "hello"}]}
+    with run_server({}, ledger, plugins=[plugin], key_store=key_store) as server:
         for key, statuses in ((CANARY, (401, 401)), (user, (502, 200))):
             with httpx.Client(headers={"authorization": f"Bearer {key}"}, timeout=60, trust_env=False) as http:
-                answers = [http.post(f"{url}/v1/chat/completions", json=message), http.get(f"{url}/v1/models")]
+                answers = [
+                    http.post(f"{server.url}/v1/chat/completions", json=message),
+                    http.get(f"{server.url}/v1/models"),
+                ]
             assert tuple(answer.status_code for answer in answers) == statuses
             shown += [f"{answer.headers} {answer.text}" for answer in answers]
-        shown.append(endpoint.output.read_text())
-
-        job = queue.submit(job_spec(train_rows=str(tmp_path / "none.jsonl")))
-        end = time.monotonic() + TIMEOUT_S
-        while not job.ended and time.monotonic() < end:
-            time.sleep(0.1)
-        shown += [str(event) for event in job.events]
-        with pytest.raises(SmallfirstError, match=r"http://\*\*\*@127\.0\.0\.1:9") as refused, store_errors():
-            client().get_experiment_by_name("toys")
-        shown += traceback.format_exception(refused.value)
-    finally:
-        assert endpoint.stop()
+    asyncio.run(plugin.aclose())
+    ledger.close()
+    job = queue.submit(job_spec(train_rows=str(tmp_path / "none.jsonl")))
+    end = time.monotonic() + TIMEOUT_S
+    while not job.ended and time.monotonic() < end:
+        time.sleep(0.1)
+    shown += [*(str(event) for event in job.events), caplog.text]
+    with pytest.raises(SmallfirstError, match=r"http://\*\*\*@127\.0\.0\.1:9") as refused, store_errors():
+        client().get_experiment_by_name("toys")
+    shown += traceback.format_exception(refused.value)
     assert [text for text in shown if CANARY in text or hash_key(CANARY) in text] == []
     assert files_with(CANARY, tmp_path) == []
     assert all(f"{home().name}/ledger.db" in file for file in files_with(hash_key(user), tmp_path))
@@ -125,9 +122,8 @@ def test_no_secret_reaches_a_file_a_log_or_an_answer(echoing: str, tmp_path: Pat
         },
         {"served_entities": [external()], "ai_gateway": {"provider": {"api_key": CANARY}}},
         {"served_entities": [external()], "telemetry_config": {"exporters": [{"password": CANARY}]}},
-        {"served_entities": [external()], "smallfirst": {"server": {"port": CANARY}}},
     ],
-    ids=["user", "query", "key", "list", "bedrock", "custom", "gateway", "telemetry", "port"],
+    ids=["user", "query", "key", "list", "bedrock", "custom", "gateway", "telemetry"],
 )
 @pytest.mark.usefixtures("planted")
 def test_a_secret_in_the_wrong_place_is_refused_and_not_repeated(values: dict[str, Any]) -> None:

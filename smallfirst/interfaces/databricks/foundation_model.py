@@ -11,34 +11,41 @@ starts, rows that are too long are named, not cut, and one run trains at a time.
 from __future__ import annotations
 
 import builtins
+import importlib
 import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
 from smallfirst import Dataset, TrainConfig
-from smallfirst.base.errors import ConfigError, DataError, SmallfirstError, did_you_mean
-from smallfirst.base.records import Record, parse_record
-from smallfirst.interfaces.databricks.training_run import (
-    DatabricksModelTrainingRequestError,
-    ObjectList,
-    RunStatus,
-    TrainingEvent,
-    TrainingRun,
-    ValidationError,
-    find_job,
-    run_name,
-    training_events,
+from smallfirst.base.errors import (
+    ConfigError,
+    DataError,
+    MissingExtra,
+    SmallfirstError,
+    did_you_mean,
 )
+from smallfirst.base.progress import format_duration
+from smallfirst.base.records import Record, parse_record
 from smallfirst.interfaces.jobs import queue
 from smallfirst.interfaces.jobs.job_folder import (
+    TERMINAL_STATES,
+    Event,
+    JobFolder,
     JobRows,
     JobSpec,
     context_length,
@@ -63,8 +70,8 @@ DEFAULT_DURATION = "1ep"
 DEFAULT_CONTEXT_LENGTH = {"chat": 2048, "text": 512}
 """Longest row (chat) or window (text) in tokens if `context_length` is not given, unless the model takes less."""
 MIN_USEFUL_LEARNING_RATE = 1e-6
-"""Rates below this are for another optimizer: Databricks' 5e-7 is a peak of Lion on models of 8 billion weights. AdamW
-at 5e-7 moves the weights of a small model by less than their precision."""
+"""Rates below this are for another optimizer: AdamW at Databricks' 5e-7 moves the weights of a small model by less than
+their precision."""
 RUN_COLUMNS = {
     "Name": "name",
     "Status": "status",
@@ -77,7 +84,194 @@ RUN_COLUMNS = {
 }
 MODEL_COLUMNS = {"Model Name": "display_name", "Input Name": "name", "Maximum Context Length": "max_context_length"}
 
+EVENT_COLUMNS = {"Type": "type", "Time": "time", "Message": "message"}
+_EVENT_TYPES = {"EPOCH_FINISHED": "TRAIN_UPDATED"}
+"""Databricks' names for event kinds that have another name here."""
+T = TypeVar("T")
+
+
+class DatabricksGenAIError(SmallfirstError):
+    """Base class of the errors of `foundation_model`."""
+
+
+class DatabricksModelTrainingRequestError(DatabricksGenAIError):
+    """A request contradicts itself or cannot be carried out."""
+
+
+class DatabricksGenAIResponseError(DatabricksGenAIError):
+    """A requested run does not exist."""
+
+
+class ValidationError(DatabricksGenAIError, ConfigError):
+    """Arguments cannot be used; the message lists every one of them."""
+
+    exit_code = 2
+
+
+class RunStatus(StrEnum):
+    """State of a run, named as in Databricks' RunStatus and as the state of its job."""
+
+    PENDING = "PENDING"
+    QUEUED = "QUEUED"
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    TERMINATING = "TERMINATING"
+    COMPLETED = "COMPLETED"
+    STOPPED = "STOPPED"
+    FAILED = "FAILED"
+
+    @property
+    def display_name(self) -> str:
+        return self.value.capitalize()
+
+    def is_terminal(self) -> bool:
+        return self.value in TERMINAL_STATES
+
+
+class ObjectList(builtins.list[T]):
+    """A list of objects of one kind, which makes a table."""
+
+    def __init__(self, data: Iterable[T], columns: Mapping[str, str]) -> None:
+        """`columns` maps each heading to the attribute shown under it."""
+        super().__init__(data)
+        self.columns = columns
+
+    def to_pandas(self) -> Any:
+        """Return a DataFrame of the columns. Raise MissingExtra if pandas is not installed."""
+        try:
+            pandas = importlib.import_module("pandas")
+        except ImportError:
+            raise MissingExtra("to_pandas()", "databricks") from None
+        return pandas.DataFrame({name: [getattr(item, of) for item in self] for name, of in self.columns.items()})
+
+
+@dataclass
+class TrainingEvent:
+    """An event of a run."""
+
+    type: str
+    """CREATED, QUEUED, STARTED, DATA_VALIDATED, MODEL_INITIALIZED, TRAIN_STARTED, TRAIN_UPDATED, CHECKPOINT_SAVED,
+    TRAIN_FINISHED, COMPLETED, STOPPED, FAILED; REQUEUED and RESUMED after a process died."""
+    time: datetime
+    message: str
+
+    def is_terminal_state(self) -> bool:
+        return self.type in TERMINAL_STATES
+
+
+@dataclass
+class TrainingRun:
+    """A fine-tune as it was when this was read."""
+
+    name: str
+    status: RunStatus
+    created_by: str
+    model: str | None = None
+    save_folder: str | None = None
+    """Folder of the job: its log, checkpoints and model."""
+    train_data_path: str | None = None
+    register_to: str | None = None
+    experiment_path: str | None = None
+    task_type: str | None = None
+    eval_data_path: str | None = None
+    eval_prompts: builtins.list[str] | None = None
+    custom_weights_path: str | None = None
+    training_duration: str | None = None
+    learning_rate: float | None = None
+    context_length: int | None = None
+    details: str | None = None
+    """Message of the last event: the present step, or why the run failed."""
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    estimated_end_time: datetime | None = None
+    formatted_eta: str | None = None
+    """Time left, `1h 5m`; None while unknown and after the training."""
+    completed_at: datetime | None = None
+    """When the run ended, with whatever status."""
+    submitted_config: dict[str, Any] | None = None
+    events: ObjectList[TrainingEvent] | None = None
+    experiment_id: str | None = None
+    run_id: str | None = None
+    """MLflow's id of the run; None until it has started."""
+    model_version: int | None = None
+    """Version under which the model is registered, once it is."""
+    progress: float | None = None
+    """Share of the training done, in [0, 1]."""
+
+    @classmethod
+    def of(cls, job: JobFolder, *, include_details: bool = True) -> TrainingRun:
+        spec, submitted = job.spec, job.spec.submitted
+        run = cls(
+            name=spec.name,
+            status=RunStatus(job.state),
+            created_by=spec.created_by,
+            model=spec.model,
+            save_folder=str(job.folder),
+            train_data_path=submitted.get("train_data_path", spec.train_rows),
+            register_to=spec.register_to,
+            experiment_path=spec.experiment,
+            task_type=submitted.get("task_type"),
+            eval_data_path=submitted.get("eval_data_path", spec.eval_rows),
+            eval_prompts=[*spec.eval_prompts] or None,
+            custom_weights_path=submitted.get("custom_weights_path", spec.weights),
+            training_duration=spec.config.duration,
+            learning_rate=spec.config.learning_rate,
+            context_length=spec.config.max_seq_tokens,
+            created_at=spec.created_at,
+            submitted_config=submitted,
+            model_version=job.result.version if job.result else None,
+        )
+        if job.tracking is not None:
+            run.run_id, run.experiment_id = job.tracking.run_id, job.tracking.experiment_id
+        if include_details:
+            run.events = training_events(job.events)
+            run.details = run.events[-1].message if run.events else None
+            run.started_at = next((event.time for event in run.events if event.type == "STARTED"), None)
+            run.completed_at = job.ended_at
+            run.progress = job.progress.share if job.progress else None
+            run.estimated_end_time = end = job.estimated_end
+            run.formatted_eta = format_duration(end - datetime.now(UTC)) if end else None
+        return run
+
+    def refresh(self) -> TrainingRun:
+        """Update this object in place and return it. Raise DatabricksGenAIResponseError if the run is gone."""
+        now = TrainingRun.of(find_job(self))
+        for field in fields(self):
+            setattr(self, field.name, getattr(now, field.name))
+        return self
+
+    def cancel(self) -> int:
+        """Ask the run to stop; return 1, or 0 if it had ended or finished training."""
+        return int(queue.cancel(find_job(self, restart_dead=False)))
+
+    def get_events(self) -> ObjectList[TrainingEvent]:
+        return training_events(find_job(self).events)
+
+
 RunOrName = TrainingRun | str
+
+
+def find_job(run: TrainingRun | str, *, restart_dead: bool = True) -> JobFolder:
+    """Return the job of a run or of its name, restarted if its process died. Raise DatabricksGenAIResponseError."""
+    try:
+        return queue.find(run_name(run), restart_dead=restart_dead)
+    except queue.JobNotFound as error:
+        raise DatabricksGenAIResponseError(str(error.args[0]), hint=error.hint) from None
+
+
+def run_name(run: object) -> str:
+    """Return the name of a run, or a name as it is. Raise DatabricksGenAIResponseError for anything else."""
+    if isinstance(run, TrainingRun):
+        return run.name
+    if isinstance(run, str):
+        return run
+    raise DatabricksGenAIResponseError(f"{run!r} is neither a run nor the name of one", hint="fm.list() shows them")
+
+
+def training_events(events: tuple[Event, ...]) -> ObjectList[TrainingEvent]:
+    """Return the events of a job under Databricks' names."""
+    named = [TrainingEvent(_EVENT_TYPES.get(e.kind, e.kind), datetime.fromisoformat(e.at), e.message) for e in events]
+    return ObjectList(named, EVENT_COLUMNS)
 
 
 @dataclass
@@ -171,19 +365,18 @@ def list(
     chosen = None if statuses is None else {_status(status) for status in statuses}
     users = None if user_emails is None else {*user_emails}
     since, until = _time("after", after), _time("before", before)
-
-    def matches(run: TrainingRun) -> bool:
-        return (
-            (names is None or run.name in names)
-            and (experiment_id is None or run.experiment_id == str(experiment_id))
-            and (chosen is None or run.status in chosen)
-            and (users is None or run.created_by in users)
-            and (since is None or (run.created_at is not None and run.created_at >= since))
-            and (until is None or (run.created_at is not None and run.created_at < until))
-        )
-
     runs = [TrainingRun.of(job, include_details=include_details) for job in queue.all_jobs()]
-    return ObjectList([run for run in runs if matches(run)][:limit], RUN_COLUMNS)
+    found = [
+        run
+        for run in runs
+        if (names is None or run.name in names)
+        and (experiment_id is None or run.experiment_id == str(experiment_id))
+        and (chosen is None or run.status in chosen)
+        and (users is None or run.created_by in users)
+        and (since is None or (run.created_at and run.created_at >= since))
+        and (until is None or (run.created_at and run.created_at < until))
+    ]
+    return ObjectList(found[:limit], RUN_COLUMNS)
 
 
 def cancel(runs: RunOrName | Iterable[RunOrName] | None = None, experiment_id: str | None = None) -> int:
@@ -243,12 +436,9 @@ def _read_rows(spec: JobSpec) -> JobRows:
 
 
 def _status(value: str | RunStatus) -> RunStatus:
-    name = str(value).strip().upper()
-    if name not in RunStatus.__members__:
-        known = [*RunStatus.__members__]
-        raise ValidationError(
-            f'statuses: "{value}" is no status{did_you_mean(name, known)}', hint=f"use {', '.join(known)}"
-        )
+    name, known = str(value).strip().upper(), [*RunStatus.__members__]
+    if name not in known:
+        raise ValidationError(f'statuses: "{value}" is no status{did_you_mean(name, known)}', hint=", ".join(known))
     return RunStatus[name]
 
 

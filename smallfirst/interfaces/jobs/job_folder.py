@@ -12,12 +12,11 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import pydantic
 
@@ -255,11 +254,11 @@ def state_after(events: tuple[Event, ...], *, cancelled: bool) -> State:
     return "TERMINATING" if cancelled and state not in TERMINAL_STATES else state
 
 
-class JobRows:
+class JobRows(NamedTuple):
     """Training and evaluation rows of one job."""
 
-    def __init__(self, train: Dataset, evaluation: Dataset | None) -> None:
-        self.train, self.evaluation = train, evaluation
+    train: Dataset
+    evaluation: Dataset | None
 
     @classmethod
     def read(cls, spec: JobSpec) -> JobRows:
@@ -310,18 +309,14 @@ def lookup(name: str) -> JobFolder | None:
 
 def stored_jobs() -> list[JobFolder]:
     """Return all jobs, newest first; one that cannot be read does not hide the others."""
-
-    def readable() -> Iterator[JobFolder]:
-        for path in jobs_folder().glob("*/job.json"):  # written last
-            job = JobFolder(path.parent)
-            try:
-                _ = job.spec
-            except ConfigError as error:
-                log.warning("skipped a damaged job: %s", error)
-            else:
-                yield job
-
-    return sorted(readable(), key=lambda job: (job.spec.created_at, job.name), reverse=True)
+    found = []
+    for path in jobs_folder().glob("*/job.json"):  # written last
+        job = JobFolder(path.parent)
+        try:
+            found.append((job.spec.created_at, job.name, job))
+        except ConfigError as error:
+            log.warning("skipped a damaged job: %s", error)
+    return [job for *_, job in sorted(found, key=lambda one: one[:2], reverse=True)]
 
 
 def require_training_packages() -> None:

@@ -8,24 +8,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from smallfirst.base.errors import without_secrets
-from smallfirst.base.files import is_locked, try_lock
+from smallfirst.base.files import try_lock
 from smallfirst.base.progress import disable_tqdm_in_pipes
 from smallfirst.models.servers.supervisor import child_environment
 
 RECORDED_VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "SMALLFIRST_VOLUMES", "SMALLFIRST_TABLES")
 """Environment variables that a process keeps from its creation, whoever starts it again."""
-_POLL_INTERVAL_S = 0.05
-_KILL_TIMEOUT_S = 10.0
 
 
 class ProcessFailed(Exception):
@@ -111,17 +106,6 @@ def claim_lock(lock: Path, arguments: Sequence[str]) -> int | None:
         disable_tqdm_in_pipes()
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
     return descriptor
-
-
-def stop_process(process: int, lock: Path, *, grace_s: float) -> None:
-    """Send SIGTERM to the holder of `lock`, wait until it has ended, and kill it after `grace_s` seconds."""
-    for number, timeout_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, _KILL_TIMEOUT_S)):
-        with suppress(ProcessLookupError):
-            if is_locked(lock):  # else the id may be another process's by now
-                os.kill(process, number)
-        end = time.monotonic() + timeout_s
-        while is_locked(lock) and time.monotonic() < end:
-            time.sleep(_POLL_INTERVAL_S)
 
 
 def output_tail(output: Path, n_lines: int = 12) -> str:

@@ -1,6 +1,6 @@
 """Databricks' endpoint config: the served models, their shares of the traffic, and all that is wrong with it.
 
-Secrets are named, never held: `{{secrets/scope/key}}` is read from the environment variable SCOPE_KEY at the start.
+Secrets are named, never held: `{{secrets/scope/key}}` is read from the server's environment variable SCOPE_KEY.
 No message repeats a value that may be a secret.
 """
 
@@ -13,12 +13,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from smallfirst import EndpointConfig, ServeSettings
+from smallfirst import EndpointConfig
 from smallfirst.base.errors import ConfigError, SmallfirstError, did_you_mean, without_secrets
 from smallfirst.base.records import Record, parse_record
 from smallfirst.deployment.endpoint_plan import EndpointPlan, Entity, check_name, external_model
 from smallfirst.models.pricing import PriceBook
-from smallfirst.serving.settings import check_settings
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 """Names of endpoints and entities, which are never a path."""
@@ -26,11 +25,11 @@ NO_KEY = "SMALLFIRST_NO_KEY"
 """Environment variable, never set, that stands for "no key"."""
 _SECRET = re.compile(r"\{\{\s*secrets/([A-Za-z0-9._-]+)/([A-Za-z0-9._-]+)\s*\}\}")
 _SECRET_FIELD = re.compile(r"token$|api_?key|secret|passw|private_key|credential|_plaintext$", re.IGNORECASE)
-_CORE_FIELDS = ("served_entities", "traffic_config", "auto_capture_config")
+_CORE_FIELDS = ("served_entities", "traffic_config")
 _WITHOUT_EFFECT = re.compile(
     "workload_(size|type)|scale_to_zero_enabled|environment_vars|instance_profile_arn|burst_scaling_enabled"
     "|(min|max)_provisioned_(throughput|concurrency)|provisioned_model_units"
-    "|route_optimized|rate_limits|ai_gateway|budget_policy_id|email_notifications|telemetry_config"
+    "|route_optimized|rate_limits|ai_gateway|budget_policy_id|email_notifications|telemetry_config|auto_capture_config"
 )
 """Fields of an entity or an endpoint that are accepted and not kept."""
 Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
@@ -100,31 +99,18 @@ class TrafficConfig(Record):
     routes: tuple[TrafficRoute, ...]
 
 
-class AutoCaptureConfig(Record):
-    """Recording of questions and answers, into the ledger."""
-
-    enabled: bool = True
-    # Accepted without effect: there is no table of a catalogue.
-    catalog_name: str | None = None
-    schema_name: str | None = None
-    table_name_prefix: str | None = None
-
-
 class EndpointCoreConfig(Record):
     """Served entities and their shares of the traffic."""
 
     served_entities: tuple[ServedEntity, ...] = Field(min_length=1)
     traffic_config: TrafficConfig | None = None
     """Optional with a single entity."""
-    auto_capture_config: AutoCaptureConfig | None = None
 
 
 class OwnSettings(Record):
     """Settings that Databricks does not have, under `smallfirst`."""
 
     prices: PriceBook = PriceBook()
-    server: ServeSettings = ServeSettings()
-    """Address, keys and limits; without `port` a free one is chosen once and kept."""
 
 
 class EndpointBody(Record):
@@ -146,11 +132,6 @@ class EndpointBody(Record):
             return {one.served_entity_name or one.served_model_name: one.traffic_percentage for one in routes}
         entities = self.config.served_entities
         return {entities[0].served_name: 100} if len(entities) == 1 else {}
-
-    @property
-    def server_settings(self) -> ServeSettings:
-        server, capture = self.smallfirst.server, self.config.auto_capture_config
-        return server.model_copy(update={"store_bodies": server.store_bodies or bool(capture and capture.enabled)})
 
     @property
     def plan(self) -> EndpointPlan:
@@ -255,7 +236,3 @@ def _violations(body: EndpointBody) -> Iterator[str]:
         yield f'traffic_config.routes: no entity is called "{name}"{did_you_mean(name, names)}'
     if (total := sum(body.percent.values())) != 100:
         yield f"traffic_config.routes: the percentages of different entities sum to {total}, not to 100"
-    try:
-        check_settings(body.smallfirst.server)
-    except ConfigError as error:
-        yield f"smallfirst.server: {error.args[0]}; {error.hint}"

@@ -3,34 +3,29 @@
     client.create_endpoint("desk", config)            Databricks' config, as it is
     client.predict(endpoint="desk", inputs={"messages": […]})
 
-MLflow searches this module for its client class, so exactly one may be visible here.
+It asks the server at http://127.0.0.1:8000, or at the address of `smallfirst://HOST:PORT`. MLflow searches this module
+for its client class, so exactly one may be visible here.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import wraps
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from collections.abc import Mapping
+from typing import Any
 from urllib.parse import quote
 
 from mlflow.deployments.base import BaseDeploymentClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST
 
-from smallfirst.base.errors import BadAnswer, ConfigError, SmallfirstError, Unavailable
-from smallfirst.interfaces.mlflow_deployments import endpoints
-from smallfirst.interfaces.mlflow_deployments.endpoints import describe
-from smallfirst.models.remote.http import BlockingSession, ConnectionBroken, HttpResponse, HttpSession, error_text
+from smallfirst.interfaces.mlflow_deployments.endpoints import API
+from smallfirst.models.remote.http import BlockingSession, ConnectionBroken, HttpSession, error_text
 
-P = ParamSpec("P")
-T = TypeVar("T")
 API_KEY_VARIABLE = "SMALLFIRST_API_KEY"
-"""Environment variable with the key of a server that requires one."""
+"""Environment variable with the key of a server that requires one: one of the role admin."""
 TIMEOUT_S = 300.0
-"""Longest wait between two chunks of an answer."""
+"""Longest wait for an answer: models are read from disk."""
 
 
 def run_local(name: str, model_uri: str, flavor: str | None = None, config: Any = None) -> dict[str, Any]:
@@ -41,85 +36,54 @@ def run_local(name: str, model_uri: str, flavor: str | None = None, config: Any 
 def target_help() -> str:
     """Return the text of `mlflow deployments help -t smallfirst`."""
     return (
-        "smallfirst: endpoints of this machine, each a background process \n"
+        "smallfirst: endpoints of  smallfirst serve --plugin mlflow_deployments  at port 8000, or smallfirst://HOST:PORT\n"
         "The config is that of Databricks' serving endpoints, and docs/deploy.md says what of it has an effect here.\n"
-        "{{secrets/scope/key}} is read from the environment variable SCOPE_KEY and never kept; a server that asks for\n"
-        f"a key is sent the one in {API_KEY_VARIABLE}.\n"
+        "{{secrets/scope/key}} is read from the server's environment variable SCOPE_KEY and never kept; a server that\n"
+        f"asks for a key is sent the one in {API_KEY_VARIABLE}.\n"
     )
 
 
-def _mlflow_errors(function: Callable[P, T]) -> Callable[P, T]:
-    @wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return function(*args, **kwargs)
-        except SmallfirstError as error:
-            _raise_mlflow_exception(error)
-
-    return wrapped
-
-
-def _raise_mlflow_exception(error: SmallfirstError) -> NoReturn:
-    code = INVALID_PARAMETER_VALUE if isinstance(error, ConfigError) else INTERNAL_ERROR
-    code = RESOURCE_DOES_NOT_EXIST if isinstance(error, endpoints.EndpointNotFound) else code
-    raise MlflowException(str(error), error_code=code) from error
-
-
 class SmallfirstClient(BaseDeploymentClient):  # type: ignore[misc]
-    """Endpoints of smallfirst, with the calls of MLflow's Databricks client."""
+    """Endpoints of a server, with the calls of MLflow's Databricks client. Every call raises MlflowException."""
 
-    @_mlflow_errors
+    def __init__(self, target_uri: str) -> None:
+        super().__init__(target_uri)
+        self.url = f"http://{target_uri.partition('://')[2] or '127.0.0.1:8000'}"
+
     def create_endpoint(
         self, name: str | None = None, config: Mapping[str, Any] | None = None, route_optimized: bool = False
     ) -> dict[str, Any]:
-        """Return the new endpoint once it answers."""
-        return describe(endpoints.create(name, config))
+        """Return the new endpoint, which answers."""
+        return self._shown(self._ask("POST", API, {**({"name": name} if name else {}), **(config or {})}))
 
-    @_mlflow_errors
     def update_endpoint(self, endpoint: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the endpoint once the new config is live; if it cannot be, the old one stays live."""
-        return describe(endpoints.update(endpoint, config or {}))
+        return self._shown(self._ask("PUT", f"{_path(endpoint)}/config", dict(config or {})))
 
     def update_endpoint_config(self, endpoint: str, config: Mapping[str, Any]) -> dict[str, Any]:
         """Call `update_endpoint`, by the name that Databricks' client uses."""
         return self.update_endpoint(endpoint, config)
 
-    @_mlflow_errors
     def delete_endpoint(self, endpoint: str) -> None:
-        """Delete the endpoint once its running requests are done; ignore one that does not exist."""
-        endpoints.delete(endpoint)
+        """Delete the endpoint, whose running requests end; ignore one that does not exist."""
+        self._ask("DELETE", _path(endpoint))
 
-    @_mlflow_errors
     def list_endpoints(self) -> list[dict[str, Any]]:
-        return [describe(endpoint) for endpoint in endpoints.all_endpoints()]
+        return [self._shown(one) for one in self._ask("GET", API)["endpoints"]]
 
-    @_mlflow_errors
     def get_endpoint(self, endpoint: str) -> dict[str, Any]:
-        return describe(endpoints.find(endpoint))
+        return self._shown(self._ask("GET", _path(endpoint)))
 
-    @_mlflow_errors
     def predict(self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None) -> Any:
         """Return the chat completion, or the completion of a `prompt`."""
         from mlflow.deployments import DatabricksEndpoint
 
-        with _answered(endpoint or deployment_name, _request_body(inputs)) as (session, response):
-            found = json.loads(session.read(response))
-        return DatabricksEndpoint(found)
-
-    def predict_stream(
-        self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None
-    ) -> Iterator[dict[str, Any]]:
-        try:
-            body = {**_request_body(inputs), "stream": True}
-            with _answered(endpoint or deployment_name, body) as (session, response):
-                for value in session.events(response):
-                    if value and value != "[DONE]":
-                        chunk = json.loads(value)
-                        if "error" in chunk:
-                            raise BadAnswer(str(chunk["error"].get("message", "the answer broke off")))
-                        yield chunk
-        except SmallfirstError as error:
-            _raise_mlflow_exception(error)
+        name = endpoint or deployment_name
+        if not name or not isinstance(inputs, Mapping):
+            wanted = 'predict(endpoint="…", inputs={"messages": […]}); smallfirst score TASK ROWS  is for many rows'
+            raise MlflowException(f"name an endpoint and a body: {wanted}", error_code=INVALID_PARAMETER_VALUE)
+        path = f"/serving-endpoints/{quote(name, safe='')}/invocations"
+        return DatabricksEndpoint(self._ask("POST", path, dict(inputs)))
 
     def create_deployment(
         self, name: str, model_uri: str, flavor: str | None = None, config: Any = None, endpoint: str | None = None
@@ -147,6 +111,26 @@ class SmallfirstClient(BaseDeploymentClient):  # type: ignore[misc]
     def get_deployment(self, name: str, endpoint: str | None = None) -> dict[str, Any]:
         return self.get_endpoint(name)
 
+    def _shown(self, endpoint: dict[str, Any]) -> dict[str, Any]:
+        return {**endpoint, "url": self.url}
+
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        key = os.environ.get(API_KEY_VARIABLE, "").strip()
+        try:
+            with BlockingSession(lambda: HttpSession(self.url, key=key, timeout_s=TIMEOUT_S)) as session:
+                response = session.send(method, path, body)
+                content = session.read(response)
+        except ConnectionBroken as error:
+            hint = "smallfirst serve --plugin mlflow_deployments"
+            raise MlflowException(f"{self.url} does not answer: {error_text(error)}\n  next: {hint}") from None
+        if response.status != 200:
+            raise _refusal(response.status, content)
+        return dict(json.loads(content))
+
+
+def _path(endpoint: str) -> str:
+    return f"{API}/{quote(endpoint, safe='')}"
+
 
 def _one_model(model_uri: str) -> dict[str, Any]:
     """Return the config of an endpoint of one registered model."""
@@ -154,36 +138,12 @@ def _one_model(model_uri: str) -> dict[str, Any]:
     return {"served_entities": [{"entity_name": name, "entity_version": version or "@champion"}]}
 
 
-def _request_body(inputs: Any) -> dict[str, Any]:
-    if not isinstance(inputs, Mapping):
-        raise ConfigError(
-            f"inputs are a body such as a chat's, not {type(inputs).__name__}",
-            hint='inputs={"messages": […]}; or  smallfirst score TASK ROWS  for many rows',
-        )
-    return dict(inputs)
-
-
-@contextmanager
-def _answered(name: str | None, body: Mapping[str, Any]) -> Iterator[tuple[BlockingSession, HttpResponse]]:
-    """Yield what an endpoint answers. Raise Unavailable, ConfigError for a request that it refuses, BadAnswer."""
-    if not name:
-        raise ConfigError("no endpoint is named", hint='predict(endpoint="…", inputs={"messages": […]})')
-    server, key = describe(endpoints.find(name))["url"], os.environ.get(API_KEY_VARIABLE, "").strip()
-    try:
-        with BlockingSession(lambda: HttpSession(server, key=key, timeout_s=TIMEOUT_S)) as session:
-            response = session.send("POST", f"/serving-endpoints/{quote(name, safe='')}/invocations", body)
-            if response.status != 200:
-                raise _refusal(response.status, session.read(response))
-            yield session, response
-    except ConnectionBroken as error:
-        hint = f'update_endpoint("{name}", {{}}) starts one that was killed'
-        raise Unavailable(f"{server} does not answer: {error_text(error)}", hint=hint) from None
-
-
-def _refusal(status: int, content: bytes) -> SmallfirstError:
+def _refusal(status: int, content: bytes) -> MlflowException:
     try:
         message = str(json.loads(content)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         message = f"status {status}"
-    kind = BadAnswer if status == 429 or status >= 500 else ConfigError
-    return kind(message, hint=f"export {API_KEY_VARIABLE}=…" if status == 401 else None)
+    if status == 401:
+        message += f"\n  next: export {API_KEY_VARIABLE}=…"
+    code = INTERNAL_ERROR if status == 429 or status >= 500 else INVALID_PARAMETER_VALUE
+    return MlflowException(message, error_code=RESOURCE_DOES_NOT_EXIST if status == 404 else code)

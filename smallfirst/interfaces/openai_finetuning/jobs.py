@@ -1,6 +1,6 @@
 """OpenAI's fine-tuning jobs, run by smallfirst.interfaces.jobs: the folders and the queue of `foundation_model`.
 
-A job, its events and its checkpoint as OpenAI's objects are read from the job's folder. Fields of a new job that would
+A job and its events as OpenAI's objects are read from the job's folder. Fields of a new job that would
 have no effect are refused. OpenAI's `batch_size` counts rows and ours tokens; it is converted by the mean size of a row
 at four bytes per token.
 """
@@ -83,7 +83,6 @@ class JobsApi:
             PluginRoute("GET", f"{_JOBS}/{{job_id}}", self.retrieve),
             PluginRoute("POST", f"{_JOBS}/{{job_id}}/cancel", self.cancel),
             PluginRoute("GET", f"{_JOBS}/{{job_id}}/events", self.events),
-            PluginRoute("GET", f"{_JOBS}/{{job_id}}/checkpoints", self.checkpoints),
         )
 
     async def create(self, call: PluginRequest) -> PluginResponse:
@@ -122,9 +121,6 @@ class JobsApi:
 
     def events(self, call: PluginRequest) -> PluginResponse:
         return page(event_objects(self._find(call)), call.query, default=DEFAULT_PAGE_SIZE, maximum=MAX_PAGE_SIZE)
-
-    def checkpoints(self, call: PluginRequest) -> PluginResponse:
-        return page(checkpoint_objects(self._find(call)), call.query, default=10, maximum=MAX_PAGE_SIZE)
 
     def _find(self, call: PluginRequest) -> JobFolder:
         """Return the caller's job, restarted if its process died; another key's job counts as missing."""
@@ -332,29 +328,6 @@ def event_objects(job: JobFolder) -> list[dict[str, Any]]:
             }
         )
     return found[::-1]
-
-
-def checkpoint_objects(job: JobFolder) -> list[dict[str, Any]]:
-    """Return the weights that can be used: those of the best epoch, once the job has succeeded."""
-    events, result = job.events, job.result
-    if result is None or job.state != "COMPLETED":
-        return []
-    epochs = [event for event in events if event.kind == "EPOCH_FINISHED"]
-    best = epochs[result.best_epoch - 1] if len(epochs) >= result.best_epoch else None
-    planned = next((e.values.get("steps", 0) for e in events if e.kind == "TRAIN_STARTED"), 0)
-    step = round(planned * result.best_epoch / job.spec.submitted["hyperparameters"]["n_epochs"])
-    id = job.name.removeprefix("ftjob-")
-    return [
-        {
-            "id": f"ftckpt-{id}",
-            "object": "fine_tuning.job.checkpoint",
-            "created_at": unix_seconds((best or events[-1]).at),
-            "fine_tuned_model_checkpoint": model_name(job),
-            "fine_tuning_job_id": job.name,
-            "metrics": {"step": step, **(_metrics(best) if best else {})},
-            "step_number": step,
-        }
-    ]
 
 
 def public_message(message: str, job: JobFolder) -> str:

@@ -25,14 +25,6 @@ def test_a_missing_file_names_the_way_without_one(tmp_path: Path) -> None:
     )
 
 
-def test_a_wrong_setting_is_named_with_a_suggestion(tmp_path: Path) -> None:
-    file = tmp_path / "gateway.yaml"
-    file.write_text("upstreams: {big: {base_url: example.com}}\nmodels: {gpt-4o: bg}\n")
-    assert "upstreams.big.base_url: must be a full address" in failed(call("proxy", file), 2)
-    file.write_text("upstreams: {big: {base_url: https://example.com/v1}}\nmodels: {gpt-4o: bg}\n")
-    assert "no upstream is called 'bg' — did you mean \"big\"?" in failed(call("proxy", file), 2)
-
-
 def test_what_is_kept_is_said_before_the_first_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = []
 
@@ -121,13 +113,6 @@ def test_what_was_not_learnt_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     assert "smallfirst learn discovered/tickets" in run.output
     shares = call("take-over", "tickets", "--share", "1.5")
     assert shares.exit_code == 2
-
-
-def test_a_folder_without_a_source_is_refused(tmp_path: Path) -> None:
-    run = call("learn", tmp_path)
-    assert run.exit_code == 2
-    assert "source.json" in run.output
-    assert "smallfirst discover" in run.output
 
 
 def test_without_any_task_it_names_the_next_command(tmp_path: Path) -> None:

@@ -98,17 +98,9 @@ def test_the_review_shows_what_nobody_has_judged_oldest_first(ledger: Ledger, tm
     task = tmp_path / "task.yaml"
     task.write_text("name: toy\ndata: {train: train.jsonl}\n")
     text = json.dumps([["user", "hm"]])
-    hour = timedelta(hours=1)
-    ledger.append(row("late", stage="person", certified=False, confidence=0.4, at=NOON + hour, request_text=text))
+    at = NOON + timedelta(hours=1)
+    ledger.append(row("late", stage="person", certified=False, confidence=0.4, at=at, request_text=text))
     ledger.append(row("early", audited=True, audit_share=0.1))
-    ledger.append(row("told", stage="person", certified=False))
-    ledger.append(FeedbackRow(id="told", at=NOON, verdict="right"))
-    ledger.append(row("done", audited=True, audit_share=0.1))
-    values = {"id": "done", "at": NOON, "task": "toy", "certificate": "c", "propensity": 0.1, "wrong": False}
-    ledger.append(AuditRow.model_validate({**values, "judged_by": "large"}))
-    ledger.append(row("kept"))
-    ledger.append(row("beside", audited=True, audit_share=0.1, certified=False, stage="large"))
-    ledger.append(row("foreign", stage="person", task="other"))
     found = json.loads(call("review", task, "--json").output)
     assert [(entry["id"], entry["why"]) for entry in found["data"]] == [
         ("early", "drawn by chance: its verdict counts for the guarantee"),
@@ -116,12 +108,8 @@ def test_the_review_shows_what_nobody_has_judged_oldest_first(ledger: Ledger, tm
     ]
     output = call("review", task, "--limit", "1").output
     assert output.startswith("2 answers of toy wait for a person")
-    assert "early" in output
-    assert "late" not in output
-    assert "--store-bodies" in output
+    assert ("early" in output, "late" in output, "--store-bodies" in output) == (True, False, True)
     assert "asked    hm" in call("review", task).output
-    task.write_text("name: nobody\ndata: {train: train.jsonl}\n")
-    assert call("review", task).output == "0 answers of nobody wait for a person\n"
 
 
 def test_training_rows_that_look_mislabelled_are_written(desk_folder: Path, tmp_path: Path) -> None:
@@ -132,31 +120,13 @@ def test_training_rows_that_look_mislabelled_are_written(desk_folder: Path, tmp_
     assert (tmp_path / "suspects.jsonl").exists()
 
 
-def test_harvest_says_what_it_did_and_what_comes_next(ledger: Ledger, tmp_path: Path) -> None:
-    rows = [{"text": f"question {word}", "label": label} for word in "abc" for label in ("yes",)]
-    rows += [{"text": "nothing like it", "label": "no"}]
-    for name in ("train", "validation", "test"):
-        texts = "".join(json.dumps(r | {"text": f"{r['text']} of {name}"}) + "\n" for r in rows)
-        (tmp_path / f"{name}.jsonl").write_text(texts, encoding="utf-8")
-    task = tmp_path / "task.yaml"
-    data = {name: f"{name}.jsonl" for name in ("train", "validation", "test")}
-    task.write_text(json.dumps({"name": "toy", "data": data}), encoding="utf-8")
-    text = json.dumps([["user", "a new thing entirely"]])
-    ledger.append(row("chatcmpl-7", stage="large", request_text=text, answer_text="yes"))
-    ledger.append(row("chatcmpl-8", stage="large"))
-    out = tmp_path / "new.jsonl"
-    output = call("harvest", task, "--out", out).output
-    assert output.startswith(f"1 rows for toy in {out}, from 2 responses\n       1  answered by the large model\n")
-    assert "left out: 1 whose texts were not stored" in output
-    assert output.endswith(f"next: smallfirst challenge {task} --rows {out}\n")
-    assert json.loads(out.read_text()) == {
-        "text": "a new thing entirely",
-        "label": "yes",
-        "source": "large",
-        "response_id": "chatcmpl-7",
-    }
-    again = tmp_path / "b.jsonl"
-    late = call("harvest", task, "--out", again, "--since", "2026-01-02T12:30", "--json").output
+def test_harvest_says_what_it_did_and_what_comes_next(ledger: Ledger, desk_folder: Path, tmp_path: Path) -> None:
+    text, out = json.dumps([["user", "a new thing entirely"]]), tmp_path / "new.jsonl"
+    ledger.append(row("chatcmpl-7", task="desk", stage="large", request_text=text, answer_text="card"))
+    output = call("harvest", desk_folder, "--out", out).output
+    assert output.startswith(f"1 rows for desk in {out}, from 1 responses\n")
+    assert output.endswith(f"next: smallfirst challenge {desk_folder} --rows {out}\n")
+    late = call("harvest", desk_folder, "--out", tmp_path / "b.jsonl", "--since", "2026-01-02T12:30", "--json").output
     assert json.loads(late)["n_rows"] == 0  # half an hour after noon
-    message = failed(call("challenge", task, "--rows", out), 1)
-    assert "no model is registered as main.default.toy" in message
+    message = failed(call("challenge", desk_folder, "--rows", out), 1)
+    assert "no model is registered as main.default.desk" in message

@@ -103,11 +103,6 @@ def test_one_job_is_shown_with_its_events(completed: JobFolder) -> None:
     assert told["folder"] == str(completed.folder)
 
 
-def test_following_a_job_that_has_ended_returns_at_once(completed: JobFolder) -> None:
-    lines = call("show", "pins-a", "--follow").splitlines()
-    assert lines[-1].endswith("COMPLETED message")
-
-
 def test_a_failed_job_says_how_it_goes_on() -> None:
     add_job("bad-c", timedelta(), "STARTED", "FAILED")
     shown = call("show", "bad-c").splitlines()
@@ -146,11 +141,6 @@ def test_resume_starts_the_process_of_a_stopped_job(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("verb", ["show", "cancel", "resume"])
 def test_an_unknown_name_is_told_with_the_nearest(verb: str, completed: JobFolder) -> None:
     assert 'no job is called "pin-a" — did you mean "pins-a"?' in refused(verb, "pin-a")
-
-
-def test_nothing_is_asked_to_stop_if_one_name_is_wrong(running: JobFolder) -> None:
-    refused("cancel", "cards-b", "nobody")
-    assert not running.cancelled
 
 
 @pytest.mark.parametrize(

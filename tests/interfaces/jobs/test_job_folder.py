@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 
 import pytest
 from fixtures.jobs import create_job, job_spec
 
 from smallfirst.base.errors import DataError
-from smallfirst.base.files import try_lock
 from smallfirst.interfaces.jobs.job_folder import JobRows, JobSpec, new_job_name, read_rows, state_after
-from smallfirst.interfaces.jobs.supervisor import output_tail
 from smallfirst.training.events import Event
 
 
@@ -39,15 +35,6 @@ def test_the_state_follows_from_the_events(kinds: list[str], state: str) -> None
     assert state_after(events, cancelled=True) == (state if ended else "TERMINATING")
 
 
-def test_a_job_lives_while_its_lock_is_held(jobs_home: Path) -> None:
-    job = create_job(job_spec("held"))
-    assert not job.alive
-    held = try_lock(job.lock)
-    assert job.alive
-    os.close(held or -1)
-    assert not job.alive
-
-
 def test_asked_to_stop_it_is_terminating_until_it_says_so(jobs_home: Path) -> None:
     job = create_job(job_spec("stopping"))
     job.request_stop()
@@ -55,13 +42,6 @@ def test_asked_to_stop_it_is_terminating_until_it_says_so(jobs_home: Path) -> No
     assert (job.folder / "run" / "cancel").exists()  # where training looks
     job.log.append("STOPPED", "")
     assert (job.state, job.ended) == ("STOPPED", True)
-
-
-def test_the_last_lines_of_the_output(jobs_home: Path) -> None:
-    job = create_job(job_spec("printing"))
-    assert output_tail(job.output) == ""
-    job.output.write_text("one\ntwo\nthree\n")
-    assert output_tail(job.output, 2) == "two\nthree"
 
 
 def test_names_tell_the_model_and_are_safe_in_paths() -> None:
@@ -96,12 +76,3 @@ def test_a_folder_of_text_is_for_the_text_recipe_only(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="2 of 2 rows do not fit") as caught:
         read_rows(str(tmp_path / "texts"), "chat")
     assert [Path(problem.path).name for problem in caught.value.problems] == ["a.txt", "b.txt"]
-
-
-def test_rows_of_another_recipe_are_named(tmp_path: Path) -> None:
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text(json.dumps({"text": "where is my card", "label": "card"}))
-    with pytest.raises(DataError, match=r"rows\.jsonl:1  a row of text \+ label; this recipe takes chat messages"):
-        read_rows(str(rows), "chat")
-    with pytest.raises(DataError, match=r"rows\.jsonl:1  a row of text \+ label; this recipe takes text alone"):
-        read_rows(str(rows), "text")

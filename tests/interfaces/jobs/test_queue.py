@@ -103,6 +103,15 @@ def test_a_job_whose_process_dies_again_and_again_is_given_up() -> None:
     assert "Killed: out of memory" in job.events[-1].message
 
 
+def test_after_progress_restarts_are_counted_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    monkeypatch.setattr(queue, "_start", lambda job, lock: started.append(job.name))
+    job = create_job(job_spec("preempted"), *["REQUEUED", "CHECKPOINT_SAVED"] * (2 * queue.MAX_RESTARTS))
+    queue.recover(job)
+    assert (started, job.ended) == (["preempted"], False)
+    job.log.append("STOPPED", "")
+
+
 def test_a_dead_job_that_was_cancelled_is_stopped_without_a_process() -> None:
     job = create_job(job_spec("unwanted"))
     assert queue.cancel(job)

@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,8 @@ from smallfirst.base.files import try_lock
 from smallfirst.base.paths import home as state_folder
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.interfaces.databricks import foundation_model as fm
-from smallfirst.interfaces.jobs.job_folder import JobFolder, JobProgress, JobResult, JobSpec, jobs_folder, user_name
+from smallfirst.interfaces.jobs.job_folder import JobFolder, JobResult, JobSpec, jobs_folder, user_name
 from smallfirst.interfaces.openai_finetuning.jobs import job_object, make_job_spec, parse_job, public_message
-from smallfirst.interfaces.openai_finetuning.models import job_id
 from smallfirst.interfaces.openai_finetuning.plugin import fine_tuning
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
 from smallfirst.interfaces.openai_finetuning.uploaded_rows import UploadedRows, estimate_tokens
@@ -99,11 +97,7 @@ def test_from_an_upload_to_the_answer_of_the_model(
     assert events[0].message == f"COMPLETED: the model is {name}"
     for secret in (str(tiny_folder), str(state_folder())):
         assert all(secret not in event.message for event in events)
-    (checkpoint,) = one.fine_tuning.jobs.checkpoints.list(made.id)
-    assert checkpoint.fine_tuned_model_checkpoint == name
-    assert checkpoint.metrics.valid_loss is not None
-    assert 0 < checkpoint.metrics.valid_loss < 1
-    assert 0 < checkpoint.step_number <= 8 * 48
+    assert any("valid_loss" in (event.data or {}) for event in events)
 
     assert [model.id for model in one.models.list()] == [name, "fixed"]
     assert one.models.retrieve(name).created == job.finished_at
@@ -122,7 +116,6 @@ def test_from_an_upload_to_the_answer_of_the_model(
         two.fine_tuning.jobs.retrieve,
         two.fine_tuning.jobs.cancel,
         two.fine_tuning.jobs.list_events,
-        two.fine_tuning.jobs.checkpoints.list,
     ):
         with pytest.raises(openai.NotFoundError, match="Could not find fine tune"):
             ask(made.id)
@@ -307,13 +300,6 @@ def test_names_that_are_nearly_those_of_a_model_are_unknown(start_api: Any) -> N
             client.chat.completions.create(model=other, messages=QUESTION)
 
 
-def test_names_that_cannot_be_served_are_no_base_models() -> None:
-    assert list(FineTuningSettings().base_models) == ["HuggingFaceTB/SmolLM2-135M-Instruct"]
-    for name in ("a:b", "", "x" * 65, "a b"):
-        with pytest.raises(ValueError, match="cannot be a base model's name"):
-            FineTuningSettings(base_models={name: "x"})
-
-
 @pytest.mark.parametrize(("package", "extra"), [("torch", "train"), ("python_multipart", "openai-finetuning")])
 def test_fine_tuning_names_the_extra_it_lacks(package: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
@@ -360,15 +346,6 @@ def test_every_state_has_a_status(kinds: tuple[str, ...], status: str) -> None:
     assert job_object(job)["status"] == (status if ended else "cancelled")
 
 
-def test_a_running_job_says_when_it_will_be_done() -> None:
-    job = add_job(1, "STARTED", "TRAIN_STARTED")
-    assert job_object(job)["estimated_finish"] is None
-    at = datetime.now(UTC).replace(microsecond=0)
-    about = {"step": 1, "epoch": 0.5, "share": 0.25, "loss": 1.0, "tokens_per_s": 100.0}
-    JobProgress(**about, seconds_left=9000.0, at=at).save(job.folder / "progress.json")
-    assert job_object(job)["estimated_finish"] == int(at.timestamp()) + 9000
-
-
 def test_a_job_that_has_succeeded_says_how_many_tokens_it_read() -> None:
     job = add_job(1, "STARTED")
     job.log.append("TRAIN_UPDATED", "", tokens=40)
@@ -395,12 +372,6 @@ def test_an_error_names_the_rows_and_no_path_of_the_server(start_api: Any) -> No
     assert public_message(f"no weights in {state_folder()}/weights", job) == "no weights in …/weights"
     (event,) = client.fine_tuning.jobs.list_events(other.name, limit=1).data
     assert (event.level, event.message) == ("error", "FAILED: its process died 4 times")
-
-
-def test_only_names_of_the_form_are_looked_up() -> None:
-    assert job_id("ft:a/b:smallfirst:s:" + "0" * 16) == "ftjob-" + "0" * 16
-    for name in ("0" * 16, "a:" + "0" * 16, "ft:a:../" + "0" * 16, "ft:a::" + "0" * 16 + "\n", "ft:"):
-        assert job_id(name) is None
 
 
 EXAMPLE = Example(
