@@ -54,12 +54,9 @@ class DraftHead(CalibratedHead):
         """Fit on drafts and whether each was right; `others` are cheaper models' answers to each of the requests.
 
         All features, or those of AGREEMENT, are used only if they clearly beat the model's confidence, raw and
-        calibrated, in 5-fold log loss. Raise ValueError if the lengths differ.
+        calibrated, in 5-fold log loss.
         """
         right, beside = np.asarray(correct, dtype=bool), others or [()] * len(drafts)
-        lengths = [len(column) for column in (drafts, right, beside)]
-        if len(set(lengths)) > 1:
-            raise ValueError(f"drafts and outcomes differ in number: {', '.join(map(str, lengths))}")
         if not _enough(right):
             why = f"too few rows to fit anything: {right.sum()} right, {(~right).sum()} wrong; 10 of each are needed"
             return cls(n_rows=len(right), why=why)

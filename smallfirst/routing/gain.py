@@ -119,11 +119,11 @@ class GainModel:
         """Fit on requests and how well each model did on them, in [0, 1] (True: right; NaN: not asked).
 
         `outcomes` are by model, `small` and `large` among them where a gain is wanted; without `large` it is taken to
-        be always right. Raise ValueError if the lengths differ or an outcome leaves [0, 1].
+        be always right.
         """
         from sklearn.utils.extmath import randomized_svd
 
-        targets = {name: _checked(texts, values) for name, values in outcomes.items()}
+        targets = {name: np.asarray(values, dtype=np.float64) for name, values in outcomes.items()}
         if not texts:
             return cls(GainParameters(models={name: _learn(np.zeros((0, 0)), np.zeros(0)).outcome for name in targets}))
         hashed, counts = hashed_words(texts), text_features(texts)
@@ -244,12 +244,3 @@ def _fit(x: np.ndarray, target: np.ndarray, inverse_penalty: float) -> Any:
     shares, outcome = np.concatenate([target, 1 - target]), np.repeat([1, 0], len(target))
     there = shares > 0
     return logistic(inverse_penalty).fit(np.vstack([x, x])[there], outcome[there], sample_weight=shares[there])
-
-
-def _checked(texts: Sequence[str], values: Sequence[bool | float]) -> np.ndarray:
-    target = np.asarray(values, dtype=np.float64)
-    if len(texts) != len(target):
-        raise ValueError(f"rows differ in number: {len(texts)} texts, {len(target)} outcomes")
-    if not all(0 <= outcome <= 1 for outcome in target[~np.isnan(target)]):
-        raise ValueError(f"outcomes must lie in [0, 1] (got {np.nanmin(target):g} to {np.nanmax(target):g})")
-    return target

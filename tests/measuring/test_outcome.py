@@ -64,11 +64,6 @@ NOTHING |= {"candidate": None, "promise": "", "alias": "", "watched_by": "", "ga
             f"{NO_PROMISE} Unwatched: audits cannot test what its gate asks for.",
         ),
         (
-            UNPROMISED | {"large": False, "share_of_bill": None},
-            f"Small alone: “tagger” answers every request. Right {RIGHT}. {NO_PROMISE} Unwatched: nobody judges its "
-            "answers after go-live.",
-        ),
-        (
             UNPROMISED | {"share_of_bill": None, "watched_by": "large", "audited": WATCHED},
             f"Small alone: “tagger” answers every request. Right {RIGHT}. {NO_PROMISE} Audits by the large model watch "
             "the gate's accuracy: at most 20 % of all small answers wrong.",

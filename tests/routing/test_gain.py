@@ -83,13 +83,6 @@ def test_it_is_the_same_after_saving_and_loading_and_holds_no_words(learned: Gai
     assert GainModel.load(tmp_path) is None
 
 
-def test_rows_must_fit_together() -> None:
-    with pytest.raises(ValueError, match="2 texts, 1 outcomes"):
-        small_alone(["a", "b"], [True])
-    with pytest.raises(ValueError, match=r"outcomes must lie in \[0, 1\]"):
-        small_alone(["a", "b"], [0.5, 1.5])
-
-
 def test_no_torch_is_loaded(light_process: LightProcess) -> None:
     program = (
         "import sys; from smallfirst.routing.gain import GainModel\n"

@@ -99,16 +99,6 @@ def test_whoever_is_in_a_smaller_share_stays_in_a_larger_one(user: str, a: float
         assert where(SplitPolicy(kind="split", to="canary", share=large), asked("x", user=user)) == inside
 
 
-def test_splits_of_different_salt_are_independent() -> None:
-    first, second = (SplitPolicy(kind="split", to="c", share=0.5, salt=salt) for salt in ("a", "b"))
-    same = sum(
-        (split_position(first, asked("x", user=str(i))) < 0.5)
-        == (split_position(second, asked("x", user=str(i))) < 0.5)
-        for i in range(400)
-    )
-    assert 150 < same < 250  # ±5 sigma around 200
-
-
 def test_without_its_tag_a_split_sticks_to_the_messages() -> None:
     split = SplitPolicy(kind="split", to="canary", share=0.5)
     assert split_position(split, asked("one")) == split_position(split, asked("one"))

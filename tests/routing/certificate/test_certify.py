@@ -336,12 +336,3 @@ def test_every_point_of_the_curve_is_what_its_threshold_gives() -> None:
         assert (point.n_accepted, point.n_errors) == (kept.sum(), (kept & ~ours).sum())
         assert point.error_bound == upper_bound(point.n_errors, point.n_accepted)
         assert point.routed_accuracy == pytest.approx(np.where(kept, ours, theirs).mean())
-
-
-def test_the_certified_threshold_is_a_point_of_the_curve_also_where_large_was_not_asked() -> None:
-    scores = np.random.default_rng(501).random(501)
-    found = certified(measured("small", (scores > 0.1).tolist(), scores.tolist()))
-    (point,) = [p for p in found.report.curve if p.threshold == found.threshold]
-    assert (point.n_accepted, point.n_errors) == (found.evidence.n_accepted, found.evidence.n_errors)
-    few = certified(measured("small", [False] * 10, falling(10)), measured("large", [True] * 4, first=3))
-    assert few.report.curve[0].routed_accuracy == 0.4

@@ -26,7 +26,6 @@ from smallfirst.routing.certificate.looks import (
     Looks,
     SharedLook,
     count_look,
-    next_look,
     text_fingerprints,
 )
 from smallfirst.routing.certificate.threshold_search import search_threshold
@@ -158,14 +157,6 @@ def test_the_package_certifies_nothing_without_counting_it() -> None:
     ]
     assert calls
     assert all("look" in {one.arg for one in call.keywords} for call in calls)
-
-
-def test_the_number_of_the_next_look_is_known_beforehand_and_not_counted(tmp_path: Path) -> None:
-    path, rows = tmp_path / "looks.json", {"row-1", "row-2"}
-    assert next_look(path, rows).number == 1
-    assert look_of(path, rows, "first").number == 1
-    assert [next_look(path, rows).number for _ in range(2)] == [2, 2]
-    assert next_look(path, {"row-3"}).number == 1
 
 
 def shares_of(path: Path, *portions: Any) -> list[float]:

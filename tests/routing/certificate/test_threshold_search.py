@@ -184,14 +184,6 @@ def test_the_search_by_hand(correct: list[bool], n_accepted: int, n_errors: int)
     assert searched(confidence, correct) == ThresholdSearchResult(threshold, n_accepted, n_errors)
 
 
-def test_where_the_search_begins_does_not_depend_on_which_answers_are_right() -> None:
-    # From half of the rows on, the first 100 of 200 are tried first: 11 errors show nothing, however good the first 80.
-    correct = [True] * 80 + [False] * 20 + [True] * 100
-    assert search_threshold(falling(200), correct, FIVE_PERCENT, ((0.5, 1.0),)).n_accepted == 0
-    # With half of the level it also begins at 72 rows, and 80 without an error are shown at 2.5 %; 81 with one are not.
-    assert searched(falling(200), correct).n_accepted == 80
-
-
 def test_rows_of_equal_confidence_are_kept_together_or_not_at_all() -> None:
     confidence = [0.9] * 58 + [0.8] * 10 + [0.7] * 10
     correct = [True] * 68 + [False] * 10
