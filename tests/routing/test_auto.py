@@ -169,19 +169,6 @@ def test_each_request_goes_to_its_task_and_the_others_to_none(bank: TaskProfile,
     assert [selector.select(text).task for text in OPEN] == [None] * len(OPEN)
 
 
-def test_a_choice_says_why_and_what_it_took(bank: TaskProfile, table: TaskProfile) -> None:
-    selector = TaskSelector({"bank": bank, "table": table})
-    mine, none = selector.select("where is my pin"), selector.select(OPEN[0])
-    assert mine.scores["bank"] < mine.scores["table"]
-    assert mine.why.startswith("like requests of bank (out-of-domain score 0.")
-    assert none.why.startswith("belongs to no task; nearest is ")
-    assert mine.threshold == bank.threshold
-    assert none.threshold in (bank.threshold, table.threshold)
-    assert mine.cost_usd > 0
-    assert mine.latency_ms > 0
-    assert not mine.by_states
-
-
 def test_of_two_tasks_that_are_as_sure_the_likelier_words_decide(
     bank: TaskProfile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
