@@ -54,14 +54,8 @@ def read_base_size(folder: Path) -> BaseSize | None:
     """Return the size of the model in `folder`; None for a mixture of experts, or if config or weights lack it."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        shapes = _shapes(folder)
-    except (OSError, ValueError, SafetensorError):
-        return None
-    if not shapes or not isinstance(config, dict) or any(config.get(name) for name in _EXPERTS):
-        return None
-    try:
-        return _size(config, shapes)
-    except (KeyError, TypeError, ValueError):
+        return None if any(config.get(name) for name in _EXPERTS) else _size(config, _shapes(folder))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
         return None
 
 

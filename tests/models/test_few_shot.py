@@ -134,3 +134,15 @@ def test_the_rows_vectors_are_kept_until_rows_or_encoder_change(tmp_path: Path) 
     encoder.fingerprint = "two"
     NearestShots(rows, encoder, 1, cache=tmp_path)  # type: ignore[arg-type]
     assert encoder.read == 5
+
+
+def test_the_answer_is_short_and_closing_closes_the_general_model() -> None:
+    parrot = Parrot("card_lost")
+    model = PromptedModel(parrot, TASK)
+    assert isinstance(model, Model)
+    assert model.name == "parrot"
+    ask(model)
+    ask(model, max_tokens=5)
+    assert [request.max_tokens for request in parrot.requests] == [32, 5]
+    asyncio.run(model.aclose())
+    assert parrot.n_closed == 1

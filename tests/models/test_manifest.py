@@ -44,3 +44,7 @@ def test_copies_and_groups_of_its_rows_are_refused_by_line(tmp_path: Path) -> No
         refuse_seen_rows(folder, rows_of(("where is MY card", ""), ("another", "shop 1"), ("new", "")))
     assert [(one.path, one.line) for one in refused.value.problems] == [("v.jsonl", 1), ("v.jsonl", 2)]
     refuse_seen_rows(tmp_path / "older", rows_of(("the fee", "")))  # a model of before this was recorded
+
+
+def test_nothing_of_the_texts_can_be_read_from_the_record() -> None:
+    assert "card" not in TrainedOn.of(rows_of(("Where is my card?", "shop 1"))).model_dump_json()

@@ -165,3 +165,10 @@ def test_a_new_store_is_made_in_silence_without_telemetry_and_imports_nothing_ea
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+def test_more_than_one_batch_is_written_whole() -> None:
+    with open_run("tickets", "long") as run:
+        for step in range(1500):
+            run.log_metrics(step, {"loss": float(step)})
+    assert len(client().get_metric_history(run.run_id, "loss")) == 1500

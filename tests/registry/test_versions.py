@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from fixtures import warm_processes
 
-from smallfirst.base.errors import RegistryError
+from smallfirst.base.errors import GateFailed, RegistryError
 from smallfirst.measuring.verdict import CheckResult, Verdict, override
 from smallfirst.registry import versions
 from smallfirst.registry.runs import client, open_run
@@ -346,3 +346,19 @@ def test_an_attachment_cannot_be_written_elsewhere(model: Path, filename: str) -
     for use in (lambda: attach(NAME, 1, filename, b""), lambda: read_attachment(NAME, 1, filename)):
         with pytest.raises(RegistryError, match="not a file name for an attachment"):
             use()
+
+
+def test_a_failed_verdict_is_refused_with_its_failing_lines_only(model: Path) -> None:
+    with pytest.raises(GateFailed, match=r"not registered\n  FAIL  p95 latency at most 5 ms: 9\.0 ms n=600\n"):
+        register(model, FAILED, name=NAME, run_id=None, tags={})
+    with pytest.raises(RegistryError, match="no model is registered"):
+        list_versions(NAME)
+
+
+def test_a_damaged_former_champion_does_not_come_back(model: Path) -> None:
+    for _ in range(2):
+        promote(NAME, new_version(model).version)
+    (resolve(f"{NAME}/1").folder / "config.json").write_text("{}")
+    with pytest.raises(RegistryError, match=r"config\.json is not the registered file"):
+        rollback(NAME)
+    assert resolve(NAME).version == 2

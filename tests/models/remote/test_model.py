@@ -15,6 +15,7 @@ import pytest
 from smallfirst.base.errors import (
     AnswerLost,
     BadAnswer,
+    ConfigError,
     ModelError,
     PriceUnknown,
     RateLimited,
@@ -373,3 +374,8 @@ def test_retry_after_may_be_a_date() -> None:
     assert retry_after_s(format_datetime(past, usegmt=True)) == 0
     assert retry_after_s("Wed, 01 Jan 2200 00:00:00") > 1e9
     assert retry_after_s("soon") is None
+
+
+def test_missing_key_is_named() -> None:
+    with pytest.raises(ConfigError, match="needs a key, and the variable BIG_KEY is not set"):
+        Api(ok()).model(api_key_env="BIG_KEY")

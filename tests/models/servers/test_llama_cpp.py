@@ -399,3 +399,11 @@ def test_event_loops_share_the_slots() -> None:
     assert asyncio.run(wait_for_it()) == EngineSlot(0, False)
     other.join()
     assert one.n_free == 1
+
+
+@in_loop
+async def test_busy_engine_is_ready(config: LlamaCppConfig) -> None:
+    settings = {"slots": 1, "context_tokens": 16384}
+    async with opened(config.model_copy(update=settings)) as model, in_flight(model, LONG) as task:
+        await model.ready()
+        assert not task.done()
