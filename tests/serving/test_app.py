@@ -50,33 +50,11 @@ def test_a_plain_answer_has_its_route_in_body_headers_and_ledger(start, label) -
     }
     row = server.ledger.get(answer.id)
     assert row.first_token_ms > 0
-    assert row.model_dump(exclude={"at", "request_sha256", "first_token_ms"}) == {
-        "id": answer.id,
-        "served_name": "routed",
-        "status": 200,
-        "latency_ms": 1.5,
-        "owner": "",
-        "error_code": None,
-        "answered_by": "labels-1",
-        "stage": "small",
-        "certified": True,
-        "confidence": 0.75,
-        "threshold": 0.5,
-        "prompt_tokens": 4,
-        "completion_tokens": 1,
-        "cached_tokens": 0,
-        "cost_usd": 0.25,
-        "charges": '[{"model":"labels-1","usd":0.25,"basis":"billed","source":"stated by the model"}]',
-        "estimated": False,
-        "request_text": None,
-        "answer_text": None,
-        "task": None,
-        "trail": None,
-        "guarantee": None,
-        "audit_share": None,
-        "audit_weight": 1.0,
-        "audited": False,
-    }
+    assert (row.served_name, row.status, row.answered_by, row.stage) == ("routed", 200, "labels-1", "small")
+    assert (row.certified, row.confidence, row.threshold, row.estimated) == (True, 0.75, 0.5, False)
+    assert (row.prompt_tokens, row.completion_tokens, row.cost_usd) == (4, 1, 0.25)
+    assert [line.usd for line in row.bill] == [0.25]
+    assert (row.request_text, row.answer_text) == (None, None)
 
 
 def test_bodies_are_stored_only_if_asked_for(start, label) -> None:
@@ -272,14 +250,6 @@ def test_a_stream_without_a_completion_is_a_bad_answer(start, echo) -> None:
     server = start(m=Unfinished())
     answer = httpx.post(f"{server.url}/v1/chat/completions", json={**BODY, "stream": True})
     assert (answer.status_code, answer.json()["error"]["code"]) == (502, "bad_answer")
-
-
-def test_an_answer_that_cannot_be_recorded_is_not_given_out(start, label) -> None:
-    server = start(m=label)
-    server.ledger.close()
-    answer = httpx.post(f"{server.url}/v1/chat/completions", json=BODY)
-    assert answer.status_code in (500, 503)
-    assert "refund" not in answer.text
 
 
 def test_the_sums_of_the_ledger_are_the_sums_of_what_clients_were_told(start, echo, label) -> None:

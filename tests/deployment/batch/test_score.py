@@ -125,6 +125,9 @@ def test_a_cap_is_never_passed_and_nothing_is_paid_twice(desk_task: Path, tmp_pa
         rows = write_rows(tmp_path / "rows.jsonl", [f"card {i}" for i in range(12)])
         with pytest.raises(ConfigError, match="may ask a model that costs money"):
             score(desk_task, rows, tmp_path / "out", options=ScoreOptions(model="large"), progress=QUIET)
+        options = ScoreOptions(model="large", yes=True, workers=2)
+        with pytest.raises(ConfigError, match="which one process does"):
+            score(desk_task, rows, tmp_path / "out", options=options, progress=QUIET)
         low = ScoreOptions(model="large", cap_usd=1)
         told = score(desk_task, rows, tmp_path / "out", options=low, progress=QUIET).stopped
         assert large.asked == []
@@ -218,12 +221,3 @@ def test_workers_on_ray_lose_and_double_nothing_when_one_is_killed(
     assert here.counts.n_errors == found.counts.n_errors == 0
     answers = [[(row["row"], row["id"], row["answer"]) for row in results(tmp_path / one)] for one in ("out", "here")]
     assert answers[0] == answers[1]
-
-
-def test_a_model_that_costs_money_is_asked_by_one_process(desk_task: Path, tmp_path: Path) -> None:
-    with large_server(LABELS[0]) as large:
-        name_large(desk_task, large)
-        rows = write_rows(tmp_path / "rows.jsonl", ["my card"])
-        options = ScoreOptions(model="large", yes=True, workers=2)
-        with pytest.raises(ConfigError, match="which one process does"):
-            score(desk_task, rows, tmp_path / "out", options=options, progress=QUIET)
