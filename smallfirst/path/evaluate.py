@@ -22,8 +22,8 @@ from smallfirst.path.router_setup import (
     routing_rules,
 )
 from smallfirst.registry.runs import log_evaluation
-from smallfirst.routing.acceptance import split_foreign
 from smallfirst.routing.certificate.certificate import Certificate
+from smallfirst.routing.confidence_head import split_foreign
 from smallfirst.routing.router import Router
 
 COST_ROWS = 200

@@ -34,9 +34,8 @@ from smallfirst.path.project.project import Project, load_small, own_validation
 from smallfirst.path.project.run_folder import RunFolder
 from smallfirst.path.project.task_file import TaskFile
 from smallfirst.registry import versions
-from smallfirst.routing.acceptance import AcceptanceScore, foreign_rows
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.confidence_head import DraftHead
+from smallfirst.routing.confidence_head import AcceptanceScore, DraftHead, foreign_rows
 from smallfirst.routing.domain import MeasuredText, OodGate, TaskProfile, fit_task_profile, has_profile
 from smallfirst.routing.gain import LARGE, SMALL, GainModel
 from smallfirst.routing.policies import CHALLENGER

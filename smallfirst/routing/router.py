@@ -33,10 +33,9 @@ from smallfirst.models.protocol import (
     unless_answered,
     usage_of_draft,
 )
-from smallfirst.routing.acceptance import AcceptanceScore
 from smallfirst.routing.budget import BudgetTracker, EscalationBudget
 from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, Certificate
-from smallfirst.routing.confidence_head import DraftHead
+from smallfirst.routing.confidence_head import AcceptanceScore, DraftHead
 from smallfirst.routing.gain import GainModel
 from smallfirst.routing.policies import CASCADE, Policy, PolicyDecision, apply_policies, is_conversation
 

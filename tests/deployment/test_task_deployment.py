@@ -25,7 +25,7 @@ from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import RunFolder
 from smallfirst.path.router_setup import HEADS, PROFILE_FOLDER, ConfidenceHeads
 from smallfirst.registry import versions
-from smallfirst.routing.acceptance import AcceptanceScore
+from smallfirst.routing.confidence_head import AcceptanceScore
 from smallfirst.routing.domain import fit_task_profile
 
 

@@ -34,8 +34,7 @@ from smallfirst.path.router_setup import (
     load_ood_detector,
     served_filters,
 )
-from smallfirst.routing.acceptance import AcceptanceScore
-from smallfirst.routing.confidence_head import DraftHead
+from smallfirst.routing.confidence_head import AcceptanceScore, DraftHead
 from smallfirst.routing.domain import fit_task_profile
 from smallfirst.routing.gain import GainModel
 from smallfirst.routing.router import Stage
