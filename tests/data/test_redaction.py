@@ -30,18 +30,14 @@ PIECES = [
 ]  # fmt: skip
 GONE = [
     ("write to anna.o'hara+claims@mail.example.co.uk, please", "write to [EMAIL], please", "email"),
-    ("(bob@example.com)", "([EMAIL])", "email"),
     ("grüße an jürgen@müller.example.", "grüße an [EMAIL].", "email"),
     ("to GB82WEST12345698765432.", "to [IBAN].", "iban"),
     ("AB12 CDEF GB82 WEST 1234 5698 7654 32", "AB12 CDEF [IBAN]", "iban"),
-    ("NO9386011117947 is mine", "[IBAN] is mine", "iban"),
     ("card 4111 1111 1111 1111 12/27", "card [CARD] 12/27", "card"),
-    ("amex 371449635398431", "amex [CARD]", "card"),
     ("order 12 4111 1111 1111 1111", "order 12 [CARD]", "card"),
     ("from 192.168.0.17 today", "from [IP] today", "ip"),
     ("host 2001:db8::ff00:42:8329, down", "host [IP], down", "ip"),
     ("Tel.0171 1234567", "Tel.[PHONE]", "phone"),
-    ("555-123-4567", "[PHONE]", "phone"),
     ("my phone number is 612345678", "my phone number is [PHONE]", "phone"),
     ("see https://anna:geheim@example.com/x?y=1 there", "see [URL] there", "url"),
     ("see https://example.com/x?access_token=abc123", "see [URL]", "url"),
