@@ -55,8 +55,6 @@ PROMISE = "routing.guarantee"
 """Name of the check that a certificate is issued."""
 CASES = 1000
 """Training and selection rows of which the linear model on words answers each; as many are made up without one."""
-Span = tuple[float, float]
-"""At worst and at best."""
 
 
 class RequirementForecast(Record):
@@ -80,10 +78,10 @@ class Foretold(Record):
     """The guarantee; None where it is not foretold."""
     assumption: str = ""
     """Which errors are assumed at worst and at best; empty where neither accuracy nor errors are asked for."""
-    chance_gate: Span | None = None
-    """That these test rows show the gate's accuracy; None if it is not asked for."""
-    chance_certificate: Span | None = None
-    """That these calibration rows show the guarantee; None if that is not foretold."""
+    chance_gate: tuple[float, float] | None = None
+    """At worst and at best, that these test rows show the gate's accuracy; None if it is not asked for."""
+    chance_certificate: tuple[float, float] | None = None
+    """As `chance_gate`, that these calibration rows show the guarantee; None if that is not foretold."""
     most: LabelsNeeded | None = None
     """Rows that decide what is open, at worst; None if nothing is open, or if no number of rows is likely to."""
     fewest: LabelsNeeded | None = None

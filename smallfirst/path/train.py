@@ -59,9 +59,6 @@ OPTIMIZER_BYTES, MEMORY_BYTES_PER_S = 40, 20e9
 BEGIN_S = 5.0
 """To load, prepare and save a model that is fine-tuned."""
 
-Fit = Callable[[Project, Candidate], None]
-"""Fits a candidate and notes that it is fitted."""
-
 
 @shown_as("")
 def train_stage(project: Project, *, resume: bool = False, began: float | None = None) -> RunFolder:
@@ -324,7 +321,9 @@ def in_minutes(seconds: float) -> str:
     return f"{max(0, round(seconds))} seconds" if seconds < 120 else f"{round(seconds / 60)} minutes"
 
 
-def fit_in_time(project: Project, candidates: Iterable[Candidate], budget: TimeBudget, fit: Fit) -> dict[str, str]:
+def fit_in_time(
+    project: Project, candidates: Iterable[Candidate], budget: TimeBudget, fit: Callable[[Project, Candidate], None]
+) -> dict[str, str]:
     """Fit what ends in time with `fit`; return why each of the others was left out.
 
     What combines others comes after them, in the time that was kept for it with each. Raise ConfigError if a candidate

@@ -10,7 +10,6 @@ import pytest
 from fixtures.preflight import project_of
 
 from smallfirst.base.errors import MissingExtra
-from smallfirst.base.paths import home
 from smallfirst.base.progress import Progress
 from smallfirst.data.dataset import Message
 from smallfirst.path import check as module
@@ -106,20 +105,6 @@ def test_a_fine_tune_that_cannot_fit_stops(tmp_path: Path, tiny_folder: Path, mo
     assert check_stage(desk(tmp_path, tiny_folder)).verdict != "NO"
 
 
-def finished(tasks: Path, name: str, **changes: Any) -> None:
-    run = {"base": "tiny", "config": {"method": "full"}, "tokens_per_s": 100.0} | changes
-    (tasks / "desk" / name).mkdir(parents=True)
-    (tasks / "desk" / name / "run.json").write_text(json.dumps(run))
-
-
-def test_an_earlier_run_is_believed_before_a_measurement(tmp_path: Path, tiny_folder: Path) -> None:
-    finished(home() / "tasks", "1", base=str(tiny_folder), tokens_per_s=50.0)
-    needs = check_stage(desk(tmp_path, tiny_folder)).needs
-    assert needs is not None
-    assert needs.pace == "an earlier run read 50 tokens/s"
-    assert needs.seconds.low * 1.3 >= needs.tokens / 50  # and the exams besides
-
-
 def test_linear_models_alone_are_checked_without_tokens_and_without_an_estimate(tmp_path: Path) -> None:
     found = check_stage(desk(tmp_path, "no-such-model", more="ladder: [words]\nrouting: {small: words}\n"))
     assert (found.needs, found.unknown) == (None, "")
@@ -187,11 +172,6 @@ def notes(folder: Path, texts: list[str], more: str = "") -> list[Any]:
     examples = tuple(train.examples[0].model_copy(update={"messages": messages}) for messages in asked)
     rows = project.rows.model_copy(update={"train": train.subset("train", examples)})
     return list(language_findings(project._replace(rows=rows)))
-
-
-def test_a_large_set_is_sampled_evenly(tmp_path: Path) -> None:
-    [found] = notes(tmp_path, ENGLISH[:1] * 250 + GERMAN[:1] * 250)
-    assert found.what.startswith("83 of 167 ")  # every third
 
 
 def test_without_the_extra_other_scripts_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,6 @@ from smallfirst.path.summary import (
     after_gate,
     after_outcome,
     format_summary,
-    hint_of,
     next_steps,
     summarize_run,
 )
@@ -155,23 +154,6 @@ def test_a_stage_whose_forerunner_is_missing_names_the_command(run_folder: RunFo
         run_folder.evaluations("calibration")
 
 
-@pytest.mark.parametrize(
-    ("chosen", "said"),
-    [
-        ("words", "alone: words (chosen on other rows, confirmed on test rows) —"),
-        (
-            "small",
-            "alone: words (in place of small, which is clearly right less often on test rows and costs no less) —",
-        ),
-        (None, "alone: words —"),
-    ],
-)
-def test_how_the_candidate_was_found_is_said(run_folder: RunFolder, chosen: str | None, said: str) -> None:
-    found = run_folder.verdicts().model_copy(update={"chosen": chosen})
-    found.save(run_folder.path / "verdicts.json")
-    assert said in format_summary(summarize_run(FILE, finished(run_folder, wrong={0})))
-
-
 LARGE = {"large": {"endpoint": {"base_url": "http://127.0.0.1:1/v1", "model": "big"}}}
 
 
@@ -292,13 +274,3 @@ def test_errors_that_leave_something_behind_are_resumed_and_others_speak_for_the
         assert next_steps(ready, None, error, task="desk")[0].command == "smallfirst run desk --resume"
     assert next_steps(None, None, DataError("bad"), task="desk")[0].command == "smallfirst check desk"
     assert next_steps(None, None, ConfigError("bad"), task="desk") == ()
-
-
-def test_an_error_keeps_its_own_hint_before_the_steps() -> None:
-    error = DataError("bad", hint="mend line 3")
-    assert hint_of(error, next_steps(None, None, error)) == (
-        "mend line 3\n"
-        "        see what is wrong with the rows, and where:\n"
-        "          smallfirst check task.yaml\n"
-        "        mend them or label more, then: smallfirst run task.yaml"
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -272,20 +271,6 @@ def test_a_frozen_encoder_reads_every_row_and_a_fine_tune_takes_its_epochs(proje
     # million weights at 20 GB/s.
     epoch_s = 300 * 0.4 + 30 * 40e6 / 20e9 + 0.1 * n_selection
     assert tuned.fit_s == pytest.approx(module.BEGIN_S + head_s + 4 * epoch_s)
-
-
-def test_few_rows_are_fitted_once_for_each_fold_and_once_together(project: Project) -> None:
-    encoder, tuned = time_needed(project, get_candidate("encoder")), time_needed(project, get_candidate("tuned"))
-    assert encoder is not None
-    assert tuned is not None
-    n = 100 + len(project.rows.selection)
-    assert encoder.fit_s == pytest.approx(2 * n * 0.1 + 5 * n * module.REGRESSION_S)
-    whole, part = 2 * n, 4 * n * 2 / 3  # so many passes make thirty updates of an epoch
-    steps = (32 * whole / 320, 32 * part / 320)
-    updates_s = (math.ceil(steps[0]) + 3 * math.ceil(steps[1])) * 40e6 / 20e9
-    epoch_s = (whole + 3 * part) * 0.4 + updates_s + n * 0.1
-    assert tuned.fit_s == pytest.approx(4 * (module.BEGIN_S + n * (0.1 + module.REGRESSION_S)) + 4 * epoch_s)
-    assert time_needed(project, get_candidate("words")) == TimeNeeded(pytest.approx(0.9))
 
 
 def test_a_language_model_takes_what_its_estimate_says(

@@ -80,11 +80,8 @@ def project_candidates(project: Project) -> tuple[Candidate, ...]:
     """
     ladder = project.file.ladder
     in_time = project.file.minutes is not None
-    named = [
-        cast(Candidate, c)
-        for c in all_candidates()
-        if (c.measured_by_default or in_time if ladder is None else c.name in ladder)
-    ]
+    every = cast(tuple[Candidate, ...], all_candidates())
+    named = [c for c in every if (c.measured_by_default or in_time if ladder is None else c.name in ladder)]
     unsuitable = {c.name: why for c in named if (why := c.why_unsuitable(project))}
     if unsuitable and ladder is not None:
         raise ConfigError(
@@ -106,7 +103,6 @@ def fits_in_folds(project: Project) -> bool:
 
 def fitted_candidates(project: Project, run_folder: RunFolder) -> tuple[Candidate, ...]:
     """Return the candidates that a run has fitted, the smallest first."""
-    found = run_folder.fitted()
-    if found is None:  # a run of before 2026-11-27 has them all
+    if (found := run_folder.fitted()) is None:
         return project_candidates(project)
     return tuple(cast(Candidate, c) for c in all_candidates() if c.name in found.fitted)

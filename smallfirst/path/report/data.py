@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shlex
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from typing import Literal
 
 import pydantic
@@ -34,8 +34,6 @@ class ReportData(RunRecord):
     """Kind of part that an evaluation counts; empty if the task has none."""
     request_noun: str = "requests"
     """What the rows are called, in the plural."""
-    pass_score: float = 1.0
-    """Score in (0, 1] from which an answer counts as right."""
     evaluations: tuple[Evaluation, ...] = pydantic.Field(min_length=1)
     """Test evaluations, smallest first: any of words, encoder, tuned, base, small, large, routed."""
     calibration_evaluations: tuple[Evaluation, ...] = ()
@@ -105,7 +103,6 @@ def report_data(project: Project, run_folder: RunFolder) -> ReportData:
         task=file.name,
         part=task.part,
         request_noun=task.request_noun,
-        pass_score=task.pass_score,
         evaluations=tuple(run_folder.evaluations("test")),
         calibration_evaluations=tuple(e for name in before if (e := run_folder.evaluation(name, "calibration"))),
         training_usd=training_usd,
@@ -159,10 +156,6 @@ def _notes(project: Project, run_folder: RunFolder, run: RunRecord) -> list[str]
 
 
 def _versions() -> dict[str, str]:
-    found = {"smallfirst": smallfirst.__version__, "python": platform.python_version()}
-    for package in ("torch", "transformers", "scikit-learn", "mlflow-skinny"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    wanted = ("torch", "transformers", "scikit-learn", "mlflow-skinny")
+    found = {one.name: one.version for name in wanted for one in distributions(name=name)}
+    return {"smallfirst": smallfirst.__version__, "python": platform.python_version(), **found}

@@ -61,11 +61,6 @@ def ms(value: float) -> str:
     return f"{value:.2g}{SPACE}ms" if value < 10 else f"{value:.0f}{SPACE}ms"
 
 
-def rate(per_s: float) -> str:
-    """Format requests per second: one decimal below 100."""
-    return f"{per_s:,.1f}" if per_s < 100 else f"{per_s:,.0f}"
-
-
 def percent(share: float, *, digits: int = 1) -> str:
     """Format a share as a percentage: 0.931 → 93.1 %."""
     return f"{share * 100:.{digits}f}{SPACE}%"
@@ -84,11 +79,6 @@ def signed(share: float) -> str:
 def accurate(estimate: Estimate) -> str:
     """Format a share with its interval: `93.1 % (92.2 to 94.0)`."""
     return f"{percent(estimate.value)} ({estimate.low * 100:.1f} to {estimate.high * 100:.1f})"
-
-
-def p_value(p: float) -> str:
-    """Format a p-value with four decimals, or `< 0.0001`."""
-    return "< 0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
 def count(n: int | None) -> str:

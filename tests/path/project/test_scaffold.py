@@ -127,15 +127,3 @@ def test_a_gate_is_the_users_only_if_the_user_said_what_is_good_enough(kind: str
     assert given.sets_gate
     found = given.gate.measures_at_least["token_f1"] if kind == "chat" else given.gate.accuracy_at_least
     assert found == 0.85
-
-
-def test_rows_set_no_gate_either(tmp_path: Path) -> None:
-    rows = [{"question": f"what costs number {i}", "answer": f"{i} euros and {i % 7} cents"} for i in range(40)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    made = init(tmp_path / "a", from_=tmp_path / "rows.jsonl", kind="answer")
-    assert not made.sets_gate
-    assert "# gate: {accuracy_at_least: 0.7}" in (tmp_path / "a" / "task.yaml").read_text()
-    assert (
-        init(tmp_path / "b", from_=tmp_path / "rows.jsonl", kind="answer", good_enough=0.9).gate.accuracy_at_least
-        == 0.9
-    )

@@ -167,18 +167,6 @@ def test_parts_that_are_left_out_are_split_off_and_share_no_text(tmp_path: Path)
     assert 5 <= len(parts[1]) < len(parts[2])
 
 
-def test_given_parts_are_used_whole_and_only_validation_is_divided(tmp_path: Path) -> None:
-    for name, numbers in (("train", range(60)), ("validation", range(60, 160)), ("test", range(160, 190))):
-        write_rows(tmp_path / f"{name}.jsonl", numbers)
-    rows = read_rows(
-        read(tmp_path, "name: desk\ndata: {train: train.jsonl, validation: validation.jsonl, test: test.jsonl}")
-    )
-    assert (len(rows.train), len(rows.test)) == (60, 30)
-    assert texts(rows.selection) & texts(rows.calibration) == set()
-    assert texts(rows.selection) | texts(rows.calibration) == {f"question {i} about a thing" for i in range(60, 160)}
-    assert len(rows.selection) == pytest.approx(20, abs=16)
-
-
 def test_a_label_of_the_validation_rows_must_be_one_of_the_training_rows(tmp_path: Path) -> None:
     write_rows(tmp_path / "train.jsonl", (0, 1, 3, 4))
     write_rows(tmp_path / "validation.jsonl", (0, 2))

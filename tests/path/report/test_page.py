@@ -61,19 +61,6 @@ def test_four_cards_say_in_a_line_what_each_path_is_and_how_it_stands(
     assert "not checked" not in page
 
 
-def test_without_a_large_model_the_cards_are_the_candidates_that_could_go_live(
-    make_report: Make, make_evaluation: Build, make_verdict: Build
-) -> None:
-    names = ("words", "encoder", "small")
-    evaluations = [make_evaluation(name, "cccfffff", cost_usd_per_1k=0.01) for name in names]
-    routed = make_evaluation("routed", "cccfffff", cost_usd_per_1k=0.02)  # all of it stays small
-    verdicts = tuple(make_verdict(name, passed=True) for name in names)
-    changes = {"evaluations": (*evaluations, routed), "verdicts": verdicts, "winner": "words"}
-    page = render(make_report(**changes, outcome=outcome("small alone")))
-    cards = page.split('<ul class="cards"')[1].split("</ul>")[0]
-    assert re.findall(r'swatch (\w+)"', cards) == ["small", "words", "encoder"]
-
-
 def test_confidence_and_mistakes_are_those_of_the_recommended_candidate(
     make_report: Make, make_evaluation: Build, make_verdict: Build
 ) -> None:
@@ -92,17 +79,6 @@ def test_confidence_and_mistakes_are_those_of_the_recommended_candidate(
     far = far.model_copy(update={"checks": far.checks * 2})
     failed = make_report(**(changes | {"verdicts": (far, near)}), winner=None)
     assert "encoder is wrong on 4 of 8 test rows." in words(failed)
-
-
-def test_a_failed_gate_is_shown_with_its_advice(make_report: Make, make_verdict: Build) -> None:
-    verdicts = (make_verdict("small", passed=False), make_verdict("large", passed=True))
-    kept = Outcome(kind="keep the large model", large=True)
-    page = render(make_report(verdicts=verdicts, winner="large", certificate=None, outcome=kept))
-    assert '<h1 id="verdict">Keep the large model.</h1>' in page
-    seen = Page(page).words
-    assert "✗ fail accuracy at least 0.700" in seen
-    assert "label 40 more rows" in seen
-    assert "times cheaper" not in seen
 
 
 def test_money_on_the_page_adds_up(make_report: Make) -> None:
