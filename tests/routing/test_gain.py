@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fixtures.light_process import LightProcess
 
 from smallfirst.routing.gain import GainModel
 
@@ -81,15 +80,6 @@ def test_it_is_the_same_after_saving_and_loading_and_holds_no_words(learned: Gai
     assert [file.name for file in files] == ["gain.json", "gain.safetensors"]
     assert not any(b"lemma" in file.read_bytes() for file in files)
     assert GainModel.load(tmp_path) is None
-
-
-def test_no_torch_is_loaded(light_process: LightProcess) -> None:
-    program = (
-        "import sys; from smallfirst.routing.gain import GainModel\n"
-        "GainModel.fit(['a b', 'c d'] * 40, {'small': [True, False] * 40}).score(['a b'])\n"
-        "print('torch' in sys.modules)"
-    )
-    assert light_process(program).strip() == "False"
 
 
 def test_the_gain_is_where_the_large_model_is_right_and_the_small_one_is_not() -> None:

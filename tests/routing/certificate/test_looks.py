@@ -192,7 +192,7 @@ def test_where_rows_are_joined_that_have_spent_everything_apart_nothing_is_certi
     assert certified(tmp_path / "others.json", calibration()).issued
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 6), PORTIONS, FAMILIES), max_size=12))
 def test_connected_looks_never_spend_more_than_the_whole_whatever_their_order(tries: list[Any]) -> None:
     with TemporaryDirectory() as folder:

@@ -305,7 +305,7 @@ def test_the_order_of_rows_does_not_matter(seed: int) -> None:
 
 def test_several_limits_are_broken_at_most_as_often_as_stated() -> None:
     population = with_large(0, 10_000)
-    draw, sets, broken, issued = np.random.default_rng(5), 50, 0, 0
+    draw, sets, broken, issued = np.random.default_rng(5), 30, 0, 0
     guarantee = Guarantee(max_error=0.1, max_accuracy_loss=0.1)
     for _ in range(sets):
         found = search_cascade(population.take(draw.integers(0, population.n, 600)), guarantee)
