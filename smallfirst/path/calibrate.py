@@ -77,7 +77,7 @@ class Certified(Record):
     """Of all rows (`known_texts`), where there may be a second look: none certifies as one that traffic brought."""
 
 
-class Calibration(NamedTuple):
+class CalibratedCascade(NamedTuple):
     """The rows that certify, as they are served, and what was fitted on the rows that choose."""
 
     rows: CalibrationSet
@@ -95,7 +95,7 @@ class Calibration(NamedTuple):
 
 async def build_calibration_set(
     project: Project, run_folder: RunFolder, candidate: str, joined: JoinedRows
-) -> Calibration:
+) -> CalibratedCascade:
     """Fit what the rows that choose fit, and return the calibration rows of a candidate's cascade.
 
     Raise StageMissing if a stage was not evaluated, DataError where a model was fitted on some of the rows.
@@ -128,7 +128,7 @@ async def build_calibration_set(
     like = {e.key for e in project.rows.selection.examples} if own_validation(project) else None
     selection = selection_drafts(run_folder, names, chosen_on, like=like) or []
     guarantee = guarantee_of(project)
-    return Calibration(
+    return CalibratedCascade(
         rows=CalibrationSet.of(
             drafts, large, judged_by=judged_by, guarantee=guarantee, foreign=foreign, selection=selection
         ),
