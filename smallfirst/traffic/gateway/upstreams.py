@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple
@@ -140,7 +141,11 @@ class Upstreams:
             raise _failure(error, target.upstream) from None
         if self._credentials is not None and one.key_header is None:
             self._credentials.answered(request, one.base_url, response.status)
-        return Response(response, target.upstream)
+        answer = Response(response, target.upstream)
+        if not (200 <= answer.status <= 599 and _WRITABLE.fullmatch(b"".join(value for _, value in answer.headers))):
+            response.close()
+            raise _failure(ValueError(), target.upstream)
+        return answer
 
     async def ask(self, request: GatewayRequest) -> UpstreamAnswer:
         """Send a whole request on the proxy's own account and return the whole answer. Raise UpstreamFailed."""
@@ -153,6 +158,10 @@ class Upstreams:
             response.close()
         latency_ms = 1000 * (time.perf_counter() - began)
         return UpstreamAnswer(response.status, response.headers, answer, response.upstream, latency_ms)
+
+
+_WRITABLE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+"""Bytes of header values that our own server can send; aiohttp reads others as well. https://www.rfc-editor.org/rfc/rfc9110#section-5.5"""
 
 
 class Response:

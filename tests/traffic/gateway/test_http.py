@@ -65,6 +65,14 @@ def test_an_answer_that_breaks_off_breaks_off_for_the_client(proxied: Proxied) -
     assert body == chunk(EVENTS[0])  # and no chunk of length zero, which would say that this was all
 
 
+@pytest.mark.parametrize(("line", "odd"), [("200 OK", "X-Odd: a\x0bb"), ("999 Odd", "X-Odd: a")])
+def test_a_head_that_no_server_can_write_is_a_bad_gateway(proxied: Proxied, line: str, odd: str) -> None:
+    proxied.upstream.script = answer(b"{}", line, odd)  # aiohttp reads both
+    status, headers, body = proxied.send(post("/v1/chat/completions"), CHAT)
+    assert (status.split()[1], headers["x-smallfirst-error"]) == ("502", "upstream_invalid")
+    assert json.loads(body)["error"]["type"] == "upstream_error"
+
+
 def test_garbage_in_a_stream_is_passed_on_as_it_is(proxied: Proxied) -> None:
     async def garbage(_: Asked, writer: asyncio.StreamWriter) -> None:
         writer.write(STREAM_HEAD + chunk(b"\xff\x00 no event") + b"0\r\n\r\n")
