@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ssl
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from smallfirst.models.remote import http
 from smallfirst.models.remote.http import BlockingSession, ConnectionBroken, HttpSession
+from tests.models.remote.test_client import Server, reply, server
+
+__all__ = ["server"]
 
 
 def test_proxy_of_the_environment_is_used_except_where_it_says_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,24 +28,10 @@ def test_https_trusts_the_certificates_of_the_system_or_else_those_of_certifi(mo
     assert context.get_ca_certs()
 
 
-class Endless(BaseHTTPRequestHandler):
-    """Answers with a line that has no end."""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(b"data:" + b"x" * 200)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-def test_line_beyond_the_limit_breaks_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_line_beyond_the_limit_breaks_the_stream(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "MAX_LINE_BYTES", 100)
-    with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        with BlockingSession(lambda: HttpSession(f"http://127.0.0.1:{server.server_port}", timeout_s=60)) as session:
-            response = session.send("GET", "/")
-            with pytest.raises(ConnectionBroken, match="a line of more than 100 bytes"):
-                list(session.events(response))
-        server.shutdown()
+    server.deeds = [reply("200 OK", b"data:" + b"x" * 200)]
+    with BlockingSession(lambda: HttpSession(server.url, timeout_s=60)) as session:
+        response = session.send("POST", "/", {})
+        with pytest.raises(ConnectionBroken, match="a line of more than 100 bytes"):
+            list(session.events(response))

@@ -1,10 +1,11 @@
-"""An OpenAI-compatible endpoint: answers, streams, prices, and every way in which it can fail."""
+"""An OpenAI-compatible endpoint: answers, streams, prices, and the words for what fails."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import socket
+import threading
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -22,116 +23,42 @@ from smallfirst.base.errors import (
     Unauthorised,
     Unavailable,
 )
-from smallfirst.models.pricing import MachinePrice, PriceBook, TokenPrice
-from smallfirst.models.protocol import (
-    Chunk,
-    Completion,
-    Model,
-    Request,
-    ResponseFormat,
-    Token,
-)
+from smallfirst.models.pricing import MachinePrice, PriceBook
+from smallfirst.models.protocol import Chunk, Completion, Model, Request, ResponseFormat, Token
 from smallfirst.models.remote.client import retry_after_s
 from smallfirst.models.remote.config import EndpointConfig
-from smallfirst.models.remote.http import ConnectionBroken, NotConnected, ResponseTimeout
-from smallfirst.models.remote.model import EndpointModel
+from tests.models.remote.test_client import BUSY, OK, Deed, Server, reply, server
 
-BASE = "https://api.example.com/v1"
+__all__ = ["server"]
+
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
-BOOK = PriceBook(tokens={"big": TokenPrice(input_usd_per_mtok=2, output_usd_per_mtok=10)})
-ANSWER = {
-    "choices": [{"message": {"content": "card_lost"}, "finish_reason": "stop"}],
-    "usage": {"prompt_tokens": 1000, "completion_tokens": 5},
-}
+USAGE = {"prompt_tokens": 1000, "completion_tokens": 5}
 
 
-class Response:
-    """A response that is there already."""
-
-    def __init__(self, status: int = 200, *, text: str = "", headers: dict[str, str] | None = None) -> None:
-        self.status, self.text, self.headers = status, text, headers or {}
-
-    def header(self, name: str) -> str:
-        return self.headers.get(name, "")
-
-    async def read(self, *, max_bytes: int) -> bytes:
-        return self.text.encode()
-
-    async def read_start(self, n_bytes: int) -> bytes:
-        return self.text.encode()[:n_bytes]
-
-    async def events(self, *, max_bytes: int) -> AsyncIterator[str]:
-        for line in self.text.split("\n"):
-            if line.startswith("data:"):
-                yield line.removeprefix("data:").strip()
-
-    async def aclose(self) -> None:
-        pass
+def events(*values: Any) -> Deed:
+    lines = [f"data: {json.dumps(value)}\n\n" for value in values]
+    return reply("200 OK", (": hello\n\n" + "".join(lines) + "data: [DONE]\n\n").encode())
 
 
-class Api:
-    """A scripted endpoint: gives its responses in turn, and the last one for ever."""
+def together(n: int) -> Deed:
+    """Answers once `n` requests are in flight."""
+    full = threading.Barrier(n)
 
-    def __init__(self, *responses: Response | Exception) -> None:
-        self.responses = list(responses)
-        self.requests: list[tuple[str, dict[str, Any]]] = []
-        self.waits_s: list[float] = []
+    def do(line: socket.socket) -> bool:
+        full.wait(60)
+        return OK(line)
 
-    async def post(self, path: str, body: bytes) -> Response:
-        self.requests.append((path, json.loads(body)))
-        response = self.responses.pop(0) if len(self.responses) > 1 else self.responses[0]
-        if isinstance(response, Exception):
-            raise response
-        return response
-
-    async def aclose(self) -> None:
-        pass
-
-    async def sleep(self, seconds: float) -> None:
-        self.waits_s.append(seconds)
-
-    def model(self, book: PriceBook = BOOK, **settings: Any) -> EndpointModel:
-        config = EndpointConfig(**{"base_url": BASE, "model": "big", **settings})
-        return EndpointModel(config, book, connect=lambda config, key: self, sleep=self.sleep)
-
-    def body(self) -> dict[str, Any]:
-        return self.requests[-1][1]
+    return do
 
 
-class Gate(Api):
-    """An endpoint that answers once `n` requests are in flight."""
+def completions(model: Model, n: int = 1, **settings: Any) -> list[Completion]:
+    """The answers to `n` requests at once."""
 
-    def __init__(self, n: int) -> None:
-        super().__init__(ok())
-        self.n, self.in_flight, self.most, self.full = n, 0, 0, asyncio.Event()
+    async def ask() -> list[Completion]:
+        asked = Request.ask("Hi").model_copy(update=settings)
+        return await asyncio.gather(*(model.complete(asked) for _ in range(n)))
 
-    async def post(self, path: str, body: bytes) -> Response:
-        self.in_flight += 1
-        self.most = max(self.most, self.in_flight)
-        if self.in_flight == self.n:
-            self.full.set()
-        await self.full.wait()
-        self.in_flight -= 1
-        return await super().post(path, body)
-
-
-@pytest.fixture(autouse=True)
-def key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
-
-
-def ok(body: Any = ANSWER) -> Response:
-    return Response(text=json.dumps(body))
-
-
-def ask(model: Model, text: str = "I lost my card") -> Completion:
-    return asyncio.run(model.complete(Request.ask(text)))
-
-
-def failing(model: Model, kind: type[ModelError]) -> str:
-    with pytest.raises(kind) as caught:
-        ask(model)
-    return str(caught.value)
+    return asyncio.run(ask())
 
 
 def chunks(model: Model) -> list[Chunk]:
@@ -141,33 +68,26 @@ def chunks(model: Model) -> list[Chunk]:
     return asyncio.run(collect())
 
 
-def events(*values: Any, done: bool = True) -> Response:
-    lines = [f"data: {json.dumps(value)}\n\n" for value in values]
-    return Response(text=": hello\n\n" + "".join(lines) + "data: [DONE]\n\n" * done)
-
-
-BUSY = Response(503, headers={"retry-after": "1"})
-
 # --- answers -------------------------------------------------------------------------------------
 
 
-def test_extra_body_adds_and_takes_out_settings() -> None:
-    api = Api(ok())
+def test_extra_body_adds_and_takes_out_settings(server: Server) -> None:
     extra = {"temperature": None, "reasoning_effort": "low"}
-    ask(api.model(extra_body=extra, max_tokens_key="max_completion_tokens"))
-    assert "temperature" not in api.body()
-    assert api.body()["reasoning_effort"] == "low"
-    assert api.body()["max_completion_tokens"] == 256
+    completions(server.model(extra_body=extra, max_tokens_key="max_completion_tokens"))
+    assert server.bodies == [
+        {
+            "model": "big",
+            "messages": [{"role": "user", "content": "Hi"}],
+            "max_completion_tokens": 256,
+            "reasoning_effort": "low",
+        }
+    ]
 
 
-def test_no_more_requests_than_allowed_are_in_flight() -> None:
-    async def six() -> int:
-        gate = Gate(2)
-        model = gate.model(max_concurrency=2)
-        await asyncio.gather(*(model.complete(Request.ask("Hi")) for _ in range(6)))
-        return gate.most
-
-    assert asyncio.run(six()) == 2
+def test_no_more_requests_than_allowed_are_in_flight(server: Server) -> None:
+    server.deeds = [together(2)]
+    completions(server.model(max_concurrency=2), 6)
+    assert server.n_lines == 2
 
 
 @pytest.mark.parametrize(
@@ -188,16 +108,11 @@ def test_no_more_requests_than_allowed_are_in_flight() -> None:
         ({"max_tokens": 9, "stop": ("\n",), "seed": 7}, {"max_tokens": 9, "stop": ["\n"], "seed": 7}),
     ],
 )
-def test_request_is_sent_as_openai_writes_it(wanted: dict[str, Any], sent: dict[str, Any]) -> None:
-    api = Api(ok())
-    asyncio.run(api.model().complete(Request.ask("Hi").model_copy(update=wanted)))
-    plain = {
-        "model": "big",
-        "messages": [{"role": "user", "content": "Hi"}],
-        "max_tokens": 256,
-        "temperature": 0.0,
-    }
-    assert api.requests == [("/chat/completions", plain | sent)]
+def test_request_is_sent_as_openai_writes_it(server: Server, wanted: dict[str, Any], sent: dict[str, Any]) -> None:
+    completions(server.model(), **wanted)
+    plain = {"model": "big", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 256, "temperature": 0.0}
+    assert server.heads[0].startswith("POST /v1/chat/completions ")
+    assert server.bodies == [plain | sent]
 
 
 LOGPROBS = {
@@ -212,153 +127,125 @@ TOKENS = (
 )
 
 
-def test_token_probabilities_of_a_stream_come_with_their_pieces_and_all_with_the_end() -> None:
+def test_stream_gives_pieces_with_their_token_probabilities_and_then_the_completion(server: Server) -> None:
     first, second = ({"content": [one]} for one in LOGPROBS["content"])
-    api = Api(
-        events(
-            {"choices": [{"delta": {"content": "ca"}, "logprobs": first}]},
-            {"choices": [{"delta": {"content": "fé"}, "logprobs": second, "finish_reason": "stop"}]},
-            {"choices": [], "usage": ANSWER["usage"]},
-        )
-    )
-    *pieces, last = chunks(api.model())
-    assert [piece.tokens for piece in pieces] == [TOKENS[:1], TOKENS[1:]]
-    assert last.completion is not None
-    assert last.completion.tokens == TOKENS
-
-
-# --- streams -------------------------------------------------------------------------------------
-
-
-def test_stream_gives_pieces_and_then_the_completion() -> None:
-    api = Api(
+    server.deeds = [
         events(
             {"choices": [{"delta": {"role": "assistant", "content": ""}}]},
-            {"choices": [{"delta": {"content": "card_"}}]},
-            {"choices": [{"delta": {"content": "lost"}}]},
+            {"choices": [{"delta": {"content": "ca"}, "logprobs": first}]},
+            {"choices": [{"delta": {"content": "fé"}, "logprobs": second}]},
             {"choices": [{"delta": {}, "finish_reason": "stop"}]},
-            {"choices": [], "usage": {"prompt_tokens": 1000, "completion_tokens": 5}},
+            {"choices": [], "usage": USAGE},
         )
-    )
-    *pieces, last = chunks(api.model())
-    assert [piece.text for piece in pieces] == ["card_", "lost"]
-    assert all(piece.completion is None for piece in pieces)
+    ]
+    *pieces, last = chunks(server.model())
+    assert [(piece.text, piece.tokens, piece.completion) for piece in pieces] == [
+        ("ca", TOKENS[:1], None),
+        ("fé", TOKENS[1:], None),
+    ]
     assert last.completion is not None
-    assert last.completion.text == "card_lost"
+    assert (last.completion.text, last.completion.tokens) == ("café", TOKENS)
     assert last.completion.cost_usd == pytest.approx(0.00205)
-    assert api.body()["stream_options"] == {"include_usage": True}
+    assert server.bodies[0]["stream_options"] == {"include_usage": True}
 
 
-def test_error_inside_a_stream_is_raised() -> None:
-    api = Api(events({"error": {"message": "out of memory"}}))
-    with pytest.raises(Unavailable, match="error while answering"):
-        chunks(api.model())
+def test_error_inside_a_stream_is_raised(server: Server) -> None:
+    server.deeds = [events({"error": {"message": "out of memory"}})]
+    with pytest.raises(AnswerLost, match="error while answering"):
+        chunks(server.model())
 
 
 # --- failures ------------------------------------------------------------------------------------
 
-CHAT = f"{BASE}/chat/completions"
 
-
-def test_retry_waits_as_long_as_the_endpoint_asks() -> None:
-    api = Api(Response(429, headers={"retry-after": "7"}), Response(429), ok())
-    assert ask(api.model()).text == "card_lost"
-    asked, own = api.waits_s
+def test_retry_waits_as_long_as_the_endpoint_asks(server: Server) -> None:
+    server.deeds = [reply("429 Slow", b"", "Retry-After: 7"), reply("429 Slow"), OK]
+    completions(server.model())
+    asked, own = server.waits_s
     assert asked == 7
     assert 0.5 <= own <= 1.0  # second wait: 0.5 s doubled, times a random 0.5 to 1
 
 
-def test_retry_after_beyond_the_timeout_ends_the_attempts() -> None:
-    api = Api(Response(429, headers={"retry-after": "61"}))
-    failing(api.model(), RateLimited)
-    assert (len(api.requests), api.waits_s) == (1, [])
+def test_retry_after_beyond_the_timeout_ends_the_attempts(server: Server) -> None:
+    server.deeds = [reply("429 Slow", b"", "Retry-After: 61")]
+    with pytest.raises(RateLimited):
+        completions(server.model())
+    assert (len(server.heads), server.waits_s) == (1, [])
+
+
+NO_COMPLETION = {
+    "<html>hello</html>": "body: Invalid JSON: expected value at line 1 column 1",
+    "{}": "no message",
+    '{"choices": []}': "no message",
+    '{"choices": [{"message": 3}]}': "choices.0.message: Input should be an object",
+}
 
 
 @pytest.mark.parametrize(
-    ("response", "kind", "n_requests", "message"),
+    ("deed", "kind", "n_requests", "message"),
     [
         (
-            Response(401, text='{"error": "bad key sk-secret"}'),
+            reply("401 No", b'{"error": "bad key sk-secret"}'),
             Unauthorised,
             1,
-            f'{CHAT} refused the key (HTTP 401): {{"error": "bad key •••"}}\n'
+            ' refused the key (HTTP 401): {"error": "bad key •••"}\n'
             "  next: put a key that may use big into the variable OPENAI_API_KEY",
         ),
         (
-            Response(429, text="slow down"),
+            reply("429 Slow", b"slow down"),
             RateLimited,
             4,
-            f"{CHAT} asks to slow down (HTTP 429) after 4 tries: slow down\n"
-            "  next: wait a while, or lower max_concurrency",
+            " asks to slow down (HTTP 429) after 4 tries: slow down\n  next: wait a while, or lower max_concurrency",
         ),
         (
             BUSY,
             Unavailable,
             4,
-            f"{CHAT} is unavailable: HTTP 503 after 4 tries: (nothing)\n  next: see if it is up: curl {BASE}/models",
+            " is unavailable: HTTP 503 after 4 tries: busy\n  next: see if it is up: ",
         ),
-        (Response(425), Unavailable, 4, "is unavailable: HTTP 425"),
-        (NotConnected("refused"), Unavailable, 4, f"{CHAT} is unavailable: refused after 4 tries"),
-        (ConnectionBroken("hung up"), AnswerLost, 1, f"{CHAT} took the request and gave no answer: hung up"),
-        *((Response(status), AnswerLost, 1, f"HTTP {status}: (nothing)") for status in (408, 500, 502, 503, 504, 529)),
-        (ResponseTimeout(), AnswerLost, 1, "no answer within 60 s"),
-        (Response(307), BadAnswer, 1, "a redirect, which is not followed"),
+        (reply("425 Early"), Unavailable, 4, " is unavailable: HTTP 425 after 4 tries: (nothing)"),
+        (reply("302 Found", b"", "Location: URL/x"), BadAnswer, 1, "a redirect, which is not followed"),
         (
-            Response(404, text="none for ann@example.com"),
+            reply("404 Not Found", b"none for ann@example.com"),
             BadAnswer,
             1,
-            "refused the request (HTTP 404): none for [EMAIL]",
+            " refused the request (HTTP 404): none for [EMAIL]",
         ),
         *(
             (
-                Response(text=content),
+                reply("200 OK", content.encode()),
                 BadAnswer,
                 1,
-                f"{CHAT} answered with something that is not a chat completion ({reason}): {content}\n"
+                f" answered with something that is not a chat completion ({reason}): {content}\n"
                 "  next: check that base_url ends where the API begins, usually /v1",
             )
-            for content, reason in (
-                ("<html>hello</html>", "body: Invalid JSON: expected value at line 1 column 1"),
-                ("{}", "no message"),
-                ('{"choices": []}', "no message"),
-                ('{"choices": [{"message": 3}]}', "choices.0.message: Input should be an object"),
-            )
+            for content, reason in NO_COMPLETION.items()
         ),
     ],
 )
 def test_failure_says_what_happened_and_is_retried_only_where_that_is_safe(
-    response: Response | Exception, kind: type[ModelError], n_requests: int, message: str
+    server: Server, deed: Deed, kind: type[ModelError], n_requests: int, message: str
 ) -> None:
-    api = Api(response)
-    assert message in failing(api.model(), kind)
-    assert len(api.requests) == n_requests
+    server.deeds = [deed]
+    with pytest.raises(kind) as caught:
+        completions(server.model())
+    assert message in str(caught.value).replace(server.url, "URL")
+    assert len(server.heads) == n_requests
 
 
 # --- money and settings --------------------------------------------------------------------------
 
 
-def test_unknown_price_fails_before_the_first_call() -> None:
-    api = Api(ok())
+def test_unknown_price_fails_before_the_first_call(server: Server) -> None:
     with pytest.raises(PriceUnknown, match='no price for "our-70b"'):
-        api.model(model="our-70b")
-    assert api.requests == []
+        server.model(base_url="https://api.example.com/v1", model="our-70b")
 
 
-def test_loopback_without_a_token_price_costs_machine_time() -> None:
+def test_machine_time_is_shared_by_requests_side_by_side(server: Server) -> None:
+    """It is what an answer from loopback costs where no token price is known."""
     book = PriceBook(machine=MachinePrice(usd_per_hour=3.6, utilisation=1))  # $0.001 per second
-    api = Api(ok({"choices": ANSWER["choices"]}))
-    completion = ask(api.model(book, base_url="http://127.0.0.1:9/v1", model="our-70b"))
-    assert completion.cost_usd == pytest.approx(completion.latency_ms / 1000 * 0.001)
-
-
-def test_requests_side_by_side_share_the_machine() -> None:
-    book = PriceBook(machine=MachinePrice(usd_per_hour=3.6, utilisation=1))
-
-    async def two() -> list[Completion]:
-        model = Gate(2).model(book, base_url="http://localhost:9/v1", model="our-70b")
-        return await asyncio.gather(*(model.complete(Request.ask("Hi")) for _ in range(2)))
-
-    first, second = asyncio.run(two())
+    server.deeds = [together(2)]
+    first, second = completions(server.model(book, model="our-70b"), 2)
     assert first.cost_usd == pytest.approx(first.latency_ms / 1000 * 0.001)
     assert second.cost_usd == pytest.approx(second.latency_ms / 1000 * 0.001 / 2)
 
@@ -376,6 +263,6 @@ def test_retry_after_may_be_a_date() -> None:
     assert retry_after_s("soon") is None
 
 
-def test_missing_key_is_named() -> None:
+def test_missing_key_is_named(server: Server) -> None:
     with pytest.raises(ConfigError, match="needs a key, and the variable BIG_KEY is not set"):
-        Api(ok()).model(api_key_env="BIG_KEY")
+        server.model(base_url="https://api.example.com/v1", api_key_env="BIG_KEY")
