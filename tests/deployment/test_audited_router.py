@@ -1,4 +1,7 @@
-"""A Router under watch: audits by chance, a broken promise, fallback and recovery, restarts, feedback, metrics."""
+"""A Router under watch: audits by chance, a broken promise, fallback and recovery, restarts, feedback, metrics.
+
+A judge may move a bound, once an audit, on answers that chance drew; what users say is kept as evidence.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,10 @@ from smallfirst.base.errors import Unavailable
 from smallfirst.deployment import audited_router
 from smallfirst.deployment.audited_router import AuditedRouter, AuditSettings
 from smallfirst.deployment.monitoring_routes import MAX_VERDICTS, MonitoringRoutes
+from smallfirst.deployment.review_queue import review_queue
+from smallfirst.ledger.keys import KeyPolicy, KeyStore
 from smallfirst.ledger.ledger import Ledger
-from smallfirst.ledger.rows import AuditRow, FeedbackRow, LedgerRow, StateRow
+from smallfirst.ledger.rows import AuditRow, DraftRow, FeedbackRow, LedgerRow, StateRow
 from smallfirst.models.protocol import Capability, Completion, Request
 from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, Certificate
 from smallfirst.routing.monitor import UNIFORM, AuditAllocation, Monitor, MonitorSettings, watched_quantities
@@ -141,26 +146,12 @@ def test_audited_answers_are_held_against_the_large_model_after_the_client_has_t
     setting = Setting(ledger)
     (answer,) = asyncio.run(setting.ask())
     assert answer.route is not None
-    assert (answer.answered_by, answer.cost_usd, answer.route.audited, answer.route.audit_share) == (
-        "small",
-        0.01,
-        True,
-        1.0,
-    )
+    assert (answer.answered_by, answer.cost_usd, answer.route.audited) == ("small", 0.01, True)
     (audit,) = ledger.entries(AuditRow)
-    assert audit.model_dump(exclude={"at", "answered_at", "certificate"}) == {
-        "id": "chatcmpl-1-0",
-        "task": "tickets",
-        "propensity": 1.0,
-        "weight": 1.0,
-        "wrong": False,
-        "judged_by": "large",
-        "cost_usd": 1.0,
-        "charges": '[{"model":"large","purpose":"audit","usd":1.0,"basis":"billed","source":"stated by the model"}]',
-        "certified": True,
-        "draft": None,
-        "other": None,
-    }
+    charges = '[{"model":"large","purpose":"audit","usd":1.0,"basis":"billed","source":"stated by the model"}]'
+    drawn = {"id": "chatcmpl-1-0", "task": "tickets", "propensity": 1.0, "weight": 1.0, "certified": True}
+    judged = {"wrong": False, "judged_by": "large", "cost_usd": 1.0, "charges": charges, "draft": None, "other": None}
+    assert audit.model_dump(exclude={"at", "answered_at", "certificate"}) == drawn | judged
     assert (setting.live.monitor.live_error.n, setting.changes) == (1, [("", "live")])
 
 
@@ -175,11 +166,26 @@ def test_an_audit_asks_the_judge_with_the_settings_of_the_certificate(ledger: Le
     )
 
 
-def test_sampled_drafts_are_not_audited(ledger: Ledger) -> None:
-    setting = Setting(ledger)
-    found = asyncio.run(setting.ask(20, temperature=1.5))
-    assert stages(found) == {"large"}
-    assert (setting.live.monitor.live_error.n, setting.changes) == (0, [("", "live")])
+@pytest.mark.parametrize(
+    ("state", "changes", "settings", "stage"),
+    [
+        ("live", {}, {"temperature": 1.5}, "large"),
+        ("live", {"down": True}, {}, "small"),
+        ("fallback", {"confidence": 0.3}, {}, "large"),
+        ("shadow", {}, {}, "large"),
+    ],
+    ids=["a sampled draft", "the judge is down", "the certificate would not keep it", "no certificate"],
+)
+def test_what_is_no_audit(
+    ledger: Ledger, state: str, changes: dict[str, Any], settings: dict[str, Any], stage: str
+) -> None:
+    setting = Setting(ledger, issued=state != "shadow")
+    if state == "fallback":
+        fall_back(setting)
+    for name, value in changes.items():
+        setattr(setting.large if name == "down" else setting.small, name, value)
+    assert stages(asyncio.run(setting.ask(5, **settings))) == {stage}
+    assert (ledger.entries(AuditRow), setting.live.monitor.state) == ((), state)
 
 
 def test_chance_alone_chooses_audits_at_the_stated_share(ledger: Ledger) -> None:
@@ -232,23 +238,6 @@ def test_a_broken_promise_falls_back_to_the_large_model_and_comes_back_when_it_i
     assert setting.changes[-1] == ("fallback", "live")
 
 
-def test_in_fallback_a_draft_that_the_certificate_would_not_keep_is_no_audit(ledger: Ledger) -> None:
-    setting = Setting(ledger)
-    fall_back(setting)
-    setting.small.confidence = 0.3
-    asyncio.run(setting.ask(5))
-    assert setting.small.asked == 5
-    assert ledger.entries(AuditRow) == ()
-
-
-def test_without_a_certificate_the_small_model_runs_in_shadow_only(ledger: Ledger) -> None:
-    setting = Setting(ledger, issued=False)
-    found = asyncio.run(setting.ask(3))
-    assert stages(found) == {"large"}
-    assert setting.changes == [("", "shadow")]
-    assert found[0].cost_usd == 1.0
-
-
 def test_a_restart_goes_on_in_the_state_and_with_the_audits_of_before(ledger: Ledger) -> None:
     before = Setting(ledger)
     before.small.wrong = True
@@ -259,15 +248,6 @@ def test_a_restart_goes_on_in_the_state_and_with_the_audits_of_before(ledger: Le
     assert stages(asyncio.run(after.ask())) == {"large"}
     assert len(ledger.entries(AuditRow)) == n + 1 > 1
     assert len(before.changes) == len(after.changes)
-
-
-def test_an_audit_that_fails_changes_nothing(ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
-    setting = Setting(ledger)
-    setting.large.down = True
-    found = asyncio.run(setting.ask())
-    assert stages(found) == {"small"}
-    assert ledger.entries(AuditRow) == ()
-    assert "not audited, down" in caplog.text
 
 
 def said(id: str, verdict: Any) -> FeedbackRow:
@@ -285,17 +265,6 @@ def test_a_person_judges_audits_where_they_are_asked_and_no_other_answers(ledger
     assert [a.id for a in ledger.entries(AuditRow)] == chosen
     assert setting.live.monitor.live_error.n == len(chosen)
     assert len(ledger.entries(FeedbackRow)) == 40
-
-
-def test_the_verdict_of_an_audit_is_final(ledger: Ledger) -> None:
-    setting = Setting(ledger)
-    setting.small.wrong = True
-    asyncio.run(setting.ask(8))
-    before = setting.live.monitor.live_error
-    for audit in ledger.entries(AuditRow):
-        assert not asyncio.run(setting.live.feedback(said(audit.id, "right"))).counted
-    assert (setting.live.monitor.state, setting.live.monitor.live_error) == ("fallback", before)
-    assert Setting(ledger).live.monitor.state == "fallback"
 
 
 def test_very_many_audits_of_other_processes_do_not_hold_the_loop(ledger: Ledger) -> None:
@@ -340,44 +309,6 @@ def test_answers_are_compared_off_the_event_loop(ledger: Ledger, judge: str) -> 
     asyncio.run(audit())
     assert len(compared_in) == len(ledger.entries(AuditRow)) == 1
     assert threading.get_ident() not in compared_in
-
-
-def test_a_person_who_is_quicker_than_the_audit_counts_alone(ledger: Ledger) -> None:
-    setting = Setting(ledger)
-
-    async def race() -> None:
-        slow = setting.large.complete
-
-        async def held(request: Request) -> Completion:
-            await setting.live.feedback(said("chatcmpl-1-0", "wrong"))  # while the large model is asked
-            return await slow(request)
-
-        setting.large.complete = held  # type: ignore[method-assign]
-        await setting.ask()
-
-    asyncio.run(race())
-    assert [(a.judged_by, a.wrong) for a in ledger.entries(AuditRow)] == [("person", True)]
-    assert setting.live.monitor.live_error.n == 1
-
-
-def test_two_verdicts_at_the_same_moment_count_once(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    setting = Setting(ledger, judge="person")
-    asyncio.run(setting.ask())
-    entries = ledger.entries
-
-    def slow_entries(kind: Any, **equal: Any) -> Any:
-        found = entries(kind, **equal)
-        time.sleep(0.1)  # long enough for another look before the verdict is written
-        return found
-
-    monkeypatch.setattr(ledger, "entries", slow_entries)
-
-    async def judge_twice() -> None:
-        verdict = said("chatcmpl-1-0", "right")
-        await asyncio.gather(setting.live.feedback(verdict), setting.live.feedback(verdict))
-
-    asyncio.run(judge_twice())
-    assert (len(entries(AuditRow)), setting.live.monitor.live_error.n) == (1, 1)
 
 
 def test_answers_that_wait_for_a_person_take_bounded_memory(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -447,15 +378,9 @@ def settled(client: httpx.Client, n: int) -> Any:
     return found
 
 
-def test_over_http_an_answer_says_its_way_and_its_promise(server: tuple[Setting, httpx.Client]) -> None:
-    setting, client = server
-    answer = chat(client)
-    assert answer["smallfirst"]["guarantee"] == "at most 5 % of kept answers wrong (95 %)"
-    assert [step["stage"] for step in answer["smallfirst"]["steps"]] == ["small"]
-    row = setting.ledger.get(answer["id"])
-    assert row is not None
-    assert (row.task, row.audited, row.audit_share) == ("tickets", True, 1.0)
-    assert [step.stage for step in row.steps] == ["small"]
+def until_audited(ledger: Ledger, id: str) -> None:
+    while not ledger.entries(AuditRow, id=id):
+        time.sleep(0.01)
 
 
 def test_over_http_feedback_is_taken_by_id_and_refused_with_the_field_at_fault(
@@ -482,17 +407,14 @@ def test_over_http_feedback_is_taken_by_id_and_refused_with_the_field_at_fault(
         assert refused.json()["error"]["param"] == param
 
 
-def test_over_http_an_answer_takes_so_many_verdicts_and_no_more(server: tuple[Setting, httpx.Client]) -> None:
+def test_over_http_answers_states_and_metrics_say_the_same(server: tuple[Setting, httpx.Client]) -> None:
     setting, client = server
-    id = chat(client)["id"]
-    codes = [client.post("/v1/feedback", json={"id": id, "verdict": "right"}).status_code for _ in range(18)]
-    assert codes == [200] * MAX_VERDICTS + [409] * 2
-    assert len(setting.ledger.entries(FeedbackRow)) == MAX_VERDICTS
-
-
-def test_over_http_states_and_metrics_say_the_same(server: tuple[Setting, httpx.Client]) -> None:
-    setting, client = server
-    chat(client)
+    answer = chat(client)
+    assert answer["smallfirst"]["guarantee"] == "at most 5 % of kept answers wrong (95 %)"
+    row = setting.ledger.get(answer["id"])
+    assert row is not None
+    assert (row.task, row.audited, row.audit_share) == ("tickets", True, 1.0)
+    assert [step.stage for step in row.steps] == [step["stage"] for step in answer["smallfirst"]["steps"]] == ["small"]
     setting.small.wrong = True
     for _ in range(5):
         chat(client)
@@ -506,3 +428,122 @@ def test_over_http_states_and_metrics_say_the_same(server: tuple[Setting, httpx.
     (cost,) = [line.split()[-1] for line in lines if line.startswith("smallfirst_cost_usd_total")]
     assert float(cost) == pytest.approx(0.06)
     assert 'smallfirst_alarms_total{cause="guarantee",task="tickets"} 1.0' in lines
+
+
+def waiting(ledger: Ledger) -> list[str]:
+    """Ids in the queue of a judge."""
+    return [one.row.id for one in review_queue(ledger, ["tickets"])]
+
+
+def test_a_user_judges_own_answers_only_and_moves_no_bound(ledger: Ledger, tmp_path: Path, run_server: Any) -> None:
+    setting, store = Setting(ledger), KeyStore(tmp_path / "keys.db")
+    keys = {name: store.create(name, KeyPolicy(role=name))[1] for name in ("user", "judge", "admin")}  # type: ignore[arg-type]
+    keys["other"] = store.create("other", KeyPolicy())[1]
+    plugin = MonitoringRoutes([setting.live], ledger)
+    with (
+        run_server({"tickets": setting.live}, ledger, plugins=[plugin], key_store=store) as at,
+        httpx.Client(base_url=at.url) as client,
+    ):
+
+        def give(key: str, id: str, verdict: str) -> tuple[int, bool | None]:
+            headers = {"authorization": f"Bearer {keys[key]}"}
+            found = client.post("/v1/feedback", json={"id": id, "verdict": verdict}, headers=headers)
+            return found.status_code, found.json().get("audit")
+
+        def codes(path: str) -> list[int]:
+            bearers = [{"authorization": f"Bearer {keys[name]}"} for name in ("user", "judge", "admin")]
+            return [client.get(path, headers=headers).status_code for headers in bearers]
+
+        client.headers["authorization"] = f"Bearer {keys['user']}"
+        ids = [chat(client)["id"] for _ in range(30)]
+        for id in ids:
+            until_audited(ledger, id)
+            assert give("other", id, "wrong") == (404, None)
+            assert give("user", id, "wrong") == (200, False)
+        monitor = setting.live.monitor
+        assert (monitor.state, monitor.live_error.value, monitor.live_error.n) == ("live", 0.0, 30)
+        assert monitor.alarms == ()
+        taken = [give("user", ids[0], "wrong")[0] for _ in range(MAX_VERDICTS)]
+        assert taken == [200] * (MAX_VERDICTS - 1) + [409]  # as many as fit do not keep the judge out
+        assert give("judge", ids[0], "wrong") == (200, False)  # the large model's verdict is final
+        assert give("admin", ids[1], "wrong") == (200, False)
+        assert (setting.live.monitor.live_error.n, setting.live.monitor.live_error.value) == (30, 0.0)
+        assert codes("/v1/queue") == [403, 200, 200]
+        assert codes("/v1/routers") == [403, 403, 200]
+        client.headers["authorization"] = f"Bearer {keys['admin']}"
+    assert not any(row.counted for row in ledger.entries(FeedbackRow))
+    assert [row.cause for row in ledger.entries(StateRow)] == [""]
+
+
+def test_a_report_of_a_user_leaves_the_answer_in_the_queue(ledger: Ledger) -> None:
+    setting = Setting(ledger, judge="person")
+    asyncio.run(setting.ask())
+    asyncio.run(setting.live.feedback(said("chatcmpl-1-0", "right").model_copy(update={"judge": False})))
+    assert waiting(ledger) == ["chatcmpl-1-0"]
+    assert setting.live.monitor.live_error.n == 0
+    asyncio.run(setting.live.feedback(said("chatcmpl-1-0", "right")))
+    assert waiting(ledger) == []
+    assert setting.live.monitor.live_error.n == 1
+
+
+def test_in_a_fallback_a_person_judges_the_draft_by_the_right_answer(ledger: Ledger) -> None:
+    setting = Setting(ledger, judge="person")
+    fall_back(setting)
+    setting.small.wrong = True
+    asyncio.run(setting.ask(3))
+    assert ledger.entries(AuditRow) == ()
+    ids = [row.id for row in ledger.entries(DraftRow)]
+    assert waiting(ledger) == ids
+    assert len(ids) == 3
+    asyncio.run(setting.live.feedback(said(ids[0], "right")))  # the large model's answer is right, the draft is not
+    asyncio.run(setting.live.feedback(said(ids[1], "wrong").model_copy(update={"answer": "wrong"})))
+    with pytest.raises(Exception, match="name it"):
+        asyncio.run(setting.live.feedback(said(ids[2], "wrong")))
+    audits = {audit.id: (audit.judged_by, audit.wrong) for audit in ledger.entries(AuditRow)}
+    assert audits == {ids[0]: ("person", True), ids[1]: ("person", False)}
+    assert setting.live.monitor.live_error.n == 2
+    assert waiting(ledger) == ids[2:]
+
+
+def test_a_draft_whose_text_is_stored_is_judged_by_another_process(ledger: Ledger) -> None:
+    maker, judge = Setting(ledger, judge="person"), Setting(Ledger(ledger.path), judge="person")
+    fall_back(maker)
+    asyncio.run(maker.ask())
+    for one in (maker, judge):
+        one.live.auditing = one.live.auditing._replace(store_bodies=True)
+    asyncio.run(maker.ask())
+    without, stored = (row.id for row in ledger.entries(DraftRow))
+    found = [asyncio.run(judge.live.feedback(said(id, "right"))) for id in (without, stored)]
+    judge.ledger.close()
+    assert [one.counted for one in found] == [False, True]
+    (audit,) = ledger.entries(AuditRow)
+    assert (audit.id, audit.wrong, audit.judged_by) == (stored, False, "person")
+
+
+def test_two_processes_on_one_ledger_count_each_audit_once(ledger: Ledger) -> None:
+    settings = [Setting(ledger), Setting(Ledger(ledger.path))]
+    first, second = settings
+
+    async def race() -> None:
+        slow = first.large.complete
+
+        async def held(request: Any) -> Any:
+            id = f"chatcmpl-{first.small.asked}-{first.large.asked}"
+            verdicts = [one.live.feedback(said(id, "right")) for one in settings for _ in range(14)]
+            found = await asyncio.gather(slow(request), *verdicts)
+            return found[0]
+
+        first.large.complete = held  # type: ignore[method-assign]
+        await first.ask(10)
+
+    for one in settings:
+        one.ledger.count = lambda *_, **__: 0  # type: ignore[method-assign]  # each looks before another has written
+    asyncio.run(race())
+    for one in settings:
+        asyncio.run(one.live.audits.follow())
+    second.ledger.close()
+    drawn = [row.id for row in ledger.entries(LedgerRow) if row.certified and row.audited]
+    assert {audit.judged_by for audit in ledger.entries(AuditRow)} == {"person"}  # quicker than the large model
+    audits = [audit.id for audit in ledger.entries(AuditRow)]
+    assert (len(audits), sorted(set(audits))) == (len(set(audits)), sorted(set(drawn)))
+    assert [one.live.monitor.live_error.n for one in settings] == [len(audits)] * 2 == [10, 10]

@@ -16,7 +16,6 @@ from smallfirst.deployment.audited_router import Audits
 from smallfirst.ledger.ledger import Ledger, LedgerAway, LedgerUnavailable
 from smallfirst.ledger.rows import AuditRow, StateRow
 from smallfirst.models.protocol import Request
-from smallfirst.routing.budget import BudgetTracker, EscalationBudget
 from smallfirst.routing.monitor import Monitor, MonitorSettings, Quantity
 
 
@@ -65,32 +64,6 @@ def test_an_alarm_of_one_process_stops_the_small_model_in_all_and_is_written_onc
     again = Setting(ledgers[0])
     assert {one.live.monitor.state for one in (*settings, again)} == {"live"}
     assert len({one.live.monitor.live_error.model_dump_json() for one in (*settings, again)}) == 1
-    for ledger in ledgers:
-        ledger.close()
-
-
-def test_a_budget_is_one_for_all_and_outlast_a_restart(place: Path | str) -> None:
-    ledgers = [Ledger(place) for _ in range(2)]
-
-    def opened(ledger: Ledger) -> Setting:
-        setting = Setting(ledger)
-        setting.live.router.budget_tracker = BudgetTracker(EscalationBudget(usd=2.0))
-        return setting
-
-    async def work() -> None:
-        first, second = map(opened, ledgers)
-        await first.ask(3)
-        assert first.live.router.budget_tracker is not None
-        first.live.router.budget_tracker.pay(1.5)
-        await first.live.aclose()
-        await second.live.follow()
-        for one in (second, opened(ledgers[0])):
-            await one.live.follow()
-            purse = one.live.router.budget_tracker
-            assert purse is not None
-            assert (purse.allows(0.4), purse.allows(0.6)) == (True, False)
-
-    asyncio.run(work())
     for ledger in ledgers:
         ledger.close()
 
