@@ -56,8 +56,8 @@ class CircuitOpenError(Unavailable):
 class CircuitBreaker:
     """Closed: every request is sent. Open: none is; then one probe is, and its answer closes it."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._n_failures, self._probing = clock, 0, False
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, max_failures: int = MAX_FAILURES) -> None:
+        self._clock, self._max_failures, self._n_failures, self._probing = clock, max_failures, 0, False
         self._open_s, self._open_until = FIRST_OPEN_S, -math.inf
 
     @property
@@ -69,7 +69,7 @@ class CircuitBreaker:
         """Return whether a request may be sent now."""
         if self.remaining_open_s > 0:
             return False
-        if self._n_failures >= MAX_FAILURES:  # one probe; where its end is never told the next one goes after the rest
+        if self._n_failures >= self._max_failures:  # one probe; if its end is not told, another follows
             self._probing, self._open_until = True, self._clock() + self._open_s
         return True
 
@@ -82,7 +82,7 @@ class CircuitBreaker:
         self._n_failures += 1
         if self._probing:
             self._open_s = min(MAX_OPEN_S, 2 * self._open_s)
-        elif self._n_failures != MAX_FAILURES:  # requests that were sent before it opened say nothing new
+        elif self._n_failures != self._max_failures:  # requests that were sent before it opened say nothing new
             return
         self._probing, self._open_until = False, self._clock() + self._open_s
 

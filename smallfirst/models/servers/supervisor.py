@@ -20,12 +20,13 @@ from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 from smallfirst.base.errors import Unavailable
+from smallfirst.models.remote.client import CircuitBreaker
 
 STOP_TIMEOUT_S = 5.0
 POLL_INTERVAL_S = 0.05
 SHOWN_LINES, MAX_LINE_CHARACTERS = 5, 500
-MAX_BACKOFF_S = 60.0
-"""The first crash restarts at once, further ones in a row after 2, 4, … seconds, at most this many."""
+MAX_CRASHES = 2
+"""So many crashes in a row open the circuit; a single one restarts at once."""
 STABLE_AFTER_S = 60.0
 """A crash after so long a run counts as the first one."""
 EXIT_TIMEOUT_S = 0.5
@@ -147,11 +148,11 @@ class Supervisor(Generic[P]):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start nothing yet; `start` and `probe` (within the seconds given) block, and raise if there is no answer."""
-        self._name, self._start, self._probe, self._clock = name, start, probe, clock
+        self._name, self._start, self._probe = name, start, probe
         self._lock = threading.Lock()
         self._current: Future[P] | None = None
-        self._n_crashes = self._n_in_flight = 0
-        self._not_before_s, self._output_tail = 0.0, ""
+        self._n_in_flight, self._output_tail = 0, ""
+        self._breaker = CircuitBreaker(clock, max_failures=MAX_CRASHES)
 
     async def process(self) -> P:
         """Return the running process, started if there is none. Raise Unavailable if it crashes again and again."""
@@ -159,10 +160,10 @@ class Supervisor(Generic[P]):
             if self._current is not None and self._current.done():
                 self._note_crash(self._current)
             if self._current is None:
-                if (wait_s := self._not_before_s - self._clock()) > 0:
+                if not self._breaker.enter():
                     raise Unavailable(
-                        f"{self._name}: the engine failed {self._n_crashes} times in a row and restarts in "
-                        f"{wait_s:.0f} s; its last output: {self._output_tail}",
+                        f"{self._name}: the engine crashed again and restarts in "
+                        f"{self._breaker.remaining_open_s:.0f} s; its last output: {self._output_tail}",
                         hint="if memory is short, lower context_tokens or slots",
                     )
                 self._current = Future()
@@ -203,23 +204,23 @@ class Supervisor(Generic[P]):
         """End the process, also one that is just starting; a later request starts a new one."""
         with self._lock:
             current, self._current = self._current, None
-            self._not_before_s, self._n_crashes = 0.0, 0
+            self._breaker.record(answered=True)
         if current is not None and current.done() and current.exception() is None:
             current.result().stop()
 
     def _note_crash(self, ended: Future[P]) -> None:
         """Forget the process, and count the crash, unless it is alive. Hold the lock."""
         if (error := ended.exception()) is not None:
-            uptime_s, self._output_tail = 0.0, str(error)
+            self._output_tail = str(error)
         elif (process := ended.result()).is_alive:
             return
         else:
             process.stop()
-            uptime_s, self._output_tail = process.uptime_s, process.output_tail()
+            self._output_tail = process.output_tail()
+            if process.uptime_s >= STABLE_AFTER_S:
+                self._breaker.record(answered=True)
         self._current = None
-        self._n_crashes = 1 if uptime_s >= STABLE_AFTER_S else self._n_crashes + 1
-        backoff_s = 0.0 if self._n_crashes == 1 else 2.0 ** min(self._n_crashes - 1, 30)
-        self._not_before_s = self._clock() + min(MAX_BACKOFF_S, backoff_s)
+        self._breaker.record(answered=False)
 
     def _run(self, starting: Future[P]) -> None:
         try:

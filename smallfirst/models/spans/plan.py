@@ -67,9 +67,6 @@ class AnswerPlan(Record):
     """How whole answers are made."""
 
     fields: tuple[FieldPlan, ...]
-    one_object_a_line: bool = False
-    """A list's next object begins with the next line that has one of its fields; else with the next value of a field
-    that the object has."""
 
     @property
     def spans(self) -> tuple[FieldPlan, ...]:
@@ -87,7 +84,7 @@ class FoundValue(NamedTuple):
     value: Any
 
 
-def assemble(plan: AnswerPlan, schema: Schema, found: Mapping[str, Sequence[FoundValue]], text: str) -> str:
+def assemble(plan: AnswerPlan, schema: Schema, found: Mapping[str, Sequence[FoundValue]]) -> str:
     """Return the answer as canonical JSON: `found` holds the values by path, in the order of the text."""
     answer: dict[str, Any] = {}
     grouped: dict[tuple[str, ...], list[tuple[FoundValue, FieldPlan]]] = {}
@@ -102,31 +99,24 @@ def assemble(plan: AnswerPlan, schema: Schema, found: Mapping[str, Sequence[Foun
         elif field.absent:
             _put(answer, field.way[:-1] if field.is_list else field.way, json.loads(field.absent))
     for group, members in grouped.items():
-        objects = _objects(sorted(members, key=lambda member: member[0].place), plan, text)
-        if objects:
-            _put(answer, group, objects)
+        if members:
+            _put(answer, group, _objects(sorted(members, key=lambda member: member[0].place)))
     ordered = _complete(answer, schema, schema)
     return json.dumps(ordered, ensure_ascii=False, separators=SEPARATORS)
 
 
-def _objects(members: Sequence[tuple[FoundValue, FieldPlan]], plan: AnswerPlan, text: str) -> list[dict[str, Any]]:
-    objects: list[dict[str, Any]] = []
-    end = 0
+def _objects(members: Sequence[tuple[FoundValue, FieldPlan]]) -> list[dict[str, Any]]:
+    """Return the objects of a list: the next one begins with a value of a field that the last one has."""
+    objects: list[dict[str, Any]] = [{}]
     for one, field in members:
         way = field.way[len(field.group or ()) + 1 :]
-        is_next = "\n" in text[end : one.place] if plan.one_object_a_line else way[-1] != LIST and _has(objects, way)
-        if not objects or is_next:
-            objects.append({})
         if way[-1] == LIST:
             _put(objects[-1], way[:-1], [*_held(objects[-1], way[:-1], []), one.value])
-        elif not _has(objects, way):
-            _put(objects[-1], way, one.value)
-        end = one.place
+            continue
+        if _held(objects[-1], way, None) is not None:
+            objects.append({})
+        _put(objects[-1], way, one.value)
     return objects
-
-
-def _has(objects: Sequence[dict[str, Any]], way: Sequence[str]) -> bool:
-    return bool(objects) and _held(objects[-1], way, None) is not None
 
 
 def _held(value: Any, way: Sequence[str], default: Any) -> Any:
@@ -223,8 +213,10 @@ def learn_plan(task: Extract, examples: Sequence[Example]) -> tuple[AnswerPlan, 
         problems += [problem] * bool(problem)
     plan = AnswerPlan(fields=tuple(fields))
     if any(field.group for field in plan.spans) and not problems:
-        plan, problem = _grouped(task, plan, sample)
-        problems += [problem] * bool(problem)
+        lost = sum(not _round_trip(task, plan, row) for row in sample) / len(sample)
+        if lost > 2 * TOLERANCE:
+            names = ", ".join(sorted({f"`{'.'.join(field.group)}`" for field in plan.spans if field.group}))
+            problems.append(f"the objects of {names} cannot be told apart in {100 * lost:.0f} % of the rows")
     return plan, "; ".join(list(dict.fromkeys(problems))[:3])
 
 
@@ -318,16 +310,6 @@ def _absent(way: tuple[str, ...], rows: Sequence[AnsweredRow], path: str) -> str
     return max(said, key=said.__getitem__, default="")
 
 
-def _grouped(task: Extract, plan: AnswerPlan, rows: Sequence[AnsweredRow]) -> tuple[AnswerPlan, str]:
-    """Return the plan with the better rule for where an object of a list ends, and why neither is good enough."""
-    plans = [plan.model_copy(update={"one_object_a_line": by_line}) for by_line in (False, True)]
-    lost = [sum(not _round_trip(task, each, row) for row in rows) / len(rows) for each in plans]
-    best = int(lost[1] < lost[0])
-    names = ", ".join(sorted({f"`{'.'.join(field.group)}`" for field in plan.spans if field.group}))
-    told = f"the objects of {names} cannot be told apart by order or line in {100 * lost[best]:.0f} % of the rows"
-    return plans[best], told if lost[best] > 2 * TOLERANCE else ""
-
-
 def _round_trip(task: Extract, plan: AnswerPlan, row: AnsweredRow) -> bool:
     """Return True if the row's answer comes back from where its values stand."""
     found: dict[str, list[FoundValue]] = {}
@@ -336,5 +318,5 @@ def _round_trip(task: Extract, plan: AnswerPlan, row: AnsweredRow) -> bool:
         held.append(FoundValue(value.places[0][0], row.values[field.path][len(held)]))
     for field in plan.closed:
         found[field.path] = [FoundValue(0, value) for value in row.values.get(field.path, ())]
-    said = task.parse(assemble(plan, task.json_schema, found, row.text))
+    said = task.parse(assemble(plan, task.json_schema, found))
     return task.score([json.dumps(row.answer)], said) == 1

@@ -163,7 +163,7 @@ class Tagger:
                 found[field.path] = [one for one, _ in read]
             logs[field.path] = math.fsum(log for _, log in read) if read else float(absent[number])
         confidence = {field.path: min(1.0, math.exp(logs[field.path])) for field in self.plan.fields}
-        return assemble(self.plan, self._schema, found, text), confidence
+        return assemble(self.plan, self._schema, found), confidence
 
     def _read(
         self, text: str, tokenized: TokenizedText, field: FieldPlan, own: Sequence[Mark], known: dict[str, Any]
