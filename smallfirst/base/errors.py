@@ -120,6 +120,7 @@ EXTRAS = {
     "peft": "train",
     "prometheus_client": "serve",
     "pyarrow": "tables",
+    "python_calamine": "tables",
     "python_multipart": "openai-finetuning",
     "ray": "cluster",
     "starlette": "serve",

@@ -1,1 +1,1 @@
-"""Rows from text files, Parquet, Delta tables, volumes and folders."""
+"""Rows from text files, workbooks, Parquet, Delta tables, volumes and folders."""

@@ -1,6 +1,7 @@
 """Load rows from wherever they are, all under the same rules. What exists under a path hides what has that name.
 
 rows.jsonl · rows.csv.gz                JSON Lines, JSON lists and CSV, also gzipped
+rows.xlsx                               a workbook: the first sheet with rows
 rows.parquet · folder of these          Parquet
 folder with _delta_log · …@v7           a Delta table, newest or at version 7
 catalog.schema.table · …@v7             the same below SMALLFIRST_TABLES
@@ -52,6 +53,7 @@ from smallfirst.data.sources.folders import (
     without_detours,
 )
 from smallfirst.data.sources.text_files import FORMATS, RawRow, ReadBudget, file_format, read_text_file, suggest_files
+from smallfirst.data.sources.workbooks import WORKBOOKS, read_workbook
 
 MAX_PROBLEMS = 10_000
 """Problems of one source that are kept; all bad rows are counted."""
@@ -251,7 +253,7 @@ def _find(text: str, folder: Path) -> _Source:
     if version is not None and (folder / plain).exists():
         return _at(folder / plain, version)
     kind = file_format(path)
-    if kind in (PARQUET, *TEXT_SUFFIXES):
+    if kind in (PARQUET, *TEXT_SUFFIXES, *WORKBOOKS):
         raise DataError(f"{path}: no such file", hint=suggest_files(path.parent, path.name))
     if kind not in FORMATS and _TABLE.fullmatch(plain):
         return _delta(_table_folder(plain, path), plain, version)
@@ -273,6 +275,8 @@ def _at(path: Path, version: int | None = None) -> _Source:
             reader = partial(read_parquet, parquet_files(path))
         elif suffixes & set(TEXT_SUFFIXES):
             reader = partial(read_texts, files, labelled=label_folders(path, files))
+    elif suffix in WORKBOOKS:
+        reader = partial(read_workbook, path)
     elif suffix in (PARQUET, *TEXT_SUFFIXES):
         reader = partial(read_parquet if suffix == PARQUET else read_texts, [FoundFile(path, None)])
     return _Source(str(path), name, reader)

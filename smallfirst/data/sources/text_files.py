@@ -109,7 +109,7 @@ def read_text_file(
     if kind not in FORMATS and file.is_file():
         raise DataError(
             f"{file}: cannot tell the format from {file.suffix or 'no suffix'}; known: {', '.join(FORMATS)}",
-            hint="save a workbook as CSV" if kind in (".xlsx", ".xls", ".ods") else "rename it to what it holds",
+            hint="rename it to what it holds",
         )
     raw, encoding = to_utf8(_read(file, budget), str(file))
     notes = [] if encoding == "utf-8" else [f"read as {encoding}, told from its bytes"]

@@ -44,7 +44,7 @@ def _columns(command: Callable[..., None]) -> Callable[..., None]:
 def init(folder: Path, source: str | None, kind: str | None, good_enough: float | None, **columns: str | None) -> None:
     """Write task.yaml into FOLDER, for your rows or as a template.
 
-    --from reads tables (CSV, Parquet, JSON), chats, fine-tuning and batch files of OpenAI, logs of requests,
+    --from reads tables (CSV, Excel, Parquet, JSON), chats, fine-tuning and batch files of OpenAI, logs of requests,
     exports of Label Studio and Argilla, and folders of texts. It shows three rows as they are read, and names
     the readings that are nearly as likely.
     """

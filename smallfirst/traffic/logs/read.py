@@ -160,7 +160,7 @@ def _whole(one: Exchange, seen: sqlite3.Connection, file_time: datetime) -> Exch
 # Records of files: lines of JSON, lists, documents that hold a list, tables
 
 _JSON = (".jsonl", ".ndjson", ".json", ".log", ".txt", "")
-_TABLES = (".csv", ".tsv", PARQUET)
+_TABLES = (".csv", ".tsv", ".xlsx", PARQUET)
 _HELD_IN = ("data", "observations", "traces", "records", "rows", "items", "logs", "results", "hits")
 MAX_LINE_BYTES = 50_000_000
 """A longer line is named and skipped: it is no record."""
