@@ -47,7 +47,7 @@ class LogImporter:
             if isinstance(one, Exchange):
                 of_row[one.source].append(one)
         asked = [(row, _asked(one)) for row in rows for one in of_row[f"{row.path}:{row.line}"]]
-        return as_table(asked, [one for one in (*found, *left) if isinstance(one, Problem)])
+        return _as_table(asked, [one for one in (*found, *left) if isinstance(one, Problem)])
 
 
 def _is_log(row: dict[str, Any]) -> bool:
@@ -77,12 +77,11 @@ def _asked(one: Exchange) -> AskedText | str:
     turns = prompt.turns[1:] if prompt.turns[0].role == "system" else prompt.turns
     if not turns or turns[-1].role != "user" or not turns[-1].text.strip():
         return "the answer follows no question of a user"
-    return AskedText(system, tuple(turn.text for turn in turns[:-1]), turns[-1].text, answer.text, one.model)
+    return AskedText(system, len(turns) > 1, turns[-1].text, answer.text, one.model)
 
 
-_TEXT, _ANSWER = "text", "answer"
-"""Columns of the table."""
-_CONSTANT = 0.95
+_SHARED = 0.95
+"""Least share of rows with one system prompt that makes it the job in words."""
 _REPEATED, _NAMED = 0.9, 0.7
 _MIN_ROWS = 20
 
@@ -91,85 +90,69 @@ class AskedText(NamedTuple):
     """What one row asked, and the answer."""
 
     system: str
-    earlier: tuple[str, ...]
-    """Turns between the system message and the last question."""
+    earlier: bool
+    """True if there are turns between the system message and the last question."""
     asked: str
     answer: str
     model: str = ""
     """The model that gave the answer; empty where the row does not say that one did."""
 
 
-def as_table(found: Sequence[tuple[RawRow, AskedText | str]], unused: Sequence[Problem] = ()) -> Converted:
+def _as_table(found: Sequence[tuple[RawRow, AskedText | str]], unused: Sequence[Problem]) -> Converted:
     """Return what the rows ask and answer, or why not, as a table; `unused` are rows that could not be read."""
     unused = [*unused, *(Problem(row.path, row.line, why) for row, why in found if isinstance(why, str))]
-    exchanges = [(row, one) for row, one in found if isinstance(one, AskedText)]
+    asked = [(row, one) for row, one in found if isinstance(one, AskedText)]
     notes: list[str] = []
-    about = _system_prompt([one for _, one in exchanges], notes)
-    cases = _cases([one for _, one in exchanges], notes)
-    for (row, _), case in zip(exchanges, cases, strict=True):
-        if case is None:
+    about = _system_prompt([one.system for _, one in asked])
+    if about:
+        notes.append("the system prompt that the rows share is kept as `about`")
+    if n := sum(one.earlier for _, one in asked):
+        notes.append(f"{n:,} rows have earlier turns, which are left out: the last question alone is the text")
+    kept: list[tuple[RawRow, AskedText, str]] = []
+    for (row, one), case in zip(asked, _cases([one.asked for _, one in asked], notes), strict=True):
+        if case:
+            kept.append((row, one, case))
+        else:
             unused.append(Problem(row.path, row.line, "the prompt follows another template than the others"))
-    kept = [(row, one, case) for (row, one), case in zip(exchanges, cases, strict=True) if case]
-    told = "\n".join((about, *dict.fromkeys(one.asked.removesuffix(case) for _, one, case in kept[:1])))
-    answers = _answers([one.answer for _, one, _ in kept], told, notes)
-    for (row, one, _), answer in zip(kept, answers, strict=True):
+    told = about + "".join(f"\n{one.asked.removesuffix(case)}" for _, one, case in kept[:1])
+    table: list[dict[str, Any]] = []
+    for (row, one, case), answer in zip(kept, _answers([one.answer for _, one, _ in kept], told), strict=True):
         if answer is None:
             why = f"none of the answers that the others repeat, or the instructions name: {one.answer[:60]!r}"
             unused.append(Problem(row.path, row.line, why))
-    table = [{_TEXT: case, _ANSWER: a} for (_, _, case), a in zip(kept, answers, strict=True) if a is not None]
-    model = ", ".join(dict.fromkeys(one.model for _, one in exchanges if one.model))
+        else:
+            table.append({"text": case, "answer": answer})
+    model = ", ".join(dict.fromkeys(one.model for _, one in asked if one.model))
     if model:
         notes.append(f"the answers are those of {model}: what is measured and certified is agreement with it")
-    return Converted(Table(table, (_TEXT,), (_ANSWER,)), tuple(unused), tuple(notes), about, model)
+    return Converted(Table(table, ("text",), ("answer",)), tuple(unused), tuple(notes), about, model)
 
 
-def _system_prompt(exchanges: Sequence[AskedText], notes: list[str]) -> str:
+def _system_prompt(given: Sequence[str]) -> str:
     """Return the system prompt that nearly all rows share; empty if there is none."""
-    counts = Counter(one.system.strip() for one in exchanges)
+    counts = Counter(text.strip() for text in given)
     most, n = counts.most_common(1)[0] if counts else ("", 0)
-    if not most or n < _CONSTANT * len(exchanges):
-        return ""
-    others = len(exchanges) - n
-    notes.append(
-        "the system prompt that all rows share is kept as `about`" + (f"; {others:,} rows have another" * bool(others))
-    )
-    return most
+    return most if n >= _SHARED * len(given) else ""
 
 
-def _cases(exchanges: Sequence[AskedText], notes: list[str]) -> list[str | None]:
-    """Return what varies from prompt to prompt; None for a row that does not follow the others' template."""
-    users = [one.asked for one in exchanges]
-    prompts = users
-    if len(set(users)) == 1 and len({one.system for one in exchanges}) > 1:  # the case stands in the system message
-        prompts = [one.system for one in exchanges]
-    n_earlier = sum(bool(one.earlier) for one in exchanges)
-    if n_earlier and len({one.earlier for one in exchanges}) > 1:
-        notes.append(f"{n_earlier:,} rows have earlier turns, which are left out: the last question alone is the text")
+def _cases(prompts: Sequence[str], notes: list[str]) -> list[str]:
+    """Return what varies from prompt to prompt; empty for a row that does not follow the others' template."""
     template = find_template(prompts)
     if template is None:
-        return [prompt.strip() or None for prompt in prompts]
-    found = [values_between(template, prompt) for prompt in prompts]
-    values = [value and tuple(slot.strip() for slot in value) for value in found]
-    followed = [value for value in values if value is not None]
-    slots = list(zip(*followed, strict=True))
+        return [prompt.strip() for prompt in prompts]
+    values = [values_between(template, prompt) for prompt in prompts]
+    slots = list(zip(*(value for value in values if value is not None), strict=True))
     distinct = [len(set(slot)) / len(slot) for slot in slots]
     chosen = [i for i, share in enumerate(distinct) if share > 0.5] or [distinct.index(max(distinct))]
-    notes.append(f'the constant text around each case is left out: "{_shortened(template)}"; send the case alone')
-    for i, slot in enumerate(slots):
-        if i not in chosen and any(slot):
-            notes.append(f'what varies little is left out as well, such as "{slot[0][:60]}" ({len(set(slot))} values)')
-    return [(value and "\n\n".join(value[i] for i in chosen if value[i])) or None for value in values]
-
-
-def _shortened(template: Sequence[str]) -> str:
     text = " … ".join(" ".join(piece.split()) for piece in template if piece.strip())
-    return text if len(text) <= 160 else f"{text[:80]} [...] {text[-70:]}"
+    notes.append(f'only the case is kept of each prompt, not its constant text "{text[:160]}"; send the case alone')
+    return ["\n\n".join(value[i].strip() for i in chosen if value[i].strip()) if value else "" for value in values]
 
 
-def _answers(given: Sequence[str], told: str, notes: list[str]) -> list[Any]:
+def _answers(given: Sequence[str], told: str) -> list[Any]:
     """Return the answers, spellings of one label made one; None for one that is none of the few that repeat.
 
-    `told` are the instructions: a label is spelled as it stands in them, if it does.
+    `told` are the instructions: a label is spelled as it stands in them, else as it is most often.
     """
     objects = [as_object(answer) for answer in given]
     if sum(value is not None for value in objects) >= _REPEATED * len(given):
@@ -179,16 +162,12 @@ def _answers(given: Sequence[str], told: str, notes: list[str]) -> list[Any]:
     repeated = sum(n for n in counts.values() if n > 1)
     if len(given) < _MIN_ROWS or repeated < _REPEATED * len(given) or len(counts) > len(given) / 2:
         return [answer.strip() for answer in given]
+    most_often = Counter(answer.strip() for answer in given).most_common()
+    spelling = {fold_text(answer): answer for answer, _ in reversed(most_often)}
     listed = {key: found for key in counts if (found := _listed(key, told))}
     closed = len(listed) > 1 and sum(counts[key] for key in listed) >= _NAMED * len(given)
-    spelling = _spellings(given, folded) | listed
-    kept = [(key in listed) if closed else counts[key] > 1 for key in folded]
-    changed = sum(k and answer.strip() != spelling[key] for answer, key, k in zip(given, folded, kept, strict=True))
-    if changed:
-        notes.append(f"{changed:,} answers were other spellings of a label, such as another case, and are taken for it")
-    if closed:
-        notes.append(f"the labels are the {len(listed)} answers that the instructions name")
-    return [spelling[key] if k else None for key, k in zip(folded, kept, strict=True)]
+    kept = listed if closed else {key: listed.get(key, spelling[key]) for key, n in counts.items() if n > 1}
+    return [kept.get(key) for key in folded]
 
 
 def _listed(key: str, told: str) -> str:
@@ -196,11 +175,3 @@ def _listed(key: str, told: str) -> str:
     pattern = r"(?<!\w)" + r"[\W_]+".join(map(re.escape, key.split())) + r"(?!\w)"
     found = re.search(pattern, told, re.IGNORECASE) if key else None
     return found.group() if found else ""
-
-
-def _spellings(given: Sequence[str], folded: Sequence[str]) -> dict[str, str]:
-    """Return the most frequent spelling of each folded answer."""
-    counts: dict[str, Counter[str]] = {}
-    for answer, key in zip(given, folded, strict=True):
-        counts.setdefault(key, Counter())[answer.strip()] += 1
-    return {key: spelled.most_common(1)[0][0] for key, spelled in counts.items()}

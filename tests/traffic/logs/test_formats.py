@@ -63,8 +63,12 @@ LANGFUSE_EXPORT = {
 }
 OF_LANGFUSE = {
     "model": "gpt-4o-mini",
-    **{"prompt_tokens": 30, "cached_tokens": 10, "completion_tokens": 7, "cost_usd": 0.00001},
-    **{"latency_ms": 1500.0, "at": AT},
+    "prompt_tokens": 30,
+    "cached_tokens": 10,
+    "completion_tokens": 7,
+    "cost_usd": 0.00001,
+    "latency_ms": 1500.0,
+    "at": AT,
 }
 LITELLM = {
     "request_id": "r1",
@@ -169,8 +173,12 @@ CONSOLE = {
 }
 OF_SPAN = NAMED | {"prompt_tokens": 30, "completion_tokens": 3, "latency_ms": 1000.0, "at": AT}
 INFERENCE_TABLE = {
-    **{"databricks_request_id": "r1", "timestamp_ms": 1764201600000, "execution_time_ms": 420, "status_code": 200},
-    **{"request": json.dumps(REQUEST), "response": json.dumps(RESPONSE)},
+    "databricks_request_id": "r1",
+    "timestamp_ms": 1764201600000,
+    "execution_time_ms": 420,
+    "status_code": 200,
+    "request": json.dumps(REQUEST),
+    "response": json.dumps(RESPONSE),
 }
 FLYWHEEL = PAIR | {"timestamp": 1764201600, "workload_id": "w", "client_id": "shop"}
 BODIES = {"request": {"method": "POST", "url": "/v1/chat/completions", "body": REQUEST}, "response": {"body": RESPONSE}}

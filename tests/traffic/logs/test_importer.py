@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ SAID = {"choices": [{"message": {"content": "lost"}, "finish_reason": "stop"}]}
 CUT_OFF = {"finish_reason": "length", "message": {"content": "lo"}}
 CALL = {"message": {"content": None, "tool_calls": [{"function": {"name": "look", "arguments": "{}"}}]}}
 WRITTEN = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "lost"}]}
+OBSERVATION = {"type": "GENERATION", "traceId": "t", "startTime": "2026-09-01T10:00:00Z"}
 
 
 def converted(row: dict[str, Any]) -> Converted:
@@ -27,18 +27,11 @@ def converted(row: dict[str, Any]) -> Converted:
 @pytest.mark.parametrize(
     "row",
     [
-        {"messages": [ASK, {"role": "assistant", "content": "lost"}]},
-        {"conversations": [{"from": "human", "value": "my card is lost"}, {"from": "gpt", "value": "lost"}]},
         {"request": {"messages": [ASK]}, "response": SAID},
-        {"request": json.dumps({"messages": [ASK]}), "response": json.dumps(SAID)},
-        {
-            "request": {"messages": [ASK]},
-            "response": {"role": "assistant", "content": [{"type": "text", "text": "lost"}]},
-        },
         {"req": {"instructions": "", "input": "my card is lost"}, "res": {"output": [{"type": "reasoning"}, WRITTEN]}},
         {"input": {"messages": [ASK]}, "preferred_output": [{"role": "assistant", "content": "lost"}]},
         {"input": [ASK], "ideal": "lost"},
-        {"messages": [ASK], "response": "lost"},
+        {**OBSERVATION, "input": [ASK], "output": {"role": "assistant", "content": "lost"}},
     ],
 )
 def test_an_exchange_is_found_in_any_body(row: dict[str, Any]) -> None:
@@ -80,12 +73,6 @@ def test_system_prompts_earlier_turns_and_the_model_are_kept() -> None:
 def test_a_row_without_a_whole_answer_says_why(row: dict[str, Any], why: str) -> None:
     found = converted(row)
     assert ([problem.rule for problem in found.unused], found.table.rows) == ([why], [])
-
-
-def test_logs_of_other_products_are_rows_too() -> None:
-    observation = {"type": "GENERATION", "traceId": "t", "startTime": "2026-09-01T10:00:00Z", "model": "large-1"}
-    found = converted({**observation, "input": [ASK], "output": {"role": "assistant", "content": "lost"}})
-    assert (found.table.rows, found.model) == ([{"text": "my card is lost", "answer": "lost"}], "large-1")
 
 
 @pytest.mark.parametrize(
