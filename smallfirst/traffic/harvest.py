@@ -78,17 +78,11 @@ SOURCES: dict[Source, str] = {
 """Where an answer comes from, the most trusted first. A user who may not judge gives no answer."""
 REASONS = {
     "no_text": "whose texts were not stored",
-    "conversation": "of several turns, while the task is asked in one message",
-    "outside": "that are no request of the task",
-    "agreed": "on which the large model agreed: nothing new",
-    "told_wrong": "judged wrong, without a right answer",
-    "no_answer": "with an answer that the task cannot parse",
-    "disputed": "with conflicting answers, or doubted by a user: for a judge",
-    "repeated": "to a text that another response answered",
-    "known": "to a text of the training rows",
+    "unfit": "that are no request of the task in one message, or have no valid answer",
+    "known": "that say nothing new: to a known text, repeated, or confirmed by the large model",
+    "disputed": "with conflicting answers, doubted by a user, or judged wrong without a right one: for a judge",
     "contradicts": "to a training text, where a judge now gives another answer: correct that row",
     "held_out": "to a text that measures, certifies or chooses, or nearly one",
-    "unwritable": "that are no valid row after redaction",
 }
 """Why a response gives no row, as the end of «12 responses …»."""
 
@@ -229,12 +223,12 @@ def _hear(row: LedgerRow, audit: AuditRow | None, feedback: Sequence[FeedbackRow
     by_person = audit is not None and audit.judged_by == "person"
     source: Source = "large"
     said: str | None = None
-    reason = "outside" if row.stage == "large" else "agreed" if audit else "disputed"
+    reason = "unfit" if row.stage == "large" else "known" if audit else "disputed"
     if judge and (judge.answer is not None or judge.verdict == "right"):
         source = "confirmed" if judge.answer is None else "feedback"
         said, reason = judge.answer or row.answer_text, ""
     elif judge:
-        reason = "told_wrong"
+        reason = "disputed"
     elif audit and audit.other is not None and (by_person or audit.wrong):
         source, said, reason = "audit" if by_person else "large", audit.other, ""
     elif row.stage == "large" and not _is_outside(row):
@@ -243,8 +237,7 @@ def _hear(row: LedgerRow, audit: AuditRow | None, feedback: Sequence[FeedbackRow
     answer = task.parse(said) if said else None
     if not reason:
         several = sum(role != "system" for role, _ in _turns(row)) > 1
-        reason = "no_text" if not text.strip() or not said else "conversation" if several else ""
-        reason = reason or ("" if answer is not None else "no_answer")
+        reason = "no_text" if not text.strip() or not said else "unfit" if several or answer is None else ""
     called_wrong = task.parse(row.answer_text or "") if judge and judge.verdict == "wrong" else None
     doubted = user is not None and (
         task.parse(user.answer) != answer
@@ -287,18 +280,16 @@ def _rows(
     for text, group in by_text.items():
         left = [vote for vote in group if (text, vote.answer) not in wrong]
         left.sort(key=lambda vote: (rank(vote.source), -vote.at.timestamp()))
-        reason, row = "" if left else "told_wrong", None
-        if any(vote.source != "large" for vote in group if vote not in left):
-            reason = "disputed"  # judges called it right and wrong
-        if not reason:
+        reason, row = "disputed", None
+        if left and all(vote.source == "large" for vote in group if vote not in left):  # else judges call it both
             best = left[0]
             agreed = all(same(best.answer, vote.answer) for vote in left if vote.source == best.source)
             doubted = best.source == "large" and any(vote.doubted for vote in left)
-            reason = "disputed" if doubted or not agreed else ""
-            if not reason and text in known:
+            if agreed and not doubted and text in known:
                 reason = "known" if best.source == "large" or best.answer == known[text] else "contradicts"
-            row = None if reason else _row(project, best)
-            reason = reason or ("repeated" if row else "unwritable")
+            elif agreed and not doubted:
+                row = _row(project, best)
+                reason = "known" if row else "unfit"
         reasons |= {vote.id: reason for vote in group}
         if row:
             del reasons[row.vote.id]

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import pydantic
 
 import smallfirst
-from smallfirst.base.errors import BadAnswer, ConfigError, DataError, Problem, SpendingLimitReached
+from smallfirst.base.errors import BadAnswer, ConfigError, DataError, SpendingLimitReached
 from smallfirst.base.files import try_lock
 from smallfirst.base.paths import home
 from smallfirst.base.progress import Progress
@@ -195,46 +195,36 @@ def large_model_teacher(project: Project) -> Labeller:
 def read_texts(path: Path, shape: RowFormat, columns: Columns) -> Dataset:
     """Read the texts of a file as rows of `shape` without an answer.
 
-    The text is in the text column; questions and prompts may be in theirs, with a context column. Raise DataError
-    naming bad rows, or rows with answers.
+    The text is in the text column, or in that of questions or prompts, perhaps beside a context. Raise DataError naming
+    bad rows, or rows with answers.
     """
     data, problems = load_valid(path, columns=columns)
-    if data.examples and data.examples[0].shape != "text":
+    if not data.examples:  # no row is a text alone, so each may be a question: it is read as its own answer
+        asked = {"question": columns.question, "prompt": columns.prompt}.get(shape, columns.text)
+        names = Columns(question=asked, answer=asked, context=columns.context, text="-", prompt="-")
+        data, problems = load_valid(path, columns=names)
+    elif data.examples[0].shape != "text":
         raise DataError(
             f"{path}: its rows have answers already ({ROW_FORMATS[data.examples[0].shape]})",
             hint="name the file as data.train; or remove the answers to label the rows again",
         )
-    # Where some rows fit as they are, the others are at fault; where none does, its columns may be called otherwise.
-    read = [(e, e.answer) for e in data.examples]
-    if not read:
-        read, problems = _read_otherwise(path, shape, columns)
-    if problems or not read:
+    if problems:
         raise DataError(
             f"{path}: {len({p.line for p in problems}):,} rows are no text without an answer",
             problems,
             hint='one text a row, such as {"text": "…"}; map other names with data.columns in task.yaml',
         )
     examples = (
-        Example(messages=(Message(role="user", content=text),), answer="", shape=shape, path=e.path, line=e.line)
-        for e, text in read
+        Example(
+            messages=(Message(role="user", content=e.text or e.answer),),
+            answer="",
+            shape=shape,
+            path=e.path,
+            line=e.line,
+        )
+        for e in data.examples
     )
     return data.subset(data.name, tuple(examples))
-
-
-def _read_otherwise(
-    path: Path, shape: RowFormat, columns: Columns
-) -> tuple[list[tuple[Example, str]], tuple[Problem, ...]]:
-    """Read rows whose answer column is mapped but absent, or whose text is in the question or prompt column."""
-    data, problems = load_valid(path, columns=Columns(text=columns.text))
-    if not problems and data.examples[0].shape == "text":
-        return [(e, e.answer) for e in data.examples], ()
-    if shape in ("question", "prompt"):
-        asked = columns.question if shape == "question" else columns.prompt
-        # As questions that are their own answers.
-        names = Columns(question=asked, answer=asked, context=columns.context, text="-", prompt="-")
-        data, problems = load_valid(path, columns=names)
-        return [(e, e.text) for e in data.examples], problems
-    return [], problems
 
 
 def filter_texts(texts: Dataset, rows: Rows) -> tuple[Dataset, dict[str, int]]:

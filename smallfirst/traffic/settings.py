@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -88,7 +87,7 @@ class GatewaySettings(Record):
     upstreams: dict[str, UpstreamSettings] = Field(min_length=1)
     """By name. Requests for models that `models` does not name go to the first."""
     models: dict[str, ModelRoute] = {}
-    """By the name that is asked for; `gpt-4o: default` is short for `gpt-4o: {upstream: default}`."""
+    """By the name that is asked for."""
     capture: CaptureSettings | None = None
     """Left out: nothing is kept."""
     teachers: dict[str, Teacher] = {}
@@ -100,19 +99,12 @@ class GatewaySettings(Record):
     folder: Path = Path()
     """Folder of gateway.yaml; set when it is read."""
 
-    @pydantic.field_validator("models", mode="before")
-    @classmethod
-    def _names_of_upstreams(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        return {name: {"upstream": to} if isinstance(to, str) else to for name, to in values.items()}
-
     @pydantic.model_validator(mode="after")
     def _upstreams_exist(self) -> GatewaySettings:
-        named = {f"models.{model}": route.upstream for model, route in self.models.items()}
-        for place, name in named.items():
-            if name not in self.upstreams:
-                raise ValueError(f"{place}: no upstream is called {name!r}{did_you_mean(name, self.upstreams)}")
+        for model, route in self.models.items():
+            if route.upstream not in self.upstreams:
+                found = did_you_mean(route.upstream, self.upstreams)
+                raise ValueError(f"models.{model}: no upstream is called {route.upstream!r}{found}")
         return self
 
     def teacher_of(self, model: str, *asked_as: str) -> Teacher:

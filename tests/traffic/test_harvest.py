@@ -125,7 +125,7 @@ def test_each_source_gives_its_row_and_kept_answers_that_nobody_judged_give_none
         "epsilon question": ("card_arrival", "large", "r6"),
     }
     assert result.by_source == {"feedback": 1, "confirmed": 1, "audit": 1, "large": 2}
-    assert result.refused == {"agreed": 1}
+    assert result.refused == {"known": 1}
     assert result.by_answer == {"refund_request": 2, "card_arrival": 2, "lost_pin": 1}
     assert result.in_words[0].endswith("from 6 responses")
 
@@ -138,7 +138,7 @@ def test_of_answers_to_one_text_the_most_trusted_wins(book: Book, reap: Reap) ->
     book.answer("When is it?", "card_arrival", "large")
     result, rows = reap()
     assert rows == {"when is it": ("refund_request", "feedback", "r4")}
-    assert result.refused == {"disputed": 3, "repeated": 1}
+    assert result.refused == {"known": 1, "disputed": 3}
 
 
 def test_equal_sources_that_differ_give_no_row(book: Book, reap: Reap) -> None:
@@ -148,7 +148,7 @@ def test_equal_sources_that_differ_give_no_row(book: Book, reap: Reap) -> None:
     book.answer("And then?", "refund_request", "large")
     result, rows = reap()
     assert rows == {"And then?": ("refund_request", "large", "r4")}  # of equal ones the latest
-    assert result.refused == {"disputed": 2, "repeated": 1}
+    assert result.refused == {"known": 1, "disputed": 2}
     assert any("left out: 2 with conflicting answers" in line for line in result.in_words)
 
 
@@ -159,7 +159,7 @@ def test_what_a_person_calls_wrong_is_learned_from_no_response(book: Book, reap:
     book.answer("is that all?", "lost_pin", "large")
     result, rows = reap()
     assert rows == {"is that all?": ("lost_pin", "large", "r4")}
-    assert result.refused == {"told_wrong": 3}
+    assert result.refused == {"disputed": 3}
 
 
 def test_the_last_word_of_the_judges_stands(book: Book, reap: Reap) -> None:
@@ -226,7 +226,7 @@ def test_what_makes_no_row_is_counted_by_reason(book: Book, reap: Reap) -> None:
     book.answer("it failed", None, "large", status=503)
     result, rows = reap()
     assert set(rows) == {"a question of the task", "a system message is no turn"}
-    assert result.refused == {"no_text": 2, "conversation": 1, "outside": 1, "no_answer": 1}
+    assert result.refused == {"no_text": 2, "unfit": 3}
     assert any("--store-bodies" in line for line in result.in_words)
 
 
@@ -280,7 +280,7 @@ def test_answers_in_json_are_redacted_by_value_and_stay_answers(book: Book, tmp_
     assert row["body"] == "write to [EMAIL] about the word"
     assert row["target"] == {"word": "[EMAIL]"}
     assert result.redacted == {}  # it was out before it was stored
-    assert result.refused == {"no_answer": 1}  # text where the schema asks for a number
+    assert result.refused == {"unfit": 1}  # text where the schema asks for a number
     grown = with_harvested(
         project.rows, tmp_path / "out.jsonl", columns=project.file.data.columns, labels=project.task.closed
     )

@@ -37,7 +37,6 @@ from smallfirst.traffic.gateway.http import (
     Send,
     UpstreamAnswer,
     json_response,
-    read_response,
     refusal,
 )
 from smallfirst.traffic.gateway.upstreams import Target, Upstreams, pass_back
@@ -82,7 +81,6 @@ class Gateway:
         self.routes: dict[tuple[str, str], Handler] = {
             ("GET", "/health"): _health,
             ("GET", "/v1/smallfirst/status"): self._status,
-            **({("GET", "/v1/models"): list_models} if settings.models else {}),
             **routes,
         }
         self.counts: Counter[str] = Counter()
@@ -233,19 +231,6 @@ def check_passable(request: GatewayRequest) -> None:
 
 async def _health(_: GatewayRequest, __: Upstreams) -> GatewayResponse:
     return json_response({"status": "ok"})
-
-
-async def list_models(request: GatewayRequest, upstreams: Upstreams) -> GatewayResponse:
-    """Return the first upstream's list of models, with the names of `models` added. Raise UpstreamFailed."""
-    headers = [(name, value) for name, value in request.headers if name != b"accept-encoding"]
-    answer = await upstreams.ask(replace(request, headers=headers))
-    listed = read_response(answer.headers, answer.body)
-    if answer.status != 200 or listed is None or not isinstance(listed.get("data"), list):
-        return GatewayResponse(answer.status, answer.headers, answer.body)
-    there = {model.get("id") for model in listed["data"] if isinstance(model, dict)}
-    named = upstreams.settings.models.items()
-    more = [{"id": n, "object": "model", "created": 0, "owned_by": to.upstream} for n, to in named if n not in there]
-    return json_response({**listed, "data": [*listed["data"], *more]})
 
 
 def _head(scope: Mapping[str, Any]) -> GatewayRequest:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 
 import pytest
 
-from smallfirst.traffic.gateway.app import list_models
-from tests.traffic.gateway.conftest import Asked, Proxied, answer, settings
+from tests.traffic.gateway.conftest import Asked, Proxied, settings
 from tests.traffic.gateway.test_app import CHAT, post
 
 EVENTS = [f'data: {{"n": {n}}}\n\n'.encode() for n in range(3)]
@@ -109,22 +107,9 @@ def test_with_models_a_body_that_is_too_large_to_route_is_refused(
     proxied: Proxied, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("smallfirst.traffic.gateway.app.MAX_ROUTED_BYTES", 500_000)
-    route = {"models": {"gpt-4o": "second"}, "max_buffered_bytes": 1000}
+    route = {"models": {"gpt-4o": {"upstream": "second"}}, "max_buffered_bytes": 1000}
     proxied.gateway.settings = settings(proxied.upstream.port, proxied.other.port, **route)
     body = b"x" * 900_000
     status, headers, _ = proxied.send(post("/v1/files", body), body)
     assert (status.split()[1], headers["x-smallfirst-error"]) == ("413", "body_too_large")
     assert proxied.upstream.asked == proxied.other.asked == []
-
-
-def test_the_list_of_models_has_the_mapped_names_too(proxied: Proxied) -> None:
-    proxied.gateway.settings = settings(proxied.upstream.port, proxied.other.port, models={"ours": "second"})
-    proxied.gateway.upstreams.settings = proxied.gateway.settings
-    proxied.gateway.routes["GET", "/v1/models"] = list_models
-    proxied.upstream.script = answer(b'{"object": "list", "data": [{"id": "gpt-4o"}]}')
-    status, _, body = proxied.send("GET /v1/models HTTP/1.1\nHost: localhost\nConnection: close")
-    assert status.split()[1] == "200"
-    assert [model["id"] for model in json.loads(body)["data"]] == ["gpt-4o", "ours"]
-    proxied.upstream.script = answer(b'{"error": {}}', "401 Unauthorized")
-    status, headers, body = proxied.send("GET /v1/models HTTP/1.1\nHost: localhost\nConnection: close")
-    assert (status.split()[1], headers["content-length"], body) == ("401", "13", b'{"error": {}}')

@@ -273,7 +273,7 @@ def test_a_busy_upstream_changes_nothing_and_gives_no_right(started: Callable[..
 def test_a_right_is_that_of_one_upstream_and_model(started: Callable[..., Proxy], big: Upstream) -> None:
     with upstream() as other:
         upstreams = {"default": big, "other": other}
-        proxy = started(upstreams, models={"big": "other"})
+        proxy = started(upstreams, models={"big": {"upstream": "other"}})
         other.valid = {"Bearer sk-other"}
         assert proxy.ask(model="small-talk") == "200"  # by the first upstream
         assert proxy.asks(3) == {"401": 3}
