@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 
 import pytest
 
-from tests.traffic.gateway.conftest import Asked, Proxied, settings
+from tests.traffic.gateway.conftest import Asked, Proxied, answer, settings
 from tests.traffic.gateway.test_app import CHAT, post
 
 EVENTS = [f'data: {{"n": {n}}}\n\n'.encode() for n in range(3)]
