@@ -4,6 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 DEMO   := examples/claims_desk/task.yaml
 SECOND := examples/claim_details/task.yaml
+# Kept, since compiling PyTorch and MLflow anew takes each process of the suite ten seconds.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help demo test lint tests format hooks docs serve tree clean
 

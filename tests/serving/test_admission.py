@@ -93,7 +93,7 @@ def test_an_answer_that_takes_too_long_is_cut_off(start, echo, stream: bool) -> 
 @pytest.mark.parametrize("stream", [False, True])
 def test_work_is_cancelled_when_the_client_leaves(start, echo, stream: bool) -> None:
     echo.gate.clear()
-    server = start(m=echo)
+    server = start(ServeSettings(max_in_flight=1, max_queue=0), m=echo)
     body = httpx.Request("POST", server.url, json={**BODY, "stream": stream}).content
     with socket.create_connection(("127.0.0.1", server.port)) as client:
         head = (
@@ -105,6 +105,8 @@ def test_work_is_cancelled_when_the_client_leaves(start, echo, stream: bool) -> 
     assert echo.cancelled.wait(5)
     wait_for(server.ledger.rows)
     assert [(row.status, row.error_code) for row in server.ledger.rows()] == [(499, "client_disconnected")]
+    echo.gate.set()
+    assert httpx.post(f"{server.url}/v1/chat/completions", json=BODY).status_code == 200  # its place is free
 
 
 @pytest.fixture

@@ -144,8 +144,3 @@ def test_the_rate_is_the_evaluations_or_the_one_given(evaluated_folder: Path) ->
     assert shown.exit_code == 0, shown.output
     assert "3,000,000 requests a month, 3.42/s in the busiest hour" in shown.stdout
     assert 'one answers 400/s (the last evaluation of "small", without HTTP and ledger)' in shown.stdout
-
-
-def test_a_machine_of_no_price_is_named(evaluated_folder: Path) -> None:
-    message = failed(call("plan", evaluated_folder, "--machine", "gpu"), 2)
-    assert 'no machine "gpu" under prices.machines' in message

@@ -17,14 +17,6 @@ from smallfirst.traffic.gateway.app import Gateway
 from smallfirst.traffic.task_source import TakeOver, TakeOvers, TaskSource
 
 
-def test_a_missing_file_names_the_way_without_one(tmp_path: Path) -> None:
-    said = failed(call("proxy", tmp_path / "gateway.yaml"), 2)
-    assert said == (
-        f"ConfigError: {tmp_path}/gateway.yaml: no such file\n"
-        "  next: smallfirst proxy --upstream https://api.openai.com/v1\n"
-    )
-
-
 def test_what_is_kept_is_said_before_the_first_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = []
 
@@ -113,9 +105,3 @@ def test_what_was_not_learnt_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     assert "smallfirst learn discovered/tickets" in run.output
     shares = call("take-over", "tickets", "--share", "1.5")
     assert shares.exit_code == 2
-
-
-def test_without_any_task_it_names_the_next_command(tmp_path: Path) -> None:
-    result = call("tasks", tmp_path)
-    assert result.exit_code == 0
-    assert result.output.startswith("no task yet\nnext: smallfirst discover")

@@ -89,11 +89,6 @@ def test_what_failed_says_so_and_an_unknown_id_is_refused(ledger: Ledger) -> Non
     assert "no answer with the id 'q' is in " in failed(call("explain", "q"), 2)
 
 
-def test_nothing_is_made_where_there_is_no_ledger(tmp_path: Path) -> None:
-    assert "none.db: no such ledger" in failed(call("explain", "a", "--ledger", tmp_path / "none.db"), 2)
-    assert list(tmp_path.glob("*.db")) == []
-
-
 def test_the_review_shows_what_nobody_has_judged_oldest_first(ledger: Ledger, tmp_path: Path) -> None:
     task = tmp_path / "task.yaml"
     task.write_text("name: toy\ndata: {train: train.jsonl}\n")

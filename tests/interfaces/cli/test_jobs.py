@@ -75,11 +75,6 @@ def test_the_table_has_the_newest_first_in_columns(running: JobFolder, completed
     assert len(lines) == 3
 
 
-def test_without_jobs_it_says_how_one_is_made() -> None:
-    assert call() == "no job yet: smallfirst jobs create ROWS CATALOG.SCHEMA.MODEL submits one\n"
-    assert json.loads(call("--json")) == []
-
-
 def test_a_program_reads_the_same_as_json(running: JobFolder, completed: JobFolder) -> None:
     first, second = json.loads(call("--json"))
     assert (first["name"], first["status"], first["progress"]) == ("cards-b", "RUNNING", 0.3)
@@ -101,13 +96,6 @@ def test_one_job_is_shown_with_its_events(completed: JobFolder) -> None:
     told = json.loads(call("show", "pins-a", "--json"))
     assert [event["type"] for event in told["events"]] == ["CREATED", "STARTED", "TRAIN_STARTED", "COMPLETED"]
     assert told["folder"] == str(completed.folder)
-
-
-def test_a_failed_job_says_how_it_goes_on() -> None:
-    add_job("bad-c", timedelta(), "STARTED", "FAILED")
-    shown = call("show", "bad-c").splitlines()
-    assert shown[1] == "status         FAILED"
-    assert shown[-1] == "next: smallfirst jobs resume bad-c"
 
 
 def test_cancel_asks_the_running_and_tells_of_the_ended(running: JobFolder, completed: JobFolder) -> None:

@@ -12,7 +12,6 @@ import pytest
 from click.testing import CliRunner
 from fixtures.cli import call, failed
 
-import smallfirst
 from smallfirst.interfaces.cli.main import COMMANDS, STAGES, main
 
 VERBS = COMMANDS.names()
@@ -31,21 +30,10 @@ def test_help_lists_the_verbs_by_stage_of_work_in_the_order_of_the_path() -> Non
     assert listed == STAGES
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_says_what_it_does(verb: str) -> None:
-    result = call(verb, "--help")
-    assert result.exit_code == 0
-    assert len(result.output.splitlines()) > 3
-
-
 def test_bars_of_libraries_are_off_in_a_pipe_before_a_command_imports_any(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
     CliRunner().invoke(main, ["models"])
     assert os.environ["TQDM_DISABLE"] == "1"
-
-
-def test_the_version_is_the_packages() -> None:
-    assert call("--version").output == f"smallfirst, version {smallfirst.__version__}\n"
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in READ_NO_TASK])
@@ -64,18 +52,6 @@ def test_a_wrong_setting_is_told_with_a_suggestion(desk_folder: Path) -> None:
     assert (
         message == f'ConfigError: {desk_folder / "task.yaml"}:\n  ruting: unknown setting — did you mean "routing"?\n'
     )
-
-
-def test_an_unknown_verb_or_option_is_wrong_usage() -> None:
-    assert call("trian").exit_code == 2
-    assert call("check", "--jsn").exit_code == 2
-
-
-def test_no_summary_is_cut_and_each_stands_on_one_line_of_eighty_columns() -> None:
-    lines = CliRunner(env={"COLUMNS": "80"}).invoke(main, ["--help"]).output.splitlines()
-    listed = lines[lines.index("Prepare:") :]
-    assert sum(line.startswith("  ") for line in listed) == len(VERBS)
-    assert [line for line in listed if line.endswith("...")] == []
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -31,9 +31,3 @@ def test_help_explains_a_task_and_ends_with_examples() -> None:
     task = lines.index("Arguments:") + 1
     assert lines[task] == "  TASK  A task.yaml or its folder; left out: task.yaml of the current folder."
     assert lines[-2:] == ["Examples:", "  smallfirst gate tickets --json"]
-
-
-def test_a_verb_without_a_task_explains_none_and_a_group_has_examples() -> None:
-    told = call("explain", "--help").output
-    assert "Arguments:" not in told
-    assert call("keys", "--help").output.endswith("  smallfirst keys list\n")

@@ -86,15 +86,6 @@ def test_a_failing_gate_ends_with_three_and_prints_why(desk_folder: Path) -> Non
     assert f"smallfirst override {desk_folder} --candidate small --by NAME --because REASON" in result.stdout
 
 
-def test_a_passing_gate_ends_with_zero(desk_folder: Path) -> None:
-    evaluated(wrong=3)
-    settings = (desk_folder / "task.yaml").read_text()
-    (desk_folder / "task.yaml").write_text(settings + "gate: {accuracy_at_least: 0.8}\n")
-    result = call("gate", desk_folder, "--json")
-    assert result.exit_code == 0
-    assert json.loads(result.stdout)["winner"] == "small"
-
-
 def test_a_default_gate_is_no_permission(desk_folder: Path) -> None:
     evaluated(wrong=3)
     result = call("gate", desk_folder)

@@ -32,14 +32,6 @@ def test_init_overwrites_nothing(desk_folder: Path) -> None:
     assert (desk_folder / "task.yaml").read_bytes() == before
 
 
-def test_bad_rows_are_all_named_and_end_with_one(desk_folder: Path) -> None:
-    with (desk_folder / "train.jsonl").open("a") as file:
-        file.write('{"text": "a"}\n{"text": "", "label": "card"}\n')
-    message = failed(call("check", desk_folder), 1)
-    assert message.splitlines()[0] == f"DataError: {desk_folder / 'train.jsonl'}: 2 bad and 90 good rows"
-    assert f'  {desk_folder / "train.jsonl"}:92  "text" is empty' in message
-
-
 def test_rows_that_cannot_be_used_end_with_one_and_are_told_on_both_streams(desk_folder: Path) -> None:
     twice = (desk_folder / "train.jsonl").read_text()
     (desk_folder / "test.jsonl").write_text(twice)  # every test row is a training row
@@ -57,11 +49,6 @@ def test_models_lists_the_catalogue_and_where_it_stands() -> None:
     assert all(f"{entry.megabytes} MB" in line for entry, line in zip(CATALOG, lines, strict=True))
 
 
-def test_a_base_model_that_is_nowhere_is_an_error_with_a_suggestion() -> None:
-    message = failed(call("models", "pull", "HuggingFaceTB/SmolLM2-135M-Instuct"), 1)
-    assert 'did you mean "HuggingFaceTB/SmolLM2-135M-Instruct"?' in message
-
-
 def test_init_from_rows_shows_them_and_the_next_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     topics = ("pin", "card")
@@ -75,17 +62,3 @@ def test_init_from_rows_shows_them_and_the_next_commands(tmp_path: Path, monkeyp
         "wrote desk/task.yaml\nnext: smallfirst check desk   then  smallfirst run desk\n"
     )
     assert "columns: {text: message, label: topic}" in Path("desk/task.yaml").read_text()
-
-
-def test_init_says_what_it_assumes_where_the_rows_leave_something_open(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    rows = [{"text": f"message number {i}, please", "queue": "ab"[i % 2], "team": "cde"[i % 3]} for i in range(40)]
-    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    result = call("init", "desk", "--from", "rows.jsonl")
-    assert 'or: --label team: classify: text "text" → label "team"' in result.output
-    call("init", "desk2", "--from", "rows.jsonl", "--label", "team", "--good-enough", "0.85")
-    written = Path("desk2/task.yaml").read_text()
-    assert "columns: {label: team}" in written
-    assert "gate: {accuracy_at_least: 0.85}" in written

@@ -6,7 +6,6 @@ import asyncio
 import inspect
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -204,12 +203,6 @@ def _no_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "databricks.sdk", None)  # and no seconds to import it
 
 
-@pytest.mark.usefixtures("_no_workspace")
-def test_a_volume_without_a_root_is_told(tiny_folder: Path) -> None:
-    with pytest.raises(ValidationError, match=r"train_data_path: .*(?s:.)*SMALLFIRST_VOLUMES"):
-        fm.create(str(tiny_folder), "dbfs:/Volumes/main/toys/files/rows.jsonl", "main.toys.desk")
-
-
 def test_runs_are_listed_newest_first_by_what_is_asked(three: list[JobFolder]) -> None:
     def names(*args: Any, **filters: Any) -> list[str]:
         return [run.name for run in fm.list(*args, **filters)]
@@ -303,32 +296,31 @@ def test_the_defaults(base: Path, rows: Path) -> None:
     assert made.submitted == {"model": str(base), "train_data_path": str(rows), "register_to": "main.claims.tickets"}
 
 
-def test_given_values_are_used(base: Path, rows: Path) -> None:
-    made = spec(
-        base,
-        rows,
-        register_to="main.claims",
-        experiment_path="/Shared/desk",
-        task_type="instruction_finetune",
-        eval_data_path=str(rows),
-        eval_prompts=["where is my card"],
-        custom_weights_path=str(base),
-        training_duration="1_000_000tok",
-        learning_rate="3e-05",
-        context_length=128,
-    )
-    assert made.register_to == f"main.claims.{made.name}"
-    assert (made.experiment, made.recipe, made.eval_rows) == ("/Shared/desk", "chat", str(rows))
-    assert (made.eval_prompts, made.weights) == (("where is my card",), str(base))
-    assert made.config == TrainConfig(duration="1_000_000tok", learning_rate=3e-5, max_seq_tokens=128)
-    assert spec(base, rows, task_type="CONTINUED_PRETRAIN").recipe == "text"
-
-
-def test_a_config_sets_what_is_not_given(base: Path, rows: Path) -> None:
+def test_given_values_are_used(base: Path, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(rows.parent)
     config = TrainConfig(method="lora", duration="7ep", max_seq_tokens=64)
-    assert spec(base, rows, config=config).config == config
-    assert spec(base, rows, config=config, training_duration="2ep").config.duration == "2ep"
-    assert spec(base, rows, config=config).submitted["config"]["method"] == "lora"
+    cases: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"experiment_path": "/Shared/desk"}, {"experiment": "/Shared/desk"}),
+        ({"task_type": "instruction_finetune"}, {"recipe": "chat"}),
+        ({"task_type": "CONTINUED_PRETRAIN"}, {"recipe": "text"}),
+        ({"eval_data_path": str(rows)}, {"eval_rows": str(rows)}),
+        ({"eval_prompts": ["where is my card"]}, {"eval_prompts": ("where is my card",)}),
+        ({"custom_weights_path": str(base)}, {"weights": str(base)}),
+        ({"train_data_path": "rows.jsonl"}, {"train_rows": str(rows)}),  # named from the root
+        ({"train_data_path": "dbfs:/Volumes/a/b/c/r.jsonl"}, {"train_rows": "dbfs:/Volumes/a/b/c/r.jsonl"}),
+        ({"train_data_path": "main.claims.rows"}, {"train_rows": "main.claims.rows"}),
+        ({"train_data_path": "org/set/train"}, {"train_rows": "org/set/train"}),
+        ({"model": "no/such-model", "validate_inputs": False}, {"model": "no/such-model"}),
+        ({"config": config}, {"config": config}),
+        ({"config": config, "training_duration": "2ep"}, {"config": config.model_copy(update={"duration": "2ep"})}),
+    ]
+    for given, expected in cases:
+        made = spec(base, rows, **given)
+        assert {name: getattr(made, name) for name in expected} == expected
+    made = spec(base, rows, register_to="main.claims", training_duration="1_000_000tok", learning_rate="3e-05",
+                context_length=128)  # fmt: skip
+    assert made.register_to == f"main.claims.{made.name}"
+    assert made.config == TrainConfig(duration="1_000_000tok", learning_rate=3e-5, max_seq_tokens=128)
 
 
 @pytest.mark.usefixtures("_no_workspace")
@@ -336,19 +328,15 @@ def test_a_config_sets_what_is_not_given(base: Path, rows: Path) -> None:
     ("parameter", "value", "rule"),
     [
         ("model", "", "model: missing"),
-        ("model", 7, "model: must be text (got 7)"),
         ("model", "no/such-model", "no weights found"),
         ("model", "Qwen/Qwen2.5-Coder-1.5B-Instruct", "cannot be trained: its weights are GGUF"),
         ("register_to", "tickets", "must be catalog.schema or"),
-        ("register_to", "a.b.c.d", "must be catalog.schema or"),
         ("register_to", "main.claims.my tickets", 'for example register_to="main.claims.tickets" (got'),
         ("task_type", "CHAT_COMPLETIONS", "should be 'CHAT_COMPLETION', 'INSTRUCTION_FINETUNE' or"),
         ("eval_prompts", "where is my card", "eval_prompts: Input should be a valid tuple"),
-        ("eval_prompts", ["where", ""], "eval_prompts.1: must be text"),
         ("training_duration", "soon", '"soon" is not a duration'),
         ("learning_rate", "fast", "learning_rate: Input should be a valid number"),
         ("learning_rate", 0, "should be greater than 0 (got 0)"),
-        ("learning_rate", True, "should be less than 1 (got True)"),
         ("context_length", 15, "greater than or equal to 16 (got 15)"),
         ("context_length", "128", "context_length: Input should be a valid integer"),
         ("context_length", 513, "is more than the 512 tokens that the model takes (got 513)"),
@@ -367,15 +355,6 @@ def test_each_broken_rule_is_reported_with_its_argument(
     assert isinstance(caught.value, ConfigError | DatabricksGenAIError)
 
 
-def test_all_broken_rules_are_reported_together(base: Path, rows: Path) -> None:
-    with pytest.raises(ValidationError) as caught:
-        parse(base, rows, training_duration="soon", learning_rate="fast", register_to="tickets", model="no/such")
-    lines = str(caught.value).splitlines()
-    assert lines[0] == "arguments of create() that cannot be used:"
-    told = [line.split(":")[0].strip() for line in lines if re.match(r"  \w+: ", line)]
-    assert told == ["model", "register_to", "training_duration", "learning_rate", "next"]
-
-
 def test_custom_weights_in_a_volume(base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "volumes" / "main" / "claims" / "files"
     place.mkdir(parents=True)
@@ -386,20 +365,6 @@ def test_custom_weights_in_a_volume(base: Path, rows: Path, tmp_path: Path, monk
         assert made.weights == str(place / "ep1")
         assert made.model == "any/name"
         assert made.config.max_seq_tokens == 512
-
-
-def test_addresses_of_volumes_tables_and_data_sets_are_left_as_they_are(base: Path, rows: Path) -> None:
-    for address in ("dbfs:/Volumes/a/b/c/rows.jsonl", "/Volumes/a/b/c/rows.jsonl", "main.claims.rows", "org/set/train"):
-        assert spec(base, rows, train_data_path=address).train_rows == address
-
-
-def test_a_file_that_is_here_is_named_from_the_root(base: Path, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(rows.parent)
-    assert spec(base, rows, train_data_path="rows.jsonl").train_rows == str(rows)
-
-
-def test_without_looking_for_weights_any_model_is_accepted(base: Path, rows: Path) -> None:
-    assert spec(base, rows, model="no/such-model", validate_inputs=False).model == "no/such-model"
 
 
 def test_a_rate_for_another_optimizer_is_warned_of(base: Path, rows: Path) -> None:

@@ -95,19 +95,6 @@ def test_problems_are_told_together() -> None:
     assert "threshold: unknown setting" in refused({**config(LOCAL), "smallfirst": {"threshold": 0.9}})
 
 
-def test_traffic_must_be_said_where_there_is_a_choice() -> None:
-    values = config(LOCAL)
-    del values["traffic_config"]
-    assert "sum to 0, not to 100" in refused(values)
-    twice = config(LOCAL)
-    twice["traffic_config"]["routes"] = [{"served_model_name": "big", "traffic_percentage": 50}] * 2
-    assert "sum to 50, not to 100" in refused(twice)
-    twice["served_entities"][1]["name"] = "tickets"
-    assert 'two are called "tickets"' in refused(twice)
-    assert "at least 1 item" in refused({"served_entities": []})
-    assert "give entity_name and entity_version, or external_model" in refused({"served_entities": [{"name": "a"}]})
-
-
 def test_a_secret_is_named_and_never_held(monkeypatch: pytest.MonkeyPatch) -> None:
     assert secret_variable("{{secrets/prod-eu/open.ai}}") == "PROD_EU_OPEN_AI"
     assert secret_variable("{{ secrets/a/b }}") == "A_B"
@@ -135,21 +122,31 @@ def test_a_key_in_plain_text_is_refused_and_not_repeated(keys: Any) -> None:
         assert 'openai_api_key: must be "{{secrets/scope/key}}"' in said
 
 
-def test_another_providers_api_is_refused_and_a_hosted_model_needs_a_key() -> None:
-    assert "provider: Input should be 'openai'" in refused(external(provider="anthropic"))
-    azure = {"openai_api_type": "azure", "openai_api_base": HOSTED, "openai_api_key": "{{secrets/ws/token}}"}
-    assert "openai_api_type: Input should be 'openai'" in refused(external(openai_config=azure))
-    keyless = {"openai_api_base": HOSTED}
-    assert 'needs a key; "{{secrets/scope/key}}"' in refused(external(openai_config=keyless))
-    assert "task: Input should be 'llm/v1/chat'" in refused(external(task="llm/v1/embeddings"))
+ROUTE_TWICE = [{"served_model_name": "big", "traffic_percentage": 50}] * 2
+KEY = {"openai_api_key": "{{secrets/prod/openai}}"}
 
 
-def test_an_unknown_price_is_an_error_that_says_where_to_write_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("values", "rule"),
+    [
+        ({**config(LOCAL), "traffic_config": None}, "sum to 0, not to 100"),
+        ({**config(LOCAL), "traffic_config": {"routes": ROUTE_TWICE}}, "sum to 50, not to 100"),
+        ({"served_entities": config(LOCAL)["served_entities"][1:] * 2}, 'two are called "big"'),
+        ({"served_entities": []}, "at least 1 item"),
+        ({"served_entities": [{"name": "a"}]}, "give entity_name and entity_version, or external_model"),
+        (external(provider="anthropic"), "provider: Input should be 'openai'"),
+        (external(openai_config={**KEY, "openai_api_type": "azure"}), "openai_api_type: Input should be 'openai'"),
+        (external(openai_config={"openai_api_base": HOSTED}), 'needs a key; "{{secrets/scope/key}}"'),
+        (external(task="llm/v1/embeddings"), "task: Input should be 'llm/v1/chat'"),
+        (external(name="house-7b", openai_config={**KEY, "openai_api_base": "https://llm.example.com/v1"}),
+         'smallfirst: {prices: {tokens: {"house-7b"'),
+    ],
+)  # fmt: skip
+def test_a_config_that_cannot_be_used_says_why(
+    values: dict[str, Any], rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PROD_OPENAI", "sk")
-    own = {"openai_api_key": "{{secrets/prod/openai}}", "openai_api_base": "https://llm.example.com/v1"}
-    said = refused(external(name="house-7b", openai_config=own))
-    assert 'no price for "house-7b"' in said
-    assert 'smallfirst: {prices: {tokens: {"house-7b"' in said
+    assert rule in refused(values)
 
 
 def test_a_model_on_this_machine_is_paid_by_the_hour() -> None:

@@ -15,14 +15,12 @@ from fixtures.endpoints import NAME, PASSED, Large, config, large_server, regist
 from fixtures.server import RunningServer, run_server
 
 from smallfirst.base.errors import RegistryError
-from smallfirst.base.paths import home
 from smallfirst.data.dataset import Dataset
 from smallfirst.interfaces.mlflow_deployments import endpoints
-from smallfirst.interfaces.mlflow_deployments.endpoints import API, Endpoints, create_plugin
+from smallfirst.interfaces.mlflow_deployments.endpoints import API, Endpoints
 from smallfirst.ledger.keys import KeyPolicy, KeyStore
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.registry import versions
-from smallfirst.serving.plugins import PluginContext
 from smallfirst.tasks.classify import Classify
 
 
@@ -186,11 +184,3 @@ def test_only_an_administrator_changes_endpoints(plugin: Endpoints, large: Large
         }
     ledger.close()
     assert statuses == {admin: [200, 200], user: [403, 200], "none": [401, 401]}
-
-
-def test_it_is_there_where_it_was_asked_for(large: Large) -> None:
-    assert create_plugin(PluginContext({}, False, {})) is None
-    made = create_plugin(PluginContext({}, True, {}))
-    assert made is not None
-    assert made.folder == home() / "endpoints"
-    asyncio.run(made.aclose())

@@ -172,7 +172,6 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     (body(model="ft:tiny:smallfirst::" + "0" * 16), "model", "cannot be fine-tuned here"),
     (body(training_file="file-" + "0" * 24), "training_file", "does not exist"),
     (body(training_file="../../rows"), "training_file", "does not exist"),
-    (body(validation_file="file-1"), "validation_file", "does not exist"),
     (
         body(**supervised(learning_rate=1)),
         "method.supervised.hyperparameters.learning_rate",
@@ -181,24 +180,10 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ),
     (body(hyperparameters={"epochs": 3}), "hyperparameters.epochs", 'did you mean "n_epochs"?'),
     (body(**supervised(n_epochs=51)), "method.supervised.hyperparameters.n_epochs", "less than or equal to 50"),
-    (body(**supervised(n_epochs="3")), "method.supervised.hyperparameters.n_epochs", "valid integer"),
-    (
-        body(**supervised(batch_size=0)),
-        "method.supervised.hyperparameters.batch_size",
-        "greater than or equal to 1",
-    ),
-    (
-        body(**supervised(learning_rate_multiplier=-1)),
-        "method.supervised.hyperparameters.learning_rate_multiplier",
-        "greater than 0",
-    ),
     (body(method={"type": "dpo"}), "method.type", "Input should be 'supervised'"),
     (body(hyperparameters={}, **supervised()), "hyperparameters", "in `method` alone"),
     (body(integrations=[{"type": "wandb", "wandb": {}}]), "integrations", 'Unknown parameter: "integrations"'),
     (body(suffix="a/b"), "suffix", "suffix"),
-    (body(suffix="x" * 65), "suffix", "suffix"),
-    (body(seed=-1), "seed", "seed"),
-    (body(metadata={str(i): "x" for i in range(17)}), "metadata", "metadata"),
     (body(metadata={"a": 1}), "metadata.a", "metadata.a"),
     (body(trainingfile="x"), "trainingfile", 'did you mean "training_file"?'),
     ({"model": "tiny"}, "training_file", "training_file"),
@@ -326,9 +311,7 @@ def test_a_server_of_nothing_but_fine_tuning_is_one_and_without_it_there_is_no_s
         ((), "validating_files"),
         (("QUEUED",), "queued"),
         (("QUEUED", "STARTED"), "running"),
-        (("STARTED", "TRAIN_STARTED"), "running"),
         (("STARTED", "TRAIN_STARTED", "REQUEUED"), "queued"),
-        (("STARTED", "TRAIN_STARTED", "REQUEUED", "STARTED", "RESUMED"), "running"),
         (("STARTED", "COMPLETED"), "succeeded"),
         (("STARTED", "FAILED"), "failed"),
         (("STOPPED",), "cancelled"),
@@ -408,9 +391,3 @@ def test_what_is_given_is_turned_into_our_units() -> None:
     assert made.submitted["hyperparameters"] == {"n_epochs": 3, "batch_size": 4, "learning_rate_multiplier": 10.0}
     assert order(hyperparameters={"batch_size": 1}).config.batch_tokens == 32  # the least that can be trained
     assert order(("hub/model", "hub/model")).weights is None
-
-
-def test_a_base_models_folder_is_kept_from_the_root(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tiny_folder.parent)
-    settings = FineTuningSettings(base_models={"tiny": tiny_folder.name, "hub/model": "hub/model"})
-    assert settings.base_models == {"tiny": str(tiny_folder), "hub/model": "hub/model"}
