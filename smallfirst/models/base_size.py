@@ -22,10 +22,8 @@ class BaseSize(Record):
 
     parameters: int
     """All weights; an embedding that is also the output matrix counts once."""
-    embedding: int
-    """Weights of the input embedding."""
-    head: int
-    """Weights of an output matrix of its own; 0 if it is the embedding."""
+    body: int
+    """Weights that every token passes through: all but embedding and output matrix."""
     linear_ends: int
     """Inputs plus outputs of every matrix between embedding and output: the weights of LoRA adapters of rank 1."""
     layers: int
@@ -44,11 +42,6 @@ class BaseSize(Record):
     causal: bool
     """True for a model that generates text, False for an encoder."""
 
-    @property
-    def body(self) -> int:
-        """Weights that every token passes through: all but embedding and output matrix."""
-        return self.parameters - self.embedding - self.head
-
 
 def read_base_size(folder: Path) -> BaseSize | None:
     """Return the size of the model in `folder`; None for a mixture of experts, or if config or weights lack it."""
@@ -60,17 +53,15 @@ def read_base_size(folder: Path) -> BaseSize | None:
 
 
 def _size(config: Mapping[str, Any], shapes: Mapping[str, list[int]]) -> BaseSize:
-    tied = config.get("tie_word_embeddings", False)
     heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
     width = int(config.get("head_dim") or hidden // heads)
-    head = 0 if tied else _weights(shapes, _HEAD)
-    twice = _weights(shapes, _HEAD) - head  # a tied matrix that was stored a second time
-    body = [shape for name, shape in shapes.items() if not name.endswith((*_EMBEDDING, *_HEAD)) and len(shape) == 2]
+    if config.get("tie_word_embeddings", False):  # a tied matrix may be stored a second time
+        shapes = {name: shape for name, shape in shapes.items() if not name.endswith(_HEAD)}
+    body = [shape for name, shape in shapes.items() if not name.endswith((*_EMBEDDING, *_HEAD))]
     return BaseSize(
-        parameters=sum(map(math.prod, shapes.values())) - twice,
-        embedding=_weights(shapes, _EMBEDDING),
-        head=head,
-        linear_ends=sum(map(sum, body)),
+        parameters=sum(map(math.prod, shapes.values())),
+        body=sum(map(math.prod, body)),
+        linear_ends=sum(sum(shape) for shape in body if len(shape) == 2),
         layers=int(config["num_hidden_layers"]),
         hidden=hidden,
         inner=int(config["intermediate_size"]),
@@ -94,7 +85,3 @@ def _shapes(folder: Path) -> dict[str, list[int]]:
         with safe_open(folder / name, framework="np") as file:
             found |= {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 - no mapping
     return found
-
-
-def _weights(shapes: Mapping[str, list[int]], endings: tuple[str, ...]) -> int:
-    return sum(math.prod(shape) for name, shape in shapes.items() if name.endswith(endings))

@@ -267,6 +267,7 @@ def test_a_machine_is_paid_for_idle_time_too_and_its_line_names_it() -> None:
     assert MachinePrice(usd_per_hour=0.60, utilisation=0.5).cost_usd(1800) == pytest.approx(0.60)
     line = MachinePrice(usd_per_hour=3.6, utilisation=1.0, name="gpu").charge("big", 2.0)
     assert (line.usd, line.machine, line.source) == (pytest.approx(0.002), "gpu", "prices.machines.gpu")
+    assert (line.basis, line.busy_s, line.rates) == ("machine time", 2.0, {"hour": 3.6, "utilisation": 1.0})
     for wrong in (0.0, 1.1, float("nan")):
         with pytest.raises(pydantic.ValidationError, match="utilisation"):
             MachinePrice(utilisation=wrong)
@@ -335,12 +336,6 @@ def test_the_ledger_keeps_what_differs_from_the_defaults() -> None:
     assert [Charge.model_validate(one) for one in json.loads(text)] == [HOSTED]
     assert '"purpose"' not in text
     assert charges_json([]) is None
-
-
-def test_busy_time_pays_for_idle_time_as_well() -> None:
-    line = MachinePrice(usd_per_hour=0.36, utilisation=0.5).charge("small", 2.0, TokenUsage(prompt_tokens=7))
-    assert (line.usd, line.basis, line.busy_s) == (pytest.approx(0.0004), "machine time", 2.0)
-    assert line.rates == {"hour": 0.36, "utilisation": 0.5}
 
 
 def test_a_line_in_words_names_tokens_tier_price_and_source() -> None:

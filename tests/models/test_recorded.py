@@ -12,7 +12,7 @@ import pytest
 
 from smallfirst.base.errors import BadAnswer, DataError, SpendingLimitReached, Unavailable
 from smallfirst.base.progress import ProgressCallback, no_progress
-from smallfirst.models.pricing import stated, tokens_of
+from smallfirst.models.pricing import TokenUsage, stated
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_in_one_chunk
 from smallfirst.models.recorded import ReplayModel, Spending, SpendingCap, record, request_key
 
@@ -63,19 +63,14 @@ def answers(path: Path) -> list[str]:
     return [json.loads(line)["answer"] for line in path.read_text().splitlines()[1:]]
 
 
-def test_equal_requests_are_asked_once(tmp_path: Path) -> None:
-    model = Shout()
-    assert run(model, tmp_path / "a.jsonl", ("one", "two", "one")) == 2
-    assert model.asked == ["one", "two"]
-
-
 def test_killed_run_goes_on_without_asking_twice(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     run(Shout(), path, ("one", "two"))
     whole = path.read_text()
     path.write_text(whole[:-20])  # the second row is half written
     model, told = Shout(), []
-    assert run(model, path, progress=lambda there, wanted: told.append((there, wanted))) == 3
+    twice = (*TEXTS, "two")  # equal requests are asked once
+    assert run(model, path, twice, progress=lambda there, wanted: told.append((there, wanted))) == 3
     assert model.asked == ["two", "three", "four"]
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert answers(path) == ["ONE", "TWO", "THREE", "FOUR"]
@@ -145,6 +140,7 @@ ROW = {
     "text": "I lost my card",
     "answer": "card_lost",
     "prompt_tokens": 90,
+    "cached_tokens": 80,
     "completion_tokens": 3,
     "latency_ms": 812.5,
     "cost_usd": 0.0002,
@@ -157,27 +153,17 @@ def written(path: Path, *lines: Any) -> Path:
     return path
 
 
-def loaded(tmp_path: Path, **header: Any) -> ReplayModel:
-    path = written(tmp_path / "big.jsonl", {"recorded": BIG | header}, ROW)
-    return ReplayModel.load(path)
-
-
-def test_what_the_provider_had_cached_is_on_record(tmp_path: Path) -> None:
-    path = written(tmp_path / "big.jsonl", {"recorded": BIG}, ROW | {"cached_tokens": 80})
-    (line,) = asyncio.run(ReplayModel.load(path).complete(LOST)).charges
-    assert (line.tokens.prompt_tokens, line.tokens.cached_tokens) == (90, 80)
-
-
 def test_recorded_answer_comes_back_as_it_was(tmp_path: Path) -> None:
-    model = loaded(tmp_path)
+    model = ReplayModel.load(written(tmp_path / "big.jsonl", {"recorded": BIG}, ROW))
     assert isinstance(model, Model)
     asked = LOST.model_copy(update={"max_tokens": 7})  # answers are found by their messages alone
+    tokens = TokenUsage(prompt_tokens=90, cached_tokens=80, completion_tokens=3)
     assert asyncio.run(model.complete(asked)) == Completion(
         text="card_lost",
         answered_by="big-70b",
         latency_ms=812.5,
         cost_usd=0.0002,
-        charges=(stated("big-70b", 0.0002, source=f"recorded {BIG['made_at']}", tokens=tokens_of(90, 3)),),
+        charges=(stated("big-70b", 0.0002, source=f"recorded {BIG['made_at']}", tokens=tokens),),
         prompt_tokens=90,
         completion_tokens=3,
     )

@@ -20,7 +20,7 @@ from fixtures.warm_processes import WarmProcess
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from smallfirst.base.errors import DataError, MissingExtra, TrainingError
+from smallfirst.base.errors import DataError, TrainingError
 from smallfirst.data.dataset import Dataset
 from smallfirst.models.local.tokenizer import choose_label_tokens
 from smallfirst.models.local.weights import load_causal
@@ -285,12 +285,6 @@ def test_a_run_over_4_bits_learns_and_its_version_is_a_whole_model_in_16(bench: 
     assert losses[-1] < 0.85 * losses[0]
     before, after = (dict(load_causal(folder)[0].named_parameters()) for folder in (bench.base, run.folder))
     assert before.keys() == after.keys()
-
-
-def test_without_bitsandbytes_the_extra_is_named(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtra, match="gpu"):
-        load_causal(tiny_folder, nf4=True)
 
 
 PROCESS = """

@@ -15,12 +15,8 @@ def log(tmp_path: Path) -> EventLog:
     return EventLog(tmp_path / "runs" / "events.jsonl")
 
 
-def test_without_a_file_there_are_no_events_and_the_status_is_unknown(log: EventLog) -> None:
-    assert (log.read(), log.status()) == ((), "UNKNOWN")
-    assert not log.path.exists()
-
-
 def test_events_come_back_in_order_as_written(log: EventLog) -> None:
+    assert (log.read(), log.status(), log.path.exists()) == ((), "UNKNOWN", False)
     before = datetime.now(UTC).replace(microsecond=0)
     first = log.append("CREATED", "a fine-tune", rows=3, config={"seed": 0})
     after = datetime.now(UTC)

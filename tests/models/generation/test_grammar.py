@@ -9,7 +9,6 @@ from typing import Any
 import jsonschema
 import pytest
 
-from smallfirst.base.errors import ConfigError, ModelError
 from smallfirst.models.generation.grammar import MAX_NUMBER, Grammar, with_number_bounds
 
 
@@ -85,28 +84,6 @@ def test_only_canonical_spacing_and_order_are_accepted(tokenizer: Any) -> None:
     assert not spell(grammar, tokenizer, '{"card":"late","pin":4}')
     assert not spell(grammar, tokenizer, '{"pin": 4, "card": "late"}')
     assert not spell(grammar, tokenizer, '{"card": "late", "pin": "4"}')
-
-
-def test_a_token_that_is_not_allowed_is_an_error(tokenizer: Any) -> None:
-    state = Grammar.compile(closed(a={"type": "null"}), tokenizer).start()
-    state.forced()
-    with pytest.raises(ModelError, match="left at token"):
-        state.take(next(t for t, ok in enumerate(state.allowed()) if not ok))
-
-
-def test_a_matcher_that_gives_up_is_not_the_end_of_an_answer(tokenizer: Any) -> None:
-    state = Grammar.compile(closed(a={"type": "null"}), tokenizer).start()
-    state._matcher.consume_token(0)
-    assert state._matcher.is_stopped()
-    for use in (lambda: state.finished, state.allowed):
-        with pytest.raises(ModelError, match="could not be followed"):
-            use()
-
-
-def test_schemas_without_a_usable_grammar_are_refused(tokenizer: Any) -> None:
-    unique = {"type": "array", "uniqueItems": True, "items": {"type": "string"}}
-    with pytest.raises(ConfigError, match="no answer can be written"):
-        Grammar.compile(closed(a=unique), tokenizer)
 
 
 def test_pieces_add_up_to_the_text(tokenizer: Any) -> None:

@@ -201,16 +201,6 @@ def test_a_request_without_a_system_message_gets_that_of_the_training_rows(livel
     assert ask(model, asked)[0].text == ask(for_chat(lively, TEMPLATE), told)[0].text
 
 
-def test_text_is_continued_as_it_stands(lively: Loaded) -> None:
-    lively[1].chat_template = TEMPLATE
-    manifest = Manifest(kind="text", task=ANSWER, base="tiny")
-    model = GenerativeModel.fine_tuned(Generator(*lively), manifest, name="tiny")
-    assert model.prompt.encode(Request.ask("the card ")) == encode_prompt(lively[1], "the card ", 512)
-    ids = encode_prompt(lively[1], "the card", 512)
-    wanted = Generator(*lively).generate([GenerationRequest(ids, 6)])[0].text
-    assert ask(model, Request.ask("the card", max_tokens=6))[0].text == wanted
-
-
 def test_a_model_that_learnt_no_json_refuses_a_json_object_at_once(lively: Loaded) -> None:
     manifest = Manifest(kind="chat", task=ANSWER, base="tiny", writes_json=False)
     wanted = Request.ask("pin").model_copy(update={"response_format": ResponseFormat(kind="json_object")})
