@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -84,19 +83,10 @@ class Registry(Generic[T]):
         return cast(T, next(iter(found.values())).load())
 
     def _entry_points(self) -> importlib.metadata.EntryPoints:
-        changed = tuple(map(_changed_ns, sys.path))
-        return _installed(self.group, tuple(sys.path), changed)
+        return _installed(self.group, tuple(sys.path))
 
 
 @lru_cache(maxsize=64)
-def _installed(group: str, path: tuple[str, ...], changed: tuple[int, ...]) -> importlib.metadata.EntryPoints:
-    """Read the entry points of `group`, once for a state of `path`: this opens the metadata of every package."""
+def _installed(group: str, path: tuple[str, ...]) -> importlib.metadata.EntryPoints:
+    """Read the entry points of `group` on this path once: this opens the metadata of every package."""
     return importlib.metadata.entry_points(group=group)
-
-
-def _changed_ns(place: str) -> int:
-    """Return when something was last installed into a folder of the path, or 0 if there is none."""
-    try:
-        return os.stat(place or os.curdir).st_mtime_ns
-    except OSError:
-        return 0

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from smallfirst.base import extensions
 from smallfirst.base.errors import ConfigError
 from smallfirst.base.extensions import Registry
 
@@ -40,22 +39,6 @@ def test_an_installed_package_adds_a_part_and_replaces_none(installed: None) -> 
     assert registry().get("answer") == 42
     assert registry().get("path") is Path
     sys.modules.pop("somebody")
-
-
-def test_the_packages_are_read_again_only_after_an_installation(
-    installed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    parts, reads, read = registry(), [], extensions.importlib.metadata.entry_points
-    monkeypatch.setattr(extensions.importlib.metadata, "entry_points", lambda **of: reads.append(of) or read(**of))
-    for _ in range(3):
-        assert "answer" in parts.names()
-    assert reads == [{"group": GROUP}]
-    later = tmp_path / "later-1.0.dist-info"
-    later.mkdir()
-    (later / "METADATA").write_text("Metadata-Version: 2.1\nName: later\nVersion: 1.0\n")
-    (later / "entry_points.txt").write_text(f"[{GROUP}]\nnew = somebody:ANSWER\n")
-    assert parts.names()[-2:] == ("answer", "new")
-    assert len(reads) == 2
 
 
 def test_an_unknown_name_is_refused_with_a_suggestion_and_the_place() -> None:

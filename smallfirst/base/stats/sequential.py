@@ -117,31 +117,6 @@ class RecoveryTest(SequentialTest):
         self._bet([1 + bet * weight * (self.limit - loss) for bet in self._bets])
 
 
-def anytime_valid_interval(errors: float, n: int, confidence: float = 0.95) -> Estimate:
-    """Return the share of errors with a confidence sequence: an interval that is valid at every n at once.
-
-    Rates whose likelihood is above (1 - confidence) times the average under a Beta(1/2, 1/2) prior (Robbins 1970;
-    Howard et al. 2021). The rate must be constant. `errors` may be a sum of losses in [0, 1]: the ratio of two
-    likelihoods is convex in a loss, so its mean is at most 1 for them too. n = 0 gives [0, 1] around 0. Raise
-    ValueError for impossible counts, or a confidence outside (0, 1).
-    """
-    _check_share(confidence=confidence)
-    if not 0 <= errors <= n:
-        raise ValueError(f"errors must be from 0 to n, not {errors} of {n}")
-    if n == 0:
-        return Estimate(value=0.0, low=0.0, high=1.0, n=0)
-    average = math.lgamma(errors + 0.5) + math.lgamma(n - errors + 0.5) - math.lgamma(n + 1) - math.log(math.pi)
-    least = average + math.log(1 - confidence)
-
-    def inside(rate: float) -> bool:
-        return _log_likelihood(errors, n, rate) > least
-
-    share = errors / n
-    low = edge(share, 0.0, inside) if errors else 0.0
-    high = edge(share, 1.0, inside) if errors < n else 1.0
-    return Estimate(value=share, low=low, high=high, n=n)
-
-
 def weighted_interval(
     counts: Mapping[tuple[float, bool], int], confidence: float = 0.95, *, max_weight: float = 1.0
 ) -> Estimate:
@@ -149,8 +124,9 @@ def weighted_interval(
 
     Rates that a mixture of bets has not refuted: a row multiplies by 1 + u (q / rate - 1) if wrong, by
     1 + u ((1 - q) / (1 - rate) - 1) if right, u = weight / max_weight, with q from a Beta(1/2, 1/2) prior on a grid.
-    Each product is convex in the rate, so these rates are an interval. Where all weights are 1 it is
-    `anytime_valid_interval` but for the grid. Raise ValueError for too large a weight, or a confidence outside (0, 1).
+    Each product is convex in the rate, so these rates are an interval. Where all weights are 1 they are those whose
+    likelihood is above (1 - confidence) times its average under the prior (Robbins 1970; Howard et al. 2021). Raise
+    ValueError for too large a weight, or a confidence outside (0, 1).
     """
     _check_share(confidence=confidence)
     for weight, _ in counts:
@@ -181,12 +157,6 @@ def share_wrong(audits: Iterable[tuple[float, bool]]) -> Estimate:
     """Return the share of wrong answers from weights and verdicts of audits, 95 %, valid at every moment."""
     counts = Counter((min(round(weight, 9), MAX_WEIGHT), wrong) for weight, wrong in audits)
     return weighted_interval(counts, max_weight=MAX_WEIGHT if any(weight != 1 for weight, _ in counts) else 1.0)
-
-
-def _log_likelihood(errors: float, n: int, rate: float) -> float:
-    if rate in (0.0, 1.0):
-        return 0.0 if errors == n * rate else -math.inf
-    return errors * math.log(rate) + (n - errors) * math.log1p(-rate)
 
 
 def _bets(limit: float, max_weight: float) -> list[float]:
