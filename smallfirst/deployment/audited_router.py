@@ -25,7 +25,7 @@ from smallfirst.models.pricing import charges_json, total_usd, with_purpose
 from smallfirst.models.protocol import Bill, Chunk, Completion, DelegatingModel, Request, Route
 from smallfirst.routing.monitor import Judge, Monitor
 from smallfirst.routing.router import Decision, Router, is_covered, took_cascade
-from smallfirst.serving.openai.errors import ApiError
+from smallfirst.serving.errors import ApiError
 from smallfirst.tasks.task import Task
 
 _log = logging.getLogger("smallfirst.serving")

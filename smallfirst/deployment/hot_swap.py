@@ -173,8 +173,6 @@ class WatchedTarget(Protocol):
     def failed(self, wanted: Any | None, error: Exception) -> None:
         """Report why `wanted` is not served, or, if it is None, that it could not be looked up."""
 
-    def recovered(self) -> None: ...
-
 
 @dataclass
 class _Failure:
@@ -226,8 +224,7 @@ class RegistryWatcher:
         try:
             wanted = target.wanted()
             if wanted == target.current():
-                if self._failures.pop(target.name, None):
-                    target.recovered()
+                self._failures.pop(target.name, None)
                 return False
             failure = self._failures.get(target.name)
             if failure and failure.wanted == wanted and time.monotonic() < failure.retry_at_s:

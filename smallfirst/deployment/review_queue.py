@@ -20,7 +20,7 @@ from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, DraftRow, FeedbackRow, LedgerRow, StateRow, standing
 from smallfirst.models.protocol import Completion, Model, Request
-from smallfirst.serving.openai.errors import ApiError
+from smallfirst.serving.errors import ApiError
 from smallfirst.serving.plugins import PluginRequest, PluginRoute
 
 PERSON_STAGE = "person"

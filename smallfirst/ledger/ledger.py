@@ -16,7 +16,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from itertools import chain, count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -134,20 +133,18 @@ class Ledger:
         *,
         keep_bodies_days: int = KEEP_DAYS,
         keep_rows_days: int | None = None,
-        export_to: Path | None = None,
     ) -> None:
         """Open or create the ledger at a path or a URL (`postgresql://USER@HOST/DATABASE`). Raise ConfigError.
 
         A file is readable by its owner only. Questions and answers are deleted after `keep_bodies_days`. Rows of
-        requests go after `keep_rows_days` days, if given, once they are in a CSV file in the folder `export_to`, if
-        given; sums, audits, states and expenses stay.
+        requests go after `keep_rows_days` days, if given; sums, audits, states and expenses stay.
         """
         self.database, self._keep_bodies = open_database(place), timedelta(days=keep_bodies_days)
         self.path, self.place = self.database.path, self.database.place
         self._writer: GroupCommitWriter[tuple[Entry | Executable, ...]] = GroupCommitWriter(self._write, name="ledger")
         self._closed = threading.Event()
         self._uptime: threading.Thread | None = None
-        self._keep_rows_days, self._export_to = keep_rows_days, export_to
+        self._keep_rows_days = keep_rows_days
         self.shared = SharedState(self.database)
         self._groups: set[int] = set()
         self._failing = False
@@ -218,24 +215,14 @@ class Ledger:
                 connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
         return n_deleted
 
-    def expire_rows(self, before: datetime, *, export_to: Path | None = None) -> int:
+    def expire_rows(self, before: datetime) -> int:
         """Delete the rows of requests before a moment and return their number; sums and all other kinds stay.
 
-        They are written to files in the folder `export_to` first, if given. Raise LedgerUnavailable.
+        Raise LedgerUnavailable.
         """
-        n_deleted = 0
         self._writer.put((ABOUT.update().values(rows_since=before),))
-        for kind in EXPIRING:
-            table = TABLES[kind]
-            old = select(table.c.seq).where(table.c.at < before)
-            if export_to and self._read(old.limit(1)):
-                names = (
-                    f"{table.name}-before-{before:%Y-%m-%d}{again}.csv"
-                    for again in chain([""], map("-{}".format, count(2)))
-                )
-                self.export(kind, next(out for name in names if not (out := export_to / name).exists()), until=before)
-            n_deleted += self._delete(table.c.seq, old)
-        return n_deleted
+        tables = [TABLES[kind] for kind in EXPIRING]
+        return sum(self._delete(t.c.seq, select(t.c.seq).where(t.c.at < before)) for t in tables)
 
     def _delete(self, key: ColumnElement[Any], old: Select[Any]) -> int:
         """Delete rows whose keys `old` finds, in parts, between which others write; return their number."""
@@ -449,7 +436,7 @@ class Ledger:
                 if self._keep_rows_days is not None and (newest := self.rows(limit=1)):
                     # A clock that is ahead deletes nothing before the first row with its time.
                     today = min(datetime.now(UTC), newest[0].at).replace(hour=0, minute=0, second=0, microsecond=0)
-                    self.expire_rows(today - timedelta(days=self._keep_rows_days), export_to=self._export_to)
+                    self.expire_rows(today - timedelta(days=self._keep_rows_days))
             except (SQLAlchemyError, SmallfirstError, OSError, RuntimeError) as error:
                 _log.warning("%s: nothing was deleted: %s", self.place, error)
             self._closed.wait(EXPIRY_INTERVAL_S)

@@ -7,7 +7,7 @@ goes to the general model, or is answered out of scope where there is none. Ever
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -16,17 +16,15 @@ from smallfirst.base.records import Record
 from smallfirst.models.pricing import Charge, itemized, total_usd, with_purpose
 from smallfirst.models.protocol import (
     DEFAULT_MAX_TOKENS,
-    Bill,
     CallableModel,
     Capability,
     Chunk,
     Completion,
-    LabelScores,
     Model,
+    ProbedModel,
     Request,
     Route,
     RouteStep,
-    label_probability_model,
     max_answer_tokens,
     open_stream,
     probed_model,
@@ -181,11 +179,7 @@ class Router(CallableModel):
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        given = {
-            Capability.LABEL_PROBABILITIES: label_probability_model,
-            Capability.READINESS: probed_model,
-        }
-        return frozenset({Capability.STREAM, *(one for one, able in given.items() if self._drafting(able))})
+        return frozenset({Capability.STREAM} | ({Capability.READINESS} if self._probed else set()))
 
     @property
     def max_answer_tokens(self) -> int | None:
@@ -257,11 +251,8 @@ class Router(CallableModel):
             return None
         return await RoutingAttempt(self, request).draft_alone()
 
-    async def probabilities(self, texts: Sequence[str], bill: Bill | None = None) -> list[LabelScores]:
-        return await self._able(label_probability_model, "label probabilities").probabilities(texts, bill)
-
     async def ready(self) -> None:
-        if (probed := self._drafting(probed_model)) is not None:
+        if (probed := self._probed) is not None:
             await probed.ready()
 
     def stage(self, name: str) -> Stage | None:
@@ -279,14 +270,10 @@ class Router(CallableModel):
         if self.ood_detector is not None:
             await self.ood_detector.aclose()
 
-    def _drafting(self, able: Callable[[Model], T | None]) -> T | None:
-        """Return the last drafting model that can do something; None if none can."""
-        return next(filter(None, (able(stage.model) for stage in reversed(self.stages))), None)
-
-    def _able(self, able: Callable[[Model], T | None], what: str) -> T:
-        if (model := self._drafting(able)) is None:
-            raise ModelError(f"{self.name} has no {what}")
-        return model
+    @property
+    def _probed(self) -> ProbedModel | None:
+        """The last drafting model that can be probed; None if none can."""
+        return next(filter(None, (probed_model(stage.model) for stage in reversed(self.stages))), None)
 
     async def _fall_back_to_draft(self, decision: Decision, request: Request, error: ModelError) -> Completion:
         what = error.reason or error.args[0]

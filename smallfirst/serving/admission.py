@@ -11,7 +11,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
-from smallfirst.serving.openai.errors import RETRY_AFTER_S, ApiError, ClientDisconnected
+from smallfirst.serving.errors import RETRY_AFTER_S, ApiError, ClientDisconnected
 
 KEY_RATIO = 3
 """What a key may hold of a shared capacity, as a multiple of what is left."""

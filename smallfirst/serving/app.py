@@ -26,12 +26,12 @@ from smallfirst.models.protocol import Model
 from smallfirst.serving import completions
 from smallfirst.serving.admission import Admission
 from smallfirst.serving.auth import CHAT_PATH, PUBLIC_PATHS, USER_PATHS, AuthMiddleware, caller_owner
-from smallfirst.serving.openai.errors import ApiError, ClientDisconnected, model_not_found, to_api_error
-from smallfirst.serving.openai.wire import model_entry
+from smallfirst.serving.errors import ApiError, ClientDisconnected, model_not_found, to_api_error
 from smallfirst.serving.plugins import Plugin, PluginGroup, ServedModels, starlette_route
 from smallfirst.serving.request_lifecycle import AppContext, Handler, Metrics, ModelEndpoint, Readiness
 from smallfirst.serving.server import listen, run
 from smallfirst.serving.settings import ServeSettings, check_settings
+from smallfirst.serving.wire import model_entry
 
 _SERVED_NAME = re.compile(r"[A-Za-z0-9._/@:-]{1,128}")
 _HANDLERS: dict[str, tuple[str, Handler]] = {

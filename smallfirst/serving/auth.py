@@ -30,7 +30,7 @@ from smallfirst.ledger.keys import ApiKey, KeyPolicy, KeyStore, KeyStoreUnreadab
 from smallfirst.models.protocol import Completion
 from smallfirst.models.remote.config import is_loopback
 from smallfirst.serving.admission import Shares
-from smallfirst.serving.openai.errors import RETRY_AFTER_S, ApiError, ledger_away, server_error
+from smallfirst.serving.errors import RETRY_AFTER_S, ApiError, ledger_away, server_error
 from smallfirst.serving.settings import ServeSettings
 
 CHAT_PATH = "/v1/chat/completions"

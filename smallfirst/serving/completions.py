@@ -13,8 +13,9 @@ from contextlib import asynccontextmanager
 from smallfirst.base.errors import BadAnswer
 from smallfirst.models.protocol import Chunk, Completion, Model, Request, estimate_written_tokens, open_stream
 from smallfirst.models.response_format import check_response_format
-from smallfirst.serving.openai.errors import ApiError
-from smallfirst.serving.openai.wire import (
+from smallfirst.serving.errors import ApiError
+from smallfirst.serving.request_lifecycle import ApiCall
+from smallfirst.serving.wire import (
     ParsedRequest,
     check_schema,
     parse_chat,
@@ -22,7 +23,6 @@ from smallfirst.serving.openai.wire import (
     read_fields,
     sse_event,
 )
-from smallfirst.serving.request_lifecycle import ApiCall
 
 INVOCATION_PATHS = (
     "/invocations",

@@ -25,7 +25,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from smallfirst.base.records import Record
 from smallfirst.serving.admission import Shares
-from smallfirst.serving.openai.errors import ApiError
+from smallfirst.serving.errors import ApiError
 
 _HEAD_END = re.compile(rb"\n\r?\n")
 _FOLDED = re.compile(rb"\n[ \t]")

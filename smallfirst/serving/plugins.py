@@ -31,9 +31,9 @@ from smallfirst.serving.admission import Admission as Admission
 from smallfirst.serving.admission import body_chunks, read_body
 from smallfirst.serving.auth import caller_owner
 from smallfirst.serving.auth import current_caller as current_caller
-from smallfirst.serving.openai.errors import ApiError as ApiError
-from smallfirst.serving.openai.errors import validation_error as validation_error
-from smallfirst.serving.openai.wire import parse_json_object
+from smallfirst.serving.errors import ApiError as ApiError
+from smallfirst.serving.errors import validation_error as validation_error
+from smallfirst.serving.wire import parse_json_object
 
 _log = logging.getLogger("smallfirst.serving")
 

@@ -32,7 +32,7 @@ from smallfirst.ledger.keys import home_key_store
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.models.protocol import Model
 from smallfirst.serving.app import build_app, start_background_work
-from smallfirst.serving.openai.errors import RETRY_AFTER_S, ApiError, server_error
+from smallfirst.serving.errors import RETRY_AFTER_S, ApiError, server_error
 from smallfirst.serving.plugins import Plugin
 from smallfirst.serving.request_lifecycle import ERROR_SEND_TIMEOUT_S
 from smallfirst.serving.server import AsyncCloseable, listen

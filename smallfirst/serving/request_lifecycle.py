@@ -35,14 +35,16 @@ from smallfirst.models.protocol import (
 from smallfirst.models.remote.client import CircuitOpenError
 from smallfirst.serving.admission import Admission, cancel_on_disconnect, read_body
 from smallfirst.serving.auth import TokenReservation, caller_owner, current_caller
-from smallfirst.serving.openai.errors import (
+from smallfirst.serving.errors import (
     ClientDisconnected,
     log_error,
     model_not_found,
     server_stopping,
     to_api_error,
 )
-from smallfirst.serving.openai.wire import (
+from smallfirst.serving.plugins import PluginGroup, ServedModels
+from smallfirst.serving.settings import ServeSettings
+from smallfirst.serving.wire import (
     MAX_TOKENS,
     ResponseBuilder,
     certified,
@@ -50,8 +52,6 @@ from smallfirst.serving.openai.wire import (
     raw_headers,
     sse_event,
 )
-from smallfirst.serving.plugins import PluginGroup, ServedModels
-from smallfirst.serving.settings import ServeSettings
 
 _log = logging.getLogger("smallfirst.serving")
 

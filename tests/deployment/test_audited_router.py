@@ -26,8 +26,8 @@ from fixtures.server import WholeModel
 from smallfirst.base.errors import Unavailable
 from smallfirst.deployment import audited_router
 from smallfirst.deployment.audited_router import AuditedRouter, AuditSettings
-from smallfirst.deployment.monitoring_routes import MAX_VERDICTS, MonitoringRoutes
 from smallfirst.deployment.review_queue import review_queue
+from smallfirst.deployment.service import MAX_VERDICTS, MonitoringRoutes
 from smallfirst.ledger.keys import KeyPolicy, KeyStore
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, DraftRow, FeedbackRow, LedgerRow, StateRow

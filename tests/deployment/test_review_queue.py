@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from deployment.test_audited_router import Setting
 from fixtures.server import RunningServer
 
-from smallfirst.deployment.monitoring_routes import MonitoringRoutes
 from smallfirst.deployment.review_queue import DUE, review_queue
+from smallfirst.deployment.service import MonitoringRoutes
 from smallfirst.interfaces.cli.improve import review
 from smallfirst.ledger.keys import KeyPolicy, KeyStore
 from smallfirst.ledger.ledger import Ledger

@@ -19,8 +19,8 @@ from smallfirst.base.paths import home
 from smallfirst.base.records import fingerprint
 from smallfirst.data.dataset import fold_text
 from smallfirst.deployment.audited_router import AuditedRouter, AuditSettings, outcome_of
-from smallfirst.deployment.monitoring_routes import _status
 from smallfirst.deployment.second_look import TAG, SecondLook, SecondLooks, read_look, take
+from smallfirst.deployment.service import _status
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import ShadowRow, StateRow
 from smallfirst.measuring.outcome import Outcome

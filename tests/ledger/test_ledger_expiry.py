@@ -1,4 +1,4 @@
-"""What leaves the ledger: texts, redacted and with their bytes, after some days; rows once exported; sums stay."""
+"""What leaves the ledger: texts, redacted and with their bytes, after some days; rows; sums stay."""
 
 from __future__ import annotations
 
@@ -120,32 +120,22 @@ def fill(ledger: Ledger, first: datetime = NOON) -> None:
     ledger.append(StateRow(at=NOON, task="t", before="", after="live", why="begun", certificate="c"))
 
 
-def test_old_rows_go_after_they_were_exported_and_sums_audits_and_newer_rows_stay(
-    place: Path | str, tmp_path: Path
-) -> None:
+def test_old_rows_go_and_sums_audits_and_newer_rows_stay(place: Path | str) -> None:
     ledger = Ledger(place)
     fill(ledger)
     before, cut = ledger.sums(every="day", outcome="answered"), NOON + timedelta(days=1, hours=1)
-    assert ledger.expire_rows(cut, export_to=tmp_path / "old") == 4
+    assert ledger.expire_rows(cut) == 4
     assert [row.id for row in ledger.rows()] == ["c"]
     assert len(ledger.entries(AuditRow)) == 3
     assert ledger.sums(every="day", outcome="answered") == before
-    with (tmp_path / "old" / "answers-before-2026-11-28.csv").open() as file:
-        assert [(row["id"], row["cost_usd"], row["answer_text"]) for row in csv.DictReader(file)] == [
-            ("a", "0.25", ""),
-            ("b", "0.25", ""),
-        ]
-    assert ledger.expire_rows(cut, export_to=tmp_path / "old") == 0
-    ledger.append(LedgerRow(id="late", at=NOON, served_name="t", status=499, latency_ms=1.0))
-    assert ledger.expire_rows(cut, export_to=tmp_path / "old") == 1
-    assert "late" in (tmp_path / "old" / "answers-before-2026-11-28-2.csv").read_text()
+    assert ledger.expire_rows(cut) == 0
     with pytest.raises(Exception, match="append-only"), ledger.database.writer.begin() as other:
         other.exec_driver_sql("DELETE FROM answers")
     ledger.close()
 
 
 def test_a_server_lets_rows_go_that_are_older_than_the_days_before_the_newest(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger.db", keep_rows_days=1, export_to=tmp_path)
+    ledger = Ledger(tmp_path / "ledger.db", keep_rows_days=1)
     fill(ledger, datetime.now(UTC) - timedelta(days=10))  # nothing since: the newest row says which day it is
     ledger.start()
     for _ in range(1_000):
@@ -153,7 +143,6 @@ def test_a_server_lets_rows_go_that_are_older_than_the_days_before_the_newest(tm
             break
         ledger._closed.wait(0.01)
     assert [row.id for row in ledger.rows()] == ["b", "c"]
-    assert len(list(tmp_path.glob("answers-before-*.csv"))) == 1
     ledger.close()
 
 

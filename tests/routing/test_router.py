@@ -18,7 +18,7 @@ from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.model import GenerativeModel
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.pricing import total_usd
-from smallfirst.models.protocol import Capability, Chunk, Completion, LabelScores, Model, Request, ResponseFormat
+from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, ResponseFormat
 from smallfirst.routing.budget import EscalationBudget
 from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, FieldCertificate, Guarantee, KeptFields
 from smallfirst.routing.policies import AlwaysPolicy, RulePolicy, SplitPolicy
@@ -367,25 +367,18 @@ def test_closing_closes_every_model_once() -> None:
     assert sorted(events) == ["domain closed", "large closed", "small closed"]
 
 
-def test_a_router_can_do_what_its_last_able_stage_can() -> None:
+def test_a_router_is_ready_when_its_last_probed_stage_is() -> None:
     class Encoder(Echo):
-        capabilities = frozenset({Capability.LABEL_PROBABILITIES, Capability.READINESS})
-
-        async def probabilities(self, texts: list[str], bill=None) -> list[LabelScores]:
-            return [LabelScores(("a",), [1.0], 1, 0.0) for _ in texts]
+        capabilities = frozenset({Capability.READINESS})
 
         async def ready(self) -> None:
             self.events.append("ready")
 
     encoder = Encoder("encoder")
     router = Router([Stage("encoder", encoder), Stage("small", Echo("small"))], None, certificate(0.8), name="desk")
-    assert router.capabilities == {Capability.STREAM, Capability.LABEL_PROBABILITIES, Capability.READINESS}
-    assert asyncio.run(router.probabilities(["a"]))[0].labels == ("a",)
+    assert router.capabilities == {Capability.STREAM, Capability.READINESS}
     asyncio.run(router.ready())
     assert encoder.events == ["ready"]
-    drafting = Router(Echo("small"), None, certificate(0.8), name="desk")
-    with pytest.raises(ModelError, match="desk has no label probabilities"):
-        asyncio.run(drafting.probabilities(["a"]))
     plain = Router(Echo("small"), None, certificate(0.8))
     assert plain.capabilities == {Capability.STREAM}
     asyncio.run(plain.ready())

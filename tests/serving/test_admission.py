@@ -16,7 +16,7 @@ import pytest
 
 from smallfirst.ledger.keys import KeyPolicy, KeyStore
 from smallfirst.serving.admission import Shares, Turns
-from smallfirst.serving.openai.errors import ApiError
+from smallfirst.serving.errors import ApiError
 from smallfirst.serving.settings import ServeSettings
 
 HELLO: list[Any] = [{"role": "user", "content": "hello small world"}]

@@ -18,7 +18,7 @@ from smallfirst.ledger.keys import KeyPolicy, KeyStore
 from smallfirst.ledger.ledger import LedgerAway
 from smallfirst.models.protocol import Completion
 from smallfirst.serving.auth import REFUSED_S, Bucket, KeyCheck, Quota
-from smallfirst.serving.openai.errors import ApiError
+from smallfirst.serving.errors import ApiError
 
 BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hello small world"}]}
 

@@ -19,7 +19,7 @@ from smallfirst.ledger.sums import Period, Sums
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.models.pricing import PriceBook
 from smallfirst.routing.router import Router
-from smallfirst.serving.openai.errors import ApiError
+from smallfirst.serving.errors import ApiError
 
 RANGES: dict[str, tuple[int, Period]] = {"24h": (24, "hour"), "7d": (7, "day"), "30d": (30, "day")}
 """Windows by name: so many periods, the present one among them."""

@@ -92,15 +92,14 @@ def export(out: Path, since: datetime | None, until: datetime | None, kind: str)
 
 @ledger.command()
 @click.option("--keep-rows-days", "days", type=click.IntRange(min=1), required=True)
-@click.option("--rows-to", type=PATH, metavar="FOLDER", help="Write them to CSV files in this folder first.")
 @OF_TASK
 @LEDGER
-def expire(days: int, rows_to: Path | None) -> None:
-    """Delete rows of requests that are older; their sums, audits, states and expenses stay."""
+def expire(days: int) -> None:
+    """Delete rows of requests that are older; their sums, audits, states and expenses stay. `export` copies them."""
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     with read_ledger() as opened:
-        count = opened.expire_rows(today - timedelta(days=days), export_to=rows_to)
-    click.echo(f"{count:,} rows deleted" + (f", after they were written to {rows_to}" if rows_to and count else ""))
+        count = opened.expire_rows(today - timedelta(days=days))
+    click.echo(f"{count:,} rows deleted")
 
 
 @ledger.command()

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 FINE_TUNING = "openai_finetuning"
 """Plugin that `--fine-tuning` and `--base` are about."""
-KEPT = {"keep_days": "keep_bodies_days", "keep_rows_days": "keep_rows_days", "rows_to": "export_to"}
-"""Options about what the ledger keeps, by its names for them."""
 
 
 @verb(
@@ -43,7 +41,6 @@ KEPT = {"keep_days": "keep_bodies_days", "keep_rows_days": "keep_rows_days", "ro
     type=click.IntRange(min=1),
     help="Days that rows of requests are kept; their sums, audits and expenses stay. Default: for ever.",
 )
-@click.option("--rows-to", type=PATH, metavar="FOLDER", help="Write rows that go to CSV files in this folder first.")
 @LEDGER
 @click.option("--follow-s", default=5.0, show_default=True, help="Look the registry's aliases up so often; 0: never.")
 @click.option("--plugin", "plugin_names", multiple=True, help="Enable a plugin, such as openai_finetuning.")
@@ -111,7 +108,9 @@ def _load(files: Sequence[TaskFile], settings: ServeSettings, options: dict[str,
     from smallfirst.serving.plugins import installed_plugins
     from smallfirst.serving.replicas import Service
 
-    ledger = Ledger(ledger_place(create=True), **{name: options[option] for option, name in KEPT.items()})
+    ledger = Ledger(
+        ledger_place(create=True), keep_bodies_days=options["keep_days"], keep_rows_days=options["keep_rows_days"]
+    )
     models: Mapping[str, Model] = {}
     plugins: list[Plugin] = []
     tasks: tuple[Any, ...] = ({},)

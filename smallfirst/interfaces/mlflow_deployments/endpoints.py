@@ -216,9 +216,6 @@ class Endpoints(Plugin):
     def failed(self, wanted: Versions | None, error: Exception) -> None:
         _log.warning("endpoints stay as they are: %s", one_line(error))
 
-    def recovered(self) -> None:
-        """Do nothing: what was wrong stands beside each endpoint."""
-
     def shown(self, name: str) -> dict[str, Any]:
         """Return an endpoint in Databricks' format with, in `state`, the reason for its state."""
         record, live = self.record(name), self.live.get(name)

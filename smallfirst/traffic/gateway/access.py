@@ -25,7 +25,7 @@ from smallfirst.ledger.keys import KeyStore, key_id
 from smallfirst.ledger.shared_state import SharedState
 from smallfirst.models.remote.config import is_loopback
 from smallfirst.serving.auth import KeyCheck, check_local
-from smallfirst.serving.openai.errors import ApiError, ledger_away
+from smallfirst.serving.errors import ApiError, ledger_away
 from smallfirst.traffic.gateway.http import GatewayRequest
 
 KEY_HEADER = b"x-smallfirst-key"

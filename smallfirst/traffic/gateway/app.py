@@ -22,8 +22,8 @@ import uvicorn
 
 from smallfirst.data.redaction import redact_logs
 from smallfirst.serving.admission import cancel_on_disconnect
+from smallfirst.serving.errors import ApiError, ClientDisconnected, server_error
 from smallfirst.serving.http_limits import ConnectionLimits, limited_protocol
-from smallfirst.serving.openai.errors import ApiError, ClientDisconnected, server_error
 from smallfirst.traffic.gateway.access import Access, may_ask
 from smallfirst.traffic.gateway.capture import Capture
 from smallfirst.traffic.gateway.http import (

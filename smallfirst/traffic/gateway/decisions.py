@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from smallfirst.data.redaction import redact_body
 from smallfirst.models.protocol import label_probability_model
-from smallfirst.serving.openai.wire import raw_headers
+from smallfirst.serving.wire import raw_headers
 from smallfirst.traffic.gateway.app import Handler
 from smallfirst.traffic.gateway.http import (
     AskAgain,

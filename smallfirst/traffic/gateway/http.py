@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mutab
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from smallfirst.serving.openai.errors import ApiError, ClientDisconnected
-from smallfirst.serving.openai.wire import raw_headers
+from smallfirst.serving.errors import ApiError, ClientDisconnected
+from smallfirst.serving.wire import raw_headers
 from smallfirst.traffic.task_source import AnswerFormat
 from smallfirst.traffic.wire import Json, read_stream
 

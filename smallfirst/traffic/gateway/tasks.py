@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from smallfirst.data.redaction import redact_body
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.models.pricing import PriceBook
-from smallfirst.serving.openai.wire import raw_headers, system_fingerprint
+from smallfirst.serving.wire import raw_headers, system_fingerprint
 from smallfirst.traffic.gateway.access import Credentials
 from smallfirst.traffic.gateway.http import (
     BackgroundTasks,

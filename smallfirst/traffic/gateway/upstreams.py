@@ -15,7 +15,7 @@ import yarl
 
 from smallfirst.models.remote.config import is_loopback
 from smallfirst.models.remote.http import IDLE_TIMEOUT_S, certificates, proxy_for
-from smallfirst.serving.openai.errors import ApiError
+from smallfirst.serving.errors import ApiError
 from smallfirst.traffic.gateway.access import Credentials
 from smallfirst.traffic.gateway.http import (
     OWN_PREFIX,

@@ -43,7 +43,7 @@ def test_rows_are_exported_copied_and_expired(path: Path, tmp_path: Path) -> Non
     assert call("ledger", "export", out, "--until", "2026-11-27", "--ledger", path).output == f"0 answers in {out}\n"
     copied = call("ledger", "copy", path, tmp_path / "copy.db")
     assert copied.output.endswith(f"next: smallfirst serve --ledger {tmp_path / 'copy.db'}\n")
-    expired = call("ledger", "expire", "--keep-rows-days", "20000", "--rows-to", tmp_path, "--ledger", path)
+    expired = call("ledger", "expire", "--keep-rows-days", "20000", "--ledger", path)
     assert expired.output == "0 rows deleted\n"
 
 

@@ -14,7 +14,7 @@ from smallfirst.base.errors import ConfigError, RegistryError, Unavailable
 from smallfirst.interfaces.openai_finetuning import models
 from smallfirst.interfaces.openai_finetuning.models import LazyModel, ModelCache
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request
-from smallfirst.serving.openai.errors import ApiError
+from smallfirst.serving.errors import ApiError
 
 ASK = Request.ask("hello")
 

@@ -11,7 +11,7 @@ import pytest
 from smallfirst.base.errors import ConfigError
 from smallfirst.ledger.keys import KeyPolicy, KeyStore
 from smallfirst.ledger.ledger import Ledger
-from smallfirst.serving.openai.errors import ApiError
+from smallfirst.serving.errors import ApiError
 from smallfirst.traffic.gateway import access
 from smallfirst.traffic.gateway.access import Access, Credentials, check_exposure, may_ask
 from smallfirst.traffic.gateway.http import GatewayRequest

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from smallfirst.serving.openai.errors import ApiError
+from smallfirst.serving.errors import ApiError
 from smallfirst.traffic.gateway.app import Gateway
 from smallfirst.traffic.gateway.http import GatewayRequest, GatewayResponse, UpstreamAnswer, json_response
 from smallfirst.traffic.gateway.upstreams import Upstreams

@@ -27,7 +27,7 @@ from smallfirst.base.errors import ConfigError, did_you_mean
 from smallfirst.data.dataset import Message
 from smallfirst.models.pricing import Charge
 from smallfirst.models.protocol import MAX_LOGPROBS, Completion, Request, ResponseFormat, RouteStep, Token
-from smallfirst.serving.openai.errors import ApiError, place_of, validation_error
+from smallfirst.serving.errors import ApiError, place_of, validation_error
 
 MAX_DEPTH = 64
 """Objects and lists inside one another."""

@@ -20,8 +20,8 @@ from openai.types.completion_create_params import (
 from smallfirst.data.dataset import Message
 from smallfirst.models.pricing import Charge, TokenUsage
 from smallfirst.models.protocol import Completion, Request, ResponseFormat, Route, RouteStep
-from smallfirst.serving.openai.errors import ApiError
-from smallfirst.serving.openai.wire import (
+from smallfirst.serving.errors import ApiError
+from smallfirst.serving.wire import (
     CHAT_IGNORED,
     CHAT_REFUSED,
     COMPLETION_IGNORED,

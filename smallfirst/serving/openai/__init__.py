@@ -1,1 +1,0 @@
-"""OpenAI's wire format: requests, responses, errors, limits of JSON."""
