@@ -30,7 +30,6 @@ from benchmarks.datasets import RESULTS
 from smallfirst.interfaces.databricks import foundation_model as fm
 from smallfirst.interfaces.jobs import queue
 from smallfirst.interfaces.jobs.job_folder import JobFolder, JobSpec, utc_now
-from smallfirst.interfaces.jobs.supervisor import output_tail
 from smallfirst.registry import versions
 from smallfirst.registry.runs import client
 from smallfirst.training.config import TrainConfig
@@ -117,7 +116,7 @@ def unbroken(bench: Bench) -> None:
     job = JobFolder(queue.jobs_folder() / name)
     _until(lambda: job.ended)
     child.communicate()
-    assert job.state == "COMPLETED", output_tail(job.output)
+    assert job.state == "COMPLETED", job.output_tail
     times = {event.kind: datetime.fromisoformat(event.at) for event in job.events}
     start_s, life_s = ((times[end] - times["CREATED"]).total_seconds() for end in ("TRAIN_STARTED", "COMPLETED"))
     bench.keep(kind="unbroken", create_s=create_s, start_s=start_s, life_s=life_s, sha256=_weights(job))

@@ -15,7 +15,6 @@ from fixtures.jobs import Eventually, process_id
 
 from smallfirst.interfaces.jobs import queue
 from smallfirst.interfaces.jobs.job_folder import JobFolder, JobSpec
-from smallfirst.interfaces.jobs.supervisor import output_tail
 from smallfirst.registry import versions
 from smallfirst.registry.runs import client
 
@@ -71,7 +70,7 @@ def test_a_job_killed_stopped_and_resumed_ends_with_the_weights_of_an_unbroken_o
     whole = queue.submit(spec.model_copy(update={"name": "whole"}))
     eventually(lambda: broken.ended and whole.ended)
 
-    assert (broken.state, whole.state) == ("COMPLETED", "COMPLETED"), output_tail(broken.output)
+    assert (broken.state, whole.state) == ("COMPLETED", "COMPLETED"), broken.output_tail
     assert weights(broken) == weights(whole)
     assert happened(whole, "RESUMED") == 0
     registered = versions.list_versions("main.toys.desk")

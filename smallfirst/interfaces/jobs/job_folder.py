@@ -158,6 +158,16 @@ class JobFolder:
         """Held while a stop is granted, the training is declared finished or the end is written."""
         self._cancel_file = self.run_folder / "cancel"  # the file that train() looks for; its name's module needs torch
 
+    @property
+    def output_tail(self) -> str:
+        """The last lines that its process printed; empty if it printed nothing."""
+        try:
+            with self.output.open("rb") as file:
+                file.seek(max(0, self.output.stat().st_size - 5000))
+                return "\n".join(file.read().decode(errors="replace").splitlines()[-12:])
+        except OSError:
+            return ""
+
     @cached_property
     def spec(self) -> JobSpec:
         """Specification. Raise ConfigError if the file is damaged."""

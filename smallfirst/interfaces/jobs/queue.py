@@ -1,6 +1,7 @@
 """Submit, find, cancel and resume jobs; each is a process that outlives the one that submitted it.
 
-Without a daemon: whoever looks at a job whose process died starts it again from its checkpoint.
+Without a daemon: whoever looks at a job whose process died starts it again from its checkpoint. The process inherits
+the job's lock, so the job counts as alive until it ends; a process id is used only to send signals.
 """
 
 from __future__ import annotations
@@ -8,11 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from smallfirst.base.errors import ConfigError, SmallfirstError, did_you_mean
+from smallfirst.base.errors import ConfigError, SmallfirstError, did_you_mean, without_secrets
 from smallfirst.base.files import try_lock
 from smallfirst.interfaces.jobs import worker
 from smallfirst.interfaces.jobs.job_folder import (
@@ -25,7 +29,7 @@ from smallfirst.interfaces.jobs.job_folder import (
     state_after,
     stored_jobs,
 )
-from smallfirst.interfaces.jobs.supervisor import output_tail, recorded_environment, start_process
+from smallfirst.interfaces.jobs.run_module import python_path
 from smallfirst.registry.runs import Status, resume_run
 from smallfirst.training.events import Event
 
@@ -38,6 +42,10 @@ _PROGRESS_EVENTS = frozenset({"CHECKPOINT_SAVED", "STOPPED", "FAILED"})
 FOLLOW_INTERVAL_S = 1.0
 EXIT_TIMEOUT_S = 5.0
 """Longest wait for the exit of a process that has recorded how its job ended."""
+
+
+RECORDED_VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "SMALLFIRST_VOLUMES", "SMALLFIRST_TABLES")
+"""Environment variables that a job keeps from its submission, whoever starts it again; secrets in them are left out."""
 
 
 class JobNotFound(SmallfirstError):
@@ -65,7 +73,8 @@ def submit(spec: JobSpec, rows: JobRows | Path | None = None) -> JobFolder:
         elif rows is not None:
             shutil.move(rows, folder / "rows")
         job.log.append("CREATED", f"fine-tune of {spec.model} on {spec.train_rows}")
-        here = {"working_folder": Path.cwd(), "environment": recorded_environment()}
+        environment = {name: without_secrets(os.environ[name]) for name in RECORDED_VARIABLES if os.environ.get(name)}
+        here = {"working_folder": Path.cwd(), "environment": environment}
         spec.model_copy(update=here).save(folder / "job.json")
         _start(job, lock)
     finally:
@@ -133,7 +142,7 @@ def recover(job: JobFolder) -> None:
         elif restarts >= MAX_RESTARTS:
             died = f"its process died {restarts + 1} times without progress; the last lines of {job.output}:"
             then = f"free memory or fix what kills it, then smallfirst jobs resume {job.name}"
-            job.end("FAILED", f"{died}\n{output_tail(job.output)}\n  next: {then}")
+            job.end("FAILED", f"{died}\n{job.output_tail}\n  next: {then}")
             _close_mlflow_run(job, "FAILED")
         else:
             job.log.append("REQUEUED", "its process died; resuming from the last checkpoint")
@@ -170,15 +179,27 @@ def _close_mlflow_run(job: JobFolder, status: Status) -> None:
 
 
 def _start(job: JobFolder, lock: int) -> None:
+    """Start the job's process, which inherits the descriptor `lock` and appends what it prints to the job's output."""
     spec = job.spec
-    start_process(
-        worker.__name__,
-        job.folder,
-        lock,
-        output=job.output,
-        environment=spec.environment,
-        working_folder=spec.working_folder if spec.working_folder.is_dir() else None,
-    )
+    inherited = {name: value for name, value in os.environ.items() if name not in RECORDED_VARIABLES}
+    # A secret that was left out at submission is taken from here, if the address is otherwise the same.
+    here = {name: value for name in spec.environment if (value := os.environ.get(name))}
+    secret = {name: value for name, value in here.items() if without_secrets(value) == spec.environment[name]}
+    fixed = {"SMALLFIRST_HOME": str(job.folder.parents[1]), "PYTHONPATH": python_path()}
+    with os.fdopen(os.open(job.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as file:
+        process = subprocess.Popen(
+            # -P: a file in the working folder must not shadow a module.
+            [sys.executable, "-P", "-m", worker.__name__, str(job.folder), str(lock)],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=(lock,),
+            cwd=spec.working_folder if spec.working_folder.is_dir() else job.folder,
+            env={**inherited, **spec.environment, **secret, **fixed},
+        )
+    # Without a waiting thread the ended child would stay a zombie for as long as this process lives.
+    threading.Thread(target=process.wait, daemon=True).start()
 
 
 def _restarts_without_progress(events: Sequence[Event]) -> int:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from smallfirst.base.errors import Cancelled, ConfigError, RegistryError, SmallfirstError
 from smallfirst.base.files import try_lock
+from smallfirst.base.progress import disable_tqdm_in_pipes
 from smallfirst.interfaces.jobs.job_folder import (
     WAITING_STATES,
     JobFolder,
@@ -30,7 +31,6 @@ from smallfirst.interfaces.jobs.job_folder import (
     stored_jobs,
     utc_now,
 )
-from smallfirst.interfaces.jobs.supervisor import claim_lock
 from smallfirst.models.pricing import MachinePrice
 from smallfirst.training.recipe import RECIPES
 
@@ -52,12 +52,18 @@ RELAYED_EVENTS = ("TRAIN_STARTED", "RESUMED", "EPOCH_FINISHED", "CHECKPOINT_SAVE
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Return 0 if the job is COMPLETED, 1 if it is STOPPED or FAILED, 2 if another process runs it."""
+    """Run the job of a FOLDER, whose LOCK is a descriptor that this process inherited; left out, it takes the lock.
+
+    Return 0 if the job is COMPLETED, 1 if it is STOPPED or FAILED, 2 if another process runs it.
+    """
     job = JobFolder(Path(arguments[0]).absolute())
-    lock = claim_lock(job.lock, arguments)
+    lock = int(arguments[1]) if len(arguments) > 1 else try_lock(job.lock)
     if lock is None or job.ended:
         print(f"{job.name} has ended or is run by another process", file=sys.stderr)
         return 2
+    os.set_inheritable(lock, False)
+    disable_tqdm_in_pipes()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
     try:
         with wait_for_turn(job):
             run_job(job)

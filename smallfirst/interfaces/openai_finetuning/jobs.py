@@ -35,7 +35,7 @@ from smallfirst.interfaces.jobs.job_folder import (
     user_name,
     utc_now,
 )
-from smallfirst.interfaces.jobs.supervisor import ProcessFailed
+from smallfirst.interfaces.jobs.run_module import ProcessFailed
 from smallfirst.interfaces.openai_finetuning.files import FileStore, page, unix_seconds
 from smallfirst.interfaces.openai_finetuning.models import (
     INTERFACE,

@@ -14,7 +14,7 @@ from smallfirst import Dataset
 from smallfirst.base.errors import DataError
 from smallfirst.base.records import Record
 from smallfirst.interfaces.jobs.job_folder import read_rows
-from smallfirst.interfaces.jobs.supervisor import run_module
+from smallfirst.interfaces.jobs.run_module import run_module
 
 MAX_LINES_SHOWN = 20
 _BYTES_PER_TOKEN = 4

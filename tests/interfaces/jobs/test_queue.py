@@ -15,7 +15,6 @@ from smallfirst.base.errors import Cancelled, ConfigError
 from smallfirst.base.files import try_lock
 from smallfirst.interfaces.jobs import queue, worker
 from smallfirst.interfaces.jobs.job_folder import JobFolder, JobSpec, MlflowIds
-from smallfirst.interfaces.jobs.supervisor import output_tail
 from smallfirst.interfaces.jobs.worker import register_model
 from smallfirst.registry import versions
 from smallfirst.registry.runs import client, open_run
@@ -56,7 +55,7 @@ def test_a_killed_job_is_restarted_in_its_turn_and_its_model_registered(spec: Jo
     assert client().get_run(tracking(second)).info.status == "KILLED"
 
     eventually(lambda: first.ended)
-    assert first.state == "COMPLETED", output_tail(first.output)
+    assert first.state == "COMPLETED", first.output_tail
     assert event_kinds(first)[-1] == "COMPLETED"
     assert event_kinds(first).count("TRAIN_STARTED") == event_kinds(first).count("RESUMED") == 1
     assert max(point.step for point in client().get_metric_history(tracking(first), "loss")) == 160

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from smallfirst.interfaces.jobs.supervisor import ProcessFailed, run_module
+from smallfirst.interfaces.jobs.run_module import ProcessFailed, run_module
 
 
 @pytest.fixture(autouse=True)
