@@ -94,17 +94,17 @@ def export(
         if format == "gguf":
             notes = write_gguf(model, tokenizer, manifest, draft, precision=precision)
             del model  # before the export is loaded
-            read, more = read_by_llama_cpp(original, draft)
+            read = read_by_llama_cpp(original, draft)
         else:
             _write_folder(model, tokenizer, manifest, draft, precision)
             del model
-            read, (notes, more) = read_by_transformers(original, draft), ((), ())
+            read, notes = read_by_transformers(original, draft), ()
         found = [likely_difference(own, its) for own, its in zip(original.answers, read, strict=False)]
         check_differences(found, format, precision)
         digest = sha256(draft) if draft.is_file() else files_sha256(draft, draft.glob("*.safetensors"))
         os.replace(draft, target)
     if manifest.label_tokens:
-        more += ("an answer is one code token; the exported manifest maps it to its label",)
+        notes += ("an answer is one code token; the exported manifest maps it to its label",)
     return ExportReport(
         format=format,
         precision=precision,
@@ -113,7 +113,7 @@ def export(
         n_texts=len(found),
         max_difference=max(found),
         engine="llama.cpp" if format == "gguf" else "transformers",
-        notes=notes + more,
+        notes=notes,
     )
 
 
@@ -237,23 +237,16 @@ def read_by_transformers(original: Original, folder: Path) -> list[list[float]]:
     return [read_row(model, original.manifest, row) for row in original.answers]
 
 
-def read_by_llama_cpp(original: Original, file: Path) -> tuple[list[list[float]], tuple[str, ...]]:
-    """Return how llama.cpp reads the first answers, and remarks. Raise SmallfirstError, Unavailable."""
+def read_by_llama_cpp(original: Original, file: Path) -> list[list[float]]:
+    """Return how llama.cpp reads the first answers. Raise SmallfirstError, Unavailable."""
     rows, prompt = original.answers[:LLAMA_CPP_TEXTS], original.manifest.task.prompt
     with _llama_cpp(file, max(len(row.ids) for row in rows) + 1) as post:
 
         def tokens(text: str) -> list[int]:
             return list(post("/tokenize", content=prompt(text), add_special=True, parse_special=True)["tokens"])
 
-        def chat_prompt(text: str) -> str:
-            return str(post("/apply-template", messages=[{"role": "user", "content": text}])["prompt"])
-
         original.check_tokens(tokens, "llama.cpp")
-        others = [str(i) for i, text in enumerate(original.texts, 1) if chat_prompt(text) != prompt(text)]
-        read = [_read_llama_cpp(post, row, original) for row in rows]
-    # It does not trim rare white space around a text as Python does.
-    note = f"llama.cpp's chat endpoint does not prompt as in training on text {', '.join(others)}"
-    return read, (note,) if others else ()
+        return [_read_llama_cpp(post, row, original) for row in rows]
 
 
 def likely_difference(own: ComparedRow, its: Sequence[float]) -> float:

@@ -167,7 +167,6 @@ def test_gguf_has_the_logits_and_tokens_of_the_trained_model(trained: Path, tmp_
     assert_equal_logits(trained, tmp_path / "m.gguf")
     assert (report.engine, report.n_texts) == ("llama.cpp", 5)
     assert 0 < report.max_difference < 0.1
-    assert not any("does not prompt as in training" in note for note in report.notes)
     reader = gguf.GGUFReader(tmp_path / "m.gguf")
     names = {tensor.name for tensor in reader.tensors}
     assert ("output.weight" in names) == (kind == "qwen2")  # the other's is tied

@@ -8,18 +8,10 @@ from pathlib import Path
 import pytest
 from fixtures.postgresql import new_database
 
-from smallfirst.measuring.verdict import CheckResult, Verdict
 from smallfirst.registry import versions
 from smallfirst.registry.runs import ARTIFACT_ROOT
 from smallfirst.registry.versions import StoredModel
-
-NAME = "main.claims.tickets"
-PASSED = Verdict(
-    candidate="words",
-    checks=(CheckResult(requirement="accuracy at least 0.9", measured="0.95", passed=True),),
-    passed=True,
-    evaluation_fingerprint="e1",
-)
+from tests.registry.test_versions import NAME, PASSED
 
 
 def go_round(folder: Path, other_machine: Path, monkeypatch: pytest.MonkeyPatch) -> versions.ModelVersion:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -14,19 +15,15 @@ from smallfirst.base.records import Record
 
 def check_base_url(value: str) -> str:
     """Return the address without a slash at its end. Raise ValueError unless it is a full one without secrets."""
-    if any(character <= " " or character == "\x7f" for character in value):
-        raise ValueError("is not an address: it contains a space or a control character")
     try:
         url = urlsplit(value)
         _ = url.port  # parsed here, or it would only fail on the first request
     except ValueError as error:
         raise ValueError(f"is not an address: {error}") from None
-    if url.scheme not in ("http", "https") or not url.hostname:
-        raise ValueError("must be a full address such as https://api.example.com/v1")
-    if url.username or url.password:
-        raise ValueError("must hold no user or password; the key comes from the environment")
-    if url.query or url.fragment:
-        raise ValueError("must end with its path: no ? and no #, where a key could stand")
+    is_full = url.scheme in ("http", "https") and url.hostname and re.fullmatch(r"[^\x00-\x20\x7f]+", value)
+    if not is_full or url.username or url.password or url.query or url.fragment:
+        rule = "without user, password, ? or #: a key comes from the environment"
+        raise ValueError(f"must be a full address such as https://api.example.com/v1, {rule}")
     return value.rstrip("/")
 
 

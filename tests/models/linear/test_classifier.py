@@ -24,7 +24,6 @@ from smallfirst.models.linear.classifier import (
     compare,
     decision_nats,
     fit_weights,
-    gold_labels,
 )
 from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import INT8_FILE, Int8Check, Manifest, int8_allowed, write_manifest
@@ -89,13 +88,6 @@ def test_a_folder_answers_as_what_was_saved_and_its_fingerprint_follows_the_weig
     assert (answer.text, answer.answered_by) == ("refund_request", "linear")
 
 
-@pytest.mark.parametrize("labels", [("no", "yes"), ("yes", "no")])
-def test_two_classes_are_separated_in_either_order(labels: tuple[str, str]) -> None:
-    task = Classify(name="two", labels=labels)
-    data = rows(("good fine", "yes"), ("great fine", "yes"), ("bad awful", "no"), ("awful poor", "no"))
-    assert accuracy(LinearClassifier.fit("words", data, task), data, task) == 1.0
-
-
 @pytest.mark.parametrize("n_seen", [2, 3])
 def test_a_label_without_training_rows_is_never_chosen(n_seen: int) -> None:
     task = Classify(name="gaps", labels=("unseen first", "a", "unseen second", "b", "c"))
@@ -140,13 +132,6 @@ def test_a_label_is_answered_from_its_threshold_on() -> None:
     assert answer_labels(odds, TASK, 0.7) == '["card"]'
     assert answer_labels(odds, TASK, 0.9) == "[]"
     assert np.exp(decision_nats(odds, 0.7)) == pytest.approx([0.75, 0.8, 0.5])
-
-
-def test_gold_labels_of_one_and_of_several() -> None:
-    assert gold_labels(['["card", "pin"]', "[]"], TASK).tolist() == [[1, 0, 1], [0, 0, 0]]
-    assert gold_labels(["pin", "card"], Classify(name="desk", labels=TASK.labels)).tolist() == [2, 0]
-    with pytest.raises(KeyError, match="lost"):
-        gold_labels(['["lost"]'], TASK)
 
 
 def test_a_linear_model_answers_with_several_labels(tmp_path: Path) -> None:
