@@ -26,14 +26,14 @@ from smallfirst.deployment.batch.rows import BatchRow, RowSource, request_hash
 ABOUT, WORK = "_batch.json", "_work"
 """Names that readers of a folder of Parquet leave out."""
 _TABLES = """
-CREATE TABLE IF NOT EXISTS answers (hash TEXT PRIMARY KEY, answer TEXT, error TEXT, cost_usd REAL);
 CREATE TABLE IF NOT EXISTS parts (number INTEGER PRIMARY KEY, n_rows INTEGER, n_errors INTEGER);
-CREATE TABLE IF NOT EXISTS sent (hash TEXT PRIMARY KEY, usd REAL);
-CREATE TABLE IF NOT EXISTS lost (usd REAL);
-INSERT INTO lost SELECT usd FROM sent;
-DELETE FROM sent;
+CREATE TABLE IF NOT EXISTS requests (
+    hash TEXT PRIMARY KEY, answer TEXT, error TEXT,
+    cost_usd REAL DEFAULT 0, sent_usd REAL DEFAULT 0, lost_usd REAL DEFAULT 0
+);
+UPDATE requests SET lost_usd = lost_usd + sent_usd, sent_usd = 0 WHERE sent_usd > 0;
 """
-"""`sent` has what requests may cost that are under way; a process that died leaves it to be counted as lost."""
+"""`sent_usd` is what a request under way may cost; a process that died leaves it to be counted as lost."""
 ANSWER = {
     "answer": "string",
     "confidence": "float64",
@@ -115,9 +115,9 @@ class BatchFolder:
         self._db = sqlite3.connect(self.work / "batch.db", isolation_level=None, check_same_thread=False)
         self._db.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; BEGIN; {_TABLES} COMMIT;")
         if retry_errors:
+            forgotten = "answer = NULL, error = NULL, lost_usd = lost_usd + cost_usd, cost_usd = 0"
             with self._transaction() as db:
-                db.execute("INSERT INTO lost SELECT coalesce(sum(cost_usd), 0) FROM answers WHERE error IS NOT NULL")
-                db.execute("DELETE FROM answers WHERE error IS NOT NULL")
+                db.execute(f"UPDATE requests SET {forgotten} WHERE error IS NOT NULL")
                 db.execute("DELETE FROM parts WHERE n_errors > 0")
         self._save(finished=False)
 
@@ -137,16 +137,18 @@ class BatchFolder:
 
     def set_aside(self, key: str, usd: float) -> None:
         """Note what a request may cost before it is sent."""
-        self._db.execute("INSERT OR REPLACE INTO sent VALUES (?, ?)", (key, usd))
+        again = "ON CONFLICT (hash) DO UPDATE SET sent_usd = excluded.sent_usd"
+        self._db.execute(f"INSERT INTO requests (hash, sent_usd) VALUES (?, ?) {again}", (key, usd))
 
     def keep(self, answers: Sequence[Mapping[str, Any]]) -> None:
         """Keep answers, each with the `hash` of its request; once this returns they survive the process."""
         rows = [
             (one["hash"], json.dumps(one, ensure_ascii=False), one["error"], one["cost_usd"] or 0.0) for one in answers
         ]
+        known = ("answer", "error", "cost_usd", "sent_usd")
+        again = f"ON CONFLICT (hash) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in known)}"
         with self._transaction() as db:
-            db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)", rows)
-            db.executemany("DELETE FROM sent WHERE hash = ?", [(one["hash"],) for one in answers])
+            db.executemany(f"INSERT INTO requests (hash, {', '.join(known)}) VALUES (?, ?, ?, ?, 0) {again}", rows)
 
     def write(self, number: int, rows: Sequence[BatchRow]) -> None:
         """Write a part, each row beside its answer. All requests must have one; kept columns are text or JSON."""
@@ -174,7 +176,7 @@ class BatchFolder:
         if self.is_done:
             return self.about.counts
         self._save(counts=self.counts, finished=finished)
-        (n_failed,) = self._row("SELECT count(error) FROM answers")
+        (n_failed,) = self._row("SELECT count(error) FROM requests")
         self._db.close()
         os.close(self._lock)
         if finished and not n_failed:
@@ -184,14 +186,14 @@ class BatchFolder:
     @property
     def counts(self) -> BatchCounts:
         n_rows, n_errors = self._row("SELECT coalesce(sum(n_rows), 0), coalesce(sum(n_errors), 0) FROM parts")
-        n_requests, cost_usd = self._row("SELECT count(*), coalesce(sum(cost_usd), 0.0) FROM answers")
-        (lost_usd,) = self._row("SELECT coalesce(sum(usd), 0.0) FROM lost")
+        sums = "count(answer), coalesce(sum(cost_usd), 0.0), coalesce(sum(lost_usd), 0.0)"
+        n_requests, cost_usd, lost_usd = self._row(f"SELECT {sums} FROM requests")
         return BatchCounts(
             n_rows=n_rows, n_requests=n_requests, n_errors=n_errors, cost_usd=cost_usd, lost_usd=lost_usd
         )
 
     def _answer(self, key: str) -> dict[str, Any] | None:
-        found = self._row("SELECT answer FROM answers WHERE hash = ?", key)
+        found = self._row("SELECT answer FROM requests WHERE hash = ? AND answer IS NOT NULL", key)
         return json.loads(found[0]) if found else None
 
     def _row(self, query: str, *values: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -282,8 +283,8 @@ def _live_in_words(report: LiveReport) -> Iterator[str]:
 @click.option("--machine", default="", help="Its name under prices.machines. Default: prices.machine.")
 @JSON
 def plan(
-    task_yaml: Path, requests_per_month: float | None, requests_per_s: float | None, machine: str, as_json: bool,
-    **options: float,
+    task_yaml: Path, requests_per_month: float | None, requests_per_s: float | None, machine: str, peak: float,
+    headroom: float, as_json: bool,
 ) -> None:  # fmt: skip
     """Say how many machines a month takes, or to keep the API.
 
@@ -291,8 +292,9 @@ def plan(
     the last run's evaluation of what goes live, which knows neither HTTP nor the ledger, or your load test's.
     """
     from smallfirst.base.errors import ConfigError
-    from smallfirst.deployment.billing.capacity import capacity
     from smallfirst.path.project.run_folder import RunFolder
+    from smallfirst.path.report.formats import count, percent
+    from smallfirst.path.report.measures import HOURS_PER_MONTH, large_part_usd_per_1k
 
     file = load_task_file(task_yaml)
     price, run, source = file.prices.machine_named(machine), RunFolder.latest(file.name), "--requests-per-s"
@@ -306,8 +308,30 @@ def plan(
             "no rate of this task's model is known",
             hint="smallfirst plan task.yaml --requests-per-s N   what a load test of yours showed",
         )
-    found = capacity(
-        requests_per_month or file.requests_per_month, price, requests_per_s=requests_per_s, source=source,
-        routed=run.evaluation("routed", "test"), large=run.evaluation("large", "test"), **options,
-    )  # fmt: skip
-    show(found, as_json)
+    month = requests_per_month or file.requests_per_month
+    peak_per_s = month / (HOURS_PER_MONTH * 3600) * peak
+    machines = max(1, math.ceil(peak_per_s * headroom / requests_per_s))
+    rent_usd = machines * price.usd_per_hour * HOURS_PER_MONTH
+    routed, large = run.evaluation("routed", "test"), run.evaluation("large", "test")
+    share_large = routed.share("large") if routed else 0.0
+    large_usd = month * large_part_usd_per_1k(routed, large) / 1000 if routed and large else 0.0
+    api_usd = month * large.cost_usd_per_1k / 1000 if large else None
+    keep_api = api_usd is not None and api_usd <= rent_usd + large_usd
+    if as_json:
+        told = {
+            "requests_per_month": month, "requests_per_s": requests_per_s, "source": source, "peak_per_s": peak_per_s,
+            "machines": machines, "machines_usd": rent_usd, "share_large": share_large,
+            "large_usd": large_usd if large else None, "api_usd": api_usd, "keep_api": keep_api,
+        }  # fmt: skip
+        click.echo(json.dumps(told, indent=2))
+        return
+    number = f"{count(machines)} machine{'s' * (machines > 1)}"
+    used = percent(peak_per_s / requests_per_s / machines, digits=0)
+    click.echo(f"{month:,.0f} requests a month, {peak_per_s:,.3g}/s in the busiest hour")
+    click.echo(f"{number}, {used} used in that hour: one answers {requests_per_s:,.3g}/s ({source})")
+    if api_usd is None:
+        click.echo(f"{format_usd(rent_usd)} a month of rent; the large model was not evaluated, its bill is unknown")
+        return
+    bill = f"{format_usd(large_usd)} the large model's for {percent(share_large)} of the requests"
+    click.echo(f"{format_usd(rent_usd)} a month of rent, {bill}; it alone would bill {format_usd(api_usd)}")
+    click.echo("verdict: keep the API" if keep_api else f"verdict: take {number}")

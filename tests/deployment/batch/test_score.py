@@ -48,7 +48,7 @@ def write_rows(path: Path, texts: list[str]) -> str:
 
 def n_answered(out: Path) -> int:
     with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(out / "_work" / "batch.db")) as db:
-        return int(db.execute("SELECT count(*) FROM answers").fetchone()[0])
+        return int(db.execute("SELECT count(answer) FROM requests").fetchone()[0])
     return 0
 
 
