@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from fixtures.certificates import certificate
-from fixtures.server import LabelModel, RunningServer, run_server
+from fixtures.server import LabelModel, RunningServer, WholeModel, run_server
 
 from smallfirst.ledger.keys import KeyPolicy, KeyStore
 from smallfirst.ledger.ledger import Ledger
@@ -30,10 +30,10 @@ N_READ = len("hello small world") // 3 + 4
 N_WORDS = 50
 
 
-class Writer:
+class Writer(WholeModel):
     """Writes `N_WORDS` words and then waits for `gate` before the last one; whole answers wait before all."""
 
-    capabilities: frozenset[Capability] = frozenset({Capability.STREAM})
+    capabilities = frozenset({Capability.STREAM})
     name = "m"
 
     def __init__(self) -> None:
@@ -53,9 +53,6 @@ class Writer:
                 text="abc", answered_by="m", latency_ms=1, cost_usd=0, prompt_tokens=5, completion_tokens=N_WORDS
             )
         )
-
-    async def aclose(self) -> None:
-        """Holds nothing."""
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import socket
 import threading
 import time
 import tomllib
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fixtures.endpoints import large_server
 from starlette.routing import Route
 
 from smallfirst.ledger.keys import KeyPolicy, KeyStore
@@ -200,41 +200,14 @@ def test_13_neither_bodies_nor_keys_nor_forged_lines_come_into_the_log_or_the_le
 
 
 def test_13_nothing_of_a_client_but_its_messages_goes_upstream(start, key_store) -> None:
-    seen: list[dict[str, str]] = []
-
-    class Upstream(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            seen.append({name.lower(): value for name, value in self.headers.items()})
-            self.rfile.read(int(self.headers["content-length"]))
-            usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-            choice = {"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}
-            body = json.dumps({"choices": [choice], "usage": usage}).encode()
-            self.send_response(200)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None: ...
-
-    upstream = HTTPServer(("127.0.0.1", 0), Upstream)
-    threading.Thread(target=upstream.serve_forever).start()
-    try:
-        config = EndpointConfig(base_url=f"http://127.0.0.1:{upstream.server_port}/v1", model="big")
-        book = PriceBook(tokens={"big": TokenPrice(input_usd_per_mtok=1, output_usd_per_mtok=1)})
-        _, secret = key_store.create("desk", KeyPolicy())
+    _, secret = key_store.create("desk", KeyPolicy())
+    book = PriceBook(tokens={"big": TokenPrice(input_usd_per_mtok=1, output_usd_per_mtok=1)})
+    mine = {"cookie": "a=b", "x-forwarded-for": "1.2.3.4", "x-custom": "c", "connection": "close, x-custom", "te": "x"}
+    with large_server("hi") as large:
+        config = EndpointConfig(base_url=large.url, model="big")
         server = start(key_store=key_store, m=EndpointModel(config, book, api_key="sk-operators-own"))
-        mine = {
-            "cookie": "a=b",
-            "x-forwarded-for": "1.2.3.4",
-            "x-custom": "c",
-            "connection": "close, x-custom",
-            "te": "x",
-        }
         assert chat(server, secret, headers=mine).status_code == 200
-    finally:
-        upstream.shutdown()
-        upstream.server_close()
-    (headers,) = seen
+    (headers,) = large.headers
     assert headers["authorization"] == "Bearer sk-operators-own"
     assert not {"cookie", "x-forwarded-for", "x-custom", "te"} & set(headers)
     assert secret not in json.dumps(headers)

@@ -75,7 +75,7 @@ def test_an_endpoint_answers_and_keeps_no_secret(plugin: Endpoints, server: Runn
     assert (found["smallfirst"]["route"], found["smallfirst"]["answered_by"]) == ("tickets", "tickets@1")
     big = ask(server, "desk/served-models/big").json()
     assert big["choices"][0]["message"]["content"] == "refund_request"
-    assert large.keys[-1] == "Bearer sk-live-1"
+    assert large.headers[-1]["authorization"] == "Bearer sk-live-1"
     assert [model["id"] for model in httpx.get(f"{server.url}/v1/models").json()["data"]][:1] == ["desk"]
     [file] = plugin.folder.iterdir()
     assert "sk-live-1" not in file.read_text(encoding="utf-8")

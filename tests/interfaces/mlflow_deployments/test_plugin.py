@@ -101,7 +101,7 @@ def test_an_update_moves_the_traffic(client: Any, created: dict[str, Any], large
     updated = client.update_endpoint_config("support-desk", {"traffic_config": {"routes": shares}})
     assert updated["config"]["config_version"] == 2
     assert client.predict("support-desk", ASKED)["choices"][0]["message"]["content"] == "refund_request"
-    assert large.keys[-1] == "Bearer sk-live-1"
+    assert large.headers[-1]["authorization"] == "Bearer sk-live-1"
 
 
 def test_a_deployment_is_an_endpoint_of_one_model(client: Any, created: dict[str, Any]) -> None:
