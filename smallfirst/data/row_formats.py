@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -109,7 +109,8 @@ def detect_layout(keys: Collection[str], columns: Columns, *, answered: bool = F
         return RowLayout(fits[0], {field: names[field] for field in fields} | beside)
     alone = all(key == names.get("text") for key in names.values()) and bool(names)
     must = answered or "label" in columns.model_fields_set
-    if alone and not must and not _lookalike(columns.label, _strays(keys, names)):
+    strays = [key.casefold() for key in keys if key not in names.values()][:_KEYS_LOOKED_AT]
+    if alone and not must and not difflib.get_close_matches(columns.label.casefold(), strays, n=1, cutoff=0.75):
         return RowLayout("text", {"text": names["text"]} | beside)
     return _what_is_missing(keys, names, columns)
 
@@ -207,37 +208,14 @@ def _plain_name(name: str) -> str:
     return name.replace("\ufeff", "").strip().casefold()
 
 
-def _quoted_keys(keys: Collection[str]) -> str:
-    return ", ".join(f'"{key}"' for key in list(keys)[:_KEYS_LOOKED_AT]) or "no keys"
-
-
-def _strays(keys: Collection[str], names: Mapping[str, str]) -> list[str]:
-    return [key for key in keys if key not in names.values()][:_KEYS_LOOKED_AT]
-
-
-def _lookalike(column: str, strays: Sequence[str]) -> str | None:
-    """Return the key that is probably `column` misspelt; closer than for a hint, since it refuses a row."""
-    by_fold = {stray.casefold(): stray for stray in strays}
-    near = difflib.get_close_matches(column.casefold(), list(by_fold), n=1, cutoff=0.75)
-    return by_fold[near[0]] if near else None
-
-
 def _what_is_missing(keys: Collection[str], names: Mapping[str, str], columns: Columns) -> str:
-    """Return the rule broken by keys that fit no format, in terms of the format that they nearly fit."""
-    strays, seen = _strays(keys, names), _quoted_keys(keys)
-    near = {f: _lookalike(getattr(columns, f), strays) for f in _NAMED if f not in names}
-
-    def closeness(shape: RowFormat) -> int:
-        return sum(2 if f in names else bool(near[f]) for f in _FIELDS[shape])
-
-    shape = max(_FIELDS, key=closeness)
-    if not closeness(shape):
+    """Return the rule broken by keys that fit no format, in terms of the format of which most is there."""
+    seen = ", ".join(f'"{key}"' for key in list(keys)[:_KEYS_LOOKED_AT]) or "no keys"
+    fields = max(_FIELDS.values(), key=lambda fields: sum(field in names for field in fields))
+    missing = [getattr(columns, field) for field in fields if field not in names]
+    if len(missing) == len(fields):
         return f"fits no shape ({', '.join(ROW_FORMATS.values())}): the row has {seen}"
-    missing = [(getattr(columns, field), near[field]) for field in _FIELDS[shape] if field not in names]
-    buts = [f', but "{stray}"{did_you_mean(stray.casefold(), [column])}' if stray else "" for column, stray in missing]
-    return "; ".join(
-        f'no column "{column}"{but or f"; the row has {seen}"}' for (column, _), but in zip(missing, buts, strict=True)
-    )
+    return f'no column "{missing[0]}"; the row has {seen}{did_you_mean(missing[0], keys)}'
 
 
 def _value_rules(field: str, value: object, key: str) -> list[str]:
@@ -293,35 +271,22 @@ def message_rules(value: object, key: str) -> list[str]:
     """Return the rules that `value` breaks as a conversation that ends with its answer; `key` is its column."""
     if not isinstance(value, list):
         return [f'"{key}" must be a list of messages, not {_kind(value)}']
-    if len(value) < 2:
-        return [f'"{key}" needs a question and its answer: at least 2 messages, not {len(value)}']
     rules = [rule for i, message in enumerate(value) for rule in _one_message(message, f"{key}[{i}]")]
-    return rules or _turn_rules([message["role"] for message in value], key)
-
-
-def _one_message(message: object, name: str) -> list[str]:
-    if not isinstance(message, dict):
-        return [f"{name} must be an object with role and content, not {_kind(message)}"]
-    rules = [f'{name} has no "{key}"' for key in ("role", "content") if key not in message]
-    strays = [key for key in message if key not in ("role", "content")][:_KEYS_LOOKED_AT]
-    rules += [f'{name} has "{key}": a message is role and content only' for key in strays]
-    if "role" in message and message["role"] not in _ROLES:
-        rules.append(f"{name} has role {_quoted(message['role'])}: use system, user or assistant")
-    if "content" in message:
-        rules += text_rules(message["content"], f"{name} content")
+    roles = [] if rules else [message["role"] for message in value]
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    if not rules and (not turns or turns != ["user", "assistant"] * (len(turns) // 2)):
+        return [f'"{key}": system first or not at all, then user and assistant in turn; the last one is the answer']
     return rules
 
 
-def _turn_rules(roles: Sequence[str], key: str) -> list[str]:
-    first = 1 if roles[0] == "system" else 0
-    for i, role in enumerate(roles[first:]):
-        due = ("user", "assistant")[i % 2]
-        if role != due:
-            order = "system first or not at all, then user and assistant in turn"
-            return [f"{key}[{first + i}] is from {role}, due is {due}: {order}"]
-    if roles[-1] != "assistant":
-        return [f"the last message of {key} must be the assistant's answer"]
-    return []
+def _one_message(message: object, name: str) -> list[str]:
+    if not isinstance(message, dict) or message.keys() != {"role", "content"}:
+        given = ", ".join(list(message)[:_KEYS_LOOKED_AT]) if isinstance(message, dict) else _kind(message)
+        return [f"{name} must be an object with role and content alone, not {given}"]
+    rules = text_rules(message["content"], f"{name} content")
+    if message["role"] not in _ROLES:
+        rules.insert(0, f"{name} has role {_quoted(message['role'])}: use system, user or assistant")
+    return rules
 
 
 @lru_cache(maxsize=1024)

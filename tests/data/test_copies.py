@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +12,6 @@ from hypothesis import strategies as st
 
 from smallfirst.data.copies import clusters, count_rows, find_leaks, independent_rows, near_duplicates
 from smallfirst.data.dataset import Dataset, Example, Message
-from smallfirst.data.sources.load import load_rows
 from smallfirst.routing.certificate.certificate import Guarantee
 from smallfirst.routing.certificate.threshold_search import search_threshold
 
@@ -43,10 +40,6 @@ def test_exactly_the_texts_with_a_similar_one_are_found(known: list[str], new: l
     pairs = near_duplicates(known, new)
     assert [j for j, _ in pairs] == near
     assert all(similar(new[j], known[i]) for j, i in pairs)
-
-
-HERE = Path(__file__).resolve()
-DATA = [Path(p) for p in (os.environ.get("SMALLFIRST_DATA"), HERE.parents[3] / "shared" / "datasets") if p]
 
 
 TRAIN = rows("train.jsonl", "Where is my card?", "I want a refund", TEN, "where is my card")
@@ -94,16 +87,6 @@ def test_each_test_row_counts_once_and_copies_always(train: list[str], test: lis
     dressed = {"".join(c for c in text.lower() if c.isalpha()) for text in train}
     bare = ["".join(c for c in text.lower() if c.isalpha()) for text in test]
     assert len(found.exact) + len(found.folded) == sum(text in dressed for text in bare)
-
-
-@pytest.mark.parametrize(("name", "exact", "in_other_dress"), [("clinc150", 2, 31), ("restaurant8k", 138, 171)])
-def test_public_sets_leak_as_often_as_counted_by_hand(name: str, exact: int, in_other_dress: int) -> None:
-    """Counted apart by comparing the lower-cased letters and digits of every row."""
-    folder = next((data / name for data in DATA if (data / name).is_dir()), None)
-    if folder is None:
-        pytest.skip(f"{name} is in neither of {', '.join(map(str, DATA))}")
-    found = find_leaks(load_rows(folder / "train.jsonl"), load_rows(folder / "test.jsonl"))
-    assert (len(found.exact), len(found.folded)) == (exact, in_other_dress)
 
 
 def labelled(*texts: str, group: str = "") -> Dataset:

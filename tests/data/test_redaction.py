@@ -28,43 +28,6 @@ PIECES = [
     "https://u:p@h.de/", "DE89370400440532013000",
     "born ", "1.2.1990", "SSN ", "536-90-4399", "Cookie: a=b", "[EMAIL]", "::1", "{", "}", ",",
 ]  # fmt: skip
-GONE = [
-    ("write to anna.o'hara+claims@mail.example.co.uk, please", "write to [EMAIL], please", "email"),
-    ("grüße an jürgen@müller.example.", "grüße an [EMAIL].", "email"),
-    ("to GB82WEST12345698765432.", "to [IBAN].", "iban"),
-    ("AB12 CDEF GB82 WEST 1234 5698 7654 32", "AB12 CDEF [IBAN]", "iban"),
-    ("card 4111 1111 1111 1111 12/27", "card [CARD] 12/27", "card"),
-    ("order 12 4111 1111 1111 1111", "order 12 [CARD]", "card"),
-    ("from 192.168.0.17 today", "from [IP] today", "ip"),
-    ("host 2001:db8::ff00:42:8329, down", "host [IP], down", "ip"),
-    ("Tel.0171 1234567", "Tel.[PHONE]", "phone"),
-    ("my phone number is 612345678", "my phone number is [PHONE]", "phone"),
-    ("see https://anna:geheim@example.com/x?y=1 there", "see [URL] there", "url"),
-    ("see https://example.com/x?access_token=abc123", "see [URL]", "url"),
-    ("get ftp://token@example.com", "get [URL]", "url"),
-]
-STAYS = [
-    "my car was stolen on 24.12.2023, at 12:30:45",
-    "paid 1.234,56 on 2024-01-15 and 0.12345678 later, 12 345 678 in all",
-    "see https://example.com/claims?id=12345 and std::vector, version 1.2.3",
-    "policy 1234567890 and order AB12CDEFGHIJKLMNOP",
-    "card 4111 1111 1111 1112",
-    "IBAN GB82 WEST 1234 5698 7654 33",
-    "an @ alone, a@b, half 50% and #12",
-    "on 01.02.2024 and 01-02-2024",
-    "999.1.1.1 and 1.2.3.4.5",
-    "",
-]
-
-
-@pytest.mark.parametrize(("text", "clean", "kind"), GONE)
-def test_what_is_personal_becomes_a_placeholder_of_its_kind(text: str, clean: str, kind: str) -> None:
-    assert redact(text) == (clean, {kind: 1})
-
-
-@pytest.mark.parametrize("text", STAYS)
-def test_what_only_looks_like_it_stays(text: str) -> None:
-    assert redact(text) == (text, {})
 
 
 def test_several_finds_are_counted_by_kind() -> None:

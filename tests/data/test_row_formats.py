@@ -54,9 +54,11 @@ def test_columns_that_were_named_decide_between_two_shapes() -> None:
         ({"text": "a\0", "label": "x"}, '"text" has a NUL character at position 2'),
         ({"text": "\ud800", "label": "x"}, '"text" has half a surrogate pair at position 1'),
         ({"prompt": "a"}, 'no column "response"; the row has "prompt"'),
-        ({"message": []}, 'no column "messages", but "message" — did you mean "messages"?'),
-        ({"text": "a", "lable": "x"}, 'no column "label", but "lable" — did you mean "label"?'),
-        ({"text": "a", "Label": "x", "LABEL": "y"}, 'no column "label", but "LABEL" — did you mean "label"?'),
+        ({"text": "a", "lable": "x"}, 'no column "label"; the row has "text", "lable" — did you mean "lable"?'),
+        (
+            {"text": "a", "Label": "x", "LABEL": "y"},
+            'no column "label"; the row has "text", "Label", "LABEL" — did you mean "Label"?',
+        ),
         (
             {"text": "a", "label": "x", "prompt": "a", "response": "x"},
             "fits two shapes at once: text + label and prompt + response",
@@ -77,6 +79,9 @@ def test_a_row_that_breaks_a_rule_is_told_which(row: dict[str, Any], rule: str) 
     assert rules(row) == [rule]
 
 
+TURNS = '"messages": system first or not at all, then user and assistant in turn; the last one is the answer'
+
+
 def test_text_alone_is_refused_where_a_label_is_asked_for() -> None:
     row = {"text": "a", "category": "x"}
     rule = 'no column "label"; the row has "text", "category"'
@@ -89,21 +94,18 @@ def test_text_alone_is_refused_where_a_label_is_asked_for() -> None:
     ("row", "rule"),
     [
         ({"messages": "hi"}, '"messages" must be a list of messages, not text'),
-        (talk("assistant"), '"messages" needs a question and its answer: at least 2 messages, not 1'),
-        (talk("user", "assistant", "user"), "the last message of messages must be the assistant's answer"),
-        (
-            talk("user", "user", "assistant"),
-            "messages[1] is from user, due is assistant: system first or not at all, then user and assistant in turn",
+        *(
+            (talk(*roles), TURNS)
+            for roles in ([], ["assistant"], ["user"] * 2 + ["assistant"], ["user", "assistant", "user"])
         ),
         (talk("developer", "user", "assistant"), 'messages[0] has role "developer": use system, user or assistant'),
         (
             {"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "x"}]},
             "messages[0] content is empty",
         ),
-        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant"}]}, 'messages[1] has no "content"'),
         (
-            {"messages": [{"role": "user", "content": "a", "name": "Al"}, "x"]},
-            'messages[0] has "name": a message is role and content only',
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant"}]},
+            "messages[1] must be an object with role and content alone, not role",
         ),
     ],
 )

@@ -61,7 +61,7 @@ def test_every_bad_row_is_named_at_once_in_one_error(tmp_path: Path) -> None:
         f"  {path}:2  broken JSON at column 19: Expecting ',' delimiter\n"
         f'  {path}:4  "text" is empty\n'
         f'  {path}:5  label "crad" is not one of the 2 labels — did you mean "card"?\n'
-        f'  {path}:6  no column "label", but "lable" — did you mean "label"?\n'
+        f'  {path}:6  no column "label"; the row has "text", "lable" — did you mean "lable"?\n'
         f"  2 rows, first {path}:7  not a JSON object: each line must be {{…}}\n"
         "  next: fix these lines; map columns of other names by columns: {text: …, label: …}"
     )
@@ -139,7 +139,7 @@ def test_a_csv_field_may_be_longer_than_the_csv_module_allows(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("header", "rule"),
     [
-        ("text,lable", 'no column "label", but "lable" — did you mean "label"?'),
+        ("text,lable", 'no column "label"; the row has "text", "lable" — did you mean "lable"?'),
         ("text,label,text", 'column "text" twice in the header'),
     ],
 )

@@ -97,7 +97,7 @@ def test_a_request_is_what_is_asked_without_the_answer(tmp_path: Path) -> None:
         {"messages": [{"role": "user", "content": "Ada, Bob\n\nwho?"}]},
         {"messages": turns[:1]},
         {"messages": more},
-        "messages[0] must be an object with role and content, not text",
+        "messages[0] must be an object with role and content alone, not text",
         {"messages": [{"role": "user", "content": "a"}], "tags": {"channel": "mail one"}},
     ]
     assert asked(read(tmp_path / "rows.jsonl", text="prompt"))[-1] == "b"
