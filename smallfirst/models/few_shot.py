@@ -81,16 +81,14 @@ def fixed_shots(train: Dataset, task: Task, per_label: int) -> tuple[Shot, ...]:
 
 
 class NearestShots:
-    """Selects the training rows most similar to a text, the most similar last; `cache` keeps vectors. Thread-safe."""
+    """Selects the training rows most similar to a text, the most similar last. Thread-safe."""
 
-    def __init__(self, train: Dataset, encoder: SentenceEncoder, n: int, *, cache: Path | None = None) -> None:
+    def __init__(self, train: Dataset, encoder: SentenceEncoder, n: int, *, cache: Path) -> None:
+        """Embed the rows, or read their vectors from the folder `cache`, which keeps them."""
         self.encoder, self.n = encoder, n
         self.shots = [Shot(e.text, e.answer) for e in train.examples]
         self._lock = threading.Lock()
         texts = [shot.text for shot in self.shots]
-        if cache is None:
-            self.vectors = encoder.embed(texts)
-            return
         path = cache / f"{fingerprint([encoder.fingerprint, texts])}.npy"
         if not path.exists():
             content = io.BytesIO()

@@ -301,15 +301,6 @@ def validate_generation(model: Any, tokenizer: Any, manifest: Manifest, selectio
     return ValidationResult(*calibrate_answers(manifest, examples, answers))
 
 
-def validate_loss(
-    model: Any, rows: Sequence[TokenizedRow], manifest: Manifest
-) -> tuple[ValidationResult, dict[str, float]]:
-    """Return minus the mean loss in nats as the value to maximize, and the loss and perplexity to report."""
-    loss = mean_loss(model, rows)
-    figures = {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 50))}
-    return ValidationResult(-loss, manifest, "minus_eval_loss"), figures
-
-
 @torch.inference_mode()
 def mean_loss(model: Any, rows: Sequence[TokenizedRow]) -> float:
     """Return the mean cross-entropy over all target tokens of the rows, in nats."""

@@ -8,6 +8,7 @@ entry-point group `smallfirst.recipes`.
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -273,12 +274,14 @@ class _RowsWithEvaluation:
         return PreparedData(rows, manifest)
 
     def validate(self, model: Any, tokenizer: Any, manifest: Manifest) -> ValidationResult | None:
-        from smallfirst.training.causal_lm import generate_samples, validate_loss
+        from smallfirst.training.causal_lm import generate_samples, mean_loss
 
         result, figures = None, dict[str, float]()
         if self.evaluation:
             rows = self.encode([self.evaluation], tokenizer, manifest.max_tokens)[0]
-            result, figures = validate_loss(model, rows, manifest)
+            loss = mean_loss(model, rows)
+            result = ValidationResult(-loss, manifest, "minus_eval_loss")
+            figures = {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 50))}
         samples = generate_samples(model, tokenizer, self.eval_prompts, manifest)
         if self.on_validation is not None:
             self.on_validation(figures, samples)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,37 +104,30 @@ def test_for_each_label_the_rows_of_median_length_are_shown_and_labels_take_turn
     assert fixed_shots(TRAIN, DESK, 0) == ()
 
 
-def test_the_nearest_rows_are_shown_nearest_last() -> None:
-    class Letters:
-        """Turns a text into the share of its letters a and b, at unit length."""
+class Letters:
+    """Turns a text into the share of its letters a and b, at unit length; counts the texts."""
 
-        def embed(self, texts: list[str]) -> np.ndarray:
-            counts = np.array([[text.count("a"), text.count("b")] for text in texts], dtype=float)
-            return counts / np.linalg.norm(counts, axis=1, keepdims=True)
+    fingerprint, n_read = "one", 0
 
-    selector = NearestShots(dataset(("bbb", "fee"), ("aaab", "card"), ("aabb", "card")), Letters(), 2)  # type: ignore[arg-type]
-    assert selector.select("aaaa") == [Shot("aabb", "card"), Shot("aaab", "card")]
+    def embed(self, texts: list[str]) -> np.ndarray:
+        self.n_read += len(texts)
+        counts = np.array([[text.count("a"), text.count("b")] for text in texts], dtype=float)
+        return counts / np.linalg.norm(counts, axis=1, keepdims=True)
 
 
-def test_the_rows_vectors_are_kept_until_rows_or_encoder_change(tmp_path: Path) -> None:
-    class Counting:
-        """Counts the texts it reads."""
-
-        fingerprint, read = "one", 0
-
-        def embed(self, texts: list[str]) -> np.ndarray:
-            self.read += len(texts)
-            return np.ones((len(texts), 2)) / np.sqrt(2)
-
-    encoder, rows = Counting(), dataset(("a", "fee"), ("b", "card"))
-    first = NearestShots(rows, encoder, 1, cache=tmp_path)  # type: ignore[arg-type]
-    assert (NearestShots(rows, encoder, 1, cache=tmp_path).vectors == first.vectors).all()  # type: ignore[arg-type]
-    assert encoder.read == 2
-    NearestShots(dataset(("c", "fee")), encoder, 1, cache=tmp_path)  # type: ignore[arg-type]
-    assert encoder.read == 3
-    encoder.fingerprint = "two"
-    NearestShots(rows, encoder, 1, cache=tmp_path)  # type: ignore[arg-type]
-    assert encoder.read == 5
+def test_the_nearest_rows_are_shown_and_their_vectors_kept_until_rows_or_encoder_change(tmp_path: Path) -> None:
+    letters: Any = Letters()
+    rows = dataset(("bbb", "fee"), ("aaab", "card"), ("aabb", "card"))
+    for _ in range(2):
+        assert NearestShots(rows, letters, 2, cache=tmp_path).select("aaaa") == [
+            Shot("aabb", "card"),
+            Shot("aaab", "card"),
+        ]
+    assert letters.n_read == 3 + 2  # rows once, the text twice
+    NearestShots(dataset(("ab", "fee")), letters, 1, cache=tmp_path)
+    letters.fingerprint = "two"
+    NearestShots(rows, letters, 1, cache=tmp_path)
+    assert letters.n_read == 5 + 1 + 3
 
 
 def test_the_answer_is_short_and_closing_closes_the_general_model() -> None:

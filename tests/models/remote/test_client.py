@@ -316,13 +316,6 @@ def test_after_failures_in_a_row_nobody_is_sent_there_until_a_probe_is_answered(
     assert [ask(model), ask(model)] == ["yes", "yes"]
 
 
-def test_retries_stop_when_the_breaker_opens(server: Server) -> None:
-    server.deeds = [BUSY]
-    with pytest.raises(Unavailable, match=f"HTTP 503 after {MAX_FAILURES} tries"):
-        ask(server.model(max_retries=10))
-    assert len(server.heads) == MAX_FAILURES
-
-
 @pytest.mark.parametrize(
     ("deed", "kind"), [(reply("400 Bad Request"), BadAnswer), (reply("429 Slow Down"), RateLimited)]
 )
@@ -341,16 +334,17 @@ def test_streams_that_break_off_open_the_breaker(server: Server) -> None:
         streamed(model)
 
 
-def test_ready_asks_nobody_and_raises_while_the_breaker_is_open(server: Server) -> None:
-    model = server.model(max_retries=MAX_FAILURES)
+def test_retries_stop_when_the_breaker_opens_and_ready_asks_nobody_and_raises_until_it_closes(server: Server) -> None:
+    model = server.model(max_retries=10)
     assert Capability.READINESS in model.capabilities
     asyncio.run(model.ready())
     assert server.heads == []
     server.deeds = [BUSY]
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable, match=f"HTTP 503 after {MAX_FAILURES} tries"):
         ask(model)
     with pytest.raises(CircuitOpenError):
         asyncio.run(model.ready())
+    assert len(server.heads) == MAX_FAILURES
     server.now_s += 1
     asyncio.run(model.ready())
 
