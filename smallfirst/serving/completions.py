@@ -110,11 +110,13 @@ async def _stream(call: ApiCall, model: Model, request: Request, *, include_usag
     answer = chunk.completion
     if request.response_format is not None:
         await check_response_format(answer, request.response_format)
-    await call.record(answer)
     last = response.last(answer, include_usage=usage)
     last["smallfirst"]["first_token_ms"] = call.first_token_s * 1000
     chunks_left = [last, *([response.usage_chunk(answer)] if usage else [])]
-    await call.send_body(b"".join([*map(sse_event, chunks_left), sse_event("[DONE]")]), more=False)
+    # Before the row: an answer with a number that JSON lacks has failed.
+    end = b"".join([*map(sse_event, chunks_left), sse_event("[DONE]")])
+    await call.record(answer)
+    await call.send_body(end, more=False)
     return answer
 
 

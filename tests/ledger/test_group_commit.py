@@ -44,19 +44,8 @@ def test_what_waits_together_is_written_together_in_order() -> None:
 
     asyncio.run(five())
     assert book.batches == [[0], [1, 2, 3, 4]]
-
-
-def test_nobody_goes_on_before_the_own_item_is_written() -> None:
-    book = Book()
-
-    async def one_by_one() -> None:
-        for n in range(3):
-            await book.writer.put_async(n)
-            assert book.batches[-1] == [n]
-
-    asyncio.run(one_by_one())
-    book.writer.put(3)
-    assert book.batches[-1] == [3]
+    book.writer.put(5)
+    assert book.batches[-1] == [5]
 
 
 def test_of_a_crowd_only_those_at_fault_fail() -> None:

@@ -89,20 +89,6 @@ def test_texts_that_are_too_long_are_not_kept(tmp_path: Path, text: str) -> None
     ledger.close()
 
 
-def test_a_text_is_written_with_its_row_even_if_the_one_who_waits_is_cancelled(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger.db")
-
-    async def leave() -> None:
-        waiting = asyncio.create_task(ledger.append_async(with_texts("a", "asked", "said")))
-        await asyncio.sleep(0)
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
-
-    asyncio.run(leave())
-    assert [row.answer_text for row in ledger.rows()] == ["said"]
-    ledger.close()
-
-
 NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)
 
 

@@ -178,7 +178,7 @@ def test_a_model_that_fails_becomes_a_status_and_a_row(
     assert [(row.status, row.error_code) for row in server.ledger.rows()] == [(status, code)] * 2
 
 
-def test_an_answer_that_cannot_be_recorded_is_not_asked_for_again(start, echo, monkeypatch) -> None:
+def test_an_answer_that_cannot_be_recorded_is_not_given_out_and_not_asked_for_again(start, echo, monkeypatch) -> None:
     asked = []
 
     class Counted(type(echo)):
@@ -196,6 +196,14 @@ def test_an_answer_that_cannot_be_recorded_is_not_asked_for_again(start, echo, m
     assert len(asked) == 1
     headers = caught.value.response.headers
     assert (caught.value.status_code, headers.get("retry-after"), headers.get("x-should-retry")) == (503, None, "false")
+    whole, streamed = (
+        httpx.post(f"{server.url}/v1/chat/completions", json={**BODY, "stream": stream}).text
+        for stream in (False, True)
+    )
+    assert "hello" not in whole
+    assert "ledger_unavailable" in streamed
+    assert '"stop"' not in streamed
+    assert "[DONE]" not in streamed
 
 
 def test_while_the_ledger_takes_no_row_no_model_is_asked_and_clients_may_try_again(start, echo, monkeypatch) -> None:
@@ -291,13 +299,17 @@ def test_texts_expire_on_a_server_that_keeps_no_new_ones(tmp_path, label, monkey
     ledger.close()
 
 
-def test_an_answer_with_a_number_that_json_lacks_is_recorded_as_failed(start, label) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("number", [{"latency_ms": math.nan}, {"latency_ms": 1.0, "confidence": math.inf}])
+def test_an_answer_with_a_number_that_json_lacks_is_recorded_as_failed(start, label, number, stream: bool) -> None:
     async def complete(_: object) -> Completion:
-        return Completion(text="a", answered_by="m", latency_ms=float("nan"), cost_usd=0.25)
+        return Completion(text="a", answered_by="m", cost_usd=0.25, **number)
 
     label.complete = complete
     server = start(m=label)
-    asked = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
-    assert httpx.post(f"{server.url}/v1/chat/completions", json=asked).status_code == 500
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json={**BODY, "stream": stream})
+    assert answer.status_code == (200 if stream else 500)  # a stream has begun by then
+    assert "internal_error" in answer.text
+    assert "[DONE]" not in answer.text
     (row,) = server.ledger.rows()
     assert (row.status, row.cost_usd) == (500, 0.25)
