@@ -26,11 +26,12 @@ from smallfirst.path.project.candidate_registry import CANDIDATES
 from smallfirst.path.project.run_folder import RunFolder
 from smallfirst.path.project.task_file import RoutingConfig, read_task_file
 from smallfirst.routing.policies import apply_policies
+from smallfirst.traffic.logs.read import read_logs
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 Install = Callable[[str], dict[str, str]]
-RECIPES = ("Add a candidate", "Add a task kind", "Add a policy", "Add an engine")
+RECIPES = ("Add a candidate", "Add a task kind", "Add a policy", "Add an engine", "Add a log format")
 
 
 @pytest.fixture
@@ -147,6 +148,14 @@ def test_an_engine(install: Install, tmp_path: Path) -> None:
     source = ModelSource(path)
     assert choose_engine(source) == "recording"
     assert asyncio.run(load(source).complete(request)).text == "arrival"
+
+
+def test_a_log_format(install: Install, tmp_path: Path) -> None:
+    log = tmp_path / "journal.jsonl"
+    log.write_text(install("Add a log format")[log.name])
+    ((one,), problems) = map(list, read_logs([log]))
+    assert (one.id, one.model, one.at.hour, problems) == ("7", "gpt-4o", 9, [])
+    assert (one.request["messages"][-1]["content"], one.source) == ("where is my card?", f"{log}:1")
 
 
 @pytest.mark.parametrize("heading", RECIPES)
