@@ -62,7 +62,7 @@ class Group(NamedTuple):
         return agreed.item()
 
 
-class SavedCheckpoint(NamedTuple):
+class _SavedCheckpoint(NamedTuple):
     """A complete checkpoint in its folder."""
 
     place: Path
@@ -109,12 +109,12 @@ class CheckpointStore:
             if other != place:
                 shutil.rmtree(other, ignore_errors=True)
 
-    def latest(self) -> SavedCheckpoint | None:
+    def latest(self) -> _SavedCheckpoint | None:
         complete = [path.parent for path in self.folder.glob(f"step-*/{_STATE}")]
         place = max(complete, key=lambda place: int(place.name.removeprefix("step-")), default=None)
         if place is None:
             return None
-        return SavedCheckpoint(place, json.loads((place / _STATE).read_text(encoding="utf-8")))
+        return _SavedCheckpoint(place, json.loads((place / _STATE).read_text(encoding="utf-8")))
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -182,7 +182,7 @@ class MasterAdamW:
             found |= {f"{i}.{name}": kept[name] for name in _KEPT if name in kept}
         return found
 
-    def restore(self, saved: SavedCheckpoint) -> None:
+    def restore(self, saved: _SavedCheckpoint) -> None:
         names = saved.names()
         for i, master in enumerate(self.masters):
             if f"{i}.step" in names:
@@ -259,7 +259,7 @@ class TrainingLoop:
         tensors = {**self.optimizer.state(), "generator": torch.get_rng_state()}
         return tensors, {"step": self.step, "tokens": self.tokens, "busy_s": self.busy_s}
 
-    def restore(self, saved: SavedCheckpoint, figures: dict[str, float]) -> None:
+    def restore(self, saved: _SavedCheckpoint, figures: dict[str, float]) -> None:
         """Continue from a checkpoint that holds the tensors of `state`, and from its figures."""
         self.optimizer.restore(saved)
         generator = torch.get_rng_state()

@@ -72,7 +72,8 @@ class LiveReport(Record):
         """USD saved in this time, the machines' whole rent paid; None without an answer of known price."""
         if self.saving is None or self.saving.saved_usd is None:
             return None
-        return self.saving.saved_usd.times(1, less=self.costs[IDLE])
+        idle = self.costs[IDLE]
+        return self.saving.saved_usd.times(1, less=idle) if idle else self.saving.saved_usd
 
     @computed_field  # type: ignore[prop-decorator]
     @property

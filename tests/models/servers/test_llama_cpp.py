@@ -267,7 +267,8 @@ def test_child_ends_with_its_parent(tiny_gguf: Path, tmp_path: Path) -> None:
         "from smallfirst.models.protocol import Request\n"
         "from smallfirst.models.pricing import PriceBook\n"
         "config = LlamaCppConfig(path=Path(sys.argv[1]), threads=1, context_tokens=1024)\n"
-        "asyncio.run(LlamaCppModel(config, PriceBook()).complete(Request.ask('Hi', max_tokens=1)))\n"
+        "model = LlamaCppModel(config, PriceBook())\n"
+        "asyncio.run(model.complete(Request.ask('Hi', max_tokens=1)))\n"
         "print('answered', flush=True)\n"
         "time.sleep(600)\n"
     )
