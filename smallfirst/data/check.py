@@ -48,11 +48,6 @@ def severity_of(n: int, of: int, *, small: Severity, large: Severity, bar: float
     return large if n > bar * max(of, 1) else small
 
 
-def locate(example: Example, words: str) -> str:
-    """Return the row's place with what is wrong with it."""
-    return f"{example.place} {words}"
-
-
 # The check
 
 MIN_CLASS_ROWS = 5
@@ -206,7 +201,7 @@ def _repeats(splits: Mapping[str, Dataset]) -> Iterator[Finding]:
             answer = example.answer if name == "train" else ""
             earlier = first.setdefault((fold_text(example.asked), answer), example)
             if earlier is not example:
-                where.append(locate(example, f"repeats {earlier.place}"))
+                where.append(f"{example.place} repeats {earlier.place}")
         if where:
             level = severity_of(len(where), len(data), small="note", large="fix", bar=_LARGE)
             what = f"{name} rows that repeat an earlier one: {len(where):,} ({FOLDED_NOTE})"
@@ -220,7 +215,7 @@ def _straddling_groups(splits: Mapping[str, Dataset]) -> Iterator[Finding]:
         for example in data.examples:
             earlier, other = seen.setdefault(example.group, (name, example))
             if example.group and earlier != name:
-                where.append(locate(example, f'is of group "{example.group[:40]}", as {other.place} in {earlier}'))
+                where.append(f'{example.place} is of group "{example.group[:40]}", as {other.place} in {earlier}')
         level: Severity = "fix" if name == "validation" else "stop"
         rule = "keep each group in one split; without a file of this split, the training file is split by group"
         yield from find_at(level, f"{name} rows of a group of an earlier split", rule, where)
@@ -229,7 +224,7 @@ def _straddling_groups(splits: Mapping[str, Dataset]) -> Iterator[Finding]:
 def _models_labels(splits: Mapping[str, Dataset]) -> Iterator[Finding]:
     for name, data in splits.items():
         answered = [example for example in data.examples if example.source and name != "train"]
-        where = [locate(example, f"was answered by {example.source}") for example in answered]
+        where = [f"{example.place} was answered by {example.source}" for example in answered]
         rule = "figures on them say how far a model agrees with that model, not how far it is right"
         yield from find_at("fix", f"{name} rows that a model labelled", rule, where)
 
@@ -316,7 +311,7 @@ def _long_rows(splits: Mapping[str, Dataset], tokens: TokenCounts) -> Iterator[F
     """Yield a finding for each split with rows over the limit, every such row in its places."""
     for name in (name for name in splits if name in tokens.counts):
         pairs = zip(splits[name].examples, tokens.counts[name], strict=True)
-        where = [locate(example, f"has {n:,}") for example, n in pairs if n > tokens.limit]
+        where = [f"{example.place} has {n:,}" for example, n in pairs if n > tokens.limit]
         level: Severity = "fix"
         if not tokens.counted_by:
             level, rule = "note", "guessed from bytes: fetch the base model and check again to know"

@@ -21,7 +21,6 @@ from smallfirst.data.check import (
     check,
     estimate_token_counts,
     format_report,
-    locate,
     make_finding,
 )
 from smallfirst.data.dataset import Dataset
@@ -133,7 +132,7 @@ def _not_counted(rows: Rows) -> Iterator[Finding]:
         rule = (
             "an exact bound takes independent rows that nothing was learnt from: give more, or other, validation rows"
         )
-        where = [locate(example, "does not count") for example in rows.left_out.examples]
+        where = [f"{example.place} does not count" for example in rows.left_out.examples]
         yield make_finding("note", rows.counted.in_words, rule, where)
 
 
@@ -141,7 +140,7 @@ def _system_messages(train: Dataset) -> Iterator[Finding]:
     """Yield a finding if system messages differ: a task's models read the user's message alone."""
     told = {m.content: e for e in reversed(train.examples) for m in e.messages if m.role == "system"}
     if told and not train.system_message:
-        where = [locate(example, f'has "{" ".join(words.split())[:60]}"') for words, example in reversed(told.items())]
+        where = [f'{example.place} has "{" ".join(words.split())[:60]}"' for words, example in reversed(told.items())]
         what = f"{len(told):,} different system messages in train rows, or some rows without one"
         rule = "the small model reads the user's message alone: put into it what an answer depends on"
         yield make_finding("fix", what, rule, where)

@@ -116,7 +116,9 @@ def bootstrap_interval(value: float, values: np.ndarray, *, n: int, confidence: 
     Interval: bias-corrected percentiles (Efron 1981), widened to Wilson's interval of a share of equal value, because
     resampling cannot show an error that was not seen.
     """
-    low, high = bias_corrected(value, values, confidence)
+    below, rarest, z = float((values < value).mean() + (values == value).mean() / 2), 0.5 / len(values), _z(confidence)
+    shift = 2 * float(special.ndtri(min(max(below, rarest), 1 - rarest)))
+    low, high = map(float, np.quantile(values, special.ndtr([shift - z, shift + z])))
     least, most = _wilson_ends(value, n, confidence)
     return Estimate(value=value, low=min(low, least), high=max(high, most), n=n)
 
@@ -203,21 +205,11 @@ def _resample(metric: Callable[[np.ndarray], float], n: int, resamples: int) -> 
     return float(metric(np.arange(n))), np.array([metric(draw.integers(0, n, n)) for _ in range(resamples)])
 
 
-def bias_corrected(value: float, values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
-    """Return low and high, moved so that the value is at the median of its `values` on resamples (Efron 1981)."""
-    below = float((values < value).mean() + (values == value).mean() / 2)
-    least = 0.5 / len(values)
-    shift = 2 * float(special.ndtri(min(max(below, least), 1 - least)))
-    z = _z(confidence)
-    low, high = np.quantile(values, special.ndtr([shift - z, shift + z]))
-    return float(low), float(high)
-
-
 def paired_score_interval(only_first: int, only_second: int, n: int, *, confidence: float = 0.95) -> Estimate:
     """Return the accuracy difference from the rows that only one gets right (Tango 1998); [-1, 1] for n = 0."""
     if n == 0:
         return Estimate(value=0.0, low=-1.0, high=1.0, n=0)
-    z = float(special.ndtri(0.5 + confidence / 2))
+    z = _z(confidence)
     low, high = score_lower_bound(only_first, only_second, n, z), -score_lower_bound(only_second, only_first, n, z)
     return Estimate(value=(only_first - only_second) / n, low=low, high=high, n=n)
 

@@ -97,7 +97,8 @@ def chance_of_error_bound(wrong: int, n: int, n_more: int, limit: float, *, leve
     probability at most `level` at the limit.
     """
     total, counted = round(again * n) + n_more, round(again * wrong)
-    most = _most_wrong(total, limit, level) - counted
+    may_be_wrong = np.arange(min(total, int(limit * total)) + 1 if total else 0)
+    most = int((special.bdtr(may_be_wrong, total, limit) <= level).sum()) - 1 - counted
     if most < 0:
         return 0.0
     rates = special.betaincinv(wrong + _WRONG_BEFORE, n - wrong + 1, _RATES)
@@ -136,12 +137,6 @@ def rows_for_error(
         return 0.0 if start is None else likely(start, n_more, again)
 
     return fewest_rows(chance, max_rows=max_rows) if n else RowsNeeded(0, 0.0)
-
-
-def _most_wrong(n: int, limit: float, level: float) -> int:
-    """Return how many of `n` rows may be wrong for the test to reject; -1 if none may."""
-    wrong = np.arange(min(n, int(limit * n)) + 1)
-    return int((special.bdtr(wrong, n, limit) <= level).sum()) - 1 if n else -1
 
 
 def chance_of_interval(estimate: Estimate, threshold: float, n_more: int, *, z: float, at_most: bool = False) -> float:

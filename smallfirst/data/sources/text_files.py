@@ -144,7 +144,7 @@ def suggest_files(folder: Path, name: str) -> str:
     """Return a hint at the files that the user may have meant: similar names, or else what there is."""
     if not folder.is_dir():
         return f"make the folder {folder}, or check its name"
-    there = sorted(p.name for p in folder.iterdir() if file_format(p) in (*FORMATS, ".parquet"))
+    there = sorted(p.name for p in folder.iterdir() if file_format(p) in (*FORMATS, ".parquet", ".xlsx"))
     near = difflib.get_close_matches(name, there, n=3)
     if near:
         return "did you mean " + " or ".join(str(folder / n) for n in near) + "?"
