@@ -28,11 +28,6 @@ def test_keys_of_objects_in_lists_have_an_order_of_their_own() -> None:
     assert writing.write({"items": [{"a": 2, "z": 1}], "a": 1}) == '{"a": 1, "items": [{"z": 1, "a": 2}]}'
 
 
-def test_what_is_no_json_is_refused() -> None:
-    with pytest.raises(json.JSONDecodeError):
-        find_writing(["{"])
-
-
 LABELS = ("card arrival", "card linking", "top up failed", "top up limits")
 
 

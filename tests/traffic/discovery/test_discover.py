@@ -49,6 +49,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Discovery, Path]:
 def test_tasks_are_found_with_their_bill(found: tuple[Discovery, Path]) -> None:
     discovery, _ = found
     assert [(task.kind, task.n_requests) for task in discovery.tasks] == [("labels", 700), ("fields", 120)]
+    assert [read_task_file(Path(task.folder)).kind for task in discovery.tasks] == ["classify", "extract"]
     assert discovery.n_exchanges == 881
     assert discovery.left_out == {"/v1/embeddings: no messages": 1}
     assert [(rest.what, rest.n_requests) for rest in discovery.rest] == [("open requests", 60)]
@@ -71,13 +72,6 @@ def test_what_words_tell_can_move(found: tuple[Discovery, Path]) -> None:
     assert discovery.moving.share == pytest.approx(
         sum(task.n_requests * task.outlook.at(0.05).share for task in discovery.tasks) / 880, abs=1e-3
     )
-
-
-def test_folders_are_drafted(found: tuple[Discovery, Path]) -> None:
-    discovery, out = found
-    for task, kind in zip(discovery.tasks, ("classify", "extract"), strict=True):
-        assert task.folder == str(out / task.name)
-        assert read_task_file(out / task.name).kind == kind
 
 
 def test_a_task_keeps_the_name_of_its_folder(tmp_path: Path) -> None:
@@ -134,19 +128,6 @@ def test_texts_of_the_log_are_escaped() -> None:
     html = render_report(discover(log, problems=[attack]))
     assert attack not in html
     assert "&lt;script&gt;" in html
-
-
-def test_a_format_that_does_not_come_back_is_shown() -> None:
-    log = read_bookings(60)
-    log[-1] = exchange(60, "Read the booking as JSON: name, people.", "a table", '{"name":"Bo","people":2}')
-    words = Page(render_report(discover(log))).words
-    assert 'recorded: {"name":"Bo","people":2}' in words
-    assert 'written again: {"name": "Bo", "people": 2}' in words
-
-
-def test_without_tasks_it_says_so() -> None:
-    read = Page(render_report(discover([])))
-    assert "No recurring task was found in this traffic" in read.words
 
 
 def test_too_few_cases_are_no_verdict() -> None:

@@ -54,6 +54,7 @@ def test_labels_are_drafted_with_both_formats(tmp_path: Path) -> None:
     file = read_task_file(tmp_path / "tickets")
     assert (file.kind, file.routing.labels, file.routing.guarantee.max_error) == ("classify", "large", 0.05)
     assert sorted(file.settings["labels"]) == ["account", "billing", "delivery"]
+    assert "each text counted once" in file.routing.guarantee.in_words
     assert file.requests_per_month == 90 * 30
     assert file.routing.small == "tuned"
     read = TaskSource.of(tmp_path / "tickets")
@@ -114,11 +115,6 @@ def test_one_asking_drawn_by_chance_measures_and_the_usual_answer_trains(tmp_pat
     assert other["test"] == pytest.approx(0.2, abs=0.1)
     exchanges = {f"x{i}": text for i, text in enumerate(texts)}
     assert all(row["text"] == f"ticket number {exchanges[row['id']]}" for part in parts.values() for row in part)
-
-
-def test_the_drafted_promise_counts_each_text_once(tmp_path: Path) -> None:
-    drafted(tickets(), tmp_path)
-    assert "each text counted once" in read_task_file(tmp_path).routing.guarantee.in_words
 
 
 def test_fields_are_drafted_with_their_schema(tmp_path: Path) -> None:

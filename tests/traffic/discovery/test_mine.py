@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from smallfirst.traffic.discovery.mine import Conversations, Miner, _Request, versions, with_dates_open
+from smallfirst.traffic.discovery.mine import Miner, _Request, versions, with_dates_open
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.task_source import Template, TextPattern, TurnPattern
-from smallfirst.traffic.wire import Prompt, Turn, read_prompt
+from smallfirst.traffic.wire import read_prompt
 
 START = datetime(2026, 10, 1, tzinfo=UTC)
 RNG = random.Random(0)
@@ -88,6 +88,12 @@ def test_what_continues_an_earlier_request_is_a_conversation():
     assert [(len(members), len(template.turns)) for template, members in mine(log).items()] == [(40, 2)]
 
 
+def test_solved_examples_in_messages_are_no_conversation():
+    shots = (("system", SORT), ("user", "card lost"), ("assistant", "cards"))
+    found = mine([exchange(i, *shots, ("user", case())) for i in range(40)])
+    assert [(len(members), len(template.turns)) for template, members in found.items()] == [(40, 4)]
+
+
 def test_few_cases_asked_often_are_a_task():
     cases = [case() for _ in range(8)]
     found = mine([exchange(i, ("system", SORT), ("user", RNG.choice(cases))) for i in range(60)])
@@ -142,23 +148,20 @@ def found(before, values):
     return versions(template, [(value, f"case {i}") for i, value in enumerate(values)], TIMES, 10)
 
 
-def test_words_that_replace_each_other_in_time_are_versions():
-    assert found("Mode: ", ["old"] * 40 + ["new"] * 60) == [list(range(40)), list(range(40, 100))]
-
-
-def test_a_field_with_few_values_is_none():
-    assert found("Tier: ", ["gold", "basic"] * 50) == []
-    assert found("Tier: ", [f"{i}" for i in range(100)]) == []
-    assert found("Tier: ", ["gold"] * 98 + ["basic"] * 2) == []
-    assert found("Day: ", ["2026-10-01"] * 50 + ["2026-10-02"] * 50) == []
-
-
-def test_a_version_that_begins_just_before_the_log_ends_is_one():
-    assert [len(group) for group in found("Mode: ", ["old"] * 97 + ["new"] * 3)] == [97, 3]
-
-
-def test_words_within_a_sentence_are():
-    assert len(found("Please answer ", ["briefly", "shortly"] * 50)) == 2
+@pytest.mark.parametrize(
+    ("before", "values", "sizes"),
+    [
+        ("Mode: ", ["old"] * 40 + ["new"] * 60, [40, 60]),  # they replace each other in time
+        ("Mode: ", ["old"] * 97 + ["new"] * 3, [97, 3]),  # also just before the log ends
+        ("Please answer ", ["briefly", "shortly"] * 50, [50, 50]),  # words within a sentence
+        ("Tier: ", ["gold", "basic"] * 50, []),
+        ("Tier: ", [f"{i}" for i in range(100)], []),
+        ("Tier: ", ["gold"] * 98 + ["basic"] * 2, []),
+        ("Day: ", ["2026-10-01"] * 50 + ["2026-10-02"] * 50, []),
+    ],
+)
+def test_versions_are_words_of_the_prompt_and_no_field_with_few_values(before, values, sizes):
+    assert [len(group) for group in found(before, values)] == sizes
 
 
 DAY = datetime(2026, 10, 5, 9, tzinfo=UTC)
@@ -185,29 +188,3 @@ def test_the_day_of_the_requests_is_a_slot(written):
 def test_other_text_is_no_date():
     turn = TurnPattern(role="user", text=TextPattern(pieces=("On 5.10.1999, a Monday, by 2026-10: ", "")))
     assert with_dates_open(Template(turns=(turn,)), DAY, DAY).turns[0] == turn
-
-
-SYSTEM = Turn("system", "You are Ada, who helps.")
-
-
-def template(*pieces):
-    system = TurnPattern(role="system", text=TextPattern(pieces=(SYSTEM.text,)))
-    return Template(turns=(system, TurnPattern(role="user", text=TextPattern(pieces=pieces))))
-
-
-def test_requests_that_continue_earlier_ones_make_a_conversation():
-    seen = Conversations()
-    for i in range(10):
-        asked = (SYSTEM, Turn("user", f"question {i}"))
-        seen.note(Prompt("", asked))
-        seen.note(Prompt("", (*asked, Turn("assistant", f"answer {i}"), Turn("user", "and then?"))))
-    assert seen.starts_them(template("", ""))
-    assert not seen.starts_them(template("Message: ", ""))
-
-
-def test_solved_examples_in_messages_are_none():
-    seen = Conversations()
-    shots = (SYSTEM, Turn("user", "card lost"), Turn("assistant", "cards"))
-    for i in range(10):
-        seen.note(Prompt("", (*shots, Turn("user", f"question {i}"))))
-    assert not seen.starts_them(template("", ""))

@@ -12,7 +12,6 @@ from fixtures.traffic import (
     SORT_AGAIN,
     cases_of,
     exchange,
-    read_bookings,
     sorted_tickets,
     template_of,
 )
@@ -27,7 +26,6 @@ from smallfirst.traffic.discovery.tasks import (
     jaccard,
     read_cases,
     same_task,
-    task_name_of,
     total_cost_usd,
 )
 from smallfirst.traffic.exchange import Exchange
@@ -38,20 +36,6 @@ from smallfirst.traffic.wire import read_prompt
 def wording(answers: list[str]) -> Wording:
     cases = cases_of([exchange(i, "Do it.", f"case {i}", answer) for i, answer in enumerate(answers)])
     return Wording(template_of("Do it."), cases)
-
-
-def test_labels() -> None:
-    found = Wording(template_of(SORT, "Message: "), cases_of(sorted_tickets(40, frame="Queue: {}")))
-    assert found.kind == "labels"
-    assert set(found.domain) == {"billing", "delivery", "account"}
-    assert found.texts[0].startswith(("where", "the", "please", "I have", "how"))
-    assert {"sort", "customer", "message"} <= found.words
-
-
-def test_fields() -> None:
-    found = Wording(template_of("Read the booking as JSON: name, people."), cases_of(read_bookings(40)))
-    assert found.kind == "fields"
-    assert set(found.domain) == {"name", "people"}
 
 
 @pytest.mark.parametrize(
@@ -196,11 +180,6 @@ def test_equal_names_are_told_apart() -> None:
     assert [task.name for task in find_tasks(mined)] == ["sort-customer", "sort-customer-2"]
 
 
-def test_a_task_without_words_is_called_task() -> None:
-    cases = cases_of([exchange(i, "...", str(i), "yes") for i in range(3)])
-    assert task_name_of(Wording(template_of("..."), cases)) == "task"
-
-
 def repeated(answers: str) -> RecurringTask:
     cases = cases_of([exchange(i, SORT, "Message: a" if i % 2 else "Message: b", a) for i, a in enumerate(answers)])
     return RecurringTask("t", [Wording(template_of(SORT, "Message: "), cases)])
@@ -227,10 +206,6 @@ def pattern(role: str, *pieces: str) -> TurnPattern:
 
 def tickets(system: str, *, start: int = 0, seed: int = 0, n: int = 90) -> Wording:
     return Wording(template_of(system, "Message: "), cases_of(sorted_tickets(n, system, start=start, seed=seed)))
-
-
-def test_versions_of_a_prompt_are_one_task() -> None:
-    assert same_task(tickets(SORT), tickets(SORT_AGAIN, seed=1))
 
 
 def test_the_same_labels_for_other_reasons_are_another_task() -> None:

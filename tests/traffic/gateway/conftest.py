@@ -101,8 +101,9 @@ class Proxied(NamedTuple):
 
 
 def settings(first: int, second: int, **more: Any) -> GatewaySettings:
-    """Settings with two upstreams on loopback."""
+    """Settings with two upstreams on loopback, and one that nobody serves."""
     upstreams = {"first": {"base_url": f"http://127.0.0.1:{first}/v1"}, "second": _second(second)}
+    upstreams["gone"] = {"base_url": "http://127.0.0.1:1/v1"}
     return GatewaySettings.model_validate({"upstreams": upstreams, **more})
 
 

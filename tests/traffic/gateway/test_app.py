@@ -9,7 +9,7 @@ import time
 import pytest
 
 from smallfirst.serving.errors import ApiError
-from smallfirst.traffic.gateway.app import Gateway
+from smallfirst.traffic.gateway.app import Handler
 from smallfirst.traffic.gateway.http import GatewayRequest, GatewayResponse, UpstreamAnswer, json_response
 from smallfirst.traffic.gateway.upstreams import Upstreams
 from tests.traffic.gateway.conftest import Proxied, answer, settings
@@ -97,8 +97,9 @@ def test_what_cannot_be_passed_on_is_refused(proxied: Proxied) -> None:
     assert proxied.upstream.asked == []
 
 
-def test_a_small_answer_takes_the_place_of_the_upstreams(proxied: Proxied) -> None:
+def test_a_small_answer_takes_the_place_of_the_upstreams_and_is_counted(proxied: Proxied) -> None:
     proxied.gateway.local = small = Small()
+    proxied.gateway.counts.clear()
     for asked in ("small", "fail", "watch", "pass"):
         body = json.dumps({"ask": asked}).encode()
         sent = proxied.send(post("/v1/chat/completions", body), body)
@@ -106,40 +107,38 @@ def test_a_small_answer_takes_the_place_of_the_upstreams(proxied: Proxied) -> No
     assert [json.loads(asked.body)["ask"] for asked in proxied.upstream.asked] == ["fail", "watch", "pass"]
     ((_, seen),) = small.seen
     assert (seen.status, seen.body, seen.upstream) == (200, b"{}", "first")
-
-
-def test_the_status_counts_what_became_of_requests(proxied: Proxied) -> None:
-    proxied.gateway.local = Small()
-    proxied.gateway.counts.clear()
-    for asked in ("small", "pass", "pass"):
-        body = json.dumps({"ask": asked}).encode()
-        proxied.send(post("/v1/chat/completions", body), body)
     get = "GET /v1/smallfirst/status HTTP/1.1\nHost: localhost\nConnection: close"
-    counted = {"small": 1, "passed": 2, "own": 1}
+    counted = {"small": 1, "passed": 3, "own": 1}
     assert json.loads(proxied.send(get)[2]) == {"requests": counted, "capture": None}
 
 
-def test_an_own_route_may_answer_or_pass_on(proxied: Proxied) -> None:
-    async def own(request: GatewayRequest, upstreams: Upstreams) -> GatewayResponse | None:
-        return None if request.body == CHAT else json_response({"own": True}, 202)
-
-    proxied.gateway.routes["POST", "/v1/decisions"] = own
-    assert proxied.send(post("/v1/decisions", b"x"), b"x")[0].split()[1] == "202"
-    assert proxied.send(post("/v1/decisions"), CHAT)[0].split()[1] == "200"
-    assert len(proxied.upstream.asked) == 1
+async def own(request: GatewayRequest, upstreams: Upstreams) -> GatewayResponse | None:
+    return json_response({"own": True}, 202)
 
 
-def test_an_own_route_that_fails_answers_in_openais_shape(proxied: Proxied) -> None:
-    async def refuse(request: GatewayRequest, upstreams: Upstreams) -> GatewayResponse | None:
-        raise ApiError(422, "no such option", code="invalid_option")
+async def passes(request: GatewayRequest, upstreams: Upstreams) -> GatewayResponse | None:
+    return None
 
-    async def fail(request: GatewayRequest, upstreams: Upstreams) -> GatewayResponse | None:
-        raise ZeroDivisionError
 
-    for handler, expected in ((refuse, ("422", "invalid_option")), (fail, ("500", "internal_error"))):
-        proxied.gateway.routes["POST", "/v1/decisions"] = handler
-        status, found = code(proxied.send(post("/v1/decisions"), CHAT))
-        assert (status.split()[0], found) == expected
+async def refuses(request: GatewayRequest, upstreams: Upstreams) -> GatewayResponse | None:
+    raise ApiError(422, "no such option", code="invalid_option")
+
+
+async def fails(request: GatewayRequest, upstreams: Upstreams) -> GatewayResponse | None:
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("handler", "status", "error"),
+    [(own, "202", None), (passes, "200", None), (refuses, "422", "invalid_option"), (fails, "500", "internal_error")],
+)
+def test_an_own_route_answers_passes_on_or_fails_in_openais_shape(
+    proxied: Proxied, monkeypatch: pytest.MonkeyPatch, handler: Handler, status: str, error: str | None
+) -> None:
+    monkeypatch.setitem(proxied.gateway.routes, ("POST", "/v1/decisions"), handler)
+    found, headers, _ = proxied.send(post("/v1/decisions"), CHAT)
+    assert (found.split()[1], headers.get("x-smallfirst-error")) == (status, error)
+    assert len(proxied.upstream.asked) == (handler is passes)
 
 
 def test_a_model_chooses_its_upstream_and_is_renamed_there(proxied: Proxied) -> None:
@@ -152,6 +151,9 @@ def test_a_model_chooses_its_upstream_and_is_renamed_there(proxied: Proxied) -> 
     assert asked.line.startswith("POST /other/v1/chat/completions ")
     assert asked.headers["authorization"] == "Bearer sk-second"
     assert asked.body == CHAT.replace(b"gpt-4o", b"qwen")
+    for body in (b'{"model": 7}', b'{"a": tru', b"[]"):  # names none
+        proxied.send(post("/v1/chat/completions", body), body)
+        assert proxied.upstream.asked[-1].body == body
 
 
 def test_dead_slow_and_garbled_upstreams(proxied: Proxied) -> None:
@@ -173,29 +175,8 @@ def test_dead_slow_and_garbled_upstreams(proxied: Proxied) -> None:
         ("504 Gateway Timeout", "upstream_timeout"),
         ("502 Bad Gateway", "upstream_disconnected"),
     ]
-
-
-def test_an_unreachable_upstream() -> None:
-    sent = []
-
-    async def ask() -> None:
-        messages = [{"type": "http.request", "body": b"{}"}]
-
-        async def receive() -> dict[str, object]:
-            return messages.pop() if messages else await asyncio.sleep(60, {})
-
-        async def send(message: dict[str, object]) -> None:
-            sent.append(message)
-
-        gateway = Gateway(settings(1, 1, upstreams={"gone": {"base_url": "http://127.0.0.1:1/v1"}}))
-        scope = {"type": "http", "method": "POST", "path": "/v1/x", "query_string": b"", "headers": []}
-        await gateway.start()
-        await gateway(scope, receive, send)
-        await gateway.aclose()
-
-    asyncio.run(ask())
-    assert sent[0]["status"] == 502
-    assert (b"x-smallfirst-error", b"upstream_unreachable") in sent[0]["headers"]
+    sent = proxied.send(post("/v1/responses", CHAT, "X-Smallfirst-Upstream: gone"), CHAT)
+    assert code(sent) == ("502 Bad Gateway", "upstream_unreachable")
 
 
 class Kept:

@@ -12,7 +12,7 @@ from fixtures.gateway import OpenUpstreams
 from fixtures.takeover import NOUNS, TEACHER, LearntTask, cases, source
 
 from smallfirst.ledger.ledger import Ledger
-from smallfirst.ledger.rows import AuditRow, LedgerRow
+from smallfirst.ledger.rows import LedgerRow
 from smallfirst.models.protocol import Capability, Completion, LabelScores
 from smallfirst.traffic.gateway.decisions import (
     DecisionRoutes,
@@ -302,13 +302,4 @@ def test_certified_answers_come_with_all_probabilities_and_are_noted(served):
     rows = [row for row in ledger.entries(LedgerRow) if row.certified]
     assert len(rows) == len(small)
     assert {row.id.partition("#")[2] for row in rows} == {"0"}
-    ledger.close()
-
-
-def test_in_shadow_the_upstream_answers_and_the_draft_is_compared(served):
-    found, judge, ledger = served(0.0)
-    assert judge.asked == [["choice", "predicate"]] * len(CASES)
-    assert all(json.loads(response.body)["answers"][0]["choice"] in QUEUES for response in found)
-    assert all(response.captured is not None for response in found)
-    assert len(ledger.entries(AuditRow)) > 10
     ledger.close()

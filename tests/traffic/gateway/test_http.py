@@ -72,14 +72,6 @@ def test_a_head_that_no_server_can_write_is_a_bad_gateway(proxied: Proxied, line
     assert json.loads(body)["error"]["type"] == "upstream_error"
 
 
-def test_garbage_in_a_stream_is_passed_on_as_it_is(proxied: Proxied) -> None:
-    async def garbage(_: Asked, writer: asyncio.StreamWriter) -> None:
-        writer.write(STREAM_HEAD + chunk(b"\xff\x00 no event") + b"0\r\n\r\n")
-
-    proxied.upstream.script = garbage
-    assert proxied.send(post("/v1/responses"), CHAT)[2] == chunk(b"\xff\x00 no event") + b"0\r\n\r\n"
-
-
 def test_a_large_body_is_passed_on_while_it_arrives(proxied: Proxied) -> None:
     body = b"x" * 3_000_000
     head = post("/v1/files", body, "Content-Type: multipart/form-data; boundary=b", "Expect: 100-continue")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 from datetime import UTC, datetime, timedelta
@@ -29,7 +28,6 @@ from smallfirst.traffic.discovery.discover import Discovery, FoundTask
 from smallfirst.traffic.discovery.outlook import Outlook
 from smallfirst.traffic.gateway.access import Access
 from smallfirst.traffic.gateway.app import Gateway
-from smallfirst.traffic.gateway.http import GatewayRequest
 from smallfirst.traffic.gateway.page import page_routes, read_task_table, task_routes
 from smallfirst.traffic.gateway.tasks import TakenOverTasks
 from smallfirst.traffic.settings import GatewaySettings
@@ -165,16 +163,6 @@ def test_the_verb_prints_it(state):
     assert "tickets has stepped back for ada alone: another wording" in run.output.splitlines()
     as_json = CliRunner().invoke(main, ["tasks", "--json"])
     assert [task["task"] for task in json.loads(as_json.output)["tasks"]] == ["notes", "tickets", "mails"]
-
-
-def test_the_proxy_serves_it_as_json(state):
-    handler = task_routes(state / "state", state / "discovered")["GET", "/v1/smallfirst/tasks"]
-    TakeOvers().update(
-        "tickets", lambda known: known.stepped_back("ada", "prompt", "another wording", one_tenant=False)
-    )
-    answer = asyncio.run(handler(GatewayRequest("GET", "/v1/smallfirst/tasks", b"", [], b""), None))
-    _, tickets, mails = json.loads(answer.body)["tasks"]
-    assert (tickets["state"], tickets["tenant_back"]["tenant"], mails["tenant_back"]) == ("live", "ada", None)
 
 
 def test_nothing_yet_names_the_next_command(tmp_path, monkeypatch):
