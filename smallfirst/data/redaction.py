@@ -11,7 +11,7 @@ import logging
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -76,11 +76,6 @@ def redact(text: str, label: str = "") -> RedactedText:
         found.update(kind for _, _, kind in spans)
         text = _replaced(text, [(start, end, f"[{kind.upper()}]") for start, end, kind in spans])
     return RedactedText(text, dict(found))
-
-
-def format_counts(counts: Mapping[str, int]) -> str:
-    """Return `3 email, 1 phone` in the order of KINDS; `nothing` for no find."""
-    return ", ".join(f"{counts[kind]:,} {kind}" for kind in KINDS if counts.get(kind)) or "nothing"
 
 
 def _may_hold(text: str) -> bool:

@@ -18,7 +18,7 @@ from smallfirst.base.files import write_atomically
 from smallfirst.base.paths import ledger_place
 from smallfirst.base.records import Record, fingerprint
 from smallfirst.data.dataset import Dataset, Example, Message, fold_text
-from smallfirst.data.redaction import RedactedText, format_counts, redact
+from smallfirst.data.redaction import redact
 from smallfirst.data.row_formats import detect_layout, parse_row, to_row
 from smallfirst.ledger.ledger import Ledger, open_existing
 from smallfirst.ledger.rows import AuditRow, FeedbackRow, LedgerRow, standing
@@ -98,11 +98,8 @@ class HarvestResult(RowsRecord):
     n_rows: int
     by_source: dict[Source, int]
     """Rows by where their answer comes from, most trusted first."""
-    by_answer: dict[str, int] = {}
-    """Rows by answer, most frequent first; empty for open answers."""
     refused: dict[str, int]
     """Responses that somebody judged, or the large model answered, and that gave no row, by reason."""
-    redacted: dict[str, int] = {}
 
     @property
     def in_words(self) -> list[str]:
@@ -110,7 +107,6 @@ class HarvestResult(RowsRecord):
         lines = [f"{self.n_rows:,} rows for {self.task} in {self.out}, from {n_heard:,} responses"]
         lines += [f"  {n:>6,}  {SOURCES[source]}" for source, n in self.by_source.items()]
         lines += [f"left out: {n:,} {REASONS[reason]}" for reason, n in self.refused.items()]
-        lines.append(f"redacted: {format_counts(self.redacted)}")
         if self.refused.get("no_text"):
             lines.append("texts are kept only if asked for: smallfirst serve task.yaml --store-bodies")
         return lines
@@ -163,7 +159,6 @@ def harvest(
     wrong = {(fold_text(one.text), answer) for one in heard for answer in one.wrong}
     rows = _without_held_out(project, list(_rows(project, out, votes, wrong, reasons)), reasons)
     sources, counts = Counter(row.vote.source for row in rows), Counter(reasons.values())
-    redacted = sum((row.redacted for row in rows), Counter[str]())
     result = HarvestResult(
         task=project.file.name,
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -171,9 +166,7 @@ def harvest(
         out=out,
         n_rows=len(rows),
         by_source={source: sources[source] for source in SOURCES if sources[source]},
-        by_answer=dict(Counter(row.example.answer for row in rows).most_common()) if project.task.closed else {},
         refused={reason: counts[reason] for reason in REASONS if counts[reason]},
-        redacted=dict(redacted),
     )
     lines = [{"source": row.vote.source, "response_id": row.vote.id} | row.values for row in rows]  # own values win
     content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -187,7 +180,6 @@ class _Vote(NamedTuple):
     at: datetime
     text: str
     """The last user message, redacted."""
-    redacted: dict[str, int]
     source: Source
     answer: str
     """In canonical form."""
@@ -233,7 +225,7 @@ def _hear(row: LedgerRow, audit: AuditRow | None, feedback: Sequence[FeedbackRow
         source, said, reason = "audit" if by_person else "large", audit.other, ""
     elif row.stage == "large" and not _is_outside(row):
         said, reason = row.answer_text, ""
-    text, redacted = redact(last_user_message(row))
+    text = redact(last_user_message(row)).text
     answer = task.parse(said) if said else None
     if not reason:
         several = sum(role != "system" for role, _ in _turns(row)) > 1
@@ -245,7 +237,7 @@ def _hear(row: LedgerRow, audit: AuditRow | None, feedback: Sequence[FeedbackRow
         else user.verdict == "wrong" and task.parse(row.answer_text or "") == answer
     )
     wrong = () if called_wrong is None else (called_wrong,)
-    return _Vote(row.id, row.at, text, dict(redacted), source, answer or "", wrong, doubted, reason)
+    return _Vote(row.id, row.at, text, source, answer or "", wrong, doubted, reason)
 
 
 def _is_outside(row: LedgerRow) -> bool:
@@ -264,7 +256,6 @@ class _HarvestedRow(NamedTuple):
     example: Example
     values: dict[str, Any]
     """The row as it is written, under the task's names of columns."""
-    redacted: Counter[str]
 
 
 def _rows(
@@ -298,8 +289,7 @@ def _rows(
 
 def _row(project: Project, vote: _Vote) -> _HarvestedRow | None:
     columns, task = project.file.data.columns, project.task
-    answer = RedactedText(vote.answer, {}) if task.closed else redact(vote.answer)
-    parsed = task.parse(answer.text)
+    parsed = task.parse(vote.answer if task.closed else redact(vote.answer).text)
     if parsed is None:
         return None
     asked = (Message(role="user", content=vote.text),)
@@ -308,7 +298,7 @@ def _row(project: Project, vote: _Vote) -> _HarvestedRow | None:
     found = detect_layout(values, columns)
     if isinstance(found, str) or parse_row(values, found, path="", line=0, labels=None)[0] is None:
         return None
-    return _HarvestedRow(vote, example, values, Counter(vote.redacted) + Counter(answer.counts))
+    return _HarvestedRow(vote, example, values)
 
 
 def _without_held_out(project: Project, rows: list[_HarvestedRow], reasons: dict[str, str]) -> list[_HarvestedRow]:

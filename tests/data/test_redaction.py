@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from benchmarks.traffic.redaction import plain_texts
 from benchmarks.traffic.secret_forms import SecretForm, known_forms, later_forms, unseen_forms
 from smallfirst.data.redaction import (
-    format_counts,
     is_labelled,
     labelled_kind,
     normal_form,
@@ -34,8 +33,6 @@ def test_several_finds_are_counted_by_kind() -> None:
     found = redact("a@x.de, b@x.de, 10.0.0.1, https://u:p@h.de/?mail=c@x.de")
     assert found.text == "[EMAIL], [EMAIL], [IP], [URL]"
     assert found.counts == {"email": 2, "ip": 1, "url": 1}
-    assert format_counts(found.counts) == "1 url, 2 email, 1 ip"
-    assert format_counts({}) == "nothing"
 
 
 def test_json_stays_json_without_secrets_in_keys_values_and_numbers() -> None:
