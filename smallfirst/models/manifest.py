@@ -28,7 +28,7 @@ class Manifest(Record):
     kind: Literal["label_tokens", "generative", "chat", "text", "words", "encoder", "tagger", "reader", "blend"]
     """`label_tokens`: a causal model that scores one token a label · `generative`: one that generates its answers ·
     `chat`: one prompted with whole conversations through its own chat template · `text`: one that continues text ·
-    `words`, `static`, `encoder`: linear models · `tagger`: an encoder that marks fields in a text · `reader`: one that
+    `words`, `encoder`: linear models · `tagger`: an encoder that marks fields in a text · `reader`: one that
     marks the answer to a question in its context · `blend`: several of these for labels, their probabilities mixed."""
     task: AnyTask
     base: str

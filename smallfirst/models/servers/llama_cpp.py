@@ -302,7 +302,6 @@ class LlamaCppModel:
     capabilities: frozenset[Capability] = frozenset(
         {Capability.STREAM, Capability.JSON, Capability.LOGPROBS, Capability.READINESS}
     )
-    """No EMBEDDINGS: llama.cpp serves chat models."""
 
     def __init__(
         self,
