@@ -55,6 +55,9 @@ def test_a_plain_answer_has_its_route_in_body_headers_and_ledger(start, label) -
     assert (row.prompt_tokens, row.completion_tokens, row.cost_usd) == (4, 1, 0.25)
     assert [line.usd for line in row.bill] == [0.25]
     assert (row.request_text, row.answer_text) == (None, None)
+    stream = server.client().chat.completions.create(model="routed", messages=HELLO, stream=True)
+    assert stream.response.headers["x-smallfirst-route"] == "small"  # the label was ready whole
+    assert [c.choices[0].delta.content for c in stream] == ["", "refund", None]
 
 
 def test_bodies_are_stored_only_if_asked_for(start, label) -> None:
@@ -96,14 +99,6 @@ def test_the_first_piece_of_a_stream_does_not_wait_for_the_rest(start, echo) -> 
     assert len(server.ledger.rows()) == 1
 
 
-def test_a_label_that_is_ready_whole_has_its_route_in_the_headers_of_a_stream(start, label) -> None:
-    server = start(routed=label)
-    stream = server.client().chat.completions.create(model="routed", messages=HELLO, stream=True)
-    assert stream.response.headers["x-smallfirst-route"] == "small"
-    assert stream.response.headers["x-smallfirst-cost-usd"] == "0.250000000"
-    assert [c.choices[0].delta.content for c in stream] == ["", "refund", None]
-
-
 def test_models_are_listed_and_retrieved(start, echo, label) -> None:
     client = start(small=label, **{"org/large": echo}).client()
     assert [model.id for model in client.models.list()] == ["small", "org/large"]
@@ -118,17 +113,7 @@ def test_models_are_listed_and_retrieved(start, echo, label) -> None:
 def test_unknown_paths_and_methods_get_an_openai_error(start, label) -> None:
     server = start(m=label)
     missing = httpx.get(f"{server.url}/v1/nothing")
-    assert (missing.status_code, missing.json()) == (
-        404,
-        {
-            "error": {
-                "message": "There is nothing at this path.",
-                "type": "invalid_request_error",
-                "param": None,
-                "code": "not_found",
-            }
-        },
-    )
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
     wrong = httpx.get(f"{server.url}/v1/chat/completions")
     assert wrong.status_code == 405
     assert wrong.headers["allow"] == "POST"
@@ -139,12 +124,7 @@ def test_an_unknown_model_gets_a_suggestion_and_a_row(start, label) -> None:
     server = start(small=label)
     with pytest.raises(openai.NotFoundError) as caught:
         server.client().chat.completions.create(model="smal", messages=HELLO)
-    assert caught.value.body == {
-        "message": 'The model "smal" is not served here — did you mean "small"? Served: small.',
-        "type": "invalid_request_error",
-        "param": "model",
-        "code": "model_not_found",
-    }
+    assert caught.value.code == "model_not_found"
     (row,) = server.ledger.rows()
     assert (row.served_name, row.status, row.error_code) == ("smal", 404, "model_not_found")
     assert row.cost_usd is None

@@ -260,19 +260,13 @@ def test_a_limited_key_gets_429_with_openais_headers_and_others_go_on(start, tmp
     def post(key: str) -> httpx.Response:
         return httpx.post(url, json=BODY, headers={"authorization": f"Bearer {key}"})
 
-    first = post(slow)
-    assert first.status_code == 200
-    assert first.headers["x-ratelimit-limit-requests"] == "2"
-    assert first.headers["x-ratelimit-remaining-requests"] == "1"
-    assert first.headers["x-ratelimit-limit-tokens"] == "100000"
-    assert first.headers["x-ratelimit-reset-requests"].endswith("s")
-    assert post(slow).status_code == 200
-    refused = post(slow)
-    assert refused.status_code == 429
-    assert int(refused.headers["retry-after"]) >= 1
-    assert refused.headers["x-ratelimit-remaining-requests"] == "0"
-    assert refused.json()["error"]["code"] == "rate_limit_exceeded"
-    assert refused.headers["x-request-id"].startswith("chatcmpl-")
+    answers = [post(slow) for _ in range(3)]
+    assert [one.status_code for one in answers] == [200, 200, 429]
+    assert [one.headers["x-ratelimit-remaining-requests"] for one in answers] == ["1", "0", "0"]
+    assert answers[0].headers["x-ratelimit-limit-tokens"] == "100000"
+    assert int(answers[2].headers["retry-after"]) >= 1
+    assert answers[2].json()["error"]["code"] == "rate_limit_exceeded"
+    assert answers[2].headers["x-request-id"].startswith("chatcmpl-")
     free_answer = post(free)
     assert free_answer.status_code == 200
     assert not [name for name in free_answer.headers if name.startswith("x-ratelimit")]

@@ -93,8 +93,6 @@ def test_each_row_has_its_answer_and_the_same_command_changes_nothing(
     assert {row["answered_by"] for row in table} == {"words"}
     assert all(0.25 < row["confidence"] <= 1 and not row["certified"] and row["error"] is None for row in table)
     assert score(desk_task, rows, tmp_path / "out", options=options, progress=QUIET).counts == counts
-    with pytest.raises(ConfigError, match="part_rows: 10 there, 20 now"):
-        score(desk_task, rows, tmp_path / "out", options=options.model_copy(update={"part_rows": 20}), progress=QUIET)
     with pytest.raises(ConfigError, match="column 'answer' cannot be kept"):
         score(desk_task, rows, tmp_path / "new", options=ScoreOptions(model=words, keep=("answer",)), progress=QUIET)
 
