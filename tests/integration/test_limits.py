@@ -138,13 +138,6 @@ def test_an_answer_that_is_paid_and_not_given_out_is_recorded_with_its_price(sta
     assert not written.estimated
 
 
-def test_a_model_that_was_not_asked_costs_nothing_and_has_no_figures(start, label) -> None:
-    server = start(m=label)
-    httpx.post(f"{server.url}/v1/chat/completions", json={"model": "other", "messages": HELLO})
-    written = row(server)
-    assert (written.prompt_tokens, written.completion_tokens, written.cost_usd) == (None, None, None)
-
-
 def test_an_answer_reserves_its_tokens_and_gives_back_what_it_did_not_write(start, echo, tmp_path: Path) -> None:
     store = KeyStore(tmp_path / "keys.db")
     _, key = store.create("one", KeyPolicy(tokens_per_minute=10_000))

@@ -351,16 +351,6 @@ def test_the_single_verbs_do_the_same_and_what_is_not_proven_ends_with_3(tmp_pat
     assert (run_folder.path.parent / LOOKS).read_text() == looks  # the same certificate from the same answers
 
 
-def test_where_an_error_has_a_price_a_plan_comes_before_a_candidate_alone(tmp_path: Path, empty_store: Path) -> None:
-    """Words pass a gate of 0.7 and are wrong on a sixth; a dear large model is right on all."""
-    shutil.copy(empty_store, home())
-    file = write(tmp_path, {}, {"usd_per_wrong_answer": 1.0}, gate={"accuracy_at_least": 0.7}, **LARGE)
-    summary, _ = try_run(file, task=str(tmp_path), progress=Progress(quiet=True))
-    assert summary.promoted is not None
-    assert (summary.promoted.plan, summary.gate.winner) == ("small first", "words")
-    assert [trial.passed for trial in summary.gate.trials] == [True]
-
-
 def _nothing_is_served(file: TaskFile, outcome: Outcome) -> None:
     """Where nothing goes live, a server refuses to start or lets the large model answer."""
     ledger = Ledger(home() / "ledger.db")

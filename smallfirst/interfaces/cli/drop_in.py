@@ -38,6 +38,7 @@ def proxy(gateway_yaml: Path | None, upstream: str | None, keep: bool, host: str
     from smallfirst.ledger.keys import KeyStore
     from smallfirst.ledger.ledger import Ledger
     from smallfirst.serving.server import listen
+    from smallfirst.traffic.capture_store import FILE_NAME
     from smallfirst.traffic.gateway.access import Access, check_exposure
     from smallfirst.traffic.gateway.app import Gateway, run
     from smallfirst.traffic.gateway.capture import Capture
@@ -66,18 +67,13 @@ def proxy(gateway_yaml: Path | None, upstream: str | None, keep: bool, host: str
     gateway = Gateway(settings, capture=capture, local=local, access=access, routes=routes)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/v1"
     click.echo(f"smallfirst passes {address} on to {', '.join(one.base_url for one in settings.upstreams.values())}")
-    click.echo(_kept(settings, home()))
+    if capture:
+        click.echo(f"kept in {home() / FILE_NAME} for  smallfirst discover")
+    else:
+        click.echo("nothing is kept of it; with --capture it is, redacted, for  smallfirst discover")
     click.echo(f"its page: {address.removesuffix('v1')}")
     click.echo(f"in the application:  export OPENAI_BASE_URL={address}")
     run(gateway, listener)
-
-
-def _kept(settings: GatewaySettings, state: Path) -> str:
-    from smallfirst.traffic.capture_store import FILE_NAME
-
-    if settings.capture is None:
-        return "nothing is kept of it; with --capture it is, redacted, for  smallfirst discover"
-    return f"kept in {state / FILE_NAME} for  smallfirst discover"
 
 
 @verb("smallfirst discover", "smallfirst discover logs/ traces.json --out discovered --max-error 0.1")
@@ -101,8 +97,9 @@ def discover(sources: tuple[str, ...], out: Path, max_error: str, most: int, as_
     from smallfirst.traffic.discovery.discover import discover as discover_tasks
     from smallfirst.traffic.discovery.discover import save_report
     from smallfirst.traffic.discovery.draft import unknown_terms
+    from smallfirst.traffic.settings import FILE_NAME, read_gateway_file
 
-    settings = _settings()
+    settings = read_gateway_file(Path(FILE_NAME)) if Path(FILE_NAME).is_file() else None
     exchanges, problems = _exchanges(sources, settings)
     found = discover_tasks(
         exchanges,
@@ -123,13 +120,6 @@ def discover(sources: tuple[str, ...], out: Path, max_error: str, most: int, as_
     movable = next((task for task in found.tasks if task.verdict == "moves" and task.folder), None)
     if movable:
         click.echo(f"next: smallfirst learn {movable.folder}")
-
-
-def _settings() -> GatewaySettings | None:
-    """Return the proxy's settings, if there are any here."""
-    from smallfirst.traffic.settings import FILE_NAME, read_gateway_file
-
-    return read_gateway_file(Path(FILE_NAME)) if Path(FILE_NAME).is_file() else None
 
 
 def _exchanges(sources: Sequence[str], settings: GatewaySettings | None) -> tuple[Iterator[Exchange], Sequence[object]]:

@@ -106,13 +106,8 @@ def test_a_month_is_written_shown_and_checked(tmp_path: Path, monkeypatch: pytes
     read = json.loads(as_json.stdout)
     assert read["figures"]["savings"][0]["n_small"] == 20
     page = tmp_path / "statement-2026-11" / "statement.html"
-    written = page.read_text()
-    page.write_text(written.replace("<h1>", "<h1>Paid. "))
+    page.write_text(page.read_text().replace("<h1>", "<h1>Paid. "))
     assert "statement.html was changed" in failed(call("statement", "--verify", "statement-2026-11"), 2)
-    page.write_text(written)
-    rows = tmp_path / "statement-2026-11" / "rows.csv"
-    rows.write_text(rows.read_text().replace(",0.01,", ",0.001,", 1))
-    assert "these are not the rows that were signed" in failed(call("statement", "--verify", "statement-2026-11"), 2)
 
 
 def test_without_a_ledger_it_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
