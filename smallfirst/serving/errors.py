@@ -115,7 +115,8 @@ def to_api_error(error: Exception, served_name: str) -> ApiError:
         case ModelError():
             return _of_model(error, f'"{served_name}"')
         case _:
-            return server_error(500, "Internal server error.", "internal_error")
+            # It may have failed after the answer, which is paid.
+            return _not_again(server_error(500, "Internal server error.", "internal_error"))
 
 
 def _of_model(error: ModelError, name: str) -> ApiError:

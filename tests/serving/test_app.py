@@ -289,6 +289,7 @@ def test_an_answer_with_a_number_that_json_lacks_is_recorded_as_failed(start, la
     server = start(m=label)
     answer = httpx.post(f"{server.url}/v1/chat/completions", json={**BODY, "stream": stream})
     assert answer.status_code == (200 if stream else 500)  # a stream has begun by then
+    assert stream or answer.headers["x-should-retry"] == "false"  # it is paid
     assert "internal_error" in answer.text
     assert "[DONE]" not in answer.text
     (row,) = server.ledger.rows()

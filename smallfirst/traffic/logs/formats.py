@@ -243,12 +243,19 @@ def batch_entry(asked: Row, answered: Row) -> Entry:
 
 # Langfuse: observations as its API, web page and export to blob storage write them, alone or in their traces
 
+_OBSERVATIONS = frozenset(
+    {
+        "SPAN", "EVENT", "GENERATION", "AGENT", "TOOL", "CHAIN", "RETRIEVER", "EVALUATOR", "EMBEDDING", "GUARDRAIL",
+    }
+)  # fmt: skip
+"""Of which one is read."""
+
 
 def _is_langfuse(values: Row) -> bool:
     if isinstance(values.get("observations"), list):
         return True
-    traced = {"traceId", "trace_id"} & values.keys() and {"startTime", "start_time"} & values.keys()
-    return bool(traced) and str(values.get("type")).isupper()
+    trace = {"traceId", "trace_id"} & values.keys()
+    return bool(trace) and values.get("type") in _OBSERVATIONS and bool({"startTime", "start_time"} & values.keys())
 
 
 def _langfuse(record: Row) -> Iterator[Entry]:
@@ -374,9 +381,10 @@ def _decoded(value: Any) -> Any:
         return value
 
 
-# OpenTelemetry's spans as OTLP JSON or alone, with `gen_ai.input.messages` or OpenInference's `input.value`
+# OpenTelemetry's GenAI spans as OTLP JSON or alone, messages in attributes: `gen_ai.input.messages`, numbered ones
+# (`gen_ai.prompt.0.content`), and OpenInference's
 
-_OPERATIONS = ("chat", "text_completion", "generate_content", "responses")
+_OPERATIONS = ("chat", "text_completion", "generate_content", "responses", "completion")
 _OPENINFERENCE_KIND = "openinference.span.kind"
 
 
@@ -403,7 +411,7 @@ def _is_inference(attributes: Row) -> bool:
     kind = attributes.get(_OPENINFERENCE_KIND)
     if kind is not None:
         return bool(kind == "LLM")
-    operation = attributes.get("gen_ai.operation.name")
+    operation = attributes.get("gen_ai.operation.name", attributes.get("llm.request.type"))
     return operation in _OPERATIONS or (operation is None and "gen_ai.request.model" in attributes)
 
 
@@ -411,6 +419,7 @@ def _span(span: Row, a: Row) -> Entry:
     request, response = _span_messages(a)
     status = as_object(span.get("status"))
     failed = status.get("code", status.get("status_code")) in (2, "STATUS_CODE_ERROR", "ERROR")
+    cached = ("gen_ai.usage.cache_read.input_tokens", "gen_ai.usage.cache_read_input_tokens")
     return Entry(
         request,
         response,
@@ -420,9 +429,11 @@ def _span(span: Row, a: Row) -> Entry:
         route="/v1/completions" if a.get("gen_ai.operation.name") == "text_completion" else "",
         model=first(a, "gen_ai.request.model") or as_object(request).get("model") or a.get("llm.model_name"),
         answered_by=first(a, "gen_ai.response.model", "llm.model_name"),
-        prompt_tokens=first(a, "gen_ai.usage.input_tokens", "llm.token_count.prompt"),
-        cached_tokens=first(a, "gen_ai.usage.cache_read.input_tokens", "llm.token_count.prompt_details.cache_read"),
-        completion_tokens=first(a, "gen_ai.usage.output_tokens", "llm.token_count.completion"),
+        prompt_tokens=first(a, "gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens", "llm.token_count.prompt"),
+        cached_tokens=first(a, *cached, "llm.token_count.prompt_details.cache_read"),
+        completion_tokens=first(
+            a, "gen_ai.usage.output_tokens", "gen_ai.usage.completion_tokens", "llm.token_count.completion"
+        ),
         tenant=first(a, "user.id", "enduser.id"),
         error=(status.get("message") or a.get("error.type") or "failed") if failed or "error.type" in a else None,
         more={"tools": _tools(a), "temperature": a.get("gen_ai.request.temperature")},
@@ -430,24 +441,64 @@ def _span(span: Row, a: Row) -> Entry:
 
 
 def _span_messages(a: Row) -> tuple[Any, Any]:
-    """Return request and response: OpenInference's whole bodies, or the messages of GenAI."""
-    if as_object(a.get("input.value")):
+    """Return request and response in the first of the conventions that the span has."""
+    if a.get(_OPENINFERENCE_KIND) == "LLM" and as_object(a.get("input.value")):
         return a["input.value"], a.get("output.value")
-    if "gen_ai.input.messages" not in a:
-        return None, None
-    system = parsed(a.get("gen_ai.system_instructions"))
-    said = {"parts": system} if isinstance(system, list) else {"content": system}
-    head = [{"role": "system", **said}] if system else []
-    turns = parsed(a["gen_ai.input.messages"])
-    asked = [*head, *turns] if isinstance(turns, list) else [*head, {"role": "user", "content": str(turns)}]
-    return asked, a.get("gen_ai.output.messages")
+    if "gen_ai.input.messages" in a:
+        system = parsed(a.get("gen_ai.system_instructions"))
+        said = {"parts": system} if isinstance(system, list) else {"content": system}
+        head = [{"role": "system", **said}] if system else []
+        turns = parsed(a["gen_ai.input.messages"])
+        asked = [*head, *turns] if isinstance(turns, list) else [*head, {"role": "user", "content": str(turns)}]
+        return asked, a.get("gen_ai.output.messages")
+    for prompt, completion in (("gen_ai.prompt", "gen_ai.completion"), ("llm.input_messages", "llm.output_messages")):
+        if numbered := _numbered(a, prompt):
+            return numbered, _numbered(a, completion) or None
+    return None, None
+
+
+def _numbered(attributes: Row, prefix: str) -> list[Row]:
+    """Return the messages whose parts are attributes of their own: `PREFIX.0.role`, `PREFIX.0.content` and so on."""
+    root: Row = {}
+    for name, value in attributes.items():
+        if not name.startswith(f"{prefix}."):
+            continue
+        place = root
+        *path, last = name.removeprefix(f"{prefix}.").split(".")
+        for part in path:
+            inner = place.setdefault(part, {})
+            place = inner if isinstance(inner, dict) else {}
+        place[last] = value
+    nested = _lists(root)
+    return [_called(as_object(one.get("message")) or one) for one in nested if isinstance(one, dict)] if root else []
+
+
+def _lists(value: Any) -> Any:
+    """Return objects whose keys are all numbers as lists."""
+    if not isinstance(value, dict):
+        return value
+    if value and all(key.isdigit() for key in value):
+        return [_lists(value[key]) for key in sorted(value, key=int)]
+    return {key: _lists(inner) for key, inner in value.items()}
+
+
+def _called(turn: Row) -> Row:
+    """Return the message with its tool calls in the form of chat completions."""
+    calls = []
+    for given in turn.get("tool_calls") or ():
+        call = as_object(as_object(given).get("tool_call")) or as_object(given)
+        function = as_object(call.get("function")) or {name: call.get(name) for name in ("name", "arguments")}
+        calls.append({"id": call.get("id"), "type": "function", "function": function})
+    return {**turn, "tool_calls": calls} if calls else turn
 
 
 def _tools(a: Row) -> list[Any]:
     given = parsed(a.get("gen_ai.tool.definitions"))
+    numbered = _numbered(a, "llm.tools") or _numbered(a, "llm.request.functions")
+    tools = [parsed(as_object(one.get("tool")).get("json_schema", one)) for one in numbered]
     return [
         tool if "function" in tool else {"type": "function", "function": {k: v for k, v in tool.items() if k != "type"}}
-        for tool in (given if isinstance(given, list) else ())
+        for tool in (given if isinstance(given, list) else tools)
         if isinstance(tool, dict)
     ]
 

@@ -164,6 +164,13 @@ OPENINFERENCE = {
     "input.value": json.dumps({"model": "gpt-4o-mini", "messages": MESSAGES}),
     "output.value": json.dumps(RESPONSE),
 }
+NUMBERED = {f"gen_ai.prompt.{i}.{key}": value for i, m in enumerate(MESSAGES) for key, value in m.items()}
+NUMBERED_INFERENCE = {key: value for key, value in OPENINFERENCE.items() if "value" not in key} | {
+    f"llm.{side}_messages.{i}.message.{key}": value
+    for side, said in (("input", MESSAGES), ("output", [ANSWER]))
+    for i, message in enumerate(said)
+    for key, value in message.items()
+}
 CONSOLE = {
     "name": "chat",
     "context": {"span_id": "0x1"},
@@ -218,7 +225,9 @@ CASES: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "OpenTelemetry": ([otlp(SPAN)], OF_SPAN),
     "OpenTelemetry, instructions apart": ([otlp(SPAN | APART)], OF_SPAN),
     "OpenTelemetry's console": ([CONSOLE], OF_SPAN),
+    "OpenTelemetry, numbered": ([otlp(GENAI | NUMBERED | {"gen_ai.completion.0.content": "lost_card"})], OF_SPAN),
     "OpenInference": ([otlp(OPENINFERENCE)], OF_SPAN),
+    "OpenInference, numbered": ([otlp(NUMBERED_INFERENCE)], OF_SPAN | {"model": "gpt-4o-mini-2024-07-18"}),
 }
 
 
@@ -285,11 +294,21 @@ def test_a_tracking_store_is_read_live(monkeypatch: pytest.MonkeyPatch) -> None:
     assert problems == []
 
 
-def test_tools_and_calls_of_spans(read_records: ReadRecords) -> None:
-    call = ("assistant", {"type": "tool_call", "name": "file", "arguments": {"label": "lost"}})
-    tool = {"name": "file", "parameters": {}}
-    defined = {"gen_ai.tool.definitions": json.dumps([{"type": "function", **tool}])}
-    (one,), _ = read_records(otlp(SPAN | defined | {"gen_ai.output.messages": parts(call)}))
-    expected = ModelAnswer("", (ToolCall("file", '{"label": "lost"}'),), "tool_calls")
-    assert read_answer(one.route, one.response) == expected
+@pytest.mark.parametrize("numbered", [False, True])
+def test_tools_and_calls_of_spans(read_records: ReadRecords, numbered: bool) -> None:
+    arguments, tool = '{"label": "lost"}', {"name": "file", "parameters": {}}
+    called = "llm.output_messages.0.message.tool_calls.0.tool_call.function"
+    call = ("assistant", {"type": "tool_call", "name": "file", "arguments": json.loads(arguments)})
+    whole = SPAN | {
+        "gen_ai.tool.definitions": json.dumps([{"type": "function", **tool}]),
+        "gen_ai.output.messages": parts(call),
+    }
+    one_by_one = NUMBERED_INFERENCE | {
+        "llm.tools.0.tool.json_schema": json.dumps({"type": "function", "function": tool}),
+        "llm.output_messages.0.message.content": "",
+        f"{called}.name": "file",
+        f"{called}.arguments": arguments,
+    }
+    (one,), _ = read_records(otlp(one_by_one if numbered else whole))
+    assert read_answer(one.route, one.response) == ModelAnswer("", (ToolCall("file", arguments),), "tool_calls")
     assert one.request["tools"] == [{"type": "function", "function": tool}]
