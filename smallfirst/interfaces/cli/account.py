@@ -45,7 +45,7 @@ _KINDS = ("answers", "attempts", "audits", "drafts", "feedback", "states", "expe
 @click.group(
     cls=VerbGroup,
     examples=(
-        "smallfirst ledger export november.parquet --since 2026-11-01 --until 2026-12-01",
+        "smallfirst ledger export november.csv --since 2026-11-01 --until 2026-12-01",
         "smallfirst ledger copy ledger.db postgresql://smallfirst@localhost/smallfirst",
     ),
 )
