@@ -66,7 +66,6 @@ from smallfirst.models.protocol import Bill as Bill
 from smallfirst.models.protocol import Capability as Capability
 from smallfirst.models.protocol import Chunk as Chunk
 from smallfirst.models.protocol import Completion as Completion
-from smallfirst.models.protocol import LabelScores as LabelScores
 from smallfirst.models.protocol import Model as Model
 from smallfirst.models.protocol import Request as Request
 from smallfirst.models.protocol import ResponseFormat as ResponseFormat

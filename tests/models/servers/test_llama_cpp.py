@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -259,7 +260,7 @@ async def test_nobody_else_reaches_the_engine(config: LlamaCppConfig) -> None:
     assert not socket.parent.exists()
 
 
-def test_child_ends_with_its_parent(tiny_gguf: Path, tmp_path: Path) -> None:
+def test_child_ends_with_its_parent(tiny_gguf: Path) -> None:
     code = (
         "import asyncio, sys, time\n"
         "from pathlib import Path\n"
@@ -273,15 +274,16 @@ def test_child_ends_with_its_parent(tiny_gguf: Path, tmp_path: Path) -> None:
         "time.sleep(600)\n"
     )
     root = str(Path(__file__).parents[3])
-    command, environment = [sys.executable, "-c", code, str(tiny_gguf)], {**os.environ, "TMPDIR": str(tmp_path)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root, env=environment) as parent:
-        assert parent.stdout is not None
-        assert parent.stdout.readline() == b"answered\n"
-        child = child_of(parent.pid)
-        assert len(list(tmp_path.iterdir())) == 1
-        parent.kill()
-    asyncio.run(until(lambda: has_ended(child)))
-    assert list(tmp_path.iterdir()) == []
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:  # a socket has no long name
+        command, environment = [sys.executable, "-c", code, str(tiny_gguf)], {**os.environ, "TMPDIR": short}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root, env=environment) as parent:
+            assert parent.stdout is not None
+            said = parent.stdout.readline()
+            child, folders = child_of(parent.pid), os.listdir(short)
+            parent.kill()
+        assert (said, len(folders)) == (b"answered\n", 1)
+        asyncio.run(until(lambda: has_ended(child)))
+        assert os.listdir(short) == []
 
 
 def n_listening_ports(pid: int) -> int:
