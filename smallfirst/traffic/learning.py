@@ -129,6 +129,8 @@ def learn(
     files = _write_parts(place, drafted, rows, corrections, accuracy=accuracy)
     named = [row.example.answer for row in corrections.values() if row.example.shape == "label"]
     _write_task(place, folder, files, labels="gold" if accuracy else "large", named=named)
+    if minutes is not None:
+        _let_the_run_choose(place)
     n_marked = _add_marked(place)
     summary = _run(place, progress, minutes)
     certificate, routed = summary.certificate, summary.paths.get("routed")
@@ -338,6 +340,13 @@ def _write_task(place: Path, folder: Path, files: Mapping[str, str], *, labels: 
     if isinstance(values.get("labels"), list):  # people may name one that the large model never did
         changes["labels"] = list(dict.fromkeys([*values["labels"], *named]))
     _write_settings(place, {**values, **changes})
+
+
+def _let_the_run_choose(place: Path) -> None:
+    """Take the candidate that `discover` drafted out of the settings: it may not end in the time that is left."""
+    values = yaml.safe_load((place / "task.yaml").read_text(encoding="utf-8"))
+    values["routing"].pop("small", None)
+    _write_settings(place, values)
 
 
 def _write_settings(place: Path, values: Mapping[str, Any]) -> None:

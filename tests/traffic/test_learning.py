@@ -55,12 +55,12 @@ def prepared(tmp_path, monkeypatch):
     monkeypatch.setattr(learning, "try_run", stop)
     monkeypatch.chdir(tmp_path)  # a folder is named from where the user stands
 
-    def prepare(corrected: int, **settings: object):
+    def prepare(corrected: int, minutes: float | None = None, **settings: object):
         folder = write_draft(tmp_path / f"draft-{corrected}", cases(600), corrected=corrected)
         file = folder / "task.yaml"
         file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
         with pytest.raises(_Stopped):
-            learn(Path(folder.name), progress=None)
+            learn(Path(folder.name), progress=None, minutes=minutes)
         settings = yaml.safe_load((folder / "learnt" / "task.yaml").read_text())
         read = {
             name: [json.loads(line) for line in (folder / "learnt" / path).read_text().splitlines()]
@@ -77,6 +77,12 @@ def test_few_corrections_train_only(prepared):
     assert settings["routing"]["labels"] == "large"
     assert dict(cases(600)) == {row["text"]: row["label"] for row in rows["train"]}
     assert sum("source" not in row for row in rows["train"]) == 30
+
+
+@pytest.mark.parametrize(("minutes", "small"), [(None, "words"), (2, None)])
+def test_little_time_leaves_the_choice_of_a_candidate_to_the_run(prepared, minutes, small):
+    settings, _ = prepared(30, minutes=minutes, routing={"small": "words"})
+    assert settings["routing"].get("small") == small
 
 
 def test_few_corrections_leave_the_rows_that_certify_agreement_as_they_were_recorded(prepared, tmp_path):
