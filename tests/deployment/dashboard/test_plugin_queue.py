@@ -64,6 +64,7 @@ def test_two_judges_mark_skip_go_back_and_see_whose_mark_theirs_replaces(queue: 
     assert "the small model said something else" in ada.locator(".why").inner_text()
     ben.keyboard.press("2")
     ben.get_by_text("Right: delivery").wait_for()
+    assert shows(ben, "an unclear invoice")
     id = queue.ledger.entries(FeedbackRow)[-1].id
     headers = {"authorization": f"Bearer {queue.keys['judge']}"}
     body = {"id": id, "answer": "card"}
