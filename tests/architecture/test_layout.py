@@ -20,8 +20,6 @@ NAMELESS = {"utils", "util", "helpers", "helper", "common", "manager", "managers
 MOST_LINES = 600
 MOST_FILES = 20
 MOST_AT_ROOT = 9
-STAND_TWICE = {"BatchBudget", "Calibration"}
-"""Names of classes that are still to be told apart."""
 WHOLE_PROJECT = ("architecture", "integration")
 """Folders of tests that are about no single module."""
 
@@ -108,7 +106,7 @@ def test_tests_mirror_the_package() -> None:
 
 def test_no_class_name_stands_twice() -> None:
     names = Counter(node.name for path in MODULES for node in ast.walk(tree(path)) if isinstance(node, ast.ClassDef))
-    assert {name for name, n in names.items() if n > 1} <= STAND_TWICE
+    assert {name for name, n in names.items() if n > 1} == set()
 
 
 def test_no_folder_holds_more_than_a_person_scans() -> None:

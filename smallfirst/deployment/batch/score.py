@@ -148,7 +148,7 @@ class BatchScorer:
         return {"answers": [json.dumps(found, ensure_ascii=False)]}
 
     async def answer(
-        self, requests: Mapping[str, str], keep: Callable[[dict[str, Any]], None], budget: BatchBudget | None = None
+        self, requests: Mapping[str, str], keep: Callable[[dict[str, Any]], None], budget: CostCap | None = None
     ) -> None:
         """Answer requests by hash, shortest first, so that those of a pass are alike; hand each answer to `keep`.
 
@@ -203,7 +203,7 @@ class BatchScorer:
         }
 
 
-class BatchBudget:
+class CostCap:
     """What a batch may still cost: the worst case of a request is set aside, on disk too, before it is sent."""
 
     def __init__(self, folder: BatchFolder, cap_usd: float | None) -> None:
@@ -345,7 +345,7 @@ async def _fill(
 ) -> str:
     """Ask and write part by part in this process; return why it stopped before the end, if it did."""
     scorer, failures = None, Failures()
-    budget = BatchBudget(folder, cap_usd) if source.paid else None
+    budget = CostCap(folder, cap_usd) if source.paid else None
     waiting: list[dict[str, Any]] = []
     kept_at = time.monotonic()
 
