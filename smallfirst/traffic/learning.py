@@ -128,9 +128,7 @@ def learn(
         rows = corrected
     files = _write_parts(place, drafted, rows, corrections, accuracy=accuracy)
     named = [row.example.answer for row in corrections.values() if row.example.shape == "label"]
-    _write_task(place, folder, files, labels="gold" if accuracy else "large", named=named)
-    if minutes is not None:
-        _let_the_run_choose(place)
+    _write_task(place, folder, files, labels="gold" if accuracy else "large", named=named, minutes=minutes)
     n_marked = _add_marked(place)
     summary = _run(place, progress, minutes)
     certificate, routed = summary.certificate, summary.paths.get("routed")
@@ -320,8 +318,19 @@ def _write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
 
 
-def _write_task(place: Path, folder: Path, files: Mapping[str, str], *, labels: str, named: Sequence[str]) -> None:
-    """Write the task.yaml of what is learnt: the drafted one with these rows, the recorded answers as large model."""
+def _write_task(
+    place: Path,
+    folder: Path,
+    files: Mapping[str, str],
+    *,
+    labels: str,
+    named: Sequence[str],
+    minutes: float | None,
+) -> None:
+    """Write the task.yaml of what is learnt: the drafted one with these rows, the recorded answers as large model.
+
+    With `minutes` the run chooses the candidate: the drafted one may not end in that time.
+    """
     values = yaml.safe_load((folder / "task.yaml").read_text(encoding="utf-8"))
     kept = {
         name: value for name, value in values.get("data", {}).items() if name not in ("train", "validation", "test")
@@ -333,6 +342,8 @@ def _write_task(place: Path, folder: Path, files: Mapping[str, str], *, labels: 
         "gate": {**(values.get("gate") or {}), "accuracy_at_least": 1.0},
         "routing": {**(values.get("routing") or {}), "labels": labels},
     }
+    if minutes is not None:
+        changes["routing"].pop("small", None)
     if labels == "large" and not read_task_file(folder).why_no_second_look:
         changes["routing"].setdefault("second_look_after", SECOND_LOOK_AFTER)
     else:
@@ -340,13 +351,6 @@ def _write_task(place: Path, folder: Path, files: Mapping[str, str], *, labels: 
     if isinstance(values.get("labels"), list):  # people may name one that the large model never did
         changes["labels"] = list(dict.fromkeys([*values["labels"], *named]))
     _write_settings(place, {**values, **changes})
-
-
-def _let_the_run_choose(place: Path) -> None:
-    """Take the candidate that `discover` drafted out of the settings: it may not end in the time that is left."""
-    values = yaml.safe_load((place / "task.yaml").read_text(encoding="utf-8"))
-    values["routing"].pop("small", None)
-    _write_settings(place, values)
 
 
 def _write_settings(place: Path, values: Mapping[str, Any]) -> None:

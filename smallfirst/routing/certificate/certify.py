@@ -97,18 +97,12 @@ def certify(
     shown = _search(data, tested, level)
     if by_field is not None and level and rows.fields is not None:
         fields = certify_fields(rows.fields, by_field, level=level, selection=selection.fields if selection else None)
-    missing, foretold = None, set(limits) == {"error"} and not guarantee.per_group and not data.foreign_share
-    if foretold and level and not shown.found.issued:
+    missing = None
+    if level and not shown.found.issued:
         again = 1 - (look.n_once if look else 0) / max(1, rows.n)
-        score, right, refused_at = data.confidence[-1], data.right[-1], shown.found.level
-        later = refused_at * next_share / share
-        missing = rows_for_error(score, right, limits["error"], later, refused_at=refused_at, again=again)
+        missing = _rows_missing(data, guarantee, shown.found.level, share=next_share / share, again=again)
     may_keep = "accuracy_loss" not in limits or not shown.found.issued or shown.found.keeps_all
     action, below_why = decide_below_threshold(data, shown.accepted, below, may_keep=may_keep)
-    n_labels, n_accepted, n_errors = data.n, shown.n_accepted, shown.n_errors
-    if fields and not limits:
-        n_labels, n_accepted, n_errors = fields.n_rows, fields.whole.n_rows_kept, fields.whole.n_rows_wrong
-    audited = audit_limits(shown.outcome, shown.accepted, tested, shown.error_bound) if shown.found.issued else {}
     return Certificate(
         issued=shown.found.issued or (fields is not None and fields.issued),
         threshold=shown.found.thresholds[-1],
@@ -119,21 +113,49 @@ def certify(
         guarantee=guarantee,
         model_fingerprint=model_fingerprint,
         dataset_fingerprint=rows.fingerprint,
-        evidence=Evidence(
-            n_labels=n_labels,
-            n_accepted=n_accepted,
-            n_errors=n_errors,
-            risks=shown.risks,
-            audit_limits=audited,
-            labels_missing=missing.n_more if missing and not missing.unlikely else None,
-            labels_missing_chance=missing.chance if missing else None,
-        ),
+        evidence=_evidence(data, guarantee, tested, shown, fields, missing),
         report=CertificateReport(
             why=_describe(data, guarantee, shown, fields, missing),
             below_why=below_why,
             curve=threshold_curve(data, shown.found.thresholds, tested.confidence),
             rests_on=tuple(_rests_on(data, guarantee, counted, n_rows=rows.n, person=below.person)),
         ),
+    )
+
+
+def _rows_missing(
+    data: CalibrationSet, guarantee: Guarantee, refused_at: float, *, share: float, again: float
+) -> RowsNeeded | None:
+    """Return how many more rows are likely to show a limit on errors alone; None for other guarantees.
+
+    `share`: level of the next look over that of this one. `again`: share of these rows that it tests again.
+    """
+    if set(guarantee.limits) != {"error"} or guarantee.per_group or data.foreign_share:
+        return None
+    score, right, limit = data.confidence[-1], data.right[-1], guarantee.limits["error"]
+    return rows_for_error(score, right, limit, refused_at * share, refused_at=refused_at, again=again)
+
+
+def _evidence(
+    data: CalibrationSet,
+    guarantee: Guarantee,
+    tested: Guarantee,
+    shown: _Shown,
+    fields: FieldCertificate | None,
+    missing: RowsNeeded | None,
+) -> Evidence:
+    n_labels, n_accepted, n_errors = data.n, shown.n_accepted, shown.n_errors
+    if fields and not guarantee.limits:
+        n_labels, n_accepted, n_errors = fields.n_rows, fields.whole.n_rows_kept, fields.whole.n_rows_wrong
+    issued = shown.found.issued
+    return Evidence(
+        n_labels=n_labels,
+        n_accepted=n_accepted,
+        n_errors=n_errors,
+        risks=shown.risks,
+        audit_limits=audit_limits(shown.outcome, shown.accepted, tested, shown.error_bound) if issued else {},
+        labels_missing=missing.n_more if missing and not missing.unlikely else None,
+        labels_missing_chance=missing.chance if missing else None,
     )
 
 

@@ -271,7 +271,7 @@ def test_child_ends_with_its_parent(tiny_gguf: Path) -> None:
         "model = LlamaCppModel(config, PriceBook())\n"
         "asyncio.run(model.complete(Request.ask('Hi', max_tokens=1)))\n"
         "print('answered', flush=True)\n"
-        "time.sleep(600)\n"
+        "time.sleep(60)\n"
     )
     root = str(Path(__file__).parents[3])
     with tempfile.TemporaryDirectory(dir="/tmp") as short:  # a socket has no long name
