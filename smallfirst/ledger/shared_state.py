@@ -1,4 +1,4 @@
-"""Small values that processes over one ledger share beside its rows, such as counts and accepted credentials.
+"""Small values that processes over one ledger share beside its rows, such as counts.
 
 A value is JSON under a name. It is replaced only if nobody has replaced it meanwhile (compare and set), so no process
 waits for another that is frozen. Times are the database's, so clocks of machines need not agree.

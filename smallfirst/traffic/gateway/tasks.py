@@ -73,7 +73,7 @@ class TakenOverTasks:
         `one_tenant` returns True if there is one at most, whose evidence then counts for all.
         """
         self._prices, self._one_tenant = prices, one_tenant
-        self.credentials = Credentials(ledger.shared)
+        self.credentials = Credentials()
         self._ledger, self._file, self._interval_s = ledger, file or TakeOvers(), poll_interval_s
         self.tasks: dict[str, LiveTask] = {}
         self._matcher = TaskMatcher({})
@@ -85,7 +85,6 @@ class TakenOverTasks:
     async def start(self) -> None:
         """Load what the file names; a task that cannot be loaded is logged, and its requests pass."""
         self._stamp = self._file.stamp
-        await self.credentials.start()
         self._use(await asyncio.to_thread(self._loaded))
 
     async def answer(self, request: GatewayRequest, upstreams: Upstreams) -> GatewayResponse | None:
@@ -149,7 +148,6 @@ class TakenOverTasks:
     async def aclose(self) -> None:
         """Finish what is under way and free all models."""
         await self._background.wait()
-        await self.credentials.aclose()
         for task in self.tasks.values():
             await task.aclose()
         self._ledger.close()

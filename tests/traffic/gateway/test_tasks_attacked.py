@@ -286,20 +286,3 @@ def test_the_proxys_own_provider_key_needs_no_proof(
     monkeypatch.setenv("BIG_KEY", VALID.removeprefix("Bearer "))
     proxy = started({"default": {"base_url": big.url, "api_key_env": "BIG_KEY"}}, "ada")
     assert proxy.asks(3, "ada", credential=None) == {"small": 3}
-
-
-def test_processes_share_rights_and_their_ends(
-    started: Callable[..., Proxy], big: Upstream, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("smallfirst.traffic.gateway.access.SYNC_S", 0.0, raising=False)
-    one, two = (started({"default": big}) for _ in range(2))
-    assert one.ask() == "200"
-    before = big.n_asked
-    two.wait(lambda: two.ask() == "small")
-    assert two.asks(3) == {"small": 3}
-    assert big.n_asked - before <= 20
-    big.valid = set()
-    assert two.ask(text=UNCERTAIN) == "401"
-    one.wait(lambda: one.ask() == "401")
-    assert one.asks(3) == two.asks(3) == {"401": 3}
-    assert b"sk-valid" not in b"".join(file.read_bytes() for file in Path(".smallfirst").rglob("*.*") if file.is_file())
