@@ -1,4 +1,4 @@
-"""Exports of tiny models, read back by transformers or llama.cpp: equal where right, refused where broken."""
+"""Exports of tiny models, read back by llama.cpp: equal where right, refused where broken."""
 
 from __future__ import annotations
 
@@ -19,18 +19,16 @@ from tokenizers import pre_tokenizers
 
 from smallfirst.base.errors import ConfigError, MissingExtra, SmallfirstError
 from smallfirst.data.dataset import Dataset
-from smallfirst.models import gguf as export_gguf
+from smallfirst.models import export as exports
 from smallfirst.models.export import (
     ComparedRow,
-    ExportReport,
     check_differences,
     export,
     likely_difference,
 )
 from smallfirst.models.generation.generator import GenerationRequest, Generator
 from smallfirst.models.local.tokenizer import choose_label_tokens, encode_prompt
-from smallfirst.models.local.weights import weights_fingerprint
-from smallfirst.models.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from smallfirst.models.manifest import Manifest, read_manifest, write_manifest
 from smallfirst.models.pricing import PriceBook
 from smallfirst.models.protocol import Request
 from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppModel
@@ -108,64 +106,13 @@ def assert_nothing_left(target: Path) -> None:
     assert not list(target.parent.glob(".export-*"))
 
 
-def gguf_export(folder: Path, target: Path, precision: Any = "bf16", texts: tuple[str, ...] = TEXTS) -> ExportReport:
-    return export(folder, target, format="gguf", precision=precision, texts=texts)
-
-
-# --- a transformers folder -----------------------------------------------------------------------------------------
-
-
-def test_a_folder_loads_without_our_manifest_and_has_the_trained_weights(trained: Path, tmp_path: Path) -> None:
-    target = tmp_path / "out" / "plain"
-    report = export(trained, target, format="safetensors", precision="bf16", texts=TEXTS)
-    assert read_manifest(target) == read_manifest(trained)
-    (target / MANIFEST).unlink()
-    (before, _), (after, tokenizer) = load(trained), load(target)
-    assert weights_fingerprint(after) == weights_fingerprint(before)
-    assert after.generation_config.eos_token_id == tokenizer.eos_token_id
-    assert after.generation_config.max_new_tokens == 1  # a code is one token, and nothing follows
-    assert_equal_logits(trained, target)
-    assert report.model_dump(exclude={"sha256", "notes"}) == {
-        "format": "safetensors",
-        "precision": "bf16",
-        "path": target,
-        "n_texts": 5,
-        "max_difference": 0.0,
-        "engine": "transformers",
-    }
-    assert len(report.sha256) == 64
-    assert_nothing_left(tmp_path / "out" / "other")
-
-
-def test_a_weight_that_f16_cannot_hold_is_refused(trained: Path, tmp_path: Path) -> None:
-    model, _ = load(trained)
-    with torch.no_grad():
-        model.model.layers[1].mlp.down_proj.weight[0, 0] = 1e6
-    model.to(torch.bfloat16).save_pretrained(trained)
-    with pytest.raises(SmallfirstError, match=r"5 of 5 texts.*\n  text 1: log-probabilities differ by up to nan"):
-        export(trained, tmp_path / "plain", format="safetensors", precision="f16", texts=TEXTS)
-    assert_nothing_left(tmp_path / "plain")
-
-
-def test_a_chat_endpoint_would_ask_as_in_training(trained: Path, tmp_path: Path) -> None:
-    export(trained, tmp_path / "plain", format="safetensors", precision="bf16", texts=TEXTS)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "plain")
-    turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "  where is it\n"}]
-    ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
-    assert tokenizer.convert_ids_to_tokens(ids[:1]) == ["<s>"]
-    assert tokenizer.decode(ids[1:]) == "where is it =>"
-
-
-# --- one GGUF file -------------------------------------------------------------------------------------------------
-
-
 @needs_llama
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_gguf_has_the_logits_and_tokens_of_the_trained_model(trained: Path, tmp_path: Path, kind: str) -> None:
     as_family(trained, kind, vocab_size=510, tie_word_embeddings=kind == "llama")
-    report = gguf_export(trained, tmp_path / "m.gguf")
+    report = export(trained, tmp_path / "m.gguf", precision="bf16", texts=TEXTS)
     assert_equal_logits(trained, tmp_path / "m.gguf")
-    assert (report.engine, report.n_texts) == ("llama.cpp", 5)
+    assert (report.n_texts, report.path, len(report.sha256)) == (5, tmp_path / "m.gguf", 64)
     assert 0 < report.max_difference < 0.1
     reader = gguf.GGUFReader(tmp_path / "m.gguf")
     names = {tensor.name for tensor in reader.tensors}
@@ -175,14 +122,14 @@ def test_gguf_has_the_logits_and_tokens_of_the_trained_model(trained: Path, tmp_
     kinds = [int(field.parts[at][0]) for at in field.data]
     n_tokens = len(transformers.AutoTokenizer.from_pretrained(trained))
     assert (kinds[:3], kinds[n_tokens:]) == ([3, 3, 1], [5] * (510 - n_tokens))  # control, normal; unused
-    kept = Manifest.model_validate_json(bytes(reader.fields[export_gguf.MANIFEST_KEY].parts[-1]))
+    kept = Manifest.model_validate_json(bytes(reader.fields[exports.MANIFEST_KEY].parts[-1]))
     assert kept == read_manifest(trained)
 
 
 @needs_llama
 def test_matrices_take_the_precision_where_their_rows_can_be_cut_in_blocks(trained: Path, tmp_path: Path) -> None:
     as_family(trained, "llama", intermediate_size=48)
-    report = gguf_export(trained, tmp_path / "m.gguf", "q8_0")
+    report = export(trained, tmp_path / "m.gguf", precision="q8_0", texts=TEXTS)
     assert report.notes[0].startswith("2 matrices are f16")  # one `down_proj` in each layer
     found = {t.name: (len(t.shape), t.tensor_type.name) for t in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
     assert found.pop("blk.0.ffn_down.weight") == found.pop("blk.1.ffn_down.weight") == (2, "F16")
@@ -193,10 +140,10 @@ def test_matrices_take_the_precision_where_their_rows_can_be_cut_in_blocks(train
 def test_wrong_order_of_rows_is_refused_and_nothing_is_left(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export_gguf, "permute_rotary_rows", lambda weight, n_heads: weight)
-    monkeypatch.setattr("smallfirst.models.export.LLAMA_CPP_EXTRA_NATS", 0.02)
-    with pytest.raises(SmallfirstError, match="the bf16 gguf export does not answer as the trained model on 5 of 5"):
-        gguf_export(trained, tmp_path / "m.gguf")
+    monkeypatch.setattr(exports, "permute_rotary_rows", lambda weight, n_heads: weight)
+    monkeypatch.setitem(exports.MAX_DIFFERENCE_NATS, "bf16", 0.02)
+    with pytest.raises(SmallfirstError, match="the bf16 export does not answer as the trained model on 5 of 5"):
+        export(trained, tmp_path / "m.gguf", precision="bf16", texts=TEXTS)
     assert_nothing_left(tmp_path / "m.gguf")
 
 
@@ -213,7 +160,7 @@ def test_a_file_that_splits_texts_otherwise_is_refused(
 ) -> None:
     monkeypatch.setattr(gguf.GGUFWriter, method, broken(getattr(gguf.GGUFWriter, method)))
     with pytest.raises(SmallfirstError, match=rf"llama.cpp splits 2 of 2 texts into other tokens.*\n  {said}"):
-        gguf_export(trained, tmp_path / "m.gguf", texts=("where is my card", "refund request"))
+        export(trained, tmp_path / "m.gguf", precision="bf16", texts=("where is my card", "refund request"))
     assert_nothing_left(tmp_path / "m.gguf")
 
 
@@ -222,14 +169,14 @@ def test_a_file_that_nothing_could_read_back_is_not_written(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match="llama"):
-        gguf_export(trained, tmp_path / "m.gguf")
+        export(trained, tmp_path / "m.gguf", precision="bf16", texts=TEXTS)
 
 
 def test_an_architecture_that_gguf_cannot_hold_is_named(trained: Path, tmp_path: Path) -> None:
     as_family(trained, "mistral", sliding_window=None)
     model, tokenizer = load(trained)
     with pytest.raises(ConfigError, match='its architecture is "mistral"; supported are llama, qwen2'):
-        export_gguf.write_gguf(model, tokenizer, read_manifest(trained), tmp_path / "m.gguf", precision="bf16")
+        exports.write_gguf(model, tokenizer, read_manifest(trained), tmp_path / "m.gguf", precision="bf16")
 
 
 # --- how text is split ---------------------------------------------------------------------------------------------
@@ -265,11 +212,11 @@ def test_pre_tokenizer_is_named_by_its_steps(
 ) -> None:
     _, tokenizer = tiny_fp32
     tokenizer.backend_tokenizer.pre_tokenizer = rule()
-    assert export_gguf.pre_tokenizer_name(tokenizer) == name
+    assert exports.pre_tokenizer_name(tokenizer) == name
 
 
 def test_pre_tokenizer_of_qwen_as_transformers_builds_it() -> None:
-    assert export_gguf.pre_tokenizer_name(transformers.Qwen2Tokenizer(vocab={"a": 0}, merges=[])) == "qwen2"
+    assert exports.pre_tokenizer_name(transformers.Qwen2Tokenizer(vocab={"a": 0}, merges=[])) == "qwen2"
 
 
 # --- what is refused before anything is written ----------------------------------------------------------------------
@@ -277,16 +224,11 @@ def test_pre_tokenizer_of_qwen_as_transformers_builds_it() -> None:
 
 def test_every_wrong_argument_is_named_at_once(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
-    with pytest.raises(ConfigError) as caught:
-        export(trained, tmp_path / "there", format="safetensors", precision="q8_0", texts=())
-    assert "there exists" in str(caught.value)
-    assert "q8_0 is a precision of gguf" in str(caught.value)
-    assert "no texts to compare it on" in str(caught.value)
-    with pytest.raises(ConfigError, match=r"must end in \.gguf"):
-        gguf_export(trained, tmp_path / "model.bin")
     write_manifest(trained, read_manifest(trained).model_copy(update={"kind": "words"}))
-    with pytest.raises(ConfigError, match='of kind "words", which no other engine runs'):
-        gguf_export(trained, tmp_path / "m.gguf")
+    with pytest.raises(ConfigError) as caught:
+        export(trained, tmp_path / "there", precision="q8_0", texts=())
+    for said in ("there exists", "must end in .gguf", "no texts to compare it on", 'of kind "words", which no other'):
+        assert said in str(caught.value)
 
 
 # --- the comparison ------------------------------------------------------------------------------------------------
@@ -297,10 +239,10 @@ def test_likely_tokens_are_compared_and_differ_by_no_more_than_the_precision_exp
     assert likely_difference(own, (-0.9, -4.0)) == pytest.approx(0.4)  # not 5: e^-9 is no likely token
     assert likely_difference(own, (-math.inf, -9.0)) == math.inf
     assert math.isnan(likely_difference(own, (math.nan, -9.0)))
-    check_differences([0.02, 0.25], "gguf", "bf16")
-    for wrong in (0.02, math.inf, math.nan):
-        with pytest.raises(SmallfirstError, match=r"on 1 of 2 texts \(allowed: 0\.001 nats\)\n  text 2: log-prob"):
-            check_differences([0.0, wrong], "safetensors", "bf16")
+    check_differences([0.02, 0.25], "bf16")
+    for wrong in (0.26, math.inf, math.nan):
+        with pytest.raises(SmallfirstError, match=r"on 1 of 2 texts \(allowed: 0\.25 nats\)\n  text 2: log-prob"):
+            check_differences([0.0, wrong], "bf16")
 
 
 @needs_llama
@@ -314,7 +256,7 @@ async def test_chat_endpoint_of_llama_cpp_writes_what_the_trained_model_writes(
     with torch.no_grad():
         model.lm_head.weight[broken] = 0  # parts of characters would not come through an endpoint
     model.to(torch.bfloat16).save_pretrained(writing)
-    gguf_export(writing, tmp_path / "m.gguf")
+    export(writing, tmp_path / "m.gguf", precision="bf16", texts=TEXTS)
     model.float()
     texts = [example.text for example in toy_rows.examples]
     asks = [GenerationRequest(encode_prompt(tokenizer, ANSWER.prompt(text), 512), 2) for text in texts]

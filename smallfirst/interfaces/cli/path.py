@@ -278,11 +278,10 @@ def rollback(task_yaml: Path) -> None:
     click.echo(f"{version.name} version {version.version} @champion")
 
 
-@verb("smallfirst export tickets tickets.gguf", "smallfirst export tickets exported --format safetensors")
+@verb("smallfirst export tickets tickets.gguf", "smallfirst export tickets tickets.gguf --precision q8_0")
 @TASK
 @click.argument("target", type=PATH)
 @RUN
-@click.option("--format", "kind", type=click.Choice(["safetensors", "gguf"]), default="gguf", show_default=True)
 @click.option("--precision", type=click.Choice(["bf16", "f16", "q8_0"]), default="bf16", show_default=True)
 @click.option("--rows", "n_rows", type=int, default=64, show_default=True, help="Selection rows to compare on.")
 @click.option("--candidate", help="Another candidate of the run than the champion.")
@@ -290,12 +289,11 @@ def export(
     task_yaml: Path,
     target: Path,
     run_name: str | None,
-    kind: Any,
     precision: Any,
     n_rows: int,
     candidate: str | None,
 ) -> None:
-    """Write the champion for other engines.
+    """Write the champion as one GGUF file, for llama.cpp.
 
     Its answers there are compared with those here. Linear models have no other engine.
     """
@@ -304,7 +302,7 @@ def export(
     project, run_folder = load_run(task_yaml, run_name)
     texts = [example.text for example in project.rows.selection.examples[:n_rows]]
     folder = run_folder.model_folder(candidate or run_folder.live_candidate())
-    found = export_model(folder, target, format=kind, precision=precision, texts=texts)
+    found = export_model(folder, target, precision=precision, texts=texts)
     click.echo(found.model_dump_json(indent=2))
 
 
