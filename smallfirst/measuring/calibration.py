@@ -12,7 +12,7 @@ import numpy as np
 
 from smallfirst.base.errors import DataError, Problem
 from smallfirst.base.records import Record
-from smallfirst.base.stats.intervals import Estimate, bootstrap, wilson
+from smallfirst.base.stats.intervals import Estimate, wilson
 from smallfirst.data.dataset import Dataset, Example
 from smallfirst.models.confidence import MIN_LOG_PROBABILITY, Calibration, IsotonicCurve, token_features
 from smallfirst.models.label_model import LabelLogProbs
@@ -177,16 +177,6 @@ def _check_lengths(confidences: Sequence[object] | np.ndarray, right: np.ndarray
         raise ValueError(f"confidences and outcomes differ in number: {len(confidences)} and {len(right)}")
 
 
-def brier_score(confidence: Sequence[float], correct: Sequence[bool]) -> float:
-    """Return the mean squared distance of confidence from 1 for right and 0 for wrong answers (Brier 1950).
-
-    In [0, 1]; 0 without rows. Raises ValueError if the lengths differ.
-    """
-    confidences, right = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
-    _check_lengths(confidences, right)
-    return float(np.mean((confidences - right) ** 2)) if confidences.size else 0.0
-
-
 def expected_calibration_error(confidence: Sequence[float], correct: Sequence[bool], *, bins: int = 10) -> float:
     """Return the mean gap between confidence and accuracy over bins of equal count, in [0, 1]; 0 without rows.
 
@@ -210,9 +200,6 @@ def equal_count_bins(confidence: Sequence[float] | np.ndarray, bins: int) -> lis
     return [part for part in np.split(order, np.unique(ends)) if len(part)]
 
 
-# How well confidence parts right from wrong: answers of equal confidence are accepted together, those without one last.
-
-
 class RiskCoveragePoint(Record):
     """Error when only the most confident share of answers is accepted."""
 
@@ -226,8 +213,15 @@ class RiskCoveragePoint(Record):
 def risk_coverage_curve(
     confidence: Sequence[float | None], correct: Sequence[bool], *, n_points: int = 60
 ) -> tuple[RiskCoveragePoint, ...]:
-    """Return the error by share accepted, most confident first; empty if no answer has a confidence."""
-    ordered, wrong = _by_confidence(confidence, correct)
+    """Return the error by share accepted, most confident first; empty if no answer has a confidence.
+
+    Answers of equal confidence are accepted together, those without one last.
+    """
+    right = np.asarray(correct, dtype=bool)
+    _check_lengths(confidence, right)
+    known = np.array([-np.inf if value is None else value for value in confidence], dtype=np.float64)
+    order = np.argsort(-known, kind="stable")
+    ordered, wrong = known[order], ~right[order]
     n_known = int(np.isfinite(ordered).sum())
     errors = np.cumsum(wrong)
     wanted = [max(1, round(n_known * i / n_points)) for i in range(1, n_points + 1)] if n_known else []
@@ -240,35 +234,3 @@ def risk_coverage_curve(
         )
         for count in counts
     )
-
-
-def auroc(confidence: Sequence[float | None], correct: Sequence[bool]) -> Estimate | None:
-    """Return the probability that a right answer has more confidence than a wrong one, ties half; 0.5 is chance.
-
-    The interval is a bootstrap; a resample without right or without wrong answers counts as 0.5, which widens it where
-    errors are few. None if all answers are right or all are wrong. Raises ValueError if the lengths differ.
-    """
-    ordered, wrong = _by_confidence(confidence, correct)
-    if wrong.all() or not wrong.any():
-        return None
-    return bootstrap(lambda rows: _ordered_pairs(ordered[rows], wrong[rows]), len(ordered))
-
-
-def _ordered_pairs(confidence: np.ndarray, wrong: np.ndarray) -> float:
-    n_wrong = int(wrong.sum())
-    n_right = len(wrong) - n_wrong
-    if not n_wrong or not n_right:
-        return 0.5
-    from scipy.stats import rankdata
-
-    ranks = rankdata(confidence)
-    return float((ranks[~wrong].sum() - n_right * (n_right + 1) / 2) / (n_right * n_wrong))
-
-
-def _by_confidence(confidence: Sequence[float | None], correct: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
-    """Return confidences and errors, most confident first; no confidence is minus infinity."""
-    right = np.asarray(correct, dtype=bool)
-    _check_lengths(confidence, right)
-    known = np.array([-np.inf if value is None else value for value in confidence], dtype=np.float64)
-    order = np.argsort(-known, kind="stable")
-    return known[order], ~right[order]

@@ -12,7 +12,7 @@ import numpy as np
 
 from smallfirst.base.progress import ProgressCallback, no_progress
 from smallfirst.base.records import Record
-from smallfirst.base.stats.intervals import Estimate, mcnemar, mean_interval, paired_difference, wilson
+from smallfirst.base.stats.intervals import Estimate, mean_interval, paired_difference, wilson
 from smallfirst.data.dataset import Dataset, Example, sample_rows
 from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.tasks.task import PartCounts, ScoredAnswer, Task
@@ -100,12 +100,10 @@ def summarize(
 def compare(first: Evaluation, second: Evaluation) -> Comparison:
     """Compare the accuracy of `first` with that of `second` on the rows both have."""
     pairs = [(row.correct, second.by_key[row.key].correct) for row in first.rows if row.key in second.by_key]
-    only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
     return Comparison(
         first=first.candidate,
         second=second.candidate,
         difference=paired_difference([a for a, _ in pairs], [b for _, b in pairs]),
-        p_value=mcnemar(only_first, only_second),
     )
 
 
@@ -258,5 +256,3 @@ class Comparison(Record):
     second: str
     difference: Estimate
     """Accuracy of first minus second, in [-1, 1]."""
-    p_value: float
-    """Exact two-sided McNemar test."""

@@ -1,4 +1,4 @@
-"""Rows whose given answer is probably wrong: confident models agree on another one.
+"""Rows whose given label is probably wrong: a model that was fitted without them is confident of another one.
 
 After confident learning (Northcutt, Jiang and Chuang 2021). Only the predicted answer's probability is stored, so a
 label's mean confidence is taken over rows given that label where the model predicts it.
@@ -7,10 +7,10 @@ label's mean confidence is taken over rows given that label where the model pred
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import pydantic
 
@@ -18,31 +18,12 @@ from smallfirst.base.errors import DataError, Problem, did_you_mean
 from smallfirst.base.files import write_atomically
 from smallfirst.base.records import Record, parse_json_lines
 from smallfirst.data.dataset import Dataset, Example
-from smallfirst.measuring.evaluate import EvaluatedRow, Evaluation
+from smallfirst.measuring.evaluate import EvaluatedRow
 
 CONFIDENT = 0.9
-"""Confidence that counts as high where a model's own mean is not known."""
+"""Confidence that counts as high of a label whose mean is not known."""
 MIN_LABEL_ROWS = 3
-"""An answer given to at least this many rows is a label, and has a mean."""
-DEFAULT_WEIGHT = 0.5
-"""Weight of an answer without a confidence."""
-MIN_AGREEING_TEXT, MIN_AGREEING_LABEL = 2, 3
-"""This many candidates with the same other answer make a row suspect without any of them being confident."""
-
-
-class Suspect(Record):
-    """A row whose given answer is probably wrong."""
-
-    key: str
-    text: str
-    gold: str
-    said: str
-    confidence: float | None
-    """Highest confidence among them, in [0, 1]; None if none gives one."""
-    agrees: tuple[str, ...]
-    """Candidates with that answer, most confident first."""
-    evidence: float
-    """Sum of their confidences less those of candidates that give a right answer; above 0."""
+"""From so many rows on which a label is right its mean confidence is known."""
 
 
 class SuspectLine(Record):
@@ -57,42 +38,29 @@ class SuspectLine(Record):
     answer: Annotated[str, pydantic.StringConstraints(strip_whitespace=True)]
 
 
-class _Prediction(NamedTuple):
-    candidate: str
-    row: EvaluatedRow
-    confident: bool
+def find_label_errors(rows: Sequence[EvaluatedRow], *, most: int = 50) -> tuple[EvaluatedRow, ...]:
+    """Return at most `most` rows on which the model is surer of another label than it is of that label on the whole.
 
-    @property
-    def weight(self) -> float:
-        return DEFAULT_WEIGHT if self.row.confidence is None else self.row.confidence
-
-
-def find_label_errors(evaluations: Sequence[Evaluation], *, most: int = 50) -> tuple[Suspect, ...]:
-    """Return at most `most` suspect rows, strongest evidence first.
-
-    A row is suspect if a candidate confidently gives another answer, if three give the same other label, or if two give
-    the same other text where answers are not labels; and if the evidence outweighs the candidates that give a right
-    answer. Router evaluations are left out, since they repeat the answers of others.
+    The surest first. The model must have been fitted without these rows.
     """
-    used = [e for e in evaluations if e.candidate != "routed"]
-    labels = _labels(used)
-    predictions: dict[str, list[_Prediction]] = defaultdict(list)
-    for evaluation in used:
-        means = _mean_confidences(evaluation)
-        for key, row in evaluation.by_key.items():
-            confident = row.confidence is not None and row.confidence >= means.get(row.answer or "", CONFIDENT)
-            predictions[key].append(_Prediction(evaluation.candidate, row, confident))
-    found = [suspect for group in predictions.values() if (suspect := _suspect(group, labels)) is not None]
-    return tuple(sorted(found, key=lambda s: (-s.evidence, s.key))[:most])
+    means = _mean_confidences(rows)
+
+    def is_suspect(row: EvaluatedRow) -> bool:
+        if row.answer is None or row.confidence is None or row.correct:
+            return False
+        return row.confidence >= means.get(row.answer, CONFIDENT)
+
+    found = filter(is_suspect, rows)
+    return tuple(sorted(found, key=lambda row: (-(row.confidence or 0.0), row.key))[:most])
 
 
-def write_suspects(suspects: Sequence[Suspect], path: Path) -> Path:
+def write_suspects(suspects: Sequence[EvaluatedRow], path: Path) -> Path:
     """Write one JSON line per suspect for a person; keep answers already filled in. Raise DataError if unreadable."""
     filled = {line.key: line for _, line in _read(path) if line.answer} if path.exists() else {}
     lines = []
     for s in suspects:
         answer = filled.pop(s.key).answer if s.key in filled else ""
-        lines.append(SuspectLine(key=s.key, text=s.text, given=s.gold, suggested=s.said, answer=answer))
+        lines.append(SuspectLine(key=s.key, text=s.text, given=s.gold, suggested=s.answer or "", answer=answer))
     lines += filled.values()
     content = "".join(json.dumps(line.model_dump(), ensure_ascii=False) + "\n" for line in lines)
     return write_atomically(path, content.encode())
@@ -128,38 +96,13 @@ def read_relabels(path: Path) -> tuple[tuple[str, str], ...]:
     return tuple((line.key, line.answer) for _, line in _read(path) if line.answer)
 
 
-def _labels(evaluations: Sequence[Evaluation]) -> set[str]:
-    golds = {key: row.gold for e in evaluations for key, row in e.by_key.items()}
-    return {answer for answer, n in Counter(golds.values()).items() if n >= MIN_LABEL_ROWS}
-
-
-def _mean_confidences(evaluation: Evaluation) -> Mapping[str, float]:
-    """Return a candidate's mean confidence by label, over rows given that label where it predicts it."""
+def _mean_confidences(rows: Sequence[EvaluatedRow]) -> Mapping[str, float]:
+    """Return the mean confidence by label, over rows given that label where it predicts it."""
     known: dict[str, list[float]] = defaultdict(list)
-    for row in evaluation.rows:
+    for row in rows:
         if row.confidence is not None and row.answer == row.gold:
             known[row.gold].append(row.confidence)
     return {label: sum(values) / len(values) for label, values in known.items() if len(values) >= MIN_LABEL_ROWS}
-
-
-def _suspect(predictions: Sequence[_Prediction], labels: set[str]) -> Suspect | None:
-    """Return the suspect of the other answer with most evidence; None if none has enough."""
-    others: dict[str, list[_Prediction]] = defaultdict(list)
-    for prediction in sorted(predictions, key=lambda p: (-p.weight, p.candidate)):
-        if prediction.row.answer is not None and not prediction.row.correct:
-            others[prediction.row.answer].append(prediction)
-    against = sum(p.weight for p in predictions if p.row.correct)
-    found = list[Suspect]()
-    for answer, ranked in others.items():
-        agrees, evidence = tuple(dict.fromkeys(p.candidate for p in ranked)), sum(p.weight for p in ranked) - against
-        enough = len(agrees) >= MIN_AGREEING_TEXT
-        if answer in labels:
-            enough = len(agrees) >= MIN_AGREEING_LABEL or any(p.confident for p in ranked)
-        if enough and evidence > 0:
-            row, known = ranked[0].row, [p.row.confidence for p in ranked if p.row.confidence is not None]
-            told = {"key": row.key, "text": row.text, "gold": row.gold, "said": answer, "agrees": agrees}
-            found.append(Suspect(**told, confidence=max(known, default=None), evidence=evidence))
-    return max(found, key=lambda suspect: suspect.evidence, default=None)
 
 
 def _relabelled(example: Example, answer: str | None) -> Example:

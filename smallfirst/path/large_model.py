@@ -47,10 +47,8 @@ from smallfirst.path.project.task_file import LargeConfig, TaskFile
 from smallfirst.tasks.task import Task
 from smallfirst.training.estimates import Range, format_seconds
 
-_NOT_ASKED = {"recorded", "recorded_open", "sample_calibration", "sample_test", "sample_ceiling", "max_usd"}
+_NOT_ASKED = {"recorded", "recorded_open", "sample_calibration", "sample_test", "max_usd"}
 """Settings that do not change the requests."""
-SECOND_ANSWER_TEMPERATURE = 0.7
-"""Temperature of second answers, which measure self-agreement."""
 OPEN_TOKENS = 48
 """Tokens of a recorded answer to an open-ended request."""
 TOKENS_AROUND_PROMPT, TOKENS_AROUND_MESSAGE = 128, 16
@@ -146,25 +144,6 @@ def answers_so_far(task_file: TaskFile, task: Task) -> ReplayModel | None:
     return ReplayModel.load(path) if path and path.exists() else None
 
 
-async def second_answers(task_file: TaskFile, task: Task, rows: Rows, *, progress: Progress) -> ReplayModel | None:
-    """Return second answers to some test rows at SECOND_ANSWER_TEMPERATURE; None if no model can be asked."""
-    path = recording_path(task_file, task, again=True)
-    if not _config(task_file).general_engine:
-        return ReplayModel.load(path) if path.exists() else None
-    changes = {"temperature": SECOND_ANSWER_TEMPERATURE, "seed": 1}
-    wanted = sample_rows(rows.test, n_second_answers(task_file)).examples
-    requests = [Request(messages=example.messages, **changes) for example in wanted]
-    model = prompted_model(task_file, task, rows.train)
-    header, spending = _header(task_file, task, rows, **changes), _spending(task_file, task, model)
-    return await _record(task_file, model, requests, path, header, progress, spending)
-
-
-def n_second_answers(task_file: TaskFile) -> int:
-    """Return how many test rows are asked twice: at most as many as are asked once."""
-    large = _config(task_file)
-    return min(large.sample_ceiling, large.sample_test or large.sample_ceiling)
-
-
 async def recorded_open_answers(task_file: TaskFile, rows: Rows, *, progress: Progress) -> ReplayModel | None:
     """Return recorded answers to the open-ended requests; None without such requests or a recording of them."""
     large = _config(task_file)
@@ -210,19 +189,14 @@ def _settings(large: LargeConfig) -> dict[str, Any]:
     return large.model_dump(mode="json", exclude=_NOT_ASKED | unused)
 
 
-def recording_path(task_file: TaskFile, task: Task, *, again: bool = False) -> Path:
-    """Return the file of answers: the one that task.yaml names, else one for each combination of model and prompt.
-
-    Second answers are beside it.
-    """
+def recording_path(task_file: TaskFile, task: Task) -> Path:
+    """Return the file of answers: the one that task.yaml names, else one for each combination of model and prompt."""
     large = _config(task_file)
     if large.recorded:
-        first = task_file.path(large.recorded)
-    else:
-        told = [message.model_dump() for message in task.instructions(())]
-        way = fingerprint([_settings(large), told, task.answer_schema(), task.max_answer_tokens])
-        first = state_folder() / "recordings" / task.name / f"{way}.jsonl"
-    return first.with_name(f"{first.stem}-again.jsonl") if again else first
+        return task_file.path(large.recorded)
+    told = [message.model_dump() for message in task.instructions(())]
+    way = fingerprint([_settings(large), told, task.answer_schema(), task.max_answer_tokens])
+    return state_folder() / "recordings" / task.name / f"{way}.jsonl"
 
 
 def _spending(task_file: TaskFile, task: Task, model: PromptedModel) -> Spending | None:
@@ -230,12 +204,12 @@ def _spending(task_file: TaskFile, task: Task, model: PromptedModel) -> Spending
     most = _config(task_file).max_usd
     if most is None:
         return None
-    paths = (recording_path(task_file, task, again=again) for again in (False, True))
-    spent = sum(answer.cost_usd for path in paths if path.exists() for answer in read_recording(path)[1])
+    path = recording_path(task_file, task)
+    spent = sum(answer.cost_usd for answer in read_recording(path)[1]) if path.exists() else 0.0
     return Spending(SpendingCap(most, spent), worst_usd(task_file, model))
 
 
-def _header(task_file: TaskFile, task: Task | None, rows: Rows, **changes: Any) -> dict[str, Any]:
+def _header(task_file: TaskFile, task: Task | None, rows: Rows) -> dict[str, Any]:
     """Return when, how and with which prompt answers are made; without a task, requests go as they come."""
     large = _config(task_file)
     prompt: Any = "none: the request as it came"
@@ -250,7 +224,7 @@ def _header(task_file: TaskFile, task: Task | None, rows: Rows, **changes: Any) 
         "made_at": date.today().isoformat(),
         "smallfirst": smallfirst.__version__,
         "command": "smallfirst record task.yaml",
-        "settings": settings | {"temperature": 0} | changes,
+        "settings": settings | {"temperature": 0},
         "prompt": prompt,
         "machine": f"{platform.machine()}, {platform.system()}, {usable_cores()} cores",
     }
@@ -261,7 +235,7 @@ class LargeForecast(Record):
 
     model: str
     n_requests: dict[str, int]
-    """Requests to send: `calibration`, `test`, and `again` for second answers to test rows."""
+    """Requests to send, by split."""
     n_recorded: int
     """Answers that are recorded already and will not be asked again."""
     prompt_tokens: Range
@@ -301,20 +275,12 @@ def forecast_large(file: TaskFile, task: Task, rows: Rows) -> LargeForecast | No
     large = file.large
     if large is None:
         return None
-    engine, first = large.general_engine, recording_path(file, task)
-    answered, repeated = _recorded(first), _recorded(recording_path(file, task, again=True))
-    wanted = {part: sample_rows(getattr(rows, part), large.sample(part)) for part in ("calibration", "test")}
-    wanted["again"] = sample_rows(rows.test, n_second_answers(file))
-    replayed = engine is None or bool(large.recorded and first.exists())
-
-    def missing(name: str) -> list[Example]:
-        """Return the rows of a part that are to be asked."""
-        known = repeated if name == "again" else answered
-        if engine is None or (replayed and name != "again"):
-            return []
-        return [e for e in wanted[name].examples if request_key(Request(messages=e.messages)) not in known]
-
-    asked = {name: missing(name) for name in wanted}
+    engine, path = large.general_engine, recording_path(file, task)
+    answered, replayed = _recorded(path), engine is None or bool(large.recorded and path.exists())
+    asked: dict[str, list[Example]] = {}
+    for part in ("calibration", "test"):
+        wanted = () if replayed else sample_rows(getattr(rows, part), large.sample(part)).examples
+        asked[part] = [e for e in wanted if request_key(Request(messages=e.messages)) not in answered]
     shots = fixed_shots(rows.train, task, 1)[: large.nearest] if large.nearest else None
     instructions = task.instructions(fixed_shots(rows.train, task, large.shots_per_label) if shots is None else shots)
     examples = [example for part in asked.values() for example in part]
@@ -332,12 +298,12 @@ def forecast_large(file: TaskFile, task: Task, rows: Rows) -> LargeForecast | No
     return LargeForecast(
         model=name,
         n_requests={part: len(rows) for part, rows in asked.items()},
-        n_recorded=len(answered) + len(repeated),
+        n_recorded=len(answered),
         prompt_tokens=read,
         answer_tokens=written,
         cost_usd=_cost(file, (read, written), seconds) if examples else Range(low=0.0, high=0.0),
         seconds=seconds,
-        spent_usd=sum(row.cost_usd for row in (*answered.values(), *repeated.values())),
+        spent_usd=sum(row.cost_usd for row in answered.values()),
         max_usd=large.max_usd,
     )
 

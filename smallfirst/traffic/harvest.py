@@ -22,7 +22,7 @@ from smallfirst.data.redaction import redact
 from smallfirst.data.row_formats import detect_layout, parse_row, to_row
 from smallfirst.ledger.ledger import Ledger, open_existing
 from smallfirst.ledger.rows import AuditRow, FeedbackRow, LedgerRow, standing
-from smallfirst.measuring.self_agreement import answer_matcher
+from smallfirst.measuring.teacher_agreement import answer_matcher
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.rows import find_held_out_leaks
 from smallfirst.tasks.task import Task

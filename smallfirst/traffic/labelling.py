@@ -28,7 +28,7 @@ from smallfirst.data.dataset import Dataset, Example, Message, RowFormat, fold_t
 from smallfirst.data.row_formats import ROW_FORMATS, Columns, to_row
 from smallfirst.data.sources.load import load_valid
 from smallfirst.ledger.expenses import note_recording
-from smallfirst.measuring.self_agreement import TeacherAgreement, TeacherAnswer, agreement_with_people
+from smallfirst.measuring.teacher_agreement import TeacherAgreement, TeacherAnswer, agreement_with_people
 from smallfirst.models.few_shot import fixed_shots
 from smallfirst.models.protocol import Model, Request
 from smallfirst.models.recorded import RecordedAnswer, Spending, SpendingCap, read_recording, record, request_key

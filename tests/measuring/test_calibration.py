@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 from random import Random
 
@@ -16,8 +15,6 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 from smallfirst.base.stats.intervals import wilson
 from smallfirst.measuring.calibration import (
     MIN_ROWS,
-    auroc,
-    brier_score,
     equal_count_bins,
     expected_calibration_error,
     fit_calibration,
@@ -121,7 +118,7 @@ def test_a_calibration_ranks_answers_better_than_their_own_probability_and_is_ho
     assert roc_auc_score(held_out_right, after) > roc_auc_score(held_out_right, before) + 0.1
     assert expected_calibration_error(before, held_out_right) > 0.3
     assert expected_calibration_error(after, held_out_right) < 0.06
-    assert brier_score(after, held_out_right) < brier_score(before, held_out_right) - 0.1
+    assert brier_score_loss(held_out_right, after) < brier_score_loss(held_out_right, before) - 0.1
 
 
 def test_where_the_own_probability_says_it_all_nothing_else_is_weighed() -> None:
@@ -144,12 +141,6 @@ def test_too_few_rows_and_rows_of_one_kind_leave_it_unfitted(n: int, kinds: int)
         right = [first if kinds == 1 else i % 2 == 0 for i in range(n)]
         assert fit_calibration(tokens, right) == Calibration()
         assert fit_isotonic([i / n for i in range(n)], right) == IsotonicCurve()
-
-
-@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=50))
-def test_brier_agrees_with_scikit_learn(rows: list[tuple[float, bool]]) -> None:
-    confidences, right = [s for s, _ in rows], [r for _, r in rows]
-    assert brier_score(confidences, right) == pytest.approx(brier_score_loss(right, confidences, labels=[False, True]))
 
 
 def test_the_calibration_error_is_the_weighted_gap_of_bins_of_equal_count() -> None:
@@ -219,25 +210,6 @@ def test_every_point_is_what_its_threshold_keeps(rows: list[tuple[float | None, 
         assert point.error == wilson(len(kept) - sum(kept), len(kept))
 
 
-@settings(max_examples=15, deadline=None)  # each makes a thousand resamples
-@given(ROWS)
-def test_auroc_agrees_with_scikit_learn(rows: list[tuple[float | None, bool]]) -> None:
-    said, right = parted(rows)
-    found = auroc(said, right)
-    if all(right) or not any(right):
-        assert found is None
-        return
-    assert found is not None
-    reference = roc_auc_score(right, [-1.0 if value is None else value for value in said])
-    assert found.value == pytest.approx(reference)
-    assert 0 <= found.low <= found.high <= 1
-
-
-def test_auroc_of_no_rows_is_none() -> None:
-    assert auroc([], []) is None
-
-
-@pytest.mark.parametrize("measure", [risk_coverage_curve, auroc])
-def test_every_confidence_needs_its_outcome(measure: Callable[[list[float], list[bool]], object]) -> None:
+def test_every_confidence_needs_its_outcome() -> None:
     with pytest.raises(ValueError, match="differ in number: 1 and 2"):
-        measure([0.5], [True, True])
+        risk_coverage_curve([0.5], [True, True])

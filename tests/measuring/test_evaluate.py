@@ -136,4 +136,3 @@ def test_two_evaluations_are_paired_by_content_on_the_rows_both_have_seen() -> N
     assert (found.first, found.second) == ("small", "large")
     assert found.difference.n == 4
     assert found.difference.value == 0.0
-    assert found.p_value == 1.0

@@ -7,87 +7,56 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fixtures.evaluations import evaluated_row, evaluation_of
+from fixtures.evaluations import evaluated_row
 
 from smallfirst.base.errors import DataError
 from smallfirst.data.dataset import Dataset, Example, Message
-from smallfirst.measuring.evaluate import Evaluation
-from smallfirst.measuring.label_errors import Suspect, apply_relabels, find_label_errors, write_suspects
-
-Given = tuple[str | None, float | None]
-"""An answer and its confidence."""
+from smallfirst.measuring.evaluate import EvaluatedRow
+from smallfirst.measuring.label_errors import apply_relabels, find_label_errors, write_suspects
 
 
-def predictions(candidate: str, golds: dict[str, str], given: dict[str, Given]) -> Evaluation:
-    """One candidate's answers and confidences."""
-    rows = [evaluated_row(key, golds[key], answer, confidence=sure) for key, (answer, sure) in given.items()]
-    return evaluation_of(rows, candidate=candidate)
+def answered(said: dict[str, tuple[str, str | None, float | None]]) -> list[EvaluatedRow]:
+    """Rows by key, from the given label, what the model says and its confidence."""
+    return [evaluated_row(key, gold, answer, confidence=sure) for key, (gold, answer, sure) in said.items()]
 
 
-GOLD = {"a1": "a", "a2": "a", "a3": "a", "b1": "b", "b2": "b", "b3": "b", "x": "b"}
-CLEAN: dict[str, Given] = {key: (GOLD[key], 0.6) for key in ("a1", "a2", "a3", "b1", "b2", "b3")}
+CLEAN: dict[str, tuple[str, str | None, float | None]] = {f"{x}{i}": (x, x, 0.6) for x in "ab" for i in range(3)}
 
 
-def test_a_row_is_suspect_from_the_mean_confidence_of_the_predicted_label() -> None:
-    # "a" is said of rows given as a with 0.6 on average: 0.6 is sure, 0.59 is not.
-    (found,) = find_label_errors([predictions("small", GOLD, CLEAN | {"x": ("a", 0.6)})])
-    assert found == Suspect(
-        key="x", text="text of x", gold="b", said="a", confidence=0.6, agrees=("small",), evidence=0.6
-    )
-    assert find_label_errors([predictions("small", GOLD, CLEAN | {"x": ("a", 0.59)})]) == ()
-
-
-def test_each_candidate_that_agrees_raises_a_row_and_one_that_gives_the_gold_answer_lowers_it() -> None:
-    alone = predictions("small", GOLD, CLEAN | {"x": ("a", 0.8)})
-    with_it = predictions("words", GOLD, {"x": ("a", 0.3)})
-    unsure_of_it = predictions("large", GOLD, {"x": ("a", None)})
-    against_it = predictions("encoder", GOLD, {"x": ("b", 0.5)})
-    evidence = [
-        find_label_errors(list(evaluations))[0].evidence
-        for evaluations in ([alone, with_it, unsure_of_it], [alone, with_it], [alone], [alone, against_it])
-    ]
-    assert evidence == pytest.approx([0.8 + 0.3 + 0.5, 0.8 + 0.3, 0.8, 0.8 - 0.5])
-    assert find_label_errors([alone, with_it, unsure_of_it])[0].agrees == ("small", "large", "words")
-    assert find_label_errors([alone, predictions("encoder", GOLD, {"x": ("b", 0.8)})]) == ()
-
-
-def test_three_unsure_candidates_make_a_label_suspect_and_two_do_not() -> None:
-    unsure = [predictions(name, GOLD, CLEAN | {"x": ("a", 0.4)}) for name in ("words", "encoder", "small")]
-    assert find_label_errors(unsure[:2]) == ()
-    (found,) = find_label_errors(unsure)
-    assert found.agrees == ("encoder", "small", "words")
-
-
-def test_where_answers_are_texts_two_that_agree_are_enough_and_one_is_not() -> None:
-    golds = {"q1": "in four days", "q2": "no"}
-    small = predictions("small", golds, {"q1": ("in five days", 0.99), "q2": ("no", 0.9)})
-    large = predictions("large", golds, {"q1": ("in five days", None), "q2": ("never", None)})
-    assert find_label_errors([small]) == ()
-    (found,) = find_label_errors([small, large])
-    assert (found.key, found.said, found.confidence) == ("q1", "in five days", 0.99)
+@pytest.mark.parametrize(
+    ("row", "is_suspect"),
+    [
+        (("b", "a", 0.6), True),  # "a" is said of rows given as a with 0.6 on average
+        (("b", "a", 0.59), False),
+        (("b", "c", 0.9), True),  # of c no mean is known
+        (("b", "c", 0.89), False),
+        (("b", "a", None), False),
+        (("b", None, 0.9), False),
+        (("a", "a", 0.9), False),
+    ],
+)
+def test_a_row_is_suspect_from_the_mean_confidence_of_the_predicted_label(
+    row: tuple[str, str | None, float | None], is_suspect: bool
+) -> None:
+    assert [found.key for found in find_label_errors(answered(CLEAN | {"x": row}))] == ["x"] * is_suspect
 
 
 def test_wrong_labels_put_into_clean_rows_are_found_first() -> None:
     draw, labels = np.random.default_rng(1), ("a", "b", "c", "d")
     truth = {f"r{i:03}": labels[i % 4] for i in range(400)}
     wrong = {key for i, key in enumerate(truth) if i % 19 == 0}
-    golds = {key: labels[(labels.index(t) + 1) % 4] if key in wrong else t for key, t in truth.items()}
-
-    def model(accuracy: float) -> dict[str, Given]:
-        said: dict[str, Given] = {}
-        for key, t in truth.items():
-            right = bool(draw.random() < accuracy)
-            confidence = float(draw.beta(12, 2) if right else draw.beta(3, 3))
-            said[key] = (t if right else labels[(labels.index(t) + 2) % 4], confidence)
-        return said
-
-    candidates = [predictions("words", golds, model(0.8)), predictions("small", golds, model(0.9))]
-    found = find_label_errors(candidates, most=20)
-    assert find_label_errors(candidates, most=3) == found[:3]
-    hits = sum(s.key in wrong for s in found)
-    assert hits >= 0.9 * len(found)
-    assert hits >= 0.6 * len(wrong)
-    assert [s.evidence for s in found] == sorted((s.evidence for s in found), reverse=True)
+    said: dict[str, tuple[str, str | None, float | None]] = {}
+    for key, t in truth.items():
+        gold = labels[(labels.index(t) + 1) % 4] if key in wrong else t
+        right = bool(draw.random() < 0.9)
+        confidence = float(draw.beta(12, 2) if right else draw.beta(3, 3))
+        said[key] = (gold, t if right else labels[(labels.index(t) + 2) % 4], confidence)
+    found = find_label_errors(answered(said), most=20)
+    assert find_label_errors(answered(said), most=3) == found[:3]
+    hits = sum(row.key in wrong for row in found)
+    assert hits >= 0.8 * len(found)
+    assert hits >= 0.4 * len(wrong)
+    assert [row.confidence for row in found] == sorted((row.confidence for row in found), reverse=True)
 
 
 def example(text: str, answer: str, *, also: tuple[str, ...] = ()) -> Example:
@@ -97,8 +66,8 @@ def example(text: str, answer: str, *, also: tuple[str, ...] = ()) -> Example:
 DATA = Dataset(name="test.jsonl", examples=(example("one", "a"), example("two\u2028lines", "b", also=("c",))))
 
 
-def suspect(of: Example, said: str) -> Suspect:
-    return Suspect(key=of.key, text=of.text, gold=of.answer, said=said, confidence=0.9, agrees=("small",), evidence=1.0)
+def suspect(of: Example, said: str) -> EvaluatedRow:
+    return evaluated_row(of.key, of.answer, said, text=of.text, confidence=0.9)
 
 
 def filled(path: Path, answers: dict[str, str]) -> None:

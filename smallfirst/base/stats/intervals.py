@@ -60,12 +60,6 @@ def upper_bound(errors: int, n: int, *, confidence: float = 0.95) -> float:
     return float(special.betaincinv(errors + 1, n - errors, confidence))
 
 
-def mcnemar(only_first: int, only_second: int) -> float:
-    """Return the exact two-sided McNemar p-value from the counts of rows that only one of two models gets right."""
-    n = only_first + only_second
-    return 1.0 if n == 0 else min(1.0, 2 * float(special.bdtr(min(only_first, only_second), n, 0.5)))
-
-
 def mid_p_value(only_second: int, only_first: int) -> float:
     """Return the one-sided mid-p of McNemar's test that the second is better, in (0, 1] (Fagerland et al. 2013)."""
     n = only_second + only_first
@@ -92,15 +86,6 @@ def paired_difference(first: Sequence[float], second: Sequence[float], *, confid
     half = _z(confidence) * math.sqrt(max((float(d @ d) + 1) / m - centre**2, 0.0) / m)
     low, high = min(value, centre - half), max(value, centre + half)
     return Estimate(value=value, low=max(-1.0, low), high=min(1.0, high), n=d.size)
-
-
-def bootstrap(metric: Callable[[np.ndarray], float], n: int, *, resamples: int = 1000) -> Estimate:
-    """Return `metric(row_indices)` with a 95 % percentile interval (Efron 1979). n = 0 gives [0, 1] around 0."""
-    if n == 0:
-        return Estimate(value=0.0, low=0.0, high=1.0, n=0)
-    value, values = _resample(metric, n, resamples)
-    low, high = np.quantile(values, [0.025, 0.975])
-    return Estimate(value=value, low=float(low), high=float(high), n=n)
 
 
 def bootstrap_share(metric: Callable[[np.ndarray], float], n: int, *, resamples: int = 1000) -> Estimate:
@@ -175,16 +160,6 @@ def ratio_interval(
         spread = math.sqrt(units / (units - 1) * float(((y - value * x) ** 2).sum())) / whole
         half = spread * float(special.stdtrit(units - 1, 0.5 + confidence / 2))
     return Estimate(value=value, low=value - half, high=value + half, n=int(whole))
-
-
-def holm(p_values: Sequence[float]) -> tuple[float, ...]:
-    """Return the p-values in order, corrected by Holm's step-down method (1979), valid under any dependence."""
-    p = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p, kind="stable")
-    stepped = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1)))
-    adjusted = np.empty_like(p)
-    adjusted[order] = stepped
-    return tuple(adjusted.tolist())
 
 
 def _z(confidence: float) -> float:

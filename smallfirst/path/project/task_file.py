@@ -147,8 +147,6 @@ class LargeConfig(Record):
     """Number of calibration rows to ask, drawn by content hash; None asks all."""
     sample_test: int | None = pydantic.Field(default=None, ge=1)
     """Number of test rows to ask, drawn by content hash; None asks all."""
-    sample_ceiling: int = pydantic.Field(default=0, ge=0)
-    """Number of these to ask a second time, to measure the large model's agreement with itself."""
     max_usd: float | None = pydantic.Field(default=None, gt=0)
     """Most that its answers to the rows may cost in all, earlier runs included; a run stops before it spends more."""
 

@@ -10,7 +10,6 @@ from markupsafe import Markup, escape
 
 from smallfirst.measuring.calibration import RiskCoveragePoint
 from smallfirst.measuring.evaluate import Evaluation
-from smallfirst.measuring.self_agreement import SelfAgreement
 from smallfirst.models.pricing import format_usd
 from smallfirst.path.project.candidate_registry import FINE_TUNED
 from smallfirst.path.report.formats import axis_percent, percent, usd_tick
@@ -80,10 +79,10 @@ class Frame(NamedTuple):
     def at(self, x: float, y: float) -> Place:
         return self.x.scale.at(x), self.y.scale.at(y)
 
-    def reference(self, y: float, words: str, css: str = "") -> str:
+    def reference(self, y: float, words: str) -> str:
         """Return a line across the plot with words above its left end."""
         x, at = self.x.scale, self.y.scale.at(y)
-        return line([(x.start, at), (x.end, at)], f"reference {css}") + text(x.start + 6, at - 5, words, "note")
+        return line([(x.start, at), (x.end, at)], "reference") + text(x.start + 6, at - 5, words, "note")
 
     def whisker(self, css: str, x: float, low: float, high: float) -> str:
         """Return the vertical line at the coordinate `x` between two values: the interval of a point."""
@@ -174,13 +173,9 @@ def _path(places: Iterable[Place]) -> str:
     return " ".join(f"{x},{y}" for x, y in places)
 
 
-def quality_cost_chart(evaluations: Sequence[Evaluation], agreement: SelfAgreement | None = None) -> Markup:
-    """Draw accuracy and cost of every path, and how far the large model agrees with itself."""
-    itself = agreement.agreement.value if agreement else None
-    shares = [x for e in evaluations for x in (e.accuracy.low, e.accuracy.high)] + (
-        [itself] if itself is not None else []
-    )
-    y = value_scale(shares)
+def quality_cost_chart(evaluations: Sequence[Evaluation]) -> Markup:
+    """Draw accuracy and cost of every path."""
+    y = value_scale([x for e in evaluations for x in (e.accuracy.low, e.accuracy.high)])
     frame = Frame.of(
         Axis("cost per 1,000 requests (log scale)", log_scale(e.cost_usd_per_1k for e in evaluations), usd_tick),
         Axis("right answers", y, axis_percent(y.high - y.low)),
@@ -190,9 +185,6 @@ def quality_cost_chart(evaluations: Sequence[Evaluation], agreement: SelfAgreeme
     )
     body, labels = list[str](), list[tuple[float, str, str]]()
     facts = [f"{e.candidate}: {e.accuracy} at {format_usd(e.cost_usd_per_1k)}" for e in evaluations]
-    if itself is not None:
-        facts.append(f"large agrees with itself: {percent(itself)}")
-        body.append(frame.reference(itself, facts[-1], "ceiling"))
     for evaluation in evaluations:
         candidate, accuracy = evaluation.candidate, evaluation.accuracy
         place = frame.at(evaluation.cost_usd_per_1k, accuracy.value)

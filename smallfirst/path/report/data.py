@@ -13,11 +13,9 @@ import pydantic
 import smallfirst
 from smallfirst.data.copies import LeakReport
 from smallfirst.measuring.evaluate import Evaluation
-from smallfirst.measuring.label_errors import Suspect
-from smallfirst.measuring.self_agreement import SelfAgreement
 from smallfirst.measuring.verdict import Verdict, nearest_to_passing
 from smallfirst.models.pricing import MachinePrice, format_usd
-from smallfirst.path.diagnostics import find_split_leaks, find_suspects, measure_self_agreement
+from smallfirst.path.diagnostics import find_split_leaks
 from smallfirst.path.project.candidate_registry import FINE_TUNED, candidate_names
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import FOLDS, RunFolder
@@ -42,11 +40,8 @@ class ReportData(RunRecord):
     """What the fine-tune cost at the machine's price."""
     machine: MachinePrice = MachinePrice()
     requests_per_month: int = 1_000_000
-    suspects: tuple[Suspect, ...] = ()
-    """Rows whose given answer is probably wrong, strongest evidence first."""
-    suspects_export: str = ""
-    """Command that writes the suspects to a file for relabelling."""
-    self_agreement: SelfAgreement | None = None
+    review_command: str = ""
+    """Command that writes training rows with a probably wrong label to a file."""
     leaks: LeakReport | None = None
     notes: tuple[str, ...] = ()
     made_at: datetime
@@ -89,12 +84,9 @@ class ReportData(RunRecord):
 def report_data(project: Project, run_folder: RunFolder) -> ReportData:
     """Return everything that the report of a run shows; log what was found amiss in the rows."""
     file, task = project.file, project.task
-    leaks, suspects = find_split_leaks(project, run_folder), find_suspects(run_folder)
-    agreement, before = measure_self_agreement(project, run_folder), (*candidate_names(), "large")
-    project.progress.log(
-        f"diagnostics: {leaks.n_leaked} of {leaks.n_test} test rows also in the training rows, "
-        f"{len(suspects)} probable label errors" + (f"; {agreement.in_words}" if agreement else "")
-    )
+    leaks, before = find_split_leaks(project, run_folder), (*candidate_names(), "large")
+    project.progress.log(f"diagnostics: {leaks.n_leaked} of {leaks.n_test} test rows also in the training rows")
+    review = f"smallfirst review {shlex.quote(str(file.folder))} --labels suspects.jsonl"
     training_usd, trained = _training(project, run_folder)
     known = read_run(run_folder)
     return ReportData(
@@ -108,9 +100,7 @@ def report_data(project: Project, run_folder: RunFolder) -> ReportData:
         training_usd=training_usd,
         machine=file.prices.machine,
         requests_per_month=file.requests_per_month,
-        suspects=suspects,
-        suspects_export=f"smallfirst review {shlex.quote(str(file.folder))} --labels suspects.jsonl",
-        self_agreement=agreement,
+        review_command=review if task.closed else "",
         leaks=leaks,
         notes=(*_notes(project, run_folder, RunRecord(**known)), *trained),
         made_at=datetime.now(UTC),

@@ -1,4 +1,4 @@
-"""Figures of a report: candidates side by side, their confidence, their costs, and where one is wrong."""
+"""Figures of a report: candidates side by side, their costs, and where one is wrong."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from smallfirst.base.stats.intervals import Estimate, holm
-from smallfirst.measuring.calibration import auroc, brier_score, expected_calibration_error
+from smallfirst.base.stats.intervals import Estimate
 from smallfirst.measuring.evaluate import Comparison, EvaluatedRow, Evaluation, compare
 from smallfirst.path.report.data import ReportData
 from smallfirst.tasks.json.fields import flatten
@@ -21,15 +20,10 @@ N_ERRORS = 3
 """Errors shown for each label or field."""
 
 
-def paired_candidates(data: ReportData) -> tuple[str, dict[str, tuple[Comparison, float]]]:
-    """Return the reference (the large model, else the first candidate), and the others' pairs with it by name.
-
-    Each with its p-value corrected by Holm for all pairs.
-    """
+def paired_candidates(data: ReportData) -> tuple[str, dict[str, Comparison]]:
+    """Return the reference (the large model, else the first candidate), and how the others differ from it, by name."""
     reference = (data.evaluation("large") or data.evaluations[0]).candidate
-    found = {e.candidate: c for e in data.evaluations if (c := difference(data, e.candidate, reference))}
-    corrected = holm([one.p_value for one in found.values()])
-    return reference, {name: (one, p) for (name, one), p in zip(found.items(), corrected, strict=True)}
+    return reference, {e.candidate: c for e in data.evaluations if (c := difference(data, e.candidate, reference))}
 
 
 def difference(data: ReportData, first: str | None, second: str) -> Comparison | None:
@@ -39,29 +33,6 @@ def difference(data: ReportData, first: str | None, second: str) -> Comparison |
         return None
     comparison = compare(a, b)
     return comparison if comparison.difference.n else None
-
-
-class Reliability(NamedTuple):
-    """How well confidence is calibrated."""
-
-    ece: float
-    """Expected calibration error: mean distance of accuracy and confidence over ten bins of equal count."""
-    brier: float
-    """Mean squared distance of confidence from the outcome (Brier 1950)."""
-    auroc: Estimate | None
-    """Probability that a right answer has more confidence than a wrong one; None if all are right or all are wrong."""
-    n: int
-    """Rows with a confidence."""
-
-
-def reliability(evaluation: Evaluation, *, n_bins: int = 10) -> Reliability | None:
-    """Compare confidence with accuracy; None without any confidence."""
-    known = [(row.confidence, row.correct) for row in evaluation.rows if row.confidence is not None]
-    if not known:
-        return None
-    said, correct = zip(*known, strict=True)
-    ece = expected_calibration_error(said, correct, bins=n_bins)
-    return Reliability(ece, brier_score(said, correct), auroc(said, correct), len(known))
 
 
 class PathCost(NamedTuple):

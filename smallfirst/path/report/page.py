@@ -15,7 +15,7 @@ import jinja2
 from smallfirst.base.files import write_atomically
 from smallfirst.base.stats.intervals import wilson
 from smallfirst.data.copies import min_clean_rows
-from smallfirst.measuring.calibration import risk_coverage_curve
+from smallfirst.measuring.calibration import expected_calibration_error, risk_coverage_curve
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.models.pricing import format_usd
 from smallfirst.path.project.candidate_registry import FINE_TUNED
@@ -27,7 +27,6 @@ from smallfirst.registry import runs
 from smallfirst.routing.certificate.certificate import describe_limit
 
 N_WORST_PARTS, MAX_PARTS = 10, 200
-N_FIRST_SUSPECTS, MAX_SUSPECTS = 8, 100
 N_FIRST_CASES, MAX_CASES = 10, 40
 MAX_CONFUSED_PAIRS, N_FIRST_MEASURES, MAX_CARDS = 8, 2, 4
 
@@ -45,7 +44,6 @@ FILTERS = (
     describe_limit,
 )
 FUNCTIONS = (
-    measures.differences,
     measures.differing_fields,
     formats.question_and_context,
     formats.path_explanation,
@@ -53,7 +51,7 @@ FUNCTIONS = (
 )
 
 
-@shown_as("looking for leaks and label errors")
+@shown_as("writing the report")
 def report_stage(project: Project, run_folder: RunFolder) -> Path:
     """Write the report of everything measured so far to the run folder and to MLflow; return its path."""
     path = save(report_data(project, run_folder), run_folder.path / "report.html")
@@ -146,7 +144,7 @@ def _first_screen(data: ReportData) -> dict[str, Any]:
         "clean": wilson(sum(kept), len(kept)),
         "same_rows": len({card.evaluation.accuracy.n for card in cards}) == 1,
         "one_source": len({(e.accuracy.n, e.dataset_fingerprint) for e in data.evaluations}) == 1,
-        "overview_plot": charts.quality_cost_chart(data.evaluations, data.self_agreement),
+        "overview_plot": charts.quality_cost_chart(data.evaluations),
         "opened": opened,
         "other_verdicts": [verdict for verdict in data.gate.verdicts if verdict is not opened],
         "costs": costs,
@@ -169,8 +167,6 @@ def _evidence(data: ReportData) -> dict[str, Any]:
         "first_measures": names[:N_FIRST_MEASURES],
         "other_measures": names[N_FIRST_MEASURES:],
         "at_threshold": at,
-        "suspects": data.suspects[:N_FIRST_SUSPECTS],
-        "more_suspects": data.suspects[N_FIRST_SUSPECTS:MAX_SUSPECTS],
     }
 
 
@@ -178,6 +174,7 @@ def _focus(data: ReportData) -> dict[str, Any]:
     """Return mistakes and confidence of the candidate that the page looks into."""
     focus, fields, certificate = data.focus, data.part == "field", data.certificate
     parts = measures.part_rows(focus, fields=fields)
+    known = [(row.confidence, row.correct) for row in focus.rows if row.confidence is not None]
     one_label = bool(parts and focus.rows) and not fields and not focus.rows[0].gold.startswith("[")
     risks = risk_coverage_curve([row.confidence for row in focus.rows], [row.correct for row in focus.rows])
     accepted = max_error = None
@@ -196,6 +193,7 @@ def _focus(data: ReportData) -> dict[str, Any]:
         "n_cases": N_FIRST_CASES,
         "surest_errors": () if one_label else measures.surest_errors(focus)[:MAX_CASES],
         "n_errors": sum(not row.correct for row in focus.rows),
-        "calibration": measures.reliability(focus),
+        "n_confident": len(known),
+        "ece": expected_calibration_error([said for said, _ in known], [right for _, right in known]),
         "risk_plot": charts.risk_coverage_chart(risks, focus.candidate, **limits) if risks else None,
     }

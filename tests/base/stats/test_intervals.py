@@ -13,19 +13,15 @@ from scipy import special
 from scipy import stats as scipy_stats
 from scipy.optimize import minimize_scalar
 from scipy.stats import norm
-from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
 from smallfirst.base.stats.intervals import (
     Estimate,
     betting_p_value,
-    bootstrap,
     bootstrap_interval,
     bootstrap_share,
     clopper_pearson,
-    holm,
     is_mean_below,
-    mcnemar,
     mean_interval,
     paired_difference,
     paired_score_interval,
@@ -84,20 +80,8 @@ def test_nothing_measured_shows_nothing() -> None:
     assert wilson(0, 0) == Estimate(value=0.0, low=0.0, high=1.0, n=0)
     assert clopper_pearson(0, 0) == wilson(0, 0)
     assert upper_bound(0, 0) == 1.0
-    assert mcnemar(0, 0) == 1.0
     assert paired_difference([], []) == Estimate(value=0.0, low=-1.0, high=1.0, n=0)
-    assert bootstrap(lambda rows: 0.5, 0) == Estimate(value=0.0, low=0.0, high=1.0, n=0)
     assert bootstrap_share(lambda rows: 0.5, 0) == Estimate(value=0.0, low=0.0, high=1.0, n=0)
-    assert holm([]) == ()
-
-
-@CALM
-@given(st.integers(0, 60), st.integers(0, 60))
-def test_mcnemar_agrees_with_statsmodels(only_first: int, only_second: int) -> None:
-    table = [[5, only_first], [only_second, 7]]
-    if only_first + only_second:
-        reference = float(statsmodels_mcnemar(table, exact=True).pvalue)
-        assert mcnemar(only_first, only_second) == pytest.approx(min(1.0, reference), abs=1e-9)
 
 
 @CALM
@@ -145,15 +129,6 @@ def test_scores_that_are_no_pairs_of_shares_are_refused() -> None:
             paired_difference(first, second)
 
 
-def test_a_bootstrap_agrees_with_scipys_percentile_interval() -> None:
-    values = np.random.default_rng(1).normal(3, 2, 200)
-    found = bootstrap(lambda rows: float(values[rows].mean()), len(values), resamples=5000)
-    reference = scipy_stats.bootstrap((values,), np.mean, method="percentile", n_resamples=5000, rng=2)
-    assert found.value == pytest.approx(values.mean())
-    assert (found.low, found.high) == pytest.approx(tuple(reference.confidence_interval), abs=0.02)
-    assert found == bootstrap(lambda rows: float(values[rows].mean()), len(values), resamples=5000)
-
-
 def test_the_bias_corrected_interval_is_the_percentile_one_moved_towards_the_value() -> None:
     values = np.linspace(0.4, 0.6, 1001)
     # In the middle of the resamples there is nothing to correct; n is large, so that Wilson's interval is inside.
@@ -164,15 +139,6 @@ def test_the_bias_corrected_interval_is_the_percentile_one_moved_towards_the_val
     found = bootstrap_interval(0.568269, values, n=100_000)
     expected = 0.4 + 0.2 * scipy_stats.norm.cdf([2 - 1.959964, 2 + 1.959964])
     assert (found.low, found.high) == pytest.approx(tuple(expected), abs=1e-3)
-
-
-@given(st.lists(st.floats(0, 1), min_size=3, max_size=12), st.floats(0.001, 0.999))
-def test_holm_rejects_what_its_steps_reject(p_values: list[float], level: float) -> None:
-    left, rejected = list(range(len(p_values))), set()
-    while left and p_values[least := min(left, key=p_values.__getitem__)] * len(left) <= level:
-        rejected.add(least)
-        left.remove(least)
-    assert {i for i, p in enumerate(holm(p_values)) if p <= level} == rejected
 
 
 @pytest.mark.parametrize(("n", "q"), [(100, 0.95), (72, 0.95), (300, 0.95), (40, 0.5)])

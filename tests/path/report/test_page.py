@@ -37,9 +37,9 @@ def test_figures_in_the_table_are_the_records(make_report: Make) -> None:
     seen = words(make_report())
     # 7 of 8 right: Wilson 0.529 to 0.978.
     assert "small chosen of those that pass small-model 8 0.875 [0.529, 0.978] 0.812 [0.438, 0.938]" in seen
-    # Small and large are each right on 7 of 8, on different rows: no difference, and nothing to correct.
+    # Small and large are each right on 7 of 8, on different rows: no difference.
     # 1.96 · sqrt((2 + 1) / 10 / 10) = 0.339 (Agresti and Min).
-    assert "+0.0 [−33.9, +33.9] 1.0000 $0.050 12 ms" in seen
+    assert "+0.0 [−33.9, +33.9] $0.050 12 ms" in seen
     # Routed keeps 6 of 8 and is right on all; large is recorded, so it has no rate.
     assert "$0.55 per 1,000 $5.50 a month 12 ms typical wait 75.0 % stays small" in seen
     assert "large 12 ms 30 ms recorded" in seen
@@ -274,7 +274,6 @@ def test_cards_and_table_show_the_figures_of_the_records(kind: str, pages: dict[
             monthly = found.cost_usd_per_1k * data.requests_per_month / 1000
             assert plain(percent(found.accuracy.value)) in seen
             assert f"{format_usd(found.cost_usd_per_1k)} per 1,000 {format_usd(monthly)} a month" in seen
-    assert "p (Holm)" in seen
 
 
 @pytest.mark.parametrize(
@@ -303,20 +302,18 @@ def test_a_wrong_json_answer_says_what_differs_field_by_field(pages: dict[str, s
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_suspects_leaks_and_the_large_models_agreement_are_told(kind: str, pages: dict[str, str]) -> None:
+def test_leaks_are_told_and_how_wrong_labels_are_looked_for(kind: str, pages: dict[str, str]) -> None:
     seen = Page(pages[kind]).words
     assert f"smallfirst review {kind}.yaml --labels suspects.jsonl" in seen
-    assert "12 more suspects" in seen
-    assert "the large model gives the same answer on 0.930 [0.886, 0.958] of 200 rows" in seen
     assert "1 of 400 test rows (0.2 %) are also in the training rows; the gate judges the others." in seen
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_findings_the_page_is_whole_and_their_sections_are_gone(kind: str, samples: Samples) -> None:
     data = samples[kind]
-    empty = ("gate", "certificate", "training_usd", "suspects")
+    empty = ("gate", "certificate", "training_usd")
     fields = {name: getattr(data, name) for name in ReportData.model_fields if name not in empty}
-    fields |= {"evaluations": data.evaluations[:-2], "self_agreement": None, "leaks": None}
+    fields |= {"evaluations": data.evaluations[:-2], "leaks": None}
     bare = render(ReportData(**fields))
     page = Page(bare)
     assert not {"rows", "routing"} & set(page.values("id"))
@@ -341,8 +338,7 @@ def test_hostile_texts_are_shown_and_never_run(kind: str, samples: Samples) -> N
                 verdicts=(verdict.model_copy(update={"candidate": EVIL, "checks": (check,), "passed": False}),),
                 winner=None,
             ),
-            "suspects": (data.suspects[0].model_copy(update={"text": EVIL, "gold": EVIL, "said": EVIL}),),
-            "suspects_export": EVIL,
+            "review_command": EVIL,
             "notes": (EVIL,),
             "versions": {EVIL: EVIL},
             "certificate": data.certificate and data.certificate.model_copy(update={"why": EVIL}),

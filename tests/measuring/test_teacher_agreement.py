@@ -1,61 +1,17 @@
-"""A model against itself: counts by hand, the bound on the best match by drawing models at random."""
+"""Agreement of a teacher with people, counted by hand."""
 
 from __future__ import annotations
 
-import math
-
-import pytest
-from fixtures.evaluations import evaluated_row, evaluation_of
-
-from smallfirst.base.errors import SmallfirstError
 from smallfirst.base.stats.intervals import wilson
-from smallfirst.measuring.evaluate import Evaluation
-from smallfirst.measuring.self_agreement import (
+from smallfirst.measuring.teacher_agreement import (
     TeacherAgreement,
     TeacherAnswer,
     agreement_with_people,
     answer_matcher,
-    self_agreement,
 )
 from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.classify import Classify
 from smallfirst.tasks.extract import Extract
-
-
-def asked(answers: dict[str, str | None], golds: dict[str, str], *, model: str = "big", note: str = "") -> Evaluation:
-    """One pass: answers by row, right where they are the gold one."""
-    rows = [evaluated_row(key, golds[key], answer) for key, answer in answers.items()]
-    return evaluation_of(rows, candidate="large", model=model, note=note)
-
-
-GOLD = {"1": "a", "2": "a", "3": "b", "4": "b", "5": "a"}
-FIRST = {"1": "a", "2": "a", "3": "a", "4": "b", "5": None}
-AGAIN = {"1": "a", "2": "b", "3": "a", "4": "b", "5": None}
-
-
-def test_agreement_and_rightness_are_counted_on_the_rows_of_both_passes() -> None:
-    found = self_agreement(asked(FIRST, GOLD, note="May"), asked(AGAIN | {"6": "a"}, GOLD | {"6": "a"}, note="June"))
-    assert found.agreement == wilson(3, 5)  # 1, 3 and 4; no answer to 5 is no agreement
-    assert found.accuracy == wilson(3, 5)  # 1, 2, 4
-    assert found.same_wrong_answer == wilson(1, 5)  # 3
-    assert found.note == "May; June"
-
-
-def test_what_can_be_reached_lies_between_the_agreement_and_its_root() -> None:
-    found = self_agreement(asked(FIRST, GOLD), asked(AGAIN, GOLD))
-    low, high = found.attainable
-    assert low == wilson(3, 5).low
-    assert high == pytest.approx(math.sqrt(wilson(3, 5).high))
-    assert "the same answer on 0.600" in found.in_words
-    assert f"{low:.3f} to {high:.3f} of rows at best" in found.in_words
-
-
-def test_passes_that_cannot_be_compared_are_refused() -> None:
-    with pytest.raises(SmallfirstError, match="two passes of big share no row"):
-        self_agreement(asked({"1": "a"}, GOLD), asked({"2": "a"}, GOLD))
-    with pytest.raises(SmallfirstError, match="made by big and other"):
-        self_agreement(asked(FIRST, GOLD), asked(AGAIN, GOLD, model="other"))
-
 
 DESK = Classify(name="desk", labels=("card", "fee", "pin"))
 RULES = Answer(name="rules")
