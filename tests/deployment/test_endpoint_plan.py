@@ -1,28 +1,20 @@
-"""From a plan to what is served: shares are kept, and those of one user go to the same entity."""
+"""What an endpoint serves: shares are kept, and those of one user go to the same entity."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from fixtures.endpoints import NAME, register_words
 from fixtures.server import WholeModel
 
-from smallfirst.base.errors import RegistryError
 from smallfirst.data.dataset import Dataset
-from smallfirst.deployment.endpoint_plan import EndpointPlan, Entity, TrafficSplit, load_endpoint, resolve_versions
-from smallfirst.measuring.verdict import CheckResult, Verdict
-from smallfirst.models.linear.classifier import LinearClassifier
-from smallfirst.models.manifest import Manifest
+from smallfirst.deployment.endpoint_plan import TrafficSplit, load_endpoint
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request
-from smallfirst.models.remote.config import EndpointConfig
-from smallfirst.registry import versions
 from smallfirst.tasks.classify import Classify
-
-NAME = "main.ml.tickets"
-ELSEWHERE = EndpointConfig(base_url="http://127.0.0.1:9/v1", model="big", max_retries=0)
 
 
 class Says(WholeModel):
@@ -84,37 +76,14 @@ def test_a_stream_is_told_of_the_same_way() -> None:
     assert found[-1].completion.route.stage == "ours"
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, toy_rows: Dataset, toy_task: Classify) -> Iterator[None]:
-    """Two versions of a linear model, the first of them champion."""
-    folder = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SMALLFIRST_HOME", str(folder / "state"))
-        LinearClassifier.fit("words", toy_rows, toy_task).save(
-            folder / "m", Manifest(kind="words", task=toy_task, base="")
-        )
-        line = CheckResult(requirement="accuracy at least 0.9", measured="1.0 n=24", passed=True)
-        verdict = Verdict(candidate="words", checks=(line,), passed=True, evaluation_fingerprint="e")
-        for _ in range(2):
-            versions.register(folder / "m", verdict, name=NAME, run_id=None, tags={"task": "toy", "run": "r1"})
-        versions.promote(NAME, 1)
-        yield
-
-
-def plan(version: str = "1") -> EndpointPlan:
-    entities = (Entity("tickets", NAME, version), Entity("big", address=ELSEWHERE))
-    return EndpointPlan("desk", entities, {"tickets": 100})
-
-
-@pytest.mark.usefixtures("store")
-def test_a_version_and_an_alias_are_served_under_the_endpoints_name_and_each_entity_alone() -> None:
-    assert resolve_versions(plan("@champion")) == {"tickets": 1}
-    assert resolve_versions(plan("2")) == {"tickets": 2}
-    with pytest.raises(RegistryError, match='no version called "shadow"'):
-        resolve_versions(plan("@shadow"))
-    built = load_endpoint(plan("@champion"))
-    assert set(built.models) == {"desk", "desk/tickets", "desk/big"}
-    assert built.versions == {"tickets": 1}
+def test_a_version_and_an_alias_are_served_under_the_endpoints_name_and_each_entity_alone(
+    tmp_path: Path, toy_rows: Dataset, toy_task: Classify
+) -> None:
+    for live in (True, False):
+        register_words(tmp_path / "m", toy_rows, toy_task, live=live)
+    built = load_endpoint("desk", {"tickets": f"{NAME}@champion", "next": f"{NAME}/2"}, {"tickets": 100, "next": 0})
+    assert set(built.models) == {"desk", "desk/tickets", "desk/next"}
+    assert built.versions == {"tickets": 1, "next": 2}
     found = ask(built.models["desk"])
     assert (found.text, found.answered_by) == ("card_arrival", "tickets@1")
     assert found.route is not None

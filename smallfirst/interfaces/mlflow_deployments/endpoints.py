@@ -1,41 +1,33 @@
 """The endpoints of a server: a plugin with the routes of Databricks' serving endpoints.
 
-`smallfirst serve --plugin mlflow_deployments` keeps each config in a file of the state folder, which holds no secret,
-and loads its models. A new config is loaded beside the live one and takes its place between two requests; a moved alias
-is followed in the same way.
+`smallfirst serve --plugin mlflow_deployments` keeps each config in a file of the state folder and loads its models. A
+new config is loaded beside the live one and takes its place between two requests.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from smallfirst import Model
 from smallfirst.base.errors import ConfigError, SmallfirstError, did_you_mean
 from smallfirst.base.files import write_atomically
 from smallfirst.base.paths import home
 from smallfirst.base.records import Record
-from smallfirst.deployment.endpoint_plan import LoadedEndpoint, load_endpoint, resolve_versions
+from smallfirst.deployment.endpoint_plan import load_endpoint
 from smallfirst.deployment.hot_swap import HotSwapModels, ModelSet, RegistryWatcher, one_line
 from smallfirst.interfaces.mlflow_deployments.config import EndpointBody, parse_config
 from smallfirst.serving.plugins import ApiError, Plugin, PluginContext, PluginRequest, PluginResponse, PluginRoute
 
-_log = logging.getLogger("smallfirst.serving")
-
 API = "/api/2.0/serving-endpoints"
 MAX_BODY_BYTES = 256 * 1024
-FOLLOW_EVERY_S = 5.0
-"""Seconds between two lookups of the aliases."""
-LINGER_S = 1.0
-"""Seconds that replaced models stay open after their last request."""
-Versions = dict[str, dict[str, int]]
-"""The version of each registered entity, by endpoint."""
+CLOSE_EVERY_S, LINGER_S = 5.0, 1.0
+"""Seconds between two looks for replaced models, and seconds that these stay open after their last request."""
 
 
 class EndpointRecord(Record):
@@ -52,33 +44,27 @@ class EndpointNotFound(SmallfirstError):
     """No endpoint has this name."""
 
 
-class ReloadedEndpoints(NamedTuple):
-    """Models of endpoints whose aliases have moved, each with its record."""
-
-    by_name: dict[str, tuple[EndpointRecord, LoadedEndpoint]]
-
-    async def aclose(self) -> None:
-        for _, loaded in self.by_name.values():
-            await loaded.aclose()
-
-
 class Endpoints(Plugin):
-    """The plugin; it is the one target of its RegistryWatcher."""
+    """The plugin."""
 
     name = "endpoints"
 
     def __init__(self, folder: Path) -> None:
-        """Load the endpoints in `folder`; one that cannot be loaded is NOT_READY and tried again."""
+        """Load the endpoints in `folder`; one that cannot be loaded is NOT_READY until its next update or start."""
         self.folder, self.models = folder, HotSwapModels()
         self.records = {path.stem: EndpointRecord.load(path) for path in sorted(folder.glob("*.json"))}
-        self.live: Versions = {}
-        """Of the endpoints that answer."""
+        self.live: dict[str, dict[str, int]] = {}
+        """The version of each entity, by the endpoint that answers with it."""
         self.why: dict[str, str] = {}
-        """Why an endpoint does not answer, or not with what its alias names, by name."""
+        """Why an endpoint does not answer, by name."""
         self._changing = threading.Lock()
         self._context = copy_context()  # with the state folder: a thread does not inherit it
-        self.watcher = RegistryWatcher(self.models, [self], interval_s=FOLLOW_EVERY_S, linger_s=LINGER_S)
-        self.watcher.poll()
+        self._closer = RegistryWatcher(self.models, [], interval_s=CLOSE_EVERY_S, linger_s=LINGER_S)
+        for name, record in self.records.items():
+            try:
+                self._load(record)
+            except SmallfirstError as error:
+                self.why[name] = one_line(error)
         self.routes = (
             PluginRoute("POST", API, self._create),
             PluginRoute("GET", API, lambda _: {"endpoints": [self.shown(name) for name in sorted(self.records)]}),
@@ -95,10 +81,10 @@ class Endpoints(Plugin):
         return {served: made[served.partition("/")[0]] for served in self.models}
 
     def started(self) -> None:
-        self.watcher.start()
+        self._closer.start()
 
     async def aclose(self) -> None:
-        await self.watcher.stop()
+        await self._closer.stop()
         await self.models.aclose()
 
     async def _create(self, call: PluginRequest) -> PluginResponse:
@@ -140,6 +126,7 @@ class Endpoints(Plugin):
             if self.records.pop(name, None) is not None:
                 (self.folder / f"{name}.json").unlink(missing_ok=True)
                 self.live.pop(name, None)
+                self.why.pop(name, None)
                 self.models.put([], without=[name])
         return {}
 
@@ -151,70 +138,18 @@ class Endpoints(Plugin):
         return self.records[name]
 
     def _put(self, record: EndpointRecord) -> dict[str, Any]:
-        name = record.body.name
-        self._replace(record, load_endpoint(record.body.plan))
+        self._load(record)
         self.folder.mkdir(mode=0o700, exist_ok=True)
         content = record.model_dump_json(indent=2, exclude_unset=True).encode()
-        write_atomically(self.folder / f"{name}.json", content, mode=0o600)
-        return self.shown(name)
+        write_atomically(self.folder / f"{record.body.name}.json", content, mode=0o600)
+        return self.shown(record.body.name)
 
-    def _replace(self, record: EndpointRecord, loaded: LoadedEndpoint) -> None:
+    def _load(self, record: EndpointRecord) -> None:
         name = record.body.name
+        loaded = load_endpoint(name, record.body.references, record.body.config.percent)
         self.records[name], self.live[name] = record, loaded.versions
         self.models.put([ModelSet(name, loaded.models, loaded)])
         self.why.pop(name, None)
-
-    def current(self) -> Versions:
-        return dict(self.live)
-
-    def wanted(self) -> Versions:
-        """Return the versions that are named now; where that cannot be told, those that are live stay."""
-        return self._context.copy().run(self._wanted)
-
-    def _wanted(self) -> Versions:
-        found: Versions = {}
-        for name, record in list(self.records.items()):
-            try:
-                found[name] = resolve_versions(record.body.plan)
-                if found[name] == self.live.get(name):
-                    self.why.pop(name, None)
-            except SmallfirstError as error:
-                self.why[name] = one_line(error)
-                if name in self.live:
-                    found[name] = self.live[name]
-        return found
-
-    def load(self, wanted: Versions) -> ReloadedEndpoints:
-        return self._context.copy().run(self._load, wanted)
-
-    def _load(self, wanted: Versions) -> ReloadedEndpoints:
-        found, failures = ReloadedEndpoints({}), []
-        for name, versions in wanted.items():
-            record = self.records.get(name)
-            if record is None or self.live.get(name) == versions:
-                continue
-            try:
-                found.by_name[name] = record, load_endpoint(record.body.plan)
-            except SmallfirstError as error:
-                self.why[name] = one_line(error)
-                failures.append(error)
-        if failures and not found.by_name:
-            raise failures[0]  # so that the watcher waits before it tries again
-        return found
-
-    def activate(self, loaded: ReloadedEndpoints) -> None:
-        for name, (record, endpoint) in loaded.by_name.items():
-            with self._changing:
-                current = self.records.get(name) == record
-                if current:
-                    self._replace(record, endpoint)
-            if current:
-                _log.warning("%s: config %d answers from %s", name, record.number, endpoint.versions)
-            else:  # it was changed or deleted meanwhile
-                self.models.run(endpoint.aclose())
-
-    def failed(self, wanted: Versions | None, error: Exception) -> None:
-        _log.warning("endpoints stay as they are: %s", one_line(error))
 
     def shown(self, name: str) -> dict[str, Any]:
         """Return an endpoint in Databricks' format with, in `state`, the reason for its state."""

@@ -38,8 +38,7 @@ def target_help() -> str:
     return (
         "smallfirst: endpoints of  smallfirst serve --plugin mlflow_deployments  at port 8000, or smallfirst://HOST:PORT\n"
         "The config is that of Databricks' serving endpoints, and docs/deploy.md says what of it has an effect here.\n"
-        "{{secrets/scope/key}} is read from the server's environment variable SCOPE_KEY and never kept; a server that\n"
-        f"asks for a key is sent the one in {API_KEY_VARIABLE}.\n"
+        f"A server that asks for a key is sent the one in {API_KEY_VARIABLE}.\n"
     )
 
 
