@@ -32,7 +32,7 @@ from smallfirst.base.records import Record
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.models.pricing import PriceBook, format_usd
 from smallfirst.path.project.run_folder import RunFolder
-from smallfirst.path.report.formats import percent
+from smallfirst.path.report.measures import HOURS_PER_MONTH, break_even_requests
 from smallfirst.routing.router import OUT_OF_SCOPE
 
 Basis = Literal["audits", "escalated", "evaluation", "unknown"]
@@ -329,27 +329,9 @@ class MachineCost(Record):
 
     @computed_field  # type: ignore[prop-decorator]
     @property
-    def idle_usd(self) -> float:
-        """Part of the rent in which it did nothing."""
-        return self.rent_usd - self.busy_s / 3600 * self.usd_per_hour
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
     def uncharged_usd(self) -> float:
         """Rent that no row carries; negative if it worked more than stated, so that the rows carry too much."""
         return self.rent_usd - self.charged_usd if self.up_s else 0.0
-
-    @property
-    def in_words(self) -> str:
-        """Hours, use and rent; and the setting to change where answers are charged at a use far from the observed."""
-        if (used := self.utilisation) is None:
-            return f"busy {self.busy_s / 3600:,.2f} h, which answers carry at {percent(self.stated_utilisation)} use"
-        hours = f"up {self.up_s / 3600:,.1f} h at {format_usd(self.usd_per_hour)}, busy {percent(used, digits=2)} of it"
-        rent = f"rent {format_usd(self.rent_usd)}, of it idle {format_usd(self.idle_usd)}"
-        if not used or 0.5 < used / self.stated_utilisation < 2:
-            return f"{hours}; {rent}"
-        advice = f"answers are charged as if it were {percent(self.stated_utilisation, digits=0)}"
-        return f"{hours} ({advice}: set prices.machine.utilisation to {used:.2g}); {rent}"
 
 
 def machine_costs(
@@ -381,3 +363,38 @@ def machine_costs(
         )
         for name, of in sorted(price.items())
     )
+
+
+def verdict(saving: Saving, machines: Sequence[MachineCost], once_usd: float) -> str:
+    """Return whether the small models pay, in plain words, and from how many requests like these on.
+
+    `machines` have their whole rent paid; `once_usd` was spent once in the same time.
+    """
+    if saving.saved_usd is None:
+        return "Nothing can be said of a saving: nobody knows what the large model costs here."
+    up, n = [one for one in machines if one.up_s], saving.n_small + saving.n_large
+    saved = saving.saved_usd.times(1, less=math.fsum(one.uncharged_usd for one in up))
+    said = [_paid(saved)]
+    if month_usd := math.fsum(one.usd_per_hour * HOURS_PER_MONTH * one.part for one in up):
+        rent_usd = math.fsum(one.rent_usd for one in up)
+        earned = break_even_requests(month_usd, 0.0, 1000 * (saved.usd + rent_usd) / max(1, n))
+        from_ = "at no number of requests" if earned is None else f"from {earned:,} requests on"
+        rent = f"A month of its machines ({format_usd(month_usd)}) is earned {from_}"
+        said.append(f"{rent}; this time had {n:,}.")
+    if once_usd:
+        after = break_even_requests(once_usd, 0.0, 1000 * saved.usd / max(1, n))
+        when = "never paid back" if after is None else f"paid back after {after:,} requests"
+        said.append(f"What was spent once ({format_usd(once_usd)}) is {when}.")
+    return " ".join(said)
+
+
+def _paid(saved: Amount) -> str:
+    """Return whether the small model paid, in plain words; `saved` has the machines' rent paid."""
+    if saved.low_usd is None or saved.high_usd is None:
+        return f"Not decided: {saved} saved by the figures so far, which are too few for a range."
+    if saved.low_usd > 0:
+        return f"The small model pays: it saved {saved}."
+    if saved.high_usd < 0:
+        more = Amount(usd=-saved.usd, low_usd=-saved.high_usd, high_usd=-saved.low_usd, n=saved.n)
+        return f"Keep the API: with the small model this time cost more, by {more}."
+    return f"Not decided: it saved {saved}, which can be a loss or a saving."

@@ -6,12 +6,12 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from smallfirst.base.stats.intervals import Estimate, wilson
 from smallfirst.base.stats.sequential import share_wrong
 from smallfirst.deployment.audited_router import AuditedRouter
-from smallfirst.deployment.billing.live import latency_ms
 from smallfirst.deployment.billing.saved import Amount, Saving, is_small, machine_costs, savings, total
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, FeedbackRow, StateRow, standing
@@ -163,6 +163,14 @@ def _latency(rows: Iterable[Sums]) -> dict[str, float] | None:
     for row in rows:
         buckets.update(row.latency_ms_buckets if row.outcome == "answered" else {})
     return {"p50": latency_ms(buckets, 0.5), "p95": latency_ms(buckets, 0.95)} if buckets else None
+
+
+def latency_ms(buckets: Mapping[int, int], q: float) -> float:
+    """Return the q-quantile of latencies counted by `Sums.latency_ms_buckets`, exact to 5 %; 0 without any."""
+    counts = sorted(buckets.items())
+    reached = accumulate(n for _, n in counts)
+    wanted = q * sum(buckets.values())
+    return next((1.1 ** (i + 0.5) for (i, _), n in zip(counts, reached, strict=True) if n >= wanted), 0.0)
 
 
 def _audited(audits: Iterable[AuditRow]) -> dict[str, dict[str, Any]]:

@@ -1,11 +1,10 @@
-"""Verbs for the books: the ledger, the signed statement of a month, the live report, and the machines of a month."""
+"""Verbs for the books: the ledger, the signed statement of a month, and the machines of a month."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,13 +25,11 @@ from smallfirst.interfaces.cli.options import (
     in_utc,
     load_task_file,
     read_ledger,
-    show,
     verb,
 )
 from smallfirst.models.pricing import format_usd
 
 if TYPE_CHECKING:
-    from smallfirst.deployment.billing.live import LiveReport
     from smallfirst.deployment.billing.saved import Amount
     from smallfirst.deployment.billing.statement import Statement
     from smallfirst.ledger.ledger import Ledger
@@ -125,7 +122,6 @@ def copy(source: str, target: str) -> None:
     "smallfirst statement tickets invoices --month 2026-11 --out november",
     "smallfirst statement --public-key",
     "smallfirst statement --verify november --public-key ORPGEAuRr…=",
-    "smallfirst statement --verify november --against-ledger",
 )
 @TASKS
 @click.option("--month", help="Year and month in UTC, such as 2026-11. Default: the present one, so far.")
@@ -140,7 +136,6 @@ def copy(source: str, target: str) -> None:
     metavar="[KEY]",
     help="Print the public key of this installation; with --verify, the key that must have signed.",
 )
-@click.option("--against-ledger", is_flag=True, help="With --verify: compare each row with the ledger as well.")
 @LEDGER
 @JSON
 def statement(
@@ -149,7 +144,6 @@ def statement(
     out: Path | None,
     verify: Path | None,
     public_key: str | None,
-    against_ledger: bool,
     as_json: bool,
 ) -> None:
     """Write or check the signed statement of a month.
@@ -171,17 +165,14 @@ def statement(
             if not verify:
                 click.echo(public_key)
                 return
-        rows = opened.enter_context(read_ledger()) if against_ledger or not verify else None
         if verify:
-            found, signer, page = statements.verify(verify, public_key=public_key or "", ledger=rows)
+            found, signer, page = statements.verify(verify, public_key=public_key or "")
             said = [f"{verify}: {found.figures.n:,} rows, all figures and the signature fit together", page]
-            if rows:
-                said.append("they fit together with the ledger too")
             if not public_key:
                 said.append(f"signed by {signer}, the key in the folder: it is the sender's if the sender's")
                 said.append("  smallfirst statement --public-key  prints the same")
         else:
-            assert rows
+            rows = opened.enter_context(read_ledger())
             month = month or datetime.now(UTC).strftime("%Y-%m")
             out, (since, until) = out or Path(f"statement-{month}"), statements.month_of(month)
             named = bool(task_yamls)
@@ -223,55 +214,8 @@ def _statement_in_words(found: Statement) -> list[str]:
     if found.n_cost_unknown:
         lines.append(f"  and {found.n_cost_unknown:,} with work whose cost nobody knows")
     lines += [f"{one.task}: {one.in_words}" for one in found.figures.savings]
-    return [*lines, *([f"after training, labels and idle machines: {found.net_usd}"] if found.net_usd else [])]
-
-
-_UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
-
-
-def show_live(task_yaml: Path, last: str, *, html: Path | None, as_json: bool) -> None:
-    """Print the report on the `last` hours, days or weeks (`24h`, `30d`) and write its page. Raise BadParameter."""
-    from smallfirst.base.files import write_atomically
-    from smallfirst.deployment.billing.live import live_report
-    from smallfirst.deployment.billing.saved import evaluated_costs
-    from smallfirst.path.report.page import render_page
-
-    if not (found := re.fullmatch(r"(\d{1,4})([hdw])", last.strip())):
-        raise click.BadParameter(f"{last!r} is no time: write 24h, 7d or 4w", param_hint="--live")
-    until, file = datetime.now(UTC), load_task_file(task_yaml)
-    since = until - int(found[1]) * _UNITS[found[2]]
-    with read_ledger() as opened:
-        evaluated = evaluated_costs({file.name: file.folder}).get(file.name)
-        report = live_report(opened, file.name, file.prices, since, until, evaluated=evaluated)
-        place = opened.place
-    if html is not None:
-        write_atomically(html, render_page("live.html", report=report).encode())
-    show(report, as_json, _live_in_words)
-    if as_json:
-        return
-    if not report.models:
-        click.echo(f"in {place}; a server of several tasks writes to the ledger of its first one: --ledger PATH")
-    if html is not None:
-        click.echo(f"\npage: {html}")
-
-
-def _live_in_words(report: LiveReport) -> Iterator[str]:
-    from smallfirst.path.report.formats import count, ms, percent
-
-    yield f"{report.task}, {report.since:%Y-%m-%d %H:%M} to {report.until:%Y-%m-%d %H:%M} UTC\n"
-    if not report.models:
-        yield "no answers in this time"
-        return
-    heading = ("stage", "answered by", "answers", "share", "cost", "per 1,000", "p50", "p95")
-    rows = [
-        (m.stage, m.model, count(m.n), percent(m.share), format_usd(m.cost_usd), format_usd(m.usd_per_1k), ms(m.p50_ms),
-         ms(m.p95_ms))
-        for m in report.models
-    ]  # fmt: skip
-    yield from format_table([heading, *rows])
-    yield ""
-    yield from format_table(report.facts)
-    yield f"\n{report.verdict}"
+    lines += [f"after training, labels and idle machines: {found.net_usd}"] if found.net_usd else []
+    return [*lines, found.verdict]
 
 
 @verb("smallfirst plan tickets", "smallfirst plan tickets --requests-per-month 30e6 --peak 5 --requests-per-s 120")

@@ -15,7 +15,6 @@ from smallfirst.base.errors import ConfigError, SmallfirstError, StageMissing
 from smallfirst.base.progress import Progress
 from smallfirst.interfaces.cli.options import (
     JSON,
-    LEDGER,
     PATH,
     RESUME,
     RUN,
@@ -216,28 +215,11 @@ def calibrate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
         sys.exit(3)
 
 
-@verb(
-    "smallfirst report tickets",
-    "smallfirst report tickets --live 24h",
-    "smallfirst report tickets --live 30d --html bill.html",
-)
+@verb("smallfirst report tickets")
 @TASK
 @RUN
-@click.option("--live", metavar="TIME", help="Report on what was served in the last 24h, 7d or 4w, from the ledger.")
-@click.option("--html", type=PATH, help="With --live: write the report as one HTML file too.")
-@LEDGER
-@JSON
-def report(task_yaml: Path, run_name: str | None, live: str | None, html: Path | None, as_json: bool) -> None:
-    """Write the report as one HTML file; --live: costs and savings.
-
-    The live report has who answered, what it cost on machines as they were used, what it saved, and from
-    how many requests on that pays.
-    """
-    if live is not None:
-        from smallfirst.interfaces.cli.account import show_live
-
-        show_live(task_yaml, live, html=html, as_json=as_json)
-        return
+def report(task_yaml: Path, run_name: str | None) -> None:
+    """Write the report as one HTML file."""
     from smallfirst.path.report.page import report_stage
 
     project, run_folder = load_run(task_yaml, run_name)

@@ -1,4 +1,4 @@
-"""The verbs for the books: what is printed of a ledger and where its rows go, the live report, the statement."""
+"""The verbs for the books: what is printed of a ledger and where its rows go, the statement."""
 
 from __future__ import annotations
 
@@ -53,34 +53,6 @@ def test_a_password_in_a_command_line_is_refused(path: Path) -> None:
     assert "s3cret" not in told
 
 
-def test_the_last_day_of_a_task(tmp_path: Path) -> None:
-    (tmp_path / "task.yaml").write_text("name: t\nkind: classify\ndata: {train: train.jsonl}\n")
-    missing = call("report", tmp_path, "--live", "24h")
-    assert missing.exit_code == 2
-    assert "no such ledger" in missing.output
-    ledger = Ledger(tmp_path / ".smallfirst" / "ledger.db")
-    ledger.append(LedgerRow(
-        id="a", at=datetime.now(UTC), served_name="t", status=200, latency_ms=3.0, task="t", stage="small",
-        answered_by="t-small@1 int8", cost_usd=0.0002,
-    ))  # fmt: skip
-    ledger.close()
-    page = tmp_path / "bill.html"
-    shown = call("report", tmp_path, "--live", "24h", "--html", page)
-    assert shown.exit_code == 0, shown.output
-    assert "t-small@1 int8" in shown.output
-    assert "$0.00020" in shown.output
-    assert "t-small@1" in page.read_text()
-    told = call("report", tmp_path, "--live", "7d", "--json")
-    found = json.loads(told.stdout)
-    assert (found["cost_usd"], found["outcomes"]) == (0.0002, {"answered": 1})
-    (tmp_path / "task.yaml").write_text("name: other\nkind: classify\ndata: {train: train.jsonl}\n")
-    empty = call("report", tmp_path, "--live", "24h")
-    assert f"in {tmp_path / '.smallfirst' / 'ledger.db'}; a server of several tasks" in empty.output
-    wrong = call("report", tmp_path, "--live", "yesterday")
-    assert wrong.exit_code == 2
-    assert "write 24h, 7d or 4w" in wrong.output
-
-
 def test_a_month_is_written_shown_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path / "state"))
     monkeypatch.chdir(tmp_path)
@@ -97,10 +69,7 @@ def test_a_month_is_written_shown_and_checked(tmp_path: Path, monkeypatch: pytes
     assert "statement-2026-11: 42 rows, all figures and the signature fit together\n" in told
     assert "statement.html was made anew from these figures: equal, byte for byte" in told
     assert f"signed by {key}, the key in the folder" in call("statement", "--verify", "statement-2026-11").output
-    own = call(
-        "statement", "--verify", "statement-2026-11", "--against-ledger", "--ledger", "ledger.db", "--public-key"
-    )
-    assert "with the ledger too" in own.output
+    assert "Keep the API" in made.output
     as_json = call("statement", "--verify", "statement-2026-11", "--json")
     assert "byte for byte" in as_json.stderr
     read = json.loads(as_json.stdout)
