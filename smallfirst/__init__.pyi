@@ -118,6 +118,7 @@ from smallfirst.registry.versions import promote as promote
 from smallfirst.registry.versions import register as register
 from smallfirst.registry.versions import resolve as resolve
 from smallfirst.registry.versions import rollback as rollback
+from smallfirst.routing.acceptance import AcceptanceScore as AcceptanceScore
 from smallfirst.routing.budget import EscalationBudget as EscalationBudget
 from smallfirst.routing.certificate.calibration_set import CalibrationSet as CalibrationSet
 from smallfirst.routing.certificate.calibration_set import CascadeOutcome as CascadeOutcome
@@ -135,8 +136,6 @@ from smallfirst.routing.certificate.certify import BelowRule as BelowRule
 from smallfirst.routing.certificate.certify import certify as certify
 from smallfirst.routing.certificate.looks import LookRequest as LookRequest
 from smallfirst.routing.certificate.looks import SharedLook as SharedLook
-from smallfirst.routing.confidence_head import AcceptanceScore as AcceptanceScore
-from smallfirst.routing.confidence_head import DraftHead as DraftHead
 from smallfirst.routing.gain import GainModel as GainModel
 from smallfirst.routing.gain import GainParameters as GainParameters
 from smallfirst.routing.gain import GainWeights as GainWeights

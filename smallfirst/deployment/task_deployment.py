@@ -26,11 +26,11 @@ from smallfirst.path.project.project import Project, load_small, small_engine
 from smallfirst.path.project.run_folder import OUTCOME, RunFolder
 from smallfirst.path.project.task_file import RoutingConfig, TaskFile
 from smallfirst.path.router_setup import (
-    HEADS,
+    ACCEPTANCE,
     PROFILE_FOLDER,
     REFERENCE,
     RUN,
-    ConfidenceHeads,
+    AcceptanceScores,
     TrafficReference,
     challenger_stages,
     check_filters,
@@ -179,12 +179,12 @@ class TaskDeployment:
         where = f"{version.name} version {version.version}"
         certificate = Certificate.from_json(_attached(version, CERTIFICATE), where=f"the certificate of {where}")
         reference = TrafficReference.from_json(_attached(version, REFERENCE, b"{}"), where=f"the reference of {where}")
-        heads = ConfidenceHeads.from_json(_attached(version, HEADS, b"{}"), where=f"the confidence heads of {where}")
+        scores = AcceptanceScores.from_json(_attached(version, ACCEPTANCE, b"{}"), where=f"the acceptance of {where}")
         raw = versions.read_attachment(version.name, version.version, OUTCOME)
         outcome = Outcome.from_json(raw, where=f"the outcome of {where}") if raw else None
         self._check_fallback(certificate, outcome)
         self._check_engine(version)
-        detector = load_ood_detector(file, run_folder, heads)
+        detector = load_ood_detector(file, run_folder, scores)
         check_filters(certificate, file, detector)
         ahead = stages_ahead(file, run_folder, version=version.version)
         loaded += [stage.model for stage in ahead]
@@ -196,7 +196,7 @@ class TaskDeployment:
         if trial is not None:
             trial(loaded)
         router = Router(
-            heads.on((*ahead, Stage("small", small))),
+            scores.on((*ahead, Stage("small", small))),
             self.large,
             certificate,
             general=self.general,

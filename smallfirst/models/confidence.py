@@ -1,4 +1,4 @@
-"""Calibrated heads: from features of an answer to the probability that it is right."""
+"""Calibrated confidence: from the log-probabilities of an answer to the probability that it is right."""
 
 from __future__ import annotations
 
@@ -37,11 +37,13 @@ class IsotonicCurve(Record):
         return found
 
 
-class CalibratedHead(Record):
-    """A linear score of standardised features, and the isotonic curve that makes it a probability."""
+class Calibration(Record):
+    """From an answer's log-probabilities to the probability that it is right.
 
-    FEATURES: ClassVar[tuple[str, ...]] = ()
-    """Names of the features, in order."""
+    A linear score of standardised features (`token_features`), and the isotonic curve that makes it a probability.
+    """
+
+    FEATURES: ClassVar[tuple[str, ...]] = ("sum", "mean", "lowest", "n_tokens")
 
     weights: tuple[float, ...] = ()
     """One for each of FEATURES; empty while unfitted."""
@@ -53,23 +55,13 @@ class CalibratedHead(Record):
     """From the score to the probability."""
     n_rows: int = 0
 
-    def score(self, features: Sequence[float]) -> float:
-        parts = zip(self.weights, features, self.centres, self.scales, strict=True)
-        return math.fsum(weight * (feature - centre) / scale for weight, feature, centre, scale in parts)
-
-    def probability(self, features: Sequence[float]) -> float:
-        return self.steps.at(self.score(features))
-
-
-class Calibration(CalibratedHead):
-    """The head of generated answers, on their tokens' log-probabilities."""
-
-    FEATURES = ("sum", "mean", "lowest", "n_tokens")
-
     def confidence(self, log_probabilities: Sequence[float]) -> float:
         """Return the probability in [0, 1] from each token's log-probability in nats; unfitted, the answer's own."""
         features = token_features(log_probabilities)
-        return self.probability(features) if self.weights else min(1.0, math.exp(features[0]))
+        if not self.weights:
+            return min(1.0, math.exp(features[0]))
+        parts = zip(self.weights, features, self.centres, self.scales, strict=True)
+        return self.steps.at(math.fsum(weight * (feature - centre) / scale for weight, feature, centre, scale in parts))
 
 
 def token_features(log_probabilities: Sequence[float]) -> tuple[float, ...]:

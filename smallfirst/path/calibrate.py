@@ -1,8 +1,8 @@
 """The calibration stage: the rows that certify, the certificate, the Router measured with it, and what serving needs.
 
-The rows that choose fit heads, gain and domain limit first. Rows that a policy places elsewhere certify nothing, since
-the certificate is about the requests that reach the cascade. Everything is attached to the model's version in the
-registry, so that what is served is what was certified.
+The rows that choose fit scores of acceptance, gain and domain limit first. Rows that a policy places elsewhere certify
+nothing, since the certificate is about the requests that reach the cascade. Everything is attached to the model's
+version in the registry, so that what is served is what was certified.
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ from smallfirst.path.project.candidates import get_candidate
 from smallfirst.path.project.project import Project, labelled_by, own_validation, shown_as
 from smallfirst.path.project.run_folder import CERTIFICATE, Promotion, RunFolder
 from smallfirst.path.router_setup import (
+    ACCEPTANCE,
     CHEAP,
     GAIN,
-    HEADS,
     PROFILE_FOLDER,
     REFERENCE,
     RUN,
-    ConfidenceHeads,
+    AcceptanceScores,
     TrafficReference,
+    accepted_confidences,
     cascade_stages,
+    fit_acceptance,
     fit_gain,
-    fit_heads,
     fit_profile,
     foreign_drafts,
-    head_confidences,
+    held_out_drafts,
     served_filters,
     serves_domain_check,
     with_confidences,
@@ -65,8 +66,8 @@ class Certified(Record):
     plan: Literal["small alone", "small first"] = "small alone"
     """What it was made for: the candidate after its gate alone, or for the part that the certificate covers."""
     certificate: Certificate
-    heads: ConfidenceHeads
-    """The confidence heads that it was made with."""
+    acceptance: AcceptanceScores
+    """With which drafts are served."""
     reference: TrafficReference
     """What live traffic is compared with."""
     confidence: dict[str, float] = {}
@@ -83,7 +84,7 @@ class CalibratedCascade(NamedTuple):
     rows: CalibrationSet
     guarantee: Guarantee
     """With what counts once."""
-    heads: ConfidenceHeads
+    acceptance: AcceptanceScores
     reference: TrafficReference
     filters: dict[str, Any]
     """What requests pass before they reach the cascade."""
@@ -105,16 +106,17 @@ async def build_calibration_set(
     stages = cascade_stages(project, run_folder, get_candidate(candidate).load(project, run_folder))
     try:
         folds = {stage: one for stage, name in names.items() if (one := run_folder.folds(name)) is not None}
-        heads, held = await fit_heads(project, stages, profile, folds=folds)
+        held = await held_out_drafts(project, stages, folds)
+        scores = await fit_acceptance(project, stages, held, profile)
         if any(policy.uses_gain for policy in file.routing.policies):
             await fit_gain(project, held, FINE_TUNED, run_folder.path)
-        chosen_on = await head_confidences(heads, stages, held.rows, held.drafts, profile=profile)
-        served = await head_confidences(heads, stages, joined.rows, profile=profile)
-        foreign = await foreign_drafts(project, heads, stages, profile)
+        chosen_on = await accepted_confidences(scores, stages, held.rows, held.drafts, profile=profile)
+        served = await accepted_confidences(scores, stages, joined.rows, profile=profile)
+        foreign = await foreign_drafts(project, scores, stages, profile)
     finally:
         for stage in stages:
             await stage.model.aclose()
-    rows, filters, limits = served_rows(project, run_folder, heads, joined.rows)
+    rows, filters, limits = served_rows(project, run_folder, scores, joined.rows)
     for name in names.values():
         refuse_seen_rows(run_folder.model_folder(name), rows)
     drafts = [
@@ -133,7 +135,7 @@ async def build_calibration_set(
             drafts, large, judged_by=judged_by, guarantee=guarantee, foreign=foreign, selection=selection
         ),
         guarantee=guarantee,
-        heads=heads,
+        acceptance=scores,
         reference=reference,
         filters=filters,
         rests_on=(*filter(None, says), *limits),
@@ -142,14 +144,14 @@ async def build_calibration_set(
 
 
 def served_rows(
-    project: Project, run_folder: RunFolder, heads: ConfidenceHeads, rows: Dataset
+    project: Project, run_folder: RunFolder, scores: AcceptanceScores, rows: Dataset
 ) -> tuple[Dataset, dict[str, Any], list[str]]:
     """Return those of `rows` that reach the cascade when they are served, through which filters, and what is told.
 
     Policies and the check for conversations are applied as the Router applies them; random splits are left out.
     """
     policies, own = project.file.routing.policies, []
-    checked, gain = serves_domain_check(project.file, run_folder, heads), GainModel.load(run_folder.path / GAIN)
+    checked, gain = serves_domain_check(project.file, run_folder, scores), GainModel.load(run_folder.path / GAIN)
     fixed = [policy for policy in policies if policy.kind != "split"]
     for example in rows.examples:
         request = Request(messages=example.messages)
@@ -248,7 +250,7 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
         candidate=candidate,
         plan="small alone" if alone else "small first",
         certificate=certificate,
-        heads=found.heads,
+        acceptance=found.acceptance,
         reference=found.reference,
     )
     if routing.second_look_after:  # what it counts beside live traffic
@@ -292,12 +294,12 @@ def calibrate_stage(
     plan = promotion.plan if promotion else "small alone"
     candidate = promotion.candidate if promotion else candidate
     found = certify_candidate(project, run_folder, candidate, alone=plan == "small alone")
-    asyncio.run(measure_router(project, run_folder, found.certificate, found.heads, candidate=candidate))
+    asyncio.run(measure_router(project, run_folder, found.certificate, found.acceptance, candidate=candidate))
     kept = None if plan == "small first" else unconfirmed_escalation(project, run_folder, found.certificate, candidate)
     if kept is not None:
         found = found.model_copy(update={"certificate": kept})
         _save(project, run_folder, found)
-        asyncio.run(measure_router(project, run_folder, kept, found.heads, candidate=candidate))
+        asyncio.run(measure_router(project, run_folder, kept, found.acceptance, candidate=candidate))
     if promotion is not None:
         attach_certified(promotion, found, run_folder)
     return found.certificate
@@ -334,12 +336,16 @@ def _save(project: Project, run_folder: RunFolder, found: Certified) -> None:
 
 
 def attach_certified(promotion: Promotion, found: Certified, run_folder: RunFolder) -> None:
-    """Attach the certificate, the heads and the reference of live traffic to the version that is or goes live.
+    """Attach the certificate, the scores and the reference of live traffic to the version that is or goes live.
 
     With what a server needs of the run where that is not on its machine: cheap models, and what recognises the task.
     """
     kept = {PROFILE_FOLDER, GAIN, *(run_folder.model_folder(name).name for name in CHEAP)}
     paths = [path for path in run_folder.path.iterdir() if path.name in kept or path.suffix == ".json"]
     versions.attach_folder(promotion.name, promotion.version, RUN, paths)
-    for filename, record in ((CERTIFICATE, found.certificate), (HEADS, found.heads), (REFERENCE, found.reference)):
+    for filename, record in (
+        (CERTIFICATE, found.certificate),
+        (ACCEPTANCE, found.acceptance),
+        (REFERENCE, found.reference),
+    ):
         versions.attach(promotion.name, promotion.version, filename, record.model_dump_json(indent=2).encode())

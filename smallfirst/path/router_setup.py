@@ -1,9 +1,7 @@
 """The parts of a task's Router: stages with their confidences, gain, domain check, filters, options.
 
-Confidence heads and the gain of the large model are fitted on the rows that choose: out-of-fold answers to training and
-selection rows, or answers to selection rows. These never certify, so nothing here weakens a guarantee. A head is kept
-only if held-out rows show that it predicts correct answers clearly better than the model's own confidence; with a few
-hundred rows most heads are not.
+The scores of acceptance and the gain of the large model are fitted on the rows that choose: out-of-fold answers to
+training and selection rows, or answers to selection rows. These never certify, so nothing here weakens a guarantee.
 
 Measurement on test rows and serving use the same parts. A served model has its version in its name
 (`tickets-small@3`), so every answer and every row of the ledger says which version gave it.
@@ -14,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,15 +31,15 @@ from smallfirst.path.project.project import Project, load_small, own_validation
 from smallfirst.path.project.run_folder import RunFolder
 from smallfirst.path.project.task_file import TaskFile
 from smallfirst.registry import versions
+from smallfirst.routing.acceptance import AcceptanceScore, foreign_rows
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.confidence_head import AcceptanceScore, DraftHead, foreign_rows
-from smallfirst.routing.domain import MeasuredText, OodGate, TaskProfile, fit_task_profile, has_profile
+from smallfirst.routing.domain import OodGate, TaskProfile, fit_task_profile, has_profile
 from smallfirst.routing.gain import LARGE, SMALL, GainModel
 from smallfirst.routing.policies import CHALLENGER
 from smallfirst.routing.router import RouterOptions, Stage
 
-HEADS, REFERENCE = "heads.json", "reference.json"
-"""Files of the ConfidenceHeads and the TrafficReference beside the certificate."""
+ACCEPTANCE, REFERENCE = "acceptance.json", "reference.json"
+"""Files of the AcceptanceScores and the TrafficReference beside the certificate."""
 GAIN, PROFILE_FOLDER = "gain", "signature"
 """Folders of the fitted gain and of the task's profile in a run folder."""
 PROFILE_FOLDS = 5
@@ -60,19 +57,13 @@ class TrafficReference(Record):
     """Mean cost of an answer of the large model in USD; None if it was not measured."""
 
 
-class ConfidenceHeads(Record):
-    """The heads that were kept."""
+class AcceptanceScores(Record):
+    """By stage the score of confidence and distance together; none where no domain check is served."""
 
-    by_stage: dict[str, DraftHead] = {}
-    """Head by stage; a stage without one uses its model's own confidence."""
-    acceptance: dict[str, AcceptanceScore] = {}
-    """By stage the score of confidence and distance together; empty where no domain check is served."""
+    by_stage: dict[str, AcceptanceScore] = {}
 
     def on(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
-        return tuple(
-            stage._replace(head=self.by_stage.get(stage.name), acceptance=self.acceptance.get(stage.name))
-            for stage in stages
-        )
+        return tuple(stage._replace(acceptance=self.by_stage.get(stage.name)) for stage in stages)
 
 
 class HeldOut(NamedTuple):
@@ -83,50 +74,14 @@ class HeldOut(NamedTuple):
     """By stage, in the order of the rows."""
 
 
-async def fit_heads(
-    project: Project,
-    stages: Sequence[Stage],
-    profile: TaskProfile | None = None,
-    *,
-    folds: Mapping[str, FoldAnswers] | None = None,
-) -> tuple[ConfidenceHeads, HeldOut]:
-    """Return the heads that help, and the answers that they were fitted on.
-
-    `folds` are the out-of-fold answers of stages that were fitted in folds. `profile` is that of the domain check which
-    is served: with it foreign rows are asked as well.
-    """
-    rows, drafts = held = await _held_out(project, stages, folds or {})
-    right = {
-        name: [is_correct(project, e.golds, draft) for e, draft in zip(rows.examples, mine, strict=True)]
-        for name, mine in drafts.items()
-    }
-    before = _drafts_before(stages, drafts)
-    heads = {name: DraftHead.fit(mine, right[name], others=before[name]) for name, mine in drafts.items()}
-    found = ConfidenceHeads(by_stage={name: head for name, head in heads.items() if head.weights})
-    for name, head in found.by_stage.items():
-        project.progress.log(f"confidence of {name}: {head.why}")
-    if profile is None:
-        return found, held
-    foreign, _ = foreign_rows(project.rows.open_ended)
-    own, theirs = await _confidences(found.on(stages), rows, drafts), await _confidences(found.on(stages), foreign)
-    features, others = (np.array([one.features for one in profile.measure_rows(part)]) for part in (rows, foreign))
-    share = project.file.routing.guarantee.max_foreign_share
-    scores = {
-        name: AcceptanceScore.fit((own[name], features, right[name]), (theirs[name], others), share=share)
-        for name in drafts
-    }
-    acceptance = {name: score for name, score in scores.items() if score is not None}
-    if not acceptance:
-        project.progress.log(f"foreign requests are not told apart: {len(rows)} rows are too few")
-    return found.model_copy(update={"acceptance": acceptance}), held
-
-
-async def _held_out(project: Project, stages: Sequence[Stage], folds: Mapping[str, FoldAnswers]) -> HeldOut:
-    """Return every stage's answers to training and selection rows out of fold.
+async def held_out_drafts(
+    project: Project, stages: Sequence[Stage], folds: Mapping[str, FoldAnswers] | None = None
+) -> HeldOut:
+    """Return every stage's answers to training and selection rows out of fold, by `folds`, those of fitted stages.
 
     To selection rows alone if a stage has none, or if training rows may be unlike those that certify.
     """
-    n, known = len(project.rows.selection), {name: one.completions(name) for name, one in folds.items()}
+    n, known = len(project.rows.selection), {name: one.completions(name) for name, one in (folds or {}).items()}
     if all(stage.name in known for stage in stages) and not own_validation(project):
         return HeldOut(project.rows.development, known)
     rows = project.rows.selection
@@ -134,36 +89,56 @@ async def _held_out(project: Project, stages: Sequence[Stage], folds: Mapping[st
     return HeldOut(rows, asked)
 
 
+async def fit_acceptance(
+    project: Project, stages: Sequence[Stage], held: HeldOut, profile: TaskProfile | None
+) -> AcceptanceScores:
+    """Fit the scores on held-out answers and on those to foreign rows, which are asked for.
+
+    `profile` is that of the domain check which is served; without one there are no scores.
+    """
+    if profile is None:
+        return AcceptanceScores()
+    foreign, _ = foreign_rows(project.rows.open_ended)
+    theirs = await _confidences(stages, foreign)
+    near, far = (np.array([one.features for one in profile.measure_rows(part)]) for part in (held.rows, foreign))
+    share = project.file.routing.guarantee.max_foreign_share
+    found: dict[str, AcceptanceScore] = {}
+    for name, drafts in held.drafts.items():
+        right = [is_correct(project, e.golds, draft) for e, draft in zip(held.rows.examples, drafts, strict=True)]
+        own = [draft.confidence or 0.0 for draft in drafts]
+        score = AcceptanceScore.fit((own, near, right), (theirs[name], far), share=share)
+        if score is not None:
+            found[name] = score
+    if not found:
+        project.progress.log(f"foreign requests are not told apart: {len(held.rows)} rows are too few")
+    return AcceptanceScores(by_stage=found)
+
+
 async def foreign_drafts(
-    project: Project, heads: ConfidenceHeads, stages: Sequence[Stage], profile: TaskProfile | None
+    project: Project, scores: AcceptanceScores, stages: Sequence[Stage], profile: TaskProfile | None
 ) -> list[list[float]]:
     """Return by stage the confidences of foreign rows that nothing was fitted on; empty without a domain check."""
-    if profile is None or not heads.acceptance:
+    if profile is None or not scores.by_stage:
         return []
     _, rows = foreign_rows(project.rows.open_ended)
-    said = await _confidences(heads.on(stages), rows, measured=profile.measure_rows(rows))
+    said = await _confidences(scores.on(stages), rows, profile=profile)
     return [said[stage.name] for stage in stages]
 
 
-async def head_confidences(
-    heads: ConfidenceHeads,
+async def accepted_confidences(
+    scores: AcceptanceScores,
     stages: Sequence[Stage],
     rows: Dataset,
     drafts: Mapping[str, Sequence[Completion]] | None = None,
     *,
-    profile: TaskProfile | None = None,
+    profile: TaskProfile | None,
 ) -> dict[str, dict[str, float]]:
-    """Return the confidence of each answer by row key, for each stage whose model's own is not used as it is.
-
-    `drafts` saves asking again; `profile` is needed where the heads have an acceptance score.
-    """
-    changed = {*heads.by_stage, *heads.acceptance}
-    if not changed:
+    """Return the confidence of each answer by row key, for each stage with a score; `drafts` saves asking again."""
+    if not scores.by_stage:
         return {}
-    measured = profile.measure_rows(rows) if profile and heads.acceptance else None
-    said = await _confidences(heads.on(stages), rows, drafts, measured)
     keys = [example.key for example in rows.examples]
-    return {name: dict(zip(keys, values, strict=True)) for name, values in said.items() if name in changed}
+    said = await _confidences(scores.on(stages), rows, drafts, profile=profile)
+    return {name: dict(zip(keys, said[name], strict=True)) for name in scores.by_stage}
 
 
 def with_confidences(evaluation: Evaluation, confidence: Mapping[str, float]) -> Evaluation:
@@ -178,25 +153,13 @@ async def _confidences(
     stages: Sequence[Stage],
     rows: Dataset,
     drafts: Mapping[str, Sequence[Completion]] | None = None,
-    measured: Sequence[MeasuredText] | None = None,
+    *,
+    profile: TaskProfile | None = None,
 ) -> dict[str, list[float]]:
     """Return by stage the confidence of its answer to each row, 0 where none is given; `drafts` saves asking again."""
     drafts = drafts or {stage.name: await _drafts_of(stage, rows) for stage in stages}
-    before = _drafts_before(stages, drafts)
-    features = [one.features for one in measured] if measured is not None else [None] * len(rows)
-    return {
-        s.name: [s.confidence(*one) or 0.0 for one in zip(drafts[s.name], before[s.name], features, strict=True)]
-        for s in stages
-    }
-
-
-def _drafts_before(
-    stages: Sequence[Stage], drafts: Mapping[str, Sequence[Completion]]
-) -> dict[str, list[tuple[Completion, ...]]]:
-    """Return by stage, for each row, what its head compares the draft with: the draft of the stage before."""
-    names = [stage.name for stage in stages]
-    found: dict[str, list[tuple[Completion, ...]]] = {names[0]: [()] * len(drafts[names[0]])}
-    return found | {name: [(draft,) for draft in drafts[before]] for before, name in pairwise(names)}
+    features = [one.features for one in profile.measure_rows(rows)] if profile else [None] * len(rows)
+    return {s.name: [s.confidence(*one) or 0.0 for one in zip(drafts[s.name], features, strict=True)] for s in stages}
 
 
 async def _drafts_of(stage: Stage, rows: Dataset) -> list[Completion]:
@@ -298,14 +261,14 @@ def fit_profile(project: Project, run_folder: RunFolder) -> TaskProfile | None:
     return profile if project.file.tells_foreign_requests else None
 
 
-def serves_domain_check(file: TaskFile, run_folder: RunFolder, heads: ConfidenceHeads) -> bool:
-    """Return True if requests pass the domain check: it is on, and was part of the calibration that fitted `heads`."""
-    return file.tells_foreign_requests and bool(heads.acceptance) and has_profile(run_folder.path / PROFILE_FOLDER)
+def serves_domain_check(file: TaskFile, run_folder: RunFolder, scores: AcceptanceScores) -> bool:
+    """Return True if requests pass the domain check: it is on, and was part of the calibration that fitted `scores`."""
+    return file.tells_foreign_requests and bool(scores.by_stage) and has_profile(run_folder.path / PROFILE_FOLDER)
 
 
-def load_ood_detector(file: TaskFile, run_folder: RunFolder, heads: ConfidenceHeads) -> OodGate | None:
+def load_ood_detector(file: TaskFile, run_folder: RunFolder, scores: AcceptanceScores) -> OodGate | None:
     """Return the domain check; None where none is served."""
-    if not serves_domain_check(file, run_folder, heads):
+    if not serves_domain_check(file, run_folder, scores):
         return None
     return OodGate(TaskProfile.load(run_folder.path / PROFILE_FOLDER), price=file.prices.machine)
 

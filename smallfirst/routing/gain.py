@@ -19,7 +19,7 @@ from smallfirst.base.files import write_atomically
 from smallfirst.base.records import Record
 from smallfirst.measuring.calibration import MIN_ROWS, fit_isotonic
 from smallfirst.models.confidence import IsotonicCurve
-from smallfirst.routing.confidence_head import FOLDS, log_losses, logistic, means_and_scales, significantly_lower
+from smallfirst.routing.acceptance import MIN_PROBABILITY, means_and_scales
 
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 SENTENCE_END = re.compile(r"[.!?]+(?:\s|$)")
@@ -31,6 +31,7 @@ INVERSE_PENALTIES = (0.003, 0.03, 0.3, 3.0)
 """Values of C, strongest penalty first; chosen by cross-validation."""
 MIN_GAIN = 1e-3
 """Smallest gain in log loss, in nats, that counts."""
+FOLDS = 5
 SMALL, LARGE = "small", "large"
 """The models that the gain lies between."""
 
@@ -234,13 +235,24 @@ def _cross_validate(x: np.ndarray, target: np.ndarray) -> tuple[bool, str, float
             scores[test] = _fit(x[train], target[train], inverse_penalty).decision_function(x[test])
         tried.append((log_losses(special.expit(scores), target), inverse_penalty, scores))
     plain, (losses, inverse_penalty, scores) = log_losses(rates, target), min(tried, key=lambda one: one[0].mean())
-    known = significantly_lower(losses, plain) and losses.mean() < plain.mean() - MIN_GAIN
+    gains = plain - losses
+    known = gains.mean() > max(MIN_GAIN, gains.std(ddof=1) / math.sqrt(len(gains)))  # by more than a standard error
     why = f"5-fold log loss on {len(target)} rows {losses.mean():.3f}, of their mean {plain.mean():.3f}"
-    return known, f"{why}: {'learned' if known else 'nothing learned'}", inverse_penalty, scores
+    return bool(known), f"{why}: {'learned' if known else 'nothing learned'}", inverse_penalty, scores
+
+
+def log_losses(probabilities: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Return the log loss of each row in nats; a target in (0, 1) is a share of right answers."""
+    p = np.clip(probabilities, MIN_PROBABILITY, 1 - MIN_PROBABILITY)
+    losses: np.ndarray = -(target * np.log(p) + (1 - target) * np.log1p(-p))
+    return losses
 
 
 def _fit(x: np.ndarray, target: np.ndarray, inverse_penalty: float) -> Any:
     """Fit a logistic regression; an outcome of 0.7 counts as 0.7 of a good row and 0.3 of a bad one."""
+    from sklearn.linear_model import LogisticRegression
+
     shares, outcome = np.concatenate([target, 1 - target]), np.repeat([1, 0], len(target))
     there = shares > 0
-    return logistic(inverse_penalty).fit(np.vstack([x, x])[there], outcome[there], sample_weight=shares[there])
+    model = LogisticRegression(C=inverse_penalty, max_iter=100, solver="newton-cholesky")
+    return model.fit(np.vstack([x, x])[there], outcome[there], sample_weight=shares[there])

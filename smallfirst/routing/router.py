@@ -31,9 +31,9 @@ from smallfirst.models.protocol import (
     unless_answered,
     usage_of_draft,
 )
+from smallfirst.routing.acceptance import AcceptanceScore
 from smallfirst.routing.budget import BudgetTracker, EscalationBudget
 from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, Certificate
-from smallfirst.routing.confidence_head import AcceptanceScore, DraftHead
 from smallfirst.routing.gain import GainModel
 from smallfirst.routing.policies import CASCADE, Policy, PolicyDecision, apply_policies, is_conversation
 
@@ -98,21 +98,17 @@ class Stage(NamedTuple):
     name: str
     """`words`, `encoder`, `small`, …; as the certificate names it."""
     model: Model
-    head: DraftHead | None = None
     acceptance: AcceptanceScore | None = None
     """Corrects the confidence for foreign requests; without it the certificate covers what the domain check passes."""
 
-    def confidence(
-        self, draft: Completion, others: Sequence[Completion] = (), features: Sequence[float] | None = None
-    ) -> float | None:
+    def confidence(self, draft: Completion, features: Sequence[float] | None = None) -> float | None:
         """Return the confidence in [0, 1] that the thresholds are compared with; None where nothing gives one.
 
-        `others` are what the head compares the draft with, `features` those of the domain check.
+        `features` are those of the domain check.
         """
-        found = self.head.confidence(draft, others) if self.head else draft.confidence
         if self.acceptance is None or features is None:
-            return found
-        return self.acceptance.confidence(found or 0.0, features)
+            return draft.confidence
+        return self.acceptance.confidence(draft.confidence or 0.0, features)
 
 
 class RouterOptions(NamedTuple):
@@ -429,12 +425,12 @@ class RoutingAttempt:
         return () if self.paused or self.changed else fields.certified(self.draft.field_confidence)
 
     async def _make_draft(self, stage: Stage) -> tuple[Completion, float | None]:
-        others = [self.draft] if self.draft else []
+        is_first = self.draft is None
         self.draft = await stage.model.complete(self.request)
         self.changed = self.changed or changed_by(self.request, stage.model, self.draft)
-        self.charges = (*(with_purpose(self.charges, "draft") if others else self.charges), *self.draft.charges)
+        self.charges = (*(self.charges if is_first else with_purpose(self.charges, "draft")), *self.draft.charges)
         self.latency_ms += self.draft.latency_ms
-        return self.draft, stage.confidence(self.draft, others, self.features)
+        return self.draft, stage.confidence(self.draft, self.features)
 
     async def _out_of_domain(self) -> str | None:
         detector = self.router.ood_detector

@@ -29,7 +29,7 @@ from smallfirst.path.calibrate import CERTIFIED, Certified
 from smallfirst.path.finalists import LOOKS
 from smallfirst.path.project.run_folder import RunFolder
 from smallfirst.path.project.task_file import TaskFile, read_task_file
-from smallfirst.path.router_setup import ConfidenceHeads, TrafficReference
+from smallfirst.path.router_setup import AcceptanceScores, TrafficReference
 from smallfirst.registry import versions
 from smallfirst.registry.versions import ModelVersion
 from smallfirst.routing.certificate.calibration_set import CalibrationSet
@@ -94,12 +94,12 @@ def toy(tmp_path: Path, empty_store: Path) -> Toy:
     before = certify(
         CalibrationSet.of([drafts], judged_by="large"), PROMISE, model_fingerprint="m", look=LookRequest(looks, "small")
     )
-    heads, reference = ConfidenceHeads(), TrafficReference()
+    scores, reference = AcceptanceScores(), TrafficReference()
     Certified(
         candidate="words",
         plan="small first",
         certificate=before,
-        heads=heads,
+        acceptance=scores,
         reference=reference,
         confidence=confidence,
         texts=frozenset(fingerprint(fold_text(row.text)) for row in rows),

@@ -1,4 +1,4 @@
-"""Heads and gain are learnt on rows that choose, calibration rows pass every filter, and so a certificate is served."""
+"""Acceptance and gain are learnt on rows that choose; calibration rows pass every filter, as served requests do."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ from smallfirst.path.project.task_file import LargeConfig, RoutingConfig
 from smallfirst.path.router_setup import (
     GAIN,
     PROFILE_FOLDER,
-    ConfidenceHeads,
+    AcceptanceScores,
     HeldOut,
+    accepted_confidences,
     check_filters,
+    fit_acceptance,
     fit_gain,
-    fit_heads,
     foreign_drafts,
-    head_confidences,
+    held_out_drafts,
     load_ood_detector,
     served_filters,
 )
-from smallfirst.routing.confidence_head import AcceptanceScore, DraftHead
+from smallfirst.routing.acceptance import AcceptanceScore
 from smallfirst.routing.domain import fit_task_profile
 from smallfirst.routing.gain import GainModel
 from smallfirst.routing.router import Stage
@@ -86,29 +87,6 @@ def even_rows(folder: Path) -> Project:
     return task_of(folder, rows, labels=list(LABELS), routing={"selection_share": 0.6})
 
 
-def test_a_head_that_sees_the_cheaper_draft_parts_right_from_wrong(tmp_path: Path) -> None:
-    of, stages = even_rows(tmp_path), (Stage("words", Words()), Stage("small", Small()))
-    heads, held = asyncio.run(fit_heads(of, stages))
-    assert set(heads.by_stage) == {"small"}  # words are always right: nothing to learn
-    assert [stage.head for stage in heads.on(stages)] == [None, heads.by_stage["small"]]
-    assert held.rows == of.rows.selection
-    assert len(held.drafts["small"]) == len(of.rows.selection)
-    found = asyncio.run(head_confidences(heads, stages, of.rows.calibration))
-    assert set(found) == {"small"}
-    sure = {e.text: found["small"][e.key] for e in of.rows.calibration.examples}
-    assert min(v for text, v in sure.items() if number(text) % 2 == 0) > 0.9
-    assert max(v for text, v in sure.items() if number(text) % 2) < 0.1
-    assert ConfidenceHeads.model_validate_json(heads.model_dump_json()) == heads
-
-
-def test_without_a_head_nothing_is_asked_and_nothing_changes(tmp_path: Path) -> None:
-    of, stages = even_rows(tmp_path), (Stage("small", Words()),)
-    heads, _ = asyncio.run(fit_heads(of, stages))
-    assert heads == ConfidenceHeads()  # always right shows nothing
-    assert asyncio.run(head_confidences(heads, stages, of.rows.calibration)) == {}
-    assert ConfidenceHeads(by_stage={"x": DraftHead()}).on(stages)[0].head is None
-
-
 def folds_of_small(of: Project) -> FoldAnswers:
     """Return out-of-fold answers of a model that is right and sure about even numbers alone."""
     rows = of.rows.development
@@ -118,20 +96,20 @@ def folds_of_small(of: Project) -> FoldAnswers:
     return FoldAnswers.fit(answers, rows, Manifest(kind="words", task=of.task, base=""), 5)
 
 
-def test_heads_are_fitted_on_out_of_fold_answers_where_every_stage_has_them(tmp_path: Path) -> None:
+def test_scores_are_fitted_on_out_of_fold_answers_where_every_stage_has_them(tmp_path: Path) -> None:
     apart, small, words = even_rows(tmp_path), Stage("small", Small()), Stage("words", Words())
     folds = {"small": folds_of_small(apart)}
     data = apart.file.data.model_copy(update={"exchangeable": True})
     of = apart._replace(file=apart.file.model_copy(update={"data": data}))
-    _, held = asyncio.run(fit_heads(of, (small,), folds=folds))
+    held = asyncio.run(held_out_drafts(of, (small,), folds))
     assert held.rows == of.rows.development
     assert [one.text for one in held.drafts["small"]] == [one.text for one in folds["small"].completions("small")]
     # The words have seen the training rows: only selection rows are left for both.
-    _, both = asyncio.run(fit_heads(of, (words, small), folds=folds))
+    both = asyncio.run(held_out_drafts(of, (words, small), folds))
     assert both.rows == of.rows.selection
     assert both.drafts["small"] == held.drafts["small"][-len(both.rows) :]
     # Of files of their own, training rows may be unlike those that certify.
-    _, own = asyncio.run(fit_heads(apart, (small,), folds=folds))
+    own = asyncio.run(held_out_drafts(apart, (small,), folds))
     assert (own.rows, own.drafts["small"]) == (both.rows, both.drafts["small"])
 
 
@@ -147,15 +125,19 @@ class Chatty(Words):
 def test_foreign_requests_lower_the_confidence_with_which_a_draft_is_served(tmp_path: Path) -> None:
     of, stages = even_rows(tmp_path), (Stage("small", Chatty()),)
     profile = fit_task_profile(of.rows.train, of.rows.selection)
-    heads, _ = asyncio.run(fit_heads(of, stages, profile))
-    (served,) = heads.on(stages)
-    assert served.acceptance == heads.acceptance["small"]
-    own = asyncio.run(head_confidences(heads, stages, of.rows.calibration, profile=profile))["small"]
-    foreign = asyncio.run(foreign_drafts(of, heads, stages, profile))
+    held = asyncio.run(held_out_drafts(of, stages))
+    assert held.rows == of.rows.selection
+    assert asyncio.run(fit_acceptance(of, stages, held, None)) == AcceptanceScores()
+    scores = asyncio.run(fit_acceptance(of, stages, held, profile))
+    assert AcceptanceScores.model_validate_json(scores.model_dump_json()) == scores
+    (served,) = scores.on(stages)
+    assert served.acceptance == scores.by_stage["small"]
+    own = asyncio.run(accepted_confidences(scores, stages, of.rows.calibration, profile=profile))["small"]
+    foreign = asyncio.run(foreign_drafts(of, scores, stages, profile))
     assert len(foreign[0]) > 40
     lower = [value < min(own.values()) - 0.1 for value in foreign[0]]  # though the model is as sure of both
     assert sum(lower) > 0.8 * len(lower)
-    assert asyncio.run(foreign_drafts(of, ConfidenceHeads(), stages, profile)) == []
+    assert asyncio.run(foreign_drafts(of, AcceptanceScores(), stages, profile)) == []
 
 
 def test_the_gain_is_fitted_on_selection_rows_and_recorded_answers_of_the_large_model(tmp_path: Path) -> None:
@@ -200,7 +182,7 @@ def test_rows_that_a_policy_places_elsewhere_do_not_certify_the_rest(tmp_path: P
         {"kind": "rule", "to": "large", "tags": {"tier": "gold"}},
     ]
     of = project(tmp_path, easy + hard, policies=policies)
-    rows, filters, limits = served_rows(of, RunFolder(tmp_path), ConfidenceHeads(), of.rows.calibration)
+    rows, filters, limits = served_rows(of, RunFolder(tmp_path), AcceptanceScores(), of.rows.calibration)
     expected = [e for e in of.rows.calibration.examples if "hard" in e.text or "easy 1" in e.text]
     assert list(rows.examples) == expected
     assert 0 < len(expected) < len(of.rows.calibration)
@@ -224,8 +206,8 @@ def gated(folder: Path) -> tuple[Project, RunFolder]:
     return of, run_folder
 
 
-SCORED = ConfidenceHeads(
-    acceptance={"small": AcceptanceScore(weights=(1.0, 0.5), intercept=0.0, n_own=40, n_foreign=40)}
+SCORED = AcceptanceScores(
+    by_stage={"small": AcceptanceScore(weights=(1.0, 0.5), intercept=0.0, n_own=40, n_foreign=40)}
 )
 
 
@@ -237,7 +219,7 @@ def test_where_the_confidence_counts_the_distance_every_row_certifies(tmp_path: 
     off = project(tmp_path, ["a"], domain="off").file
     assert load_ood_detector(off, run_folder, SCORED) is None
     default = off.model_copy(update={"routing": RoutingConfig()})
-    assert load_ood_detector(default, run_folder, ConfidenceHeads()) is None  # its calibration had no check
+    assert load_ood_detector(default, run_folder, AcceptanceScores()) is None  # its calibration had no check
 
 
 def test_a_certificate_is_served_behind_its_own_filters_only(tmp_path: Path) -> None:

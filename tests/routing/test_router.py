@@ -436,20 +436,6 @@ def test_a_spent_budget_limits_escalation_alone() -> None:
     assert ask(router, "my house").answered_by == "large"
 
 
-def test_a_head_estimates_the_confidence_from_the_cheaper_draft_too() -> None:
-    class Agreement:
-        def confidence(self, completion: Completion, others: Sequence[Completion] = ()) -> float:
-            return 1.0 if [other.answered_by for other in others] == self.wanted else 0.0
-
-        def __init__(self, *wanted: str) -> None:
-            self.wanted = list(wanted)
-
-    router = cascade(0.0, 0.0)
-    words, small = router.stages
-    router.stages = (words, small._replace(head=Agreement("words")))
-    assert (ask(router).answered_by, route(ask(router))["confidence"]) == ("small", 1.0)
-
-
 def test_a_stream_that_fails_before_its_first_text_falls_back_to_the_draft() -> None:
     router = cascade(0.0, 0.3, large=Echo("large", error=Unavailable("down")))
     chunks = streamed(router, "hello")
