@@ -39,11 +39,10 @@ class LabelsNeeded(Record):
     @property
     def in_words(self) -> str:
         """As a phrase, such as "about 560 more rows in rows.jsonl (chance 75 %)"."""
-        chance = f"chance {100 * self.chance:.0f} %"
-        if len(self.files) == 1:
-            return f"about {self.n_data_rows:,} more rows in {next(iter(self.files))} ({chance})"
-        each = ", ".join(f"{n:,} in {file}" for file, n in self.files.items())
-        return f"about {self.n_data_rows:,} more rows ({each}; {chance})"
+        each = ", ".join(f"{n:,} in {file}" for file, n in self.files.items()) if len(self.files) > 1 else ""
+        chance = f"chance {100 * self.chance:.0f} %" if self.chance < 1 else ""
+        where, notes = "" if each else f" in {next(iter(self.files))}", "; ".join(filter(None, (each, chance)))
+        return f"about {self.n_data_rows:,} more rows{where}{notes and f' ({notes})'}"
 
     @property
     def with_price(self) -> str:
