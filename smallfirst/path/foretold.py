@@ -1,8 +1,8 @@
 """What rows can show, and how many more it takes: foretold before anything is trained, and counted after a run.
 
 The gate's own checks judge a model that is right on every test row: what it misses is out of reach of every model. A
-certificate takes so many calibration rows without an error. After a run on the same rows its own figure stands here: how
-many rows are likely to decide what is open.
+certificate takes so many calibration rows without an error. After a run on the same rows its own figure stands here:
+how many rows are likely to decide what is open.
 
 A part (test or calibration) that is split off a file grows with the file, so rows are counted that are added to the
 files as the user has them. Something goes live by a gate or by a certificate, so of these open questions the one that
@@ -68,7 +68,7 @@ class Foretold(Record):
     certificate: RequirementForecast | None = None
     """The guarantee; None where it is not foretold."""
     needed: LabelsNeeded | None = None
-    """Rows with which a model without an error shows what is out of reach now; None if nothing is, or no number does."""
+    """Rows with which a model without an error shows what is out of reach now; None if nothing is, or none do."""
     of_run: LabelsNeeded | None = None
     """What the latest run on the same rows asks for; it stands in place of `needed`."""
 
