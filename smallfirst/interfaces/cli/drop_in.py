@@ -81,14 +81,14 @@ def proxy(gateway_yaml: Path | None, upstream: str | None, keep: bool, host: str
 @click.option("--out", type=PATH, default="discovered", show_default=True, help="Folder of the report and the tasks.")
 @click.option(
     "--max-error",
-    type=click.Choice(["0.02", "0.05", "0.1", "0.2"]),
-    default="0.05",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.05,
     show_default=True,
     help="Share of kept answers that may differ from the large model's.",
 )
 @click.option("--most", type=int, default=100_000, show_default=True, help="Requests held; of more, some are drawn.")
 @JSON
-def discover(sources: tuple[str, ...], out: Path, max_error: str, most: int, as_json: bool) -> None:
+def discover(sources: tuple[str, ...], out: Path, max_error: float, most: int, as_json: bool) -> None:
     """Find the tasks in recorded traffic, and what could move.
 
     SOURCE is a file or folder of logs, or mlflow:EXPERIMENT; left out: what the proxy has kept. OUT gets report.html,
@@ -105,7 +105,7 @@ def discover(sources: tuple[str, ...], out: Path, max_error: str, most: int, as_
         exchanges,
         sources=sources or ("kept traffic",),
         out=out,
-        max_error=float(max_error),
+        max_error=max_error,
         teacher_of=settings.teacher_of if settings else unknown_terms,
         problems=problems,
         most=most,
@@ -151,8 +151,8 @@ def _in_words(found: Discovery) -> list[str]:
 
     rows = [["task", "answers", "requests", "bill a month", "can move", ""]]
     for task in found.tasks:
-        at = task.outlook.at(found.max_error)
-        share = f"{at.share:.0%} [{at.low:.0%}, {at.high:.0%}]" if task.outlook.shares else "-"
+        at = task.outlook.moves
+        share = f"{at.share:.0%} [{at.low:.0%}, {at.high:.0%}]" if at else "-"
         answers = f"{len(task.labels)} {task.kind}" if task.labels else task.kind
         bill = "?" if task.usd_per_month is None else format_usd(task.usd_per_month)
         rows.append([task.name, answers, f"{task.n_requests:,}", bill, share, task.verdict])

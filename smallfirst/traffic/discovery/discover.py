@@ -26,7 +26,7 @@ from smallfirst.traffic.discovery.draft import (
     write_draft,
 )
 from smallfirst.traffic.discovery.mine import Miner
-from smallfirst.traffic.discovery.outlook import MIN_ROWS, Outlook, ShareAt, foretell_labels
+from smallfirst.traffic.discovery.outlook import MIN_ROWS, NOTHING, Outlook, Share, foretell_labels
 from smallfirst.traffic.discovery.tasks import (
     MONTH,
     MOST_CASES,
@@ -140,17 +140,17 @@ class Discovery(Record):
         return month_factor(self.days) * (others / self.n_drawn if self.n_drawn else 1.0)
 
     @property
-    def moving(self) -> ShareAt:
+    def moving(self) -> Share:
         """Share of the bill that can move, or of the requests if no price is known. The ends add those of the tasks."""
         total = self.cost_usd or float(sum(task.n_requests for task in self.tasks) + self.n_rest)
         parts = []
         for task in self.tasks:
             weight = (task.cost_usd or 0.0) if self.cost_usd else task.n_requests
-            parts.append((weight / total if total else 0.0, task.outlook.at(self.max_error)))
+            parts.append((weight / total if total else 0.0, task.outlook.moves or NOTHING))
         share, low, high = (
             round(sum(weight * getattr(one, end) for weight, one in parts), 4) for end in ("share", "low", "high")
         )
-        return ShareAt(max_error=self.max_error, share=share, low=low, high=high)
+        return Share(share=share, low=low, high=high)
 
     @property
     def n_rest(self) -> int:
@@ -226,11 +226,11 @@ def _judge(
 ) -> FoundTask:
     rows = rows_of(task)
     settings = task_settings(task, rows)
-    outlook = _outlook(task, rows, settings)
+    outlook = _outlook(task, rows, settings, max_error)
     verdict, why = _verdict(task, settings, outlook, max_error, len(rows))
     folder = ""
     if out and not isinstance(settings, str) and rows:
-        source = source_of(task, outlook, max_error, teacher_of)
+        source = source_of(task, outlook, teacher_of)
         if source is not None:
             folder = str(out / task.name)
             write_draft(task, source, settings, rows, out / task.name, max_error)
@@ -270,7 +270,9 @@ def _judge(
     )
 
 
-def _outlook(task: RecurringTask, rows: Sequence[CaseRow], settings: Mapping[str, object] | str) -> Outlook:
+def _outlook(
+    task: RecurringTask, rows: Sequence[CaseRow], settings: Mapping[str, object] | str, max_error: float
+) -> Outlook:
     """Return what a cheap model's answers foretell of labels; of other answers nothing is."""
     if isinstance(settings, str) or task.kind != "labels":
         return Outlook(why=_OPEN.get(task.kind, settings if isinstance(settings, str) else _UNTOLD))
@@ -279,6 +281,7 @@ def _outlook(task: RecurringTask, rows: Sequence[CaseRow], settings: Mapping[str
     n_finished = task.format_check.n_answers if task.format_check else 0
     return foretell_labels(
         [(row.drawn.text, row.usual.value, row.drawn.value, row.n) for row in rows],
+        max_error,
         n_certifying=n_certifying(len(rows)),
         in_format=min(1.0, sum(row.n for row in rows) / max(1, n_finished)),
         repeatable=task.repeats.high,
@@ -290,9 +293,9 @@ def _verdict(
 ) -> tuple[Verdict, str]:
     if isinstance(settings, str):
         return "stays", _OPEN.get(task.kind, settings)
-    if not outlook.shares:
+    at = outlook.moves
+    if at is None:
         return "unclear", outlook.why
-    at = outlook.at(max_error)
     if not outlook.can_show(max_error):
         few = f"{outlook.n_certifying} of {n_rows} cases would certify, too few to show {max_error:.0%}"
         return "unclear", f"{few}: collect more"

@@ -106,9 +106,7 @@ def task_settings(task: RecurringTask, rows: Sequence[CaseRow]) -> dict[str, Any
     return {"kind": "extract", "schema": schema}
 
 
-def source_of(
-    task: RecurringTask, outlook: Outlook, max_error: float, teacher_of: TeacherOf = unknown_terms
-) -> TaskSource | None:
+def source_of(task: RecurringTask, outlook: Outlook, teacher_of: TeacherOf = unknown_terms) -> TaskSource | None:
     """Return the record of where the task was found; None if its answers have no common format."""
     if task.answer_format is None:
         return None
@@ -120,7 +118,7 @@ def source_of(
         for wording in task.wordings
     )
     model = task.most_frequent("answered_by")
-    share = outlook.at(max_error)
+    share = outlook.moves
     return TaskSource(
         name=task.name,
         templates=templates,
@@ -128,7 +126,7 @@ def source_of(
         format_check=task.format_check,
         models=task.models,
         teacher=teacher_of(model, *task.models),
-        foretold_share=(share.share, share.low, share.high) if outlook.shares else None,
+        foretold_share=(share.share, share.low, share.high) if share else None,
     )
 
 

@@ -25,8 +25,6 @@ from smallfirst.models.linear.tfidf import (
 from smallfirst.routing.certificate.certificate import Guarantee
 from smallfirst.routing.certificate.threshold_search import choose_starts, search_threshold
 
-LIMITS = (0.02, 0.05, 0.1, 0.2)
-"""Shares of kept answers that may differ from the large model's, for which the outlook is given."""
 MIN_ROWS = 100
 """Fewest different cases from which anything is foretold."""
 _LEVEL = 0.05
@@ -35,17 +33,17 @@ MOST_CASES, MOST_CHARACTERS = 2500, 600_000
 """Most cases that the cheap model looks at, and most characters of all together."""
 
 
-class ShareAt(Record):
-    """The share that can move at one limit."""
+class Share(Record):
+    """The share of requests that can move, in [0, 1]."""
 
-    max_error: float
-    """Share of kept answers that may differ from the large model's."""
     share: float
-    """Of the task's requests, in [0, 1]."""
     low: float
     """Lower end of the 95 % interval: the cheap model, on unlucky calibration rows."""
     high: float
     """Upper end: the model of a run makes as few errors as are possible."""
+
+
+NOTHING = Share(share=0.0, low=0.0, high=0.0)
 
 
 class Outlook(Record):
@@ -53,17 +51,12 @@ class Outlook(Record):
 
     agreement: Estimate | None = None
     """Share of held-out cases in which a cheap model gives the large model's answer; None if none was tried."""
-    shares: tuple[ShareAt, ...] = ()
-    """The share that can move, by limit; empty if none can."""
+    moves: Share | None = None
+    """What can move; None if nothing is foretold."""
     n_certifying: int = 0
     """Rows that would certify in a run."""
     why: str = ""
     """Why nothing can be said or nothing can move; empty otherwise."""
-
-    def at(self, max_error: float) -> ShareAt:
-        """Return the share at a limit; none if there is no outlook for it."""
-        found = [one for one in self.shares if one.max_error == max_error]
-        return found[0] if found else ShareAt(max_error=max_error, share=0.0, low=0.0, high=0.0)
 
     def can_show(self, max_error: float) -> bool:
         """Return True if there are enough rows to show a limit at 95 %, were all of them right."""
@@ -89,7 +82,12 @@ def sentence_encoder() -> Embed | None:
 
 
 def foretell_labels(
-    cases: Sequence[tuple[str, str, str, int]], *, n_certifying: int, in_format: float, repeatable: float
+    cases: Sequence[tuple[str, str, str, int]],
+    max_error: float,
+    *,
+    n_certifying: int,
+    in_format: float,
+    repeatable: float,
 ) -> Outlook:
     """Return the outlook of a task whose cases were answered by labels; otherwise as `foretell`.
 
@@ -99,6 +97,7 @@ def foretell_labels(
     texts, labels, said, n = zip(*(cases[i] for i in drawn), strict=True)
     return foretell(
         hold_out_labels(texts, labels, said, embed)._replace(n=np.array(n)),
+        max_error,
         n_certifying=n_certifying,
         errors_left=VECTOR_ERRORS if embed else WORD_ERRORS,
         in_format=in_format,
@@ -108,38 +107,30 @@ def foretell_labels(
 
 def foretell(
     held_out: HeldOutAnswers,
+    max_error: float,
     *,
     n_certifying: int,
     errors_left: ErrorsLeft = WORD_ERRORS,
     in_format: float = 1.0,
     repeatable: float = 1.0,
 ) -> Outlook:
-    """Return the outlook of a task of which so many rows will certify.
+    """Return the outlook of a task of which so many rows will certify that at most `max_error` of kept answers differ.
 
     `in_format` is the share of answers that have the task's format: the others cannot be right. `repeatable` is the
     share of repeated cases that got the same answer again, the sum of squares of the answers' shares: the most frequent
     answer has at most its root, so no model can agree more often than that.
     """
     floor = (1 - math.sqrt(repeatable)) / max(1e-9, 1 - float(held_out.right.mean()))
-    left = [min(1.0, max(one, floor)) for one in errors_left]
-    shares = tuple(_share_at(held_out, limit, n_certifying, in_format, left) for limit in LIMITS)
-    agreement = wilson(int(held_out.right.sum()), len(held_out.right))
-    return Outlook(agreement=agreement, shares=shares, n_certifying=n_certifying)
-
-
-def _share_at(
-    held_out: HeldOutAnswers, limit: float, n_certifying: int, in_format: float, errors_left: Sequence[float]
-) -> ShareAt:
     rng = np.random.default_rng(_SEED)
-    n, guarantee = len(held_out.right), Guarantee(max_error=limit)
+    n, guarantee = len(held_out.right), Guarantee(max_error=max_error)
     kept = np.zeros((len(errors_left), _RESAMPLES))
     asked = np.ones(n) if held_out.n is None else held_out.n
     luck = rng.random(n)
     selecting = rng.integers(0, n, size=max(1, n_certifying // 4))
     for scenario, left in enumerate(errors_left):
-        right = held_out.right | (luck >= left)
+        right = held_out.right | (luck >= min(1.0, max(left, floor)))
         level = 1 - guarantee.confidence
-        starts = choose_starts(held_out.confidence[selecting], right[selecting], n_certifying, limit, level)
+        starts = choose_starts(held_out.confidence[selecting], right[selecting], n_certifying, max_error, level)
         for resample in range(_RESAMPLES):
             rows, certifying = rng.integers(0, n, size=n), rng.integers(0, n, size=n_certifying)
             found = search_threshold(
@@ -148,9 +139,7 @@ def _share_at(
             kept[scenario, resample] = np.average(held_out.confidence[rows] >= found.threshold, weights=asked[rows])
     middle = float(kept[1].mean())
     low, high = float(np.quantile(kept[0], 0.025)), float(np.quantile(kept[-1], 0.975))
-    return ShareAt(
-        max_error=limit,
-        share=round(in_format * middle, 4),
-        low=round(in_format * min(low, middle), 4),
-        high=round(in_format * max(high, middle), 4),
-    )
+    shares = (middle, min(low, middle), max(high, middle))
+    share, low, high = (round(in_format * one, 4) for one in shares)
+    agreement = wilson(int(held_out.right.sum()), n)
+    return Outlook(agreement=agreement, moves=Share(share=share, low=low, high=high), n_certifying=n_certifying)
