@@ -22,10 +22,8 @@ from smallfirst.data.redaction import redact
 from smallfirst.data.row_formats import detect_layout, parse_row, to_row
 from smallfirst.ledger.ledger import Ledger, open_existing
 from smallfirst.ledger.rows import AuditRow, FeedbackRow, LedgerRow, standing
-from smallfirst.measuring.teacher_agreement import answer_matcher
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.rows import find_held_out_leaks
-from smallfirst.tasks.task import Task
 
 # Rows that a step writes anew: never over an input, nor over what somebody has changed
 
@@ -79,8 +77,8 @@ SOURCES: dict[Source, str] = {
 REASONS = {
     "no_text": "whose texts were not stored",
     "unfit": "that are no request of the task in one message, or have no valid answer",
-    "known": "that say nothing new: to a known text, repeated, or confirmed by the large model",
-    "disputed": "with conflicting answers, doubted by a user, or judged wrong without a right one: for a judge",
+    "known": "to a known text, or to one that a more trusted or a later response answers",
+    "disputed": "that somebody calls wrong, without a right answer of a judge",
     "contradicts": "to a training text, where a judge now gives another answer: correct that row",
     "held_out": "to a text that measures, certifies or chooses, or nearly one",
 }
@@ -141,22 +139,30 @@ def harvest(
 ) -> HarvestResult:
     """Write the training rows that the ledger gives for the project's task to `out`; return the record.
 
-    Use only answers given or judged at or after `since`; with `people_only` only what judges said. A text of the
-    training rows is left out, unless it came from `out` itself. Raise ConfigError if there is no ledger, or if `out` is
-    read by the task, was edited by somebody, or holds an earlier harvest from further back.
+    Use only answers given or judged at or after `since`; with `people_only` only what judges said. To each text the
+    latest answer of the most trusted source counts, unless a judge has called it wrong. A text of the training rows is
+    left out, unless it came from `out` itself. Raise ConfigError if there is no ledger, or if `out` is read by the task
+    or was edited by somebody.
     """
     earlier = HarvestResult.load(record_path(out)) if record_path(out).exists() else None
     refuse_to_overwrite(project, out, earlier)
-    if out.exists() and earlier and since and (not earlier.since or datetime.fromisoformat(earlier.since) < since):
-        raise ConfigError(
-            f"{out} holds a harvest from further back, and would lose rows",
-            hint="leave out --since, or name another file: --out",
-        )
+    votes: list[_Vote] = []
+    reasons: dict[str, str] = {}
+    wrong: set[tuple[str, str | None]] = set()
     with closing(open_ledger()) as ledger:
-        heard = [_hear(*one, project.task) for one in _judged(ledger, project.file.name, since)]
-    reasons = {one.id: one.reason for one in heard if one.reason}
-    votes = [one for one in heard if not one.reason and (one.source != "large" or not people_only)]
-    wrong = {(fold_text(one.text), answer) for one in heard for answer in one.wrong}
+        for row, audit, marks in _judged(ledger, project.file.name, since):
+            text = redact(last_user_message(row)).text
+            if any(said.judge and said.verdict == "wrong" for said in marks):
+                wrong.add((fold_text(text), project.task.parse(row.answer_text or "")))
+            found = _said(row, audit, marks)
+            if found is None:
+                reasons[row.id] = "unfit" if _is_outside(row) else "known" if audit and not marks else "disputed"
+            elif not text.strip() or not found[1]:
+                reasons[row.id] = "no_text"
+            elif (answer := project.task.parse(found[1])) is None or _n_turns(row) > 1:
+                reasons[row.id] = "unfit"
+            elif found[0] != "large" or not people_only:
+                votes.append(_Vote(row.id, row.at, text, found[0], answer))
     rows = _without_held_out(project, list(_rows(project, out, votes, wrong, reasons)), reasons)
     sources, counts = Counter(row.vote.source for row in rows), Counter(reasons.values())
     result = HarvestResult(
@@ -183,12 +189,6 @@ class _Vote(NamedTuple):
     source: Source
     answer: str
     """In canonical form."""
-    wrong: tuple[str, ...]
-    """Answers that a judge called wrong."""
-    doubted: bool
-    """True if a user who may not judge called the answer wrong, or gave another one."""
-    reason: str
-    """Why it gives no answer, one of REASONS; empty if it does."""
 
 
 _Judged = tuple[LedgerRow, AuditRow | None, list[FeedbackRow]]
@@ -208,36 +208,19 @@ def _judged(ledger: Ledger, task: str, since: datetime | None) -> Iterator[_Judg
             yield row, audit, marks
 
 
-def _hear(row: LedgerRow, audit: AuditRow | None, feedback: Sequence[FeedbackRow], task: Task) -> _Vote:
-    """Return what a response says: the judge's word, else that of a person's audit, else the large model's."""
-    judge = next((said for said in feedback if said.judge), None)
-    user = next((said for said in feedback if not said.judge), None)
-    by_person = audit is not None and audit.judged_by == "person"
-    source: Source = "large"
-    said: str | None = None
-    reason = "unfit" if row.stage == "large" else "known" if audit else "disputed"
-    if judge and (judge.answer is not None or judge.verdict == "right"):
-        source = "confirmed" if judge.answer is None else "feedback"
-        said, reason = judge.answer or row.answer_text, ""
-    elif judge:
-        reason = "disputed"
-    elif audit and audit.other is not None and (by_person or audit.wrong):
-        source, said, reason = "audit" if by_person else "large", audit.other, ""
-    elif row.stage == "large" and not _is_outside(row):
-        said, reason = row.answer_text, ""
-    text = redact(last_user_message(row)).text
-    answer = task.parse(said) if said else None
-    if not reason:
-        several = sum(role != "system" for role, _ in _turns(row)) > 1
-        reason = "no_text" if not text.strip() or not said else "unfit" if several or answer is None else ""
-    called_wrong = task.parse(row.answer_text or "") if judge and judge.verdict == "wrong" else None
-    doubted = user is not None and (
-        task.parse(user.answer) != answer
-        if user.answer is not None
-        else user.verdict == "wrong" and task.parse(row.answer_text or "") == answer
-    )
-    wrong = () if called_wrong is None else (called_wrong,)
-    return _Vote(row.id, row.at, text, source, answer or "", wrong, doubted, reason)
+def _said(row: LedgerRow, audit: AuditRow | None, marks: Sequence[FeedbackRow]) -> tuple[Source, str | None] | None:
+    """Return the answer to learn and whose it is: a judge's, that of a person's audit, or the large model's."""
+    judge = next((said for said in marks if said.judge), None)
+    if judge is not None and judge.answer is not None:
+        return "feedback", judge.answer
+    if judge is not None:
+        return ("confirmed", row.answer_text) if judge.verdict == "right" else None
+    if audit is not None and audit.other is not None and audit.judged_by == "person":
+        return "audit", audit.other
+    if audit is not None and audit.wrong:
+        return "large", audit.other
+    doubted = any(said.verdict == "wrong" for said in marks)
+    return ("large", row.answer_text) if row.stage == "large" and not doubted and not _is_outside(row) else None
 
 
 def _is_outside(row: LedgerRow) -> bool:
@@ -251,6 +234,10 @@ def _turns(row: LedgerRow) -> list[tuple[str, str]]:
     return [(role, content) for role, content in json.loads(row.request_text or "[]")]
 
 
+def _n_turns(row: LedgerRow) -> int:
+    return sum(role != "system" for role, _ in _turns(row))
+
+
 class _HarvestedRow(NamedTuple):
     vote: _Vote
     example: Example
@@ -259,32 +246,28 @@ class _HarvestedRow(NamedTuple):
 
 
 def _rows(
-    project: Project, out: Path, votes: Sequence[_Vote], wrong: set[tuple[str, str]], reasons: dict[str, str]
+    project: Project,
+    out: Path,
+    votes: Sequence[_Vote],
+    wrong: set[tuple[str, str | None]],
+    reasons: dict[str, str],
 ) -> Iterator[_HarvestedRow]:
-    """Yield a row for each text on which the most trusted answers agree; note in `reasons` why others give none."""
+    """Yield a row for each new text; note in `reasons` why other votes give none."""
     own = [e for e in project.rows.train.examples if not e.path or Path(e.path).resolve() != out.resolve()]
     known = {fold_text(redact(e.asked).text): e.answer for e in own}
-    by_text: dict[str, list[_Vote]] = defaultdict(list)
-    for vote in votes:
-        by_text[fold_text(vote.text)].append(vote)
-    rank, same = list(SOURCES).index, answer_matcher(project.task)
-    for text, group in by_text.items():
-        left = [vote for vote in group if (text, vote.answer) not in wrong]
-        left.sort(key=lambda vote: (rank(vote.source), -vote.at.timestamp()))
-        reason, row = "disputed", None
-        if left and all(vote.source == "large" for vote in group if vote not in left):  # else judges call it both
-            best = left[0]
-            agreed = all(same(best.answer, vote.answer) for vote in left if vote.source == best.source)
-            doubted = best.source == "large" and any(vote.doubted for vote in left)
-            if agreed and not doubted and text in known:
-                reason = "known" if best.source == "large" or best.answer == known[text] else "contradicts"
-            elif agreed and not doubted:
-                row = _row(project, best)
-                reason = "known" if row else "unfit"
-        reasons |= {vote.id: reason for vote in group}
-        if row:
-            del reasons[row.vote.id]
+    rank, answered = list(SOURCES).index, set[str]()
+    for vote in sorted(votes, key=lambda vote: (rank(vote.source), -vote.at.timestamp())):
+        text = fold_text(vote.text)
+        if (text, vote.answer) in wrong:
+            reasons[vote.id] = "disputed"
+        elif text in answered or text in known:
+            differs = text not in answered and vote.source != "large" and vote.answer != known[text]
+            reasons[vote.id] = "contradicts" if differs else "known"
+        elif row := _row(project, vote):
+            answered.add(text)
             yield row
+        else:
+            reasons[vote.id] = "unfit"
 
 
 def _row(project: Project, vote: _Vote) -> _HarvestedRow | None:

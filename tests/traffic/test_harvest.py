@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,16 +47,20 @@ def project(tmp_path: Path) -> Project:
     return Project.read(read_task_file(tmp_path), Progress(quiet=True))
 
 
+Said = Callable[[str], FeedbackRow | AuditRow]
+"""What is said of the response with an id."""
+
+
 class Book:
     """A hand-made ledger."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.ledger, self.n = path, Ledger(path), 0
 
-    def answer(self, text: str | None, said: str | None, stage: str = "small", **values: object) -> str:
+    def answer(self, text: str | None, said: str | None, stage: str = "small", *what: Said, **values: object) -> None:
+        """Note a response, `r1` and so on, with what is said of it."""
         self.n += 1
-        id = str(values.pop("id", f"r{self.n}"))
-        messages = values.pop("messages", [["user", text]] if text is not None else None)
+        id, messages = f"r{self.n}", values.pop("messages", [["user", text]] if text is not None else None)
         given = {
             "id": id,
             "at": NOON + timedelta(minutes=self.n),
@@ -68,18 +73,18 @@ class Book:
             "answer_text": said,
         }
         self.ledger.append(LedgerRow.model_validate({**given, **values}))
-        return id
+        for one in what:
+            self.ledger.append(one(id))
 
-    def feedback(
-        self, id: str, verdict: str, answer: str | None = None, *, caller: str = "", hour: int = 1, judge: bool = True
-    ) -> None:
-        at = NOON + timedelta(hours=hour)
-        said = {"id": id, "at": at, "verdict": verdict, "answer": answer, "caller": caller, "judge": judge}
-        self.ledger.append(FeedbackRow.model_validate(said))
 
-    def audit(self, id: str, draft: str | None, other: str | None, *, wrong: bool, by: str = "large") -> None:
-        values = {"id": id, "at": NOON, "task": "toy", "certificate": "c", "propensity": 0.1, "wrong": wrong}
-        self.ledger.append(AuditRow.model_validate({**values, "judged_by": by, "draft": draft, "other": other}))
+def mark(verdict: str, answer: str | None = None, *, judge: bool = True, caller: str = "a", hour: int = 1) -> Said:
+    given = {"verdict": verdict, "answer": answer, "judge": judge, "caller": caller, "at": NOON + timedelta(hours=hour)}
+    return lambda id: FeedbackRow.model_validate({**given, "id": id})
+
+
+def audit(other: str, *, wrong: bool = True, by: str = "large") -> Said:
+    given = {"at": NOON, "task": "toy", "certificate": "c", "propensity": 0.1, "wrong": wrong, "judged_by": by}
+    return lambda id: AuditRow.model_validate({**given, "id": id, "draft": None, "other": other})
 
 
 @pytest.fixture
@@ -90,10 +95,11 @@ def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Book]:
     made.ledger.close()
 
 
+Reap = Callable[[], tuple[HarvestResult, dict[str, tuple[str, str, str]]]]
+
+
 @pytest.fixture
-def reap(
-    project: Project, book: Book, tmp_path: Path
-) -> Callable[[], tuple[HarvestResult, dict[str, tuple[str, str, str]]]]:
+def reap(project: Project, book: Book, tmp_path: Path) -> Reap:
     """Harvest; the result, and by text (answer, source, response id)."""
 
     def made() -> tuple[HarvestResult, dict[str, tuple[str, str, str]]]:
@@ -105,133 +111,91 @@ def reap(
     return made
 
 
-Reap = Callable[[], tuple[HarvestResult, dict[str, tuple[str, str, str]]]]
+PIN, REFUND, CARD = "lost_pin", "refund_request", "card_arrival"
+USER = {"judge": False, "hour": 2}
+OUTSIDE = [{"stage": "domain", "decision": "passed on", "why": "x", "score": 0.9, "threshold": 0.4}]
+HEARD: dict[str, tuple[list[tuple[Any, ...]], dict[str, tuple[str, str, str]], dict[str, int]]] = {
+    "kept, and nobody said a word": ([("a b", PIN)], {}, {}),
+    "corrected": ([("a b", PIN, "small", mark("wrong", REFUND))], {"a b": (REFUND, "feedback", "r1")}, {}),
+    "confirmed": ([("a b", PIN, "small", mark("right"))], {"a b": (PIN, "confirmed", "r1")}, {}),
+    "a person's audit": ([("a b", PIN, "small", audit(CARD, by="person"))], {"a b": (CARD, "audit", "r1")}, {}),
+    "the large model": ([("a b", REFUND, "large")], {"a b": (REFUND, "large", "r1")}, {}),
+    "its audit": ([("a b", PIN, "small", audit(CARD))], {"a b": (CARD, "large", "r1")}, {}),
+    "an audit that agrees": ([("a b", PIN, "small", audit(PIN, wrong=False))], {}, {"known": 1}),
+    "the most trusted wins": (
+        [("A b?", CARD, "large"), ("a b", PIN, "small", mark("wrong", REFUND)), ("a b!", PIN, "small", mark("right"))],
+        {"a b": (REFUND, "feedback", "r2")},
+        {"known": 1, "disputed": 1},
+    ),
+    "of equal ones the latest": (
+        [("a b", PIN, "large"), ("A b?", CARD, "large")],
+        {"A b?": (CARD, "large", "r2")},
+        {"known": 1},
+    ),
+    "called wrong": ([("a b", REFUND, "small", mark("wrong")), ("A b?", REFUND, "large")], {}, {"disputed": 2}),
+    "another answer than the wrong one": (
+        [("a b", REFUND, "small", mark("wrong")), ("A b?", PIN, "large")],
+        {"A b?": (PIN, "large", "r2")},
+        {"disputed": 1},
+    ),
+    "a judge's last word": (
+        [("a b", PIN, "small", mark("wrong", CARD), mark("wrong", REFUND, caller="b", hour=2))],
+        {"a b": (REFUND, "feedback", "r1")},
+        {},
+    ),
+    "a user's correction": ([("a b", PIN, "small", mark("wrong", REFUND, **USER))], {}, {"disputed": 1}),
+    "a user's confirmation": ([("a b", PIN, "small", mark("right", **USER))], {}, {"disputed": 1}),
+    "a user agrees with the large model": (
+        [("a b", PIN, "large", mark("right", **USER))],
+        {"a b": (PIN, "large", "r1")},
+        {},
+    ),
+    "a user doubts it": ([("a b", PIN, "large", mark("wrong", **USER))], {}, {"disputed": 1}),
+    "a user against a judge": (
+        [("a b", PIN, "small", mark("right"), mark("wrong", REFUND, **USER))],
+        {"a b": (PIN, "confirmed", "r1")},
+        {},
+    ),
+    "a user against a person's audit": (
+        [("a b", PIN, "small", audit(CARD, by="person"), mark("wrong", REFUND, **USER))],
+        {"a b": (CARD, "audit", "r1")},
+        {},
+    ),
+    "out of domain": ([("a b", PIN, "large", {"trail": json.dumps(OUTSIDE)})], {}, {"unfit": 1}),
+    "no text": ([(None, None, "small", mark("wrong", PIN)), (None, None, "large")], {}, {"no_text": 2}),
+    "several turns": (
+        [("", PIN, "large", {"messages": [["user", "a"], ["assistant", "b"], ["user", "c"]]})],
+        {},
+        {"unfit": 1},
+    ),
+    "a system message": (
+        [("", PIN, "large", {"messages": [["system", "be kind"], ["user", "a b"]]})],
+        {"a b": (PIN, "large", "r1")},
+        {},
+    ),
+    "no label": ([("a b", "it depends", "large")], {}, {"unfit": 1}),
+    "another task, a failure": (
+        [("a b", PIN, "large", {"task": "other"}), ("b", None, "large", {"status": 503})],
+        {},
+        {},
+    ),
+}
 
 
-def test_each_source_gives_its_row_and_kept_answers_that_nobody_judged_give_none(book: Book, reap: Reap) -> None:
-    book.answer("kept and nobody said a word", "lost_pin")
-    book.feedback(book.answer("alpha question", "lost_pin"), "wrong", "refund_request")
-    book.feedback(book.answer("beta question", "lost_pin"), "right")
-    book.audit(book.answer("gamma question", "lost_pin"), None, "card_arrival", wrong=True, by="person")
-    book.answer("delta question", "refund_request", "large")
-    book.audit(book.answer("epsilon question", "lost_pin"), "lost_pin", "card_arrival", wrong=True)
-    book.audit(book.answer("zeta question", "lost_pin"), "lost_pin", "lost_pin", wrong=False)
+@pytest.mark.parametrize(("responses", "expected", "refused"), HEARD.values(), ids=HEARD)
+def test_who_is_believed(book: Book, reap: Reap, responses: Any, expected: Any, refused: Any) -> None:
+    for text, said, *more in responses:
+        values = more.pop() if more and isinstance(more[-1], dict) else {}
+        book.answer(text, said, *more, **values)
     result, rows = reap()
-    assert rows == {
-        "alpha question": ("refund_request", "feedback", "r2"),
-        "beta question": ("lost_pin", "confirmed", "r3"),
-        "gamma question": ("card_arrival", "audit", "r4"),
-        "delta question": ("refund_request", "large", "r5"),
-        "epsilon question": ("card_arrival", "large", "r6"),
-    }
-    assert result.by_source == {"feedback": 1, "confirmed": 1, "audit": 1, "large": 2}
-    assert result.refused == {"known": 1}
-    assert result.in_words[0].endswith("from 6 responses")
-
-
-def test_of_answers_to_one_text_the_most_trusted_wins(book: Book, reap: Reap) -> None:
-    book.answer("Where is it?", "refund_request", "large")
-    book.feedback(book.answer("where is it", "lost_pin"), "right")
-    book.feedback(book.answer("where is it!", "lost_pin"), "wrong", "lost_pin")  # says both, so says nothing
-    book.feedback(book.answer("when is it", "lost_pin"), "wrong", "refund_request")
-    book.answer("When is it?", "card_arrival", "large")
-    result, rows = reap()
-    assert rows == {"when is it": ("refund_request", "feedback", "r4")}
-    assert result.refused == {"known": 1, "disputed": 3}
-
-
-def test_equal_sources_that_differ_give_no_row(book: Book, reap: Reap) -> None:
-    book.answer("what now", "refund_request", "large")
-    book.audit(book.answer("What now?", "lost_pin"), "lost_pin", "card_arrival", wrong=True)
-    book.answer("and then", "refund_request", "large")
-    book.answer("And then?", "refund_request", "large")
-    result, rows = reap()
-    assert rows == {"And then?": ("refund_request", "large", "r4")}  # of equal ones the latest
-    assert result.refused == {"known": 1, "disputed": 2}
-    assert any("left out: 2 with conflicting answers" in line for line in result.in_words)
-
-
-def test_what_a_person_calls_wrong_is_learned_from_no_response(book: Book, reap: Reap) -> None:
-    book.feedback(book.answer("is it so", "refund_request", "small"), "wrong")
-    book.answer("Is it so?", "refund_request", "large")
-    book.feedback(book.answer("is that all", "refund_request"), "wrong")
-    book.answer("is that all?", "lost_pin", "large")
-    result, rows = reap()
-    assert rows == {"is that all?": ("lost_pin", "large", "r4")}
-    assert result.refused == {"disputed": 3}
-
-
-def test_the_last_word_of_the_judges_stands(book: Book, reap: Reap) -> None:
-    first, second = book.answer("one more", "lost_pin"), book.answer("another one", "lost_pin")
-    book.feedback(first, "wrong", "card_arrival", caller="a")
-    book.feedback(first, "wrong", "refund_request", caller="a", hour=2)
-    book.feedback(second, "wrong", "card_arrival", caller="a")
-    book.feedback(second, "wrong", "refund_request", caller="b", hour=2)
-    result, rows = reap()
-    assert rows == {
-        "one more": ("refund_request", "feedback", "r1"),
-        "another one": ("refund_request", "feedback", "r2"),
-    }
-    assert result.refused == {}
-
-
-def test_a_users_word_alone_teaches_nothing_and_overrules_nobody_who_may_judge(book: Book, reap: Reap) -> None:
-    def user(id: str, verdict: str, answer: str | None = None, caller: str = "a") -> None:
-        book.feedback(id, verdict, answer, caller=caller, hour=2, judge=False)
-
-    user(book.answer("corrected by users", "lost_pin"), "wrong", "refund_request")
-    user(book.answer("Corrected by users!", "lost_pin"), "wrong", "refund_request", caller="b")
-    user(book.answer("called right by a user", "lost_pin"), "right")
-    user(book.answer("the large model agrees", "lost_pin", "large"), "right")
-    user(book.answer("the large model differs", "lost_pin", "large"), "wrong", "refund_request")
-    user(book.answer("only called wrong", "lost_pin", "large"), "wrong")
-    audited = book.answer("audited and corrected", "lost_pin")
-    book.audit(audited, "lost_pin", "card_arrival", wrong=True)
-    user(audited, "wrong", "card_arrival")
-    for text, verdict, answer in (
-        ("corrected by a judge", "wrong", "card_arrival"),
-        ("called right by a judge", "right", None),
-    ):
-        id = book.answer(text, "lost_pin")
-        book.feedback(id, verdict, answer, caller="a")  # a judge's key of the same owner
-        user(id, "wrong", "refund_request")
-    judged = book.answer("audited by a person", "lost_pin")
-    book.audit(judged, None, "card_arrival", wrong=True, by="person")
-    user(judged, "wrong", "refund_request")
-    result, rows = reap()
-    assert rows == {
-        "the large model agrees": ("lost_pin", "large", "r4"),
-        "audited and corrected": ("card_arrival", "large", "r7"),
-        "corrected by a judge": ("card_arrival", "feedback", "r8"),
-        "called right by a judge": ("lost_pin", "confirmed", "r9"),
-        "audited by a person": ("card_arrival", "audit", "r10"),
-    }
-    assert result.refused == {"disputed": 5}
-
-
-def test_what_makes_no_row_is_counted_by_reason(book: Book, reap: Reap) -> None:
-    outside = [{"stage": "domain", "decision": "passed on", "why": "x", "score": 0.9, "threshold": 0.4}]
-    inside = [{**outside[0], "score": 0.1}]
-    book.answer("write me a poem", "lost_pin", "large", trail=json.dumps(outside))
-    book.answer("a question of the task", "lost_pin", "large", trail=json.dumps(inside))
-    book.feedback(book.answer(None, None), "wrong", "lost_pin")
-    book.answer(None, None, "large")
-    turns = [["user", "hello"], ["assistant", "yes?"], ["user", "my pin is gone"]]
-    book.answer(None, "lost_pin", "large", messages=turns)
-    book.answer(None, "lost_pin", "large", messages=[["system", "be kind"], ["user", "a system message is no turn"]])
-    book.answer("is this one", "I would say it depends", "large")
-    book.answer("of another task", "lost_pin", "large", task="other")
-    book.answer("asked of the small model itself", "lost_pin", "toy-small", task=None)
-    book.answer("it failed", None, "large", status=503)
-    result, rows = reap()
-    assert set(rows) == {"a question of the task", "a system message is no turn"}
-    assert result.refused == {"no_text": 2, "unfit": 3}
-    assert any("--store-bodies" in line for line in result.in_words)
+    assert (rows, result.refused) == (expected, refused)
+    assert sum(result.by_source.values()) == result.n_rows == len(rows)
+    assert ("--store-bodies" in result.in_words[-1]) == ("no_text" in refused)
 
 
 def test_no_text_of_the_own_rows_is_harvested_however_it_is_written(book: Book, reap: Reap) -> None:
     book.answer("WHERE is my card?", "card_arrival", "large")
-    book.feedback(book.answer("I lost the pin!", "lost_pin"), "wrong", "refund_request")
+    book.answer("I lost the pin!", "lost_pin", "small", mark("wrong", "refund_request"))
     book.answer("calibrating text one about cards.", "lost_pin", "large")
     book.answer("The envelope has not come yet; write to other@example.org, please", "lost_pin", "large")
     book.answer("calibrating text two about card", "lost_pin", "large")
@@ -244,8 +208,6 @@ def test_what_is_personal_is_out_before_anything_is_written(book: Book, reap: Re
     book.answer("refund to DE89 3704 0044 0532 0130 00, mail bob@example.com", "refund_request", "large")
     book.answer("refund to GB82WEST12345698765432, mail ann@example.com", "refund_request", "large")
     book.answer("mail carl@example.com now", "carl@example.com is no label", "large")
-    book.answer("disputed by dora@example.com", "lost_pin", "large")
-    book.answer("disputed by emil@example.com", "card_arrival", "large")
     _, rows = reap()
     assert rows == {"refund to [IBAN], mail [EMAIL]": ("refund_request", "large", "r2")}
     written = (tmp_path / "harvested.jsonl").read_text() + record_path(tmp_path / "harvested.jsonl").read_text()
@@ -285,17 +247,14 @@ def test_answers_in_json_are_redacted_by_value_and_stay_answers(book: Book, tmp_
 
 
 def test_since_takes_what_was_said_later_about_earlier_answers(project: Project, book: Book, tmp_path: Path) -> None:
-    early, late = book.answer("an early one", "lost_pin"), book.answer("a late one", "lost_pin")
+    book.answer("an early one", "lost_pin", "small", mark("right", hour=1))
+    book.answer("a late one", "lost_pin", "small", mark("right", hour=5))
     book.answer("early and large", "lost_pin", "large")
-    book.feedback(early, "right", hour=1)
-    book.feedback(late, "right", hour=5)
     out = tmp_path / "new.jsonl"
     result = harvest(project, out=out, since=NOON + timedelta(hours=2))
     assert [json.loads(line)["text"] for line in out.read_text().splitlines()] == ["a late one"]
     assert result.since == "2026-01-02T14:00:00+00:00"
-    harvest(project, out=out)
-    with pytest.raises(ConfigError, match="from further back, and would lose rows"):
-        harvest(project, out=out, since=NOON)
+    assert harvest(project, out=tmp_path / "people.jsonl", people_only=True).n_rows == 2
 
 
 def test_a_file_that_is_not_its_own_is_never_overwritten(
