@@ -50,7 +50,7 @@ RESAMPLES = 300
 TASKS = ("banking77", "snips_slots", "medquad_short")
 OPEN = {"nq_open": "test", "ifeval": "test", "mt_bench": "test", "self_instruct_seed": "train"}
 """Open requests and the file of each set."""
-KINDS = {"words": "words only", "encoder": "words, then the frozen encoder where words are undecided"}
+KINDS = {"words": "words only", "encoder": "words and the frozen encoder"}
 TIMED = 600
 """Requests whose time is told."""
 
@@ -245,7 +245,7 @@ def auto(folder: Path) -> list[str]:
     for kind, title in KINDS.items():
         front, ms = selector(kind, folder), list[float]()
         lines += [f"\n**{title[0].upper()}{title[1:]}**\n"]
-        lines += [f"| from | n | {' | '.join(TASKS)} | none | right | second look |", "|---" * (len(TASKS) + 5) + "|"]
+        lines += [f"| from | n | {' | '.join(TASKS)} | none | right |", "|---" * (len(TASKS) + 4) + "|"]
         for source, texts in asked.items():
             choices = []
             for text in texts:
@@ -254,9 +254,8 @@ def auto(folder: Path) -> list[str]:
                 ms.append(1000 * (time.perf_counter() - began))
             counts = Counter(choice.task or "none" for choice in choices)
             right = stats.wilson(counts[source if source in TASKS else "none"], len(texts))
-            second = sum(choice.by_states for choice in choices) / len(texts)
             cells = " | ".join(str(counts[task]) for task in (*TASKS, "none"))
-            lines.append(f"| {source} | {len(texts)} | {cells} | {right} | {second:.0%} |")
+            lines.append(f"| {source} | {len(texts)} | {cells} | {right} |")
         half, most = np.quantile(ms[:: -(-len(ms) // TIMED)], [0.5, 0.99])
         times.append(f"| {title} | {half:.1f} | {most:.1f} |")
     return [*lines, "\n| one request at a time | p50 ms | p99 ms |", "|---|---|---|", *times]
@@ -297,8 +296,7 @@ How scores are fused was fixed before a test row was scored: by Fisher's method.
 
 Signatures of three tasks from their own training and selection rows (of Banking77 {n_banking77} selection rows, SNIPS
 {n_snips_slots}, MedQuAD {n_medquad_short}); the limit of each accepts 97 % of its requests, which so few rows fix to
-a point or two. Rows are test requests; none of the open ones was fitted on, but where it says so. `second look`: share
-of requests for which the encoder was asked. `right`: went to its task, or to none for open requests.
+a point or two. Rows are test requests; none of the open ones was fitted on, but where it says so. `right`: went to its task, or to none for open requests.
 
 {auto}
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -25,9 +25,6 @@ from smallfirst.models.protocol import (
 from smallfirst.routing.domain import TaskProfile
 from smallfirst.routing.policies import is_conversation
 
-TIE = 0.05
-"""Difference of two scores up to which the words' likelihoods decide."""
-
 
 class TaskSelection(Record):
     """Where a request goes, and why."""
@@ -35,13 +32,11 @@ class TaskSelection(Record):
     task: str | None
     """The task; None for a request that belongs to none."""
     scores: dict[str, float]
-    """Out-of-domain score by task, in [0, 1]; by words alone where that was enough."""
+    """Out-of-domain score by task, in [0, 1]."""
     threshold: float | None
     """Threshold of the task, or of the nearest one; None where no task was asked."""
     why: str
     """One sentence."""
-    by_states: bool
-    """True if hidden states were read as well as words."""
     cost_usd: float
     """Cost of the selection in USD."""
     charges: tuple[Charge, ...] = ()
@@ -52,13 +47,11 @@ class TaskSelection(Record):
 class TaskSelector:
     """Profiles of several tasks side by side. Not thread-safe.
 
-    A request belongs to the task of the lowest out-of-domain score within its threshold, or to none. Between about
-    equal scores the likelihood of the words decides. Hidden states are read only where words leave it open; they cannot
-    make a text more ordinary than a clear case, so skipping them changes no selection.
+    A request belongs to the task of the lowest out-of-domain score within its threshold, or to none.
     """
 
     def __init__(self, profiles: Mapping[str, TaskProfile], *, price: MachinePrice | None = None) -> None:
-        """Take profiles by task name; earlier tasks win what nothing else decides."""
+        """Take profiles by task name; of equal scores the earlier task's wins."""
         self.profiles = dict(profiles)
         self._price = price or MachinePrice()
 
@@ -73,8 +66,8 @@ class TaskSelector:
         conversation = isinstance(request, Request) and is_conversation(request)
         text = request if isinstance(request, str) else request.text
         asked = {n: p for n, p in self.profiles.items() if p.parameters.conversations or not conversation}
-        scores, by_states = _score(asked, text)
-        task, why = self._decide(text, scores, by_states)
+        scores = {name: profile.measure([text])[0].ood_score for name, profile in asked.items()}
+        task, why = self._decide(scores)
         busy_s = time.perf_counter() - began
         charge = self._price.charge("auto", busy_s)
         return TaskSelection(
@@ -82,7 +75,6 @@ class TaskSelector:
             scores=scores,
             threshold=self._threshold_of(task or min(scores, key=lambda name: scores[name], default=None)),
             why=why,
-            by_states=bool(by_states),
             cost_usd=charge.usd,
             charges=(charge,),
             latency_ms=busy_s * 1000,
@@ -91,37 +83,18 @@ class TaskSelector:
     def _threshold_of(self, task: str | None) -> float | None:
         return None if task is None else self.profiles[task].threshold
 
-    def _decide(self, text: str, scores: Mapping[str, float], by_states: Collection[str]) -> tuple[str | None, str]:
+    def _decide(self, scores: Mapping[str, float]) -> tuple[str | None, str]:
         if not scores:
             return None, "a conversation, while every task expects a single message" if self.profiles else "no tasks"
 
         def describe(name: str) -> str:
-            by, limit = "words and meaning" if name in by_states else "words", self.profiles[name].threshold
-            return f"{name} (out-of-domain score {scores[name]:.3f} by {by}, threshold {limit:.3f})"
+            return f"{name} (out-of-domain score {scores[name]:.3f}, threshold {self.profiles[name].threshold:.3f})"
 
-        order = sorted(scores, key=lambda name: scores[name])
-        candidates = [name for name in order if scores[name] <= self.profiles[name].threshold]
-        if not candidates:
-            return None, f"belongs to no task; nearest is {describe(order[0])}"
-        close = [name for name in candidates if scores[name] - scores[candidates[0]] <= TIE]
-        if len(close) == 1:
-            return close[0], f"like requests of {describe(close[0])}"
-        likeliest = max(close, key=lambda name: self.profiles[name].text_features.log_likelihood(text))
-        others = ", ".join(name for name in close if name != likeliest)
-        return likeliest, f"its words are likelier in {describe(likeliest)} than in {others}"
-
-
-def _score(profiles: Mapping[str, TaskProfile], text: str) -> tuple[dict[str, float], set[str]]:
-    """Return the scores of a text by task, and those for which hidden states were read.
-
-    They are read where no task's words find it clearly its own.
-    """
-    words = {name: profile.word_scores([text]) for name, profile in profiles.items()}
-    scores = {name: float(score[0]) for name, score in words.items()}
-    if any(scores[name] <= min(one.parameters.grey[0], one.threshold) for name, one in profiles.items()):
-        return scores, set()
-    unclear = {name for name, one in profiles.items() if one.in_grey_zone(words[name])[0]}
-    return scores | {name: profiles[name].measure([text])[0].ood_score for name in unclear}, unclear
+        within = [name for name, score in scores.items() if score <= self.profiles[name].threshold]
+        if not within:
+            return None, f"belongs to no task; nearest is {describe(min(scores, key=scores.__getitem__))}"
+        nearest = min(within, key=scores.__getitem__)
+        return nearest, f"like requests of {describe(nearest)}"
 
 
 class AutoRouter:

@@ -75,13 +75,6 @@ class TextFeatures:
         unlike = self._distances(_vectors(words, known, self._repeated, lengths), "words", 1)
         return np.column_stack([unseen, near, unlike[:, 0]])
 
-    def log_likelihood(self, text: str) -> float:
-        """Return the log-likelihood of the text's words and word pairs under this task, each drawn independently."""
-        ((grams,), _) = _counted([text])
-        columns = [self._words.column[gram] for gram in grams if gram in self._words.column]
-        # idf is 1 - ln of the share of texts with the n-gram
-        return float((1 - self._words.idf[columns]).sum() + (len(grams) - len(columns)) * (1 - self._unseen_idf))
-
     def save(self, folder: Path) -> None:
         from safetensors.numpy import save
 
@@ -152,8 +145,6 @@ KNOTS = 1000
 """Selection rows whose scores are stored; of more, evenly spaced ones."""
 KEEP_SHARE = 0.97
 """Share of the task's own requests that is kept."""
-GREY_ZONE = (0.5, 0.999)
-"""Word scores between which hidden states are read."""
 MIN_ROWS = 20
 """Selection rows, and training rows, below which ranks would follow chance."""
 MAX_NATS = 10.0
@@ -237,16 +228,12 @@ class ProfileParameters(Record):
 
     limit: float = pydantic.Field(ge=0, le=1)
     """Largest score of a request that belongs to the task."""
-    grey: tuple[float, float] = GREY_ZONE
-    """Word scores between which hidden states are read."""
     conversations: bool = False
     """True if the task's rows have several turns; else a conversation does not belong to the task."""
     words: ScoreFusion
     """From the text features to a score."""
     states: ScoreFusion | None = None
-    """From the words' nonconformity and the state features to one nonconformity; None if states are not read."""
-    within: ConformalScorer | None = None
-    """Of that nonconformity, on the selection rows in the grey zone."""
+    """From the words' nonconformity and the state features to a score; None if states are not read."""
     encoder: str = ""
     """Name of the frozen encoder whose states are read."""
     encoder_int8: bool = False
@@ -271,8 +258,6 @@ class MeasuredText(NamedTuple):
     features: tuple[float, ...]
     """By the words and each feature of the hidden states, -log of the share of own requests that are as unlike, in
     nats, at most MAX_NATS."""
-    by_states: bool
-    """True if hidden states made the score, not words alone."""
 
 
 class TaskProfile:
@@ -286,15 +271,6 @@ class TaskProfile:
     @property
     def threshold(self) -> float:
         return self.parameters.limit
-
-    def word_scores(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the scores by words alone, in [0, 1] (texts,)."""
-        return self.parameters.words.ood_score(self.text_features.scores(texts))
-
-    def in_grey_zone(self, word_scores: np.ndarray) -> np.ndarray:
-        """Return which texts hidden states rank anew, by their scores by words (texts,)."""
-        low, high = self.parameters.grey
-        return np.asarray((word_scores > low) & (word_scores < high) & (self.encoder is not None))
 
     def measure(self, texts: Sequence[str]) -> list[MeasuredText]:
         """Return score and features of each text, in order; the hidden states of all are read, once.
@@ -310,17 +286,14 @@ class TaskProfile:
         return [self.unseen.get(e.key) or next(measured) for e in rows.examples]
 
     def _judge(self, raw: _RawScores) -> list[MeasuredText]:
-        of = self.parameters
-        columns, scores = _columns(of.words, raw), of.words.ood_score(raw.words)
-        grey = self.in_grey_zone(scores)
-        if of.states is None or of.within is None:
-            features = of.words.fused.neg_log_p_values(columns[:, 0])[:, None]
+        words, states = self.parameters.words, self.parameters.states
+        columns = _columns(words, raw)
+        if states is None:
+            scores, features = words.ood_score(raw.words), words.fused.neg_log_p_values(columns[:, 0])[:, None]
         else:
-            features = of.states.neg_log_p_values(columns)
-            low, high = of.grey
-            scores[grey] = low + (high - low) * of.within.ood_score(of.states.nonconformity(columns[grey]))
-        features = np.minimum(features, MAX_NATS).tolist()
-        return [MeasuredText(s, tuple(f), g) for s, f, g in zip(scores.tolist(), features, grey.tolist(), strict=True)]
+            scores, features = states.ood_score(columns), states.neg_log_p_values(columns)
+        features = np.minimum(features, MAX_NATS)
+        return [MeasuredText(s, tuple(f)) for s, f in zip(scores.tolist(), features.tolist(), strict=True)]
 
     def save(self, folder: Path) -> None:
         self.text_features.save(folder)
@@ -414,15 +387,12 @@ def fit_task_profile(
     own = raw.last(len(selection)) if by_selection and len(folds) > 1 else raw
     several = any(sum(m.role != "system" for m in e.messages) > 1 for e in train.examples)
     words = ScoreFusion.fit(own.words)
-    parameters = ProfileParameters(limit=KEEP_SHARE, grey=GREY_ZONE, conversations=several, words=words)
+    parameters = ProfileParameters(limit=KEEP_SHARE, conversations=several, words=words)
     if encoder is not None:
-        columns = _columns(words, own)
-        fused, scores = ScoreFusion.fit(columns), words.ood_score(own.words)
-        nonconformity = fused.nonconformity(columns)
-        inside = (scores > GREY_ZONE[0]) & (scores < GREY_ZONE[1])
-        within = ConformalScorer.fit(nonconformity[inside] if inside.any() else nonconformity)
-        known_of = {"states": fused, "within": within, "encoder": encoder[0], "encoder_int8": encoder[1].int8}
-        parameters = parameters.model_copy(update=known_of)
+        fused = ScoreFusion.fit(_columns(words, own))
+        parameters = parameters.model_copy(
+            update={"states": fused, "encoder": encoder[0], "encoder_int8": encoder[1].int8}
+        )
     profile = TaskProfile(parameters, text_features, scorer)
     if len(folds) > 1:
         profile.unseen = {e.key: one for e, one in zip(train.examples, profile._judge(raw), strict=True)}

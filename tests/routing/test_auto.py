@@ -16,7 +16,6 @@ from smallfirst.base.paths import state_of
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, Route, RouteStep
-from smallfirst.routing import domain as detector
 from smallfirst.routing.auto import AutoRouter, TaskSelection, TaskSelector
 from smallfirst.routing.domain import TaskProfile, fit_task_profile
 
@@ -28,9 +27,7 @@ class ByWord:
         task = next((name for name in ("tickets", "claims") if name in request.text), None)
         scores = {name: 0.1 if name == task else 0.99 for name in ("tickets", "claims")}
         why = f"like {task}" if task else "belongs to no task"
-        return TaskSelection(
-            task=task, scores=scores, threshold=0.97, why=why, by_states=False, cost_usd=0.001, latency_ms=2.0
-        )
+        return TaskSelection(task=task, scores=scores, threshold=0.97, why=why, cost_usd=0.001, latency_ms=2.0)
 
 
 class NamedModel:
@@ -169,26 +166,6 @@ def test_each_request_goes_to_its_task_and_the_others_to_none(bank: TaskProfile,
     assert [selector.select(text).task for text in OPEN] == [None] * len(OPEN)
 
 
-def test_of_two_tasks_that_are_as_sure_the_likelier_words_decide(
-    bank: TaskProfile, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two tasks with equal requests; one has more about cards."""
-    train, selection = rows(BANK)
-    cards = train.subset("cards", tuple(e for e in train.examples if "card" in e.text or "where" in e.text))
-    with monkeypatch.context() as patch:
-        patch.setattr(detector, "KEEP_SHARE", 1.0)
-        selector = TaskSelector({"cards": fit_task_profile(cards, selection), "bank": bank})
-    choice = selector.select("where is my card")
-    apart = choice.scores["cards"] - choice.scores["bank"]
-    assert 0 < apart < 0.2
-    monkeypatch.setattr("smallfirst.routing.auto.TIE", apart - 0.001)
-    assert selector.select("where is my card").task == "bank"
-    monkeypatch.setattr("smallfirst.routing.auto.TIE", apart + 0.001)
-    choice = selector.select("where is my card")
-    assert choice.task == "cards"
-    assert choice.why.startswith("its words are likelier in cards")
-
-
 def test_a_conversation_goes_only_to_tasks_that_have_some(bank: TaskProfile) -> None:
     turns = tuple(Message(role=r, content=c) for r, c in (("user", "hi"), ("assistant", "hello")))
     request = Request(messages=(*turns, Message(role="user", content="where is my pin")))
@@ -216,60 +193,23 @@ def encoder(tiny_encoder_folder: Path) -> SentenceEncoder:
     return SentenceEncoder(tiny_encoder_folder)
 
 
-def test_the_encoder_is_asked_in_the_grey_zone_only(encoder: SentenceEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(detector, "GREY_ZONE", (0.3, 0.9))
-    train, selection = rows(BANK)
-    words = fit_task_profile(train, selection)
-    looked = fit_task_profile(train, selection, encoder=("tiny", encoder))
-    texts = [*(e.text for e in selection.examples), *OPEN]
-    first, second = words.measure(texts), looked.measure(texts)
-    grey = [0.3 < look.ood_score < 0.9 for look in first]
-    assert 0 < sum(grey) < len(texts)
-    assert [look.by_states for look in second] == grey
-    for plain, deep in zip(first, second, strict=True):
-        assert deep.ood_score == plain.ood_score if not deep.by_states else 0.3 <= deep.ood_score < 0.9
-
-
-def test_states_are_not_read_where_one_tasks_words_are_clear(
-    encoder: SentenceEncoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(detector, "GREY_ZONE", (0.3, 0.999))
-    kinds = {"bank": BANK, "table": (BANK[0], TABLE[1])}  # the same sentences about other things
-    both = {n: fit_task_profile(*rows(kind), encoder=("tiny", encoder)) for n, kind in kinds.items()}
-    selector = TaskSelector(both)
-    texts = [*(e.text for kind in kinds.values() for e in rows(kind)[1].examples[:10]), *OPEN]
-    n_clear = n_skipped = 0
-    for text in texts:
-        choice, whole = selector.select(text), {name: profile.measure([text])[0] for name, profile in both.items()}
-        if min(profile.word_scores([text])[0] for profile in both.values()) > 0.3:
-            assert choice.scores == {name: look.ood_score for name, look in whole.items()}
-            continue
-        assert not choice.by_states
-        n_clear, n_skipped = n_clear + 1, n_skipped + any(look.by_states for look in whole.values())
-        ordinary = min(whole, key=lambda name: whole[name].ood_score)
-        assert choice.task == ordinary or abs(choice.scores["bank"] - choice.scores["table"]) <= 0.05
-    assert 0 < n_skipped <= n_clear < len(texts)
-
-
 def test_a_profile_with_an_encoder_loads_as_it_was_saved(
-    encoder: SentenceEncoder, tiny_encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encoder: SentenceEncoder, tiny_encoder_folder: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(detector, "GREY_ZONE", (0.0, 1.0))
     train, selection = rows(BANK)
     profile = fit_task_profile(train, selection, encoder=(str(tiny_encoder_folder), encoder))
     profile.save(tmp_path)
     texts = [*OPEN, "where is my pin"]
     assert TaskProfile.load(tmp_path).measure(texts) == profile.measure(texts)
-    choice = TaskSelector({"bank": profile}).select("where is a late pin")
-    assert choice.by_states
-    assert "by words and meaning" in choice.why
+    words = fit_task_profile(train, selection)
+    assert [len(one.measure(texts)[0].features) for one in (words, profile)] == [1, 3]
+    assert [one.ood_score for one in profile.measure(texts)] != [one.ood_score for one in words.measure(texts)]
 
 
 def test_an_encoder_is_looked_up_in_the_state_folder_of_the_task_that_was_loaded(
     encoder: SentenceEncoder, tiny_encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "sentence-transformers/all-MiniLM-L6-v2"
-    monkeypatch.setattr(detector, "GREY_ZONE", (0.0, 1.0))
     profile = fit_task_profile(*rows(BANK), encoder=(name, encoder))
     profile.save(tmp_path / "profile")
     weights = tmp_path / "bank" / ".smallfirst" / "weights"
@@ -281,7 +221,6 @@ def test_an_encoder_is_looked_up_in_the_state_folder_of_the_task_that_was_loaded
     with ThreadPoolExecutor() as threads:  # as a server does; a thread knows no task's folder
         found = threads.submit(loaded.measure, ["where is a late pin"]).result()
     assert found == profile.measure(["where is a late pin"])
-    assert found[0].by_states
 
 
 def test_words_decide_without_torch_in_the_process(
