@@ -39,8 +39,6 @@ from smallfirst.path.project.task_file import TaskFile
 from smallfirst.tasks.task import Task
 from smallfirst.traffic.harvest import RowsRecord, refuse_to_overwrite, write_rows
 
-N_FIRST = 5
-"""Answers asked before consent, to tell what the others cost and whether the teacher gives a confidence."""
 Fate = Literal["kept", "unsure", "unparseable", "unanswered"]
 
 
@@ -276,35 +274,25 @@ async def _ask_in_turn(
     header = {"made_at": _today(), "smallfirst": smallfirst.__version__, "command": "smallfirst label"}
     await record(teacher.model, (), path, header=header)  # drops a row that a killed run was writing
     known = _answers(path, asked)
-    cap = SpendingCap(options.cap_usd, _paid_usd(known))
-
-    async def send(requests: Sequence[Request]) -> None:
-        with project.progress.bar(f"asking {teacher.model.name}", len(requests), "answers") as update:
-            try:
-                await record(
-                    teacher.model,
-                    requests,
-                    path,
-                    header=header,
-                    concurrency=teacher.max_concurrency,
-                    progress=update,
-                    spending=Spending(cap, teacher.worst_usd),
-                )
-            except BadAnswer:  # such rows are counted, and asked again by the next run
-                if not _answers(path, asked):
-                    raise
-
-    requests = list(asked.values())
     missing = [request for text, request in asked.items() if text not in known]
+    _need_consent(teacher, missing, options)
+    cap = SpendingCap(options.cap_usd, _paid_usd(known))
     try:
-        if missing and (options.min_confidence > 0 or (options.cap_usd is None and not options.yes)):
-            await send(missing[:N_FIRST])
-            known = _answers(path, asked)
-            _need_confidence(teacher, known, options)
-            _need_consent(known, len(requests) - len(known), options)
-        await send(requests)
+        with project.progress.bar(f"asking {teacher.model.name}", len(asked), "answers") as update:
+            await record(
+                teacher.model,
+                list(asked.values()),
+                path,
+                header=header,
+                concurrency=teacher.max_concurrency,
+                progress=update,
+                spending=Spending(cap, teacher.worst_usd),
+            )
+    except BadAnswer:  # such rows are counted, and asked again by the next run
+        if not _answers(path, asked):
+            raise
     except SpendingLimitReached:
-        n_left = len(requests) - len(_answers(path, asked))
+        n_left = len(asked) - len(_answers(path, asked))
         return (
             f"stopped at the cap of ${options.cap_usd:g}, earlier runs included: {n_left:,} answers are missing; run "
             "again with a higher --cap-usd: nothing is paid twice"
@@ -314,21 +302,12 @@ async def _ask_in_turn(
     return ""
 
 
-def _need_confidence(teacher: Labeller, known: dict[str, RecordedAnswer], options: LabelOptions) -> None:
-    if options.min_confidence > 0 and known and all(answer.confidence is None for answer in known.values()):
-        raise ConfigError(
-            f"{teacher.model.name} gives no confidence, so min_confidence {options.min_confidence:g} would keep no row",
-            hint="keep every answer: --min-confidence 0; or take a model that gives one: large.endpoint in task.yaml",
-        )
-
-
-def _need_consent(known: dict[str, RecordedAnswer], n_missing: int, options: LabelOptions) -> None:
-    usd = n_missing * _paid_usd(known) / max(1, len(known))
+def _need_consent(teacher: Labeller, missing: Sequence[Request], options: LabelOptions) -> None:
+    usd = sum(teacher.worst_usd(request.text) for request in missing)
     if usd > 0 and options.cap_usd is None and not options.yes:
         raise ConfigError(
-            f"labelling costs money and needs consent: {n_missing:,} answers to ask, about ${usd:.4f}, based on "
-            f"{len(known):,} answers for ${_paid_usd(known):.4f}",
-            hint=f"add --yes, or a limit: --cap-usd {1.2 * (usd + _paid_usd(known)):.2g}",
+            f"labelling costs money and needs consent: {len(missing):,} answers to ask, ${usd:.2g} at most",
+            hint=f"add --yes, or a limit: --cap-usd {usd:.2g}",
         )
 
 
