@@ -1,4 +1,4 @@
-"""Paths of the state folder and of the MLflow store in it.
+"""Paths of the state folder and of the MLflow store in it, and the environment of child processes.
 
 Runs, registered models and the ledger are in `.smallfirst` beside `task.yaml`, wherever the process stands, so a
 project is moved or deleted as one folder. It is created when something is written. Projects share models only if
@@ -155,3 +155,21 @@ def _unusable(folder: Path, why: str) -> ConfigError:
         f"the state folder {folder} cannot be used: {why}",
         hint="set SMALLFIRST_HOME to a folder you can write, or mend the permissions",
     )
+
+
+# Child processes
+
+_SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")
+
+
+def child_environment(**more: str) -> dict[str, str]:
+    """Return the environment of a child that needs no secret of this process, with `more`; it finds this package."""
+    passed = {name: value for name, value in os.environ.items() if not any(word in name.upper() for word in _SECRET)}
+    return passed | {"PYTHONPATH": python_path()} | more
+
+
+def python_path() -> str:
+    """Return PYTHONPATH for a child, with the folder of this package in front unless the package is installed."""
+    package = Path(__file__).parents[2]
+    installed = package.name in ("site-packages", "dist-packages")
+    return os.pathsep.join(filter(None, ["" if installed else str(package), os.environ.get("PYTHONPATH", "")]))

@@ -32,7 +32,7 @@ from smallfirst.models.generation.generator import GenerationRequest, Generator
 from smallfirst.models.local.tokenizer import encode_prompt, plain_text_options
 from smallfirst.models.local.weights import load_merged
 from smallfirst.models.manifest import Manifest, read_manifest
-from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppProcess
+from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppServer
 from smallfirst.tasks.task import Task
 
 Precision = Literal["bf16", "f16", "q8_0"]
@@ -217,9 +217,9 @@ def _llama_cpp(path: Path, context_tokens: int) -> Iterator[Post]:
     """Run llama.cpp on the file. Raise Unavailable if it does not load."""
     threads = torch.get_num_threads()
     config = LlamaCppConfig(path=path, slots=1, context_tokens=max(64, context_tokens), threads=threads)
-    process = LlamaCppProcess.start(config)
+    server = LlamaCppServer(config)
     try:
-        with process.session(config.timeout_s) as session:
+        with server.process().session(config.timeout_s) as session:
 
             def post(place: str, **body: Any) -> dict[str, Any]:
                 response = session.send("POST", place, body)
@@ -232,7 +232,7 @@ def _llama_cpp(path: Path, context_tokens: int) -> Iterator[Post]:
 
             yield post
     finally:
-        process.stop()
+        server.stop()
 
 
 def _read_back(post: Post, row: ComparedRow, manifest: Manifest, vocabulary: int) -> list[float]:

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from smallfirst.base.errors import ConfigError, RegistryError, StageMissing
-from smallfirst.base.paths import artifact_folder, home, state_folder, state_folders, state_of, tracking_uri
+from smallfirst.base.paths import (
+    artifact_folder,
+    child_environment,
+    home,
+    state_folder,
+    state_folders,
+    state_of,
+    tracking_uri,
+)
 from smallfirst.path.project.run_folder import RunFolder
 from smallfirst.registry.versions import resolve
 from smallfirst.traffic.harvest import open_ledger
@@ -117,3 +125,11 @@ def test_a_file_in_its_place_is_an_error_that_says_what_to_do(tmp_path: Path, mo
         f"the state folder {tmp_path}/state cannot be used: it is a file, not a folder\n"
         "  next: set SMALLFIRST_HOME to a folder you can write, or mend the permissions"
     )
+
+
+def test_a_child_gets_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "HF_TOKEN", "Db_Password", "HARMLESS"):
+        monkeypatch.setenv(name, "x")
+    found = child_environment(ENGINE_KEY="own")
+    assert {"OPENAI_API_KEY", "HF_TOKEN", "Db_Password"} & found.keys() == set()
+    assert (found["HARMLESS"], found["ENGINE_KEY"]) == ("x", "own")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from smallfirst.base.errors import ConfigError, SmallfirstError, did_you_mean, without_secrets
 from smallfirst.base.files import try_lock
+from smallfirst.base.paths import python_path
 from smallfirst.interfaces.jobs import worker
 from smallfirst.interfaces.jobs.job_folder import (
     TERMINAL_STATES,
@@ -29,7 +30,6 @@ from smallfirst.interfaces.jobs.job_folder import (
     state_after,
     stored_jobs,
 )
-from smallfirst.interfaces.jobs.run_module import python_path
 from smallfirst.registry.runs import Status, resume_run
 from smallfirst.training.events import Event
 

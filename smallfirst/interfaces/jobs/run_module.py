@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
-from pathlib import Path
 
-from smallfirst.models.servers.supervisor import child_environment
+from smallfirst.base.paths import child_environment
 
 
 class ProcessFailed(Exception):
@@ -24,7 +22,7 @@ async def run_module(module: str, *arguments: str, timeout_s: float) -> bytes:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,
-        env=child_environment(PYTHONPATH=python_path()),
+        env=child_environment(),
     )
     try:
         async with asyncio.timeout(timeout_s):
@@ -38,10 +36,3 @@ async def run_module(module: str, *arguments: str, timeout_s: float) -> bytes:
     if process.returncode:
         raise ProcessFailed("its process ended without a result")
     return printed
-
-
-def python_path() -> str:
-    """Return PYTHONPATH for a child, with the folder of this package in front unless the package is installed."""
-    package = Path(__file__).parents[2]
-    installed = package.name in ("site-packages", "dist-packages")
-    return os.pathsep.join(filter(None, ["" if installed else str(package), os.environ.get("PYTHONPATH", "")]))

@@ -10,15 +10,15 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
-import os
 import secrets
 import shutil
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -27,12 +27,13 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field
 
 from smallfirst.base.errors import ConfigError, MissingExtra, Unavailable
+from smallfirst.base.paths import child_environment
 from smallfirst.base.records import Record
 from smallfirst.models.pricing import PriceBook
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
-from smallfirst.models.remote.client import open_session
+from smallfirst.models.remote.client import CircuitBreaker, open_session
 from smallfirst.models.remote.config import EndpointConfig
-from smallfirst.models.remote.http import UNIX_SOCKET_URL, BlockingSession, ConnectionBroken, HttpSession
+from smallfirst.models.remote.http import UNIX_SOCKET_URL, BlockingSession, ConnectionBroken, HttpSession, error_text
 from smallfirst.models.remote.model import EndpointModel
 from smallfirst.models.response_format import (
     FREE_TEXT,
@@ -42,11 +43,16 @@ from smallfirst.models.response_format import (
     requested_format,
 )
 from smallfirst.models.servers.llama_cpp_main import KEY_VARIABLE
-from smallfirst.models.servers.supervisor import ChildProcess, Supervisor, child_environment
 
-START_TIMEOUT_S = 300.0
-"""Longest wait for the weights to load."""
-STARTUP_PROBE_TIMEOUT_S = 2.0
+START_TIMEOUT_S, STARTUP_PROBE_TIMEOUT_S, POLL_INTERVAL_S = 300.0, 2.0, 0.05
+"""Longest wait for the weights to load, and for an answer to each probe meanwhile."""
+STOP_TIMEOUT_S, EXIT_TIMEOUT_S = 5.0, 0.5
+PROBE_INTERVAL_S, PROBE_TIMEOUT_S = 5.0, 60.0
+"""While requests are in flight the engine is probed, and killed if it does not answer. It answers no probe while it
+reads one batch of a prompt."""
+MAX_CRASHES = 2
+"""So many crashes without an answer between them open the circuit; a single one restarts at once."""
+SHOWN_LINES, MAX_LINE_CHARACTERS = 5, 500
 HEALTH = "/slots"
 """Answered by the thread that computes; /health is not."""
 MAX_SOCKET_BYTES = 100
@@ -55,8 +61,6 @@ SLOT_POLL_S = 0.01
 """Seconds between looks for a free slot, whose requests take seconds."""
 MAX_QUEUED_REQUESTS = 32
 """Requests of tenants that may wait for a slot; one more is refused."""
-READINESS_REQUEST = Request(messages=Request.ask("Hi").messages, max_tokens=1, tenant="readiness")
-"""A tiny request that shows that a model would answer; no key has its tenant."""
 
 
 class LlamaCppConfig(Record):
@@ -74,43 +78,43 @@ class LlamaCppConfig(Record):
     """Longest wait for a slot, and then for an answer. Long prompts on few cores take minutes."""
 
 
-class LlamaCppProcess(ChildProcess):
-    """The running program, with its socket and key."""
+class LlamaCppProcess:
+    """The running program, with its socket and key. It has a session of its own, and ends with its standard input."""
 
     def __init__(self, config: LlamaCppConfig) -> None:
+        """Start the program; `wait_until_it_answers` says when it may be used."""
         self.key, self.unix_socket, self._name = secrets.token_urlsafe(32), _private_socket(), config.path.stem
         options = {
             "socket": str(self.unix_socket),
             "model": str(config.path.absolute()),
             **config.model_dump(include={"slots", "context_tokens", "threads"}),
         }
-        command = [sys.executable, "-m", "smallfirst.models.servers.llama_cpp_main", json.dumps(options)]
-        package_root = str(Path(__file__).parents[3])
-        paths = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-        try:
-            super().__init__(command, child_environment(**{KEY_VARIABLE: self.key, "PYTHONPATH": paths}))
-        except BaseException:
-            self._remove_socket()
-            raise
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "smallfirst.models.servers.llama_cpp_main", json.dumps(options)],
+            env=child_environment(**{KEY_VARIABLE: self.key}),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self.ended = threading.Event()
+        """Set once the program has ended or closed its output."""
+        self._lines = deque[str](maxlen=SHOWN_LINES)
+        self._reader = threading.Thread(target=self._read, name=f"output of {self._name}", daemon=True)
+        self._reader.start()
 
-    @classmethod
-    def start(cls, config: LlamaCppConfig) -> LlamaCppProcess:
-        """Return the program once it answers. Block until then. Raise Unavailable if it does not."""
-        process = cls(config)
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
-        def is_healthy() -> bool:
-            with suppress(Unavailable):
-                process.check_health(STARTUP_PROBE_TIMEOUT_S)
-                return True
-            return False
-
-        if not process.wait_until(is_healthy, START_TIMEOUT_S):
-            process.stop()
-            raise Unavailable(
-                f"{config.path} did not load: {process.output_tail()}",
-                hint="check that it is a complete GGUF file and fits into memory",
-            )
-        return process
+    def output_tail(self) -> str:
+        """Return the last lines of its output, and how it ended."""
+        if self.ended.is_set():  # its output closes a moment before the process ends
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(EXIT_TIMEOUT_S)
+        code = self._process.poll()
+        end = () if code is None else (f"exit code {code}" if code >= 0 else f"ended by signal {-code}",)
+        return " / ".join((*self._lines, *end)) or "no output"
 
     def session(self, timeout_s: float) -> BlockingSession:
         """Return a session to it for code without an event loop."""
@@ -123,16 +127,44 @@ class LlamaCppProcess(ChildProcess):
             with self.session(timeout_s) as session:
                 status = session.send("GET", HEALTH).status
         except ConnectionBroken as error:
-            raise Unavailable(f"{self._name}: {type(error).__name__}: {error}") from None
+            raise Unavailable(f"{self._name}: the engine does not answer: {error_text(error)}") from None
         if not 200 <= status < 300:
-            raise Unavailable(f"{self._name}: HTTP {status}")
+            raise Unavailable(f"{self._name}: the engine does not answer: HTTP {status}")
+
+    def wait_until_it_answers(self) -> bool:
+        """Block until it has loaded the file. Return False if it ends before, or takes more than START_TIMEOUT_S."""
+        until = time.monotonic() + START_TIMEOUT_S
+        while not self.ended.wait(POLL_INTERVAL_S) and time.monotonic() < until:
+            with suppress(Unavailable):
+                self.check_health(STARTUP_PROBE_TIMEOUT_S)
+                return True
+        return False
+
+    def kill(self, reason: str) -> None:
+        """Kill it; `reason` becomes the last line of its output."""
+        self._lines.append(reason)
+        self._process.kill()
 
     def stop(self) -> None:
-        super().stop()
-        self._remove_socket()
-
-    def _remove_socket(self) -> None:
+        """Close its input, and kill it after STOP_TIMEOUT_S. Safe to call twice."""
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join(STOP_TIMEOUT_S)
         shutil.rmtree(self.unix_socket.parent, ignore_errors=True)
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as output:
+            while line := output.readline(1 << 16):
+                if text := line.decode(errors="replace").strip():
+                    self._lines.append(text[:MAX_LINE_CHARACTERS])
+        self.ended.set()
 
 
 def _private_socket() -> Path:
@@ -233,21 +265,70 @@ class Lease(NamedTuple):
 
 
 class LlamaCppServer:
-    """One process for all models of a config. It starts with the first request, and ends with its last user."""
+    """One process for all models of a config, in any number of event loops and threads.
 
-    def __init__(self, config: LlamaCppConfig) -> None:
+    It starts with the first request, again after a crash, and ends with its last user.
+    """
+
+    def __init__(self, config: LlamaCppConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.config, self.name = config, config.path.stem
-        start = partial(LlamaCppProcess.start, config)
-        self.supervisor = Supervisor(self.name, start, LlamaCppProcess.check_health)
         self.slots = SlotPool(config.slots, name=self.name)
+        self._starting = threading.Lock()
+        self._process: LlamaCppProcess | None = None
+        self._breaker, self._last_output = CircuitBreaker(clock, max_failures=MAX_CRASHES), ""
+
+    def process(self) -> LlamaCppProcess:
+        """Return the running process, started if there is none. Block until it answers. Raise Unavailable."""
+        with self._starting:
+            if self._process is not None and self._process.ended.is_set():
+                self._end_crashed(self._process)
+            if self._process is not None:
+                return self._process
+            if not self._breaker.enter():
+                raise Unavailable(
+                    f"{self.name}: the engine crashed again and restarts in {self._breaker.remaining_open_s:.0f} s; "
+                    f"its last output: {self._last_output}",
+                    hint="if memory is short, lower context_tokens or slots",
+                )
+            self._process = process = LlamaCppProcess(self.config)
+            if not process.wait_until_it_answers():
+                self._end_crashed(process)
+                raise Unavailable(
+                    f"{self.config.path} did not load: {self._last_output}",
+                    hint="check that it is a complete GGUF file and fits into memory",
+                )
+            threading.Thread(target=self._watch, args=(process,), daemon=True).start()
+            return process
+
+    def stop(self) -> None:
+        """End the process, also one that is just starting; a later request starts a new one."""
+        if (process := self._process) is not None:
+            process.stop()
+        with self._starting:
+            self._process = None
+            self._breaker.record(answered=True)
 
     @asynccontextmanager
     async def lease(self, request: Request) -> AsyncIterator[Lease]:
         """Wait for a slot and for the engine. Raise Unavailable."""
         async with self.slots.acquire(request.tenant, timeout_s=self.config.timeout_s) as slot:
-            process = await self.supervisor.process()
-            with self.supervisor.request() as n_in_flight:
-                yield Lease(process, slot, 1 / n_in_flight, time.perf_counter())
+            process = await asyncio.to_thread(self.process)
+            yield Lease(process, slot, 1 / (self.config.slots - self.slots.n_free), time.perf_counter())
+
+    def _end_crashed(self, process: LlamaCppProcess) -> None:
+        """Count a crash. Hold the lock."""
+        process.stop()
+        self._process, self._last_output = None, process.output_tail()
+        self._breaker.record(answered=False)
+
+    def _watch(self, process: LlamaCppProcess) -> None:
+        """Kill the process if it does not answer a probe while requests are in flight; return when it ends."""
+        while not process.ended.wait(PROBE_INTERVAL_S):
+            if self.slots.n_free < self.config.slots:
+                try:
+                    process.check_health(PROBE_TIMEOUT_S)
+                except Unavailable:
+                    process.kill(f"killed: no answer to a probe within {PROBE_TIMEOUT_S:g} s")
 
     async def stream(
         self, lease: Lease, request: Request, output_format: OutputFormat, prices: PriceBook, *, fresh: bool = False
@@ -268,8 +349,13 @@ class LlamaCppServer:
             async with aclosing(endpoint.stream(request)) as chunks:  # type: ignore[type-var]
                 async for chunk in chunks:
                     yield chunk
-        except Unavailable as error:
-            raise await asyncio.to_thread(self.supervisor.crash_error, lease.process) or error from None
+            self._breaker.record(answered=True)
+        except Unavailable:
+            # Sockets break a moment before the process ends.
+            if not await asyncio.to_thread(lease.process.ended.wait, EXIT_TIMEOUT_S):
+                raise
+            said = f"{self.name}: the engine ended while it answered: {lease.process.output_tail()}"
+            raise Unavailable(said, hint="retry; it is restarted") from None
         finally:
             await endpoint.aclose()
 
@@ -293,7 +379,7 @@ async def _release(server: LlamaCppServer) -> None:
             _SERVERS[server.config] = server, n_users - 1
             return
         del _SERVERS[server.config]
-    await asyncio.to_thread(server.supervisor.stop)
+    await asyncio.to_thread(server.stop)
 
 
 class LlamaCppModel:
@@ -359,15 +445,9 @@ class LlamaCppModel:
                 yield chunk
 
     async def ready(self) -> None:
-        """Answer a tiny request; if all slots are busy, probe the engine instead. Raise ModelError if it fails."""
-        server = self.server()
-        if not server.slots.n_free:
-            process = await server.supervisor.process()
-            await asyncio.to_thread(server.supervisor.check_health, process)
-            return
-        async with server.lease(READINESS_REQUEST) as lease:
-            async for _ in server.stream(lease, READINESS_REQUEST, FREE_TEXT, self._prices):
-                pass
+        """Start the engine if it does not run, and probe it. Raise Unavailable."""
+        process = await asyncio.to_thread(self.server().process)
+        await asyncio.to_thread(process.check_health, PROBE_TIMEOUT_S)
 
     async def aclose(self) -> None:
         server, self._server = self._server, None

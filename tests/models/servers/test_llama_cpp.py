@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,6 +42,7 @@ from smallfirst.models.servers.llama_cpp import (
     LlamaCppConfig,
     LlamaCppModel,
     LlamaCppProcess,
+    LlamaCppServer,
     SlotPool,
 )
 
@@ -67,12 +69,15 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 @in_loop
-async def test_file_that_is_no_gguf_says_so(tmp_path: Path) -> None:
+async def test_a_file_that_is_no_gguf_says_so_and_is_not_tried_for_ever(tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
     path = tmp_path / "broken.gguf"
     path.write_bytes(b"not a model")
     async with opened(LlamaCppConfig(path=path)) as model:
-        with pytest.raises(Unavailable, match=r"broken.gguf did not load: .*exit code 1\n  next: check that it is a"):
+        for _ in range(2):
+            with pytest.raises(Unavailable, match=r"broken.gguf did not load: .*exit code 1\n  next: check that it is"):
+                await model.complete(SHORT)
+        with pytest.raises(Unavailable, match=r"broken: the engine crashed again and restarts in 1 s; .*exit code 1"):
             await model.complete(SHORT)
 
 
@@ -145,7 +150,7 @@ async def test_answer_follows_the_format_of_the_request(config: LlamaCppConfig) 
 
 
 async def process_of(model: LlamaCppModel) -> LlamaCppProcess:
-    return await model.server().supervisor.process()
+    return await asyncio.to_thread(model.server().process)
 
 
 @contextlib.asynccontextmanager
@@ -181,15 +186,67 @@ async def test_crash_fails_the_requests_in_flight_and_the_next_one_restarts_the_
         assert (await process_of(model)).pid != old.pid
 
 
+def test_crashes_in_a_row_are_refused_for_a_while(config: LlamaCppConfig) -> None:
+    now_s = 0.0
+    server = LlamaCppServer(config, clock=lambda: now_s)
+    for _ in range(2):  # the first one is restarted at once
+        process = server.process()
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.ended.wait(60)
+    with pytest.raises(Unavailable, match=r"crashed again and restarts in 1 s; .*ended by signal 9"):
+        server.process()
+    now_s = 2.0
+    assert not server.process().ended.is_set()
+    server.stop()
+
+
 @in_loop
-async def test_hanging_engine_is_killed(config: LlamaCppConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smallfirst.models.servers.supervisor.PROBE_INTERVAL_S", 0.1)
-    monkeypatch.setattr("smallfirst.models.servers.supervisor.PROBE_TIMEOUT_S", 0.5)
+async def test_hanging_engine_is_killed_while_somebody_waits(
+    config: LlamaCppConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama_cpp, "PROBE_INTERVAL_S", 0.1)
+    monkeypatch.setattr(llama_cpp, "PROBE_TIMEOUT_S", 0.5)
     settings = {"slots": 1, "context_tokens": 16384}
-    async with opened(config.model_copy(update=settings)) as model, in_flight(model, LONG) as task:
-        os.kill((await process_of(model)).pid, signal.SIGSTOP)
-        with pytest.raises(Unavailable, match=r"killed: no answer to a probe within 0\.5 s"):
-            await task
+    async with opened(config.model_copy(update=settings)) as model:
+        process = await process_of(model)
+        os.kill(process.pid, signal.SIGSTOP)
+        assert not process.ended.wait(1)
+        os.kill(process.pid, signal.SIGCONT)
+        async with in_flight(model, LONG) as task:
+            await model.ready()  # it is busy, and answers
+            os.kill(process.pid, signal.SIGSTOP)
+            with pytest.raises(Unavailable, match=r"killed: no answer to a probe within 0\.5 s"):
+                await task
+
+
+@in_loop
+async def test_one_process_is_started_though_who_asked_first_leaves(config: LlamaCppConfig) -> None:
+    async with opened(config) as model:
+        tasks = [asyncio.create_task(process_of(model)) for _ in range(4)]
+        await asyncio.sleep(0)
+        tasks.pop(0).cancel()
+        assert len({process.pid for process in await asyncio.gather(*tasks)}) == 1
+
+
+@in_loop
+async def test_stopping_an_engine_that_is_starting_ends_it(
+    config: LlamaCppConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[LlamaCppProcess] = []
+    never = LlamaCppProcess.wait_until_it_answers
+
+    def wait(process: LlamaCppProcess) -> bool:
+        started.append(process)
+        return process.ended.wait(60) and never(process)
+
+    monkeypatch.setattr(LlamaCppProcess, "wait_until_it_answers", wait)
+    server = LlamaCppServer(config)
+    task = asyncio.create_task(asyncio.to_thread(server.process))
+    await until(lambda: bool(started))
+    server.stop()
+    with pytest.raises(Unavailable, match="did not load"):
+        await task
+    assert has_ended(started[0].pid)
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -216,7 +273,7 @@ async def test_latency_counts_the_wait_for_a_slot_and_the_cost_does_not(
     config: LlamaCppConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = 0.0
-    monkeypatch.setattr(llama_cpp, "time", SimpleNamespace(perf_counter=lambda: now_s))
+    monkeypatch.setattr(llama_cpp, "time", SimpleNamespace(perf_counter=lambda: now_s, monotonic=time.monotonic))
     async with opened(config.model_copy(update={"slots": 1})) as model:
         slots = model.server().slots
         async with slots.acquire("", timeout_s=60):
@@ -250,6 +307,7 @@ async def test_nobody_else_reaches_the_engine(config: LlamaCppConfig) -> None:
         assert stat.S_IMODE(socket.stat().st_mode) & 0o077 == 0
         assert stat.S_IMODE(socket.parent.stat().st_mode) == 0o700
         assert n_listening_ports(process.pid) == 0
+        assert os.getsid(process.pid) == process.pid  # Ctrl-C does not reach it
 
         def without_key() -> int:
             session = BlockingSession(lambda: HttpSession(UNIX_SOCKET_URL, timeout_s=60, unix_socket=socket))
@@ -296,10 +354,6 @@ def n_listening_ports(pid: int) -> int:
 # --- slots
 
 
-def pool(n: int = 1) -> SlotPool:
-    return SlotPool(n, name="engine")
-
-
 async def visit(slots: SlotPool, tenant: str, *, timeout_s: float = 60) -> EngineSlot:
     async with slots.acquire(tenant, timeout_s=timeout_s) as slot:
         return slot
@@ -312,69 +366,43 @@ async def queued(slots: SlotPool, tenant: str) -> asyncio.Task[EngineSlot]:
     return task
 
 
-@contextlib.asynccontextmanager
-async def busy(slots: SlotPool) -> AsyncIterator[None]:
-    """A slot is in use by a."""
-    async with slots.acquire("a", timeout_s=60):
-        yield
-
-
 @in_loop
 async def test_tenants_get_their_own_slot_back_and_the_longest_idle_one_otherwise() -> None:
-    two = pool(2)
+    two = SlotPool(2, name="engine")
     # cid takes bob's slot, idle for longest; bob then takes ann's; ann is left with cid's.
-    assert [await visit(two, tenant) for tenant in ("ann", "bob", "ann", "cid", "bob", "ann")] == [
-        EngineSlot(0, False),
-        EngineSlot(1, False),
-        EngineSlot(0, True),
-        EngineSlot(1, False),
-        EngineSlot(0, False),
-        EngineSlot(1, False),
+    assert [tuple(await visit(two, tenant)) for tenant in ("ann", "bob", "ann", "cid", "bob", "ann")] == [
+        *[(0, False), (1, False), (0, True), (1, False), (0, False), (1, False)]
     ]
 
 
 @in_loop
-async def test_queued_requests_are_served_in_order() -> None:
-    one, order = pool(), list[str]()
-    async with busy(one):
-        tasks = [await queued(one, tenant) for tenant in "bcd"]
-        for tenant, task in zip("bcd", tasks, strict=True):
-            task.add_done_callback(lambda _, tenant=tenant: order.append(tenant))
-        assert (one.n_free, one.n_queued) == (0, 3)
-    await asyncio.gather(*tasks)
-    assert order == ["b", "c", "d"]
-    assert (one.n_free, one.n_queued) == (1, 0)
-
-
-@in_loop
-async def test_queue_is_bounded_for_tenants_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smallfirst.models.servers.llama_cpp.MAX_QUEUED_REQUESTS", 1)
-    one = pool()
-    async with busy(one):
-        waiting = [await queued(one, "a")]
-        with pytest.raises(Unavailable, match="1 requests in flight, 1 queued"):
-            await visit(one, "b")
-        waiting += [await queued(one, "") for _ in range(50)]
-    assert len(await asyncio.gather(*waiting)) == 51
-
-
-@in_loop
-async def test_timeout_and_cancellation_leave_nothing_in_the_queue() -> None:
-    one = pool()
-    async with busy(one):
+async def test_the_queue_is_served_in_order_bounded_for_tenants_and_left_by_who_gives_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(llama_cpp, "MAX_QUEUED_REQUESTS", 2)
+    one, order = SlotPool(1, name="engine"), list[str]()
+    async with one.acquire("a", timeout_s=60):
         with pytest.raises(Unavailable, match=r"no slot was free within 0\.01 s"):
             await visit(one, "b", timeout_s=0.01)
         leaver = await queued(one, "c")
         leaver.cancel()
         await asyncio.gather(leaver, return_exceptions=True)
         assert one.n_queued == 0
-    assert await visit(one, "a") == EngineSlot(0, True)
+        waiting = [await queued(one, tenant) for tenant in ("b", "a")]
+        with pytest.raises(Unavailable, match="1 requests in flight, 2 queued"):
+            await visit(one, "c")
+        waiting += [await queued(one, "") for _ in range(50)]
+        for n, task in enumerate(waiting):
+            task.add_done_callback(lambda _, n=n: order.append(n))
+    slots = await asyncio.gather(*waiting)
+    assert (order, one.n_free, one.n_queued) == ([*range(52)], 1, 0)
+    assert [slot.may_reuse_cache for slot in slots[:4]] == [False, False, False, True]
 
 
 @in_loop
 async def test_cache_is_not_reused_where_the_last_prompt_may_not_have_been_read() -> None:
     """The slot is b's by name, and what it has cached may still be a's."""
-    one = pool()
+    one = SlotPool(1, name="engine")
     assert await visit(one, "a") == EngineSlot(0, False)
     with pytest.raises(RuntimeError):
         async with one.acquire("b", timeout_s=60):
@@ -383,10 +411,10 @@ async def test_cache_is_not_reused_where_the_last_prompt_may_not_have_been_read(
 
 
 def test_event_loops_share_the_slots() -> None:
-    one, held, release = pool(), threading.Event(), threading.Event()
+    one, held, release = SlotPool(1, name="engine"), threading.Event(), threading.Event()
 
     async def hold_until_released() -> None:
-        async with busy(one):
+        async with one.acquire("a", timeout_s=60):
             held.set()
             await asyncio.to_thread(release.wait)
 
@@ -402,11 +430,3 @@ def test_event_loops_share_the_slots() -> None:
     assert asyncio.run(wait_for_it()) == EngineSlot(0, False)
     other.join()
     assert one.n_free == 1
-
-
-@in_loop
-async def test_busy_engine_is_ready(config: LlamaCppConfig) -> None:
-    settings = {"slots": 1, "context_tokens": 16384}
-    async with opened(config.model_copy(update=settings)) as model, in_flight(model, LONG) as task:
-        await model.ready()
-        assert not task.done()
