@@ -119,7 +119,6 @@ from smallfirst.registry.versions import register as register
 from smallfirst.registry.versions import resolve as resolve
 from smallfirst.registry.versions import rollback as rollback
 from smallfirst.routing.acceptance import AcceptanceScore as AcceptanceScore
-from smallfirst.routing.budget import EscalationBudget as EscalationBudget
 from smallfirst.routing.certificate.calibration_set import CalibrationSet as CalibrationSet
 from smallfirst.routing.certificate.calibration_set import CascadeOutcome as CascadeOutcome
 from smallfirst.routing.certificate.calibration_set import FieldTable as FieldTable

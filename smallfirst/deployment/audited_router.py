@@ -158,7 +158,6 @@ class AuditedRouter(DelegatingModel):
         self._audit_slots = asyncio.Semaphore(MAX_CONCURRENT_AUDITS)
         self._drafts: dict[str, DraftRow] = {}
         """By response id the drafts that a person is to judge beside the answers that the large model gave."""
-        self._shared_at_s = float("-inf")
 
     @property
     def standing(self) -> Standing:
@@ -171,9 +170,6 @@ class AuditedRouter(DelegatingModel):
             await self.audits.follow(older_than_s=FOLLOW_S)
         except LedgerUnavailable as error:
             raise LedgerAway(error.args[0], hint=error.hint) from None
-        if (now := time.monotonic()) - self._shared_at_s > FOLLOW_S:
-            self._shared_at_s = now
-            await self._share()
 
     @property
     def paused(self) -> str:
@@ -221,14 +217,7 @@ class AuditedRouter(DelegatingModel):
         """Wait for running audits, then close the models."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=30)
-        with suppress(LedgerAway):
-            await self._share()
         await self.router.aclose()
-
-    async def _share(self) -> None:
-        """Tell other processes what was spent here, and learn what they spent. Raise LedgerAway."""
-        if (tracker := self.router.budget_tracker) is not None:
-            await tracker.share(self.ledger.shared, self.name)
 
     async def _note_answer(self, completion: Completion, decision: Decision) -> Completion:
         """Return the answer as it is given: drawn for an audit or not, and whether it differs from a draft."""

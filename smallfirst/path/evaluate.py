@@ -75,8 +75,7 @@ async def measure_router(
         open_answers = await recorded_open_answers(file, rows, progress=project.progress)
         general = OpenEndedReplay(open_answers, large) if open_answers else None
     detector = load_ood_detector(file, run_folder, scores)
-    # All test rows would fall into one window of a budget.
-    options = routing_rules(file, None, run_folder.path)._replace(budget=None)
+    options = routing_rules(file, None, run_folder.path)
     stages = scores.on(cascade_stages(project, run_folder, get_candidate(candidate).load(project, run_folder)))
     router = Router(stages, large, certificate, general=general, ood_detector=detector, options=options, name=file.name)
     asked = test

@@ -42,7 +42,7 @@ FIXED = "fixed_before_test.json"
 """File of the FixedBeforeTest in a run folder."""
 LOOKS = "looks.json"
 """File in the task's folder: the certificates that were tried, of all runs, and the test rows that were read."""
-_PROVE_NOTHING = {"small", "accuracy_within", "budget", "person", "usd_per_wrong_answer", "monitor", "judge"}
+_PROVE_NOTHING = {"small", "accuracy_within", "person", "usd_per_wrong_answer", "monitor", "judge"}
 """Settings of `routing` without a part in what is promised."""
 
 

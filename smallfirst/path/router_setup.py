@@ -222,7 +222,7 @@ def routing_rules(file: TaskFile, large_usd: float | None, folder: Path, beside:
     routing, there = file.routing, {stage.name for stage in beside}
     policies = [policy for policy in routing.policies if policy.to != CHALLENGER or CHALLENGER in there]
     expected, gain = {} if large_usd is None else {"large": large_usd}, GainModel.load(folder / GAIN)
-    return RouterOptions(policies, routing.budget, gain, tuple(beside), expected, routing.out_of_scope)
+    return RouterOptions(policies, gain, tuple(beside), expected, routing.out_of_scope)
 
 
 def routes_to_challenger(file: TaskFile) -> bool:

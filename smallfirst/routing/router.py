@@ -32,7 +32,6 @@ from smallfirst.models.protocol import (
     usage_of_draft,
 )
 from smallfirst.routing.acceptance import AcceptanceScore
-from smallfirst.routing.budget import BudgetTracker, EscalationBudget
 from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, Certificate
 from smallfirst.routing.gain import GainModel
 from smallfirst.routing.policies import CASCADE, Policy, PolicyDecision, apply_policies, is_conversation
@@ -115,7 +114,6 @@ class RouterOptions(NamedTuple):
     """Settings of a Router beside its models and its certificate."""
 
     policies: Sequence[Policy] = ()
-    budget: EscalationBudget | None = None
     gain: GainModel | None = None
     policy_stages: Sequence[Stage] = ()
     """Stages that only a policy leads to, such as a challenger."""
@@ -164,7 +162,6 @@ class Router(CallableModel):
         self.large, self.certificate = large, certificate
         self.general, self.ood_detector = general or large, ood_detector
         self.options = options or RouterOptions()
-        self.budget_tracker = BudgetTracker(self.options.budget) if self.options.budget else None
         self.guarantee = certificate.guarantee.in_words
         """What is guaranteed about certified answers, in one line."""
         self._name = name or self.stages[-1].model.name
@@ -289,8 +286,6 @@ class Router(CallableModel):
 
     def routed(self, decision: Decision, answer: Completion) -> Completion:
         """Return the answer of the model that a decision names, with its route and the cost of the draft."""
-        if self.budget_tracker is not None and decision.draft is not None:  # the budget limits escalation alone
-            self.budget_tracker.pay(answer.cost_usd)
         step = RouteStep(
             stage=decision.route.stage,
             decision="answered",
@@ -392,7 +387,7 @@ class RoutingAttempt:
 
     def _below_threshold(self, confidence: float | None, threshold: float | None) -> Decision:
         router, stage = self.router, self.router.stages[-1].name
-        tracker, cause = router.budget_tracker, self.changed or "not confident enough"
+        cause = self.changed or "not confident enough"
         action = router.certificate.below
         if self.changed:  # the thresholds do not decide, and the confidence is not one that rows were counted by
             threshold = None
@@ -407,8 +402,6 @@ class RoutingAttempt:
             why = "answered without a promise: the model passed its gate alone, and no certificate was issued"
         elif action == "keep":
             why = f"{cause}, but the large model was not shown to be better here"
-        elif tracker is not None and not tracker.allows(router.options.expected_cost_usd.get("large", 0.0)):
-            why = f"{cause}, but the budget of ${tracker.budget.usd:g} a {tracker.budget.per} is spent"
         else:
             why = self.changed or "the small model was not confident enough"
             return self._delegate(router.large, self._route("large", why, confidence, threshold))

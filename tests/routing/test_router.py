@@ -19,7 +19,6 @@ from smallfirst.models.generation.model import GenerativeModel
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.pricing import total_usd
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, ResponseFormat
-from smallfirst.routing.budget import EscalationBudget
 from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, FieldCertificate, Guarantee, KeptFields
 from smallfirst.routing.policies import AlwaysPolicy, RulePolicy, SplitPolicy
 from smallfirst.routing.router import (
@@ -423,17 +422,6 @@ def test_a_stage_outside_the_cascade_is_reached_by_a_policy_only() -> None:
     assert ask(cascade(0.0, 0.0, options=options)).answered_by == "large"
     options = options._replace(policies=(SplitPolicy(kind="split", to="challenger", share=1.0),))
     assert ask(cascade(0.0, 0.0, options=options)).answered_by == "challenger"
-
-
-def test_a_spent_budget_limits_escalation_alone() -> None:
-    straight = RulePolicy(kind="rule", to="large", contains=("house",))
-    options = RouterOptions((straight,), EscalationBudget(usd=2.0, per="day"), expected_cost_usd={"large": 0.9})
-    router = cascade(0.0, 0.0, options=options)
-    answers = [ask(router) for _ in range(3)]
-    assert [a.answered_by for a in answers] == ["large", "large", "small"]
-    assert route(answers[2])["why"] == "not confident enough, but the budget of $2 a day is spent"
-    assert not route(answers[2])["certified"]
-    assert ask(router, "my house").answered_by == "large"
 
 
 def test_a_stream_that_fails_before_its_first_text_falls_back_to_the_draft() -> None:

@@ -25,7 +25,6 @@ from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, LARGER_E
 from smallfirst.models.pricing import PriceBook, with_price_file
 from smallfirst.models.remote.config import EndpointConfig, VllmServer
 from smallfirst.path.project.candidate_registry import CANDIDATES, candidate_names
-from smallfirst.routing.budget import EscalationBudget
 from smallfirst.routing.certificate.certificate import Guarantee
 from smallfirst.routing.monitor import MonitorSettings
 from smallfirst.routing.policies import AnyPolicy, check_stages
@@ -196,8 +195,6 @@ class RoutingConfig(Record):
     """What is answered to a request that is not the task's where there is no large model: never a certified label."""
     policies: tuple[AnyPolicy, ...] = ()
     """Policies applied in order before the cascade; the first that applies names the stage that answers."""
-    budget: EscalationBudget | None = None
-    """Most that escalated answers may cost in a sliding window; None means no limit."""
     person: bool = False
     """Leave requests that no model is confident about to a person, unless the large model was shown to be better."""
     usd_per_wrong_answer: float | None = pydantic.Field(default=None, gt=0, allow_inf_nan=False)
@@ -435,7 +432,6 @@ OTHER_NAMES = {
     "gate.p95_ms_at_most": "latency latency_ms max_latency max_latency_ms max_p95_ms",
     "gate.routed.cost_at_most": "cost max_cost max_price max_usd_per_1k",
     "routing.guarantee.max_error": "error_rate max_error_rate",
-    "routing.budget": "max_escalation_rate",
     "data.columns.label": "labels_column label_col class_column class_col label_column y",
     "data.columns.target": "target_column target_col output_column",
     "data.columns.text": "text_column input_column input_col input x",
