@@ -67,6 +67,7 @@ def create(rows: str, register_to: str, base: str, duration: str, max_tokens: in
         JobRows,
         JobSpec,
         new_job_name,
+        read_rows,
         require_training_packages,
         user_name,
         utc_now,
@@ -89,7 +90,7 @@ def create(rows: str, register_to: str, base: str, duration: str, max_tokens: in
         created_by=user_name(),
         created_at=utc_now(),
     )
-    job = queue.submit(spec, JobRows.read(spec))
+    job = queue.submit(spec, JobRows(read_rows(spec.train_rows, spec), None))
     click.echo(f"{job.name}: submitted")
     if not follow:
         click.echo(f"next: smallfirst jobs show {job.name} --follow")

@@ -427,7 +427,7 @@ def _read_rows(spec: JobSpec) -> JobRows:
     problems = []
     for parameter, address in (("train_data_path", spec.train_rows), ("eval_data_path", spec.eval_rows)):
         try:
-            found |= {parameter: read_rows(address, spec.recipe)} if address else {}
+            found |= {parameter: read_rows(address, spec)} if address else {}
         except (DataError, ConfigError) as error:
             problems.append(f"{parameter}: {error}")
     if problems:

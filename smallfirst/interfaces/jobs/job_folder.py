@@ -70,6 +70,8 @@ class JobSpec(Record):
     eval_rows: str | None = None
     """Address of the rows whose loss selects the best epoch; None: the last epoch is kept."""
     eval_prompts: tuple[str, ...] = ()
+    max_rows: int | None = None
+    """Most rows of an address; None: as many as can be read at all."""
     register_to: str
     experiment: str
     config: TrainConfig
@@ -271,18 +273,20 @@ class JobRows(NamedTuple):
     evaluation: Dataset | None
 
     @classmethod
-    def read(cls, spec: JobSpec) -> JobRows:
-        evaluation = read_rows(spec.eval_rows, spec.recipe) if spec.eval_rows else None
-        return cls(read_rows(spec.train_rows, spec.recipe), evaluation)
+    def keep(cls, job: JobFolder) -> None:
+        """Read the rows from their addresses into the job's folder, unless they are there; one process at a time."""
+        spec = job.spec
+        with locked(job.folder.parent / "reading.lock"):
+            if not (job.folder / "rows" / "train.json").is_file():
+                evaluation = read_rows(spec.eval_rows, spec) if spec.eval_rows else None
+                cls(read_rows(spec.train_rows, spec), evaluation).save(job.folder)
 
     @classmethod
     def load(cls, job: JobFolder) -> JobRows:
-        """Return the rows kept in the job's folder; read and keep them first if there are none."""
-        folder = job.folder / "rows"
-        if not (folder / "train.json").is_file():
-            cls.read(job.spec).save(job.folder)
-        evaluation = folder / "evaluation.json"
-        return cls(Dataset.load(folder / "train.json"), Dataset.load(evaluation) if evaluation.is_file() else None)
+        """Return the rows kept in the job's folder."""
+        evaluation = job.folder / "rows" / "evaluation.json"
+        train = Dataset.load(job.folder / "rows" / "train.json")
+        return cls(train, Dataset.load(evaluation) if evaluation.is_file() else None)
 
     def save(self, folder: Path) -> None:
         """Write the rows into a job's folder, the training rows last: they mark the copy as complete."""
@@ -291,10 +295,10 @@ class JobRows(NamedTuple):
         self.train.save(folder / "rows" / "train.json")
 
 
-def read_rows(address: str, recipe: str, *, max_rows: int | None = None) -> Dataset:
+def read_rows(address: str, spec: JobSpec) -> Dataset:
     """Return the rows at an address. Raise DataError naming those that do not fit the recipe, and as `load_rows`."""
-    data = load_rows(address, max_rows=max_rows)
-    kind = RECIPES.get(recipe)
+    data = load_rows(address, max_rows=spec.max_rows)
+    kind = RECIPES.get(spec.recipe)
     if wrong := [e for e in data.examples if e.shape not in kind.row_formats]:
         problems = [
             Problem(e.path, e.line, f"a row of {ROW_FORMATS[e.shape]}; this recipe takes {kind.rows_in_words}")

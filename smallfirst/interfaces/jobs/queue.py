@@ -55,7 +55,7 @@ class JobNotFound(SmallfirstError):
 def submit(spec: JobSpec, rows: JobRows | Path | None = None) -> JobFolder:
     """Start the job's process and return the job. Raise ConfigError for a taken name.
 
-    `rows` may be a folder of train.json and evaluation.json, which is moved; without `rows` the process reads them.
+    `rows` may be a folder of files, which is moved to `rows` in the job's; the process reads all but JobRows.
     """
     all_jobs()
     folder = jobs_folder() / spec.name

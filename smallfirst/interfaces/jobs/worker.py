@@ -65,6 +65,7 @@ def main(arguments: Sequence[str]) -> int:
     disable_tqdm_in_pipes()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
     try:
+        JobRows.keep(job)  # before its turn, so that bad rows are told at once
         with wait_for_turn(job):
             run_job(job)
     except Cancelled as stop:

@@ -1,8 +1,8 @@
 """OpenAI's fine-tuning jobs, run by smallfirst.interfaces.jobs: the folders and the queue of `foundation_model`.
 
-A job and its events as OpenAI's objects are read from the job's folder. Fields of a new job that would
-have no effect are refused. OpenAI's `batch_size` counts rows and ours tokens; it is converted by the mean size of a row
-at four bytes per token.
+A job and its events as OpenAI's objects are read from the job's folder. Its process reads the uploaded rows, so what is
+in a file costs the server no memory. Fields of a new job that would have no effect are refused. OpenAI's `batch_size`
+counts rows and ours tokens; it is converted by the mean size of a line at four bytes per token.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import math
 import re
 import secrets
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,13 +30,13 @@ from smallfirst.interfaces.jobs.job_folder import (
     JobSpec,
     State,
     context_length,
+    jobs_folder,
     lookup,
     parse_duration,
     state_after,
     user_name,
     utc_now,
 )
-from smallfirst.interfaces.jobs.run_module import ProcessFailed
 from smallfirst.interfaces.openai_finetuning.files import FileStore, page, unix_seconds
 from smallfirst.interfaces.openai_finetuning.models import (
     INTERFACE,
@@ -47,7 +48,6 @@ from smallfirst.interfaces.openai_finetuning.models import (
     model_name,
 )
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
-from smallfirst.interfaces.openai_finetuning.uploaded_rows import UploadedRows, read_upload
 from smallfirst.serving.plugins import ApiError, PluginRequest, PluginResponse, PluginRoute, validation_error
 
 MAX_BODY_BYTES = 256 * 1024
@@ -55,6 +55,7 @@ DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE = 20, 100
 MAX_SEED = 2**31 - 1
 MAX_TOKENS = 2048
 """Longest row, unless the model takes less; the job refuses a longer one by line."""
+_BYTES_PER_TOKEN = 4
 _METADATA = re.compile(r"metadata\[(.{1,64})\]")
 _JOBS = "/v1/fine_tuning/jobs"
 _STATUS: dict[State, str] = {
@@ -76,7 +77,7 @@ class JobsApi:
 
     def __init__(self, store: FileStore, models: FineTunedModels, settings: FineTuningSettings) -> None:
         self._store, self._models, self._settings = store, models, settings
-        self._submitting = asyncio.Lock()  # one process that reads rows at a time, and an exact count of open jobs
+        self._submitting = asyncio.Lock()  # so that open jobs are counted exactly
         self.routes = (
             PluginRoute("POST", _JOBS, self.create),
             PluginRoute("GET", _JOBS, self.list),
@@ -90,10 +91,7 @@ class JobsApi:
         body = parse_job(await call.json(max_bytes=MAX_BODY_BYTES))
         async with self._submitting:
             base = await asyncio.to_thread(self._base, body.model, call.caller)
-            with self._store.scratch(call.caller) as folder:
-                rows = await self._read_files(body, call.caller, copies=folder / "rows")
-                spec = make_job_spec(body, rows, base, owner=call.caller, settings=self._settings)
-                return job_object(await asyncio.to_thread(queue.submit, spec, folder / "rows"))
+            return await asyncio.to_thread(self._submit, body, base, call.caller)
 
     def list(self, call: PluginRequest) -> PluginResponse:
         """Return a page of the caller's jobs, newest first; `metadata[key]=value` selects those with this metadata."""
@@ -155,31 +153,20 @@ class JobsApi:
             raise ApiError(400, what, param="model", code="model_not_available")
         return queue.find(made_by).spec.model, str(folder)
 
-    async def _read_files(self, body: JobBody, owner: str, *, copies: Path) -> UploadedRows:
-        """Keep the rows of both files in the folder `copies` as a job does; return what the training file has."""
-        train = await self._read("training_file", body.training_file, owner, copies / "train.json")
-        if train.n_rows < self._settings.min_rows:
-            what = f"{body.training_file} has {train.n_rows} rows; at least {self._settings.min_rows} are needed."
-            raise ApiError(400, what, param="training_file", code="invalid_file")
-        if body.validation_file:
-            await self._read("validation_file", body.validation_file, owner, copies / "evaluation.json")
-        return train
-
-    async def _read(self, parameter: str, id: str, owner: str, copy: Path) -> UploadedRows:
-        """Keep the rows of a file. Raise ApiError 400 naming every bad line, 503 if it could not be read."""
-        file = await asyncio.to_thread(self._store.find, owner, id)
-        if file is None:
-            raise ApiError(400, f"File '{id[:64]}' does not exist.", param=parameter, code="file_not_found")
-        path, limit_s = self._store.path(owner, file), self._settings.read_timeout_s
-        try:
-            rows = await read_upload(path, file.id, copy, max_rows=self._settings.max_rows, timeout_s=limit_s)
-        except ProcessFailed as error:
-            what = f"{file.filename} could not be read now: {error}."
-            raise ApiError(503, what, param=parameter, kind="server_error", code="file_not_read") from None
-        if rows.error:
-            what = f"{file.filename} cannot be used: {rows.error}."
-            raise ApiError(400, what, param=parameter, code="invalid_file")
-        return rows
+    def _submit(self, body: JobBody, base: tuple[str, str], owner: str) -> dict[str, Any]:
+        """Start the job with copies of its files, and return it. Raise ApiError 400 for a file that is not there."""
+        with self._store.scratch(owner) as folder:
+            rows = folder / "rows"
+            rows.mkdir()
+            for parameter, id in (("training_file", body.training_file), ("validation_file", body.validation_file)):
+                file = self._store.find(owner, id) if id else None
+                if id and file is None:
+                    raise ApiError(400, f"File '{id[:64]}' does not exist.", param=parameter, code="file_not_found")
+                if file is not None:
+                    shutil.copyfile(self._store.path(owner, file), rows / f"{file.id}.jsonl")
+            tokens = tokens_per_line(rows / f"{body.training_file}.jsonl")
+            spec = make_job_spec(body, tokens, base, owner=owner, settings=self._settings)
+            return job_object(queue.submit(spec, rows))
 
 
 Auto = pydantic.BeforeValidator(lambda value: None if value == "auto" else value)
@@ -236,11 +223,22 @@ def parse_job(values: dict[str, Any]) -> JobBody:
     return body
 
 
+def tokens_per_line(file: Path) -> float:
+    """Return about how many tokens a line of a file has, at four bytes per token."""
+    with file.open("rb") as content:
+        n_lines = sum(block.count(b"\n") for block in iter(lambda: content.read(1 << 20), b""))
+    return file.stat().st_size / _BYTES_PER_TOKEN / max(1, n_lines)
+
+
 def make_job_spec(
-    body: JobBody, rows: UploadedRows, base: tuple[str, str], *, owner: str, settings: FineTuningSettings
+    body: JobBody, line_tokens: float, base: tuple[str, str], *, owner: str, settings: FineTuningSettings
 ) -> JobSpec:
-    """Return the specification of a job that starts from `base`: the base model's name and its weights."""
+    """Return the specification of a job that starts from `base`: the base model's name and its weights.
+
+    A line of its training file has about `line_tokens` tokens.
+    """
     id = f"ftjob-{secrets.token_hex(8)}"
+    rows = jobs_folder() / id / "rows"
     name, weights = base
     chosen, default, n_tokens = body.chosen, TrainConfig(), MAX_TOKENS
     with suppress(SmallfirstError):  # the weights may not be on this machine yet
@@ -250,7 +248,7 @@ def make_job_spec(
         "batch_size": chosen.batch_size or "auto",
         "learning_rate_multiplier": chosen.learning_rate_multiplier or 1.0,
     }
-    batch = round(chosen.batch_size * rows.n_tokens / rows.n_rows) if chosen.batch_size else default.batch_tokens
+    batch = round(chosen.batch_size * line_tokens) if chosen.batch_size else default.batch_tokens
     config = TrainConfig(
         duration=f"{used['n_epochs']}ep",
         learning_rate=default.learning_rate * (chosen.learning_rate_multiplier or 1.0),
@@ -264,8 +262,9 @@ def make_job_spec(
         recipe="chat",
         model=name,
         weights=None if weights == name else weights,
-        train_rows=body.training_file,
-        eval_rows=body.validation_file,
+        train_rows=str(rows / f"{body.training_file}.jsonl"),
+        eval_rows=str(rows / f"{body.validation_file}.jsonl") if body.validation_file else None,
+        max_rows=settings.max_rows,
         register_to=model,
         experiment=model,
         config=config,
@@ -335,7 +334,7 @@ def public_message(message: str, job: JobFolder) -> str:
     text = re.split(r"\n  next:|; the last lines of ", message)[0]
     if job.spec.weights:
         text = text.replace(job.spec.weights, job.spec.model)
-    return text.replace(str(state_folder()), "…")
+    return text.replace(f"{job.folder}/rows/", "").replace(str(state_folder()), "…")
 
 
 def _metrics(event: Event) -> dict[str, float]:
@@ -349,7 +348,9 @@ def _metrics(event: Event) -> dict[str, float]:
 
 def _error(event: Event, job: JobFolder) -> dict[str, Any]:
     message, submitted = public_message(event.message, job), job.spec.submitted
-    param = next((name for name in ("training_file", "validation_file") if f"{submitted[name]}:" in message), None)
+    param = next(
+        (name for name in ("training_file", "validation_file") if f"{submitted[name]}.jsonl:" in message), None
+    )
     return {"code": "invalid_file" if param else "training_failed", "message": message, "param": param}
 
 

@@ -24,17 +24,14 @@ class FineTuningSettings(Record):
     register_to: str = pydantic.Field(default="main.fine_tuning", pattern=_TWO_PARTS)
     """Catalogue and schema (`catalog.schema`) of the registered models; their third part is the job's suffix."""
     max_upload_bytes: int = pydantic.Field(default=100 * 1024 * 1024, ge=1)
-    """Largest upload. The process that reads it takes at most four times its size in memory, and some 3 kB a row."""
+    """Largest upload. A job that reads it takes at most five times its size in memory, and some 3 kB a row."""
     max_rows: int = pydantic.Field(default=100_000, ge=1)
-    """Most rows of a file: a file of more is refused as soon as they are counted."""
-    read_timeout_s: float = pydantic.Field(default=300, gt=0)
-    """Longest time for reading a file, in a process of its own; beyond that the answer is 503."""
+    """Most rows of a file; a job of more fails as soon as they are counted."""
     max_stored_bytes: int = pydantic.Field(default=2 * 1024**3, ge=1)
     max_files: int = pydantic.Field(default=1000, ge=1)
     upload_timeout_s: float = pydantic.Field(default=600, gt=0)
     max_uploads: int = pydantic.Field(default=4, ge=1)
     """Concurrent uploads; beyond that the answer is 503 with Retry-After."""
-    min_rows: int = pydantic.Field(default=10, ge=1)
     max_open_jobs: int = pydantic.Field(default=16, ge=1)
     """Unfinished jobs on this machine, of all submitters; beyond that the answer is 429."""
     max_loaded_models: int = pydantic.Field(default=2, ge=1)

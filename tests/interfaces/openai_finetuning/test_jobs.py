@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -11,20 +10,25 @@ from typing import Any
 
 import openai
 import pytest
-from fixtures.finetuning_api import add_job
+from fixtures.finetuning_api import add_job, chat_lines
 from fixtures.jobs import TIMEOUT_S
 from starlette.testclient import TestClient
 
 from smallfirst.base.errors import ConfigError, MissingExtra
 from smallfirst.base.files import try_lock
 from smallfirst.base.paths import home as state_folder
-from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.interfaces.databricks import foundation_model as fm
+from smallfirst.interfaces.jobs import job_folder
 from smallfirst.interfaces.jobs.job_folder import JobFolder, JobResult, JobSpec, jobs_folder, user_name
-from smallfirst.interfaces.openai_finetuning.jobs import job_object, make_job_spec, parse_job, public_message
+from smallfirst.interfaces.openai_finetuning.jobs import (
+    job_object,
+    make_job_spec,
+    parse_job,
+    public_message,
+    tokens_per_line,
+)
 from smallfirst.interfaces.openai_finetuning.plugin import fine_tuning
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
-from smallfirst.interfaces.openai_finetuning.uploaded_rows import UploadedRows, estimate_tokens
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.registry import versions
 from smallfirst.serving.app import build_app
@@ -202,43 +206,27 @@ def test_a_job_that_cannot_be_done_is_refused_by_its_field(start_api: Any, chat_
     assert [*jobs_folder().iterdir()] == []
 
 
-def lines(*rows: Any) -> bytes:
-    return "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows).encode()
-
-
-NO_ROWS = [
-    (lines(*[{"prompt": "a", "completion": "b"}] * 9), "has 9 rows; at least 10 are needed"),
-    (lines(*[{"text": "a", "label": "b"}] * 10), "line 1: a row of text + label"),
-    (lines(*[{"question": "a", "answer": "b"}] * 10), "line 1: a row is {messages: […]}, or {prompt, completion}"),
-    (b"[]", "there are no rows"),
-    (b"\x00\xff\x00" * 100, "neither UTF-8 nor any other encoding"),
-]
-
-
-def test_files_of_other_things_are_refused(start_api: Any) -> None:
-    client = start_api().client()
-    for content, words in NO_ROWS:
-        with pytest.raises(openai.BadRequestError) as caught:
-            client.fine_tuning.jobs.create(model="tiny", training_file=upload(client, content))
-        assert (caught.value.param, caught.value.code) == ("training_file", "invalid_file")
-        assert words in caught.value.message
-        assert str(state_folder()) not in caught.value.message
-
-
-def test_a_broken_line_is_told_by_its_number(start_api: Any, chat_file: bytes, broken_file: bytes) -> None:
-    client = start_api().client()
-    good, broken = upload(client, chat_file), upload(client, broken_file)
-    with pytest.raises(openai.BadRequestError) as caught:
-        client.fine_tuning.jobs.create(model="tiny", training_file=broken)
-    assert caught.value.param == "training_file"
-    assert caught.value.message.startswith('Error code: 400 - rows.jsonl cannot be used: line 7: "messages": ')
-    assert caught.value.message.endswith("a row is {messages: […]}, or {prompt, completion}.")
-    with pytest.raises(openai.BadRequestError, match="line 7") as caught:
-        client.fine_tuning.jobs.create(model="tiny", training_file=good, validation_file=broken)
-    assert caught.value.param == "validation_file"
-    many = upload(client, lines(*["{"] * 30))
-    with pytest.raises(openai.BadRequestError, match=r"line 20: broken JSON.*; and 10 more"):
-        client.fine_tuning.jobs.create(model="tiny", training_file=many)
+def test_the_job_names_the_bad_lines_of_a_file_which_the_server_never_reads(
+    start_api: Any, chat_file: bytes, warm_jobs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_folder, "load_rows", None)  # in this process, the server's; jobs have their own
+    client = start_api(max_rows=50).client()
+    lines = chat_lines(12)
+    lines[6] = '{"messages": [{"role": "user", "content": "and?"}]}'
+    good = upload(client, chat_file)
+    bad = {
+        upload(client, "\n".join(lines).encode()): ".jsonl:7  ",
+        upload(client, b'{"text": "a", "label": "b"}\n' * 10): ".jsonl:1  a row of text + label",
+        upload(client, b'{"prompt": "a", "completion": "b"}\n' * 51): "more than 50 rows",
+        upload(client, b"\x00\xff\x00" * 100): ": neither UTF-8 nor any other encoding",
+    }
+    jobs = {id: client.fine_tuning.jobs.create(model="tiny", training_file=good, validation_file=id) for id in bad}
+    for id, words in bad.items():
+        job = until(client, jobs[id].id, "failed")
+        assert (job.error.code, job.error.param) == ("invalid_file", "validation_file")
+        assert f"{id}.jsonl:" in job.error.message
+        assert words in job.error.message
+        assert str(state_folder()) not in job.error.message
 
 
 def test_jobs_are_listed_in_pages_and_by_their_metadata(start_api: Any) -> None:
@@ -339,14 +327,17 @@ def test_a_job_that_has_succeeded_says_how_many_tokens_it_read() -> None:
 def test_an_error_names_the_rows_and_no_path_of_the_server(start_api: Any) -> None:
     job = add_job(1, "STARTED")
     id = "file-" + "a" * 24
-    job.log.append("FAILED", f"1 of 2 rows cannot be used:\n  {id}:7  900 tokens; the limit is 512\n  next: mend it")
+    job.log.append(
+        "FAILED",
+        f"1 of 2 rows cannot be used:\n  {job.folder}/rows/{id}.jsonl:7  900 tokens; the limit is 512\n  next: mend it",
+    )
     other = add_job(2, "STARTED")
     other.log.append("FAILED", f"its process died 4 times; the last lines of {other.output}:\nsecret line")
     client = start_api().client()
     error = client.fine_tuning.jobs.retrieve(job.name).error
     assert error is not None
     assert (error.code, error.param) == ("invalid_file", "training_file")
-    assert error.message == f"1 of 2 rows cannot be used:\n  {id}:7  900 tokens; the limit is 512"
+    assert error.message == f"1 of 2 rows cannot be used:\n  {id}.jsonl:7  900 tokens; the limit is 512"
     error = client.fine_tuning.jobs.retrieve(other.name).error
     assert error is not None
     assert (error.code, error.param, error.message) == ("training_failed", None, "its process died 4 times")
@@ -355,15 +346,9 @@ def test_an_error_names_the_rows_and_no_path_of_the_server(start_api: Any) -> No
     assert (event.level, event.message) == ("error", "FAILED: its process died 4 times")
 
 
-EXAMPLE = Example(
-    messages=(Message(role="user", content="x" * 40),), answer="y" * 20, shape="chat", path="file-1", line=1
-)
-ROWS = UploadedRows(n_rows=10, n_tokens=estimate_tokens(Dataset(name="file-1", examples=(EXAMPLE,) * 10)))
-
-
 def order(base: tuple[str, str] = ("tiny", "nowhere"), *, owner: str = "", **asked: Any) -> JobSpec:
     body = parse_job({"model": base[0], "training_file": "file-1", **asked})
-    return make_job_spec(body, ROWS, base, owner=owner, settings=FineTuningSettings(register_to="a.b"))
+    return make_job_spec(body, 25.0, base, owner=owner, settings=FineTuningSettings(register_to="a.b"))
 
 
 def test_what_is_left_open_is_train_configs_own(tiny_folder: Path) -> None:
@@ -372,7 +357,8 @@ def test_what_is_left_open_is_train_configs_own(tiny_folder: Path) -> None:
     expected = usual.model_copy(update={"max_seq_tokens": 512, "seed": made.config.seed})  # what the model takes
     assert made.config == expected
     assert (made.model, made.weights) == ("tiny", str(tiny_folder))
-    assert (made.train_rows, made.eval_rows, made.created_by) == ("file-1", None, user_name())
+    rows = jobs_folder() / made.name / "rows"
+    assert (made.train_rows, made.eval_rows, made.created_by) == (f"{rows}/file-1.jsonl", None, user_name())
     assert made.register_to == made.experiment == f"a.b.{made.name}"
     assert made.config.seed != order().config.seed
 
@@ -382,10 +368,17 @@ def test_what_is_given_is_turned_into_our_units() -> None:
     made = order(hyperparameters=given, suffix="desk", seed=5, validation_file="file-2", owner="ab" * 32)
     assert made.config.duration == "3ep"
     assert made.config.learning_rate == pytest.approx(2e-3)
-    assert made.config.batch_tokens == 4 * ((10 + 5) + (5 + 5))  # a turn: its bytes over 4, and 5 for its frame
+    assert made.config.batch_tokens == 4 * 25
     assert made.config.max_seq_tokens == 2048  # the weights are not here to ask
-    assert (made.config.seed, made.eval_rows) == (5, "file-2")
+    assert (made.config.seed, Path(made.eval_rows or "").name) == (5, "file-2.jsonl")
     assert (made.register_to, made.created_by) == ("a.b.desk", "key abababab")
     assert made.submitted["hyperparameters"] == {"n_epochs": 3, "batch_size": 4, "learning_rate_multiplier": 10.0}
     assert order(hyperparameters={"batch_size": 1}).config.batch_tokens == 32  # the least that can be trained
     assert order(("hub/model", "hub/model")).weights is None
+
+
+def test_a_line_has_a_token_for_four_bytes(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b"x" * 39 + b"\n" + b"x" * 59 + b"\n")
+    assert tokens_per_line(tmp_path / "rows.jsonl") == 12.5
+    (tmp_path / "rows.jsonl").write_bytes(b"x" * 40)
+    assert tokens_per_line(tmp_path / "rows.jsonl") == 10
