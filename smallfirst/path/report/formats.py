@@ -39,21 +39,6 @@ MINUS = "\N{MINUS SIGN}"
 SPACE = "\N{NO-BREAK SPACE}"
 
 
-def usd_tick(amount: float) -> str:
-    """Format an amount at an axis, without trailing zeros: `$0.001`, `$10`, `$1k`."""
-    if amount >= 1000:
-        return f"${short(amount)}"
-    return "$" + f"{amount:.10f}".rstrip("0").rstrip(".")
-
-
-def short(value: float) -> str:
-    """Format a large number in a few characters: `300k`, `1M`, `2G`."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:g}{letter}"
-    return f"{value:g}"
-
-
 def ms(value: float) -> str:
     """Format a latency: two digits below 10 ms, whole ms below a second, then seconds."""
     if value >= 1000:

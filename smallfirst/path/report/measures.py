@@ -98,27 +98,6 @@ def surest_errors(evaluation: Evaluation) -> tuple[EvaluatedRow, ...]:
     return tuple(sorted(wrong, key=lambda row: -(row.confidence or 0.0)))
 
 
-class ConfusedPair(NamedTuple):
-    """Two labels that are confused with each other."""
-
-    gold: str
-    said: str
-    times: int
-    reverse: int
-    n_gold: int
-    """Rows whose right answer is `gold`."""
-
-
-def confused_pairs(evaluation: Evaluation, *, limit: int) -> tuple[ConfusedPair, ...]:
-    """Return the most frequent mistakes, both directions of a pair in one row."""
-    n_gold = Counter(row.gold for row in evaluation.rows)
-    mistakes = Counter((row.gold, row.answer or NO_ANSWER) for row in evaluation.rows if not row.correct)
-    pairs: dict[frozenset[str], ConfusedPair] = {}
-    for (gold, said), n in sorted(mistakes.items(), key=lambda item: (-item[1], item[0])):
-        pairs.setdefault(frozenset((gold, said)), ConfusedPair(gold, said, n, mistakes[said, gold], n_gold[gold]))
-    return tuple(sorted(pairs.values(), key=lambda p: -(p.times + p.reverse))[:limit])
-
-
 class FieldPair(NamedTuple):
     """One field in which two JSON answers differ."""
 

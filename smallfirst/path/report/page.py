@@ -21,14 +21,15 @@ from smallfirst.models.pricing import format_usd
 from smallfirst.path.project.candidate_registry import FINE_TUNED
 from smallfirst.path.project.project import Project, shown_as
 from smallfirst.path.project.run_folder import RunFolder
-from smallfirst.path.report import charts, formats, measures
+from smallfirst.path.report import formats, measures
+from smallfirst.path.report.charts import risk_coverage_chart
 from smallfirst.path.report.data import ReportData, report_data
 from smallfirst.registry import runs
 from smallfirst.routing.certificate.certificate import describe_limit
 
 N_WORST_PARTS, MAX_PARTS = 10, 200
 N_FIRST_CASES, MAX_CASES = 10, 40
-MAX_CONFUSED_PAIRS, N_FIRST_MEASURES, MAX_CARDS = 8, 2, 4
+N_FIRST_MEASURES, MAX_CARDS = 2, 4
 
 FILTERS = (
     format_usd,
@@ -144,7 +145,6 @@ def _first_screen(data: ReportData) -> dict[str, Any]:
         "clean": wilson(sum(kept), len(kept)),
         "same_rows": len({card.evaluation.accuracy.n for card in cards}) == 1,
         "one_source": len({(e.accuracy.n, e.dataset_fingerprint) for e in data.evaluations}) == 1,
-        "overview_plot": charts.quality_cost_chart(data.evaluations),
         "opened": opened,
         "other_verdicts": [verdict for verdict in data.gate.verdicts if verdict is not opened],
         "costs": costs,
@@ -189,11 +189,10 @@ def _focus(data: ReportData) -> dict[str, Any]:
         "worst_parts": parts[:N_WORST_PARTS],
         "other_parts": parts[N_WORST_PARTS:MAX_PARTS],
         "n_parts_left_out": max(0, len(parts) - MAX_PARTS),
-        "confused": measures.confused_pairs(focus, limit=MAX_CONFUSED_PAIRS) if one_label else (),
         "n_cases": N_FIRST_CASES,
         "surest_errors": () if one_label else measures.surest_errors(focus)[:MAX_CASES],
         "n_errors": sum(not row.correct for row in focus.rows),
         "n_confident": len(known),
         "ece": expected_calibration_error([said for said, _ in known], [right for _, right in known]),
-        "risk_plot": charts.risk_coverage_chart(risks, focus.candidate, **limits) if risks else None,
+        "risk_plot": risk_coverage_chart(risks, focus.candidate, **limits) if risks else None,
     }

@@ -17,14 +17,12 @@ from smallfirst.path.report.data import ReportData
 from smallfirst.path.report.measures import (
     FieldPair,
     break_even_requests,
-    confused_pairs,
     differences,
     differing_fields,
     is_within,
     paired_candidates,
     part_rows,
     path_costs,
-    surest_errors,
 )
 from smallfirst.tasks.task import PartCounts
 
@@ -116,16 +114,6 @@ def test_a_field_contains_what_lies_inside_it(path: str, part: str, within: bool
 )
 def test_an_answer_never_differs_from_itself(value: Any) -> None:
     assert differing_fields(row(value, gold=value)) == []
-
-
-def test_a_confused_pair_counts_both_directions(make_report: Make) -> None:
-    small = make_report().evaluations[0]  # row 3 is a card question answered fee; the other seven are right
-    assert [wrong.key for wrong in surest_errors(small)] == ["row3"]
-    rows = list(small.rows)
-    for i, other in ((0, "fee"), (4, "card")):
-        rows[i] = rows[i].model_copy(update={"answer": other, "correct": False})
-    (pair,) = confused_pairs(small.model_copy(update={"rows": tuple(rows)}), limit=8)
-    assert (pair.gold, pair.said, pair.times, pair.reverse, pair.n_gold) == ("card", "fee", 2, 1, 4)
 
 
 def test_labels_come_worst_first_with_their_mistakes(make_report: Make) -> None:
