@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar, get_args
 
@@ -35,11 +35,6 @@ class Record(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
     )
-
-    @classmethod
-    def meant_setting(cls, loc: Sequence[int | str]) -> str:
-        """Return '; write …' with the setting that is meant where `loc` is none, or an empty string."""
-        return ""
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         """Yield what differs from the defaults, long values shortened."""
@@ -168,14 +163,26 @@ def _explain(kind: type[Record], problem: dict[str, Any], more_names: Iterable[s
         return str(problem["msg"])
     if problem["type"] == "extra_forbidden":
         names = [*field_names_at(kind, problem["loc"][:-1]), *more_names]
-        meant = whole.meant_setting(problem["loc"])
-        return f"{place}: unknown setting{meant or did_you_mean(str(problem['loc'][-1]), names)}"
+        name = str(problem["loc"][-1])
+        elsewhere = _place_of(name, whole)
+        return f"{place}: unknown setting{f'; write {elsewhere}' if elsewhere else did_you_mean(name, names)}"
     if problem["type"] == "missing":
         return f"{place}: missing"
     said = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error" and isinstance(problem["input"], Mapping):
         return f"{place}: {said}" if place else said  # a rule between fields: the rule says what is wrong
     return f"{place}: {said} (got {problem['input']!r})"
+
+
+def _place_of(name: str, record: type[pydantic.BaseModel], *, depth: int = 4) -> str:
+    """Return where a record, or one in it, has a field of this name, as `group: {name: …}`; empty without one."""
+    if name in record.model_fields:
+        return f"{name}: …"
+    for group, field in record.model_fields.items():
+        for inside in _records_in(field.annotation) if depth else ():
+            if found := _place_of(name, inside, depth=depth - 1):
+                return f"{group}: {{{found}}}"
+    return ""
 
 
 def field_names_at(kind: type[pydantic.BaseModel], path: tuple[int | str, ...]) -> list[str]:

@@ -7,7 +7,6 @@ thousand rows take seconds, most of them to load PyTorch.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -26,14 +25,12 @@ from smallfirst.data.check import (
 from smallfirst.data.dataset import Dataset
 from smallfirst.models.base_size import BaseSize, read_base_size
 from smallfirst.models.catalog import find_weights
-from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, LARGER_ENCODER
 from smallfirst.models.local.tokenizer import Tokenizer, load_tokenizer
 from smallfirst.path.foretold import Foretold, foretell
 from smallfirst.path.large_model import LargeForecast, forecast_large, large_findings
 from smallfirst.path.project.candidates import project_candidates
 from smallfirst.path.project.project import Project, shown_as
 from smallfirst.path.project.rows import Rows
-from smallfirst.routing.policies import detect_language, dominant_script
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.estimates import (
     SMALLER,
@@ -46,13 +43,6 @@ from smallfirst.training.estimates import (
     training_pace,
 )
 from smallfirst.training.recipe import NO_LIMIT, TokenizedRow, encode_task_rows
-
-LANGUAGE_SAMPLE = 200
-"""So many training rows are read, evenly spaced."""
-MIN_LETTERS = 20
-"""A shorter text's language is a guess."""
-MAX_FOREIGN_SHARE = 0.2
-"""Above this share there is a finding. Of seven English sets, 0 to 3 % of the rows were taken for another language."""
 
 
 class PreflightReport(Record):
@@ -121,7 +111,7 @@ def check_stage(project: Project) -> PreflightReport:
         findings += _too_large(base.size, config)
     foretold, large = foretell(project), forecast_large(project.file, project.task, rows)
     findings += [*foretold.findings, *large_findings(project.file, large), *_not_counted(rows)]
-    findings += [*rows.skipped, *rows.notes, *_system_messages(rows.train), *language_findings(project)]
+    findings += [*rows.skipped, *rows.notes, *_system_messages(rows.train)]
     report = check(rows.train, validation=validation, test=rows.test, tokens=counted).with_findings(findings)
     return PreflightReport(rows=report, needs=needs, unknown=unknown, foretold=foretold, large=large)
 
@@ -217,29 +207,3 @@ def _too_large(size: BaseSize, config: TrainConfig) -> Iterator[Finding]:
         return
     if lack := free.lacks(least_bytes(size, config, gpu=free.gpu)):
         yield make_finding("stop", f"the fine-tune needs {lack}", SMALLER, n=1)
-
-
-def language_findings(project: Project) -> Iterator[Finding]:
-    """Yield a note if many rows are not English and a candidate reads them with an encoder trained on English.
-
-    Without the extra `language` only other scripts than the Latin are told apart, by Unicode's names.
-    """
-    named = (candidate.encoder_name(project.file.small) for candidate in project_candidates(project))
-    english = [name for name in dict.fromkeys(named) if name in (DEFAULT_ENCODER, LARGER_ENCODER)]
-    texts = [e.text for e in project.rows.train.examples if sum(map(str.isalpha, e.text)) >= MIN_LETTERS]
-    if not english or not texts:
-        return
-    sample = texts[:: -(-len(texts) // LANGUAGE_SAMPLE)]
-    try:
-        found = Counter(map(detect_language, sample))
-    except MissingExtra:
-        found = Counter(dominant_script(text).capitalize() for text in sample)
-    found = Counter({language: n for language, n in found.items() if language not in ("en", "Latin")})
-    if found.total() > MAX_FOREIGN_SHARE * len(sample):
-        languages = ", ".join(language for language, _ in found.most_common(3))
-        what = f"{found.total():,} of {len(sample):,} training rows looked at are not English ({languages})"
-        rule = (
-            f"{' and '.join(english)} learnt English alone: name the folder of a multilingual sentence encoder in "
-            "small.encoder, or trust the candidate words, which knows no language beforehand"
-        )
-        yield make_finding("note", what, rule, n=found.total())

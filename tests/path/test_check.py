@@ -7,16 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.preflight import project_of
 
-from smallfirst.base.errors import MissingExtra
 from smallfirst.base.progress import Progress
-from smallfirst.data.dataset import Message
 from smallfirst.path import check as module
-from smallfirst.path.check import (
-    check_stage,
-    language_findings,
-)
+from smallfirst.path.check import check_stage
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.task_file import read_task_file
 from smallfirst.training.estimates import FreeMemory
@@ -137,46 +131,3 @@ def test_one_system_message_is_the_task_s_job_and_different_ones_are_a_finding(t
     [finding] = [found for found in check_stage(project).rows.findings if "system messages" in found.what]
     assert (finding.level, finding.n) == ("fix", 2)
     assert {place.rpartition(" has ")[2] for place in finding.where} == {'"Be 0."', '"Be 1."'}
-
-
-GERMAN = ["Wo ist meine Karte geblieben?", "Ich möchte das Geld für die Bestellung zurück haben."]
-ENGLISH = ["Where is my card, it was due on Monday", "I would like my money back for this order, please"]
-
-
-@pytest.mark.parametrize(
-    ("texts", "more", "noted"),
-    [
-        (GERMAN, "", True),
-        (ENGLISH, "", False),
-        (GERMAN[:1] + 4 * ENGLISH[:1], "", False),  # a fifth is not above the bar
-        (GERMAN + 7 * ENGLISH[:1], "", True),
-        (GERMAN, "ladder: [words]\n", False),
-        (GERMAN, "small: {encoder: multilingual, larger_encoder: multilingual}\n", False),
-    ],
-)
-def test_a_note_names_the_encoder_and_what_to_do(texts: list[str], more: str, noted: bool, tmp_path: Path) -> None:
-    findings = notes(tmp_path, [*texts, "Karte", "6 a.m."], more)  # short texts are a guess
-    assert len(findings) == noted
-    if noted:
-        assert findings[0].what == f"2 of {len(texts)} training rows looked at are not English (de)"
-        assert "sentence-transformers/all-MiniLM-L6-v2 learnt English alone" in findings[0].rule
-        assert "small.encoder" in findings[0].rule
-
-
-def notes(folder: Path, texts: list[str], more: str = "") -> list[Any]:
-    """The findings on the language of training rows with these texts."""
-    project = project_of(folder, more=more)
-    train = project.rows.train
-    asked = [(Message(role="user", content=text),) for text in texts]
-    examples = tuple(train.examples[0].model_copy(update={"messages": messages}) for messages in asked)
-    rows = project.rows.model_copy(update={"train": train.subset("train", examples)})
-    return list(language_findings(project._replace(rows=rows)))
-
-
-def test_without_the_extra_other_scripts_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(text: str) -> str:
-        raise MissingExtra("Rules on languages", "language")
-
-    monkeypatch.setattr(module, "detect_language", missing)
-    [found] = notes(tmp_path, [*GERMAN, "Где моя карта, она должна была прийти"])
-    assert found.what == "1 of 3 training rows looked at are not English (Cyrillic)"

@@ -13,13 +13,10 @@ from smallfirst.base.errors import ConfigError, DataError
 from smallfirst.data.dataset import Dataset
 from smallfirst.path.project.rows import read_rows, read_task
 from smallfirst.path.project.task_file import (
-    OTHER_NAMES,
     TaskFile,
     read_task_file,
-    setting_paths,
     task_name,
 )
-from smallfirst.tasks.classify import Classify
 
 LABELS = ("card", "fee", "pin")
 MINIMAL = "name: desk\ndata: {train: train.jsonl}\n"
@@ -81,6 +78,7 @@ def test_every_unknown_setting_is_named_with_the_nearest_known_one(tmp_path: Pat
         "small: {training: {learning_rat: 0.1}}\n"
         "routing: {guarantee: {maxerror: 0.01}}\n"
         "gate: {accuracy_at_lest: 0.9}\n"
+        "seed: 3\n"
         "colour: red\n",
     )
     assert refused(path) == (
@@ -90,6 +88,7 @@ def test_every_unknown_setting_is_named_with_the_nearest_known_one(tmp_path: Pat
         '  small.training.learning_rat: unknown setting — did you mean "learning_rate"?\n'
         '  gate.accuracy_at_lest: unknown setting — did you mean "accuracy_at_least"?\n'
         '  routing.guarantee.maxerror: unknown setting — did you mean "max_error"?\n'
+        "  seed: unknown setting; write small: {training: {seed: …}}\n"
         "  colour: unknown setting"
     )
 
@@ -196,7 +195,6 @@ def test_the_ladder_says_what_is_trained_and_what_can_go_live(tmp_path: Path) ->
     cases = {
         "ladder: [word]\n": 'ladder: "word" is no candidate — did you mean "words"?',
         "ladder: []\n": "name a candidate: ",
-        "small: {candidates: [words]}\n": "small.candidates: unknown setting; write ladder: …",
         "ladder: [words]\nrouting: {small: encoder}\n": "routing.small: encoder is not on the ladder: add it to ladder",
         "routing: {small: words, ahead: [encoder]}\n": "routing.ahead: encoder is not smaller than words",
         "ladder: [small]\nrouting: {ahead: [words]}\n": "routing.ahead: words is not on the ladder: add it to ladder",
@@ -236,34 +234,3 @@ def test_foreign_requests_are_told_apart_only_where_somebody_answers_them_or_ask
 )
 def test_a_folder_name_becomes_a_valid_name(tmp_path: Path, folder: str, name: str) -> None:
     assert task_name(tmp_path / folder) == name
-
-
-def message(tmp_path: Path, setting: str) -> str:
-    """What follows the place in the message on the only wrong setting of a file."""
-    (tmp_path / "task.yaml").write_text(f"name: desk\ndata: {{train: train.jsonl}}\n{setting}\n", encoding="utf-8")
-    with pytest.raises(ConfigError) as caught:
-        read_task_file(tmp_path)
-    (line,) = str(caught.value).splitlines()[1:]
-    return line.partition(": unknown setting")[2]
-
-
-@pytest.mark.parametrize(
-    ("setting", "meant"),
-    [
-        ("epochs: 5", "; write small: {training: {duration: …}}"),  # what other tools call it
-        ("small: {lr: 0.001}", "; write small: {training: {learning_rate: …}}"),
-        ("labels_column: topic", "; write data: {columns: {label: …}}"),
-        ("classes: [a, b]", "; write labels: …"),
-        ("max_error: 0.05", "; write routing: {guarantee: {max_error: …}}"),  # where it is looked for
-        ("large: {gguf: a.gguf, model: m}", "; write large: {endpoint: {model: …}}"),  # below the same place first
-        ("small.training.seed: 3", "; write small: {training: {seed: …}}"),
-        ("ruting: {}", ' — did you mean "routing"?'),
-    ],
-)
-def test_the_setting_that_is_meant_is_told(tmp_path: Path, setting: str, meant: str) -> None:
-    assert message(tmp_path, setting) == meant
-
-
-def test_every_setting_of_the_table_exists() -> None:
-    known = {".".join(path) for path in setting_paths(TaskFile)} | set(Classify.setting_names())
-    assert set(OTHER_NAMES) <= known
