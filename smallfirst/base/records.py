@@ -19,8 +19,6 @@ from smallfirst.base.files import write_atomically
 
 R = TypeVar("R", bound="Record")
 
-ONE, SEVERAL = "=", "[]"
-"""Tags of a setting that is one record or a list of them; no part of the place that an error names."""
 SETTINGS_PROBLEM = "settings_problem"
 """Type of a pydantic error whose message names its own places."""
 
@@ -158,7 +156,7 @@ def explain_errors(
 
 
 def _explain(kind: type[Record], problem: dict[str, Any], more_names: Iterable[str], whole: type[Record]) -> str:
-    place = ".".join(str(part) for part in problem["loc"] if part not in (ONE, SEVERAL))
+    place = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == SETTINGS_PROBLEM:
         return str(problem["msg"])
     if problem["type"] == "extra_forbidden":

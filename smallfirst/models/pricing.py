@@ -1,7 +1,7 @@
 """What an answer costs: tokens read from any provider's usage, prices by model, day and tier, and the lines of a bill.
 
-A PriceBook looks in the prices of the settings file, then in the `file` that these name, then in the catalogue inside
-the installed genai-prices package, which is as old as that version. An unknown price is an error, never $0.
+A PriceBook looks in the prices of the settings file, then in the catalogue inside the installed genai-prices package,
+which is as old as that version. An unknown price is an error, never $0.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
 from pydantic import Field
 
 from smallfirst.base.errors import ConfigError, PriceUnknown, did_you_mean
-from smallfirst.base.records import ONE, SEVERAL, Record, parse_record, read_yaml
+from smallfirst.base.records import Record
 
 Count = Annotated[int, Field(ge=0)]
 Usd = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -76,8 +75,6 @@ class Charge(Record):
     """The provider's tier of service: `batch`, `flex`, `priority`; empty: the usual one."""
     source: str = ""
     """Where the price was read: a settings file, a version of the catalogue, a field of the provider's answer."""
-    price_date: datetime.date | None = None
-    """Day from which that price is valid; None if nobody says."""
     rates: dict[str, float] = {}
     """That price in USD: per million tokens by kind (`input`, `cached`, `cache_write`, `image`, `output`,
     `reasoning`), per `request`, or per machine `hour` with its `utilisation`."""
@@ -95,7 +92,7 @@ class Charge(Record):
             f"{self.tier} tier": self.tier,
             "estimated": self.estimated,
             "at USD " + ", ".join(f"{usd:g} {kind}" for kind, usd in self.rates.items()): self.rates,
-            f"{self.source} {self.price_date or ''}".strip(): self.source,
+            self.source: self.source,
         }
         return f"{cost} for {self.purpose} by {self.model}: {', '.join(part for part, said in parts.items() if said)}"
 
@@ -195,8 +192,6 @@ class TokenPrice(Record):
     """USD per request, whatever its tokens."""
     tiers: dict[str, Usd] = {}
     """By tier of service (`batch`, `flex`, `priority`) the factor on all prices of tokens."""
-    valid_from: datetime.date | None = None
-    """First day of this price, in UTC; left out: since ever."""
     source: str = ""
     """Where the price was read, such as an address; left out: the file in which it stands."""
 
@@ -236,20 +231,11 @@ def _either(usd: float | None, other: float) -> float:
     return other if usd is None else usd
 
 
-_Price = Annotated[
-    Annotated[TokenPrice, pydantic.Tag(ONE)] | Annotated[tuple[TokenPrice, ...], pydantic.Tag(SEVERAL)],
-    pydantic.Discriminator(lambda price: SEVERAL if isinstance(price, list | tuple) else ONE),
-]
-
-
 class PriceBook(Record):
     """The prices of a project."""
 
-    tokens: dict[str, _Price] = {}
-    """Prices by model name, which take precedence over the catalogue: one, or a list of them with `valid_from`."""
-    file: Path | None = None
-    """File of further prices in this shape, which projects can share, beside the settings file; own entries come first.
-    """
+    tokens: dict[str, TokenPrice] = {}
+    """Prices by model name, which take precedence over the catalogue."""
     machine: MachinePrice = MachinePrice()
     """Price of local work."""
     machines: dict[str, MachinePrice] = {}
@@ -285,12 +271,14 @@ class PriceBook(Record):
         `api_url` identifies the seller, `tier` is the provider's tier of service.
         """
         at = at or datetime.datetime.now(datetime.UTC)
-        price = self._own(model, at, tier)
+        price = self.tokens.get(model)
         if price is None:
             try:
                 price = list_price(model, api_url=api_url, at=at, tier=tier, prompt_tokens=tokens.prompt_tokens)
             except NotInCatalogue as error:
                 raise self._unknown(model, f"it is not under `prices`, and {error}") from None
+        elif tier and tier not in price.tiers:
+            raise self._unknown(model, f"under `prices` it has no tier {tier}", more=f"tiers: {{{tier}: …}}")
         rates, counts = price.rates(tier), {**tokens_by_kind(tokens), "request": 1_000_000}
         used = {kind: usd for kind, usd in rates.items() if counts[kind] and (usd or kind != "request")}
         return Charge(
@@ -300,7 +288,6 @@ class PriceBook(Record):
             tokens=tokens,
             tier=tier,
             source=price.source or self.source,
-            price_date=price.valid_from,
             rates=used,
         )
 
@@ -308,45 +295,12 @@ class PriceBook(Record):
         """Return where the token price of `model` comes from, in words. Raise PriceUnknown."""
         return self.charge(model, TokenUsage(), api_url=api_url).source
 
-    def _own(self, model: str, at: datetime.datetime, tier: str) -> TokenPrice | None:
-        """Return the settings' own price at a moment. Raise PriceUnknown if it has none for that day or that tier."""
-        entry = self.tokens.get(model)
-        if entry is None:
-            return None
-        entries = (entry,) if isinstance(entry, TokenPrice) else entry
-        day = at.astimezone(datetime.UTC).date()
-        begun = [one for one in entries if one.valid_from is None or one.valid_from <= day]
-        if not begun:
-            raise self._unknown(model, f"none under `prices` is valid on {day}", more="valid_from: …")
-        price = max(begun, key=lambda one: one.valid_from or datetime.date.min)
-        if tier and tier not in price.tiers:
-            raise self._unknown(model, f"under `prices` it has no tier {tier}", more=f"tiers: {{{tier}: …}}")
-        return price
-
     def _unknown(self, model: str, why: str, *, more: str = "") -> PriceUnknown:
         name = json.dumps(model, ensure_ascii=False)
         lines = ["prices:", "  tokens:", f"    {name}:", "      input_usd_per_mtok: …", "      output_usd_per_mtok: …"]
         lines += [f"      {more}"] * bool(more)
         where = f"add its price to {self.source}, in USD per million tokens:"
         return PriceUnknown(f"no price for {name}: {why}", hint="\n  ".join([where, *lines]))
-
-
-def with_price_file(values: Any, settings_file: Path) -> Any:
-    """Return the `prices` of a settings file as read, with those of the `file` that they name. Raise ConfigError."""
-    if not isinstance(values, Mapping):
-        return {"source": settings_file.name} if values is None else values
-    own = {**values, "source": settings_file.name}
-    if not isinstance(name := own.get("file"), str):
-        return own
-    path = settings_file.parent / name
-    shared = read_yaml(path, hint="prices.file names it")
-    parse_record(PriceBook, {**shared, "source": path.name}, where=str(path))  # its own mistakes are named as its own
-    merged = {part: {**(shared.get(part) or {}), **(own.get(part) or {})} for part in ("tokens", "machines")}
-    for model, price in (shared.get("tokens") or {}).items():
-        if merged["tokens"][model] is price:
-            listed = price if isinstance(price, list) else [price]
-            merged["tokens"][model] = [{"source": path.name, **one} for one in listed]
-    return {**shared, **own, **merged}
 
 
 _KEYS = {

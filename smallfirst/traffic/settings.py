@@ -11,7 +11,7 @@ from pydantic import Field
 
 from smallfirst.base.errors import ConfigError, did_you_mean
 from smallfirst.base.records import Record, parse_record, read_yaml
-from smallfirst.models.pricing import PriceBook, with_price_file
+from smallfirst.models.pricing import PriceBook
 from smallfirst.models.remote.config import BaseUrl
 from smallfirst.traffic.capture_store import KEY_ENV
 from smallfirst.traffic.task_source import Teacher
@@ -135,8 +135,8 @@ def read_gateway_file(path: Path | None = None, *, upstream: str | None = None) 
     if upstream is not None:
         values["upstreams"] = {DEFAULT_UPSTREAM: {"base_url": upstream}, **(values.get("upstreams") or {})}
         values["upstreams"][DEFAULT_UPSTREAM] = {**values["upstreams"][DEFAULT_UPSTREAM], "base_url": upstream}
-    own = {"folder": str(file.parent), "prices": with_price_file(values.get("prices"), file)}
-    return parse_record(GatewaySettings, {**values, **own}, where=str(file))
+    read = parse_record(GatewaySettings, {**values, "folder": str(file.parent)}, where=str(file))
+    return read.model_copy(update={"prices": read.prices.model_copy(update={"source": file.name})})
 
 
 def settings_near(folder: Path) -> GatewaySettings | None:

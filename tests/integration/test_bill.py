@@ -43,11 +43,6 @@ PRICES = {
         "big": HOSTED,
         "euro": {"input_usd_per_mtok": 2.16, "output_usd_per_mtok": 10.8},
         "fee": {"input_usd_per_mtok": 1, "output_usd_per_mtok": 1, "usd_per_request": 0.005},
-        "cut": [
-            {"input_usd_per_mtok": 100, "output_usd_per_mtok": 100, "valid_from": "2020-01-01"},
-            {"input_usd_per_mtok": 3, "output_usd_per_mtok": 6, "valid_from": "2026-11-01"},
-            {"input_usd_per_mtok": 900, "output_usd_per_mtok": 900, "valid_from": "2999-01-01"},
-        ],
     },
 }
 M = 1e-6
@@ -93,7 +88,7 @@ class Desk:
             return EndpointModel(config, book, sleep=upstream.no_wait)
 
         large = endpoint("big")
-        names = {"hosted": large, "euro": endpoint("euro"), "fee": endpoint("fee"), "cut": endpoint("cut")}
+        names = {"hosted": large, "euro": endpoint("euro"), "fee": endpoint("fee")}
         router = Router(OwnModel(), large, certificate(0.5), name="task")
         gpu = endpoint("our-70b", priced_by="machine", machine="gpu")
         self.running = start(**names, gpu=gpu, billed=endpoint("any", priced_by="billed"), task=router)
@@ -162,7 +157,6 @@ def test_a_bill_of_twenty_requests_is_the_one_computed_by_hand(desk: Desk) -> No
     item("a tier without a price", ask("hosted", says(FRESH, service_tier="flex")), None, hosted)
     item("EUR", ask("euro", says(FRESH)), (1000 * 2 + 10 * 10) * 1.08 * M, hosted)
     item("fee", ask("fee", says(FRESH)), 0.005 + (1000 + 10) * M, hosted)
-    item("price cut", ask("cut", says(FRESH)), (1000 * 3 + 10 * 6) * M, hosted)
     billed = ("answer", "billed")
     item("billed in the body", ask("hosted", says({**FRESH, "cost": 0.00042})), 0.00042, billed)
     item("billed in a header", ask("billed", says(FRESH, "x-litellm-response-cost: 0.00077")), 0.00077, billed)
@@ -187,7 +181,7 @@ def test_a_bill_of_twenty_requests_is_the_one_computed_by_hand(desk: Desk) -> No
             assert row.cost_usd is None, name
         else:
             assert row.cost_usd == pytest.approx(usd, rel=1e-9, abs=1e-15), name
-    assert len(bill) == 21
+    assert len(bill) == 20
     known = [usd for *_, usd, _ in bill if usd is not None]
     (total,) = desk.ledger.sums(by=("kind",))
     assert total.cost_usd == pytest.approx(math.fsum(known), rel=1e-9)
@@ -201,7 +195,6 @@ def test_a_bill_of_twenty_requests_is_the_one_computed_by_hand(desk: Desk) -> No
         "flex",
         'no price for "big": under `prices` it has no tier flex',
     )
-    assert str(by_name["price cut"].bill[0].price_date) == "2026-11-01"
 
 
 def test_a_machine_of_ones_own_is_paid_by_its_busy_time(desk: Desk) -> None:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from datetime import UTC, date, datetime
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import Any
 
 import pydantic
@@ -29,7 +28,6 @@ from smallfirst.models.pricing import (
     stated,
     tokens_of,
     total_usd,
-    with_price_file,
 )
 
 genai_prices = pytest.importorskip("genai_prices")
@@ -194,57 +192,9 @@ def test_kinds_without_a_price_cost_what_others_do() -> None:
     assert "request" not in line.rates
 
 
-def test_the_price_of_a_day_is_the_newest_that_had_begun() -> None:
-    prices = [
-        {"input_usd_per_mtok": 4, "output_usd_per_mtok": 0},
-        {"input_usd_per_mtok": 2, "output_usd_per_mtok": 0, "valid_from": "2026-11-15"},
-        {"input_usd_per_mtok": 1, "output_usd_per_mtok": 0, "valid_from": "2027-01-01", "source": "the new contract"},
-    ]
-    found = book(tokens={"big": prices})
-    one = TokenUsage(prompt_tokens=1_000_000)
-
-    def on(*moment: int) -> tuple[float | None, date | None, str]:
-        line = found.charge("big", one, at=datetime(*moment, tzinfo=UTC))  # type: ignore[arg-type,misc]
-        return line.usd, line.price_date, line.source
-
-    assert on(2026, 11, 14, 23, 59) == (4, None, "task.yaml")
-    assert on(2026, 11, 15) == (2, date(2026, 11, 15), "task.yaml")
-    assert on(2027, 1, 1) == (1, date(2027, 1, 1), "the new contract")
-    with pytest.raises(PriceUnknown) as caught:
-        book(tokens={"big": prices[1:]}).charge("big", one, at=datetime(2026, 11, 1, tzinfo=UTC))
-    assert 'no price for "big": none under `prices` is valid on 2026-11-01' in str(caught.value)
-    assert "        valid_from: …" in str(caught.value)
-
-
 def test_a_tier_without_a_price_is_an_error_that_names_the_line() -> None:
     with pytest.raises(PriceUnknown, match=r"under `prices` it has no tier flex\n(.*\n)+ +tiers: \{flex: …\}"):
         OWN.charge("gpt-4o-mini", TokenUsage(prompt_tokens=1), tier="flex")
-
-
-def test_a_shared_file_fills_in_what_the_settings_leave_out(tmp_path: Path) -> None:
-    (tmp_path / "prices.yaml").write_text(
-        "machine: {usd_per_hour: 0.5}\n"
-        "machines: {gpu: {usd_per_hour: 2}}\n"
-        "tokens:\n"
-        "  big: {input_usd_per_mtok: 11, output_usd_per_mtok: 11}\n"
-        "  mid: [{input_usd_per_mtok: 3, output_usd_per_mtok: 3}]\n"
-    )
-    given = {"file": "prices.yaml", "tokens": {"mid": {"input_usd_per_mtok": 7, "output_usd_per_mtok": 7}}}
-    found = parse_record(PriceBook, with_price_file(given, tmp_path / "gateway.yaml"), where="gateway.yaml")
-    one = TokenUsage(prompt_tokens=1_000_000)
-    assert [(found.charge(m, one).usd, found.source_of(m)) for m in ("big", "mid")] == [
-        (11, "prices.yaml"),
-        (7, "gateway.yaml"),
-    ]
-    assert (found.machine.usd_per_hour, found.machine_named("gpu").name) == (0.5, "gpu")
-    with pytest.raises(ConfigError, match=r'no machine "gpus" under prices\.machines — did you mean "gpu"'):
-        found.machine_named("gpus")
-    (tmp_path / "prices.yaml").write_text("tokens: {big: {input_usd_per_mtok: free, output_usd_per_mtok: 1}}\n")
-    with pytest.raises(ConfigError, match=r"prices\.yaml:\n  tokens\.big"):
-        with_price_file(given, tmp_path / "task.yaml")
-    with pytest.raises(ConfigError, match=r"missing\.yaml: not readable"):
-        with_price_file({"file": "missing.yaml"}, tmp_path / "task.yaml")
-    assert with_price_file(None, tmp_path / "gateway.yaml") == {"source": "gateway.yaml"}
 
 
 def test_unknown_price_is_an_error_that_shows_the_lines_to_write() -> None:
@@ -268,6 +218,8 @@ def test_a_machine_is_paid_for_idle_time_too_and_its_line_names_it() -> None:
     line = MachinePrice(usd_per_hour=3.6, utilisation=1.0, name="gpu").charge("big", 2.0)
     assert (line.usd, line.machine, line.source) == (pytest.approx(0.002), "gpu", "prices.machines.gpu")
     assert (line.basis, line.busy_s, line.rates) == ("machine time", 2.0, {"hour": 3.6, "utilisation": 1.0})
+    with pytest.raises(ConfigError, match=r'no machine "gpus" under prices\.machines — did you mean "gpu"'):
+        book(machines={"gpu": {"usd_per_hour": 2}}).machine_named("gpus")
     for wrong in (0.0, 1.1, float("nan")):
         with pytest.raises(pydantic.ValidationError, match="utilisation"):
             MachinePrice(utilisation=wrong)
@@ -319,7 +271,6 @@ HOSTED = Charge(
     tokens=TokenUsage(prompt_tokens=1000, cached_tokens=800, completion_tokens=5),
     tier="flex",
     source="task.yaml",
-    price_date=date(2026, 11, 1),
     rates={"input": 2.0, "output": 10.0},
 )
 
@@ -341,6 +292,6 @@ def test_the_ledger_keeps_what_differs_from_the_defaults() -> None:
 def test_a_line_in_words_names_tokens_tier_price_and_source() -> None:
     assert HOSTED.in_words == (
         "$0.0021 for answer by big: 1,000 tokens read (800 cached), 5 written, flex tier,"
-        " at USD 2 input, 10 output, task.yaml 2026-11-01"
+        " at USD 2 input, 10 output, task.yaml"
     )
     assert stated("big", None).in_words == "unknown cost for answer by big: stated by the model"

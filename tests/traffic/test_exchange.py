@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import date, datetime
-
 import pytest
 
 from smallfirst.models.pricing import PriceBook, Reported, TokenPrice, TokenUsage
@@ -68,13 +66,10 @@ def test_a_stated_cost_comes_before_a_price_and_after_that_of_the_log():
     assert (other.cost_usd, other.prompt_tokens, other.estimated) == (0.25, 10, True)
 
 
-def test_a_batch_of_a_day_costs_what_batches_did_that_day():
-    old = TokenPrice(input_usd_per_mtok=4.0, output_usd_per_mtok=10.0, tiers={"batch": 0.5})
-    new = old.model_copy(update={"input_usd_per_mtok": 2.0, "valid_from": date(2026, 11, 27)})
-    prices = PriceBook(tokens={"mine": (old, new)})
-    for day, usd in (("2026-11-26", 2e-6), ("2026-11-27", 1e-6)):
-        one = exchange(tier="batch", prompt_tokens=1, completion_tokens=0)
-        found = billed(one.model_copy(update={"at": datetime.fromisoformat(f"{day}T12:00:00+00:00")}), prices)
-        assert found.cost_usd == pytest.approx(usd)
+def test_a_tier_has_its_own_price_or_none():
+    price = TokenPrice(input_usd_per_mtok=4.0, output_usd_per_mtok=10.0, tiers={"batch": 0.5})
+    prices = PriceBook(tokens={"mine": price})
+    batch = exchange(tier="batch", prompt_tokens=1, completion_tokens=0)
+    assert billed(batch, prices).cost_usd == pytest.approx(2e-6)
     unknown = exchange(tier="flex", prompt_tokens=1)
     assert billed(unknown, prices).cost_usd is None

@@ -47,7 +47,7 @@ _AMOUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens", "busy_s", "dr
 Line = namedtuple(
     "Line",
     "kind id at task stage outcome model prompt_tokens cached_tokens cache_write_tokens image_tokens completion_tokens"
-    " reasoning_tokens busy_s usd draft_usd cost_unknown estimated basis price price_source price_date tier certified"
+    " reasoning_tokens busy_s usd draft_usd cost_unknown estimated basis price price_source tier certified"
     " guarantee propensity weight wrong judged_by certificate",
 )
 """One line of text cells, named as in the ledger; what does not apply is empty, a yes is 1.
@@ -65,7 +65,6 @@ class PriceUsed(Record):
     price: str
     """USD per million tokens by kind, per request, or per hour of a machine."""
     price_source: str
-    price_date: str
     tier: str
     n: int
     usd: float
@@ -165,7 +164,7 @@ class Tally:
         if line.guarantee:
             self._promises[line.task, line.guarantee] += 1
         if line.basis:
-            price = self._prices[line.model, line.basis, line.price, line.price_source, line.price_date, line.tier]
+            price = self._prices[line.model, line.basis, line.price, line.price_source, line.tier]
             price[:] = price[0] + 1, price[1] + usd
         if line.kind == "audit":
             self._verdicts[line.task, line.certificate].append(line)
@@ -242,7 +241,7 @@ def _cells(
     row: LedgerRow | AuditRow, bill: list[dict[str, Any]], *, unknown: bool, certified: bool | None
 ) -> dict[str, str]:
     """Return the cells that answers and audits share; several models or prices are joined by +."""
-    paid = {"model": "model", "basis": "basis", "price_source": "source", "price_date": "price_date", "tier": "tier"}
+    paid = {"model": "model", "basis": "basis", "price_source": "source", "tier": "tier"}
     joined = {name: " + ".join(dict.fromkeys(str(one[of]) for one in bill if one.get(of))) for name, of in paid.items()}
     rates = (", ".join(f"{name} {usd:g}" for name, usd in one.get("rates", {}).items()) for one in bill)
     joined["price"] = " + ".join(dict.fromkeys(filter(None, rates)))

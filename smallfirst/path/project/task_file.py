@@ -20,7 +20,7 @@ from smallfirst.base.records import SETTINGS_PROBLEM, Record, explain_errors, pa
 from smallfirst.data.row_formats import Columns
 from smallfirst.measuring.gate import Gate
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, LARGER_ENCODER
-from smallfirst.models.pricing import PriceBook, with_price_file
+from smallfirst.models.pricing import PriceBook
 from smallfirst.models.remote.config import EndpointConfig, VllmServer
 from smallfirst.path.project.candidate_registry import CANDIDATES, candidate_names
 from smallfirst.routing.certificate.certificate import Guarantee
@@ -396,8 +396,7 @@ def read_task_file(task: str | Path | TaskFile) -> TaskFile:
         path = path / "task.yaml"
     if not path.is_file():
         raise ConfigError(f"{path}: no such file", hint="smallfirst init   writes a commented task.yaml")
-    values = read_yaml(path)
-    values = {**values, "folder": str(path.parent), "prices": with_price_file(values.get("prices"), path)}
+    values = {**read_yaml(path), "folder": str(path.parent)}
     kind = str(values.get("kind", DEFAULT_KIND))
     if kind in TASK_KINDS.names():
         values = TASK_KINDS.get(kind).expand_settings(values, path.parent)

@@ -6,7 +6,7 @@ import base64
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def fill(ledger: Ledger) -> None:
     small = small.model_copy(update={"cost_usd": 0.01, "charges": bill(Charge(model="t/3", usd=0.01, busy_s=2.0))})
     ledger.append(*(small.model_copy(update={"id": f"s{i}", "at": NOON + timedelta(days=i % 3)}) for i in range(20)))
     draft, tokens = Charge(model="t/3", usd=0.01, purpose="draft"), Charge(model="big", usd=0.2, basis="tokens")
-    charges = bill(draft, tokens.model_copy(update={"source": "prices.yaml", "price_date": date(2026, 10, 1)}))
+    charges = bill(draft, tokens.model_copy(update={"source": "prices.yaml"}))
     large = {"id": "l", "stage": "large", "certified": False, "guarantee": None, "cost_usd": 0.21, "charges": charges}
     ledger.append(small.model_copy(update={**large, "audited": False}))
     ledger.append(
@@ -108,9 +108,9 @@ def test_it_says_what_was_paid_proven_and_saved(ledger: Ledger, tmp_path: Path) 
     assert (proof.wrong.n, proof.n_wrong, proof.wrong.value, proof.judged_by) == (20, 1, 0.05, {"large": 20})
     assert found.guarantees[found.figures.promises[0].guarantee] == "at most 5 % wrong"
     assert [change.after for change in found.changes] == ["drift"]
-    assert {(one.model, one.price_source, one.price_date): one.n for one in found.figures.prices} == {
-        ("t/3", "", ""): 20,
-        ("t/3 + big", "prices.yaml", "2026-10-01"): 1,
+    assert {(one.model, one.price_source): one.n for one in found.figures.prices} == {
+        ("t/3", ""): 20,
+        ("t/3 + big", "prices.yaml"): 1,
     }
     assert not found.so_far
     assert found.verdict.startswith("Keep the API: with the small model this time cost more, by $1.01 ")
