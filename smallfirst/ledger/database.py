@@ -57,7 +57,6 @@ from smallfirst.ledger.rows import (
     ExpenseRow,
     FeedbackRow,
     LedgerRow,
-    ShadowRow,
     StateRow,
 )
 from smallfirst.ledger.sums import AMOUNTS, DIMENSIONS
@@ -119,7 +118,6 @@ TABLES: dict[type[Entry], Table] = {
     AttemptRow: _of("attempts", AttemptRow, Index("attempts_id", "id")),
     AuditRow: _of("audits", AuditRow, UniqueConstraint("id")),
     DraftRow: _of("drafts", DraftRow, UniqueConstraint("id")),
-    ShadowRow: _of("shadows", ShadowRow, UniqueConstraint("task", "certificate", "text")),
     FeedbackRow: _of("feedback", FeedbackRow, Index("feedback_id", "id")),
     StateRow: _of("states", StateRow, Index("states_once", "task", "certificate", "after_audit", "cause", unique=True)),
     ExpenseRow: _of("expenses", ExpenseRow, UniqueConstraint("id")),
@@ -127,7 +125,7 @@ TABLES: dict[type[Entry], Table] = {
 KINDS = {table.name: kind for kind, table in TABLES.items()}
 """Kinds of entries by the names of their tables."""
 EXPIRING = (LedgerRow, AttemptRow, DraftRow, FeedbackRow)
-"""Kinds whose old rows may go. Audits, shadows, states and expenses stay: promise and statement stand on them."""
+"""Kinds whose old rows may go. Audits, states and expenses stay: promise and statement stand on them."""
 
 ABOUT = Table("about", METADATA, Column("format", Integer, nullable=False), Column("rows_since", Moment))
 """One row. Rows of EXPIRING before `rows_since` may be deleted; triggers refuse every other change."""

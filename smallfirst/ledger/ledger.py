@@ -63,7 +63,6 @@ from smallfirst.ledger.rows import (
     ExpenseRow,
     FeedbackRow,
     LedgerRow,
-    ShadowRow,
     StateRow,
 )
 from smallfirst.ledger.shared_state import SharedState
@@ -91,7 +90,7 @@ BODY: dict[type[Entry], tuple[str, str]] = {
 }
 """Fields of an entry that are kept apart from its row."""
 
-E = TypeVar("E", LedgerRow, AttemptRow, AuditRow, DraftRow, ShadowRow, FeedbackRow, StateRow, ExpenseRow)
+E = TypeVar("E", LedgerRow, AttemptRow, AuditRow, DraftRow, FeedbackRow, StateRow, ExpenseRow)
 
 
 __all__ = ["Ledger", "LedgerAway", "LedgerRow", "LedgerUnavailable"]

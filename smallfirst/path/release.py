@@ -232,29 +232,14 @@ def promote_stage(project: Project, run_folder: RunFolder, candidate: str | None
     return promotion
 
 
-def shadow_stage(project: Project, run_folder: RunFolder) -> Promotion | None:
-    """Register the plan that was expected to keep most and could not be promised, to draft until a second look.
-
-    None if no plan was tried.
-    """
-    trials = run_folder.verdicts().trials
-    if not trials:
-        return None
-    verdict = trials[0]
-    if Certified.load(run_folder.path / CERTIFIED).candidate != verdict.candidate:
-        certify_candidate(project, run_folder, verdict.candidate, alone=False)  # the same look as before
-    return _register(project, run_folder, verdict, only_drafts=True)
-
-
-def _register(project: Project, run_folder: RunFolder, verdict: Verdict, *, only_drafts: bool = False) -> Promotion:
-    """Register a certified candidate and ask it over HTTP; where it `only_drafts`, name it `shadow`."""
+def _register(project: Project, run_folder: RunFolder, verdict: Verdict) -> Promotion:
+    """Register a certified candidate and ask it over HTTP; where nothing of it may be answered, name it `shadow`."""
     version = versions.register(
         run_folder.model_folder(verdict.candidate),
         verdict,
         name=project.file.register_to,
         run_id=run_folder.mlflow_run_id(),
         tags={"task": project.file.name, "run": run_folder.path.name},
-        only_drafts=only_drafts,
     )
     parity_stage(project, run_folder, version, verdict.candidate)
     promotion = Promotion(
@@ -265,7 +250,7 @@ def _register(project: Project, run_folder: RunFolder, verdict: Verdict, *, only
         plan=verdict.plan,
     )
     attach_certified(promotion, Certified.load(run_folder.path / CERTIFIED), run_folder)
-    if only_drafts or not answers_live(project, run_folder):
+    if not answers_live(project, run_folder):
         versions.name_shadow(version.name, version.version)
         project.progress.log(
             f"registered {version.name} version {version.version} @shadow: nothing of it may be answered"

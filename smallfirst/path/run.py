@@ -28,7 +28,6 @@ from smallfirst.path.release import (
     may_go_alone,
     plans_stage,
     promote_stage,
-    shadow_stage,
     small_first_stage,
 )
 from smallfirst.path.report.page import report_stage
@@ -139,8 +138,7 @@ def gate_and_release(project: Project, run_folder: RunFolder) -> None:
     if any(trial.passed for trial in trials) or may_go_alone(project, alone):
         promote_stage(project, run_folder)
     else:
-        again = project.file.routing.second_look_after is not None
-        decide_outcome(project, run_folder, shadow=shadow_stage(project, run_folder) if again else None)
+        decide_outcome(project, run_folder)
     outcome = run_folder.read(Outcome, OUTCOME, next_command="smallfirst promote task.yaml")
     project.progress.log(outcome.sentence)
     report_stage(project, run_folder)

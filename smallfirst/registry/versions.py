@@ -66,15 +66,14 @@ def register(
     name: str,
     run_id: str | None,
     tags: Mapping[str, str],
-    only_drafts: bool = False,
 ) -> ModelVersion:
     """Copy the files in `folder` into run `run_id`, or a new one, and register them as a version of `name`.
 
-    It is not live until `promote`. Raises GateFailed if the verdict did not pass, unless it `only_drafts` in shadow;
-    RegistryError for an invalid name or a folder that cannot be stored.
+    It is not live until `promote`. Raises GateFailed if the verdict did not pass, RegistryError for an
+    invalid name or a folder that cannot be stored.
     """
     check_name(name)
-    if not (verdict.passed or only_drafts):
+    if not verdict.passed:
         raise _refusal(verdict)
     manifest = build_manifest(folder)
     evidence = {

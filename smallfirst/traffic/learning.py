@@ -35,7 +35,6 @@ from smallfirst.path.project.run_folder import RunFolder
 from smallfirst.path.project.task_file import TaskFile, read_task_file
 from smallfirst.path.run import try_run
 from smallfirst.path.summary import RunSummary
-from smallfirst.registry.versions import SHADOW
 from smallfirst.traffic.harvest import harvest, open_ledger
 from smallfirst.traffic.settings import settings_near
 from smallfirst.traffic.task_source import LEARNT, TakeOver, TakeOvers, TaskSource, Teacher
@@ -44,8 +43,6 @@ CORRECTIONS = "corrections.jsonl"
 """File of people's right answers in the task's folder, in the columns of its rows."""
 MIN_CORRECTIONS = 200
 """Fewer corrections than this only train: they could hardly certify anything."""
-SECOND_LOOK_AFTER = 1000
-"""Texts in shadow after which the certificate is looked for once more, unless the drafted task.yaml sets another."""
 _RECORDED = "recorded.jsonl"
 _MARKED = "marked.jsonl"
 _PARTS = (("train", 0.6), ("validation", 0.85), ("test", 1.0))
@@ -65,11 +62,7 @@ class Learnt(Record):
     """True if people's answers certify; False if the certificate promises agreement with the large model."""
     version: int
     promise: str
-    """With what it calls right; empty while nothing is promised."""
-    why: str = ""
-    """Why nothing is; empty where something is."""
-    second_look_after: int | None = None
-    """Texts in shadow after which the certificate is looked for once more."""
+    """With what it calls right."""
     share: float
     """Share of the test rows that stayed small."""
     differ: Estimate | None = None
@@ -83,15 +76,12 @@ class Learnt(Record):
         """Return what it means in sentences."""
         of = f", {self.n_corrections} of them corrected by people" if self.n_corrections else ""
         of += f", and from {self.n_marked:,} that judges marked as it was served" if self.n_marked else ""
-        look = f"the second look comes by itself, after {self.second_look_after or 0:,} texts there"
-        stays = f"{self.share:.0%} of the test rows stay small" if self.promise else "nothing stays small yet"
         return (
             f"{self.task}: learnt from {self.n_rows:,} recorded answers{of}",
-            f"promise: {self.promise or f'none yet: {self.why}'}",
-            f"{stays}; report: {self.report}",
+            f"promise: {self.promise}",
+            f"{self.share:.0%} of the test rows stay small; report: {self.report}",
             *([_requests_in_words(self.differ, self.limit)] if self.differ else []),
             "in shadow: the large model answers, and the small one is compared with it",
-            *([look] if self.second_look_after is not None else []),
         )
 
 
@@ -133,33 +123,27 @@ def learn(
     summary = _run(place, progress, minutes)
     certificate, routed = summary.certificate, summary.paths.get("routed")
     assert certificate is not None  # else the run has ended with an error
-    version = _version(summary)
-    promise, differ, limit = "", None, 1.0
-    if certificate.issued:
-        right = "people answered" if accuracy else "the large model answered"
-        promise = f"{certificate.guarantee.in_words}; right is what {right}"
-        limit = certificate.guarantee.max_error or 1.0
-        answered = RunFolder(Path(summary.report).parent).evaluation("routed", "test")
-        asked = {row.key: int(row.values.get("n", 1)) for row in rows}
-        differ = requests_that_differ(answered.rows, asked) if answered else None
+    assert summary.promoted is not None
+    right = "people answered" if accuracy else "the large model answered"
+    promise = f"{certificate.guarantee.in_words}; right is what {right}"
+    answered = RunFolder(Path(summary.report).parent).evaluation("routed", "test")
+    asked = {row.key: int(row.values.get("n", 1)) for row in rows}
     learnt = Learnt(
         task=source.name,
         n_rows=len(rows),
         n_corrections=len(corrected),
         n_marked=n_marked,
         promises_accuracy=accuracy,
-        version=version,
+        version=summary.promoted.version,
         promise=promise,
-        why="" if certificate.issued else certificate.report.why,
-        second_look_after=read_task_file(place).routing.second_look_after,
-        share=routed.share if routed and certificate.issued else 0.0,
-        differ=differ,
-        limit=limit,
+        share=routed.share if routed else 0.0,
+        differ=requests_that_differ(answered.rows, asked) if answered else None,
+        limit=certificate.guarantee.max_error or 1.0,
         report=summary.report,
     )
     file = takeovers or TakeOvers()
     before = file.read().get(source.name) or TakeOver(task=source.name, folder=folder)
-    new = {"folder": folder, "version": version, "promise": promise, "certificate": "", "second_look": ""}
+    new = {"folder": folder, "version": learnt.version, "promise": promise}
     why = "learnt; the small model is compared with the large one before it answers"
     file.put(before.model_copy(update=new).moved("shadow", cause="person", why=why, share=0.0))
     return learnt
@@ -207,30 +191,18 @@ def _add_marked(place: Path) -> int:
 
 
 def _run(place: Path, progress: Progress | None, minutes: float | None) -> RunSummary:
-    """Run the whole path; say in the words of a take-over what is missing if nothing can be promised.
-
-    That is no error where the version drafts in shadow until a second look.
-    """
+    """Run the whole path; say in the words of a take-over what is missing if nothing can be promised."""
     file = read_task_file(place)
     file = file if minutes is None else file.with_minutes(minutes)
     summary, error = outside_event_loop(lambda: try_run(file, task=str(place), progress=progress))
-    drafts = summary.outcome is not None and summary.outcome.alias == SHADOW
-    if isinstance(error, GateFailed) and not drafts:
+    if isinstance(error, GateFailed):
         why = summary.certificate.report.why if summary.certificate else error.args[0]
         raise GateFailed(
             f"{file.name}: nothing can be promised yet: {why}", hint=f"more traffic; read {summary.report}"
         )
-    if error is not None and not drafts:
+    if error is not None:
         raise error
     return summary
-
-
-def _version(summary: RunSummary) -> int:
-    """Return the version of a run, live or in shadow."""
-    found = summary.promoted or summary.outcome
-    assert found is not None
-    assert found.version is not None
-    return found.version
 
 
 def requests_that_differ(routed: Sequence[EvaluatedRow], asked: Mapping[str, int]) -> Estimate | None:
@@ -344,10 +316,6 @@ def _write_task(
     }
     if minutes is not None:
         changes["routing"].pop("small", None)
-    if labels == "large" and not read_task_file(folder).why_no_second_look:
-        changes["routing"].setdefault("second_look_after", SECOND_LOOK_AFTER)
-    else:
-        changes["routing"].pop("second_look_after", None)
     if isinstance(values.get("labels"), list):  # people may name one that the large model never did
         changes["labels"] = list(dict.fromkeys([*values["labels"], *named]))
     _write_settings(place, {**values, **changes})

@@ -337,10 +337,6 @@ class TakeOver(Record):
     changed_at: AwareDatetime = datetime.fromtimestamp(0, UTC)
     promise: str = ""
     """What its certificate promises, in words; empty while nothing is promised."""
-    certificate: str = ""
-    """Fingerprint of the certificate that the second look put in force; another one is loaded at once."""
-    second_look: str = ""
-    """What the second look found, in one sentence without its end; empty before it."""
     cause: Cause = ""
     why: str = ""
     """What led to its state, in one sentence."""
@@ -370,20 +366,9 @@ class TakeOver(Record):
         return self.model_copy(update=changes | ({"tenant_back": None} if cause == "person" else {}))
 
     @property
-    def serves(self) -> tuple[Path, int, str]:
+    def serves(self) -> tuple[Path, int]:
         """What is loaded for it."""
-        return self.folder, self.version, self.certificate
-
-    @property
-    def about_second_look(self) -> str:
-        """What the second look found, and the command that follows where it waits for one; empty before it."""
-        waits = self.second_look and self.certificate and self.state == "shadow"
-        return f"{self.second_look}; ready: {self.command}" if waits else self.second_look
-
-    @property
-    def command(self) -> str:
-        """The command that lets the small model answer."""
-        return f"smallfirst take-over {self.task} --share 0.1"
+        return self.folder, self.version
 
     def stepped_back(self, tenant: str, cause: Cause, why: str, *, one_tenant: bool) -> TakeOver:
         """Return it after evidence of a tenant: back for this one alone, or for all if it is the only or second one."""

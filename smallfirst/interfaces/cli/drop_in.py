@@ -199,7 +199,7 @@ def take_over(task: str, share: float, accept_format: bool) -> None:
         taken.check_format()
     file.put(taken.moved("live", cause="person", why="taken over by a person", share=share))
     click.echo(f"{task}: the small model answers what its certificate covers, in {share:.0%} of the requests")
-    click.echo(f"promise: {taken.promise or 'none yet: it begins by itself if the second look shows one'}")
+    click.echo(f"promise: {taken.promise}")
     click.echo(f"next: smallfirst give-back {task}   lets the large model answer everything again")
 
 
@@ -236,8 +236,6 @@ def tasks(discovered: Path, days: int, as_json: bool) -> None:
         return
     click.echo("\n".join(format_table([HEADING, *(line.cells for line in table.tasks)])))
     for line in table.tasks:
-        if line.second_look:
-            click.echo(f"{line.task}: {line.second_look}")
         if line.state == "stepped back":
             click.echo(f"{line.task} has stepped back: {line.why}")
         if line.tenant_back is not None:

@@ -201,9 +201,6 @@ class RoutingConfig(Record):
     candidate or plan of the least expected loss goes live."""
     labels: Literal["gold", "large"] = "gold"
     """Who labelled the validation rows: people, or the large model (`smallfirst label`); shown in the certificate."""
-    second_look_after: int | None = pydantic.Field(default=None, ge=1)
-    """Texts in shadow after which the certificate is looked for once more, by itself, at four fifths of the level; the
-    run then spends one fifth. `smallfirst learn` sets 1000. Needs `labels: large` and `max_error` as the only limit."""
     monitor: MonitorSettings = MonitorSettings()
     """How closely the guarantee is monitored after go-live."""
     judge: Literal["large", "person"] = "large"
@@ -342,24 +339,6 @@ class TaskFile(Record):
             if names.index(name) >= names.index(last):
                 raise ValueError(f"routing.ahead: {name} is not smaller than {last}, which routing.small names")
         return self
-
-    @pydantic.model_validator(mode="after")
-    def _second_look_can_be_taken(self) -> TaskFile:
-        if self.routing.second_look_after is not None and (why := self.why_no_second_look):
-            raise ValueError(f"routing.second_look_after: {why}; leave it out")
-        return self
-
-    @property
-    def why_no_second_look(self) -> str:
-        """Why what is drafted in shadow cannot certify; empty if it can."""
-        routing, guarantee = self.routing, self.routing.guarantee
-        if routing.labels != "large":
-            return "right is what people say, and in shadow only the large model answers"
-        if not guarantee.limits_errors_alone or guarantee.per_group:
-            return "in shadow only max_error over all answers is counted"
-        if routing.ahead or self.data.columns.group:
-            return "requests in shadow belong to no group, and one model drafts"
-        return ""
 
     @property
     def goes_live(self) -> str:

@@ -19,7 +19,6 @@ from typing import NamedTuple
 from smallfirst.base.errors import ModelError
 from smallfirst.base.stats.intervals import upper_bound
 from smallfirst.base.stats.sequential import GuaranteeTest
-from smallfirst.deployment.second_look import SecondLook
 from smallfirst.deployment.task_deployment import DeployedVersion, TargetVersions, TaskDeployment
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import LedgerRow, StateRow
@@ -80,8 +79,6 @@ class LiveTask:
         self._ledger, self._update, self._one_tenant = ledger, update, one_tenant
         self._watches = Watches()
         self._background = BackgroundTasks()
-        if (looks := self.router.second_look) is not None:
-            looks.is_live, looks.on_taken = (lambda: self.taken.state == "live"), self._looked
 
     @classmethod
     def load(
@@ -100,10 +97,7 @@ class LiveTask:
         deployed = deployment.load(TargetVersions(taken.version) if taken.version else deployment.target_versions())
         upstream.usual_usd = deployed.router.router.options.expected_cost_usd.get("large", 0.0)
         agreement = deployment.file.routing.labels == "large"
-        live = cls(taken, upstream, deployed, ledger, update, one_tenant, agreement=agreement)
-        if deployed.second_look is not None:  # of a process that was killed before it told the file
-            live._looked(deployed.second_look)
-        return live
+        return cls(taken, upstream, deployed, ledger, update, one_tenant, agreement=agreement)
 
     def follow(self, taken: TakeOver) -> None:
         """Take over what the file says now; when a person has changed it, evidence begins anew."""
@@ -119,7 +113,7 @@ class LiveTask:
         if not asked.may_ask:
             return Ruling(self, asked, why=UNPROVEN)
         drawn = int.from_bytes(hashlib.sha256(f"{self.taken.task}:{asked.id}".encode()).digest()[:6]) / 2**48
-        if drawn >= self._live_share:
+        if drawn >= self.taken.live_share:
             return Ruling(self, asked)
         request = Request.ask(asked.text)
         decision = await self.router.decide(request)
@@ -145,7 +139,7 @@ class LiveTask:
     async def passed(self, ruling: Ruling, response: Json | None, *, latency_ms: float = 0.0) -> None:
         """Note what the upstream answered to a request that was passed, and compare the small model's draft with it."""
         tenant = ruling.asked.tenant
-        grown = self._followed(ruling.asked)
+        self._followed(ruling.asked)
         completion = self.upstream.read(ruling.asked, response, latency_ms=latency_ms)
         if completion is None:
             return
@@ -157,15 +151,13 @@ class LiveTask:
                 self._evidence(tenant, "model", self._watches.of(tenant).drafts.compared(last.differs))
             self._note(ruling, noted)
             return
-        share = COMPARED_BESIDE if self._live_share else 1.0
+        share = COMPARED_BESIDE if self.taken.live_share else 1.0
         why = ruling.why if ruling.decision is None else ruling.decision.route.why
         route = Route(stage="large", why=why, certified=False, task=self.router.name)
         if ruling.why != ALONE:  # what one tenant has changed is no evidence against the promise to the others
             drawn = ruling.decision is None and random.random() < share
             route = route.model_copy(update={"audit_share": share, "audited": drawn})
-        as_learnt = not grown and completion.answered_by == (self.source.teacher.model or completion.answered_by)
-        counts = as_learnt and self.taken.state != "stepped back" and self.upstream.reads(ruling.asked, response)
-        self._note(ruling, completion.model_copy(update={"route": route}), in_shadow=counts)
+        self._note(ruling, completion.model_copy(update={"route": route}))
 
     def missed(self, tenant: str) -> None:
         """Note that the upstream has answered a request that resembles the task's wording and does not follow it."""
@@ -176,29 +168,9 @@ class LiveTask:
         await self._background.wait()
         await self.deployed.aclose()
 
-    def _followed(self, asked: TaskRequest) -> str:
-        """Note an answered request that follows the task's wording; return how that has grown, or nothing."""
-        grown = self._watches.of(asked.tenant).wording.followed(asked.text)
-        self._evidence(asked.tenant, "prompt", grown)
-        return grown
-
-    @property
-    def _live_share(self) -> float:
-        """Share of the requests for which the small model may answer now: none while nothing is promised."""
-        return self.taken.live_share if self.router.router.certificate.issued else 0.0
-
-    def _looked(self, look: SecondLook) -> None:
-        """Note what the second look found for all processes; they load the certificate that it put in force."""
-        found: dict[str, str] = {"second_look": look.found}
-        if look.replaces:
-            promise = f"{look.certificate.guarantee.in_words}; right is what the large model answered"
-            found |= {"certificate": look.certificate.fingerprint(), "promise": promise}
-
-        def note(known: TakeOver | None) -> TakeOver:
-            after = known or self.taken
-            return after.model_copy(update=found) if after.version == self.taken.version else after
-
-        self.follow(self._update(self.taken.task, note))
+    def _followed(self, asked: TaskRequest) -> None:
+        """Note an answered request that follows the task's wording."""
+        self._evidence(asked.tenant, "prompt", self._watches.of(asked.tenant).wording.followed(asked.text))
 
     # The step back
 
@@ -256,7 +228,7 @@ class LiveTask:
         row = StateRow.model_validate({"at": datetime.now(UTC), "task": task, **values})
         self._background.start(self._ledger.append_async(row))
 
-    def _note(self, ruling: Ruling, completion: Completion, *, in_shadow: bool = False) -> None:
+    def _note(self, ruling: Ruling, completion: Completion) -> None:
         """Write the ledger's row, and hand the answer to the audits."""
         asked, route = ruling.asked, completion.route
         assert route is not None
@@ -267,7 +239,7 @@ class LiveTask:
             return other
 
         request = ruling.request or Request.ask(asked.text)
-        self.router.answered(asked.id, request, completion, ask_large=ask_large, in_shadow=in_shadow)
+        self.router.answered(asked.id, request, completion, ask_large=ask_large)
         row = LedgerRow(
             id=asked.id,
             at=datetime.now(UTC),
@@ -307,11 +279,6 @@ class Upstream(CallableModel):
         if found is None:
             raise ModelError(f"{self.name} did not answer an audit: HTTP {status}")
         return found
-
-    def reads(self, asked: TaskRequest, response: Json | None) -> bool:
-        """Return True if the answer is whole and in the format of the recorded ones, as what is learnt from must be."""
-        answer = read_answer(asked.path, response or {})
-        return answer is not None and asked.answer_format.parse(answer) is not None
 
     def read(self, asked: TaskRequest, response: Json | None, *, latency_ms: float = 0.0) -> Completion | None:
         """Return the answer in a response, in the task's form where it has the known format; None without one."""

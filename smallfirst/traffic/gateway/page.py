@@ -55,8 +55,6 @@ class TaskLine(Record):
     """What led to its state."""
     tenant_back: TenantStepBack | None = None
     """The tenant for whom alone it has stepped back."""
-    second_look: str = ""
-    """What the second look found, and the command that it waits for; empty before it."""
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -137,7 +135,6 @@ def _learnt(taken: TakeOver, saving: Saving | None, bill_usd: float) -> TaskLine
         training_allowed=source.teacher.training_allowed if source else True,
         why=taken.why,
         tenant_back=taken.tenant_back,
-        second_look=taken.about_second_look,
     )
 
 
