@@ -199,16 +199,14 @@ def learn_plan(task: Extract, examples: Sequence[Example]) -> tuple[AnswerPlan, 
     paths = [spec.path for spec in task.fields]
     problems = [f"`{path}` is not named in the schema" for row in rows for path in row.values if path not in paths]
     sample = rows[:: max(1, len(rows) // SAMPLE)]
-    forms = {path: _forms(task, path, sample) for path in paths}
-    dates = [path for path, (chosen, _) in forms.items() if any(form.startswith("date") for form in chosen)]
-    forms |= {path: _with_days(task, path, sample, *forms[path], [d for d in dates if d != path]) for path in dates}
     fields = []
     for spec in task.fields:
         holder = spec.way[:-1] if spec.way[-1] == LIST else spec.way
         if holder.count(LIST) > 1 or holder[-1] == LIST:
             problems.append(f"`{spec.path}` is in a list within a list")
             continue
-        field, problem = _field(spec, rows, forms[spec.path][0], len(forms[spec.path][1]) / len(sample))
+        chosen, missing = _forms(task, spec.path, sample)
+        field, problem = _field(spec, rows, chosen, missing)
         fields.append(field)
         problems += [problem] * bool(problem)
     plan = AnswerPlan(fields=tuple(fields))
@@ -236,13 +234,12 @@ def align(task: Extract, plan: AnswerPlan, row: AnsweredRow) -> list[PlacedValue
 
 
 def _places(task: Extract, path: str, forms: Sequence[str], row: AnsweredRow, value: Any) -> list[Span]:
-    known = {name: values[0] for name, values in row.values.items()}
     how = task.normalise.get(path, "exact")
-    return next((found for form in forms if (found := occurrences(row.text, value, form, known, how))), [])
+    return next((found for form in forms if (found := occurrences(row.text, value, form, how))), [])
 
 
-def _forms(task: Extract, path: str, rows: Sequence[AnsweredRow]) -> tuple[tuple[str, ...], set[int]]:
-    """Return the forms that reproduce most values, and the numbers of the rows with values that none does."""
+def _forms(task: Extract, path: str, rows: Sequence[AnsweredRow]) -> tuple[tuple[str, ...], float]:
+    """Return the forms that reproduce most values, and the share of the rows with values that none does."""
     left = [(n, value) for n, row in enumerate(rows) for value in row.values.get(path, ())]
     n_values, chosen, groups = len(left), list[str](), list(_FORMS)
     while left and groups:
@@ -257,26 +254,7 @@ def _forms(task: Extract, path: str, rows: Sequence[AnsweredRow]) -> tuple[tuple
         chosen.append(best)
         groups = [group for group in groups if best not in group]
         left = [pair for i, pair in enumerate(left) if i not in hits[best]]
-    return tuple(sorted(chosen, key=_ORDER.index)), {n for n, _ in left}
-
-
-def _with_days(
-    task: Extract,
-    path: str,
-    rows: Sequence[AnsweredRow],
-    forms: tuple[str, ...],
-    missing: set[int],
-    dates: Sequence[str],
-) -> tuple[tuple[str, ...], set[int]]:
-    """Return `_forms` with one more for what most of the missing are: so many days after one of the other dates."""
-    hits = {
-        form: {n for n in missing if all(_places(task, path, (form,), rows[n], v) for v in rows[n].values[path])}
-        for form in (f"days:{other}" for other in dates)
-    }
-    best = max(hits, key=lambda form: len(hits[form]), default="")
-    if not best or 2 * len(hits[best]) <= len(missing):
-        return forms, missing
-    return (*(form for form in forms if form not in _FORMS[2]), best), missing - hits[best]
+    return tuple(sorted(chosen, key=_ORDER.index)), len({n for n, _ in left}) / len(rows)
 
 
 def _field(

@@ -150,13 +150,11 @@ class Tagger:
             if field.values[best]:
                 found[field.path] = [FoundValue(0, json.loads(field.values[best]))]
         marked, absent = marks(log_probs, best_labels(log_probs)), absence(log_probs)
-        spans = sorted(enumerate(self.plan.spans), key=lambda pair: any(f.startswith("days:") for f in pair[1].forms))
-        for number, field in spans:
-            known = {path: held[0].value for path, held in found.items()}
+        for number, field in enumerate(self.plan.spans):
             own = [mark for mark in marked if mark.field == number]
-            read = self._read(text, tokenized, field, own, known)
+            read = self._read(text, tokenized, field, own)
             if not read and field.must:
-                read = self._read(text, tokenized, field, likeliest_marks(log_probs, number, N_FORCED), known)[:1]
+                read = self._read(text, tokenized, field, likeliest_marks(log_probs, number, N_FORCED))[:1]
             if not field.is_list and field.group is None:
                 read = _surest(read)
             if read:
@@ -166,13 +164,13 @@ class Tagger:
         return assemble(self.plan, self._schema, found), confidence
 
     def _read(
-        self, text: str, tokenized: TokenizedText, field: FieldPlan, own: Sequence[Mark], known: dict[str, Any]
+        self, text: str, tokenized: TokenizedText, field: FieldPlan, own: Sequence[Mark]
     ) -> list[tuple[FoundValue, float]]:
         """Return the values of marked words that the schema allows, each with its log-probability."""
         found = []
         for mark in own:
             start, end = tokenized.places[mark.start][0], tokenized.places[mark.end - 1][1]
-            values = (read_value(text[start:end], form, known) for form in field.forms)
+            values = (read_value(text[start:end], form) for form in field.forms)
             value = next((v for v in values if v is not None and self._allows(field, v)), None)
             if value is not None:
                 found.append((FoundValue(start, value), mark.log_probability))

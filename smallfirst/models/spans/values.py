@@ -2,16 +2,15 @@
 
 `text` as it stands · `lower`, `upper` in that case · `number` 1.234,50 € as 1234.5, words up to twelve included ·
 `digits` a whole number as a text · `date`, `date_dmy` in figures or written out as an ISO date, month or day first
-where 03/05/2024 leaves it open · `days:PATH` a number of days after the date of another field (`Net 30`). The answer to
-a question stands in its context verbatim, or after the folding by which answers are compared.
+where 03/05/2024 leaves it open. The answer to a question stands in its context verbatim, or after the folding by which
+answers are compared.
 """
 
 from __future__ import annotations
 
-import datetime
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -37,32 +36,25 @@ _NUMBERS = [
     )
 ]
 _ARTICLES = {"a", "an", "the"}
-_DAYS = re.compile(r"(?<!\d)\d{1,3}(?!\d)", re.ASCII)
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _WORD = re.compile(rf"\b(?:{'|'.join(_WORDS)})\b", re.IGNORECASE)
-_WHOLE = re.compile(r"\s*\S*?(\d+)\s*[A-Za-z]*\s*", re.ASCII)
 
 
-def occurrences(
-    text: str, value: Any, form: str, known: Mapping[str, Any], how: Normalizer = "exact"
-) -> list[tuple[int, int]]:
+def occurrences(text: str, value: Any, form: str, how: Normalizer = "exact") -> list[tuple[int, int]]:
     """Return start and end (excluded) of every place where the text holds `value` in this form, in order.
 
-    `known` holds the answer's values by path, for `days:PATH`; `how` says which values count as equal.
+    `how` says which values count as equal.
     """
     wanted = normalize_value(value, how)
-    if form.startswith("days:"):
-        found = [place.span() for place in _DAYS.finditer(text)]
-        return [(start, end) for start, end in found if read_value(text[start:end], form, known) == value]
     if form not in ("text", "lower", "upper"):
         return [(start, end) for start, end, read in _reads(text, form) if normalize_value(read, how) == wanted]
     if not isinstance(value, str) or not value.strip():
         return []
     places = _places(text, value, form, how)
-    return [(a, b) for a, b in places if normalize_value(read_value(text[a:b], form, {}), how) == wanted]
+    return [(a, b) for a, b in places if normalize_value(read_value(text[a:b], form), how) == wanted]
 
 
-def read_value(words: str, form: str, known: Mapping[str, Any]) -> Any:
+def read_value(words: str, form: str) -> Any:
     """Return the value that marked words stand for: a text, a number or None where they have not this form."""
     words = words.strip()
     if form == "text":
@@ -72,8 +64,6 @@ def read_value(words: str, form: str, known: Mapping[str, Any]) -> Any:
     if form in ("number", "digits"):
         number = _number(words)
         return number if form == "number" else str(number) if isinstance(number, int) else None
-    if form.startswith("days:"):
-        return _days_after(words, known.get(form.removeprefix("days:")))
     read: Any = normalize_value(words, "date_dmy" if form == "date_dmy" else "date")
     if read[0] != "date" or 0 in read[1:]:
         return None
@@ -94,7 +84,7 @@ def _reads(text: str, form: str) -> list[tuple[int, int, Any]]:
     """Return start, end and value of all that the text holds in a form; a row's fields look for theirs in turn."""
     patterns = [*_NUMBERS, _WORD] if form in ("number", "digits") else _DATES
     found = sorted({place.span() for pattern in patterns for place in pattern.finditer(text)})
-    read = [(start, end, read_value(text[start:end], form, {})) for start, end in found]
+    read = [(start, end, read_value(text[start:end], form)) for start, end in found]
     return [one for one in read if one[2] is not None]
 
 
@@ -110,15 +100,6 @@ def _number(words: str) -> int | float | None:
     if not isinstance(amount, Decimal):
         return None
     return int(amount) if amount == amount.to_integral_value() and "." not in str(amount) else float(amount)
-
-
-def _days_after(words: str, start: Any) -> str | None:
-    found = _WHOLE.fullmatch(words)
-    try:
-        begin = datetime.date.fromisoformat(start)
-        return (begin + datetime.timedelta(days=int(found[1]))).isoformat() if found else None
-    except (TypeError, ValueError, OverflowError):
-        return None
 
 
 class CharSpan(NamedTuple):

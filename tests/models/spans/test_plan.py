@@ -119,16 +119,6 @@ def test_a_few_rows_without_the_value_in_the_text_are_forgiven() -> None:
     assert learned(rows)[2] == ""
 
 
-def test_days_after_another_date_are_a_form() -> None:
-    rows = []
-    for n in range(40):
-        due = f"2025-03-{n % 20 + 11}" if n % 2 else f"2025-03-{n % 20 + 6:02}"
-        written = f"due {due}" if n % 2 else "net 5"
-        rows.append((f"sent 2025-03-{n % 20 + 1:02}, {written}", {"sent": f"2025-03-{n % 20 + 1:02}", "due": due}))
-    _, plan, why = learned(rows)
-    assert (plan.fields[1].forms, why) == (("date", "days:sent"), "")
-
-
 @pytest.mark.parametrize(
     ("rows", "absent"),
     [([{"a": "x"}, {"a": None}], "null"), ([{"a": "x"}, {}], ""), ([{"a": "x"}, {"a": ""}], '""')],
