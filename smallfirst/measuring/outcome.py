@@ -120,8 +120,6 @@ class Outcome(Record):
     """What the gate said of the candidate alone. `not written`: it meets the default, which task.yaml does not set."""
     gate_line: str = ""
     """Line for task.yaml that makes a default gate the user's own, where only that is missing; else empty."""
-    instead: str = ""
-    """What a setting of task.yaml costs: who would do at least as well for less without it, as a sentence."""
     share_small: Estimate | None = None
     """Share of requests that stay small; None if nothing goes live."""
     share_promised: Estimate | None = None
@@ -261,8 +259,6 @@ class Outcome(Record):
             cost = f", at {share_words(self.share_of_bill)} of the large model's bill" if self.share_of_bill else ""
             yield f"{right} on {share_words(self.accuracy)} of {self.accuracy.n:,} test rows{cost}."
         yield self._promised
-        if self.instead:
-            yield self.instead
         if self.signed:
             yield f"Signed for by {self.signed}."
         if self._watched:

@@ -23,11 +23,9 @@ from smallfirst.data.copies import count_rows
 from smallfirst.data.dataset import Dataset
 from smallfirst.measuring.choice import Choice, WorthRule, choose_candidates, level_shares, would_pass
 from smallfirst.measuring.evaluate import Evaluation
-from smallfirst.measuring.outcome import share_words
-from smallfirst.models.pricing import format_usd
 from smallfirst.path.diagnostics import find_split_leaks
 from smallfirst.path.project.candidate_registry import candidate_names
-from smallfirst.path.project.candidates import fitted_candidates, get_candidate
+from smallfirst.path.project.candidates import fitted_candidates
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import FINALISTS, Finalists, RunFolder
 from smallfirst.path.project.task_file import RULES, SMALLEST, TaskFile
@@ -130,23 +128,6 @@ def plan_option(measured: Evaluation, guarantee: Guarantee, large: Evaluation | 
     wrong = {row.key: float(not row.correct) if i < n_kept else error for i, row in enumerate(rows)}
     usd = measured.cost_usd_per_1k / 1000 + (1 - n_kept / max(1, len(rows))) * price
     return Choice(measured.candidate, usd, wrong)
-
-
-def price_of_guarantee(project: Project, run_folder: RunFolder, routed: Evaluation) -> str:
-    """Return a sentence on the candidate that would do at least as well alone, but for the guarantee of task.yaml.
-
-    Empty where the guarantee binds nothing, nobody passed the gate alone, or `routed` is right more often.
-    """
-    file, winner = project.file, run_folder.verdicts().winner
-    alone = run_folder.evaluation(winner, "test") if winner and file.sets_gate and file.binds_answers else None
-    if alone is None or routed.accuracy.value > alone.accuracy.value or routed.cost_usd_per_1k < alone.cost_usd_per_1k:
-        return ""
-    title, right = get_candidate(alone.candidate).title, share_words(alone.accuracy)
-    cost = f"{format_usd(alone.cost_usd_per_1k)} per 1,000 requests in place of {format_usd(routed.cost_usd_per_1k)}"
-    return (
-        f"Without routing.guarantee “{title}” alone would answer every request: right on {right} of "
-        f"{alone.accuracy.n:,} test rows, at {cost}."
-    )
 
 
 def _worth_rule(file: TaskFile) -> WorthRule:

@@ -25,7 +25,7 @@ from smallfirst.models.pricing import format_usd
 from smallfirst.path.calibrate import CERTIFIED, Certified, attach_certified, calibrate_stage, certify_candidate
 from smallfirst.path.diagnostics import find_split_leaks, without_copies
 from smallfirst.path.evaluate import measure_router
-from smallfirst.path.finalists import expected_plans, fix_finalists, price_of_guarantee
+from smallfirst.path.finalists import expected_plans, fix_finalists
 from smallfirst.path.foretold import PROMISE, labels_needed
 from smallfirst.path.parity import parity_stage
 from smallfirst.path.project.candidates import get_candidate
@@ -64,7 +64,7 @@ def gate_stage(project: Project, run_folder: RunFolder) -> GateVerdicts:
     )
     found = _saved(project, run_folder, verdicts)
     passing = ", ".join(verdict.candidate for verdict in verdicts if verdict.passed) or "none"
-    project.progress.log(f"gate: passing {passing}{found.how_found and f' ({found.winner}: {found.how_found})'}")
+    project.progress.log(f"gate: passing {passing}")
     return found
 
 
@@ -92,8 +92,7 @@ def _saved(
     leaks = find_split_leaks(project, run_folder)
     measured = [run_folder.evaluation(one.candidate, "test") for one in verdicts if one.passed]
     live = unbeaten([without_copies(project, one, leaks) for one in measured if one])
-    chosen = fix_finalists(project, run_folder).names[0]
-    result = GateVerdicts(verdicts=verdicts, winner=next(iter(live), None), chosen=chosen, trials=trials)
+    result = GateVerdicts(verdicts=verdicts, winner=next(iter(live), None), trials=trials)
     result.save(run_folder.path / VERDICTS)
     return result
 
@@ -327,7 +326,6 @@ def _live(project: Project, run_folder: RunFolder) -> Outcome:
         kind=plan,
         candidate=certified.candidate,
         title=get_candidate(certified.candidate).title,
-        instead=price_of_guarantee(project, run_folder, routed) if rest == "large" else "",
         gate="signed" if verdict.signed_by else "passed" if verdict.passed else "failed",
         share_small=promised if promised and all_promised else wilson(sum(small), len(small)),
         share_promised=promised,

@@ -192,8 +192,7 @@ def _sentences(summary: RunSummary) -> list[str]:
         n_to_large, n = summary.open_ended.n_to_large, summary.open_ended.n_requests
         lines.append(f"open-ended requests sent to the large model: {n_to_large} of {n}")
     if outcome and outcome.live_as and summary.gate.winner not in (None, outcome.candidate):
-        how = f" ({summary.gate.how_found})" if summary.gate.how_found else ""
-        lines.append(f"by the gate alone: {summary.gate.winner}{how} — consider it (routing.small)")
+        lines.append(f"by the gate alone: {summary.gate.winner} — consider it (routing.small)")
     return lines + [f"{name} left out: {why}" for name, why in summary.left_out.items()]
 
 

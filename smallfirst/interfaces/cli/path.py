@@ -140,8 +140,7 @@ def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
     else:
         for verdict in verdicts.verdicts:
             click.echo(format_verdict(verdict))
-        how = f" ({verdicts.how_found})" if verdicts.how_found else ""
-        click.echo(f"goes live by the gate: {verdicts.winner or 'none'}{how}")
+        click.echo(f"goes live by the gate: {verdicts.winner or 'none'}")
     passed = may_go_alone(project, verdicts.of(chosen_candidate(project, verdicts)))
     if not as_json:
         if not project.file.sets_gate:

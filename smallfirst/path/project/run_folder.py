@@ -82,8 +82,6 @@ class GateVerdicts(Record):
     """Verdicts on the finalists alone, in their order."""
     winner: str | None
     """The first finalist that passes and that no other clearly beats on test rows; None if none passes."""
-    chosen: str | None = None
-    """The first finalist, which was to be confirmed."""
     trials: tuple[Verdict, ...] = ()
     """Verdicts on the plans that were tried, in order: because no candidate may go live by its gate alone, or because
     they are expected to be worth more."""
@@ -92,17 +90,6 @@ class GateVerdicts(Record):
     def confirmed(self) -> Verdict | None:
         """The plan that may go live; only the last one that was tried may have passed."""
         return next((trial for trial in self.trials if trial.passed), None)
-
-    @property
-    def how_found(self) -> str:
-        """How the passing candidate was found, for the reader; empty if unknown."""
-        if self.chosen is None or self.winner is None:
-            return ""
-        if self.winner == self.chosen:
-            return "chosen on other rows, confirmed on test rows"
-        if self.of(self.chosen).passed:
-            return f"in place of {self.chosen}, which is clearly right less often on test rows and costs no less"
-        return f"next after {self.chosen}, which failed, at the part of the level that is left for the others"
 
     def of(self, candidate: str) -> Verdict:
         """Return the verdict on one candidate. Raise StageMissing if it was not checked."""

@@ -137,8 +137,6 @@ def _notes(project: Project, run_folder: RunFolder, run: RunRecord) -> list[str]
         notes.append(f"{capitalize_first(found.what)}{': ' if found.where else ''}{'; '.join(found.where)}.")
     if rows.counted.in_words:
         notes.append(f"{rows.counted.in_words}.")
-    if run.gate.how_found:
-        notes.append(f"{capitalize_first(str(run.gate.winner))}: {run.gate.how_found}.")
     if run.minutes:
         notes.append(f"Fitted in: {', '.join(f'{name} {took:.1f} min' for name, took in run.minutes.items())}.")
     notes += [f"{capitalize_first(name)} left out: {why}." for name, why in run.left_out.items()]
