@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,7 +44,7 @@ def proxy(gateway_yaml: Path | None, upstream: str | None, keep: bool, host: str
     from smallfirst.traffic.gateway.app import Gateway, run
     from smallfirst.traffic.gateway.capture import Capture
     from smallfirst.traffic.gateway.decisions import DecisionRoutes
-    from smallfirst.traffic.gateway.page import DISCOVERED, page_routes, task_routes
+    from smallfirst.traffic.gateway.page import DISCOVERED, page_routes
     from smallfirst.traffic.gateway.tasks import TakenOverTasks
     from smallfirst.traffic.settings import CaptureSettings, read_gateway_file
 
@@ -55,15 +56,11 @@ def proxy(gateway_yaml: Path | None, upstream: str | None, keep: bool, host: str
     keys = KeyStore(ledger)
     check_exposure(host, keys, everybody=everybody)
     listener = listen(host, port)
-    capture = Capture(settings, settings.capture, home()) if settings.capture else None
+    capture = Capture(settings, home()) if settings.capture else None
     ledger.start()
     access = Access(keys, everybody=everybody)
-    local = TakenOverTasks(ledger, prices=settings.prices, one_tenant=access.one_tenant)
-    routes = {
-        **DecisionRoutes(local).routes,
-        **task_routes(home(), settings.folder / DISCOVERED),
-        **page_routes(ledger, local),
-    }
+    local = TakenOverTasks(ledger, prices=settings.prices)
+    routes = {**DecisionRoutes(local).routes, **page_routes(ledger, local, settings.folder / DISCOVERED)}
     gateway = Gateway(settings, capture=capture, local=local, access=access, routes=routes)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/v1"
     click.echo(f"smallfirst passes {address} on to {', '.join(one.base_url for one in settings.upstreams.values())}")
@@ -216,27 +213,30 @@ def give_back(task: str) -> None:
 
 @verb("smallfirst tasks", "smallfirst tasks --json")
 @click.argument("discovered", type=PATH, default=Path("discovered"), metavar="[FOLDER]")
-@click.option("--days", type=click.IntRange(1), default=30, show_default=True, help="Days to count over.")
 @JSON
-def tasks(discovered: Path, days: int, as_json: bool) -> None:
+def tasks(discovered: Path, as_json: bool) -> None:
     """List the tasks of the traffic: bill, state, promise, savings.
 
     FOLDER is where `discover` wrote its tasks. A running proxy shows the same on its page at /, and as JSON under
     /v1/smallfirst/tasks.
     """
-    from smallfirst.base.paths import state_folder
-    from smallfirst.traffic.gateway.page import HEADING, read_task_table
+    from smallfirst.ledger.ledger import open_existing
+    from smallfirst.traffic.gateway.page import HEADING, task_lines
+    from smallfirst.traffic.task_source import TakeOvers
 
-    table = read_task_table(state_folder(), discovered, days=days)
+    ledger = open_existing()
+    lines = task_lines(TakeOvers(), ledger, discovered)
+    if ledger is not None:
+        ledger.close()
     if as_json:
-        click.echo(table.model_dump_json(indent=2))
+        click.echo(json.dumps({"tasks": [line.model_dump(mode="json") for line in lines]}, indent=2))
         return
-    if not table.tasks:
+    if not lines:
         click.echo("no task yet\nnext: smallfirst discover   finds them in what was captured, or in logs")
         return
-    click.echo("\n".join(format_table([HEADING, *(line.cells for line in table.tasks)])))
-    for line in table.tasks:
+    click.echo("\n".join(format_table([HEADING, *(line.cells for line in lines)])))
+    for line in lines:
         if line.state == "stepped back":
             click.echo(f"{line.task} has stepped back: {line.why}")
-        if line.tenant_back is not None:
-            click.echo(f"{line.task} has stepped back for {line.tenant_back.tenant} alone: {line.tenant_back.why}")
+        for tenant, why in line.tenants_back.items():
+            click.echo(f"{line.task} has stepped back for {tenant} alone: {why}")

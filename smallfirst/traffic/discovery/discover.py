@@ -230,7 +230,7 @@ def _judge(
     verdict, why = _verdict(task, settings, outlook, max_error, len(rows))
     folder = ""
     if out and not isinstance(settings, str) and rows:
-        source = source_of(task, outlook, teacher_of)
+        source = source_of(task, teacher_of)
         if source is not None:
             folder = str(out / task.name)
             write_draft(task, source, settings, rows, out / task.name, max_error)

@@ -38,12 +38,6 @@ class Access:
     def __init__(self, key_store: KeyStore | None = None, *, everybody: bool = False) -> None:
         """With `everybody`, requests without a key are served whatever host they name."""
         self._keys, self._everybody = KeyCheck(key_store), everybody
-        self._key_store = key_store
-
-    def one_tenant(self) -> bool:
-        """Return True if there is one tenant at most: without keys everybody is one. Raise as `KeyStore.entries`."""
-        keys = self._key_store.entries() if self._key_store is not None else ()
-        return len({key.name for key in keys if key.state() == "active"}) < 2
 
     @asynccontextmanager
     async def admit(self, request: GatewayRequest) -> AsyncIterator[tuple[str, ...]]:

@@ -29,7 +29,7 @@ from smallfirst.routing.router import Decision
 from smallfirst.serving.request_lifecycle import route_columns, usage_columns
 from smallfirst.traffic.exchange import charge_of, estimate_tokens
 from smallfirst.traffic.gateway.http import BackgroundTasks, TaskRequest
-from smallfirst.traffic.task_source import LEARNT, Cause, Change, TakeOver, TaskSource, TenantStepBack
+from smallfirst.traffic.task_source import LEARNT, Cause, Change, TakeOver, TaskSource
 from smallfirst.traffic.wire import Json, ModelAnswer, read_answer
 
 _log = logging.getLogger("smallfirst.takeover")
@@ -69,26 +69,18 @@ class LiveTask:
         deployed: DeployedVersion,
         ledger: Ledger,
         update: Update,
-        one_tenant: Callable[[], bool],
         *,
         agreement: bool,
     ) -> None:
         """`agreement`: right is what the large model answered; else people's answers certify."""
         self.taken, self.upstream, self.deployed, self.agreement = taken, upstream, deployed, agreement
         self.source, self.router, self.serves = upstream.source, deployed.router, taken.serves
-        self._ledger, self._update, self._one_tenant = ledger, update, one_tenant
+        self._ledger, self._update = ledger, update
         self._watches = Watches()
         self._background = BackgroundTasks()
 
     @classmethod
-    def load(
-        cls,
-        taken: TakeOver,
-        ledger: Ledger,
-        update: Update,
-        one_tenant: Callable[[], bool],
-        prices: PriceBook | None = None,
-    ) -> LiveTask:
+    def load(cls, taken: TakeOver, ledger: Ledger, update: Update, prices: PriceBook | None = None) -> LiveTask:
         """Load a learnt task's models, which takes seconds. Raise what `TaskDeployment` raises."""
         source = TaskSource.of(taken.folder)
         assert source is not None
@@ -97,7 +89,7 @@ class LiveTask:
         deployed = deployment.load(TargetVersions(taken.version) if taken.version else deployment.target_versions())
         upstream.usual_usd = deployed.router.router.options.expected_cost_usd.get("large", 0.0)
         agreement = deployment.file.routing.labels == "large"
-        return cls(taken, upstream, deployed, ledger, update, one_tenant, agreement=agreement)
+        return cls(taken, upstream, deployed, ledger, update, agreement=agreement)
 
     def follow(self, taken: TakeOver) -> None:
         """Take over what the file says now; when a person has changed it, evidence begins anew."""
@@ -108,7 +100,7 @@ class LiveTask:
     async def rule(self, asked: TaskRequest) -> Ruling:
         """Decide who answers a request that follows the task's wording."""
         self._follow_monitor()
-        if self._is_back(asked.tenant):
+        if asked.tenant in self.taken.tenants_back:
             return Ruling(self, asked, why=ALONE)
         if not asked.may_ask:
             return Ruling(self, asked, why=UNPROVEN)
@@ -181,28 +173,22 @@ class LiveTask:
             why = f"the upstream answers with {model}, and the task was learnt from {learnt}"
             self._evidence(tenant, "model", why)
 
-    def _is_back(self, tenant: str) -> bool:
-        back = self.taken.tenant_back
-        return back is not None and back.tenant == tenant
-
     def _evidence(self, tenant: str, cause: Cause, why: str) -> None:
-        """Let the upstream answer this tenant again, or all; nothing changes without a `why`, or if it does already."""
-        if not why or self.taken.state != "live" or self._is_back(tenant):
-            return
-        one = self._one_tenant()
-        self._change(lambda known: known.stepped_back(tenant, cause, why, one_tenant=one))
+        """Let the upstream answer this tenant again; nothing changes without a `why`, or if it does already."""
+        if why and self.taken.state == "live" and tenant not in self.taken.tenants_back:
+            self._change(lambda known: known.stepped_back(tenant, cause, why), cause, why, tenant)
 
     def _follow_monitor(self) -> None:
         """Step back in a fallback of the monitor, and return when audits have ended it."""
         monitor, taken = self.router.monitor, self.taken
         if monitor.state == "fallback" and taken.state == "live":
             why = monitor.alarms[-1].why if monitor.alarms else self.router.paused
-            self._change(lambda known: known.moved("stepped back", cause="guarantee", why=why))
+            self._change(lambda known: known.moved("stepped back", cause="guarantee", why=why), "guarantee", why)
         elif monitor.state == "live" and taken.state == "stepped back" and taken.cause == "guarantee":
             again = "audits show the guarantee again"
-            self._change(lambda known: known.moved("live", cause="guarantee", why=again))
+            self._change(lambda known: known.moved("live", cause="guarantee", why=again), "guarantee", again)
 
-    def _change(self, change: Callable[[TakeOver], TakeOver]) -> None:
+    def _change(self, change: Callable[[TakeOver], TakeOver], cause: Cause, why: str, tenant: str = "") -> None:
         """Change the task for all processes, unless somebody has changed its state since this one looked."""
         before, task = self.taken, self.taken.task
         changed_here = False
@@ -218,13 +204,9 @@ class LiveTask:
         self.follow(self._update(task, unless_changed))
         if not changed_here:
             return
-        changed: TakeOver | TenantStepBack = self.taken
-        after: str = self.taken.state
-        if after == before.state and self.taken.tenant_back is not None:
-            changed = self.taken.tenant_back
-            after += f" without {changed.tenant}"
-        _log.warning("%s: %s -> %s: %s", task, before.state, after, changed.why)
-        values = {"before": before.state, "after": after, "why": changed.why, "cause": changed.cause, "certificate": ""}
+        after = f"live without {tenant}" if tenant in self.taken.tenants_back else self.taken.state
+        _log.warning("%s: %s -> %s: %s", task, before.state, after, why)
+        values = {"before": before.state, "after": after, "why": why, "cause": cause, "certificate": ""}
         row = StateRow.model_validate({"at": datetime.now(UTC), "task": task, **values})
         self._background.start(self._ledger.append_async(row))
 

@@ -66,15 +66,11 @@ class TakenOverTasks:
         *,
         prices: PriceBook | None = None,
         poll_interval_s: float = POLL_INTERVAL_S,
-        one_tenant: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Follow the file, by default that of the state folder; `prices` are the upstream's. Closes the ledger.
-
-        `one_tenant` returns True if there is one at most, whose evidence then counts for all.
-        """
-        self._prices, self._one_tenant = prices, one_tenant
+        """Follow the file, by default that of the state folder; `prices` are the upstream's. Closes the ledger."""
+        self._prices = prices
         self.credentials = Credentials()
-        self._ledger, self._file, self._interval_s = ledger, file or TakeOvers(), poll_interval_s
+        self._ledger, self.file, self._interval_s = ledger, file or TakeOvers(), poll_interval_s
         self.tasks: dict[str, LiveTask] = {}
         self._matcher = TaskMatcher({})
         self._failed: dict[str, TakeOver] = {}
@@ -84,7 +80,7 @@ class TakenOverTasks:
 
     async def start(self) -> None:
         """Load what the file names; a task that cannot be loaded is logged, and its requests pass."""
-        self._stamp = self._file.stamp
+        self._stamp = self.file.stamp
         self._use(await asyncio.to_thread(self._loaded))
 
     async def answer(self, request: GatewayRequest, upstreams: Upstreams) -> GatewayResponse | None:
@@ -163,7 +159,7 @@ class TakenOverTasks:
         if now - self._looked_at < self._interval_s:
             return
         self._looked_at = now
-        if (stamp := self._file.stamp) != self._stamp:
+        if (stamp := self.file.stamp) != self._stamp:
             self._stamp = stamp
             self._background.start(self._follow())
 
@@ -175,7 +171,7 @@ class TakenOverTasks:
 
     def _loaded(self) -> dict[str, LiveTask]:
         """Return the tasks of the file, those that have not changed as they are."""
-        wanted = self._file.read()
+        wanted = self.file.read()
         if not wanted:
             return {}
         from smallfirst.traffic.gateway.live_task import LiveTask
@@ -190,8 +186,7 @@ class TakenOverTasks:
             if self._failed.get(name) == taken:
                 continue
             try:
-                given = (self._file.update, self._one_tenant, self._prices)
-                found[name] = LiveTask.load(taken, self._ledger, *given)
+                found[name] = LiveTask.load(taken, self._ledger, self.file.update, self._prices)
             except Exception as error:
                 self._failed[name] = taken
                 _log.error("%s is not served, its requests pass: %s", name, error)

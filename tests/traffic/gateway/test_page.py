@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,10 +26,10 @@ from smallfirst.ledger.rows import AuditRow, LedgerRow
 from smallfirst.path.project.run_folder import FITTED, FittedCandidates, RunFolder
 from smallfirst.traffic import task_source
 from smallfirst.traffic.discovery.discover import Discovery, FoundTask
-from smallfirst.traffic.discovery.outlook import Outlook
+from smallfirst.traffic.discovery.outlook import Outlook, Share
 from smallfirst.traffic.gateway.access import Access
 from smallfirst.traffic.gateway.app import Gateway
-from smallfirst.traffic.gateway.page import page_routes, read_task_table, task_routes
+from smallfirst.traffic.gateway.page import TaskLine, page_routes, task_lines
 from smallfirst.traffic.gateway.tasks import TakenOverTasks
 from smallfirst.traffic.settings import GatewaySettings
 from smallfirst.traffic.task_source import SOURCE_FILE, AnswerFormat, TakeOver, TakeOvers, TaskSource
@@ -55,7 +56,7 @@ def found_task(name, usd):
         format_check=None,
         repeats=wilson(1, 1),
         examples=(),
-        outlook=Outlook(why=""),
+        outlook=Outlook(moves=Share(share=0.7, low=0.6, high=0.8)),
         verdict="moves",
         why="about 70 % can move",
     )
@@ -67,7 +68,6 @@ def save_source(folder, **teacher):
         templates=(),
         answer_format=AnswerFormat(kind="label"),
         teacher=task_source.Teacher(model="gpt-4o-2024-08-06", **teacher),
-        foretold_share=(0.7, 0.6, 0.8),
     )
     folder.mkdir(parents=True)
     source.save(folder / SOURCE_FILE)
@@ -116,8 +116,13 @@ def row(i, stage, cost, *, days=0, status=200):
     )
 
 
+def lines(state: Path) -> list[TaskLine]:
+    with closing(Ledger(state / "state" / "ledger.db")) as ledger:
+        return task_lines(TakeOvers(), ledger, state / "discovered")
+
+
 def test_every_task_once_with_its_sums(state):
-    notes, tickets, mails = read_task_table(state / "state", state / "discovered").tasks
+    notes, tickets, mails = lines(state)
     assert (tickets.state, tickets.share, tickets.requests, tickets.small_share) == ("live", 0.5, 10, 0.6)
     assert tickets.bill_usd == pytest.approx(6 * 0.0001 + 4 * 0.01 + 0.01)
     assert tickets.saved_usd == pytest.approx(6 * 0.01 - 6 * 0.0001 - 0.01)  # an audit is paid from it
@@ -142,7 +147,7 @@ def test_before_the_large_model_was_billed_its_price_is_that_of_the_evaluation(s
     run.save_evaluation(
         evaluation_of([evaluated_row(str(usd), "a", "a", cost_usd=usd) for usd in (0.02, 0.04)], candidate="large")
     )
-    tickets = read_task_table(state / "state", state / "discovered").tasks[1]
+    tickets = lines(state)[1]
     assert (tickets.task, tickets.saved_usd) == ("tickets", pytest.approx(0.03))
 
 
@@ -156,9 +161,7 @@ def test_the_verb_prints_it(state):
     assert "foretold 70%" in notes
     assert "live, 50% of requests" in tickets
     assert why == f"mails has stepped back: {WHY}"
-    TakeOvers().update(
-        "tickets", lambda known: known.stepped_back("ada", "prompt", "another wording", one_tenant=False)
-    )
+    TakeOvers().update("tickets", lambda known: known.stepped_back("ada", "prompt", "another wording"))
     run = CliRunner().invoke(main, ["tasks"])
     assert "tickets has stepped back for ada alone: another wording" in run.output.splitlines()
     as_json = CliRunner().invoke(main, ["tasks", "--json"])
@@ -180,10 +183,10 @@ def test_the_proxy_has_a_page_of_its_tasks(chromium: Any, tmp_path: Path) -> Non
         given = {"id": str(index), "at": datetime.now(UTC), "served_name": "m", "status": 200, "latency_ms": 5.0}
         ledger.append(LedgerRow.model_validate({**given, "stage": stage, "task": TASK, "cost_usd": 0.01}))
     taken = TakeOver(task=TASK, folder=tmp_path / TASK, state="live", share=0.5, promise="at most 5 % wrong")
-    taken = taken.stepped_back("ada", "prompt", "another <wording>", one_tenant=False)
+    taken = taken.stepped_back("ada", "prompt", "another <wording>")
     TakeOvers(tmp_path / "takeovers.json").put(taken)
-    local = TakenOverTasks(ledger, TakeOvers(tmp_path / "none.json"))
-    routes = {**task_routes(tmp_path, tmp_path), **page_routes(ledger, local)}
+    local = TakenOverTasks(ledger, TakeOvers(tmp_path / "takeovers.json"))
+    routes = page_routes(ledger, local, tmp_path)
     settings = GatewaySettings.model_validate({"upstreams": {"main": {"base_url": "http://127.0.0.1:9/v1"}}})
     gateway = Gateway(settings, local=local, access=Access(store), routes=routes)
     listener = socket.create_server(("127.0.0.1", 0))
