@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
-from types import ModuleType
 
-import pytest
+from tools import layout_tree
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-@pytest.fixture
-def layout_tree() -> ModuleType:
-    """tools/layout_tree.py as a module."""
-    spec = importlib.util.spec_from_file_location("layout_tree", ROOT / "tools" / "layout_tree.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_readme_is_short() -> None:
@@ -36,12 +23,12 @@ def test_every_table_of_the_readme_has_headers() -> None:
     assert [line for line in headers if not line.strip("| ")] == []
 
 
-def test_the_tree_on_the_layout_page_is_that_of_the_package_docstrings(layout_tree: ModuleType) -> None:
+def test_the_tree_on_the_layout_page_is_that_of_the_package_docstrings() -> None:
     page = layout_tree.PAGE.read_text(encoding="utf-8")
     assert layout_tree.updated(page) == page, "run: python tools/layout_tree.py"
 
 
-def test_every_package_has_a_summary_of_one_line(layout_tree: ModuleType) -> None:
+def test_every_package_has_a_summary_of_one_line() -> None:
     for line in layout_tree.tree().splitlines()[1:]:
         name, _, words = line.strip().partition(" ")
         assert words.strip(), f"{name} has no docstring"

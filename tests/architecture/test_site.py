@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import pytest
 import yaml
+
+from tools import reference
 
 ROOT = Path(__file__).parents[2]
 CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def reference() -> ModuleType:
-    """tools/reference.py as a module."""
-    spec = importlib.util.spec_from_file_location("reference", ROOT / "tools" / "reference.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_site_is_built_without_a_warning_and_every_link_leads_somewhere(tmp_path: Path) -> None:
@@ -49,7 +37,7 @@ def test_the_reference_pages_are_those_of_the_code() -> None:
     assert done.returncode == 0, f"run: python tools/reference.py\n{done.stdout}{done.stderr}"
 
 
-def test_the_reference_shows_defaults_and_meanings(reference: ModuleType) -> None:
+def test_the_reference_shows_defaults_and_meanings() -> None:
     page = reference.settings_page()
     assert "- `patience` (integer): Stop after so many epochs without a better score" in page
     assert "- `method` (`full` or `lora` or `qlora`, `full`):" in page

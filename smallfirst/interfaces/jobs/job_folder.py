@@ -90,13 +90,8 @@ class JobSpec(Record):
 class JobProgress(Record):
     """How far training is; written about once a second."""
 
-    step: int
-    epoch: float
     share: float
     """Share of the training done, in [0, 1]."""
-    loss: float
-    """Loss of the last step, in nats per target token."""
-    tokens_per_s: float
     seconds_left: float | None
     """Seconds until training ends at this rate; None at the first step."""
     at: datetime

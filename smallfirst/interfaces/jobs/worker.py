@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smallfirst.base.errors import Cancelled, ConfigError, RegistryError, SmallfirstError
+from smallfirst.base.errors import Cancelled, RegistryError, SmallfirstError
 from smallfirst.base.files import try_lock
 from smallfirst.base.progress import disable_tqdm_in_pipes
 from smallfirst.interfaces.jobs.job_folder import (
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = "SMALLFIRST_JOBS_AT_ONCE"
-"""Environment variable: how many jobs of one user may train on this machine at the same time; 1 if not set."""
 POLL_INTERVAL_S = 0.25
 PROGRESS_INTERVAL_S = 1.0
 RELAYED_EVENTS = ("TRAIN_STARTED", "RESUMED", "EPOCH_FINISHED", "CHECKPOINT_SAVED", "CHECKPOINT_FAILED")
@@ -84,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
 
 @contextmanager
 def wait_for_turn(job: JobFolder) -> Iterator[None]:
-    """Hold a training slot in the block, once no earlier job waits. Raise Cancelled if a stop is requested."""
+    """Hold the training slot in the block, once no earlier job waits. Raise Cancelled if a stop is requested."""
     position, slot = (job.spec.created_at, job.name), None
     earlier = [one for one in stored_jobs() if (one.spec.created_at, one.name) < position and not one.ended]
     while slot is None:
@@ -103,12 +101,8 @@ def wait_for_turn(job: JobFolder) -> Iterator[None]:
 
 
 def take_slot() -> int | None:
-    """Return the descriptor of a free training slot, or None. Raise ConfigError if the limit is no positive number."""
-    text = os.environ.get(AT_ONCE, "").strip() or "1"
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f'{AT_ONCE} is "{text}"; it must be a number from 1', hint=f"export {AT_ONCE}=1")
-    paths = (Path(tempfile.gettempdir(), f"smallfirst-{os.getuid()}-{number}.lock") for number in range(int(text)))
-    return next((slot for path in paths if (slot := try_lock(path)) is not None), None)
+    """Return the descriptor of the lock of this user's one training, or None where another holds it."""
+    return try_lock(Path(tempfile.gettempdir(), f"smallfirst-{os.getuid()}.lock"))
 
 
 def run_job(job: JobFolder) -> None:
@@ -243,15 +237,7 @@ class _ProgressReporter:
         began, share = self.first or (clock, step.progress)
         done = step.progress - share
         left = (clock - began) * (1 - step.progress) / done if done > 0 else None
-        return JobProgress(
-            step=step.step,
-            epoch=step.epoch,
-            share=step.progress,
-            loss=step.loss,
-            tokens_per_s=step.tokens_per_s,
-            seconds_left=left,
-            at=utc_now(),
-        )
+        return JobProgress(share=step.progress, seconds_left=left, at=utc_now())
 
 
 if __name__ == "__main__":

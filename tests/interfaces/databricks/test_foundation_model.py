@@ -389,9 +389,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[JobFolder]:
 
 def trained_until(job: JobFolder, share: float, seconds_left: float | None = 3700) -> None:
     at = datetime.now(UTC)
-    JobProgress(step=3, epoch=1, share=share, loss=1, tokens_per_s=9, seconds_left=seconds_left, at=at).save(
-        job.folder / "progress.json"
-    )
+    JobProgress(share=share, seconds_left=seconds_left, at=at).save(job.folder / "progress.json")
 
 
 def test_progress_and_time_left_are_told_only_while_it_trains(job: JobFolder) -> None:
