@@ -25,12 +25,10 @@ from smallfirst.path.project.project import Project, load_small, small_engine
 from smallfirst.path.project.run_folder import OUTCOME, RunFolder
 from smallfirst.path.project.task_file import RoutingConfig, TaskFile
 from smallfirst.path.router_setup import (
-    ACCEPTANCE,
+    PARTS,
     PROFILE_FOLDER,
-    REFERENCE,
     RUN,
-    AcceptanceScores,
-    TrafficReference,
+    RouterParts,
     challenger_stages,
     check_filters,
     load_ood_detector,
@@ -169,13 +167,12 @@ class TaskDeployment:
         run_folder = RunFolder.latest(file.name, run)
         where = f"{version.name} version {version.version}"
         certificate = Certificate.from_json(_attached(version, CERTIFICATE), where=f"the certificate of {where}")
-        reference = TrafficReference.from_json(_attached(version, REFERENCE, b"{}"), where=f"the reference of {where}")
-        scores = AcceptanceScores.from_json(_attached(version, ACCEPTANCE, b"{}"), where=f"the acceptance of {where}")
+        parts = RouterParts.from_json(_attached(version, PARTS, b"{}"), where=f"the parts of {where}")
         raw = versions.read_attachment(version.name, version.version, OUTCOME)
         outcome = Outcome.from_json(raw, where=f"the outcome of {where}") if raw else None
         self._check_fallback(certificate, outcome)
         self._check_engine(version)
-        detector = load_ood_detector(file, run_folder, scores)
+        detector = load_ood_detector(file, run_folder, parts)
         check_filters(certificate, file, detector)
         ahead = stages_ahead(file, run_folder, version=version.version)
         loaded += [stage.model for stage in ahead]
@@ -187,12 +184,12 @@ class TaskDeployment:
         if trial is not None:
             trial(loaded)
         router = Router(
-            scores.on((*ahead, Stage("small", small))),
+            parts.on((*ahead, Stage("small", small))),
             self.large,
             certificate,
             general=self.general,
             ood_detector=detector,
-            options=routing_rules(file, reference.large_usd, run_folder.path, beside),
+            options=routing_rules(file, parts.large_usd, run_folder.path, beside),
             name=file.name,
         )
         outcome = self._outcome_here(outcome) if outcome else outcome_of(router)

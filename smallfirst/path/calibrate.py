@@ -25,14 +25,12 @@ from smallfirst.path.project.candidates import get_candidate
 from smallfirst.path.project.project import Project, labelled_by, own_validation, shown_as
 from smallfirst.path.project.run_folder import CERTIFICATE, Promotion, RunFolder
 from smallfirst.path.router_setup import (
-    ACCEPTANCE,
     CHEAP,
     GAIN,
+    PARTS,
     PROFILE_FOLDER,
-    REFERENCE,
     RUN,
-    AcceptanceScores,
-    TrafficReference,
+    RouterParts,
     accepted_confidences,
     cascade_stages,
     fit_acceptance,
@@ -66,10 +64,8 @@ class Certified(Record):
     plan: Literal["small alone", "small first"] = "small alone"
     """What it was made for: the candidate after its gate alone, or for the part that the certificate covers."""
     certificate: Certificate
-    acceptance: AcceptanceScores
-    """With which drafts are served."""
-    reference: TrafficReference
-    """What live traffic is compared with."""
+    parts: RouterParts
+    """With which it is served."""
 
 
 class CalibratedCascade(NamedTuple):
@@ -78,8 +74,7 @@ class CalibratedCascade(NamedTuple):
     rows: CalibrationSet
     guarantee: Guarantee
     """With what counts once."""
-    acceptance: AcceptanceScores
-    reference: TrafficReference
+    parts: RouterParts
     filters: dict[str, Any]
     """What requests pass before they reach the cascade."""
     rests_on: tuple[str, ...]
@@ -99,16 +94,16 @@ async def build_calibration_set(
     try:
         folds = {stage: one for stage, name in names.items() if (one := run_folder.folds(name)) is not None}
         held = await held_out_drafts(project, stages, folds)
-        scores = await fit_acceptance(project, stages, held, profile)
+        parts = await fit_acceptance(project, stages, held, profile)
         if any(policy.uses_gain for policy in file.routing.policies):
             await fit_gain(project, held, FINE_TUNED, run_folder.path)
-        chosen_on = await accepted_confidences(scores, stages, held.rows, held.drafts, profile=profile)
-        served = await accepted_confidences(scores, stages, joined.rows, profile=profile)
-        foreign = await foreign_drafts(project, scores, stages, profile)
+        chosen_on = await accepted_confidences(parts, stages, held.rows, held.drafts, profile=profile)
+        served = await accepted_confidences(parts, stages, joined.rows, profile=profile)
+        foreign = await foreign_drafts(project, parts, stages, profile)
     finally:
         for stage in stages:
             await stage.model.aclose()
-    rows, filters, limits = served_rows(project, run_folder, scores, joined.rows)
+    rows, filters, limits = served_rows(project, run_folder, parts, joined.rows)
     for name in names.values():
         refuse_seen_rows(run_folder.model_folder(name), rows)
     drafts = [
@@ -117,7 +112,8 @@ async def build_calibration_set(
     ]
     asked = run_folder.evaluation("large", "calibration") is not None
     large, judged_by = _measured_on(project, run_folder, "large", rows) if asked else None, labelled_by(project)
-    reference = TrafficReference(large_usd=large.cost_usd_per_1k / 1000 if large else None)
+    if large:
+        parts = parts.model_copy(update={"large_usd": large.cost_usd_per_1k / 1000})
     says = [project.rows.counted.in_words, joined.in_words, _label_sources(rows) if judged_by == "large" else ""]
     like = {e.key for e in project.rows.selection.examples} if own_validation(project) else None
     selection = selection_drafts(run_folder, names, chosen_on, like=like) or []
@@ -127,22 +123,21 @@ async def build_calibration_set(
             drafts, large, judged_by=judged_by, guarantee=guarantee, foreign=foreign, selection=selection
         ),
         guarantee=guarantee,
-        acceptance=scores,
-        reference=reference,
+        parts=parts,
         filters=filters,
         rests_on=(*filter(None, says), *limits),
     )
 
 
 def served_rows(
-    project: Project, run_folder: RunFolder, scores: AcceptanceScores, rows: Dataset
+    project: Project, run_folder: RunFolder, parts: RouterParts, rows: Dataset
 ) -> tuple[Dataset, dict[str, Any], list[str]]:
     """Return those of `rows` that reach the cascade when they are served, through which filters, and what is told.
 
     Policies and the check for conversations are applied as the Router applies them; random splits are left out.
     """
     policies, own = project.file.routing.policies, []
-    checked, gain = serves_domain_check(project.file, run_folder, scores), GainModel.load(run_folder.path / GAIN)
+    checked, gain = serves_domain_check(project.file, run_folder, parts), GainModel.load(run_folder.path / GAIN)
     fixed = [policy for policy in policies if policy.kind != "split"]
     for example in rows.examples:
         request = Request(messages=example.messages)
@@ -241,8 +236,7 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
         candidate=candidate,
         plan="small alone" if alone else "small first",
         certificate=certificate,
-        acceptance=found.acceptance,
-        reference=found.reference,
+        parts=found.parts,
     )
     _save(project, run_folder, certified)
     return certified
@@ -274,12 +268,12 @@ def calibrate_stage(
     plan = promotion.plan if promotion else "small alone"
     candidate = promotion.candidate if promotion else candidate
     found = certify_candidate(project, run_folder, candidate, alone=plan == "small alone")
-    asyncio.run(measure_router(project, run_folder, found.certificate, found.acceptance, candidate=candidate))
+    asyncio.run(measure_router(project, run_folder, found.certificate, found.parts, candidate=candidate))
     kept = None if plan == "small first" else unconfirmed_escalation(project, run_folder, found.certificate, candidate)
     if kept is not None:
         found = found.model_copy(update={"certificate": kept})
         _save(project, run_folder, found)
-        asyncio.run(measure_router(project, run_folder, kept, found.acceptance, candidate=candidate))
+        asyncio.run(measure_router(project, run_folder, kept, found.parts, candidate=candidate))
     if promotion is not None:
         attach_certified(promotion, found, run_folder)
     return found.certificate
@@ -316,7 +310,7 @@ def _save(project: Project, run_folder: RunFolder, found: Certified) -> None:
 
 
 def attach_certified(promotion: Promotion, found: Certified, run_folder: RunFolder) -> None:
-    """Attach the certificate, the scores and the reference of live traffic to the version that is or goes live.
+    """Attach the certificate and the parts of the Router to the version that is or goes live.
 
     With what a server needs of the run where that is not on its machine: cheap models, and what recognises the task.
     """
@@ -325,7 +319,6 @@ def attach_certified(promotion: Promotion, found: Certified, run_folder: RunFold
     versions.attach_folder(promotion.name, promotion.version, RUN, paths)
     for filename, record in (
         (CERTIFICATE, found.certificate),
-        (ACCEPTANCE, found.acceptance),
-        (REFERENCE, found.reference),
+        (PARTS, found.parts),
     ):
         versions.attach(promotion.name, promotion.version, filename, record.model_dump_json(indent=2).encode())

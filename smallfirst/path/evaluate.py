@@ -15,7 +15,7 @@ from smallfirst.path.project.candidates import Candidate, fitted_candidates, get
 from smallfirst.path.project.project import Project, shown_as
 from smallfirst.path.project.run_folder import KEPT, OPEN_ENDED, KeptOnTest, OpenEndedRouting, RunFolder
 from smallfirst.path.router_setup import (
-    AcceptanceScores,
+    RouterParts,
     cascade_stages,
     is_correct,
     load_ood_detector,
@@ -65,7 +65,7 @@ def evaluate_stage(project: Project, run_folder: RunFolder, *, resume: bool = Fa
 
 
 async def measure_router(
-    project: Project, run_folder: RunFolder, certificate: Certificate, scores: AcceptanceScores, *, candidate: str
+    project: Project, run_folder: RunFolder, certificate: Certificate, parts: RouterParts, *, candidate: str
 ) -> None:
     """Measure the Router over `candidate` on test rows and on open-ended requests that no detector was fitted on."""
     file, rows, test = project.file, project.rows, project.rows.test
@@ -74,9 +74,9 @@ async def measure_router(
         large = await recorded_answers(file, project.task, rows, progress=project.progress)
         open_answers = await recorded_open_answers(file, rows, progress=project.progress)
         general = OpenEndedReplay(open_answers, large) if open_answers else None
-    detector = load_ood_detector(file, run_folder, scores)
+    detector = load_ood_detector(file, run_folder, parts)
     options = routing_rules(file, None, run_folder.path)
-    stages = scores.on(cascade_stages(project, run_folder, get_candidate(candidate).load(project, run_folder)))
+    stages = parts.on(cascade_stages(project, run_folder, get_candidate(candidate).load(project, run_folder)))
     router = Router(stages, large, certificate, general=general, ood_detector=detector, options=options, name=file.name)
     asked = test
     if file.large is not None and (certificate.below == "escalate" or detector is not None or file.routing.policies):

@@ -151,9 +151,7 @@ def _try(project: Project, run_folder: RunFolder, candidate: str, level: Confide
     certified = certify_candidate(project, run_folder, candidate, alone=False)
     checks = [_check_promise(certified.certificate)]
     if certified.certificate.issued:
-        asyncio.run(
-            measure_router(project, run_folder, certified.certificate, certified.acceptance, candidate=candidate)
-        )
+        asyncio.run(measure_router(project, run_folder, certified.certificate, certified.parts, candidate=candidate))
         routed, large = run_folder.evaluation("routed", "test"), run_folder.evaluation("large", "test")
         assert routed is not None
         routed = without_copies(project, routed, find_split_leaks(project, run_folder))

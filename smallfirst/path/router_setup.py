@@ -38,8 +38,8 @@ from smallfirst.routing.gain import LARGE, SMALL, GainModel
 from smallfirst.routing.policies import CHALLENGER
 from smallfirst.routing.router import RouterOptions, Stage
 
-ACCEPTANCE, REFERENCE = "acceptance.json", "reference.json"
-"""Files of the AcceptanceScores and the TrafficReference beside the certificate."""
+PARTS = "router.json"
+"""File of the RouterParts beside the certificate."""
 GAIN, PROFILE_FOLDER = "gain", "signature"
 """Folders of the fitted gain and of the task's profile in a run folder."""
 PROFILE_FOLDS = 5
@@ -50,20 +50,16 @@ CHEAP = ("words", "encoder")
 """Linear candidates, of which the first that a run has is asked about the answers of others."""
 
 
-class TrafficReference(Record):
-    """What the Router expects of the models that it asks."""
+class RouterParts(Record):
+    """What a calibration leaves for the Router beside the certificate."""
 
+    acceptance: dict[str, AcceptanceScore] = {}
+    """By stage the score of confidence and distance together; empty where no domain check is served."""
     large_usd: float | None = None
     """Mean cost of an answer of the large model in USD; None if it was not measured."""
 
-
-class AcceptanceScores(Record):
-    """By stage the score of confidence and distance together; none where no domain check is served."""
-
-    by_stage: dict[str, AcceptanceScore] = {}
-
     def on(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
-        return tuple(stage._replace(acceptance=self.by_stage.get(stage.name)) for stage in stages)
+        return tuple(stage._replace(acceptance=self.acceptance.get(stage.name)) for stage in stages)
 
 
 class HeldOut(NamedTuple):
@@ -91,13 +87,13 @@ async def held_out_drafts(
 
 async def fit_acceptance(
     project: Project, stages: Sequence[Stage], held: HeldOut, profile: TaskProfile | None
-) -> AcceptanceScores:
+) -> RouterParts:
     """Fit the scores on held-out answers and on those to foreign rows, which are asked for.
 
     `profile` is that of the domain check which is served; without one there are no scores.
     """
     if profile is None:
-        return AcceptanceScores()
+        return RouterParts()
     foreign, _ = foreign_rows(project.rows.open_ended)
     theirs = await _confidences(stages, foreign)
     near, far = (np.array([one.features for one in profile.measure_rows(part)]) for part in (held.rows, foreign))
@@ -111,22 +107,22 @@ async def fit_acceptance(
             found[name] = score
     if not found:
         project.progress.log(f"foreign requests are not told apart: {len(held.rows)} rows are too few")
-    return AcceptanceScores(by_stage=found)
+    return RouterParts(acceptance=found)
 
 
 async def foreign_drafts(
-    project: Project, scores: AcceptanceScores, stages: Sequence[Stage], profile: TaskProfile | None
+    project: Project, parts: RouterParts, stages: Sequence[Stage], profile: TaskProfile | None
 ) -> list[list[float]]:
     """Return by stage the confidences of foreign rows that nothing was fitted on; empty without a domain check."""
-    if profile is None or not scores.by_stage:
+    if profile is None or not parts.acceptance:
         return []
     _, rows = foreign_rows(project.rows.open_ended)
-    said = await _confidences(scores.on(stages), rows, profile=profile)
+    said = await _confidences(parts.on(stages), rows, profile=profile)
     return [said[stage.name] for stage in stages]
 
 
 async def accepted_confidences(
-    scores: AcceptanceScores,
+    parts: RouterParts,
     stages: Sequence[Stage],
     rows: Dataset,
     drafts: Mapping[str, Sequence[Completion]] | None = None,
@@ -134,11 +130,11 @@ async def accepted_confidences(
     profile: TaskProfile | None,
 ) -> dict[str, dict[str, float]]:
     """Return the confidence of each answer by row key, for each stage with a score; `drafts` saves asking again."""
-    if not scores.by_stage:
+    if not parts.acceptance:
         return {}
     keys = [example.key for example in rows.examples]
-    said = await _confidences(scores.on(stages), rows, drafts, profile=profile)
-    return {name: dict(zip(keys, said[name], strict=True)) for name in scores.by_stage}
+    said = await _confidences(parts.on(stages), rows, drafts, profile=profile)
+    return {name: dict(zip(keys, said[name], strict=True)) for name in parts.acceptance}
 
 
 def with_confidences(evaluation: Evaluation, confidence: Mapping[str, float]) -> Evaluation:
@@ -261,14 +257,14 @@ def fit_profile(project: Project, run_folder: RunFolder) -> TaskProfile | None:
     return profile if project.file.tells_foreign_requests else None
 
 
-def serves_domain_check(file: TaskFile, run_folder: RunFolder, scores: AcceptanceScores) -> bool:
-    """Return True if requests pass the domain check: it is on, and was part of the calibration that fitted `scores`."""
-    return file.tells_foreign_requests and bool(scores.by_stage) and has_profile(run_folder.path / PROFILE_FOLDER)
+def serves_domain_check(file: TaskFile, run_folder: RunFolder, parts: RouterParts) -> bool:
+    """Return True if requests pass the domain check: it is on, and was part of the calibration that fitted `parts`."""
+    return file.tells_foreign_requests and bool(parts.acceptance) and has_profile(run_folder.path / PROFILE_FOLDER)
 
 
-def load_ood_detector(file: TaskFile, run_folder: RunFolder, scores: AcceptanceScores) -> OodGate | None:
+def load_ood_detector(file: TaskFile, run_folder: RunFolder, parts: RouterParts) -> OodGate | None:
     """Return the domain check; None where none is served."""
-    if not serves_domain_check(file, run_folder, scores):
+    if not serves_domain_check(file, run_folder, parts):
         return None
     return OodGate(TaskProfile.load(run_folder.path / PROFILE_FOLDER), price=file.prices.machine)
 

@@ -23,7 +23,7 @@ from smallfirst.path.candidates.linear import WORDS
 from smallfirst.path.parity import served_parity
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import RunFolder
-from smallfirst.path.router_setup import ACCEPTANCE, PROFILE_FOLDER, AcceptanceScores
+from smallfirst.path.router_setup import PARTS, PROFILE_FOLDER, RouterParts
 from smallfirst.registry import versions
 from smallfirst.routing.acceptance import AcceptanceScore
 from smallfirst.routing.domain import fit_task_profile
@@ -50,8 +50,8 @@ def test_a_certificate_made_inside_the_domain_is_not_served_without_the_gate(des
     fit_task_profile(rows.train, rows.selection).save(RunFolder.latest("toy").path / PROFILE_FOLDER)
     near = AcceptanceScore(weights=(1.0, 1.0), intercept=0.0, n_own=40, n_foreign=40)
     WORDS.fit(Project.read(desk.file, Progress(quiet=True)), RunFolder.latest("toy"))
-    scores = AcceptanceScores(by_stage={"small": near})
-    versions.attach("main.desk.toy", version, ACCEPTANCE, scores.model_dump_json().encode())
+    parts = RouterParts(acceptance={"small": near})
+    versions.attach("main.desk.toy", version, PARTS, parts.model_dump_json().encode())
     router = deployment.load(TargetVersions(version)).router
     detector = router.router.ood_detector
     assert detector is not None

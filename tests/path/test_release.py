@@ -17,7 +17,7 @@ from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import GateVerdicts, RunFolder
 from smallfirst.path.project.task_file import TaskFile, read_task_file
 from smallfirst.path.release import chosen_candidate, gate_line, gate_stage, holds_to_gate, may_go_alone
-from smallfirst.path.router_setup import AcceptanceScores, TrafficReference
+from smallfirst.path.router_setup import RouterParts
 
 
 def project_of(**settings: Any) -> Project:
@@ -124,7 +124,5 @@ def test_audits_hold_small_answers_to_a_gate_that_was_written_and_passed(
     issued: bool, all_small: bool, plan: Any, written: bool, holds: bool
 ) -> None:
     project = project_of(**({"gate": {"accuracy_at_least": 0.7}} if written else {}))
-    certified = Certified(
-        plan=plan, certificate=certificate(issued=issued), acceptance=AcceptanceScores(), reference=TrafficReference()
-    )
+    certified = Certified(plan=plan, certificate=certificate(issued=issued), parts=RouterParts())
     assert holds_to_gate(project, certified, verdict("words", 95), all_small=all_small) is holds

@@ -24,8 +24,8 @@ from smallfirst.path.project.task_file import LargeConfig, RoutingConfig
 from smallfirst.path.router_setup import (
     GAIN,
     PROFILE_FOLDER,
-    AcceptanceScores,
     HeldOut,
+    RouterParts,
     accepted_confidences,
     check_filters,
     fit_acceptance,
@@ -127,17 +127,17 @@ def test_foreign_requests_lower_the_confidence_with_which_a_draft_is_served(tmp_
     profile = fit_task_profile(of.rows.train, of.rows.selection)
     held = asyncio.run(held_out_drafts(of, stages))
     assert held.rows == of.rows.selection
-    assert asyncio.run(fit_acceptance(of, stages, held, None)) == AcceptanceScores()
-    scores = asyncio.run(fit_acceptance(of, stages, held, profile))
-    assert AcceptanceScores.model_validate_json(scores.model_dump_json()) == scores
-    (served,) = scores.on(stages)
-    assert served.acceptance == scores.by_stage["small"]
-    own = asyncio.run(accepted_confidences(scores, stages, of.rows.calibration, profile=profile))["small"]
-    foreign = asyncio.run(foreign_drafts(of, scores, stages, profile))
+    assert asyncio.run(fit_acceptance(of, stages, held, None)) == RouterParts()
+    parts = asyncio.run(fit_acceptance(of, stages, held, profile))
+    assert RouterParts.model_validate_json(parts.model_dump_json()) == parts
+    (served,) = parts.on(stages)
+    assert served.acceptance == parts.acceptance["small"]
+    own = asyncio.run(accepted_confidences(parts, stages, of.rows.calibration, profile=profile))["small"]
+    foreign = asyncio.run(foreign_drafts(of, parts, stages, profile))
     assert len(foreign[0]) > 40
     lower = [value < min(own.values()) - 0.1 for value in foreign[0]]  # though the model is as sure of both
     assert sum(lower) > 0.8 * len(lower)
-    assert asyncio.run(foreign_drafts(of, AcceptanceScores(), stages, profile)) == []
+    assert asyncio.run(foreign_drafts(of, RouterParts(), stages, profile)) == []
 
 
 def test_the_gain_is_fitted_on_selection_rows_and_recorded_answers_of_the_large_model(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_rows_that_a_policy_places_elsewhere_do_not_certify_the_rest(tmp_path: P
         {"kind": "rule", "to": "large", "tags": {"tier": "gold"}},
     ]
     of = project(tmp_path, easy + hard, policies=policies)
-    rows, filters, limits = served_rows(of, RunFolder(tmp_path), AcceptanceScores(), of.rows.calibration)
+    rows, filters, limits = served_rows(of, RunFolder(tmp_path), RouterParts(), of.rows.calibration)
     expected = [e for e in of.rows.calibration.examples if "hard" in e.text or "easy 1" in e.text]
     assert list(rows.examples) == expected
     assert 0 < len(expected) < len(of.rows.calibration)
@@ -206,9 +206,7 @@ def gated(folder: Path) -> tuple[Project, RunFolder]:
     return of, run_folder
 
 
-SCORED = AcceptanceScores(
-    by_stage={"small": AcceptanceScore(weights=(1.0, 0.5), intercept=0.0, n_own=40, n_foreign=40)}
-)
+SCORED = RouterParts(acceptance={"small": AcceptanceScore(weights=(1.0, 0.5), intercept=0.0, n_own=40, n_foreign=40)})
 
 
 def test_where_the_confidence_counts_the_distance_every_row_certifies(tmp_path: Path) -> None:
@@ -219,7 +217,7 @@ def test_where_the_confidence_counts_the_distance_every_row_certifies(tmp_path: 
     off = project(tmp_path, ["a"], domain="off").file
     assert load_ood_detector(off, run_folder, SCORED) is None
     default = off.model_copy(update={"routing": RoutingConfig()})
-    assert load_ood_detector(default, run_folder, AcceptanceScores()) is None  # its calibration had no check
+    assert load_ood_detector(default, run_folder, RouterParts()) is None  # its calibration had no check
 
 
 def test_a_certificate_is_served_behind_its_own_filters_only(tmp_path: Path) -> None:
