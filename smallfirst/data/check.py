@@ -17,6 +17,7 @@ SEVERITIES: tuple[Severity, ...] = ("stop", "fix", "note")
 MAX_PLACES = 10_000
 """So many places of a finding are kept."""
 FOLDED_NOTE = "case, spacing and punctuation aside"
+COPIES_NOTE = f"{FOLDED_NOTE}, or 1 of 10 words"
 
 
 class Finding(Record):
@@ -269,14 +270,8 @@ def _copies(splits: Mapping[str, Dataset]) -> Iterator[Finding]:
             if not leaks.n_leaked:
                 continue
             level, rule = _judge_copies(len(rows) - leaks.n_leaked, len(rows), old, new)
-            kinds = (
-                (leaks.exact, "letter for letter", "is"),
-                (leaks.folded, FOLDED_NOTE, "is"),
-                (leaks.near, "but for 1 of 10 words", "is nearly"),
-            )
-            how = ", ".join(f"{len(found):,} {words}" for found, words, _ in kinds if found)
-            where = [f"{leak.test} {verb} {leak.train}" for found, _, verb in kinds for leak in found]
-            what = f"{leaks.n_leaked:,} of {len(rows):,} {new} texts are also in {old} ({how})"
+            where = [f"{leak.test} is {leak.train}" for leak in leaks.leaks]
+            what = f"{leaks.n_leaked:,} of {len(rows):,} {new} texts are also in {old} ({COPIES_NOTE})"
             yield make_finding(level, what, rule, where)
 
 

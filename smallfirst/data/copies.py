@@ -1,8 +1,8 @@
 """Copies among rows: near-duplicates, leaks between splits, and the rows that count as independent observations.
 
 Nearly equal are texts whose word sets have a Jaccard similarity of at least 0.9. That is exact, yet only rows under the
-same rare word are compared (prefix filtering, Chaudhuri, Ganti and Kaushik 2006). A language written without spaces is
-one word per clause.
+same rare word are compared (prefix filtering, Chaudhuri, Ganti and Kaushik 2006). Words in over half of all texts do
+not count, or a prompt template would make all rows alike. A language written without spaces is one word per clause.
 """
 
 from __future__ import annotations
@@ -20,21 +20,6 @@ MIN_CLEAN_ROWS = 50
 """Rows without a copy in the training rows that a test needs; half of its rows where it has fewer than 100."""
 
 
-def near_duplicates(known: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]:
-    """Return the indices (new, known) of each text of `new` that nearly repeats, but does not equal, one of `known`.
-
-    Words in over half of all texts do not count, or a prompt template would make all rows alike.
-    """
-    old_texts, new_texts = [fold_text(text) for text in known], [fold_text(text) for text in new]
-    rank = _ranks([*old_texts, *new_texts])
-    index = WordIndex(rank)
-    for text in old_texts:
-        index.add(index.words(text))
-    same = set(old_texts)
-    found = {j: next(index.near(index.words(text)), None) for j, text in enumerate(new_texts) if text not in same}
-    return [(j, i) for j, i in found.items() if i is not None]
-
-
 def clusters(texts: Sequence[str], groups: Sequence[str] | None = None) -> list[int]:
     """Return a cluster number for each row, the index of its first: equal (folded) or nearly equal texts have one.
 
@@ -49,7 +34,7 @@ def clusters(texts: Sequence[str], groups: Sequence[str] | None = None) -> list[
     index = WordIndex(_ranks(folded))
     for i, text in enumerate(folded):
         words = index.words(text)
-        for j in (same.setdefault(text.replace(" ", ""), i), *index.near(words)):
+        for j in (same.setdefault(_bare(text), i), *index.near(words)):
             found.merge(i, j)
         index.add(words)
     first: dict[int, int] = {}
@@ -95,7 +80,7 @@ def _ranks(texts: Sequence[str]) -> dict[str, int]:
     return {word: rank for rank, word in enumerate(ordered) if n_with[word] <= most}
 
 
-# Leaks: test rows that are also training rows, letter for letter, folded, or in nine of ten words
+# Leaks: test rows that are also training rows, but for case, punctuation and spacing, or in nine of ten words
 
 
 class Leak(Record):
@@ -109,20 +94,15 @@ class Leak(Record):
 
 
 class LeakReport(Record):
-    """All test rows found among the training rows, each under the closest kind."""
+    """All test rows found among the training rows."""
 
     n_test: int
     test_fingerprint: str
-    exact: tuple[Leak, ...] = ()
-    """Asked letter for letter in training."""
-    folded: tuple[Leak, ...] = ()
-    """The same but for case, punctuation and spacing."""
-    near: tuple[Leak, ...] = ()
-    """Nine of ten words are the same."""
+    leaks: tuple[Leak, ...] = ()
 
     @property
     def n_leaked(self) -> int:
-        return len(self.exact) + len(self.folded) + len(self.near)
+        return len(self.leaks)
 
     @property
     def share(self) -> float:
@@ -132,7 +112,7 @@ class LeakReport(Record):
     @cached_property
     def keys(self) -> frozenset[str]:
         """Content keys of the leaked test rows."""
-        return frozenset(leak.key for leak in (*self.exact, *self.folded, *self.near))
+        return frozenset(leak.key for leak in self.leaks)
 
 
 def min_clean_rows(n_test: int) -> int:
@@ -141,37 +121,24 @@ def min_clean_rows(n_test: int) -> int:
 
 
 def find_leaks(train: Dataset, test: Dataset) -> LeakReport:
-    """Return the test rows that ask what a training row asks: exactly, folded, or nearly. Answers are not compared."""
-    letter: dict[str, Example] = {}
-    alike: dict[str, Example] = {}
-    for row in train.examples:
-        letter.setdefault(row.asked, row)
-        alike.setdefault(_bare(row.asked), row)
-    exact, same, others = [], [], []
-    for row in test.examples:
-        if (earlier := letter.get(row.asked)) is not None:
-            exact.append(_leak(row, earlier))
-        elif (earlier := alike.get(_bare(row.asked))) is not None:
-            same.append(_leak(row, earlier))
-        else:
-            others.append(row)
-    pairs = near_duplicates([row.asked for row in train.examples], [row.asked for row in others])
-    return LeakReport(
-        n_test=len(test),
-        test_fingerprint=test.content_fingerprint,
-        exact=tuple(exact),
-        folded=tuple(same),
-        near=tuple(_leak(others[new], train.examples[known]) for new, known in pairs),
-    )
+    """Return the test rows that ask what a training row asks, or nearly. Answers are not compared."""
+    known, new = ([fold_text(row.asked) for row in data.examples] for data in (train, test))
+    index, same = WordIndex(_ranks([*known, *new])), dict[str, int]()
+    for i, text in enumerate(known):
+        same.setdefault(_bare(text), i)
+        index.add(index.words(text))
+    leaks = []
+    for row, text in zip(test.examples, new, strict=True):
+        found = same.get(_bare(text))
+        found = next(index.near(index.words(text)), None) if found is None else found
+        if found is not None:
+            leaks.append(Leak(key=row.key, test=row.place, train=train.examples[found].place))
+    return LeakReport(n_test=len(test), test_fingerprint=test.content_fingerprint, leaks=tuple(leaks))
 
 
-def _bare(text: str) -> str:
-    """Return the folded text without a space: "top-up" is "topup", and "what's" is "whats"."""
-    return fold_text(text).replace(" ", "")
-
-
-def _leak(row: Example, earlier: Example) -> Leak:
-    return Leak(key=row.key, test=row.place, train=earlier.place)
+def _bare(folded: str) -> str:
+    """Return a folded text without a space: "top-up" is "topup", and "what's" is "whats"."""
+    return folded.replace(" ", "")
 
 
 # Independent rows. An exact bound takes its rows for independent draws. Five copies of a text, or ten rows of one

@@ -430,15 +430,13 @@ def _check_clean_rows(leaks: LeakReport, everything: Evaluation, inputs: CheckIn
     copies = [row.correct for row in everything.rows if row.key in leaks.keys]
     clean = [row.correct for row in inputs.candidate.rows if row.key not in leaks.keys]
     on_copies, on_clean = (wilson(sum(one), len(one), confidence=level.confidence) for one in (copies, clean))
-    kinds = {"exact": leaks.exact, "folded": leaks.folded, "near": leaks.near}
     measured = (
-        f"{len(clean)} of {len(everything.rows)}, {len(copies)} left out "
-        f"({', '.join(f'{len(found)} {kind}' for kind, found in kinds.items() if found)}); accuracy on copies "
+        f"{len(clean)} of {len(everything.rows)}, {len(copies)} left out; accuracy on copies "
         f"{on_copies} n={len(copies)}, on the others {on_clean} n={len(clean)}{level.note}"
     )
     if len(inputs.candidate.rows) == len(clean) >= minimum:  # no copy was judged
         return requirement.result(measured, passed=True)
-    pairs = [f"{leak.test} is {leak.train}" for found in kinds.values() for leak in found]
+    pairs = [f"{leak.test} is {leak.train}" for leak in leaks.leaks]
     rows = f"{leaks.n_leaked} test row{' repeats' if leaks.n_leaked == 1 else 's repeat'} a training row"
     advice = f"{rows}: {_join(pairs)}; remove those from the training rows, then  smallfirst run task.yaml"
     return requirement.result(measured, advice)

@@ -130,14 +130,11 @@ def test_the_gravest_finding_comes_first_on_the_terminal() -> None:
 TRAIN = text_rows("train", "Where is my card?", "I want a top-up", "one two three four five six seven eight nine ten")
 
 
-def test_copies_are_named_by_row_and_told_apart_by_how_close_they_are() -> None:
+def test_copies_are_named_by_row() -> None:
     near = "one two three four five six seven eight nine"
     test = text_rows("test", "Where is my card?", "where is my card", "I want a topup", near, "something new")
     finding = found(check(TRAIN, test=test), "4 of 5 test texts are also in train")
-    assert finding.what.endswith(
-        "(1 letter for letter, 2 case, spacing and punctuation aside, 1 but for 1 of 10 words)"
-    )
-    assert finding.where == ("test:1 is train:1", "test:2 is train:1", "test:3 is train:2", "test:4 is nearly train:3")
+    assert finding.where == ("test:1 is train:1", "test:2 is train:1", "test:3 is train:2", "test:4 is train:3")
 
 
 def long_rows(splits: dict[str, Dataset], tokens: TokenCounts) -> list[Finding]:

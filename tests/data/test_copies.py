@@ -10,7 +10,7 @@ from fixtures.rows import text_rows as rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smallfirst.data.copies import clusters, count_rows, find_leaks, independent_rows, near_duplicates
+from smallfirst.data.copies import clusters, count_rows, find_leaks, independent_rows
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.routing.certificate.certificate import Guarantee
 from smallfirst.routing.certificate.threshold_search import search_threshold
@@ -21,72 +21,50 @@ TEN = "one two three four five six seven eight nine ten"
 def test_a_shared_template_does_not_make_rows_alike() -> None:
     template = "answer the customer politely in two short sentences and name the article "
     template += "of our terms that applies to this case "
-    known = [template + f"question{i} about{i}" for i in range(60)]
-    assert near_duplicates(known, [template + "question7 about9"]) == []
-    assert near_duplicates(known, [template + "about9 question9"]) == [(0, 9)]
+    known = rows("train", *(template + f"question{i} about{i}" for i in range(60)))
+    found = find_leaks(known, rows("test", template + "question7 about9", template + "about9 question9"))
+    assert [(leak.test, leak.train) for leak in found.leaks] == [("test:2", "train:10")]
 
 
-sentences = st.lists(st.lists(st.sampled_from("abcdefghijkl"), max_size=14).map(" ".join), max_size=8)
+sentences = st.lists(st.lists(st.sampled_from("abcdefghijkl"), min_size=1, max_size=14).map(" ".join), max_size=8)
 
 
 @settings(max_examples=150, deadline=None)
 @given(sentences, sentences)
 def test_exactly_the_texts_with_a_similar_one_are_found(known: list[str], new: list[str]) -> None:
-    def similar(a: str, b: str) -> bool:
+    def alike(a: str, b: str) -> bool:
         x, y = set(a.split()), set(b.split())
-        return bool(x and y) and len(x & y) / len(x | y) >= 0.9
+        return a.replace(" ", "") == b.replace(" ", "") or len(x & y) / len(x | y) >= 0.9
 
-    near = [j for j, t in enumerate(new) if t not in known and any(similar(t, k) for k in known)]
-    pairs = near_duplicates(known, new)
-    assert [j for j, _ in pairs] == near
-    assert all(similar(new[j], known[i]) for j, i in pairs)
+    found = {leak.test: leak.train for leak in find_leaks(rows("train", *known), rows("test", *new)).leaks}
+    assert set(found) == {f"test:{j}" for j, t in enumerate(new, 1) if any(alike(t, k) for k in known)}
+    assert all(alike(new[int(a[5:]) - 1], known[int(b[6:]) - 1]) for a, b in found.items())
 
 
 TRAIN = rows("train.jsonl", "Where is my card?", "I want a refund", TEN, "where is my card")
 
 
 @pytest.mark.parametrize(
-    ("text", "kind", "place"),
+    ("text", "line"),
     [
-        ("Where is my card?", "exact", "train.jsonl:1"),
-        ("where is my card", "exact", "train.jsonl:4"),
-        ("WHERE is my card?", "folded", "train.jsonl:1"),
-        ("  where  is my\tcard ", "folded", "train.jsonl:1"),
-        ("where is my card!!!", "folded", "train.jsonl:1"),
-        ("I want a re-fund", "folded", "train.jsonl:2"),
-        ("ｗhere is my card", "folded", "train.jsonl:1"),  # a full-width letter
-        (TEN.removesuffix(" ten"), "near", "train.jsonl:3"),
-        (TEN.removesuffix(" nine ten"), None, ""),
-        ("my card is where", "near", "train.jsonl:1"),
-        ("something else", None, ""),
+        ("Where is my card?", 1),
+        ("  WHERE  is my\tcard!!!", 1),
+        ("I want a re-fund", 2),
+        ("ｗhere is my card", 1),  # a full-width letter
+        (TEN.removesuffix(" ten"), 3),
+        (TEN.removesuffix(" nine ten"), None),
+        ("my card is where", 1),
+        ("something else", None),
     ],
 )
-def test_a_copy_is_found_under_the_closest_kind(text: str, kind: str | None, place: str) -> None:
+def test_a_copy_is_found_with_the_first_row_that_it_repeats(text: str, line: int | None) -> None:
     test = rows("test.jsonl", "quite new", text)
     found = find_leaks(TRAIN, test)
-    by_kind = {"exact": found.exact, "folded": found.folded, "near": found.near}
-    assert [name for name, leaks in by_kind.items() if leaks] == ([kind] if kind else [])
-    if kind:
-        (leak,) = by_kind[kind]
-        assert (leak.key, leak.test, leak.train) == (test.examples[1].key, "test.jsonl:2", place)
-    assert (found.n_test, found.n_leaked, found.share) == (2, bool(kind), 0.5 if kind else 0.0)
-    assert found.keys == ({test.examples[1].key} if kind else set())
+    places = [] if line is None else [("test.jsonl:2", f"train.jsonl:{line}")]
+    assert [(leak.test, leak.train) for leak in found.leaks] == places
+    assert (found.n_test, found.share) == (2, 0.5 if line else 0.0)
+    assert found.keys == ({test.examples[1].key} if line else set())
     assert found.test_fingerprint == test.content_fingerprint
-
-
-words = st.lists(st.sampled_from(["alpha", "beta", "gamma", "delta", "Alpha", "BETA"]), min_size=1, max_size=4)
-texts = st.lists(st.tuples(words, st.sampled_from([" ", "  ", ", ", "-"])).map(lambda p: p[1].join(p[0])), max_size=12)
-
-
-@given(texts, texts)
-def test_each_test_row_counts_once_and_copies_always(train: list[str], test: list[str]) -> None:
-    found = find_leaks(rows("train", *train), rows("test", *test))
-    places = [leak.test for leak in (*found.exact, *found.folded, *found.near)]
-    assert len(places) == len(set(places)) <= found.n_test == len(test)
-    assert len(found.exact) == sum(text in train for text in test)
-    dressed = {"".join(c for c in text.lower() if c.isalpha()) for text in train}
-    bare = ["".join(c for c in text.lower() if c.isalpha()) for text in test]
-    assert len(found.exact) + len(found.folded) == sum(text in dressed for text in bare)
 
 
 def labelled(*texts: str, group: str = "") -> Dataset:

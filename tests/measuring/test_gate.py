@@ -403,8 +403,7 @@ def clean_rows(n: int, n_copies: int, *, right: int | None = None, left_out: boo
     copies = tuple(
         Leak(key=f"row{i}", test=f"test.jsonl:{i + 1}", train=f"train.jsonl:{i + 71}") for i in range(n_copies)
     )
-    kinds = {"exact": copies[:-3], "folded": copies[-3:-1], "near": copies[-1:]}
-    leaks = LeakReport(n_test=n, test_fingerprint=whole.dataset_fingerprint, **kinds)
+    leaks = LeakReport(n_test=n, test_fingerprint=whole.dataset_fingerprint, leaks=copies)
     clean = whole.model_copy(update={"rows": whole.rows[n_copies:]}) if left_out else None
     _, *results = Gate(accuracy_at_least=0.7).check(whole, large=None, leaks=leaks, clean=clean).checks
     return results
@@ -414,13 +413,12 @@ def test_copies_are_left_out_and_counted() -> None:
     (result,) = clean_rows(100, 20, right=80)
     assert (result.name, result.requirement) == ("clean_rows", "at least 50 test rows that repeat no training row")
     assert result.measured == (  # Wilson for 20 of 20, and 60 of 80
-        "80 of 100, 20 left out (17 exact, 2 folded, 1 near); "
-        "accuracy on copies 1.000 [0.839, 1.000] n=20, on the others 0.750 [0.645, 0.832] n=80"
+        "80 of 100, 20 left out; accuracy on copies 1.000 [0.839, 1.000] n=20, on the others 0.750 [0.645, 0.832] n=80"
     )
     assert clean_rows(100, 0) == []
     whole = of(80, 100)  # 40 of the 60 that repeat nothing are right: the threshold is about these
     leaks = LeakReport(
-        n_test=100, test_fingerprint="f", exact=tuple(Leak(key=f"row{i}", test="a", train="b") for i in range(40))
+        n_test=100, test_fingerprint="f", leaks=tuple(Leak(key=f"row{i}", test="a", train="b") for i in range(40))
     )
     clean = whole.model_copy(update={"rows": whole.rows[40:]})
     found = [Gate(accuracy_at_least=least).check(whole, large=None, leaks=leaks, clean=clean) for least in (0.5, 0.7)]

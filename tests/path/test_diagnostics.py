@@ -71,7 +71,7 @@ def run_folder(project: Project) -> RunFolder:
 def test_a_row_that_stands_in_both_is_found_once_for_the_same_rows(project: Project, run_folder: RunFolder) -> None:
     found = find_split_leaks(project, run_folder)
     assert found.n_leaked == 1
-    found.model_copy(update={"exact": ()}).save(run_folder.path / "leaks.json")
+    found.model_copy(update={"leaks": ()}).save(run_folder.path / "leaks.json")
     assert find_split_leaks(project, run_folder).n_leaked == 0  # read back, not looked for again
     fewer = project.rows.test.subset("test", project.rows.test.examples[:4])
     other = project._replace(rows=project.rows.model_copy(update={"test": fewer}))

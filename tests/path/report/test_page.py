@@ -211,8 +211,8 @@ def test_what_to_know_before_trusting_the_figures_stands_beside_them(make_report
 
 def test_leaks_are_counted_and_warned_of_where_too_few_other_rows_are_left(make_report: Make) -> None:
     def leaks(n: int, *keys: str) -> LeakReport:
-        exact = tuple(Leak(key=key, test="test.jsonl:1", train="train.jsonl:9") for key in keys)
-        return LeakReport(n_test=n, test_fingerprint="f", exact=exact)
+        found = tuple(Leak(key=key, test="test.jsonl:1", train="train.jsonl:9") for key in keys)
+        return LeakReport(n_test=n, test_fingerprint="f", leaks=found)
 
     # 7 of 8 right; without row 0, which was right, 6 of 7.
     seen = words(make_report(leaks=leaks(8, "row0")))
