@@ -12,6 +12,8 @@ import yaml
 from fixtures.evaluations import evaluated_row
 from fixtures.takeover import TEACHER, cases, write_draft
 
+from smallfirst.base.errors import GateFailed
+from smallfirst.base.progress import Progress
 from smallfirst.base.stats.intervals import wilson
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import FeedbackRow, LedgerRow
@@ -19,6 +21,7 @@ from smallfirst.models.recorded import read_recording
 from smallfirst.path.project.task_file import read_task_file
 from smallfirst.traffic import learning
 from smallfirst.traffic.learning import learn, requests_that_differ
+from smallfirst.traffic.task_source import TakeOvers
 
 
 def test_a_task_is_learnt_in_shadow_and_promises_agreement(learnt):
@@ -39,6 +42,15 @@ def test_a_task_is_learnt_in_shadow_and_promises_agreement(learnt):
     header, answers = read_recording(learnt.folder / "learnt" / "recorded.jsonl")
     assert header.model == TEACHER
     assert {answer.cost_usd for answer in answers} == {1e-4}
+
+
+def test_too_few_rows_promise_nothing_and_nothing_is_put_in_shadow(tmp_path, monkeypatch):
+    monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path / "state"))
+    folder, takeovers = write_draft(tmp_path / "queues", cases(90)), TakeOvers(tmp_path / "takeovers.json")
+    with pytest.raises(GateFailed, match="queues: nothing can be promised yet: too few labels") as refused:
+        learn(folder, progress=Progress(quiet=True), takeovers=takeovers)
+    assert "more traffic" in str(refused.value)
+    assert takeovers.read() == {}
 
 
 class _Stopped(Exception):
