@@ -23,7 +23,7 @@ from smallfirst.base.records import Record
 Count = Annotated[int, Field(ge=0)]
 Usd = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Purpose = Literal["answer", "draft", "audit", "attempt"]
-COST_HEADERS = ("x-litellm-response-cost", "x-smallfirst-cost-usd")
+COST_HEADERS = ("x-litellm-response-cost",)
 """Headers in which a gateway states what an answer cost, in USD."""
 _USD_PER_TICK = 1e-10
 _USUAL_TIERS = ("", "auto", "default", "standard")

@@ -74,7 +74,7 @@ async def _answer(call: ApiCall, parsed: ParsedRequest) -> None:
             answer = await _stream(call, model, request, include_usage=parsed.include_usage)
         else:
             answer = await _complete(call, model, request)
-            await call.send_json(200, call.response.whole(answer), call.response.headers(answer), answer=answer)
+            await call.send_json(200, call.response.whole(answer), {}, answer=answer)
         reservation.add(answer)
 
 
@@ -91,13 +91,13 @@ async def _complete(call: ApiCall, model: Model, request: Request) -> Completion
 
 
 async def _stream(call: ApiCall, model: Model, request: Request, *, include_usage: bool) -> Completion:
-    """Send the headers with the first text; a route that is not known by then is in the last chunk."""
+    """Send the headers with the first text; the route is in the last chunk."""
     response, usage = call.response, include_usage
     async with call.turn(), _buffer_stream(call, model, request) as chunks:
         chunk = await _first_chunk(chunks)
         call.first_token_s = call.elapsed_s
         head = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
-        await call.send_head(200, {**head, **(response.headers(chunk.completion) if chunk.completion else {})})
+        await call.send_head(200, head)
         if response.form == "chat":
             await call.send_body(sse_event(response.opening(include_usage=usage)), more=True)
         while True:

@@ -1,4 +1,4 @@
-"""OpenAI's chats and completions on the wire: JSON in, a Request; a Completion, and JSON, chunks and headers out.
+"""OpenAI's chats and completions on the wire: JSON in, a Request; a Completion, and JSON and chunks out.
 
 The JSON is bounded before anything is built from it; each value is visited once, without recursion. Some of OpenAI's
 parameters are read, some are ignored as they have no effect on a narrow model, and some are refused by name. Any other
@@ -25,8 +25,7 @@ from pydantic_core import PydanticCustomError
 
 from smallfirst.base.errors import ConfigError, did_you_mean
 from smallfirst.data.dataset import Message
-from smallfirst.models.pricing import Charge
-from smallfirst.models.protocol import MAX_LOGPROBS, Completion, Request, ResponseFormat, RouteStep, Token
+from smallfirst.models.protocol import MAX_LOGPROBS, Completion, Request, ResponseFormat, Token
 from smallfirst.serving.errors import ApiError, place_of, validation_error
 
 MAX_DEPTH = 64
@@ -464,27 +463,6 @@ class ResponseBuilder(NamedTuple):
             ],
         }
 
-    def headers(self, completion: Completion) -> dict[str, str]:
-        """Return the main fields of the `smallfirst` object as headers; an unknown confidence is left out.
-
-        Values are as they stand, for `raw_headers`.
-        """
-        known, route = confidence(completion), completion.route
-        fields = route.certified_fields if route else None
-        steps = [f"{step.stage} {step.decision}{_compared(step)}" for step in route.trail] if route else []
-        found = {
-            "route": self.stage(completion),
-            "certified": "true" if certified(completion) else "false",
-            "certified-fields": None if fields is None else ", ".join(fields),
-            "confidence": None if known is None else f"{known:.6f}",
-            "cost-usd": f"{completion.cost_usd:.9f}",
-            "charges": "; ".join(map(_in_words, completion.charges)) or None,
-            "model": completion.answered_by,
-            "why": route.why if route else None,
-            "steps": "; ".join(steps) or None,
-        }
-        return {f"x-smallfirst-{name}": text for name, text in found.items() if text is not None}
-
     def stage(self, completion: Completion) -> str:
         """Return the Router's stage that answered; the served name where no Router chose."""
         return completion.route.stage if completion.route else self.served_name
@@ -538,17 +516,6 @@ def confidence(completion: Completion) -> float | None:
 def certified(completion: Completion) -> bool:
     """Return True if a Router's certificate covers this answer."""
     return completion.route is not None and completion.route.certified
-
-
-def _compared(step: RouteStep) -> str:
-    """Return ` (0.412 of 0.800)`: the score and the threshold."""
-    if step.score is None:
-        return ""
-    return f" ({step.score:.3f})" if step.threshold is None else f" ({step.score:.3f} of {step.threshold:.3f})"
-
-
-def _in_words(charge: Charge) -> str:
-    return f"{charge.model} {charge.purpose} {'unknown' if charge.usd is None else f'{charge.usd:.9f}'}"
 
 
 def usage(answer: Completion) -> dict[str, Any]:

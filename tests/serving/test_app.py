@@ -29,25 +29,14 @@ HELLO: list[Any] = [{"role": "user", "content": "hello small world"}]
 BODY = {"model": "m", "messages": HELLO}
 
 
-def test_a_plain_answer_has_its_route_in_body_headers_and_ledger(start, label) -> None:
+def test_a_plain_answer_has_its_route_in_body_and_ledger(start, label) -> None:
     server = start(routed=label)
-    raw = server.client().chat.completions.with_raw_response.create(model="routed", messages=HELLO)
-    answer = raw.parse()
+    answer = server.client().chat.completions.create(model="routed", messages=HELLO)
     assert answer.choices[0].message.content == "refund"
     assert answer.usage.total_tokens == 5
     assert answer.model == "routed"
     assert answer.smallfirst["route"] == "small"
-    shown = {name: value for name, value in raw.headers.items() if name.startswith("x-")}
-    assert shown == {
-        "x-request-id": answer.id,
-        "x-smallfirst-route": "small",
-        "x-smallfirst-certified": "true",
-        "x-smallfirst-confidence": "0.750000",
-        "x-smallfirst-cost-usd": "0.250000000",
-        "x-smallfirst-charges": "labels-1 answer 0.250000000",
-        "x-smallfirst-model": "labels-1",
-        "x-smallfirst-why": "sure",
-    }
+    assert answer._request_id == answer.id
     row = server.ledger.get(answer.id)
     assert row.first_token_ms > 0
     assert (row.served_name, row.status, row.answered_by, row.stage) == ("routed", 200, "labels-1", "small")
@@ -56,7 +45,6 @@ def test_a_plain_answer_has_its_route_in_body_headers_and_ledger(start, label) -
     assert [line.usd for line in row.bill] == [0.25]
     assert (row.request_text, row.answer_text) == (None, None)
     stream = server.client().chat.completions.create(model="routed", messages=HELLO, stream=True)
-    assert stream.response.headers["x-smallfirst-route"] == "small"  # the label was ready whole
     assert [c.choices[0].delta.content for c in stream] == ["", "refund", None]
 
 
@@ -73,7 +61,6 @@ def test_a_streamed_answer_comes_in_pieces_with_usage_and_explanation_last(start
     stream = server.client().chat.completions.create(
         model="echo", messages=HELLO, stream=True, stream_options={"include_usage": True}
     )
-    assert "x-smallfirst-route" not in stream.response.headers  # not known when it began
     chunks = list(stream)
     pieces = [c.choices[0].delta.content for c in chunks if c.choices]
     assert pieces == ["", "hello", " small", " world", None]

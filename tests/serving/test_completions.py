@@ -40,12 +40,10 @@ def certified(server: RunningServer) -> list[tuple[bool, str]]:
 def test_a_sampled_answer_is_the_large_models_whole_and_streamed(server: RunningServer) -> None:
     client, messages = server.client().chat.completions, [{"role": "user", "content": "a b c"}]
     plain = client.create(model="m", messages=messages)
-    whole = client.with_raw_response.create(model="m", messages=messages, temperature=1.5)
+    whole = client.create(model="m", messages=messages, temperature=1.5)
     stream = list(client.create(model="m", messages=messages, temperature=1.5, stream=True))
     assert plain.smallfirst["certified"] is True
-    assert whole.headers["x-smallfirst-certified"] == "false"
-    assert whole.headers["x-smallfirst-why"] == SAMPLED
-    for found in (whole.parse(), stream[-1]):
+    for found in (whole, stream[-1]):
         said = found.smallfirst
         assert (said["certified"], said["route"], said["why"]) == (False, "large", SAMPLED)
         assert [step["decision"] for step in said["steps"]] == ["passed on", "answered"]

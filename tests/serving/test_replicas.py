@@ -61,12 +61,13 @@ def behind(app: ASGIApp) -> TestClient:
 
 
 def answering(status: int, *ids: str) -> ASGIApp:
-    """What comes from a proxy of Serve: the application's answer has two request ids, Serve's own one."""
+    """What comes from a proxy of Serve: the application's answer has two request ids, Serve's own one or none."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         response = PlainTextResponse("it", status_code=status)
         response.raw_headers += [(b"x-request-id", id.encode()) for id in ids]
-        await response(scope, receive, send)
+        if status:
+            await response(scope, receive, send)
 
     return app
 
@@ -77,23 +78,15 @@ def test_the_applications_answer_keeps_its_own_request_id() -> None:
     assert answer.headers.get_list("x-request-id") == ["chatcmpl-1"]
 
 
-@pytest.mark.parametrize("status", [404, 503])
-def test_a_request_that_reached_no_replica_is_to_be_tried_again(status: int) -> None:
+RETRIED, LOST = (503, "no_replica", "2", None), (502, "answer_lost", None, "false")
+
+
+@pytest.mark.parametrize(("status", "told"), [(404, RETRIED), (503, RETRIED), (500, LOST), (0, LOST)])
+def test_only_a_request_that_reached_no_replica_is_to_be_tried_again(status: int, told: tuple[Any, ...]) -> None:
     answer = behind(answering(status, "of-serve")).post(PATH, json=asking(0))
-    assert answer.status_code == 503
-    assert answer.headers["retry-after"] == "2"
-    assert answer.json()["error"]["code"] == "no_replica"
+    headers = [answer.headers.get(name) for name in ("retry-after", "x-should-retry")]
+    assert (answer.status_code, answer.json()["error"]["code"], *headers) == told
     assert answer.headers["x-request-id"].startswith("req-")
-
-
-def test_a_request_whose_replica_died_is_not_sent_again() -> None:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve ends without a word."""
-
-    for died in (app, answering(500, "of-serve")):
-        answer = behind(died).post(PATH, json=asking(0))
-        assert (answer.status_code, answer.json()["error"]["code"]) == (502, "answer_lost")
-        assert answer.headers["x-should-retry"] == "false"
 
 
 def test_of_serves_own_paths_only_its_health_is_answered() -> None:
@@ -184,27 +177,30 @@ class Serving(NamedTuple):
         return found
 
 
-@pytest.fixture(scope="module")
-def serving(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+@pytest.fixture
+def serving(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
     """Two replicas of the slow model, started as `smallfirst serve --replicas 2` does."""
-    folder = tmp_path_factory.mktemp("replicas")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in ENVIRONMENT.items():
-            patch.setenv(name, value)
-        tests = Path(__file__).parents[1]
-        patch.setenv("PYTHONPATH", f"{tests.parent}{os.pathsep}{tests}")
-        cluster: RayCluster = request.getfixturevalue("ray_cluster")
-        environment = {**os.environ, **cluster.environment}
-        command = [sys.executable, "-c", SERVE, str(folder / "ledger.db")]
-        process = subprocess.Popen(command, env=environment, cwd=folder, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        started = process.stdout.readline()
-        assert started.startswith("smallfirst serves with 2 replicas at http://127.0.0.1:")
-        yield Serving(started.rsplit(" ", 1)[1].strip(), folder, process)
-        process.kill()
+    tests = Path(__file__).parents[1]
+    for name, value in {**ENVIRONMENT, "PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}"}.items():
+        monkeypatch.setenv(name, value)
+    cluster: RayCluster = request.getfixturevalue("ray_cluster")
+    environment = {**os.environ, **cluster.environment}
+    command = [sys.executable, "-c", SERVE, str(tmp_path / "ledger.db")]
+    process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    started = process.stdout.readline()
+    assert started.startswith("smallfirst serves with 2 replicas at http://127.0.0.1:")
+    yield Serving(started.rsplit(" ", 1)[1].strip(), tmp_path, process)
+    process.kill()
 
 
-def test_answers_streams_and_errors_are_those_of_one_server(serving: Serving) -> None:
+def test_two_replicas_answer_as_one_server_lose_what_is_killed_and_stop_when_they_are_told(serving: Serving) -> None:
+    answers_streams_and_errors_are_those_of_one_server(serving)
+    a_kill_costs_the_requests_of_that_replica_alone(serving)
+    told_to_stop_they_finish_their_requests_and_close_their_models(serving)
+
+
+def answers_streams_and_errors_are_those_of_one_server(serving: Serving) -> None:
     client = openai.OpenAI(base_url=serving.url, api_key="none", max_retries=0)
     messages: Any = asking(0.1)["messages"]
     answer = client.chat.completions.with_raw_response.create(model="slow", messages=messages)
@@ -221,7 +217,7 @@ def test_answers_streams_and_errors_are_those_of_one_server(serving: Serving) ->
     assert [model.id for model in client.models.list()] == ["slow"]
 
 
-def test_a_replica_that_is_killed_costs_its_own_requests_alone(serving: Serving) -> None:
+def a_kill_costs_the_requests_of_that_replica_alone(serving: Serving) -> None:
     killed, other = serving.pids()
     answers: list[httpx.Response] = []
     threads = [threading.Thread(target=lambda: answers.append(serving.ask(5))) for _ in range(6)]
@@ -246,7 +242,7 @@ def test_a_replica_that_is_killed_costs_its_own_requests_alone(serving: Serving)
     assert {answer.json()["id"] for answer in answers if answer.status_code == 200} <= rows
 
 
-def test_told_to_stop_they_finish_their_requests_and_close_their_models(serving: Serving) -> None:
+def told_to_stop_they_finish_their_requests_and_close_their_models(serving: Serving) -> None:
     answers: list[httpx.Response] = []
     thread = threading.Thread(target=lambda: answers.append(serving.ask(2)))
     before = serving.begun()

@@ -230,19 +230,6 @@ def test_usage_names_what_the_large_models_provider_had_cached() -> None:
     assert REPLY.whole(answer)["usage"]["prompt_tokens_details"] == {"cached_tokens": 8}
 
 
-def test_headers_say_the_same() -> None:
-    assert REPLY.headers(ROUTED) == {
-        "x-smallfirst-route": "small",
-        "x-smallfirst-certified": "true",
-        "x-smallfirst-confidence": "0.900000",
-        "x-smallfirst-cost-usd": "0.000020000",
-        "x-smallfirst-charges": "café\r\nx-evil: 1 answer 0.000020000",
-        "x-smallfirst-model": "café\r\nx-evil: 1",
-        "x-smallfirst-why": "sure enough",
-        "x-smallfirst-steps": "small kept (0.900 of 0.800)",
-    }
-
-
 def test_chunks_fit_the_openai_schema_and_the_last_one_explains() -> None:
     last, usage = REPLY.last(ROUTED, include_usage=True), REPLY.usage_chunk(ROUTED)
     chunks = [REPLY.opening(include_usage=True), REPLY.piece("ref", include_usage=True), last, usage]
@@ -260,15 +247,6 @@ def test_an_event_is_one_line_for_every_client() -> None:
 def test_metadata_and_user_become_tags() -> None:
     assert chat(metadata={"tier": "gold"}, user="u-1").request.tags == {"tier": "gold", "user": "u-1"}
     assert chat().request.tags == {}
-
-
-def test_a_client_cannot_break_out_of_a_header() -> None:
-    evil = RouteStep(stage="small", decision="kept", why="x", model="m\r\nx-evil: 1")
-    route = Route(stage="a\nb", why="why\r\nx-evil: 2; ok", certified=False, trail=(evil,))
-    headers = dict(raw_headers(REPLY.headers(ROUTED.model_copy(update={"route": route}))))
-    assert not any(b"\r" in value or b"\n" in value for value in headers.values())
-    assert headers[b"x-smallfirst-why"] == b"why%0D%0Ax-evil: 2; ok"
-    assert headers[b"x-smallfirst-model"] == b"caf%C3%A9%0D%0Ax-evil: 1"
 
 
 def test_token_probabilities_are_asked_for_by_two_names() -> None:
@@ -435,6 +413,7 @@ texts = st.text(st.characters(codec=None), max_size=1200) | st.text(" \t\n\r\v\f
 @example(" " * 1000)
 @example("a" * 899 + " b")
 @example("é" * 900)
+@example("why\r\nx-evil: 2; ok")
 def test_every_text_makes_a_value_that_h11_takes(text: str) -> None:
     value = header_value(text)
     head = h11.Response(status_code=200, headers=raw_headers({"x-why": text}), reason="OK")
