@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import json
 import sys
@@ -17,8 +16,6 @@ import transformers
 from fixtures.rows import answered_rows as rows
 from fixtures.training import Bench
 from fixtures.warm_processes import WarmProcess
-from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from smallfirst.base.errors import DataError, TrainingError
 from smallfirst.data.dataset import Dataset
@@ -30,13 +27,11 @@ from smallfirst.tasks.extract import Extract
 from smallfirst.training import causal_lm
 from smallfirst.training.causal_lm import (
     CausalBackend,
-    FusedRMSNorm,
     accumulate_gradient,
     as_kept,
     forward,
     learn_in_fp32,
     mean_loss,
-    replace_norms,
     require_isolated_rows,
     shared_prefix_tokens,
     target_loss,
@@ -121,7 +116,6 @@ def test_states_before_each_target_are_those_of_transformers_own_pass_over_each_
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         tiny_folder, dtype=torch.float32, attn_implementation="eager"
     )
-    replace_norms(model)
     found, tokens = forward(model, ROWS)
     assert tokens.tolist() == [300, 301, 300, 301, 302, 300]
     with torch.inference_mode():
@@ -187,40 +181,6 @@ def test_what_learns_in_fp32_is_kept_in_bf16_and_then_exactly_what_it_was(model:
     assert_same(list(model.parameters()), exact)
     assert [id(parameter) for parameter in model.parameters()] == places  # the optimizer's
     assert {buffer.dtype for buffer in model.buffers()} == {torch.float32}
-
-
-@pytest.mark.parametrize("shape", [(5, 24), (2, 3, 4, 24)])
-def test_values_and_gradients_of_the_norm_are_transformers_own(shape: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
-    theirs = LlamaRMSNorm(24)
-    theirs.weight.data = torch.randn(24)
-    ours = FusedRMSNorm(copy.deepcopy(theirs))
-    states, weigh = torch.randn(shape) * 3, torch.randn(shape)
-    found = []
-    for norm in (theirs, ours):
-        given = states.clone().requires_grad_()
-        out = norm(given)
-        (out * weigh).sum().backward()
-        found.append((out, given.grad, norm.weight.grad))
-    for their, our in zip(*found, strict=True):
-        torch.testing.assert_close(our, their, atol=1e-5, rtol=1e-5)
-    rounded, few = copy.deepcopy(theirs).bfloat16(), states.bfloat16()
-    exact, own = theirs(few.float()), FusedRMSNorm(rounded)(few)
-    assert own.dtype == torch.bfloat16
-    assert (own - exact).norm() <= 1.01 * (rounded(few) - exact).norm()
-
-
-def test_a_models_norms_are_replaced_under_their_names_and_other_formulas_stay(model: Any) -> None:
-    names = [name for name, _ in model.named_parameters()]
-    before = gradients(model)
-    replace_norms(model)
-    assert_same(gradients(model), before)
-    assert [name for name, _ in model.named_parameters()] == names
-    assert sum(isinstance(part, FusedRMSNorm) for part in model.modules()) == 2 * 2 + 1
-    other = torch.nn.Sequential(GemmaRMSNorm(8))
-    other[0].variance_epsilon = 1e-6  # it multiplies by 1 + weight
-    replace_norms(other)
-    assert isinstance(other[0], GemmaRMSNorm)
 
 
 needs_bitsandbytes = pytest.mark.skipif(
