@@ -102,7 +102,7 @@ class TaskDeployment:
         if self.target_versions().challenger is None and routes_to_challenger(file):
             raise RegistryError(
                 f"{file.name}: a policy leads to the challenger, and no version of {file.register_to} is called so",
-                hint="smallfirst challenge task.yaml, or leave out the policy",
+                hint="smallfirst run task.yaml --challenge, or leave out the policy",
             )
         project = Project.read(file, Progress(quiet=True))
         self._task = project.task

@@ -15,6 +15,7 @@ from smallfirst.base.sync import outside_event_loop
 from smallfirst.measuring.outcome import Outcome
 from smallfirst.measuring.verdict import format_verdict
 from smallfirst.path.calibrate import calibrate_stage
+from smallfirst.path.challenge import Champion, champion_of, contest
 from smallfirst.path.check import PreflightReport, check_stage
 from smallfirst.path.evaluate import evaluate_stage
 from smallfirst.path.large_model import require_large
@@ -76,12 +77,14 @@ def try_run(
     progress: Progress | None = None,
     resume: bool = False,
     despite_check: bool = False,
+    challenge: bool = False,
     workers: int = 1,
 ) -> tuple[RunSummary, BaseException | None]:
     """Do as `run`; return the summary of what was reached and the error that ended the run, if any.
 
-    `task` is the task as the user named it, for the next steps. Ctrl-C ends a run as an error does. `workers` processes
-    fine-tune the language model.
+    `task` is the task as the user named it, for the next steps. Ctrl-C ends a run as an error does. With `challenge`
+    nothing goes live that is not shown more accurate than the champion. `workers` processes fine-tune the language
+    model.
     """
     project: Project | None = None
     run_folder: RunFolder | None = None
@@ -92,11 +95,12 @@ def try_run(
         try:
             refuse_second_run(file.name)
             project = Project.read(file, progress)._replace(n_workers=workers)
+            champion = champion_of(project) if challenge else None
             _check_first(project, despite_check=despite_check)
             with only_run(file.name):
                 run_folder = train_stage(project, resume=resume, began=began)
                 evaluate_stage(project, run_folder, resume=resume)
-                gate_and_release(project, run_folder)
+                gate_and_release(project, run_folder, champion)
         except (Exception, KeyboardInterrupt) as error:
             ended = error
         steps = next_steps(project, run_folder, ended, task=task)
@@ -126,16 +130,20 @@ def _check_first(project: Project, *, despite_check: bool) -> None:
         log(f"large model, after training: {found.large.in_words}")
 
 
-def gate_and_release(project: Project, run_folder: RunFolder) -> None:
+def gate_and_release(project: Project, run_folder: RunFolder, champion: Champion | None = None) -> None:
     """Run every stage after the evaluation. Raise GateFailed, with the report written, if nothing goes live.
 
     A candidate that passes the gate of task.yaml goes live alone, unless a plan is worth more. Else a part of the
-    requests may still stay small.
+    requests may still stay small. Where there is a `champion`, it has to be beaten.
     """
     verdicts = gate_stage(project, run_folder)
     alone = verdicts.of(chosen_candidate(project, verdicts))
     trials = plans_stage(project, run_folder, alone)
     if any(trial.passed for trial in trials) or may_go_alone(project, alone):
+        live = next((trial for trial in trials if trial.passed), alone)
+        if champion is not None and (stays := contest(project, run_folder, champion, live)):
+            report_stage(project, run_folder)
+            raise GateFailed(stays, hint=f"label or harvest more rows; read {run_folder.path / 'report.html'}")
         promote_stage(project, run_folder)
     else:
         decide_outcome(project, run_folder)

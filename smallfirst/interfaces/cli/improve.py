@@ -253,29 +253,9 @@ def harvest(task_yaml: Path, out: Path, since: datetime | None, as_json: bool) -
     """
     from smallfirst.traffic.harvest import harvest as harvest_stage
 
-    found = harvest_stage(load_project(task_yaml), out=out, since=in_utc(since))
+    project = load_project(task_yaml)
+    found = harvest_stage(project, out=out, since=in_utc(since))
     show(found, as_json)
     if found.n_rows and not as_json:
-        click.echo(f"next: smallfirst challenge {task_yaml} --rows {out}")
-
-
-@verb("smallfirst challenge tickets", "smallfirst challenge tickets --rows harvested.jsonl")
-@TASK
-@click.option("--rows", type=PATH, default="harvested.jsonl", show_default=True)
-@JSON
-def challenge(task_yaml: Path, rows: Path, as_json: bool) -> None:
-    """Train a challenger with harvested rows.
-
-    It becomes champion only if it passes the gate and is shown more accurate than the champion on the same test rows;
-    each challenge of a champion has to show more than the one before. Exit code 3 if the gate said no.
-    """
-    from smallfirst.traffic.challenge import challenge as challenge_stage
-
-    project = load_project(task_yaml)
-    found = challenge_stage(project, rows)
-    show(found, as_json)
-    if found.won and not as_json:
-        named = named_in_task(rows, project.file)
-        click.echo(f"next: name {named} under data.harvested in task.yaml, so that later runs learn from it as well")
-    if found.version is None:
-        click.get_current_context().exit(3)
+        click.echo(f"then add  harvested: [{named_in_task(out, project.file)}]  under data: in task.yaml")
+        click.echo(f"next: smallfirst run {task_yaml} --challenge")

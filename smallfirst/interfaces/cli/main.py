@@ -20,7 +20,7 @@ STAGES = {
     "train": ("run", "train", "jobs"),
     "judge": ("evaluate", "gate", "override", "calibrate", "report"),
     "go live": ("promote", "serve", "parity", "rollback", "export"),
-    "improve": ("explain", "review", "label", "harvest", "challenge"),
+    "improve": ("explain", "review", "label", "harvest"),
     "drop in": ("proxy", "discover", "learn", "take-over", "give-back", "tasks"),
     "account": ("ledger", "statement", "plan"),
     "operate": ("score", "doctor", "keys"),

@@ -41,6 +41,7 @@ from smallfirst.interfaces.cli.options import (
 @RESUME
 @click.option("--report", "report_path", type=PATH, help="Copy the report here.")
 @click.option("--despite-check", is_flag=True, help="Run although the check of the rows says NO.")
+@click.option("--challenge", is_flag=True, help="Go live only if shown more accurate than the champion.")
 @click.option("--minutes", type=float, help="How long the run may take, instead of minutes in task.yaml.")
 @click.option("--max-usd", type=float, help="Most that the large model's answers may cost, instead of large.max_usd.")
 @WORKERS
@@ -50,6 +51,7 @@ def run(
     resume: bool,
     report_path: Path | None,
     despite_check: bool,
+    challenge: bool,
     minutes: float | None,
     max_usd: float | None,
     workers: int,
@@ -72,6 +74,7 @@ def run(
             progress=Progress(),
             resume=resume,
             despite_check=despite_check,
+            challenge=challenge,
             workers=workers,
         )
     except SmallfirstError as wrong:

@@ -9,17 +9,16 @@ import pytest
 from fixtures.evaluations import evaluated_row, evaluation_of
 from scipy import stats
 
-from smallfirst.base.errors import DataError, RegistryError, StageMissing
+from smallfirst.base.errors import GateFailed, RegistryError, StageMissing
 from smallfirst.base.progress import Progress
 from smallfirst.base.stats.intervals import Estimate
 from smallfirst.measuring.evaluate import Evaluation
-from smallfirst.path import run as pipeline
-from smallfirst.path.project.project import Project
-from smallfirst.path.project.run_folder import RunFolder
+from smallfirst.path.challenge import COMPARISON_LOG, beats
 from smallfirst.path.project.task_file import read_task_file
+from smallfirst.path.run import try_run
+from smallfirst.path.summary import RunSummary
 from smallfirst.registry import versions
 from smallfirst.routing.policies import CHALLENGER
-from smallfirst.traffic.challenge import COMPARISON_LOG, RESULT, ChallengeResult, beats, challenge
 
 
 def evaluation(flags: list[bool]) -> Evaluation:
@@ -73,76 +72,57 @@ def write(path: Path, frames: tuple[str, ...], places: tuple[int, ...]) -> Path:
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
+def task(tmp_path: Path) -> Path:
     """A task whose rows show one noun of each label, while three are asked about."""
     write(tmp_path / "train.jsonl", TRAIN, (0,))
     write(tmp_path / "validation.jsonl", CALIBRATION, (0, 1, 2))
     write(tmp_path / "test.jsonl", TEST, (0, 1, 2))
-    file = {
-        "name": "toy",
-        "data": {name: f"{name}.jsonl" for name in ("train", "validation", "test")},
-        "ladder": ["words"],
-        "gate": {"accuracy_at_least": 0.05},
-        "register_to": "main.tests.toy",
-    }
+    settings = {"name": "toy", "ladder": ["words"], "gate": {"accuracy_at_least": 0.05}}
+    data = {name: f"{name}.jsonl" for name in ("train", "validation", "test")}
+    file = {**settings, "data": data, "register_to": "main.tests.toy"}
     (tmp_path / "task.yaml").write_text(json.dumps(file), encoding="utf-8")
-    return Project.read(read_task_file(tmp_path), Progress(quiet=True))
+    return tmp_path
 
 
-def make_champion(project: Project) -> RunFolder:
-    run_folder = pipeline.train_stage(project)
-    pipeline.evaluate_stage(project, run_folder)
-    pipeline.gate_stage(project, run_folder)
-    pipeline.promote_stage(project, run_folder)
-    pipeline.calibrate_stage(project, run_folder)
-    return run_folder
+def ran(task: Path, *harvested: str, challenge: bool = True) -> tuple[RunSummary, BaseException | None]:
+    settings = json.loads((task / "task.yaml").read_text())
+    settings["data"]["harvested"] = list(harvested)
+    (task / "task.yaml").write_text(json.dumps(settings))
+    quiet = Progress(quiet=True)
+    return try_run(read_task_file(task), progress=quiet, despite_check=True, challenge=challenge)
 
 
 def aliases() -> dict[str, int]:
     return {alias: v.version for v in versions.list_versions("main.tests.toy") for alias in v.aliases}
 
 
-def test_a_challenge_that_loses_changes_nothing_and_one_that_wins_goes_live_certified(
-    project: Project, tmp_path: Path
-) -> None:
-    useless = tmp_path / "useless.jsonl"
-    useless.write_text(json.dumps({"text": "zebra zebra", "label": "lost_pin"}) + "\n", encoding="utf-8")
-    with pytest.raises(RegistryError, match="no model is registered"):
-        challenge(project, useless)
-    make_champion(project)
-    lost = challenge(project, useless)
-    assert not lost.won
-    assert lost.in_words[0].startswith("version 1 stays champion: not shown more accurate than the champion: ")
+def test_a_challenge_that_loses_changes_nothing_and_one_that_wins_goes_live_certified(task: Path) -> None:
+    (task / "useless.jsonl").write_text(json.dumps({"text": "zebra zebra", "label": "lost_pin"}) + "\n")
+    _, error = ran(task)
+    assert isinstance(error, RegistryError)
+    assert "no model is registered" in str(error)
+    first, error = ran(task, challenge=False)
+    assert error is None
+    lost, error = ran(task, "useless.jsonl")
+    assert isinstance(error, GateFailed)
+    why = "version 1 stays champion, and version 2 is challenger: not shown more accurate than the champion: "
+    assert error.args[0].startswith(why)
     assert aliases() == {"champion": 1, CHALLENGER: 2}
-    run = RunFolder.latest("toy", lost.run)
-    assert ChallengeResult.load(run.path / RESULT) == lost
-    assert (run.path / "report.html").exists()
-    assert not (run.path / "promoted.json").exists()
+    assert Path(lost.report).exists()
+    assert lost.promoted is None
 
-    telling = write(tmp_path / "telling.jsonl", TRAIN, (1, 2))
-    settings = json.loads((tmp_path / "task.yaml").read_text())
-    settings.pop("gate")
-    (tmp_path / "task.yaml").write_text(json.dumps(settings), encoding="utf-8")
-    refused = challenge(Project.read(read_task_file(tmp_path), Progress(quiet=True)), telling)
-    assert refused.verdict.passed
-    assert (refused.version, refused.difference, refused.won) == (None, None, False)
-    assert "gate: {accuracy_at_least: 0.8}" in refused.why  # the default gate lets nobody go live
-    assert aliases() == {"champion": 1, CHALLENGER: 2}
-
-    won = challenge(project, telling)
-    assert won.won
-    assert won.difference is not None
-    assert won.difference.value > 0.3
-    assert "challenge 2 of this champion" in won.why
+    write(task / "telling.jsonl", TRAIN, (1, 2))
+    won, error = ran(task, "telling.jsonl")
+    assert error is None
     assert aliases() == {"previous": 1, "champion": 3, CHALLENGER: 2}
     assert versions.read_attachment("main.tests.toy", 3, "certificate.json")
-    assert RunFolder.latest("toy", won.run).promoted().version == 3
+    assert won.promoted is not None
+    assert won.promoted.version == 3
     log = json.loads(versions.read_attachment("main.tests.toy", 1, COMPARISON_LOG) or b"")
-    assert log == [lost.run, won.run]
+    assert log == [Path(one.report).parent.name for one in (lost, won)]
+    assert first.report not in (lost.report, won.report)
 
-    known = write(tmp_path / "known.jsonl", TRAIN, (0,))
-    with pytest.raises(DataError, match="all its rows are training rows already"):
-        challenge(project, known)
-    fewer = project.rows.model_copy(update={"test": project.rows.test.subset("test", project.rows.test.examples[1:])})
-    with pytest.raises(StageMissing, match=r"not measured on the current test rows(?s:.*)evaluate task.yaml --run"):
-        challenge(project._replace(rows=fewer), telling)
+    write(task / "test.jsonl", TEST[1:], (0, 1, 2))
+    _, error = ran(task, "telling.jsonl")
+    assert isinstance(error, StageMissing)
+    assert "not measured on the current test rows" in str(error)
