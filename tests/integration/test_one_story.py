@@ -10,8 +10,6 @@ import json
 import random
 import re
 import shutil
-import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -179,7 +177,7 @@ CASES: dict[str, tuple[dict[str, int], dict[str, Any], dict[str, Any], dict[str,
     ),
     "gate passed, certificate refused, a large model": (
         FEW,
-        {},
+        {"monitor": {"audit_share": 1.0, "audit_share_in_fallback": 1.0}},
         GATE | LARGE,
         {"kind": "small alone", "rest": "", "promise": False, "all": True, "watched_by": "large"},
     ),
@@ -263,17 +261,12 @@ def test_no_two_surfaces_disagree(case: str, tmp_path: Path, empty_store: Path) 
             assert {facts["promise"] for facts in served.values() if "promise" in facts} == {""}
         else:
             assert not disagreements({**told, **served})
+    if case == "gate passed, certificate refused, a large model":
+        audits_end_it_until_others_show_it_again(file, outcome.proof)
 
 
-def test_audits_that_break_the_gates_accuracy_end_it_until_others_show_it_again(
-    tmp_path: Path, empty_store: Path
-) -> None:
-    shutil.copy(empty_store, home())
-    drawn = {"monitor": {"audit_share": 1.0, "audit_share_in_fallback": 1.0}}
-    file = write(tmp_path, FEW, drawn, **GATE | LARGE)
-    summary, _ = try_run(file, task=str(tmp_path), progress=Progress(quiet=True))
-    assert summary.outcome is not None
-    assert (summary.outcome.kind, summary.outcome.promise) == ("small alone", "")
+def audits_end_it_until_others_show_it_again(file: TaskFile, proof: str) -> None:
+    """Audits that break the gate's accuracy take the small model back, until others show it again."""
     ledger = Ledger(home() / "ledger.db")
     deployed = service.deploy([file], ledger, live=False)
     router = deployed.by_task["desk"]
@@ -308,32 +301,9 @@ def test_audits_that_break_the_gates_accuracy_end_it_until_others_show_it_again(
         assert (seen[0]["route"], seen[n]["route"]) == ("small", "large")
         assert seen[n]["certified"] is False
         assert "the gate was found broken on live answers" in seen[n]["why"]
-        assert back["standing"]["sentence"] == summary.outcome.proof
+        assert back["standing"]["sentence"] == proof
     asyncio.run(deployed.aclose())
     ledger.close()
-
-
-def test_what_goes_live_is_served_without_an_option(tmp_path: Path, empty_store: Path) -> None:
-    """The one test that starts the command line in a process of its own."""
-    shutil.copy(empty_store, home())
-    write(tmp_path, FEW, {}, **GATE)
-    assert CliRunner().invoke(main, ["run", str(tmp_path)]).exit_code == 0
-    told = CliRunner().invoke(main, ["override", str(tmp_path), "--candidate", "words", "--by", "A", "--because", "b"])
-    assert told.exit_code == 2
-    assert "words already passes its gate: there is nothing to override" in told.output
-    command = [sys.executable, "-m", "smallfirst.interfaces.cli.main", "serve", str(tmp_path), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
-        assert server.stdout is not None
-        lines: list[str] = []
-        while not (found := re.search(r"http://127.0.0.1:(\d+)", lines[-1] if lines else "")):
-            lines.append(server.stdout.readline())
-            assert lines[-1], "".join(lines)
-        try:
-            reply = httpx.post(f"http://127.0.0.1:{found[1]}/v1/chat/completions", json=_question(1), timeout=60)
-        finally:
-            server.terminate()
-    assert reply.status_code == 200, reply.text
-    assert reply.json()["smallfirst"]["route"] == "small"
 
 
 def test_the_single_verbs_do_the_same_and_what_is_not_proven_ends_with_3(tmp_path: Path, empty_store: Path) -> None:

@@ -1,23 +1,22 @@
-"""`smallfirst[serve]` alone serves linear and remote models; an absent package is named by its extra."""
+"""A task of linear models is trained, served and checked where packages are absent; one that is missing is named."""
 
 from __future__ import annotations
 
+import json
+import re
 import signal
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import httpx
-from fixtures.certificates import certificate
 from fixtures.endpoints import large_server
 from fixtures.entry_points import PYPROJECT
 
 from smallfirst.base.errors import EXTRAS
-from smallfirst.data.dataset import Dataset
-from smallfirst.models.linear.classifier import LinearClassifier
-from smallfirst.models.manifest import Manifest
-from smallfirst.tasks.classify import Classify
+from smallfirst.path.project.run_folder import RunFolder
 
 WITHOUT = """
 from importlib.machinery import PathFinder
@@ -26,52 +25,69 @@ absent = {names}
 PathFinder.find_spec = lambda name, *more: None if name.partition(".")[0] in absent else find_spec(name, *more)
 """
 NOT_SERVE = {name for name, extra in EXTRAS.items() if extra != "serve"}
-SERVER = """
-import sys
-from pathlib import Path
-from smallfirst import Certificate, EndpointConfig, Ledger, Router, ServeSettings, load_model, serve
-from smallfirst.models.remote.model import EndpointModel
-from smallfirst.models.pricing import PriceBook
-
-small_folder, certificate, url, ledger = sys.argv[1:]
-config = EndpointConfig(base_url=url, model="large", priced_by="machine", api_key_env="NO_KEY")
-large = EndpointModel(config, PriceBook())
-router = Router(load_model(Path(small_folder)), large, Certificate.load(Path(certificate)), name="desk")
-serve({"desk": router, "large": large}, ledger=Ledger(Path(ledger)), settings=ServeSettings(port=0))
-"""
+MAIN = "from smallfirst.interfaces.cli.main import main\nmain()"
 
 
-def test_a_router_of_a_words_model_and_a_remote_one_is_served_without_torch(
-    tmp_path: Path, toy_rows: Dataset, toy_task: Classify
-) -> None:
-    LinearClassifier.fit("words", toy_rows, toy_task).save(
-        tmp_path / "model", Manifest(kind="words", task=toy_task, base="")
-    )
-    certificate(0.9).save(tmp_path / "certificate.json")
-    with large_server() as large:
-        arguments = [tmp_path / "model", tmp_path / "certificate.json", large.url, tmp_path / "ledger.db"]
-        code = WITHOUT.format(names=NOT_SERVE) + SERVER
-        command = [sys.executable, "-c", code, *map(str, arguments)]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        try:
-            assert server.stdout is not None
-            url = server.stdout.readline().split(" at ")[1].strip()
-            found = [_ask(url, text) for text in ("where is my card", "xyz")]
-        finally:
-            server.send_signal(signal.SIGTERM)
-            server.communicate(timeout=30)
-    assert [(answer["smallfirst"]["route"], answer["choices"][0]["message"]["content"]) for answer in found] == [
-        ("small", "card_arrival"),
-        ("large", "refund_request"),
+def write_task(folder: Path, url: str) -> None:
+    """A task that words answer, with a large model at an address."""
+    rows = [
+        {"text": f"{word} number {i} of {i * 7919 % 1000}", "label": label}
+        for i in range(60)
+        for word, label in (("card", "cards"), ("fee", "fees"), ("pin", "codes"))
     ]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    settings = {
+        "name": "desk",
+        "data": {"train": "train.jsonl"},
+        "ladder": ["words"],
+        "minutes": 20,
+        "gate": {"accuracy_at_least": 0.8},
+        "large": {"endpoint": {"base_url": url, "model": "big", "priced_by": "machine", "api_key_env": "NO_KEY"}},
+    }
+    (folder / "task.yaml").write_text(json.dumps(settings), encoding="utf-8")
+
+
+def test_a_linear_task_runs_without_pytorch_and_is_served_by_its_extra_alone(tmp_path: Path) -> None:
+    """The one test that starts the command line's `run` and `serve` in processes of their own."""
+    with large_server("fees") as large:
+        write_task(tmp_path, large.url)
+        code = WITHOUT.format(names={"torch", "transformers", "peft"}) + MAIN
+        ran = subprocess.run(
+            [sys.executable, "-c", code, "run", str(tmp_path), "--json"], capture_output=True, text=True
+        )
+        assert ran.returncode == 0, ran.stderr
+        outcome, run_folder = json.loads(ran.stdout), RunFolder.latest("desk")
+        assert list(outcome["paths"]) == ["large", "words", "routed"]
+        assert outcome["promoted"]["candidate"] == "words"
+        fitted = run_folder.fitted()
+        assert fitted is not None
+        assert (fitted.ladder, fitted.fitted) == (("words",), ("words",))
+        assert outcome["minutes"]["words"] == fitted.minutes["words"] < 1
+        assert "Fitted in: words" in (run_folder.path / "report.html").read_text(encoding="utf-8")
+        assert not (run_folder.path / "model").exists()
+        code = WITHOUT.format(names=NOT_SERVE) + MAIN
+        command = [sys.executable, "-c", code, "serve", str(tmp_path), "--port", "0"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+            assert server.stdout is not None
+            lines: list[str] = []
+            try:
+                while not (found := re.search(r"http://127.0.0.1:\d+/v1", lines[-1] if lines else "")):
+                    lines.append(server.stdout.readline())
+                    assert lines[-1], "".join(lines)
+                small, big = (_ask(found[0], model) for model in ("desk", "desk-large"))
+            finally:
+                server.send_signal(signal.SIGTERM)
+            server.communicate(timeout=30)
+    assert (small["smallfirst"]["route"], small["choices"][0]["message"]["content"]) == ("small", "cards")
+    assert big["choices"][0]["message"]["content"] == "fees"
     assert server.returncode == 0
 
 
-def _ask(url: str, text: str) -> dict[str, dict[str, str]]:
-    body = {"model": "desk", "messages": [{"role": "user", "content": text}]}
+def _ask(url: str, model: str) -> Any:
+    body = {"model": model, "messages": [{"role": "user", "content": "card number 3 of 21"}]}
     answer = httpx.post(f"{url}/chat/completions", json=body, timeout=60, trust_env=False)
     assert answer.status_code == 200, answer.text
-    return dict(answer.json())
+    return answer.json()
 
 
 def test_a_missing_package_names_its_extra() -> None:
@@ -82,7 +98,7 @@ def test_a_missing_package_names_its_extra() -> None:
 
 
 def test_rows_are_checked_with_the_base_alone() -> None:
-    code = WITHOUT.format(names={*EXTRAS}) + "from smallfirst.interfaces.cli.main import main\nmain()"
+    code = WITHOUT.format(names={*EXTRAS}) + MAIN
     task_file = PYPROJECT.parent / "examples" / "claims_desk" / "task.yaml"
     command = [sys.executable, "-c", code, "check", str(task_file)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
