@@ -9,13 +9,13 @@ import asyncio
 import functools
 import json
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from smallfirst.base.errors import BadAnswer, ConfigError, RequestRefused
 from smallfirst.models.generation.grammar import Grammar, lark_grammar, with_number_bounds
-from smallfirst.models.protocol import Bill, Completion, ResponseFormat
+from smallfirst.models.protocol import Bill, Completion, ResponseFormat, unless_answered
 from smallfirst.tasks.json.answers import answer_parser
 from smallfirst.tasks.json.schema import closed_schema, grammar_problem
 
@@ -118,30 +118,20 @@ async def requested_format(wanted: ResponseFormat | None) -> OutputFormat:
         raise RequestRefused(str(error)) from None
 
 
-async def generate_in_format(
-    output_format: OutputFormat, generate: Callable[[bool], Awaitable[Completion]], bill: Bill | None = None
-) -> Completion:
-    """Return what `generate(False)` gives, or else `generate(True)`, which must read the prompt afresh.
+async def require_format(output_format: OutputFormat, completion: Completion, bill: Bill | None = None) -> Completion:
+    """Return a generated answer in the format; JSON that was cut off for its length too. Raise BadAnswer.
 
-    If neither is returned both go to `bill`. JSON cut off for its length is returned as it is. Raise BadAnswer if the
-    second answer lacks the format too.
+    What is not returned goes to `bill`.
     """
-    made: list[Completion] = []
-    try:
-        for fresh in (False, True):
-            made.append(completion := await generate(fresh))
-            if await output_format.allows(completion.text):
-                return completion
-            if completion.finish_reason == "length":
-                if output_format.choices:
-                    raise _bad_answer(output_format, completion, hint="raise max_tokens, the answer was cut off")
-                return completion
-        raise _bad_answer(output_format, completion)
-    except BaseException:
-        if bill is not None:
-            for one in made:
-                bill.add(one)
-        raise
+    with unless_answered(bill, lambda _: completion):
+        n_choices, is_cut = len(output_format.choices), completion.finish_reason == "length"
+        if await output_format.allows(completion.text) or (is_cut and not n_choices):
+            return completion
+        what = f"none of the {n_choices} answers" if n_choices else "what its schema forbids"
+        raise BadAnswer(
+            f"{completion.answered_by} wrote {what}: {completion.text[:SHOWN_CHARACTERS]!r}",
+            hint="raise max_tokens, the answer was cut off" if is_cut else None,
+        )
 
 
 async def check_response_format(completion: Completion, wanted: ResponseFormat | None) -> None:
@@ -154,12 +144,6 @@ async def check_response_format(completion: Completion, wanted: ResponseFormat |
     if completion.alternatives:
         raise RequestRefused("The answers of this model are labels, which are not of the response_format asked for.")
     raise BadAnswer(f"{completion.answered_by} did not keep to the response_format asked for")
-
-
-def _bad_answer(output_format: OutputFormat, completion: Completion, hint: str | None = None) -> BadAnswer:
-    n_choices = len(output_format.choices)
-    what = f"none of the {n_choices} answers" if n_choices else "what its schema forbids"
-    return BadAnswer(f"{completion.answered_by} wrote {what}: {completion.text[:SHOWN_CHARACTERS]!r}", hint=hint)
 
 
 def _same(schema: Mapping[str, Any], own: Mapping[str, Any]) -> bool:

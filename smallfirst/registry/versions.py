@@ -37,7 +37,6 @@ MANIFEST_FILENAME = "smallfirst-manifest.json"
 ALLOWED_SUFFIXES = (".safetensors", ".json", ".jsonl", ".txt", ".md", ".jinja", ".model", ".gguf", ".yaml")
 """Formats that hold data only: loading them cannot run code, as loading a pickle can."""
 _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+){2}")
-_FILENAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 
 class ModelVersion(Record):
@@ -152,12 +151,12 @@ def list_versions(name: str) -> list[ModelVersion]:
 
 def attach(name: str, version: int, filename: str, content: bytes) -> None:
     """Store `content` beside the version as `filename`, replacing an earlier one; it is not a verified model file."""
-    _stored(_row(name, version), filename).write_attachment(filename, content)
+    _stored(_row(name, version)).write_attachment(filename, content)
 
 
 def read_attachment(name: str, version: int, filename: str) -> bytes | None:
     """Return what `attach` stored under `filename`, or None."""
-    return _stored(_row(name, version), filename).read_attachment(filename)
+    return _stored(_row(name, version)).read_attachment(filename)
 
 
 def attach_folder(name: str, version: int, folder_name: str, paths: Iterable[Path]) -> None:
@@ -284,10 +283,7 @@ def _choices(name: str) -> str:
     return ", ".join(f"{name}/{row.version}" for row in _rows(name)) or "no version yet"
 
 
-def _stored(row: MlflowVersion, attachment: str = "attachment") -> StoredModel:
-    if not _FILENAME.fullmatch(attachment):
-        rule = "is not a file name for an attachment: use letters, digits, _ - and ."
-        raise RegistryError(f'"{attachment}" {rule}', hint="for example certificate.json")
+def _stored(row: MlflowVersion) -> StoredModel:
     return StoredModel(run_id=row.run_id or "", entry=row.tags.get("entry", ""), source=row.source or "")
 
 

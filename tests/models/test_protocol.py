@@ -26,7 +26,7 @@ from smallfirst.models.protocol import (
     max_answer_tokens,
     stream_in_one_chunk,
 )
-from smallfirst.models.response_format import OutputFormat, generate_in_format
+from smallfirst.models.response_format import OutputFormat, require_format
 from smallfirst.tasks.classify import Classify
 
 
@@ -159,17 +159,15 @@ def test_a_label_whose_client_left_is_reported_and_one_that_is_returned_is_not()
     assert one.cost_usd > 0
 
 
-def test_answers_that_lack_the_format_are_reported_if_none_is_returned() -> None:
-    async def generate(fresh: bool) -> Completion:
-        return Completion(text="good" if fresh else "bad", answered_by="m", latency_ms=1, cost_usd=0.5)
+def test_an_answer_that_lacks_the_format_is_reported() -> None:
+    made = Completion(text="bad", answered_by="m", latency_ms=1, cost_usd=0.5)
 
     async def refused(bill: Bill) -> None:
         with pytest.raises(BadAnswer):
-            await generate_in_format(OutputFormat(None, lambda _: False), generate, bill)
+            await require_format(OutputFormat(None, lambda _: False), made, bill)
 
-    assert [one.text for one in reported(refused)] == ["bad", "good"]
-    good = OutputFormat(None, lambda text: text == "good")
-    assert reported(lambda bill: generate_in_format(good, generate, bill)) == []
+    assert [one.text for one in reported(refused)] == ["bad"]
+    assert reported(lambda bill: require_format(OutputFormat(None, lambda text: text == "bad"), made, bill)) == []
 
 
 def test_estimates_of_written_tokens() -> None:

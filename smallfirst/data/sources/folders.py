@@ -82,12 +82,6 @@ def safe_join(root: Path, parts: Iterable[str]) -> Path:
     return path
 
 
-def without_detours(path: Path) -> Path:
-    """Return the path with `..` taken out, unless a link makes that another place."""
-    short = Path(os.path.normpath(path))
-    return short if ".." in path.parts and short.exists() and short.samefile(path) else path
-
-
 def label_folders(folder: Path, files: Sequence[FoundFile]) -> bool:
     """Return True if every file is in a sub-folder and there are several of these, which are then the labels."""
     parts = [file.path.relative_to(folder).parts for file in files]

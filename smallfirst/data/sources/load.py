@@ -50,7 +50,6 @@ from smallfirst.data.sources.folders import (
     read_texts,
     safe_join,
     volume_path,
-    without_detours,
 )
 from smallfirst.data.sources.text_files import FORMATS, RawRow, ReadBudget, file_format, read_text_file, suggest_files
 from smallfirst.data.sources.workbooks import WORKBOOKS, read_workbook
@@ -247,7 +246,7 @@ def _find(text: str, folder: Path) -> _Source:
         return _at(volume_path(plain), version)
     if _SCHEME.match(text):
         raise DataError(f"{text}: not read from there", hint="copy it to this machine, then name the file or folder")
-    path = without_detours(folder / text)
+    path = folder / text
     if path.exists():
         return _at(path)
     if version is not None and (folder / plain).exists():

@@ -38,9 +38,9 @@ from smallfirst.models.remote.model import EndpointModel
 from smallfirst.models.response_format import (
     FREE_TEXT,
     OutputFormat,
-    generate_in_format,
     json_format,
     requested_format,
+    require_format,
 )
 from smallfirst.models.servers.llama_cpp_main import KEY_VARIABLE
 
@@ -331,9 +331,8 @@ class LlamaCppServer:
                     process.kill(f"killed: no answer to a probe within {PROBE_TIMEOUT_S:g} s")
 
     async def stream(
-        self, lease: Lease, request: Request, output_format: OutputFormat, prices: PriceBook, *, fresh: bool = False
+        self, lease: Lease, request: Request, output_format: OutputFormat, prices: PriceBook
     ) -> AsyncGenerator[Chunk, None]:
-        """Yield the answer; with `fresh` no cached prompt is reused."""
         config = EndpointConfig(
             base_url=f"{UNIX_SOCKET_URL}/v1",
             model=self.name,
@@ -341,7 +340,7 @@ class LlamaCppServer:
             max_retries=0,
             max_concurrency=1,
             priced_by="machine",
-            extra_body=extra_body(output_format, lease.slot, fresh=fresh),
+            extra_body=extra_body(output_format, lease.slot),
         )
         connect = partial(open_session, unix_socket=lease.process.unix_socket)
         endpoint = EndpointModel(config, prices, connect=connect, api_key=lease.process.key)
@@ -419,14 +418,11 @@ class LlamaCppModel:
         request = request.model_copy(update={"response_format": None})  # extra_body asks for the format
         server = self.server()
         async with server.lease(request) as lease:
-
-            async def generate(fresh: bool) -> Completion:
-                async with aclosing(server.stream(lease, request, output_format, self._prices, fresh=fresh)) as chunks:
-                    last = [chunk async for chunk in chunks][-1]
-                assert last.completion is not None
-                return last.completion
-
-            return self._priced(await generate_in_format(output_format, generate, request.bill), began, lease)
+            async with aclosing(server.stream(lease, request, output_format, self._prices)) as chunks:
+                last = [chunk async for chunk in chunks][-1]
+            assert last.completion is not None
+            found = self._priced(last.completion, began, lease)
+        return await require_format(output_format, found, request.bill)
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
         """Yield the answer as it is generated; one in a format comes whole, once it is checked."""
@@ -470,8 +466,8 @@ def choice_grammar(answers: tuple[str, ...]) -> str:
     return "root ::= " + " | ".join(json.dumps(answer) for answer in answers)
 
 
-def extra_body(output_format: OutputFormat, slot: EngineSlot, *, fresh: bool) -> dict[str, Any]:
+def extra_body(output_format: OutputFormat, slot: EngineSlot) -> dict[str, Any]:
     """Return the fields of a request's body beside OpenAI's."""
-    body: dict[str, Any] = {"id_slot": slot.number, "cache_prompt": slot.may_reuse_cache and not fresh}
+    body: dict[str, Any] = {"id_slot": slot.number, "cache_prompt": slot.may_reuse_cache}
     body |= {"chat_template_kwargs": {"enable_thinking": False}}  # reasoning takes minutes on a processor
     return body if output_format.grammar is None else body | {"grammar": output_format.grammar}

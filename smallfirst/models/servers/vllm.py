@@ -41,11 +41,6 @@ _IN_FLIGHT = Counter[str]()
 """Requests in flight by the address of a vLLM: each pays for its share of the machine."""
 
 
-def token_of(name: str) -> int:
-    """Return the token that vLLM names `token_id:17`. Raise ValueError for another name."""
-    return int(name.removeprefix(_TOKEN))
-
-
 def served_name(weights: Path, name: str) -> str:
     """Return the name under which vLLM knows a folder's weights: `tickets-small-3-1f0c9a2b`, another for others.
 

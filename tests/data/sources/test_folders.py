@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from smallfirst.base.errors import DataError
-from smallfirst.data.sources.folders import safe_join, without_detours
+from smallfirst.data.sources.folders import safe_join
 from smallfirst.data.sources.load import load_noted, load_rows, load_valid
 
 
@@ -65,17 +65,6 @@ def test_sub_folders_are_labels_and_a_deeper_tree_is_text_to_continue(tmp_path: 
     ]
     put(tmp_path / "mail" / "spam" / "old" / "3.txt", "deeper")
     assert {e.shape for e in load_rows(tmp_path / "mail").examples} == {"text"}
-
-
-def test_a_detour_by_the_parent_folder_is_not_repeated_unless_a_link_makes_it_another_place(tmp_path: Path) -> None:
-    put(tmp_path / "desk" / "task.yaml", "")
-    put(tmp_path / "rows.csv", "text,label\na,x\n")
-    assert without_detours(tmp_path / "desk" / ".." / "rows.csv") == tmp_path / "rows.csv"
-    put(tmp_path / "far" / "away" / "a.txt", "a")
-    put(tmp_path / "far" / "rows.csv", "text,label\nb,y\n")
-    (tmp_path / "desk" / "link").symlink_to(tmp_path / "far" / "away")
-    [row] = load_rows("link/../rows.csv", folder=tmp_path / "desk").examples
-    assert row.text == "b"
 
 
 def test_a_file_that_only_claims_gigabytes_is_refused_unread(tmp_path: Path) -> None:

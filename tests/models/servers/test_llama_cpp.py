@@ -109,7 +109,7 @@ async def reused(model: LlamaCppModel, tenant: str) -> int:
     request = Request.ask(PROMPT, max_tokens=1).model_copy(update={"tenant": tenant})
     async with model.server().lease(request) as lease:
         body = {"messages": [message.model_dump() for message in request.messages], "max_tokens": 1}
-        body |= llama_cpp.extra_body(FREE_TEXT, lease.slot, fresh=False)
+        body |= llama_cpp.extra_body(FREE_TEXT, lease.slot)
 
         def send() -> dict[str, Any]:
             with lease.process.session(60) as session:
