@@ -116,7 +116,7 @@ class Outcome(Record):
     """Version in the registry; None before it is registered."""
     alias: str = ""
     """`champion` exactly if the version is live; `shadow` if it drafts beside the large model."""
-    gate: Literal["passed", "failed", "signed", "not written"] = "failed"
+    gate: Literal["passed", "failed", "not written"] = "failed"
     """What the gate said of the candidate alone. `not written`: it meets the default, which task.yaml does not set."""
     gate_line: str = ""
     """Line for task.yaml that makes a default gate the user's own, where only that is missing; else empty."""
@@ -138,8 +138,6 @@ class Outcome(Record):
     """Who judges the audits; empty if nobody does, or if there is nothing that audits could find broken."""
     audited: AuditedAccuracy | None = None
     """The gate's accuracy that audits of all small answers test; None unless the candidate went live by that gate."""
-    signed: str = ""
-    """Name and reason of who signed for it; empty if nobody had to."""
     why: str = ""
     """Why nothing goes live, or why there is no promise; empty where neither is the case."""
     labels_needed: LabelsNeeded | None = None
@@ -259,15 +257,11 @@ class Outcome(Record):
             cost = f", at {share_words(self.share_of_bill)} of the large model's bill" if self.share_of_bill else ""
             yield f"{right} on {share_words(self.accuracy)} of {self.accuracy.n:,} test rows{cost}."
         yield self._promised
-        if self.signed:
-            yield f"Signed for by {self.signed}."
         if self._watched:
             yield f"Audits by {_NAMES[self.watched_by]} watch the gate's accuracy: {self._watched}."
         elif not self.watched_by:
             why = "nobody judges its answers after go-live"
-            if self.signed and not self.promise:
-                why = "its gate failed, so audits have no accuracy to hold it to"
-            elif self.large and self.audited is None and not self.promise:
+            if self.large and self.audited is None and not self.promise:
                 why = "audits cannot test what its gate asks for"
             yield f"Unwatched: {why}."
 

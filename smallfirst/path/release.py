@@ -14,13 +14,13 @@ from datetime import UTC, datetime
 
 import yaml
 
-from smallfirst.base.errors import ConfigError, GateFailed
+from smallfirst.base.errors import GateFailed
 from smallfirst.base.stats.intervals import wilson
 from smallfirst.measuring.choice import PLANS, unbeaten
 from smallfirst.measuring.evaluate import Evaluation, share_of_bill
 from smallfirst.measuring.gate import CheckInputs, ConfidenceLevel, Requirement, run_checks
 from smallfirst.measuring.outcome import AuditedAccuracy, Outcome
-from smallfirst.measuring.verdict import CheckResult, Verdict, format_verdict, nearest_to_passing, override
+from smallfirst.measuring.verdict import CheckResult, Verdict, format_verdict, nearest_to_passing
 from smallfirst.models.pricing import format_usd
 from smallfirst.path.calibrate import CERTIFIED, Certified, attach_certified, calibrate_stage, certify_candidate
 from smallfirst.path.diagnostics import find_split_leaks, without_copies
@@ -68,23 +68,6 @@ def gate_stage(project: Project, run_folder: RunFolder) -> GateVerdicts:
     return found
 
 
-@shown_as("")
-def override_stage(project: Project, run_folder: RunFolder, candidate: str, *, by: str, because: str) -> GateVerdicts:
-    """Let a person sign for `candidate` although it failed the gate.
-
-    Raise ConfigError as `override` does, or where only a gate of the user's own is missing.
-    """
-    before = run_folder.verdicts()
-    if not project.file.sets_gate and any(one.candidate == candidate and one.passed for one in before.verdicts):
-        raise ConfigError(
-            f"{candidate} meets the default gate, so there is nothing to sign for: task.yaml sets no gate",
-            hint=f"write  {gate_line(project)}  into task.yaml, if that is good enough; then  smallfirst promote",
-        )
-    verdicts = override(before.verdicts, candidate, by=by, because=because)
-    project.progress.log(f"gate: {candidate} overridden by {by}: {because}")
-    return _saved(project, run_folder, verdicts, before.trials)
-
-
 def _saved(
     project: Project, run_folder: RunFolder, verdicts: tuple[Verdict, ...], trials: tuple[Verdict, ...] = ()
 ) -> GateVerdicts:
@@ -108,8 +91,8 @@ def chosen_candidate(project: Project, verdicts: GateVerdicts) -> str:
 
 
 def may_go_alone(project: Project, verdict: Verdict) -> bool:
-    """Return True if a candidate may answer every request: it passed a gate that task.yaml sets, or somebody signed."""
-    return verdict.passed and (project.file.sets_gate or bool(verdict.signed_by))
+    """Return True if a candidate may answer every request: it passed a gate that task.yaml sets."""
+    return verdict.passed and project.file.sets_gate
 
 
 def gate_line(project: Project) -> str:
@@ -200,15 +183,15 @@ def _check_worth(routed: Evaluation, alone: Evaluation, usd_per_wrong_answer: fl
 def promote_stage(project: Project, run_folder: RunFolder, candidate: str | None = None) -> Promotion | None:
     """Register `candidate`, else the chosen one, with its certificate, ask it over HTTP, and make it champion.
 
-    It is certified first, unless it is. Where a plan was confirmed it is that plan's, unless somebody signed for it. A
-    version of which nothing may be answered is registered as `shadow`: it drafts beside the large model where there is
-    no champion, and None is returned. Raise GateFailed if its verdict did not pass or task.yaml sets no gate, or if the
-    server's answers differ from the measured ones.
+    It is certified first, unless it is. Where a plan was confirmed it is that plan's. A version of which nothing may be
+    answered is registered as `shadow`: it drafts beside the large model where there is no champion, and None is
+    returned. Raise GateFailed if its verdict did not pass or task.yaml sets no gate, or if the server's answers differ
+    from the measured ones.
     """
     verdicts = run_folder.verdicts()
     verdict = verdicts.of(candidate or chosen_candidate(project, verdicts))
     plan = verdicts.confirmed
-    if plan is not None and candidate in (None, plan.candidate) and not verdict.signed_by:
+    if plan is not None and candidate in (None, plan.candidate):
         verdict = plan
     elif verdict.passed and not may_go_alone(project, verdict):
         raise GateFailed(
@@ -324,7 +307,7 @@ def _live(project: Project, run_folder: RunFolder) -> Outcome:
         kind=plan,
         candidate=certified.candidate,
         title=get_candidate(certified.candidate).title,
-        gate="signed" if verdict.signed_by else "passed" if verdict.passed else "failed",
+        gate="passed" if verdict.passed else "failed",
         share_small=promised if promised and all_promised else wilson(sum(small), len(small)),
         share_promised=promised,
         promise=certificate.guarantee.in_words if certificate.issued else "",
@@ -334,7 +317,6 @@ def _live(project: Project, run_folder: RunFolder) -> Outcome:
         rest=rest or ("large" if plan == "small first" and project.file.large else ""),
         watched_by=_judge(project, certificate, audited),
         audited=audited,
-        signed=f"{verdict.signed_by} ({verdict.because})" if verdict.signed_by else "",
         why="" if certificate.issued else certificate.report.why,
         labels_needed=labels_needed(project, run_folder, live=True),
     )
@@ -346,7 +328,7 @@ def holds_to_gate(project: Project, certified: Certified, verdict: Verdict, *, a
     `all_small`: it answers every request of the task. Where it does not, a certificate decides what it answers, and is
     what audits watch; without one, the domain check alone sends some on.
     """
-    passed = certified.plan == "small alone" and verdict.passed and not verdict.signed_by and project.file.sets_gate
+    passed = certified.plan == "small alone" and verdict.passed and project.file.sets_gate
     return passed and (all_small or not certified.certificate.issued)
 
 

@@ -178,7 +178,7 @@ def format_summary(summary: RunSummary) -> str:
 def _sentences(summary: RunSummary) -> list[str]:
     outcome, certificate = summary.outcome, summary.certificate
     lines = [outcome.sentence] if outcome else []
-    gates = {"passed": "PASS", "failed": "FAIL", "signed": "FAIL, signed for", "not written": "not in task.yaml"}
+    gates = {"passed": "PASS", "failed": "FAIL", "not written": "not in task.yaml"}
     confirmed = outcome and outcome.goes_live and summary.gate.confirmed
     parts = [f"gate {'PASS (small first)' if confirmed else gates[outcome.gate] if outcome else 'not decided'}"]
     if outcome and outcome.live_as:
@@ -258,9 +258,7 @@ def after_gate(
     if project.task.closed:
         what = "look for wrong labels among the training rows"
         yield NextStep(what=what, command=f"smallfirst review {task} --labels suspects.jsonl")
-    what = "or sign for it with a name and a reason, which stay on record"
-    signed = f"smallfirst override {task} --candidate {best.candidate} --by NAME --because REASON"
-    yield NextStep(what=what, command=signed)
+    yield NextStep(what="or lower the gate in task.yaml, if that is good enough", command=f"smallfirst gate {task}")
 
 
 def after_outcome(project: Project, outcome: Outcome, *, task: str = "task.yaml") -> Iterator[NextStep]:

@@ -131,8 +131,7 @@ def _state(data: ReportData, name: str) -> tuple[bool | None, str]:
         return (True, "live") if live else (None, "")
     if outcome is not None and passed and not outcome.goes_live:
         return None, "meets a default gate that task.yaml does not set" if outcome.gate_line else "does not go live"
-    signed = " by a signature" if outcome is not None and outcome.signed else ""
-    return passed, f"live{signed}, {state}" if live else state
+    return passed, f"live, {state}" if live else state
 
 
 def _first_screen(data: ReportData) -> dict[str, Any]:
