@@ -26,7 +26,6 @@ from smallfirst.ledger.keys import KeyStore as KeyStore
 from smallfirst.ledger.ledger import Ledger as Ledger
 from smallfirst.ledger.rows import AttemptRow as AttemptRow
 from smallfirst.ledger.rows import AuditRow as AuditRow
-from smallfirst.ledger.rows import DraftRow as DraftRow
 from smallfirst.ledger.rows import ExpenseRow as ExpenseRow
 from smallfirst.ledger.rows import FeedbackRow as FeedbackRow
 from smallfirst.ledger.rows import LedgerRow as LedgerRow

@@ -18,13 +18,12 @@ from typing import Any, Literal, NamedTuple
 
 from smallfirst.base.errors import ModelError
 from smallfirst.ledger.ledger import AlreadyRecorded, Ledger, LedgerAway, LedgerUnavailable
-from smallfirst.ledger.rows import AuditRow, DraftRow, FeedbackRow, StateRow, attempt_rows
+from smallfirst.ledger.rows import AuditRow, FeedbackRow, StateRow, attempt_rows
 from smallfirst.measuring.outcome import Outcome, Standing
 from smallfirst.models.pricing import charges_json, total_usd, with_purpose
 from smallfirst.models.protocol import Bill, Chunk, Completion, DelegatingModel, Request, Route
 from smallfirst.routing.monitor import Judge, Monitor
 from smallfirst.routing.router import Decision, Router, is_covered, took_cascade
-from smallfirst.serving.errors import ApiError
 from smallfirst.tasks.task import Task
 
 _log = logging.getLogger("smallfirst.serving")
@@ -35,8 +34,6 @@ FOLLOW_S = 1.0
 """Seconds after which a decision is not made before the ledger was read again."""
 MAX_CONCURRENT_AUDITS = 4
 """Audits at the same time; further ones wait, so that audits never crowd out answers."""
-MAX_PENDING_AUDITS = 10_000
-"""Drafts that wait for a person of which the process remembers the text; with stored bodies the ledger has all."""
 
 
 class AuditSettings(NamedTuple):
@@ -153,8 +150,6 @@ class AuditedRouter(DelegatingModel):
         self._rng = rng or random.SystemRandom()
         self._tasks: set[asyncio.Task[None]] = set()
         self._audit_slots = asyncio.Semaphore(MAX_CONCURRENT_AUDITS)
-        self._drafts: dict[str, DraftRow] = {}
-        """By response id the drafts that a person is to judge beside the answers that the large model gave."""
 
     @property
     def standing(self) -> Standing:
@@ -220,8 +215,11 @@ class AuditedRouter(DelegatingModel):
         """Return the answer as it is given: drawn for an audit or not, and whether it differs from a draft."""
         completion = await note_difference(completion, decision, self.auditing.agrees)
         route = completion.route
-        drafted_beside = self.paused and route is not None and route.why == self.paused
-        if route is None or not (self._is_audited(route) or drafted_beside):
+        if route is None:
+            return completion
+        # A person sees answers, so drafts beside the large model's are compared where that one judges.
+        drafted_beside = self.auditing.judge == "large" and self.paused and route.why == self.paused
+        if not (self._is_audited(route) or drafted_beside):
             return completion
         last = route.certified and route.stage == self.router.stages[-1].name
         share, weight = self.monitor.plan_audit(route.confidence if last else None)
@@ -252,7 +250,7 @@ class AuditedRouter(DelegatingModel):
         route = completion.route
         if route is None or route.task != self.name or not route.audited:
             return
-        if self.auditing.judge == "large" or not self._is_small(route):
+        if self.auditing.judge == "large":
             audit = self._audit(id, request, completion, datetime.now(UTC), ask_large)
             task = asyncio.get_running_loop().create_task(audit)
             self._tasks.add(task)
@@ -277,10 +275,7 @@ class AuditedRouter(DelegatingModel):
         answered_at: datetime,
         ask: AskLarge | None,
     ) -> None:
-        """Compare an accepted answer with the large model's, or in fallback and shadow a draft with the answer.
-
-        Where a person judges, only make the draft: it waits for the person.
-        """
+        """Compare an accepted answer with the large model's, or in fallback and shadow a draft with the answer."""
         route = completion.route
         assert route is not None
         assert route.audit_share is not None
@@ -299,9 +294,6 @@ class AuditedRouter(DelegatingModel):
                         return  # it would not have been answered, or nothing is watched about it
                     certified = is_covered(decision.route.trail)
                     draft, judged, charges = decision.draft.text, completion.text, decision.charges
-                    if self.auditing.judge == "person":
-                        await self._ask_person(id, draft, judged, answered_at, certified=certified)
-                        return
             except ModelError as error:
                 _log.warning("%s: not audited, %s", id, error.args[0])
                 return
@@ -313,20 +305,8 @@ class AuditedRouter(DelegatingModel):
         # Unless a person was quicker:
         await self.audits.take(self._audit_row(id, route.audit_share, route.audit_weight, values))
 
-    async def _ask_person(self, id: str, draft: str, shown: str, at: datetime, *, certified: bool) -> None:
-        named = {"task": self.name, "certificate": self.certificate, "certified": certified}
-        row = DraftRow(id=id, at=at, draft=draft, other=shown, **named)
-        self._drafts[id] = row
-        if len(self._drafts) > MAX_PENDING_AUDITS:
-            del self._drafts[next(iter(self._drafts))]
-        without = {} if self.auditing.store_bodies else {"draft": None, "other": None}
-        await self.ledger.append_async(row.model_copy(update=without))
-
     async def feedback(self, feedback: FeedbackRow) -> FeedbackRow:
-        """Record feedback and return it with whether it is an audit's verdict: a judge's first one, where chance drew.
-
-        Raise ApiError if it judges a draft and does not tell what is right.
-        """
+        """Record feedback; return it with whether it is an audit's verdict: a judge's first one, where chance drew."""
         if feedback.judge and (verdict := await asyncio.to_thread(self._verdict, feedback)) is not None:
             feedback = feedback.model_copy(update={"counted": await self.audits.take(verdict)})
         await self.ledger.append_async(feedback)
@@ -337,42 +317,16 @@ class AuditedRouter(DelegatingModel):
         row = self.ledger.get(feedback.id)
         if row is None or not row.audited or row.audit_share is None or self.ledger.count(AuditRow, id=row.id):
             return None
-        if row.at < self.audits.since:
-            return None  # an answer under another certificate tells nothing about this one
-        wrong, answered_at = feedback.verdict == "wrong", row.at
-        certified = row.certified or is_covered(row.steps)
-        if not row.certified and row.answered_by not in self._own_models:
-            if (beside := self._drafts.get(row.id) or self._stored_draft(row.id)) is None:
-                return None
-            wrong = self._draft_is_wrong(feedback, beside.draft or "", beside.other or "")
-            answered_at, certified = beside.at, beside.certified
-        elif row.answered_by is not None and row.answered_by not in self._own_models:
-            return None  # another version gave it
-        other = feedback.answer if self.auditing.store_bodies else None
-        values = {"at": feedback.at, "wrong": wrong, "judged_by": "person", "answered_at": answered_at, "other": other}
-        values["certified"] = certified
+        if row.at < self.audits.since or row.answered_by not in self._own_models:
+            return None  # an answer of another model, or under another certificate, tells nothing about this one
+        values = {"at": feedback.at, "answered_at": row.at, "judged_by": "person"}
+        values |= {"wrong": feedback.verdict == "wrong", "certified": row.certified or is_covered(row.steps)}
+        values["other"] = feedback.answer if self.auditing.store_bodies else None
         return self._audit_row(row.id, row.audit_share, row.audit_weight, values)
 
     def _audit_row(self, id: str, share: float, weight: float, values: dict[str, Any]) -> AuditRow:
         drawn = {"id": id, "propensity": share, "weight": weight}
         return AuditRow.model_validate({"task": self.name, "certificate": self.certificate, **drawn, **values})
-
-    def _stored_draft(self, id: str) -> DraftRow | None:
-        """Return the draft that another process made, or this one before a restart; None where no text is stored."""
-        for row in self.ledger.entries(DraftRow, id=id):
-            if row.certificate == self.certificate and row.draft is not None and row.other is not None:
-                return row
-        return None
-
-    def _draft_is_wrong(self, feedback: FeedbackRow, draft: str, shown: str) -> bool:
-        """Tell by the right answer whether the draft beside the large model's answer `shown` is wrong."""
-        right = feedback.answer or (shown if feedback.verdict == "right" else None)
-        if right is not None:
-            return not self.auditing.agrees(draft, right)
-        if self.auditing.agrees(draft, shown):
-            return True
-        message = "The small model's draft is judged by the right answer, which differs from this one: name it."
-        raise ApiError(400, message, param="answer", code="answer_required")
 
 
 async def note_difference(completion: Completion, decision: Decision, agrees: Callable[[str, str], bool]) -> Completion:

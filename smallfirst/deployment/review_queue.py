@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 from smallfirst.base.errors import ModelError
 from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.ledger.ledger import Ledger
-from smallfirst.ledger.rows import AuditRow, DraftRow, FeedbackRow, LedgerRow, StateRow, standing
+from smallfirst.ledger.rows import AuditRow, FeedbackRow, LedgerRow, StateRow, standing
 from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.serving.errors import ApiError
 from smallfirst.serving.plugins import PluginRequest, PluginRoute
@@ -27,7 +27,6 @@ PERSON_STAGE = "person"
 """Stage of answers that the Router marks for a person."""
 N_RECENT = 1_000
 """Newest answers of a task, of each kind, that are looked at: drawn, left to a person, any."""
-_N_DRAFTS = 200
 _CLOCKS_DIFFER = timedelta(hours=1)
 Reason = Literal["audit", "reported", "unsure", "disagreement", "near"]
 REASONS: tuple[Reason, ...] = ("audit", "reported", "unsure", "disagreement", "near")
@@ -77,8 +76,6 @@ def _of_task(ledger: Ledger, task: str, recent: int) -> Iterator[Waiting]:
         said[one.id].append(one)
     judged = {id for id, verdicts in said.items() if any(one.judge for one in verdicts)}
     audited = {audit.id for audit in ledger.entries(AuditRow, task=task, since=oldest)}
-    drafts = [one.id for one in ledger.entries(DraftRow, task=task, limit=N_RECENT) if one.id not in judged | audited]
-    drawn += tuple(row for row in map(ledger.get, drafts[-_N_DRAFTS:]) if row is not None)
     due = {one.row.id: one for one in _drawn(drawn, judged | audited, _in_force_since(ledger, task))}
     for row in left:
         if row.id not in judged:

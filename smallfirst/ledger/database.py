@@ -52,7 +52,6 @@ from smallfirst.base.errors import ConfigError, SmallfirstError
 from smallfirst.ledger.rows import (
     AttemptRow,
     AuditRow,
-    DraftRow,
     Entry,
     ExpenseRow,
     FeedbackRow,
@@ -117,14 +116,13 @@ TABLES: dict[type[Entry], Table] = {
     ),
     AttemptRow: _of("attempts", AttemptRow, Index("attempts_id", "id")),
     AuditRow: _of("audits", AuditRow, UniqueConstraint("id")),
-    DraftRow: _of("drafts", DraftRow, UniqueConstraint("id")),
     FeedbackRow: _of("feedback", FeedbackRow, Index("feedback_id", "id")),
     StateRow: _of("states", StateRow, Index("states_once", "task", "certificate", "after_audit", "cause", unique=True)),
     ExpenseRow: _of("expenses", ExpenseRow, UniqueConstraint("id")),
 }
 KINDS = {table.name: kind for kind, table in TABLES.items()}
 """Kinds of entries by the names of their tables."""
-EXPIRING = (LedgerRow, AttemptRow, DraftRow, FeedbackRow)
+EXPIRING = (LedgerRow, AttemptRow, FeedbackRow)
 """Kinds whose old rows may go. Audits, states and expenses stay: promise and statement stand on them."""
 
 ABOUT = Table("about", METADATA, Column("format", Integer, nullable=False), Column("rows_since", Moment))

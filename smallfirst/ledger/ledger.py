@@ -58,7 +58,6 @@ from smallfirst.ledger.group_commit import GroupCommitWriter
 from smallfirst.ledger.rows import (
     AttemptRow,
     AuditRow,
-    DraftRow,
     Entry,
     ExpenseRow,
     FeedbackRow,
@@ -86,11 +85,10 @@ _LENGTH = {"hour": 13, "day": 10, "month": 7}
 BODY: dict[type[Entry], tuple[str, str]] = {
     LedgerRow: ("request_text", "answer_text"),
     AuditRow: ("draft", "other"),
-    DraftRow: ("draft", "other"),
 }
 """Fields of an entry that are kept apart from its row."""
 
-E = TypeVar("E", LedgerRow, AttemptRow, AuditRow, DraftRow, FeedbackRow, StateRow, ExpenseRow)
+E = TypeVar("E", LedgerRow, AttemptRow, AuditRow, FeedbackRow, StateRow, ExpenseRow)
 
 
 __all__ = ["Ledger", "LedgerAway", "LedgerRow", "LedgerUnavailable"]

@@ -135,23 +135,6 @@ class AuditRow(Record):
     """The judge's answer, only if bodies are stored."""
 
 
-class DraftRow(Record):
-    """The small model's draft beside an answer of the large one in a fallback, which a person is to judge."""
-
-    id: str
-    """Id of the response that the large model gave."""
-    at: AwareDatetime
-    task: str
-    certificate: str
-    """Fingerprint of the certificate in force."""
-    certified: bool = True
-    """Whether the certificate covers the draft."""
-    draft: str | None = None
-    """The draft, only if bodies are stored."""
-    other: str | None = None
-    """The answer that the large model gave, only if bodies are stored."""
-
-
 class FeedbackRow(Record):
     """Somebody's verdict on an answer. Verdicts are no random sample, so bounds use only a judge's on drawn answers."""
 
@@ -221,4 +204,4 @@ class ExpenseRow(Record):
     """Seconds that a machine of our own worked."""
 
 
-Entry = LedgerRow | AttemptRow | AuditRow | DraftRow | FeedbackRow | StateRow | ExpenseRow
+Entry = LedgerRow | AttemptRow | AuditRow | FeedbackRow | StateRow | ExpenseRow

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from smallfirst.path.project.task_file import TaskFile
 
 POSITIVE = click.FloatRange(min=0, min_open=True)
-_KINDS = ("answers", "attempts", "audits", "drafts", "feedback", "states", "expenses")
+_KINDS = ("answers", "attempts", "audits", "feedback", "states", "expenses")
 
 
 @click.group(
