@@ -6,6 +6,7 @@ import json
 
 import pytest
 from fixtures.takeover import source
+from fixtures.traffic import template, template_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,10 +19,8 @@ from smallfirst.traffic.task_source import (
     TakeOver,
     TakeOvers,
     TaskTemplate,
-    Template,
     TemplateSlot,
     TextPattern,
-    TurnPattern,
 )
 from smallfirst.traffic.wire import ModelAnswer, Prompt, ToolCall, Turn
 
@@ -40,8 +39,7 @@ def test_what_is_filled_in_is_read_again(values):
 
 
 def test_a_prompt_follows_in_all_of_its_messages_or_not_at_all():
-    system = TurnPattern(role="system", text=TextPattern(pieces=("File it.",)))
-    template = Template(turns=(system, TurnPattern(role="user", text=TextPattern(pieces=("", "")))))
+    template = template_of("File it.")
     asked = Prompt("m", (Turn("system", "File it."), Turn("user", "lost")))
     assert template.values(asked) == ("lost",)
     assert template.values(asked._replace(turns=(*asked.turns, Turn("user", "more")))) is None
@@ -52,8 +50,7 @@ def test_a_prompt_follows_in_all_of_its_messages_or_not_at_all():
 
 
 def wording(pieces, *slots):
-    template = Template(turns=(TurnPattern(role="user", text=TextPattern(pieces=pieces)),))
-    return TaskTemplate(template=template, slots=slots)
+    return TaskTemplate(template=template(("user", *pieces)), slots=slots)
 
 
 def test_every_wording_gives_its_case():

@@ -6,10 +6,10 @@ import random
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from fixtures.traffic import template
 
 from smallfirst.traffic.discovery.mine import Miner, _Request, versions, with_dates_open
 from smallfirst.traffic.exchange import Exchange
-from smallfirst.traffic.task_source import Template, TextPattern, TurnPattern
 from smallfirst.traffic.wire import read_prompt
 
 START = datetime(2026, 10, 1, tzinfo=UTC)
@@ -50,16 +50,16 @@ def test_what_programs_wrote_is_found_among_what_people_wrote():
         log.append(exchange(i + 3, *talk))
         log.append(exchange(i + 3.5, *talk, ("assistant", case(20)), ("user", case())))
     found = mine(log)
-    assert sorted((len(members), template.n_slots) for template, members in found.items()) == [(80, 1), (80, 2)]
+    assert sorted((len(members), shared.n_slots) for shared, members in found.items()) == [(80, 1), (80, 2)]
     by_id = {one.id: read_prompt(one.route, one.request) for one in log}
-    for template, members in found.items():
-        assert [template.values(by_id[member])[-1] for member in members] == [cases[member] for member in members]
+    for shared, members in found.items():
+        assert [shared.values(by_id[member])[-1] for member in members] == [cases[member] for member in members]
 
 
 def test_tools_and_forms_of_answers_make_another_template():
     tools = [{"type": "function", "function": {"name": "file"}}]
     log = [exchange(i, ("system", SORT), ("user", case()), **({"tools": tools} if i % 2 else {})) for i in range(60)]
-    assert sorted((len(members), bool(template.tools)) for template, members in mine(log).items()) == [
+    assert sorted((len(members), bool(shared.tools)) for shared, members in mine(log).items()) == [
         (30, False),
         (30, True),
     ]
@@ -85,13 +85,13 @@ def test_what_continues_an_earlier_request_is_a_conversation():
         asked = (("system", SORT), ("user", f"Ticket {i}: {case()}"))
         log.append(exchange(i, *asked))
         log.append(exchange(i + 1, *asked, ("assistant", "Happy to help. What else?"), ("user", f"Also: {case()}")))
-    assert [(len(members), len(template.turns)) for template, members in mine(log).items()] == [(40, 2)]
+    assert [(len(members), len(shared.turns)) for shared, members in mine(log).items()] == [(40, 2)]
 
 
 def test_solved_examples_in_messages_are_no_conversation():
     shots = (("system", SORT), ("user", "card lost"), ("assistant", "cards"))
     found = mine([exchange(i, *shots, ("user", case())) for i in range(40)])
-    assert [(len(members), len(template.turns)) for template, members in found.items()] == [(40, 4)]
+    assert [(len(members), len(shared.turns)) for shared, members in found.items()] == [(40, 4)]
 
 
 def test_few_cases_asked_often_are_a_task():
@@ -134,8 +134,8 @@ def test_wordings_that_were_put_together_are_told_apart_by_their_instruction():
         one = exchange(i, ("system", instruction), ("user", case()))
         asked.append(_Request(one.id, one.at, read_prompt(one.route, one.request), continues=False))
     found = list(miner._templates_of_wording(asked, 10))
-    assert [template.n_slots for template in found] == [1, 1]
-    assert [sum(template.values(one.prompt) is not None for one in asked) for template in found] == [20, 20]
+    assert [shared.n_slots for shared in found] == [1, 1]
+    assert [sum(shared.values(one.prompt) is not None for one in asked) for shared in found] == [20, 20]
     assert list(miner._templates_of_wording(asked[::2], 30)) == found[:1]
 
 
@@ -143,9 +143,12 @@ TIMES = [datetime(2026, 10, 1, tzinfo=UTC) + timedelta(hours=i) for i in range(1
 
 
 def found(before, values):
-    text = TextPattern(pieces=(before, " now.\nMessage: ", ""))
-    template = Template(turns=(TurnPattern(role="user", text=text),))
-    return versions(template, [(value, f"case {i}") for i, value in enumerate(values)], TIMES, 10)
+    return versions(
+        template(("user", before, " now.\nMessage: ", "")),
+        [(value, f"case {i}") for i, value in enumerate(values)],
+        TIMES,
+        10,
+    )
 
 
 @pytest.mark.parametrize(
@@ -180,11 +183,10 @@ DAY = datetime(2026, 10, 5, 9, tzinfo=UTC)
     ],
 )
 def test_the_day_of_the_requests_is_a_slot(written):
-    turn = TurnPattern(role="user", text=TextPattern(pieces=(f"Today is {written}. Since 2019-01-31: ", "")))
-    opened = with_dates_open(Template(turns=(turn,)), DAY, DAY)
+    opened = with_dates_open(template(("user", f"Today is {written}. Since 2019-01-31: ", "")), DAY, DAY)
     assert opened.turns[0].text.pieces == ("Today is ", ". Since 2019-01-31: ", "")
 
 
 def test_other_text_is_no_date():
-    turn = TurnPattern(role="user", text=TextPattern(pieces=("On 5.10.1999, a Monday, by 2026-10: ", "")))
-    assert with_dates_open(Template(turns=(turn,)), DAY, DAY).turns[0] == turn
+    one = template(("user", "On 5.10.1999, a Monday, by 2026-10: ", ""))
+    assert with_dates_open(one, DAY, DAY) == one

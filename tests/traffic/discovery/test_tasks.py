@@ -13,6 +13,7 @@ from fixtures.traffic import (
     cases_of,
     exchange,
     sorted_tickets,
+    template,
     template_of,
 )
 
@@ -29,7 +30,6 @@ from smallfirst.traffic.discovery.tasks import (
     total_cost_usd,
 )
 from smallfirst.traffic.exchange import Exchange
-from smallfirst.traffic.task_source import Template, TextPattern, TurnPattern
 from smallfirst.traffic.wire import read_prompt
 
 
@@ -92,10 +92,6 @@ def test_of_more_cases_than_are_held_each_is_drawn_alike() -> None:
 TEXTS = [f"this is what customer {i} wrote to us about it" for i in range(100)]
 
 
-def template(*turns: tuple[str, tuple[str, ...]]) -> Template:
-    return Template(turns=tuple(TurnPattern(role=role, text=TextPattern(pieces=pieces)) for role, pieces in turns))
-
-
 def uses(slots: tuple[object, ...]) -> dict[str, str]:
     return {slot.name: slot.use for slot in slots}  # type: ignore[attr-defined]
 
@@ -113,7 +109,7 @@ def uses(slots: tuple[object, ...]) -> dict[str, str]:
     ],
 )
 def test_stamps_are_ignored(stamps: list[str]) -> None:
-    one = template(("user", ("Today is ", ".\nMessage: ", "")))
+    one = template(("user", "Today is ", ".\nMessage: ", ""))
     slots = choose_slots(one, list(zip(stamps, TEXTS, strict=True)), ["a", "b"] * 50)
     assert uses(slots) == {"slot_1": "ignored", "message": "text"}
 
@@ -121,7 +117,7 @@ def test_stamps_are_ignored(stamps: list[str]) -> None:
 def test_a_category_counts_if_answers_depend_on_it() -> None:
     rng = random.Random(0)
     channels = [rng.choice(("mail", "phone")) for _ in range(100)]
-    one = template(("user", ("Channel: ", "\nMessage: ", "")))
+    one = template(("user", "Channel: ", "\nMessage: ", ""))
     values = list(zip(channels, TEXTS, strict=True))
     by_chance = [rng.choice("ab") for _ in range(100)]
     assert uses(choose_slots(one, values, by_chance)) == {"channel": "ignored", "message": "text"}
@@ -132,7 +128,7 @@ def test_a_category_counts_if_answers_depend_on_it() -> None:
 
 def test_two_texts_both_belong_to_the_case() -> None:
     questions = [f"what is the size of number {i} in this text?" for i in range(100)]
-    one = template(("user", ("Question: ", "\nContext: ", "")))
+    one = template(("user", "Question: ", "\nContext: ", ""))
     slots = choose_slots(one, list(zip(questions, TEXTS, strict=True)), ["a", "b"] * 50)
     assert uses(slots) == {"question": "text", "context": "text"}
 
@@ -140,11 +136,11 @@ def test_two_texts_both_belong_to_the_case() -> None:
 def test_solved_examples_that_change_are_ignored() -> None:
     labels = ["a" if i % 3 else "b" for i in range(100)]
     shots = TEXTS[::-1]
-    inside = template(("user", ("Case: ", "\nAnswer: ", "\n\nCase: ", "\nAnswer:")))
+    inside = template(("user", "Case: ", "\nAnswer: ", "\n\nCase: ", "\nAnswer:"))
     values = list(zip(shots, labels, TEXTS, strict=True))
     slots = choose_slots(inside, values, labels, lambda text: text in ("a", "b"))
     assert [slot.use for slot in slots] == ["ignored", "ignored", "text"]
-    turns = template(("user", ("", "")), ("assistant", ("", "")), ("user", ("", "")))
+    turns = template(("user", "", ""), ("assistant", "", ""), ("user", "", ""))
     assert [slot.use for slot in choose_slots(turns, values, labels)] == ["ignored", "ignored", "text"]
 
 
@@ -200,10 +196,6 @@ START = datetime(2026, 11, 1, tzinfo=UTC)
 OTHER = "Which team is in charge? Answer billing, delivery or account."
 
 
-def pattern(role: str, *pieces: str) -> TurnPattern:
-    return TurnPattern(role=role, text=TextPattern(pieces=pieces))
-
-
 def tickets(system: str, *, start: int = 0, seed: int = 0, n: int = 90) -> Wording:
     return Wording(template_of(system, "Message: "), cases_of(sorted_tickets(n, system, start=start, seed=seed)))
 
@@ -238,8 +230,8 @@ def test_typed_questions_are_tasks_of_their_own_however_alike() -> None:
             for i in range(40)
         ]
         prompt = read_prompt("/v1/decisions", exchanges[0].request)
-        turns = (pattern("system", prompt.turns[0].text), pattern("user", "", ""))
-        wordings.append(Wording(Template(turns=turns, response_format=prompt.response_format), cases_of(exchanges)))
+        turns = (("system", prompt.turns[0].text), ("user", "", ""))
+        wordings.append(Wording(template(*turns, response_format=prompt.response_format), cases_of(exchanges)))
     assert jaccard(wordings[0].words, wordings[1].words) > 0.5
     assert [len(wording.cases) for wording in wordings] == [40, 40]
     assert len(group_wordings(wordings)) == 2

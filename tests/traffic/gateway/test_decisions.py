@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from fixtures.gateway import OpenUpstreams
 from fixtures.takeover import NOUNS, TEACHER, LearntTask, cases, source
+from fixtures.traffic import template
 
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import LedgerRow
@@ -21,7 +22,7 @@ from smallfirst.traffic.gateway.live_task import LiveTask, Ruling
 from smallfirst.traffic.gateway.tasks import TakenOverTasks
 from smallfirst.traffic.gateway.upstreams import UpstreamFailed
 from smallfirst.traffic.questions import read_decision
-from smallfirst.traffic.task_source import TaskSource, TaskTemplate, Template, TemplateSlot, TextPattern, TurnPattern
+from smallfirst.traffic.task_source import TaskSource, TaskTemplate, TemplateSlot
 from smallfirst.traffic.wire import ModelAnswer, read_prompt
 
 Json = dict[str, Any]
@@ -44,11 +45,8 @@ def of_question() -> TaskSource:
     """The learnt task as if it had been found in recorded decisions."""
     prompt = read_prompt(DECISIONS, {"model": "big", "input": "", "questions": [QUEUE]})
     assert prompt is not None
-    pieces = (("system", (prompt.turns[0].text,)), ("user", ("", "")))
-    turns = tuple(TurnPattern(role=role, text=TextPattern(pieces=text)) for role, text in pieces)
-    wording = TaskTemplate(
-        template=Template(turns=turns, response_format=prompt.response_format), slots=(TemplateSlot(name="text"),)
-    )
+    asked = template(("system", prompt.turns[0].text), ("user", "", ""), response_format=prompt.response_format)
+    wording = TaskTemplate(template=asked, slots=(TemplateSlot(name="text"),))
     plain = source().answer_format.model_copy(update={"prefix": ""})
     return source().model_copy(update={"templates": (wording,), "answer_format": plain})
 

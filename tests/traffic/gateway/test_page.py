@@ -14,63 +14,25 @@ import httpx
 import pytest
 from click.testing import CliRunner
 from fixtures.dashboard import TASK, tickets_router
-from fixtures.evaluations import evaluated_row, evaluation_of
 from fixtures.gateway import run_gateway
+from fixtures.takeover import source
+from fixtures.traffic import sorted_tickets
 
-from smallfirst.base.stats.intervals import wilson
 from smallfirst.deployment.dashboard.plugin import HEADERS
 from smallfirst.interfaces.cli.main import main
 from smallfirst.ledger.keys import KeyPolicy, KeyStore
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, LedgerRow
-from smallfirst.path.project.run_folder import FITTED, FittedCandidates, RunFolder
-from smallfirst.traffic import task_source
-from smallfirst.traffic.discovery.discover import Discovery, FoundTask
-from smallfirst.traffic.discovery.outlook import Outlook, Share
+from smallfirst.traffic.discovery.discover import discover
 from smallfirst.traffic.gateway.access import Access
 from smallfirst.traffic.gateway.app import Gateway
 from smallfirst.traffic.gateway.page import TaskLine, page_routes, task_lines
 from smallfirst.traffic.gateway.tasks import TakenOverTasks
 from smallfirst.traffic.settings import GatewaySettings
-from smallfirst.traffic.task_source import SOURCE_FILE, AnswerFormat, TakeOver, TakeOvers, TaskSource
+from smallfirst.traffic.task_source import SOURCE_FILE, TakeOver, TakeOvers, Teacher
 
 NOW = datetime.now(UTC)
 WHY = "the upstream answers with another <model>"
-
-
-def found_task(name, usd):
-    return FoundTask(
-        name=name,
-        kind="labels",
-        n_requests=100,
-        n_cases=90,
-        requests_per_month=300,
-        cost_usd=usd / 3,
-        usd_per_month=usd,
-        models=("gpt-4o",),
-        answered_by="gpt-4o-2024-08-06",
-        first_at=NOW,
-        last_at=NOW,
-        wordings=(),
-        answer="a label",
-        format_check=None,
-        repeats=wilson(1, 1),
-        examples=(),
-        outlook=Outlook(moves=Share(share=0.7, low=0.6, high=0.8)),
-        verdict="moves",
-        why="about 70 % can move",
-    )
-
-
-def save_source(folder, **teacher):
-    source = TaskSource(
-        name=folder.name,
-        templates=(),
-        answer_format=AnswerFormat(kind="label"),
-        teacher=task_source.Teacher(model="gpt-4o-2024-08-06", **teacher),
-    )
-    folder.mkdir(parents=True)
-    source.save(folder / SOURCE_FILE)
 
 
 @pytest.fixture
@@ -79,12 +41,14 @@ def state(tmp_path, monkeypatch):
     monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path / "state"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "state").mkdir()
-    for name, teacher in (("tickets", {"licence": "MIT"}), ("mails", {}), ("notes", {"training_allowed": False})):
-        save_source(tmp_path / "discovered" / name, **teacher)
+    folder = tmp_path / "discovered"
+    found = discover(sorted_tickets(150), out=folder, teacher_of=lambda m, *_: Teacher(model=m, training_allowed=False))
+    found.save(folder / "discovery.json")
+    source().save(folder / SOURCE_FILE)
     file = TakeOvers()
-    file.put(TakeOver(task="tickets", folder=tmp_path / "discovered" / "tickets", promise="at most 5 % wrong"))
+    file.put(TakeOver(task="tickets", folder=folder, promise="at most 5 % wrong"))
     file.put(file.get("tickets").moved("live", cause="person", why="taken over", share=0.5))
-    file.put(TakeOver(task="mails", folder=tmp_path / "discovered" / "mails", share=1.0))
+    file.put(TakeOver(task="mails", folder=folder, share=1.0))
     file.put(file.get("mails").moved("stepped back", cause="model", why=WHY))
     ledger = Ledger(tmp_path / "state" / "ledger.db")
     rows = [row(i, "small" if i < 6 else "large", 0.0001 if i < 6 else 0.01) for i in range(10)]
@@ -93,19 +57,6 @@ def state(tmp_path, monkeypatch):
     )
     ledger.append(*rows, row(10, "small", 0.0, days=31), row(11, "large", 0.0, status=502), audit)
     ledger.close()
-    values = {
-        "sources": (),
-        "made_at": NOW,
-        "n_exchanges": 200,
-        "left_out": {},
-        "since": NOW,
-        "until": NOW,
-        "days": 1.0,
-    }
-    tasks = (found_task("tickets", 9.0), found_task("notes", 4.0))
-    Discovery(**values, cost_usd=1.0, max_error=0.05, tasks=tasks, rest=()).save(
-        tmp_path / "discovered" / "discovery.json"
-    )
     return tmp_path
 
 
@@ -134,21 +85,10 @@ def test_every_task_once_with_its_sums(state):
         None,
         WHY,
     )
-    assert (notes.state, notes.requests, notes.bill_usd, notes.training_allowed) == ("found", 300, 4.0, False)
-
-
-def test_before_the_large_model_was_billed_its_price_is_that_of_the_evaluation(state):
-    (state / "state" / "ledger.db").unlink()
-    ledger = Ledger(state / "state" / "ledger.db")
-    ledger.append(row(1, "small", 0.0))
-    ledger.close()
-    run = RunFolder.new("tickets")
-    FittedCandidates(ladder=(), mlflow_run_id="r").save(run.path / FITTED)
-    run.save_evaluation(
-        evaluation_of([evaluated_row(str(usd), "a", "a", cost_usd=usd) for usd in (0.02, 0.04)], candidate="large")
-    )
-    tickets = lines(state)[1]
-    assert (tickets.task, tickets.saved_usd) == ("tickets", pytest.approx(0.03))
+    assert (notes.task, notes.state, notes.requests) == ("sort-customer", "found", 150)
+    assert (notes.bill_usd, notes.training_allowed) == (pytest.approx(0.15), False)
+    TakeOvers().put(TakeOver(task="sort-customer", folder=state))
+    assert "found" not in [line.state for line in lines(state)]
 
 
 def test_the_verb_prints_it(state):
@@ -156,23 +96,16 @@ def test_the_verb_prints_it(state):
     assert run.exit_code == 0
     heading, notes, tickets, _, why = run.output.splitlines()
     assert heading.split() == ["task", "requests", "bill", "state", "share", "small", "saved", "promise"]
-    assert notes.split("  ")[0] == "notes"
+    assert notes.split("  ")[0] == "sort-customer"
     assert "found, measuring only" in notes
-    assert "foretold 70%" in notes
+    assert "foretold" in notes
     assert "live, 50% of requests" in tickets
     assert why == f"mails has stepped back: {WHY}"
     TakeOvers().update("tickets", lambda known: known.stepped_back("ada", "prompt", "another wording"))
     run = CliRunner().invoke(main, ["tasks"])
     assert "tickets has stepped back for ada alone: another wording" in run.output.splitlines()
     as_json = CliRunner().invoke(main, ["tasks", "--json"])
-    assert [task["task"] for task in json.loads(as_json.output)["tasks"]] == ["notes", "tickets", "mails"]
-
-
-def test_nothing_yet_names_the_next_command(tmp_path, monkeypatch):
-    monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path / "state"))
-    run = CliRunner().invoke(main, ["tasks", str(tmp_path)])
-    assert "smallfirst discover" in run.output
-    assert not (tmp_path / "state").exists()
+    assert [task["task"] for task in json.loads(as_json.output)["tasks"]] == ["sort-customer", "tickets", "mails"]
 
 
 def test_the_proxy_has_a_page_of_its_tasks(chromium: Any, tmp_path: Path) -> None:

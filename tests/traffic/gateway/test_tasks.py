@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from fixtures.gateway import OpenUpstreams
 from fixtures.takeover import SYSTEM, TEACHER, LearntTask, cases
+from fixtures.traffic import template
 
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, LedgerRow, StateRow
@@ -23,10 +24,7 @@ from smallfirst.traffic.task_source import (
     TaskSource,
     TaskTemplate,
     Teacher,
-    Template,
     TemplateSlot,
-    TextPattern,
-    TurnPattern,
 )
 from smallfirst.traffic.wire import ModelAnswer, Prompt, ToolCall, Turn, read_prompt
 
@@ -192,9 +190,8 @@ def test_a_share_is_drawn_and_a_command_is_followed_while_it_runs(serve, learnt)
 INTENTS = "You sort messages of a bank's customers. Answer with one of these intents: lost card, refund, pin."
 
 
-def source(name: str, *turns: tuple[str, tuple[str, ...]], models: tuple[str, ...] = ()) -> TaskSource:
-    patterns = tuple(TurnPattern(role=role, text=TextPattern(pieces=pieces)) for role, pieces in turns)
-    wording = TaskTemplate(template=Template(turns=patterns), slots=(TemplateSlot(name="text"),))
+def source(name: str, *turns: tuple[str, ...], models: tuple[str, ...] = (), **more: str) -> TaskSource:
+    wording = TaskTemplate(template=template(*turns, **more), slots=(TemplateSlot(name="text"),))
     form, teacher = AnswerFormat(kind="label"), Teacher(model="gpt-large")
     return TaskSource(name=name, templates=(wording,), answer_format=form, models=models, teacher=teacher)
 
@@ -205,8 +202,8 @@ def prompt(*turns: tuple[str, str], model: str = "gpt", tools: str = "") -> Prom
 
 MATCHER = TaskMatcher(
     {
-        "intents": source("intents", ("system", (INTENTS,)), ("user", ("", "")), models=("gpt",)),
-        "mood": source("mood", ("user", ("Is this message of a customer friendly or angry?\n", "\nAnswer:"))),
+        "intents": source("intents", ("system", INTENTS), ("user", "", ""), models=("gpt",)),
+        "mood": source("mood", ("user", "Is this message of a customer friendly or angry?\n", "\nAnswer:")),
     }
 )
 
@@ -242,11 +239,8 @@ def test_a_typed_question_follows_its_own_wording_and_resembles_no_other():
         return found
 
     first = asked("The customer writes about a card.")
-    turns = (("system", (first.turns[0].text,)), ("user", ("", "")))
-    learnt = source("card", *turns)
-    template = learnt.templates[0].template.model_copy(update={"response_format": first.response_format})
-    wording = learnt.templates[0].model_copy(update={"template": template})
-    matcher = TaskMatcher({"card": learnt.model_copy(update={"templates": (wording,)})})
+    turns = (("system", first.turns[0].text), ("user", "", ""))
+    matcher = TaskMatcher({"card": source("card", *turns, response_format=first.response_format)})
     assert matcher.find(first) == ("card", "My card", AnswerFormat(kind="label"))
     other = asked("The customer writes about a fee.")
     assert matcher.find(other) is None
@@ -258,29 +252,22 @@ def test_only_a_prompt_that_begins_like_a_wording_is_redacted():
     assert MATCHER.may_find(prompt(("system", INTENTS), ("user", "call 030 1234567")))
     assert not MATCHER.may_find(prompt(("user", INTENTS)))
     assert not MATCHER.may_find(prompt(("system", "Another application."), ("user", "hello")))
-    mailed = TaskMatcher({"mails": source("mails", ("user", ("Mail to [EMAIL], urgent or not?\n", "")))})
+    mailed = TaskMatcher({"mails": source("mails", ("user", "Mail to [EMAIL], urgent or not?\n", ""))})
     assert mailed.may_find(prompt(("user", "Mail to ada@example.com, urgent or not?\nnow!")))
 
 
 def test_work_is_waited_for_and_failures_are_logged(caplog):
-    done = []
-
-    async def work(fails):
+    async def fails() -> None:
         await asyncio.sleep(0)
-        if fails:
-            raise OSError("disk full")
-        done.append(True)
+        raise OSError("disk full")
 
-    async def run():
+    async def run() -> None:
         tasks = BackgroundTasks()
-        await tasks.wait()
-        tasks.start(work(fails=True))
-        tasks.start(work(fails=False))
+        tasks.start(fails())
         await tasks.wait()
 
     with caplog.at_level(logging.ERROR):
         asyncio.run(run())
-    assert done == [True]
     assert ["disk full" in str(one.exc_info) for one in caplog.records] == [True]
 
 

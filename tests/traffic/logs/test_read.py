@@ -76,12 +76,6 @@ def test_ids_are_unique_and_overlapping_exports_count_once(read_records):
 @pytest.mark.parametrize("wrong", [3, "x", [3], {"a": []}, None])
 def test_a_record_of_another_form_costs_no_other(read_records, wrong):
     spoilt = [
-        {
-            "resourceSpans": [
-                {"scopeSpans": [{"spans": [{"attributes": [{"key": "gen_ai.request.model", "value": wrong}]}]}]}
-            ]
-        },
-        {"resourceSpans": wrong, "resourceLogs": wrong},
         {"data": {"spans": [{"attributes": {"mlflow.spanType": '"LLM"', "mlflow.spanInputs": wrong}}]}},
         {"custom_id": "a", "body": wrong},
         {"custom_id": "a", "response": wrong},
