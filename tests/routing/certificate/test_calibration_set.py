@@ -109,6 +109,8 @@ def test_a_foreign_request_that_is_accepted_counts_as_wrong() -> None:
     outcome = mixed(own, right, np.array([0.9] * 2 + [0.1] * 98)).outcome((0.5,))
     shown = measure_risk("error", outcome, 0.1, 0.05)
     assert shown.value == pytest.approx((0.04 + 0.02) / (0.80 + 0.02))
+    as_many = mixed(own, right, np.array([0.9] * 80 + [0.1] * 20)).outcome((0.5,))
+    assert measure_risk("error", as_many, 0.1, 0.05).value == pytest.approx((0.05 + 1) / 2)
     assert measure_risk("error", mixed(own, right, np.array([0.1]), 0.0).outcome((0.5,)), 0.1, 0.05).value == 4 / 80
     loose, tight = (is_shown("error", outcome, shown.bound + more, 0.05) for more in (1e-9, -1e-9))
     assert (loose, tight, sum(MIXTURE_LEVELS)) == (True, False, 1.0)
