@@ -32,7 +32,7 @@ from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, Sentence
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.linear.tfidf import TfidfFeatures
 from smallfirst.models.manifest import Manifest, read_manifest
-from smallfirst.models.state_features import STATE_FEATURES, HiddenStateProfile, HiddenStates
+from smallfirst.models.state_features import LOGIT_FEATURES, STATE_FEATURES, HiddenStateProfile, logit_features
 from smallfirst.path.project.project import Project
 from smallfirst.registry import runs
 from smallfirst.routing.auto import TaskSelector
@@ -119,11 +119,11 @@ MODELS: dict[str, tuple[Callable[[Scope, Path], LinearClassifier], str]] = {
 }
 
 
-def states_of(scorer: LinearClassifier, data: Dataset) -> HiddenStates:
+def states_of(scorer: LinearClassifier, data: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Return hidden states and logits of the rows, in order."""
     features = scorer.features([example.text for example in data.examples])
     logits = np.asarray(features @ scorer.weights.T) + scorer.bias
-    return HiddenStates(logits if isinstance(scorer.features, TfidfFeatures) else features, logits)
+    return logits if isinstance(scorer.features, TfidfFeatures) else features, logits
 
 
 def see(name: str, scope: Scope, folder: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], float]:
@@ -131,12 +131,13 @@ def see(name: str, scope: Scope, folder: Path) -> tuple[dict[str, np.ndarray], d
     kept = folder / f"{name}.npz"
     if not kept.exists():
         scorer = MODELS[name][0](scope, folder / name)
-        profile = HiddenStateProfile.fit(states_of(scorer, scope.train), scope.gold("train"))
+        profile = HiddenStateProfile.fit(states_of(scorer, scope.train)[0], scope.gold("train"))
         arrays: dict[str, np.ndarray] = {}
         began = time.process_time()
         for part, data in scope.parts.items():
-            states = states_of(scorer, data)
-            arrays |= {f"logits/{part}": states.logits, f"signals/{part}": profile.nonconformity(states)}
+            hidden, logits = states_of(scorer, data)
+            signals = np.column_stack([logit_features(logits), profile.nonconformity(hidden)])
+            arrays |= {f"logits/{part}": logits, f"signals/{part}": signals}
         ms = 1000 * (time.process_time() - began) / sum(map(len, scope.parts.values()))
         np.savez(kept, ms=ms, **arrays)
     file = np.load(kept)
@@ -203,7 +204,7 @@ def clinc(folder: Path) -> dict[str, list[str]]:
         right = {part: logits[part].argmax(axis=1) == gold[part] for part in gold}
         accuracy = stats.wilson(int(right["test"].sum()), len(right["test"]))
         closed.append(f"| {title} | {accuracy} | {ms:.1f} |")
-        for at, signal in enumerate(STATE_FEATURES):
+        for at, signal in enumerate((*LOGIT_FEATURES, *STATE_FEATURES)):
             rejected.append(Answers(right, {p: signals[p][:, at] for p in PARTS}).line(f"{title} | {signal}"))
         fusion = ScoreFusion.fit(signals["validation"])
         fused = Answers(right, {part: fusion.neg_log_p_values(signals[part]).sum(axis=1) for part in PARTS})

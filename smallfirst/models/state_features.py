@@ -8,27 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from smallfirst.base.files import write_atomically
 
-STATE_FEATURES = ("energy", "probability", "mahalanobis", "neighbour")
-"""Columns of `HiddenStateProfile.nonconformity`; each grows with the distance from the training texts."""
+LOGIT_FEATURES, STATE_FEATURES = ("energy", "probability"), ("mahalanobis", "neighbour")
+"""Columns of `logit_features` and of `HiddenStateProfile.nonconformity`; each grows with the distance from the training
+texts."""
 N_NEIGHBOURS = 5
 """Training texts over which the neighbour feature averages."""
 BATCH_ROWS = 512
 """Texts compared with all training texts at a time."""
-
-
-class HiddenStates(NamedTuple):
-    """What a model computed for some texts."""
-
-    hidden: np.ndarray
-    """Last hidden state (texts, width), float32; the logits for a model without hidden states."""
-    logits: np.ndarray
-    """Unnormalised label logits (texts, labels), float32; no columns for a model without labels."""
 
 
 class HiddenStateProfile:
@@ -39,11 +30,14 @@ class HiddenStateProfile:
         self.means, self.whitening, self.rows = means, whitening, rows
 
     @classmethod
-    def fit(cls, states: HiddenStates, gold: Sequence[int] | np.ndarray) -> HiddenStateProfile:
-        """Return the profile of texts with label indices `gold`; covariance as in Ledoit and Wolf (2004)."""
+    def fit(cls, hidden: np.ndarray, gold: Sequence[int] | np.ndarray) -> HiddenStateProfile:
+        """Return the profile of texts by their hidden states (texts, width) and label indices `gold`.
+
+        The covariance is that of Ledoit and Wolf (2004).
+        """
         from sklearn.covariance import LedoitWolf
 
-        hidden, label = states.hidden.astype(np.float64), np.asarray(gold)
+        hidden, label = hidden.astype(np.float64), np.asarray(gold)
         seen, place = np.unique(label, return_inverse=True)
         means = np.stack([hidden[label == one].mean(axis=0) for one in seen])
         fitted = LedoitWolf(assume_centered=True).fit(hidden - means[place])
@@ -51,10 +45,9 @@ class HiddenStateProfile:
         arrays = (means @ whitening, whitening, _unit(hidden))
         return cls(*(array.astype(np.float32) for array in arrays))
 
-    def nonconformity(self, states: HiddenStates) -> np.ndarray:
-        """Return the STATE_FEATURES (texts, 4), float64; for states without logits only the last two."""
-        of_logits = logit_features(states.logits) if states.logits.shape[1] else ()
-        return np.column_stack([*of_logits, self._mahalanobis(states), self._neighbour(states)])
+    def nonconformity(self, hidden: np.ndarray) -> np.ndarray:
+        """Return the STATE_FEATURES (texts, 2), float64."""
+        return np.column_stack([self._mahalanobis(hidden), self._neighbour(hidden)])
 
     def save(self, path: Path) -> None:
         from safetensors.numpy import save
@@ -67,14 +60,14 @@ class HiddenStateProfile:
 
         return cls(**load_file(path))
 
-    def _mahalanobis(self, states: HiddenStates) -> np.ndarray:
-        white = states.hidden @ self.whitening
+    def _mahalanobis(self, hidden: np.ndarray) -> np.ndarray:
+        white = hidden @ self.whitening
         squares = (white**2).sum(axis=1, keepdims=True) - 2 * white @ self.means.T + (self.means**2).sum(axis=1)
         distance: np.ndarray = np.sqrt(np.maximum(squares.min(axis=1), 0))
         return distance
 
-    def _neighbour(self, states: HiddenStates) -> np.ndarray:
-        unit, k = _unit(states.hidden), min(N_NEIGHBOURS, len(self.rows))
+    def _neighbour(self, hidden: np.ndarray) -> np.ndarray:
+        unit, k = _unit(hidden), min(N_NEIGHBOURS, len(self.rows))
         distance = np.zeros(len(unit))
         for start in range(0, len(unit), BATCH_ROWS):
             cosines = unit[start : start + BATCH_ROWS] @ self.rows.T
@@ -82,12 +75,12 @@ class HiddenStateProfile:
         return distance
 
 
-def logit_features(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return energy and minus the largest log-probability of each text; larger is less familiar."""
+def logit_features(logits: np.ndarray) -> np.ndarray:
+    """Return the LOGIT_FEATURES (texts, 2) of unnormalised label logits: energy, minus the largest log-probability."""
     from scipy.special import logsumexp
 
     whole = logsumexp(logits.astype(np.float64), axis=1)
-    return -whole, whole - logits.max(axis=1)
+    return np.column_stack([-whole, whole - logits.max(axis=1)])
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

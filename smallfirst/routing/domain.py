@@ -29,7 +29,7 @@ from smallfirst.models.encoder.sentence_encoder import CachedEncoder, SentenceEn
 from smallfirst.models.linear.tfidf import TfidfFeatures, piece_grams, word_grams
 from smallfirst.models.pricing import MachinePrice
 from smallfirst.models.protocol import Request
-from smallfirst.models.state_features import HiddenStateProfile, HiddenStates
+from smallfirst.models.state_features import HiddenStateProfile
 from smallfirst.routing.router import OodScore
 
 SCORES = ("unseen", "nearest", "near", "unlike")
@@ -247,7 +247,7 @@ class StateScorer(NamedTuple):
     profile: HiddenStateProfile
 
     def scores(self, texts: Sequence[str]) -> np.ndarray:
-        return self.profile.nonconformity(_embed(self.encoder, texts))
+        return self.profile.nonconformity(self.encoder.embed(texts))
 
 
 class MeasuredText(NamedTuple):
@@ -413,7 +413,7 @@ def _fit_parts(train: Dataset, encoder: tuple[str, Any] | None) -> tuple[TextFea
     texts = _texts(train)
     if encoder is None:
         return TextFeatures.fit(texts), None
-    profile = HiddenStateProfile.fit(_embed(encoder[1], texts), _label_numbers(train))
+    profile = HiddenStateProfile.fit(encoder[1].embed(texts), _label_numbers(train))
     return TextFeatures.fit(texts), StateScorer(encoder[1], profile)
 
 
@@ -446,8 +446,3 @@ def _label_numbers(train: Dataset) -> np.ndarray:
         return np.zeros(len(train), dtype=int)
     index = {label: i for i, label in enumerate(train.labels())}
     return np.array([index[example.answer] for example in train.examples])
-
-
-def _embed(encoder: SentenceEncoder, texts: Sequence[str]) -> HiddenStates:
-    vectors = encoder.embed(texts)
-    return HiddenStates(vectors, np.zeros((len(vectors), 0), dtype=np.float32))

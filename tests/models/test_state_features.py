@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from smallfirst.models.state_features import (
+    LOGIT_FEATURES,
     STATE_FEATURES,
     HiddenStateProfile,
-    HiddenStates,
     logit_features,
 )
 
 
 def test_energy_and_probability_by_hand() -> None:
     logits = np.array([[0.0, 0.0], [math.log(9), 0.0], [5.0, 5.0]])
-    energy, probability = logit_features(logits)
+    energy, probability = logit_features(logits).T
     assert energy == pytest.approx([-math.log(2), -math.log(10), -5 - math.log(2)])
     assert probability == pytest.approx([-math.log(0.5), -math.log(0.9), -math.log(0.5)])
 
@@ -29,8 +29,7 @@ def test_mahalanobis_distance_is_that_of_the_shrunk_shared_covariance() -> None:
     gold = np.repeat([0, 1], 60)
     hidden = (draw.normal(size=(120, 3)) * [1, 5, 1] + np.array([[0, 0, 0], [20, 0, 0]])[gold]).astype(np.float32)
     asked = np.array([[0, 5, 0], [20, 0, 5], [10, 0, 0]], dtype=np.float32)
-    logits = np.zeros((3, 2), dtype=np.float32)
-    found = HiddenStateProfile.fit(HiddenStates(hidden, hidden), gold).nonconformity(HiddenStates(asked, logits))[:, 2]
+    found = HiddenStateProfile.fit(hidden, gold).nonconformity(asked)[:, 0]
 
     centred = np.vstack([hidden[gold == label] - hidden[gold == label].mean(axis=0) for label in (0, 1)])
     inverse = np.linalg.inv(LedoitWolf(assume_centered=True).fit(centred).covariance_)
@@ -42,9 +41,9 @@ def test_mahalanobis_distance_is_that_of_the_shrunk_shared_covariance() -> None:
 
 def test_neighbour_is_one_less_the_mean_cosine_to_the_nearest_five() -> None:
     rows = np.array([[1, 0]] * 4 + [[0, 1]] + [[-1, 0]] * 20, dtype=np.float32)
-    profile = HiddenStateProfile.fit(HiddenStates(rows, rows), np.zeros(25, dtype=int))
+    profile = HiddenStateProfile.fit(rows, np.zeros(25, dtype=int))
     asked = np.array([[3, 0], [0, 2]], dtype=np.float32)
-    neighbour = profile.nonconformity(HiddenStates(asked, asked))[:, 3]
+    neighbour = profile.nonconformity(asked)[:, 1]
     assert neighbour == pytest.approx([1 - 4 / 5, 1 - 1 / 5], abs=1e-6)
 
 
@@ -53,12 +52,11 @@ def test_foreign_states_are_unusual_by_every_feature_and_own_ones_by_none() -> N
     centres = np.eye(4, dtype=np.float32) * 8
     gold = np.arange(400) % 4
     rows = (centres[gold] + draw.normal(size=(400, 4))).astype(np.float32)
-    profile = HiddenStateProfile.fit(HiddenStates(rows, rows), gold)
+    profile = HiddenStateProfile.fit(rows, gold)
     own = (centres[gold[:100]] + draw.normal(size=(100, 4))).astype(np.float32)
     foreign = draw.normal(size=(100, 4)).astype(np.float32)
     unusual, ordinary = (
-        profile.nonconformity(HiddenStates(foreign, foreign)),
-        profile.nonconformity(HiddenStates(own, own)),
+        np.column_stack([logit_features(states), profile.nonconformity(states)]) for states in (foreign, own)
     )
-    assert unusual.shape == (100, len(STATE_FEATURES))
+    assert unusual.shape == (100, len(LOGIT_FEATURES) + len(STATE_FEATURES))
     assert (np.quantile(unusual, 0.1, axis=0) > np.quantile(ordinary, 0.9, axis=0)).all()

@@ -1,31 +1,35 @@
-"""train(): a model folder that answers, a run that can be read again, a curve in a real MLflow store."""
+"""train(): a model folder that answers, a curve in a real MLflow store; a run that was killed goes on as if unbroken."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fixtures.training import Bench, answers, event_kinds
+from fixtures.training import Bench, Killed, answers, event_kinds, fine_tune, killing
 from safetensors.torch import load_file
 
-from smallfirst.base.errors import DataError, TrainingError
+from smallfirst.base.errors import Cancelled, DataError, TrainingError
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.models.local.tokenizer import choose_label_tokens
 from smallfirst.models.local.weights import load_causal, weights_fingerprint
-from smallfirst.models.manifest import base_sha256, read_manifest
+from smallfirst.models.manifest import Manifest, base_sha256, read_manifest
 from smallfirst.registry.runs import client
 from smallfirst.training import causal_lm
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.events import EventLog
 from smallfirst.training.loop import CheckpointStore, StepMetrics
-from smallfirst.training.run import Run
+from smallfirst.training.recipe import TaskRecipe, ValidationResult
+from smallfirst.training.run import CANCEL_FILE, Run
 
 pytestmark = pytest.mark.usefixtures("module_home")
+FullDisk = Callable[[int], AbstractContextManager[None]]
+SHORT = TrainConfig(duration="4ep", learning_rate=3e-3, batch_tokens=64, max_seq_tokens=64)
 FULL = TrainConfig(duration="210ba", learning_rate=3e-3, batch_tokens=40, max_seq_tokens=64)
 LORA = TrainConfig(method="lora", duration="14ep", learning_rate=2e-2, batch_tokens=64, max_seq_tokens=64, lora_rank=4)
 
@@ -188,21 +192,112 @@ def test_without_selection_rows_the_last_epoch_is_kept(bench: Bench, tmp_path: P
     assert read_manifest(run.folder).temperature == 1.0
 
 
+@pytest.fixture(scope="module")
+def unbroken(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return bench.train(SHORT, tmp_path_factory.mktemp("unbroken"))
+
+
+def weights(run: Run) -> bytes:
+    return (run.folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("at", [2, 9])
+def test_a_broken_run_reaches_the_weights_of_an_unbroken_one(
+    bench: Bench, unbroken: Run, tmp_path: Path, at: int
+) -> None:
+    with pytest.raises(Killed):
+        bench.train(SHORT, tmp_path, on_step=killing(at), save_every_s=0)
+    assert CheckpointStore(tmp_path / "checkpoint").latest() is not None
+    run = bench.train(SHORT, tmp_path)
+    assert weights(run) == weights(unbroken)
+    assert (run.validation_curve, run.loss_curve) == (unbroken.validation_curve, unbroken.loss_curve)
+    assert run.best_epoch == unbroken.best_epoch
+    assert "RESUMED" in event_kinds(tmp_path)
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_the_adapters_of_a_broken_run_are_taken_up_as_well(bench: Bench, tmp_path: Path) -> None:
+    config = SHORT.model_copy(update={"method": "lora", "lora_rank": 4, "duration": "2ep"})
+    whole = bench.train(config, tmp_path / "whole")
+    with pytest.raises(Killed):
+        bench.train(config, tmp_path / "broken", on_step=killing(4), save_every_s=0)
+    assert weights(bench.train(config, tmp_path / "broken")) == weights(whole)
+
+
+def test_a_finished_run_is_not_trained_again_and_leaves_no_checkpoint(bench: Bench, unbroken: Run) -> None:
+    left = unbroken.folder.parent / "checkpoint" / "step-9"  # as by a kill between run.json and the tidying
+    left.mkdir(parents=True)
+    assert bench.train(SHORT, unbroken.folder.parent, on_step=killing(1)) == unbroken
+    assert not left.parent.exists()
+
+
+def test_a_checkpoint_of_another_run_is_refused(bench: Bench, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        bench.train(SHORT, tmp_path, on_step=killing(3), save_every_s=0)
+    with pytest.raises(TrainingError, match="is of another run: its rows, settings or base model differ"):
+        bench.train(SHORT.model_copy(update={"seed": 1}), tmp_path)
+    other = shutil.copytree(bench.base, tmp_path / "base")
+    (other / "config.json").write_text((other / "config.json").read_text() + "\n")
+    with pytest.raises(TrainingError, match="is of another run"):
+        bench.train(SHORT, tmp_path, base=other)
+
+
+def test_a_run_that_is_cancelled_stops_within_one_step(bench: Bench, tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def cancel(step: StepMetrics) -> None:
+        seen.append(step.step)
+        if step.step == 3:
+            (tmp_path / CANCEL_FILE).touch()
+
+    with pytest.raises(Cancelled, match="cancelled at step 3 of"):
+        bench.train(SHORT, tmp_path, on_step=cancel)
+    assert seen == [1, 2, 3]
+    assert event_kinds(tmp_path)[-1] == "STOPPED"
+
+
+class Graded:
+    """The recipe, with grades given in advance instead of an exam."""
+
+    def __init__(self, recipe: TaskRecipe, grades: list[float]) -> None:
+        self.name, self.train_rows, self.backend = recipe.name, recipe.train_rows, recipe.backend
+        self.prepare, self.grades = recipe.prepare, iter(grades)
+
+    def validate(self, model: Any, tokenizer: Any, manifest: Manifest) -> ValidationResult:
+        return ValidationResult(next(self.grades), manifest)
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(1, 3), (None, 7)])
+def test_patience_ends_a_run_that_no_longer_gets_better(
+    bench: Bench, tmp_path: Path, patience: int | None, epochs: int
+) -> None:
+    recipe = Graded(TaskRecipe(bench.task, bench.rows, bench.selection), [0.5, 0.6, 0.4, 0.7, 0.6, 0.6, 0.6])
+    config = SHORT.model_copy(update={"duration": "7ep", "patience": patience})
+    run = fine_tune(recipe, config, bench.base, tmp_path)
+    assert len(run.validation_curve) == epochs
+    assert run.best_epoch == (2 if epochs == 3 else 4)
+
+
+def test_a_model_that_cannot_be_saved_leaves_the_one_before(bench: Bench, tmp_path: Path, full_disk: FullDisk) -> None:
+    short = SHORT.model_copy(update={"duration": "1ep"})
+    first = bench.train(short, tmp_path / "first")
+    before = weights(first)
+    (first.folder.parent / "run.json").unlink()
+
+    def fill(step: StepMetrics) -> None:
+        if step.ends_epoch:
+            disk.enter_context(full_disk(30_000))
+
+    with ExitStack() as disk, pytest.raises(TrainingError, match=r"cannot write to .*") as caught:
+        bench.train(short, first.folder.parent, on_step=fill)
+    assert "run the same command again to continue" in str(caught.value)
+    assert weights(first) == before
+    assert read_manifest(first.folder).base == "toys/tiny"
+    assert not (first.folder.parent / "model.draft").exists()
+
+
 def saved(value: float, n: int = 3) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     return {"w": torch.full((n,), value)}, {"step": value, "curve": [[1, 0.1 + 0.2]]}
-
-
-def test_what_was_written_comes_back_to_the_bit_and_is_cleared(tmp_path: Path) -> None:
-    kept = {"w": torch.randn(5), "n": torch.tensor(7.0), "generator": torch.get_rng_state()}
-    CheckpointStore(tmp_path / "c").write(3, kept, {"loss": 0.1 + 0.2})
-    found = CheckpointStore(tmp_path / "c").latest()
-    assert found is not None
-    assert (found.figures, found.names()) == ({"loss": 0.1 + 0.2}, set(kept))
-    read = {name: torch.zeros_like(tensor) for name, tensor in kept.items()}
-    found.load_into(read)
-    assert all(torch.equal(read[name], kept[name]) for name in kept)
-    CheckpointStore(tmp_path / "c").clear()
-    assert CheckpointStore(tmp_path / "c").latest() is None
 
 
 def step_of(checkpoints: CheckpointStore) -> int:
@@ -222,9 +317,7 @@ def test_the_newest_complete_one_counts_and_the_ones_before_are_gone(tmp_path: P
     assert os.listdir(tmp_path) == ["step-11"]
 
 
-def test_a_full_disk_is_told_and_the_one_before_stays(
-    tmp_path: Path, full_disk: Callable[[int], AbstractContextManager[None]]
-) -> None:
+def test_a_full_disk_is_told_and_the_one_before_stays(tmp_path: Path, full_disk: FullDisk) -> None:
     checkpoints = CheckpointStore(tmp_path)
     checkpoints.write(1, *saved(1))
     with full_disk(10_000), pytest.raises(OSError, match=r"(?i)too large"):

@@ -30,7 +30,7 @@ from smallfirst.models.label_model import LabelLogProbs, LabelModel, log_softmax
 from smallfirst.models.linear.tfidf import TfidfFeatures
 from smallfirst.models.manifest import INT8_FILE, Int8Check, Manifest, int8_allowed, read_manifest, write_manifest
 from smallfirst.models.protocol import Capability, Completion, Request, paid
-from smallfirst.models.state_features import HiddenStateProfile, HiddenStates
+from smallfirst.models.state_features import HiddenStateProfile, logit_features
 from smallfirst.tasks.task import Task
 
 INVERSE_REGULARIZATION = {"words": 30.0, "encoder": 10.0}
@@ -259,8 +259,7 @@ class ScopedClassifier:
             return None
         own = [own[i] for i in np.linspace(0, len(own) - 1, min(len(own), MAX_ROWS)).astype(int)]
         vectors = classifier.features([example.text for example in own])
-        none = np.zeros((len(own), 0), dtype=np.float32)
-        profile = HiddenStateProfile.fit(HiddenStates(vectors, none), [labels.index(e.answer) for e in own])
+        profile = HiddenStateProfile.fit(vectors, [labels.index(e.answer) for e in own])
         return cls(classifier, profile, ScopeParameters(other=labels.index(other), weights=(1.0,) * 5, offset=0.0))
 
     def score(self, texts: Sequence[str]) -> list[LabelLogProbs]:
@@ -276,10 +275,11 @@ class ScopedClassifier:
         vectors, other = self.classifier.features(list(texts)), self.parameters.other
         logits = vectors @ self.classifier.weights.T + self.classifier.bias  # (texts, labels)
         own = np.delete(logits, other, axis=1)
-        signals = self.profile.nonconformity(HiddenStates(vectors, own))
         every = log_softmax(logits, 1.0)
         odds = every[:, other] - np.logaddexp.reduce(np.delete(every, other, axis=1), axis=1)
-        return Measured(own_labels(every, other), np.column_stack([signals, odds]))
+        return Measured(
+            own_labels(every, other), np.column_stack([logit_features(own), self.profile.nonconformity(vectors), odds])
+        )
 
     def save(self, folder: Path, manifest: Manifest) -> Manifest:
         """Write what was fitted beside the classifier that `folder` holds, and the manifest."""
