@@ -1,4 +1,4 @@
-"""train(): a model folder that answers, a curve in a real MLflow store; a run that was killed goes on as if unbroken."""
+"""train(): a model folder that answers, a curve in a real MLflow store; a run that was killed goes on to the end."""
 
 from __future__ import annotations
 
