@@ -139,8 +139,8 @@ class PluginContext(NamedTuple):
     """The served models by name; they may change while the server runs."""
     enabled: bool
     """True if the plugin was named with `--plugin`; a plugin that costs something should wait for that."""
-    options: Mapping[str, tuple[str, ...]]
-    """Values of `--plugin-option` by key."""
+    bases: tuple[str, ...] = ()
+    """Models that may be fine-tuned, each NAME or NAME=FOLDER."""
 
 
 SERVING_PLUGINS: Registry[Callable[[PluginContext], Plugin | None]] = Registry(
@@ -150,23 +150,13 @@ SERVING_PLUGINS: Registry[Callable[[PluginContext], Plugin | None]] = Registry(
 
 
 def installed_plugins(
-    models: Mapping[str, Model], enabled: Collection[str] = (), options: Sequence[tuple[str, str, str]] = ()
+    models: Mapping[str, Model], enabled: Collection[str] = (), bases: Sequence[str] = ()
 ) -> list[Plugin]:
-    """Create the plugins of installed packages; `options` are names of plugins, keys and values.
-
-    Raise ConfigError for a name that none of them has.
-    """
-    for name in {*enabled, *(name for name, _, _ in options)}:
+    """Create the plugins of installed packages. Raise ConfigError for an enabled name that none of them has."""
+    for name in enabled:
         SERVING_PLUGINS.check(name, where="--plugin")
-    created = []
-    for name, create in SERVING_PLUGINS:
-        own: dict[str, tuple[str, ...]] = {}
-        for key, value in ((key, value) for owner, key, value in options if owner == name):
-            own[key] = (*own.get(key, ()), value)
-        plugin = create(PluginContext(models, name in enabled, own))
-        if plugin is not None:
-            created.append(plugin)
-    return created
+    created = (create(PluginContext(models, name in enabled, tuple(bases))) for name, create in SERVING_PLUGINS)
+    return [plugin for plugin in created if plugin is not None]
 
 
 class PluginGroup(Plugin):

@@ -65,14 +65,6 @@ def test_of_a_crowd_only_those_at_fault_fail() -> None:
     assert book.batches == [[0], [1], [3]]
 
 
-def test_one_that_fails_alone_is_tried_once() -> None:
-    book = Book()
-    with pytest.raises(ValueError, match="-1 is negative"):
-        book.writer.put(-1)
-    book.writer.put(1)
-    assert book.batches == [[1]]
-
-
 def test_closing_waits_for_what_was_handed_in_and_refuses_the_rest() -> None:
     book = Book()
     book.open.clear()

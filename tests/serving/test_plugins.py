@@ -1,4 +1,4 @@
-"""Plugins: routes by role, what a failing one breaks, and the options of those that `smallfirst serve` finds."""
+"""Plugins: routes by role, what a failing one breaks, and those that `smallfirst serve` finds."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_plugin_that_fails_keeps_no_answer_from_the_others(caplog: pytest.LogC
     assert "the plugin Broken failed" in caplog.text
 
 
-def test_a_plugin_gets_its_own_options_and_may_decline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plugin_is_told_whether_it_is_enabled_and_may_decline(monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, PluginContext] = {}
 
     def create(name: str) -> Any:
@@ -70,10 +70,9 @@ def test_a_plugin_gets_its_own_options_and_may_decline(monkeypatch: pytest.Monke
     for name in ("one", "two"):
         registry.register(name, create(name))
     monkeypatch.setattr(plugins, "SERVING_PLUGINS", registry)
-    found = plugins.installed_plugins(
-        {}, {"one"}, [("one", "color", "red"), ("one", "color", "blue"), ("two", "a", "b")]
-    )
+    found = plugins.installed_plugins({}, {"one"}, ["m=folder"])
     assert [type(plugin) for plugin in found] == [Greeting]
-    assert (given["one"].options, given["two"].options) == ({"color": ("red", "blue")}, {"a": ("b",)})
+    told = [(context.enabled, context.bases) for context in given.values()]
+    assert told == [(True, ("m=folder",)), (False, ("m=folder",))]
     with pytest.raises(ConfigError, match='unknown serving plugin "three"'):
-        plugins.installed_plugins({}, {"three"}, [])
+        plugins.installed_plugins({}, {"three"})

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from smallfirst.serving.settings import ServeSettings
 
 FINE_TUNING = "openai_finetuning"
-"""Plugin that `--fine-tuning` and `--base` are about."""
+"""Plugin that `--fine-tuning` is about."""
 
 
 @verb(
@@ -44,9 +44,6 @@ FINE_TUNING = "openai_finetuning"
 @LEDGER
 @click.option("--follow-s", default=5.0, show_default=True, help="Look the registry's aliases up so often; 0: never.")
 @click.option("--plugin", "plugin_names", multiple=True, help="Enable a plugin, such as openai_finetuning.")
-@click.option(
-    "--plugin-option", "plugin_options", nargs=3, multiple=True, metavar="NAME KEY VALUE", help="Option of a plugin."
-)
 @click.option("--fine-tuning", is_flag=True, help="Let clients fine-tune: --plugin openai_finetuning.")
 @click.option(
     "--model", "references", multiple=True, metavar="NAME=REFERENCE", help="A registered model beside the tasks."
@@ -130,8 +127,7 @@ def _load(files: Sequence[TaskFile], settings: ServeSettings, options: dict[str,
     if named := _registered(options["references"]):
         models = ChainMap(named, cast(MutableMapping[str, "Model"], models))
     enabled = {*options["plugin_names"], *([FINE_TUNING] if options["fine_tuning"] else [])}
-    bases = [(FINE_TUNING, "base", base) for base in options["bases"]]
-    plugins += installed_plugins(models, enabled, [*options["plugin_options"], *bases])
+    plugins += installed_plugins(models, enabled, options["bases"])
     plugins += [Dashboard(models, ledger, *tasks)] if models or plugins else []
     return Service(models, ledger, settings, plugins, files[0].folder if files else Path.cwd(), ledger_place())
 

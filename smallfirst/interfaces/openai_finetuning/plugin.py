@@ -49,9 +49,9 @@ def fine_tuning(settings: FineTuningSettings | None = None) -> FineTuning:
 
 
 def create_plugin(context: PluginContext) -> FineTuning | None:
-    """Return the plugin of `smallfirst serve`, None if not enabled; option `base`: models as NAME or NAME=FOLDER."""
+    """Return the plugin of `smallfirst serve`, None if not enabled."""
     if not context.enabled:
         return None
-    named = {name: at or name for name, _, at in (base.partition("=") for base in context.options.get("base", ()))}
+    named = {name: at or name for name, _, at in (base.partition("=") for base in context.bases)}
     settings = {"base_models": named} if named else {}
     return fine_tuning(parse_record(FineTuningSettings, settings, where="--base"))
