@@ -40,8 +40,6 @@ class TokenUsage(Record):
     """Of `prompt_tokens`, those written to the provider's cache."""
     cache_write_1h_tokens: Count = 0
     """Of `cache_write_tokens`, those kept for an hour instead of minutes, which costs more at Anthropic."""
-    image_tokens: Count = 0
-    """Of `prompt_tokens`, those of images, where the provider counts them apart."""
     completion_tokens: Count = 0
     """All tokens written, reasoning included."""
     reasoning_tokens: Count = 0
@@ -76,7 +74,7 @@ class Charge(Record):
     source: str = ""
     """Where the price was read: a settings file, a version of the catalogue, a field of the provider's answer."""
     rates: dict[str, float] = {}
-    """That price in USD: per million tokens by kind (`input`, `cached`, `cache_write`, `image`, `output`,
+    """That price in USD: per million tokens by kind (`input`, `cached`, `cache_write`, `output`,
     `reasoning`), per `request`, or per machine `hour` with its `utilisation`."""
     estimated: bool = False
     """True if tokens are estimated, since an answer was cut off."""
@@ -135,7 +133,7 @@ def format_usd(amount: float, significant: int = 2) -> str:
         return f"−{format_usd(-amount, significant)}"
     if amount >= 99.5:
         return f"${amount:,.0f}"
-    if amount >= 0.995 or amount == 0:
+    if amount >= 0.995 or not amount:
         return f"${amount:.2f}"
     # 0.0028 and never 2.8e-03.
     digits = significant
@@ -184,8 +182,6 @@ class TokenPrice(Record):
     """USD per million prompt tokens that the seller writes to its cache; left out: they cost what others do."""
     cache_write_1h_usd_per_mtok: Usd | None = None
     """The same where they are kept for an hour instead of minutes."""
-    image_usd_per_mtok: Usd | None = None
-    """USD per million prompt tokens of images; left out: they cost what others do."""
     reasoning_usd_per_mtok: Usd | None = None
     """USD per million reasoning tokens; left out: they cost what other completion tokens do."""
     usd_per_request: Usd = 0.0
@@ -204,7 +200,6 @@ class TokenPrice(Record):
             "cached": _either(self.cached_usd_per_mtok, fresh),
             "cache_write": write,
             "cache_write_1h": _either(self.cache_write_1h_usd_per_mtok, write),
-            "image": _either(self.image_usd_per_mtok, fresh),
             "output": output,
             "reasoning": _either(self.reasoning_usd_per_mtok, output),
         }
@@ -215,13 +210,11 @@ def tokens_by_kind(tokens: TokenUsage) -> dict[str, int]:
     """Return the tokens by the kinds of `TokenPrice.rates`, none of them twice."""
     read, written = tokens.prompt_tokens, tokens.completion_tokens
     kept = min(tokens.cache_write_1h_tokens, tokens.cache_write_tokens)
-    image = max(0, min(tokens.image_tokens, read - tokens.cached_tokens - tokens.cache_write_tokens))
     return {
-        "input": max(0, read - tokens.cached_tokens - tokens.cache_write_tokens - image),
+        "input": max(0, read - tokens.cached_tokens - tokens.cache_write_tokens),
         "cached": tokens.cached_tokens,
         "cache_write": tokens.cache_write_tokens - kept,
         "cache_write_1h": kept,
-        "image": image,
         "output": max(0, written - tokens.reasoning_tokens),
         "reasoning": tokens.reasoning_tokens,
     }
@@ -309,7 +302,6 @@ _KEYS = {
     "cache_read_mtok": "cached_usd_per_mtok",
     "cache_write_mtok": "cache_write_usd_per_mtok",
     "cache_write_1h_mtok": "cache_write_1h_usd_per_mtok",
-    "input_image_mtok": "image_usd_per_mtok",
     "output_reasoning_mtok": "reasoning_usd_per_mtok",
 }
 
@@ -432,7 +424,6 @@ def _tokens(usage: Mapping[str, Any]) -> TokenUsage | None:
         cached_tokens=cached,
         cache_write_tokens=(written := min(written, prompt - cached)),
         cache_write_1h_tokens=min(hour, written),
-        image_tokens=min(_first(read, "image_tokens") or 0, prompt),
         completion_tokens=completion,
         reasoning_tokens=min(reasoning, completion),
     )

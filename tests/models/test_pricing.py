@@ -35,13 +35,13 @@ OPENAI = {
     "prompt_tokens": 100,
     "completion_tokens": 15,
     "total_tokens": 115,
-    "prompt_tokens_details": {"cached_tokens": 80, "cache_write_tokens": 5, "image_tokens": 4},
+    "prompt_tokens_details": {"cached_tokens": 80, "cache_write_tokens": 5},
     "completion_tokens_details": {"reasoning_tokens": 10},
 }
 RESPONSES = {
     "input_tokens": 100,
     "output_tokens": 15,
-    "input_tokens_details": {"cached_tokens": 80, "cache_write_tokens": 5, "image_tokens": 4},
+    "input_tokens_details": {"cached_tokens": 80, "cache_write_tokens": 5},
     "output_tokens_details": {"reasoning_tokens": 10},
 }
 # Anthropic and Bedrock count fresh tokens beside cached ones.
@@ -58,7 +58,7 @@ GEMINI = {
     "totalTokenCount": 115,
 }
 WHOLE = {"prompt_tokens": 100, "cached_tokens": 80, "completion_tokens": 15}
-WRITTEN, KINDS = WHOLE | {"cache_write_tokens": 5}, {"image_tokens": 4, "reasoning_tokens": 10}
+WRITTEN, KINDS = WHOLE | {"cache_write_tokens": 5}, {"reasoning_tokens": 10}
 
 
 @pytest.mark.parametrize(
@@ -78,10 +78,10 @@ def test_the_tokens_of_each_provider_are_the_same(body: dict[str, Any], expected
 
 
 def test_parts_never_exceed_the_whole() -> None:
-    details = {"cached_tokens": 9, "cache_write_tokens": 9, "image_tokens": 9}
+    details = {"cached_tokens": 9, "cache_write_tokens": 9}
     usage = {"prompt_tokens": 5, "completion_tokens": 1, "prompt_tokens_details": details, "reasoning_tokens": 7}
     assert read_usage({"usage": usage}).tokens == TokenUsage(
-        prompt_tokens=5, cached_tokens=5, image_tokens=5, completion_tokens=1, reasoning_tokens=1
+        prompt_tokens=5, cached_tokens=5, completion_tokens=1, reasoning_tokens=1
     )
 
 
@@ -140,7 +140,6 @@ ALL_KINDS = TokenUsage(
     cached_tokens=400,
     cache_write_tokens=300,
     cache_write_1h_tokens=100,
-    image_tokens=50,
     completion_tokens=60,
     reasoning_tokens=20,
 )
@@ -162,22 +161,20 @@ def test_every_kind_of_token_has_its_price_and_none_is_paid_twice() -> None:
         "cached_usd_per_mtok": 1,
         "cache_write_usd_per_mtok": 12.5,
         "cache_write_1h_usd_per_mtok": 20,
-        "image_usd_per_mtok": 8,
         "output_usd_per_mtok": 30,
         "reasoning_usd_per_mtok": 40,
         "usd_per_request": 0.002,
         "tiers": {"batch": 0.5},
     }
     line = book(tokens={"big": price}).charge("big", ALL_KINDS)
-    # fresh 1000 - 400 - 300 - 50 = 250 at 10, 400 at 1, 200 at 12.5, 100 at 20, 50 at 8, 40 at 30, 20 at 40, a request
-    by_hand = (250 * 10 + 400 * 1 + 200 * 12.5 + 100 * 20 + 50 * 8 + 40 * 30 + 20 * 40) / 1e6
+    # fresh 1000 - 400 - 300 = 300 at 10, 400 at 1, 200 at 12.5, 100 at 20, 40 at 30, 20 at 40, a request
+    by_hand = (300 * 10 + 400 * 1 + 200 * 12.5 + 100 * 20 + 40 * 30 + 20 * 40) / 1e6
     assert line.usd == pytest.approx(by_hand + 0.002, rel=1e-12)
     assert line.rates == {
         "input": 10,
         "cached": 1,
         "cache_write": 12.5,
         "cache_write_1h": 20,
-        "image": 8,
         "output": 30,
         "reasoning": 40,
         "request": 0.002,

@@ -41,12 +41,12 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _KEY = ("period", "kind", "task", "stage", "outcome")
-_TOKENS = ("cache_write_tokens", "image_tokens", "reasoning_tokens")
+_TOKENS = ("cache_write_tokens", "reasoning_tokens")
 _AMOUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens", "busy_s", "draft_usd")
 
 Line = namedtuple(
     "Line",
-    "kind id at task stage outcome model prompt_tokens cached_tokens cache_write_tokens image_tokens completion_tokens"
+    "kind id at task stage outcome model prompt_tokens cached_tokens cache_write_tokens completion_tokens"
     " reasoning_tokens busy_s usd draft_usd cost_unknown estimated basis price price_source tier certified"
     " guarantee propensity weight wrong judged_by certificate",
 )

@@ -175,13 +175,13 @@ class EndpointClient:
         config: EndpointConfig,
         key: str,
         *,
-        connect: Callable[[EndpointConfig, str], HttpSession] | None = None,
+        unix_socket: Path | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Connect to nothing yet. `connect` is called once in each event loop."""
+        """Connect to nothing yet; each event loop has a session of its own."""
         self.errors = EndpointErrors(config, key)
-        self._config, self._key, self._connect, self._sleep = config, key, connect or open_session, sleep
+        self._config, self._key, self._unix_socket, self._sleep = config, key, unix_socket, sleep
         self._breaker = CircuitBreaker(clock)
         self._loops: dict[asyncio.AbstractEventLoop, _LoopState] = {}
         self._n_in_flight = 0
@@ -240,7 +240,13 @@ class EndpointClient:
     async def _new_loop_state(self) -> _LoopState:
         for old in [known for known in list(self._loops) if known.is_closed()]:
             self._loops.pop(old, None)
-        session = self._connect(self._config, self._key)
+        session = HttpSession(
+            self._config.base_url,
+            key=self._key,
+            timeout_s=self._config.timeout_s,
+            max_connections=self._config.max_concurrency,
+            unix_socket=self._unix_socket,
+        )
         state = _LoopState(session, asyncio.Semaphore(self._config.max_concurrency), _closed_with_its_loop(session))
         self._loops[asyncio.get_running_loop()] = state
         await anext(state.closer)
@@ -315,17 +321,6 @@ async def _closed_with_its_loop(session: HttpSession) -> AsyncGenerator[None, No
         yield
     finally:
         await session.aclose()
-
-
-def open_session(config: EndpointConfig, key: str, *, unix_socket: Path | None = None) -> HttpSession:
-    """Return a session to the endpoint for the running event loop. Open no connection yet."""
-    return HttpSession(
-        config.base_url,
-        key=key,
-        timeout_s=config.timeout_s,
-        max_connections=config.max_concurrency,
-        unix_socket=unix_socket,
-    )
 
 
 def did_nothing(status: int, retry_after: str) -> bool:

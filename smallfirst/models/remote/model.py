@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
@@ -46,7 +47,7 @@ from smallfirst.models.protocol import (
 )
 from smallfirst.models.remote.client import EndpointClient
 from smallfirst.models.remote.config import EndpointConfig
-from smallfirst.models.remote.http import MAX_BODY_BYTES, HttpResponse, HttpSession
+from smallfirst.models.remote.http import MAX_BODY_BYTES, HttpResponse
 
 _log = logging.getLogger("smallfirst.endpoint")
 CHAT = "/chat/completions"
@@ -71,18 +72,21 @@ class EndpointModel(CallableModel):
         config: EndpointConfig,
         prices: PriceBook,
         *,
-        connect: Callable[[EndpointConfig, str], HttpSession] | None = None,
         api_key: str | None = None,
+        unix_socket: Path | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Connect to nothing yet; `api_key` is for servers this program starts. Raise ConfigError, PriceUnknown."""
+        """Connect to nothing yet; `api_key` and `unix_socket` are for servers this program starts.
+
+        Raise ConfigError, PriceUnknown.
+        """
         self.config = config
         self._prices = prices
         self._by_tokens, self._machine = is_priced_by_tokens(config, prices), prices.machine_named(config.machine)
         self._is_own = api_key is not None  # no attempt of its own: its answer is priced by who started it
         key = api_key or _key_from_environment(config)
-        self._client = EndpointClient(config, key, connect=connect, sleep=sleep, clock=clock)
+        self._client = EndpointClient(config, key, unix_socket=unix_socket, sleep=sleep, clock=clock)
         self._errors = self._client.errors
 
     @property

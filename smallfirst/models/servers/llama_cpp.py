@@ -20,7 +20,6 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -31,7 +30,7 @@ from smallfirst.base.paths import child_environment
 from smallfirst.base.records import Record
 from smallfirst.models.pricing import PriceBook
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
-from smallfirst.models.remote.client import CircuitBreaker, open_session
+from smallfirst.models.remote.client import CircuitBreaker
 from smallfirst.models.remote.config import EndpointConfig
 from smallfirst.models.remote.http import UNIX_SOCKET_URL, BlockingSession, ConnectionBroken, HttpSession, error_text
 from smallfirst.models.remote.model import EndpointModel
@@ -342,8 +341,8 @@ class LlamaCppServer:
             priced_by="machine",
             extra_body=extra_body(output_format, lease.slot),
         )
-        connect = partial(open_session, unix_socket=lease.process.unix_socket)
-        endpoint = EndpointModel(config, prices, connect=connect, api_key=lease.process.key)
+        process = lease.process
+        endpoint = EndpointModel(config, prices, api_key=process.key, unix_socket=process.unix_socket)
         try:
             async with aclosing(endpoint.stream(request)) as chunks:  # type: ignore[type-var]
                 async for chunk in chunks:
