@@ -135,11 +135,10 @@ def harvest(
     *,
     out: Path = Path("harvested.jsonl"),
     since: datetime | None = None,
-    people_only: bool = False,
 ) -> HarvestResult:
     """Write the training rows that the ledger gives for the project's task to `out`; return the record.
 
-    Use only answers given or judged at or after `since`; with `people_only` only what judges said. To each text the
+    Use only answers given or judged at or after `since`. To each text the
     latest answer of the most trusted source counts, unless a judge has called it wrong. A text of the training rows is
     left out, unless it came from `out` itself. Raise ConfigError if there is no ledger, or if `out` is read by the task
     or was edited by somebody.
@@ -161,7 +160,7 @@ def harvest(
                 reasons[row.id] = "no_text"
             elif (answer := project.task.parse(found[1])) is None or _n_turns(row) > 1:
                 reasons[row.id] = "unfit"
-            elif found[0] != "large" or not people_only:
+            else:
                 votes.append(_Vote(row.id, row.at, text, found[0], answer))
     rows = _without_held_out(project, list(_rows(project, out, votes, wrong, reasons)), reasons)
     sources, counts = Counter(row.vote.source for row in rows), Counter(reasons.values())

@@ -1,8 +1,7 @@
 """Learn a discovered task from the large model's recorded answers, and from people's corrections where there are some.
 
 Without corrections right is what the large model answered, so the certificate promises agreement with it. With enough
-of them a part trains beside the recorded answers, and the rest certifies and tests: then it promises accuracy. What
-judges marked of answers that were served trains in both cases and measures in none: it is no random sample.
+of them a part trains beside the recorded answers, and the rest certifies and tests: then it promises accuracy.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ import yaml
 import smallfirst
 from smallfirst.base.errors import ConfigError, GateFailed
 from smallfirst.base.files import write_atomically
-from smallfirst.base.paths import state_of
 from smallfirst.base.progress import Progress
 from smallfirst.base.records import Record
 from smallfirst.base.stats.intervals import Estimate, ratio_interval
@@ -30,12 +28,10 @@ from smallfirst.data.sources.load import load_rows
 from smallfirst.measuring.evaluate import EvaluatedRow
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded import RecordedAnswer, RecordingHeader, request_key
-from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import RunFolder
 from smallfirst.path.project.task_file import TaskFile, read_task_file
 from smallfirst.path.run import try_run
 from smallfirst.path.summary import RunSummary
-from smallfirst.traffic.harvest import harvest, open_ledger
 from smallfirst.traffic.settings import settings_near
 from smallfirst.traffic.task_source import LEARNT, TakeOver, TakeOvers, TaskSource, Teacher
 
@@ -44,7 +40,6 @@ CORRECTIONS = "corrections.jsonl"
 MIN_CORRECTIONS = 200
 """Fewer corrections than this only train: they could hardly certify anything."""
 _RECORDED = "recorded.jsonl"
-_MARKED = "marked.jsonl"
 _PARTS = (("train", 0.6), ("validation", 0.85), ("test", 1.0))
 """What corrections are used for, with the upper end of each part of [0, 1) into which a text's hash falls."""
 
@@ -56,8 +51,6 @@ class Learnt(Record):
     n_rows: int
     """Recorded answers."""
     n_corrections: int
-    n_marked: int = 0
-    """Rows more that judges marked as the task was served; they train."""
     promises_accuracy: bool
     """True if people's answers certify; False if the certificate promises agreement with the large model."""
     version: int
@@ -75,7 +68,6 @@ class Learnt(Record):
     def in_words(self) -> tuple[str, ...]:
         """Return what it means in sentences."""
         of = f", {self.n_corrections} of them corrected by people" if self.n_corrections else ""
-        of += f", and from {self.n_marked:,} that judges marked as it was served" if self.n_marked else ""
         return (
             f"{self.task}: learnt from {self.n_rows:,} recorded answers{of}",
             f"promise: {self.promise}",
@@ -119,7 +111,6 @@ def learn(
     files = _write_parts(place, drafted, rows, corrections, accuracy=accuracy)
     named = [row.example.answer for row in corrections.values() if row.example.shape == "label"]
     _write_task(place, folder, files, labels="gold" if accuracy else "large", named=named, minutes=minutes)
-    n_marked = _add_marked(place)
     summary = _run(place, progress, minutes)
     certificate, routed = summary.certificate, summary.paths.get("routed")
     assert certificate is not None  # else the run has ended with an error
@@ -132,7 +123,6 @@ def learn(
         task=source.name,
         n_rows=len(rows),
         n_corrections=len(corrected),
-        n_marked=n_marked,
         promises_accuracy=accuracy,
         version=summary.promoted.version,
         promise=promise,
@@ -172,22 +162,6 @@ def _check_terms(source: TaskSource, n_corrections: int) -> None:
             f"are used for measuring only, and people have answered {n_corrections:,} of its rows",
             hint=f"put people's answers to at least {MIN_CORRECTIONS} rows into {CORRECTIONS} beside source.json",
         )
-
-
-def _add_marked(place: Path) -> int:
-    """Let what judges marked in the ledger train as well; return the number of rows."""
-    file = read_task_file(place)
-    with state_of(place):
-        try:
-            open_ledger().close()
-        except ConfigError:  # nothing was served yet
-            return 0
-        found = harvest(Project.read(file, Progress(quiet=True)), out=place / _MARKED, people_only=True)
-    if found.n_rows:
-        values = yaml.safe_load((place / "task.yaml").read_text(encoding="utf-8"))
-        values["data"]["harvested"] = [*values["data"].get("harvested", []), _MARKED]
-        _write_settings(place, values)
-    return found.n_rows
 
 
 def _run(place: Path, progress: Progress | None, minutes: float | None) -> RunSummary:
@@ -318,10 +292,6 @@ def _write_task(
         changes["routing"].pop("small", None)
     if isinstance(values.get("labels"), list):  # people may name one that the large model never did
         changes["labels"] = list(dict.fromkeys([*values["labels"], *named]))
-    _write_settings(place, {**values, **changes})
-
-
-def _write_settings(place: Path, values: Mapping[str, Any]) -> None:
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+    text = yaml.safe_dump({**values, **changes}, sort_keys=False, allow_unicode=True, width=120)
     note = f"# Written by `smallfirst learn` from ../task.yaml: change that one.\n\n{text}"
     write_atomically(place / "task.yaml", note.encode())

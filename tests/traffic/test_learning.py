@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -15,8 +13,6 @@ from fixtures.takeover import TEACHER, cases, write_draft
 from smallfirst.base.errors import GateFailed
 from smallfirst.base.progress import Progress
 from smallfirst.base.stats.intervals import wilson
-from smallfirst.ledger.ledger import Ledger
-from smallfirst.ledger.rows import FeedbackRow, LedgerRow
 from smallfirst.models.recorded import read_recording
 from smallfirst.path.project.task_file import read_task_file
 from smallfirst.traffic import learning
@@ -122,26 +118,6 @@ def test_many_corrections_certify_and_test_and_the_rest_trains(prepared):
 def test_people_may_name_a_label_that_the_large_model_never_did(prepared):
     settings, _ = prepared(30, labels=["cards", "travel"])
     assert settings["labels"] == ["cards", "travel", "loans"]
-
-
-def test_what_judges_marked_trains_and_measures_nothing(prepared, monkeypatch, tmp_path):
-    monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path / "state"))
-    at = datetime.now(UTC)
-    held_out = next(text for text, _ in cases(600))
-    said = {"new and wrong": "loans", "new and right": None, "by a user": "loans", held_out: "loans"}
-    with closing(Ledger(tmp_path / "state" / "ledger.db")) as ledger:
-        for text, answer in said.items():
-            row = {"id": text, "at": at, "served_name": "queues", "status": 200, "latency_ms": 1.0, "task": "queues"}
-            body = {"request_text": json.dumps([["user", text]]), "answer_text": "cards"}
-            ledger.append(LedgerRow.model_validate({**row, **body, "stage": "large"}))
-            verdict = "wrong" if answer else "right"
-            ledger.append(FeedbackRow(id=text, at=at, verdict=verdict, answer=answer, judge=text != "by a user"))
-    settings, rows = prepared(0)
-    assert settings["data"]["harvested"] == ["marked.jsonl"]
-    assert [(row["text"], row["label"], row["source"]) for row in rows["harvested"]] == [
-        ("new and wrong", "loans", "feedback"),
-        ("new and right", "cards", "confirmed"),
-    ]
 
 
 def test_a_text_weighs_as_many_requests_as_asked_it() -> None:

@@ -128,7 +128,6 @@ def _exchanges(sources: Sequence[str], settings: GatewaySettings | None) -> tupl
         return read_logs(sources, prices=settings.prices if settings else None)
     from smallfirst.base.paths import state_folder
     from smallfirst.traffic.capture_store import FILE_NAME, CaptureStore
-    from smallfirst.traffic.settings import CaptureSettings
 
     store = state_folder() / FILE_NAME
     if not store.is_file():
@@ -137,8 +136,7 @@ def _exchanges(sources: Sequence[str], settings: GatewaySettings | None) -> tupl
             hint="smallfirst discover LOGS   reads logs that exist already; smallfirst proxy   keeps traffic if "
             "gateway.yaml says capture:",
         )
-    capture = (settings and settings.capture) or CaptureSettings()
-    return CaptureStore(store, key=capture.key()).exchanges(), ()
+    return CaptureStore(store).exchanges(), ()
 
 
 def _in_words(found: Discovery) -> list[str]:

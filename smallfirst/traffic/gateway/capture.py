@@ -58,9 +58,9 @@ class WorkerOrder(Record):
     """Read end of the pipe; it ends when the proxy ends."""
 
     def open_store(self) -> CaptureStore:
-        """Open the store. Raise ConfigError if it cannot be used, or its key is missing."""
+        """Open the store. Raise ConfigError if it cannot be used."""
         wanted = self.settings.capture or CaptureSettings()
-        return CaptureStore(self.path, max_rows=wanted.max_rows, keep_days=wanted.keep_days, key=wanted.key())
+        return CaptureStore(self.path, max_rows=wanted.max_rows, keep_days=wanted.keep_days)
 
 
 class Capture:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import random
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -33,8 +32,6 @@ from smallfirst.traffic.task_source import LEARNT, Cause, Change, TakeOver, Task
 from smallfirst.traffic.wire import Json, ModelAnswer, read_answer
 
 _log = logging.getLogger("smallfirst.takeover")
-COMPARED_BESIDE = 0.25
-"""Share of the requests outside the share taken over whose drafts are compared; in shadow all are."""
 OUTSIDE = "outside the share that was taken over"
 UNPROVEN = "the upstream has not accepted this credential of late"
 ALONE = "the task has stepped back for this tenant"
@@ -143,12 +140,10 @@ class LiveTask:
                 self._evidence(tenant, "model", self._watches.of(tenant).drafts.compared(last.differs))
             self._note(ruling, noted)
             return
-        share = COMPARED_BESIDE if self.taken.live_share else 1.0
         why = ruling.why if ruling.decision is None else ruling.decision.route.why
         route = Route(stage="large", why=why, certified=False, task=self.router.name)
         if ruling.why != ALONE:  # what one tenant has changed is no evidence against the promise to the others
-            drawn = ruling.decision is None and random.random() < share
-            route = route.model_copy(update={"audit_share": share, "audited": drawn})
+            route = route.model_copy(update={"audit_share": 1.0, "audited": ruling.decision is None})
         self._note(ruling, completion.model_copy(update={"route": route}))
 
     def missed(self, tenant: str) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from smallfirst.base.errors import ConfigError
 from smallfirst.traffic.capture_store import FILE_NAME, CaptureStore, CaptureUnavailable
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.gateway.capture import Capture, Ring, Worker, WorkerOrder, shared_memory
@@ -85,12 +84,6 @@ def test_what_finds_no_room_is_counted_and_delays_nobody(tmp_path: Path, monkeyp
     for _ in range(4):
         capture.keep(request(long="x" * 400_000), reply())
     assert capture.counts["no_room"] == 2
-
-
-def test_a_key_that_is_named_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CAPTURE_KEY", raising=False)
-    with pytest.raises(ConfigError, match="CAPTURE_KEY is not set"):
-        Unstarted(kept(key_env="CAPTURE_KEY"), tmp_path)
 
 
 def test_entries_come_out_as_they_went_in_across_the_end_of_the_memory() -> None:
