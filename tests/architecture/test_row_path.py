@@ -131,7 +131,7 @@ def test_a_calibration_row_passes_through_few_files(tmp_path: Path) -> None:
             for i in range(n)
             for label, words in LABELS.items()
         ]
-        for part, n in (("train", 40), ("validation", 60), ("test", 40))
+        for part, n in (("train", 20), ("validation", 30), ("test", 10))
     }
     file = write_task(tmp_path, "labels: [card, refund, hours]\nladder: [words]", **rows)
     quiet = Progress(quiet=True)
