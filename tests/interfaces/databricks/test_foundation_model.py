@@ -196,13 +196,6 @@ def test_bad_rows_of_both_files_are_told_before_anything_starts(tiny_folder: Pat
     assert len(fm.list(limit=None)) == before
 
 
-@pytest.fixture
-def _no_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SMALLFIRST_VOLUMES", "SMALLFIRST_TABLES"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setitem(sys.modules, "databricks.sdk", None)  # and no seconds to import it
-
-
 def test_runs_are_listed_newest_first_by_what_is_asked(three: list[JobFolder]) -> None:
     def names(*args: Any, **filters: Any) -> list[str]:
         return [run.name for run in fm.list(*args, **filters)]
@@ -219,20 +212,9 @@ def test_runs_are_listed_newest_first_by_what_is_asked(three: list[JobFolder]) -
     assert names(after="2020-01-01", before="2020-01-04 00:00:00") == ["three", "two", "one"]
     assert names(limit=2) == ["three", "two"]
     assert fm.list(include_details=False)[0].events is None
-
-
-@pytest.mark.parametrize(
-    ("filters", "rule"),
-    [
-        ({"before": "yesterday"}, 'before: "yesterday" is no time'),
-        ({"after": "2020-13-01"}, 'after: "2020-13-01" is no time'),
-        ({"statuses": ["DONE", "FAILD"]}, 'statuses: "DONE" is no status'),
-        ({"statuses": ["FAILD"]}, 'did you mean "FAILED"'),
-    ],
-)
-def test_filters_that_cannot_be_read_are_refused(three: list[JobFolder], filters: dict[str, Any], rule: str) -> None:
-    with pytest.raises(ValidationError, match=rule):
-        fm.list(**filters)
+    for name, value in (("before", "yesterday"), ("after", "2020-13-01"), ("statuses", ["DONE", "FAILD"])):
+        with pytest.raises(ValidationError, match=f"{name}: .* is no (time|status)"):
+            fm.list(**{name: value})  # type: ignore[arg-type]
 
 
 def test_cancel_counts_what_it_stops_and_says_so(three: list[JobFolder], capsys: pytest.CaptureFixture[str]) -> None:
@@ -323,7 +305,6 @@ def test_given_values_are_used(base: Path, rows: Path, monkeypatch: pytest.Monke
     assert made.config == TrainConfig(duration="1_000_000tok", learning_rate=3e-5, max_seq_tokens=128)
 
 
-@pytest.mark.usefixtures("_no_workspace")
 @pytest.mark.parametrize(
     ("parameter", "value", "rule"),
     [
