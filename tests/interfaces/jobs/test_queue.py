@@ -1,85 +1,21 @@
-"""Jobs in real processes: none is lost when its process or its parent is killed, and each has its turn."""
+"""Jobs in their turn: found, restarted, given up, cancelled. Kills are in tests/integration/test_job_kills.py."""
 
 from __future__ import annotations
 
 import os
-import signal
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from fixtures.expenses import spent_once
-from fixtures.jobs import Eventually, create_job, event_kinds, job_spec, process_id
+from fixtures.jobs import Eventually, create_job, event_kinds, job_spec
 
 from smallfirst.base.errors import Cancelled, ConfigError
 from smallfirst.base.files import try_lock
 from smallfirst.interfaces.jobs import queue, worker
-from smallfirst.interfaces.jobs.job_folder import JobFolder, JobSpec, MlflowIds
-from smallfirst.interfaces.jobs.worker import register_model
-from smallfirst.registry import versions
+from smallfirst.interfaces.jobs.job_folder import JobSpec, MlflowIds
 from smallfirst.registry.runs import client, open_run
-from smallfirst.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("jobs_home", "warm_jobs")
-
-
-def has_checkpoint(job: JobFolder) -> bool:
-    return "CHECKPOINT_SAVED" in [event.kind for event in job.training_log.read()]
-
-
-def test_a_killed_job_is_restarted_in_its_turn_and_its_model_registered(spec: JobSpec, eventually: Eventually) -> None:
-    slow = spec.config.model_copy(update={"duration": "160ba", "batch_tokens": 64})  # a row a step
-    often = {"checkpoint_every_s": 0.0, "config": slow}
-    long = slow.model_copy(update={"duration": "9999ep"})
-    later = {**often, "config": long, "created_at": spec.created_at + timedelta(seconds=1)}
-    first = queue.submit(spec.model_copy(update={"name": "first", "eval_prompts": ("where is my card",), **often}))
-    eventually(lambda: first.state == "STARTING")  # its turn has come; the others must wait
-    second = queue.submit(spec.model_copy(update={"name": "second", **later}))
-    third = queue.submit(spec.model_copy(update={"name": "third", **later}))
-    eventually(lambda: second.state == third.state == "QUEUED")
-    assert queue.cancel(third)
-    eventually(lambda: third.state == "STOPPED")
-    assert event_kinds(third) == ["CREATED", "QUEUED", "STOPPED"]
-
-    eventually(lambda: has_checkpoint(first))
-    os.kill(process_id(first), signal.SIGKILL)
-    eventually(lambda: not first.alive)
-    assert first.state == "RUNNING"  # it could not record its end
-    eventually(lambda: second.state == "RUNNING")  # the queue goes on without it
-    assert queue.find("first").alive  # looking restarts it
-    assert event_kinds(first)[-1] in ("REQUEUED", "QUEUED")
-    assert queue.cancel(second)
-    eventually(lambda: second.ended)
-    assert second.state == "STOPPED"
-    assert second.events[-1].message.startswith("cancelled at step")
-    assert client().get_run(tracking(second)).info.status == "KILLED"
-
-    eventually(lambda: first.ended)
-    assert first.state == "COMPLETED", first.output_tail
-    assert event_kinds(first)[-1] == "COMPLETED"
-    assert event_kinds(first).count("TRAIN_STARTED") == event_kinds(first).count("RESUMED") == 1
-    assert max(point.step for point in client().get_metric_history(tracking(first), "loss")) == 160
-    assert first.result is not None
-    assert first.result.reference == "main.toys.desk/1"
-    assert spent_once(first.folder, "main.toys.desk")["training"] > 0
-    version = versions.resolve("main.toys.desk/1")
-    assert (version.tags["created_by"], "verdict" in version.tags) == ("somebody", False)
-    assert version.run_id == tracking(first)
-    assert version.aliases == ()  # nothing goes live by itself
-    artifacts = {file.path for file in client().list_artifacts(version.run_id, "eval_prompts")}
-    assert "eval_prompts/epoch-001.json" in artifacts
-    assert first.progress is not None
-    assert first.progress.share == 1.0
-    assert queue.cancel(first) is False
-    # Had it been killed between registering and saying so, it would find its version again.
-    run = Run.load(first.run_folder / "run.json")
-    assert register_model(first, run) == first.result
-    assert len(versions.list_versions("main.toys.desk")) == 1
-
-
-def tracking(job: JobFolder) -> str:
-    assert job.tracking is not None
-    return job.tracking.run_id
 
 
 def test_a_job_that_cannot_be_done_fails_and_says_why(spec: JobSpec, eventually: Eventually) -> None:
