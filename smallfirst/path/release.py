@@ -41,7 +41,6 @@ from smallfirst.path.project.run_folder import (
     Promotion,
     RunFolder,
 )
-from smallfirst.path.project.task_file import RULES
 from smallfirst.registry import runs, versions
 from smallfirst.routing.certificate.certificate import Certificate
 
@@ -85,9 +84,7 @@ def chosen_candidate(project: Project, verdicts: GateVerdicts) -> str:
 
     If none passes, the one that comes nearest.
     """
-    if (wanted := project.file.goes_live) not in RULES:
-        return wanted
-    return verdicts.winner or nearest_to_passing(verdicts.verdicts).candidate
+    return project.file.routing.small or verdicts.winner or nearest_to_passing(verdicts.verdicts).candidate
 
 
 def may_go_alone(project: Project, verdict: Verdict) -> bool:
@@ -350,7 +347,7 @@ def _not_live(project: Project, run_folder: RunFolder) -> Outcome:
         large=project.file.large is not None,
         why=_why_not(project, run_folder),
     )
-    met = verdicts.winner if project.file.goes_live in RULES else project.file.goes_live
+    met = project.file.routing.small or verdicts.winner
     if met is None or not verdicts.of(met).passed:
         return found
     found = found.model_copy(update={"title": get_candidate(met).title, "gate": "passed"})

@@ -29,7 +29,7 @@ from smallfirst.path.project.run_folder import (
     Promotion,
     RunFolder,
 )
-from smallfirst.path.project.task_file import RULES, TaskFile
+from smallfirst.path.project.task_file import TaskFile
 from smallfirst.registry import versions
 from smallfirst.routing.certificate.certificate import Certificate
 
@@ -233,8 +233,8 @@ def after_gate(
     project: Project, run_folder: RunFolder, gate: GateVerdicts, *, task: str = "task.yaml"
 ) -> Iterator[NextStep]:
     """Yield what to do after the gate has said no to the candidate that was to go live."""
-    named, outcome = project.file.goes_live, run_folder.find(Outcome, OUTCOME)
-    if gate.winner not in (None, named) and named not in RULES and project.file.sets_gate:
+    named, outcome = project.file.routing.small, run_folder.find(Outcome, OUTCOME)
+    if named and gate.winner not in (None, named) and project.file.sets_gate:
         what = f"{gate.winner} passes: let it go live in place of {named}"
         yield NextStep(what=what, command=f"smallfirst promote {task} --candidate {gate.winner}")
         return

@@ -26,6 +26,7 @@ from smallfirst.path.report.charts import risk_coverage_chart
 from smallfirst.path.report.data import ReportData, report_data
 from smallfirst.registry import runs
 from smallfirst.routing.certificate.certificate import describe_limit
+from smallfirst.tasks.answer import split_context
 
 N_WORST_PARTS, MAX_PARTS = 10, 200
 N_FIRST_CASES, MAX_CASES = 10, 40
@@ -46,7 +47,7 @@ FILTERS = (
 )
 FUNCTIONS = (
     measures.differing_fields,
-    formats.question_and_context,
+    split_context,
     formats.path_explanation,
     min_clean_rows,
 )

@@ -17,7 +17,7 @@ def test_a_run_that_fails_prints_its_record_all_the_same(
     desk_folder: Path, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     code = {"settings": 2, "rows": 1, "gate": 3}[fails]
-    gate = "gate: {accuracy_at_least: 0.8}\nrouting: {small: smallest}\n"
+    gate = "gate: {accuracy_at_least: 0.8}\nrouting: {accuracy_within: 1}\n"
     (desk_folder / "task.yaml").write_text("name: desk\ndata: {train: train.jsonl}\n" + gate)
     if fails == "settings":
         (desk_folder / "task.yaml").write_text("nam: desk\n")

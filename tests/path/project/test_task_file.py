@@ -173,9 +173,7 @@ def test_without_labels_the_task_has_those_of_all_rows_and_a_label_of_one_row_is
 
 
 def test_the_ladder_says_what_is_trained_and_what_can_go_live(tmp_path: Path) -> None:
-    assert read(tmp_path).goes_live == "best"
-    assert read(tmp_path, MINIMAL + "ladder: [words, encoder]\n").goes_live == "best"
-    assert read(tmp_path, MINIMAL + "routing: {small: small}\n").goes_live == "small"
+    assert read(tmp_path, MINIMAL + "ladder: [words, encoder]\nrouting: {small: words}\n").routing.small == "words"
     cases = {
         "ladder: [word]\n": 'ladder: "word" is no candidate — did you mean "words"?',
         "ladder: []\n": "name a candidate: ",
