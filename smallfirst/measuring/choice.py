@@ -92,7 +92,7 @@ def choose_candidates(
 
 def would_pass(gate: Gate, measured: Evaluation, n_test: int) -> bool:
     """Return True if what was measured would meet the gate's metrics on `n_test` rows, as the first in the order."""
-    fields = ("accuracy_at_least", "macro_f1_at_least", "measures_at_least", "measures_at_most")
+    fields = ("accuracy_at_least", "measures_at_least", "measures_at_most")
     results = run_checks(gate, CheckInputs(measured, ConfidenceLevel(1 / FIRST)), fields=fields)
     return bool(measured.rows) and all(_would_meet(result, n_test) for result in results)
 

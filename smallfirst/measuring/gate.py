@@ -64,10 +64,9 @@ class Gate(Record):
     accuracy_at_least: Share | None = None
     """The lower end of the accuracy interval must reach this, in [0, 1]. 1, which no rows can show: no candidate goes
     live alone, only the part of its requests that a certificate covers."""
-    macro_f1_at_least: Share | None = None
-    """The lower end of the macro-F1 interval must reach this, in [0, 1]."""
     measures_at_least: dict[str, Share] = {}
-    """Minimum for metrics of the task by name, such as `field_f1` or `token_f1` (lower end of the interval)."""
+    """Minimum for metrics of the task by name, such as `macro_f1`, `field_f1` or `token_f1` (lower end of the
+    interval)."""
     measures_at_most: dict[str, NonNegative] = {}
     """Maximum for metrics of the task by name, such as `missing` or `invented` (upper end)."""
     each_part_at_least: Share | None = None
@@ -80,8 +79,6 @@ class Gate(Record):
     """Accuracy may be at most this much below the large model's (lower end of the paired difference)."""
     score_not_worse_than_large_by: Share | None = None
     """The mean graded score may be at most this much below the large model's (lower end of the paired difference)."""
-    p50_ms_at_most: Positive | None = None
-    """Median latency of one request at a time, in ms (upper end of its interval)."""
     p95_ms_at_most: Positive | None = None
     """95th percentile latency of one request at a time, in ms (upper end; takes 72 requests or more)."""
     cost_usd_per_1k_at_most: Positive | None = None
@@ -254,8 +251,7 @@ def _check_metric(name: str, threshold: float, inputs: CheckInputs, *, at_most: 
     """Check the worse end of a metric in [0, 1], or of any with `at_most`; one that the task lacks fails."""
     candidate, level = inputs.candidate, inputs.level
     bound, text = ("at_most", f"at most {threshold:g}") if at_most else ("at_least", f"at least {threshold:.3f}")
-    shown_as = "macro-F1" if name == "macro_f1" else name
-    requirement = Requirement(f"{name}_{bound}", threshold, f"{shown_as} {text}")
+    requirement = Requirement(f"{name}_{bound}", threshold, f"{name} {text}")
     if name not in candidate.measures:
         measured = f'{candidate.candidate} has no metric "{name}"{did_you_mean(name, candidate.measures)}'
         known = ", ".join(candidate.measures) or "none"
@@ -359,15 +355,15 @@ def _check_not_worse(margin: float, inputs: CheckInputs, *, scores: bool = False
     return requirement.check(found, level, level.format(found, f" of {len(candidate.rows)} rows paired"))
 
 
-def _check_latency(percent: int, maximum: float, inputs: CheckInputs) -> CheckResult:
-    """Check the upper end of a percentile of the latency of requests asked alone, if there are any."""
-    name, level = f"p{percent}", inputs.level
-    requirement = Requirement(f"{name}_ms_at_most", maximum, f"{name} latency at most {maximum:g} ms")
+def _check_latency(maximum: float, inputs: CheckInputs) -> CheckResult:
+    """Check the upper end of the 95th percentile of the latency of requests asked alone, if there are any."""
+    level = inputs.level
+    requirement = Requirement("p95_ms_at_most", maximum, f"p95 latency at most {maximum:g} ms")
     latencies = inputs.candidate.probes_ms or [row.latency_ms for row in inputs.candidate.rows]
-    found = intervals.quantile_interval(latencies, percent / 100, confidence=level.confidence)
+    found = intervals.quantile_interval(latencies, 0.95, confidence=level.confidence)
     measured = f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}] ms n={found.n}{level.note}"
     if found.n and found.value <= maximum and math.isinf(found.high):
-        fewest = math.ceil(math.log((1 - level.confidence) / 2) / math.log(percent / 100))
+        fewest = math.ceil(math.log((1 - level.confidence) / 2) / math.log(0.95))
         return requirement.result(measured, f"{found.n} requests show no upper end; ask at least {fewest}")
     return requirement.check(found, level, measured, instead=_SMALLER)
 
@@ -397,17 +393,15 @@ def _check_share_small(minimum: float, inputs: CheckInputs) -> CheckResult:
 
 CHECKS: dict[str, Callable[..., CheckResult | None]] = {
     "accuracy_at_least": _check_accuracy,
-    "macro_f1_at_least": partial(_check_metric, "macro_f1"),
     "measures_at_least": _check_metric,
     "measures_at_most": partial(_check_metric, at_most=True),
     "each_part_at_least": _check_each_part,
     "parts_at_least": _check_part,
     "not_worse_than_large_by": _check_not_worse,
     "score_not_worse_than_large_by": partial(_check_not_worse, scores=True),
-    "p50_ms_at_most": partial(_check_latency, 50),
     "share_small_at_least": _check_share_small,
     "cost_at_most": _check_bill,
-    "p95_ms_at_most": partial(_check_latency, 95),
+    "p95_ms_at_most": _check_latency,
     "cost_usd_per_1k_at_most": _check_cost,
 }
 """All checks by field, in the order of their results. They take the threshold, after its name where it has one."""

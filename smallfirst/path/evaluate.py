@@ -134,10 +134,9 @@ async def _evaluate_candidate(
     project: Project, run_folder: RunFolder, candidate: Candidate, parts: dict[str, Dataset]
 ) -> None:
     gate, model = project.file.gate, candidate.load(project, run_folder)
-    limited = gate.p50_ms_at_most or gate.p95_ms_at_most
     try:
         for split, data in parts.items():
-            probe_rows = LIMITED_PROBE_ROWS if limited and split == "test" else PROBE_ROWS
+            probe_rows = LIMITED_PROBE_ROWS if gate.p95_ms_at_most and split == "test" else PROBE_ROWS
             named = {"name": candidate.name, "split": split}
             await _evaluate(project, run_folder, model, **named, data=data, probe_rows=probe_rows)
     finally:

@@ -15,11 +15,10 @@ from smallfirst.measuring.verdict import Verdict
 
 Measured = Callable[..., Evaluation]
 
-MINIMA = ("accuracy_at_least", "macro_f1_at_least", "each_part_at_least")
+MINIMA = ("accuracy_at_least", "each_part_at_least")
 MAXIMA = (
     "not_worse_than_large_by",
     "score_not_worse_than_large_by",
-    "p50_ms_at_most",
     "p95_ms_at_most",
     "cost_usd_per_1k_at_most",
 )

@@ -167,7 +167,7 @@ def test_beside_the_large_model_as_much_may_be_wrong_as_that_has_and_the_margin(
 
 
 @pytest.mark.parametrize(
-    "thresholds", [{"macro_f1_at_least": 0.8}, {"accuracy_at_least": 1.0}, {"accuracy_at_least": 0.0}]
+    "thresholds", [{"measures_at_least": {"macro_f1": 0.8}}, {"accuracy_at_least": 1.0}, {"accuracy_at_least": 0.0}]
 )
 def test_no_audit_can_break_another_metric_or_a_limit_of_all_or_nothing(thresholds: dict[str, Any]) -> None:
     assert AuditedAccuracy.of(Gate(**{"accuracy_at_least": None, **thresholds}), SMALL, LARGE) is None

@@ -74,8 +74,8 @@ def test_an_accuracy_that_too_few_rows_cannot_show_is_a_finding_with_the_one_num
 @pytest.mark.parametrize(
     ("threshold", "more", "reachable"),
     [
-        ("macro_f1_at_least: 0.9", "", True),  # 60 / 64.709 = 0.927
-        ("macro_f1_at_least: 0.93", "", False),
+        ("measures_at_least: {macro_f1: 0.9}", "", True),  # 60 / 64.709 = 0.927
+        ("measures_at_least: {macro_f1: 0.93}", "", False),
         ("each_part_at_least: 0.7", "", True),  # 3 labels of 20 rows: z² = 6.635, 20 / 26.635 = 0.751
         ("each_part_at_least: 0.76", "", False),
         ("parts_at_least: {pin: 0.75}", "", True),  # one label: 20 / 24.709 = 0.809
