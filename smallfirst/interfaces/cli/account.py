@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +47,7 @@ _KINDS = ("answers", "attempts", "audits", "feedback", "states", "expenses")
     ),
 )
 def ledger() -> None:
-    """Look after the ledger: see, export, expire, copy.
+    """Look after the ledger: see, export, copy.
 
     Every answer of `serve` and of taken-over tasks is a row of it, and so are audits, verdicts and expenses.
     """
@@ -86,18 +86,6 @@ def export(out: Path, since: datetime | None, until: datetime | None, kind: str)
     with read_ledger() as opened:
         count = opened.export(KINDS[kind], out, since=in_utc(since), until=in_utc(until))
     click.echo(f"{count:,} {kind} in {out}")
-
-
-@ledger.command()
-@click.option("--keep-rows-days", "days", type=click.IntRange(min=1), required=True)
-@OF_TASK
-@LEDGER
-def expire(days: int) -> None:
-    """Delete rows of requests that are older; their sums, audits, states and expenses stay. `export` copies them."""
-    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    with read_ledger() as opened:
-        count = opened.expire_rows(today - timedelta(days=days))
-    click.echo(f"{count:,} rows deleted")
 
 
 @ledger.command()

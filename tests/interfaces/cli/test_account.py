@@ -37,14 +37,12 @@ def test_it_says_what_a_ledger_holds(path: Path, monkeypatch: pytest.MonkeyPatch
     assert found["kinds"]["training"] == {"n": 1, "cost_usd": 2.0, "n_without_row": 0}
 
 
-def test_rows_are_exported_copied_and_expired(path: Path, tmp_path: Path) -> None:
+def test_rows_are_exported_and_copied(path: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.csv"
     assert call("ledger", "export", out, "--since", "2026-11-27", "--ledger", path).output == f"1 answers in {out}\n"
     assert call("ledger", "export", out, "--until", "2026-11-27", "--ledger", path).output == f"0 answers in {out}\n"
     copied = call("ledger", "copy", path, tmp_path / "copy.db")
     assert copied.output.endswith(f"next: smallfirst serve --ledger {tmp_path / 'copy.db'}\n")
-    expired = call("ledger", "expire", "--keep-rows-days", "20000", "--ledger", path)
-    assert expired.output == "0 rows deleted\n"
 
 
 def test_a_password_in_a_command_line_is_refused(path: Path) -> None:
