@@ -133,6 +133,8 @@ from smallfirst.routing.certificate.certify import BelowRule as BelowRule
 from smallfirst.routing.certificate.certify import certify as certify
 from smallfirst.routing.certificate.looks import LookRequest as LookRequest
 from smallfirst.routing.certificate.looks import SharedLook as SharedLook
+from smallfirst.routing.domain import OodGate as OodGate
+from smallfirst.routing.domain import OodScore as OodScore
 from smallfirst.routing.gain import GainModel as GainModel
 from smallfirst.routing.gain import GainParameters as GainParameters
 from smallfirst.routing.gain import GainWeights as GainWeights
@@ -141,8 +143,6 @@ from smallfirst.routing.monitor import MonitorSettings as MonitorSettings
 from smallfirst.routing.policies import Policy as Policy
 from smallfirst.routing.policies import PolicyDecision as PolicyDecision
 from smallfirst.routing.router import Decision as Decision
-from smallfirst.routing.router import OodDetector as OodDetector
-from smallfirst.routing.router import OodScore as OodScore
 from smallfirst.routing.router import OutOfScope as OutOfScope
 from smallfirst.routing.router import Router as Router
 from smallfirst.routing.router import RouterOptions as RouterOptions

@@ -27,10 +27,9 @@ from smallfirst.models.batching import BatchWorker
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import CachedEncoder, SentenceEncoder, open_encoder
 from smallfirst.models.linear.tfidf import TfidfFeatures, piece_grams, word_grams
-from smallfirst.models.pricing import MachinePrice
+from smallfirst.models.pricing import Charge, MachinePrice
 from smallfirst.models.protocol import Request
 from smallfirst.models.state_features import HiddenStateProfile
-from smallfirst.routing.router import OodScore
 
 SCORES = ("unseen", "nearest", "near", "unlike")
 MAX_ROWS = 10_000
@@ -321,6 +320,19 @@ class TaskProfile:
 def has_profile(folder: Path) -> bool:
     """Return True if the folder holds a profile."""
     return (folder / PROFILE_FILE).is_file()
+
+
+class OodScore(NamedTuple):
+    """How unlike the task's own requests a request is."""
+
+    value: float
+    """In [0, 1]; higher is less like them."""
+    cost_usd: float
+    latency_ms: float
+    charges: tuple[Charge, ...] = ()
+    """The lines of `cost_usd`, where they are known."""
+    features: tuple[float, ...] = ()
+    """What `Stage.acceptance` reads beside the confidence, each larger the less the request is like the task's."""
 
 
 class OodGate:

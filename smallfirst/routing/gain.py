@@ -116,8 +116,8 @@ class GainModel:
         self.fitted, self._weights = fitted, weights
 
     @classmethod
-    def fit(cls, texts: Sequence[str], outcomes: Mapping[str, Sequence[bool | float]]) -> GainModel:
-        """Fit on requests and how well each model did on them, in [0, 1] (True: right; NaN: not asked).
+    def fit(cls, texts: Sequence[str], outcomes: Mapping[str, Sequence[float]]) -> GainModel:
+        """Fit on requests and whether each model was right on them: 1 or 0, NaN where it was not asked.
 
         `outcomes` are by model, `small` and `large` among them where a gain is wanted; without `large` it is taken to
         be always right.
@@ -242,17 +242,13 @@ def _cross_validate(x: np.ndarray, target: np.ndarray) -> tuple[bool, str, float
 
 
 def log_losses(probabilities: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Return the log loss of each row in nats; a target in (0, 1) is a share of right answers."""
+    """Return the log loss of each row in nats, for targets of 0 and 1."""
     p = np.clip(probabilities, MIN_PROBABILITY, 1 - MIN_PROBABILITY)
-    losses: np.ndarray = -(target * np.log(p) + (1 - target) * np.log1p(-p))
+    losses: np.ndarray = -np.log(np.where(target == 1, p, 1 - p))
     return losses
 
 
 def _fit(x: np.ndarray, target: np.ndarray, inverse_penalty: float) -> Any:
-    """Fit a logistic regression; an outcome of 0.7 counts as 0.7 of a good row and 0.3 of a bad one."""
     from sklearn.linear_model import LogisticRegression
 
-    shares, outcome = np.concatenate([target, 1 - target]), np.repeat([1, 0], len(target))
-    there = shares > 0
-    model = LogisticRegression(C=inverse_penalty, max_iter=100, solver="newton-cholesky")
-    return model.fit(np.vstack([x, x])[there], outcome[there], sample_weight=shares[there])
+    return LogisticRegression(C=inverse_penalty, max_iter=100, solver="newton-cholesky").fit(x, target)

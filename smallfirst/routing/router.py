@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple
 
 from smallfirst.base.errors import ModelError, NotRecorded
 from smallfirst.base.records import Record
@@ -33,11 +33,9 @@ from smallfirst.models.protocol import (
 )
 from smallfirst.routing.acceptance import AcceptanceScore
 from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, Certificate
+from smallfirst.routing.domain import OodGate
 from smallfirst.routing.gain import GainModel
 from smallfirst.routing.policies import CASCADE, Policy, PolicyDecision, apply_policies, is_conversation
-
-T = TypeVar("T")
-
 
 OUT_OF_SCOPE = "out_of_scope"
 """Stage and model name of an answer to a request that nobody here can answer."""
@@ -63,32 +61,6 @@ class OutOfScope(Record):
             latency_ms=0.0,
             cost_usd=0.0,
         )
-
-
-class OodScore(NamedTuple):
-    """How unlike the task's own requests a request is."""
-
-    value: float
-    """In [0, 1]; higher is less like them."""
-    cost_usd: float
-    latency_ms: float
-    charges: tuple[Charge, ...] = ()
-    """The lines of `cost_usd`, where they are known."""
-    features: tuple[float, ...] = ()
-    """What `Stage.acceptance` reads beside the confidence, each larger the less the request is like the task's."""
-
-
-class OodDetector(Protocol):
-    """Tell requests that belong to the task from all others."""
-
-    async def score(self, request: Request) -> OodScore:
-        """Return the out-of-domain score of a request; above `threshold` it does not belong to the task."""
-
-    async def aclose(self) -> None: ...
-
-    @property
-    def threshold(self) -> float:
-        """Largest score of a request that belongs to the task, in [0, 1]."""
 
 
 class Stage(NamedTuple):
@@ -153,7 +125,7 @@ class Router(CallableModel):
         certificate: Certificate,
         *,
         general: Model | None = None,
-        ood_detector: OodDetector | None = None,
+        ood_detector: OodGate | None = None,
         options: RouterOptions | None = None,
         name: str = "",
     ) -> None:

@@ -21,13 +21,13 @@ from smallfirst.routing.domain import (
     SCORES,
     ConformalScorer,
     OodGate,
+    OodScore,
     ScoreFusion,
     TaskProfile,
     TextFeatures,
     fit_task_profile,
     has_profile,
 )
-from smallfirst.routing.router import OodScore
 
 THINGS = ("card", "refund", "pin", "transfer", "top-up", "fee")
 WISHES = ("where is my {}", "the {} does not work", "i lost the {} yesterday", "why was a {} declined")

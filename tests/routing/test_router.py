@@ -20,10 +20,10 @@ from smallfirst.models.manifest import Manifest
 from smallfirst.models.pricing import total_usd
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, ResponseFormat
 from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, FieldCertificate, Guarantee, KeptFields
-from smallfirst.routing.policies import AlwaysPolicy, RulePolicy, SplitPolicy
+from smallfirst.routing.domain import OodScore
+from smallfirst.routing.policies import AlwaysPolicy, SplitPolicy
 from smallfirst.routing.router import (
     REFUSAL,
-    OodScore,
     OutOfScope,
     Router,
     RouterOptions,
@@ -319,25 +319,6 @@ def test_one_score_of_confidence_and_distance_decides(threshold: float, text: st
     if stage == "large":
         with pytest.raises(Unavailable):
             ask(down, text)
-
-
-def test_a_draft_is_made_whatever_the_certificate_says_but_for_what_never_reaches_its_thresholds() -> None:
-    stages = [Stage("small", Echo("small", confidence=0.9), acceptance=Halved())]
-    options = RouterOptions(policies=(RulePolicy(kind="rule", to="large", contains=("loan",)),))
-    refused = certificate(1.01, issued=False)
-    router = Router(stages, Echo("large"), refused, ood_detector=Measured(), options=options)
-
-    def drafted(*said: str) -> float | None:
-        turns = tuple(
-            Message(role=who, content=text) for who, text in zip(("user", "assistant") * 2, said, strict=False)
-        )
-        found = asyncio.run(router.draft(Request(messages=turns)))
-        return found and found[1]
-
-    assert drafted("where is my card") == 0.9
-    assert drafted("write an essay") == 0.45  # as foreign, the answer is not asked of the small model at all
-    assert drafted("a loan") is None
-    assert drafted("where is my card", "there", "thanks") is None
 
 
 @pytest.mark.parametrize(("confidence", "stage"), [(0.9, "small"), (0.2, "large")])
