@@ -14,11 +14,9 @@ import pytest
 import tokenizers
 import torch
 import transformers
-from fixtures.event_loop import in_loop
 from tokenizers import pre_tokenizers
 
 from smallfirst.base.errors import ConfigError, MissingExtra, SmallfirstError
-from smallfirst.data.dataset import Dataset
 from smallfirst.models import export as exports
 from smallfirst.models.export import (
     ComparedRow,
@@ -26,12 +24,8 @@ from smallfirst.models.export import (
     export,
     likely_difference,
 )
-from smallfirst.models.generation.generator import GenerationRequest, Generator
 from smallfirst.models.local.tokenizer import choose_label_tokens, encode_prompt
 from smallfirst.models.manifest import Manifest, read_manifest, write_manifest
-from smallfirst.models.pricing import PriceBook
-from smallfirst.models.protocol import Request
-from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppModel
 from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.classify import Classify
 
@@ -246,35 +240,13 @@ def test_likely_tokens_are_compared_and_differ_by_no_more_than_the_precision_exp
 
 
 @needs_llama
-@in_loop
-async def test_chat_endpoint_of_llama_cpp_writes_what_the_trained_model_writes(
-    writing: Path, tmp_path: Path, toy_rows: Dataset
-) -> None:
-    as_family(writing, "llama", tie_word_embeddings=False)
+@pytest.mark.parametrize("task", [ANSWER, Classify(name="toy", labels=("a", "b"))])
+def test_a_chat_endpoint_of_llama_cpp_asks_as_in_training(writing: Path, tmp_path: Path, task: Any) -> None:
     model, tokenizer = load(writing)
-    broken = [at for at in range(len(tokenizer)) if not tokenizer.decode([at]).isascii()]
-    with torch.no_grad():
-        model.lm_head.weight[broken] = 0  # parts of characters would not come through an endpoint
-    model.to(torch.bfloat16).save_pretrained(writing)
-    export(writing, tmp_path / "m.gguf", precision="bf16", texts=TEXTS)
-    model.float()
-    texts = [example.text for example in toy_rows.examples]
-    asks = [GenerationRequest(encode_prompt(tokenizer, ANSWER.prompt(text), 512), 2) for text in texts]
-    written = Generator(model, tokenizer).generate(asks)
-    firm = [
-        (text, answer.text.strip())
-        for text, ask, answer in zip(texts, asks, written, strict=True)
-        if firmness_nats(model, list(ask.ids), list(answer.token_ids)) > 0.1  # llama.cpp's sums are rounded otherwise
-    ]
-    assert len(firm) >= 2
-
-    other = LlamaCppModel(LlamaCppConfig(path=tmp_path / "m.gguf", threads=1, context_tokens=256), PriceBook())
-    replies = [(await other.complete(Request.ask(text, max_tokens=2))).text.strip() for text, _ in firm[:3]]
-    await other.aclose()
-    assert replies == [text for _, text in firm[:3]]
-
-
-def firmness_nats(model: Any, prompt: list[int], answer: list[int]) -> float:
-    """How far the likeliest token is ahead of the next one, at least over the answer."""
-    best = logits(model, prompt + answer)[len(prompt) - 1 : -1].topk(2, dim=-1).values
-    return float((best[:, 0] - best[:, 1]).min())
+    tokenizer.chat_template = exports.chat_template(task, tokenizer)
+    manifest = read_manifest(writing)
+    exports.write_gguf(model, tokenizer, manifest, tmp_path / "m.gguf", precision="bf16")
+    turns = [{"role": "user", "content": "  where is it\n"}]
+    with exports._llama_cpp(tmp_path / "m.gguf", 64) as post:
+        asked = post("/apply-template", messages=turns)["prompt"]
+    assert asked.removeprefix("<s>") == task.prompt("  where is it\n")

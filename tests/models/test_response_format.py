@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 from typing import Any
 
@@ -70,37 +69,18 @@ def test_a_schema_without_a_grammar_is_refused_with_the_reason(lively: tuple[Any
         grammar_of(lively[1], None, wanted_json(UNWRITABLE))
 
 
-TRIP: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "town": {"type": "string", "pattern": "^[A-Z]"},
-        "nights": {"type": "integer", "minimum": 1},
-        "day": {"type": "string", "format": "date"},
-    },
-    "required": ["nights"],
-    "additionalProperties": False,
-}
-
-
 @pytest.mark.parametrize(
     ("text", "kept"),
     [
-        ('{"nights": 2}', True),
-        ('{"town": "Ulm", "nights": 2, "day": "2026-02-28"}', True),
-        ('{"day": "2026-02-28", "nights": 2}', True),
-        ('{"town": "ulm", "nights": 2}', False),
-        ('{"nights": 2, "day": "2026-13-01"}', False),
-        ('{"nights": 0}', False),
-        ('{"nights": 2, "price": 1}', False),
-        ('{"town": "Ulm"}', False),
-        ('{"nights": 2', False),
-        ('{"nights": 2} Have a good trip!', False),
-        ('{"nights": NaN}', False),
+        ('{"item": "card"}', True),
+        ('{"item": 3}', False),
+        ('{"item": "card"', False),
+        ('{"item": "card"} Have a good trip!', False),
         ("no", False),
     ],
 )
-def test_answers_are_validated(text: str, kept: bool) -> None:
-    assert json_format(TRIP).accepts(text) is kept
+def test_answers_are_validated_whole(text: str, kept: bool) -> None:
+    assert json_format(OWN).accepts(text) is kept
 
 
 @pytest.mark.parametrize(
@@ -115,27 +95,6 @@ def test_answers_are_validated(text: str, kept: bool) -> None:
 def test_a_schema_that_an_engine_would_drop_is_refused(schema: dict[str, Any], why: str) -> None:
     with pytest.raises(ConfigError, match=f"no answer can be written under this schema: .*{why}"):
         json_format(schema)
-
-
-def test_a_pattern_that_backtracks_is_matched_in_linear_time() -> None:
-    """Python's own regular expressions would take 2**40 steps, so this test would never end."""
-    constraint = json_format({"type": "string", "pattern": "^(a+)+$"})
-    assert not constraint.accepts(json.dumps("a" * 40 + "b"))
-    assert constraint.accepts(json.dumps("a" * 40))
-
-
-def test_an_answer_nested_too_deep_is_not_accepted() -> None:
-    node = {"type": "object", "properties": {"a": {"$ref": "#/$defs/node"}}}
-    constraint = json_format({"$ref": "#/$defs/node", "$defs": {"node": node}})
-    assert constraint.accepts('{"a": {"a": {}}}')
-    assert not constraint.accepts('{"a": ' * 5000 + "{}" + "}" * 5000)
-
-
-def test_the_engines_grammar_has_canonical_spacing() -> None:
-    assert json_format({"type": "boolean"}).grammar == (
-        '%llguidance {}\nstart: %json {"type": "boolean", "x-guidance": '
-        '{"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "}}'
-    )
 
 
 @in_loop

@@ -242,21 +242,6 @@ def test_a_project_that_was_moved_keeps_its_models(model: Path, state: Path, mon
     assert resolve(NAME).folder.is_relative_to(moved)
 
 
-def test_files_of_a_store_elsewhere_are_downloaded_once(model: Path, state: Path) -> None:
-    with open_run("tickets", "train") as run:
-        stored = upload(run.run_id, model, build_manifest(model))
-    away = stored.model_copy(update={"source": f"mlflow-artifacts:/{stored.entry}/model"})
-    folder = away.fetch()
-    assert folder.is_relative_to(state / "downloads")
-    assert build_manifest(folder) == build_manifest(model)
-    (folder / "config.json").write_text("kept")
-    assert (away.fetch() / "config.json").read_text() == "kept"
-    away.write_attachment("certificate.json", b"{}")
-    assert away.read_attachment("certificate.json") == b"{}"
-    assert stored.read_attachment("certificate.json") == b"{}"
-    assert away.read_attachment("other.json") is None
-
-
 @pytest.mark.parametrize(
     ("reference", "says"),
     [

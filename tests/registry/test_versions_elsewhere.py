@@ -29,6 +29,7 @@ def go_round(folder: Path, other_machine: Path, monkeypatch: pytest.MonkeyPatch)
     found = versions.resolve(f"{NAME}@champion")
     assert found.folder.is_relative_to(other_machine)
     assert versions.read_attachment(NAME, version, "certificate.json") == b"proof"
+    assert versions.read_attachment(NAME, version, "other.json") is None
     for _ in range(2):  # the second finds what the first left
         versions.fetch_folder(NAME, version, "run", other_machine / "tasks" / "run-1")
     versions.fetch_folder(NAME, version, "nothing", other_machine / "nothing")

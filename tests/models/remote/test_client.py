@@ -349,51 +349,30 @@ def test_retries_stop_when_the_breaker_opens_and_ready_asks_nobody_and_raises_un
     asyncio.run(model.ready())
 
 
-class Clock:
-    """Time that only moves when told."""
-
+def test_the_breaker_opens_probes_and_closes() -> None:
     now_s = 1000.0
+    breaker = CircuitBreaker(lambda: now_s)
 
-    def __call__(self) -> float:
-        return self.now_s
+    def fail(times: int) -> float:
+        for _ in range(times):
+            assert breaker.enter()
+            breaker.record(answered=False)
+        return breaker.remaining_open_s
 
-
-def fail(breaker: CircuitBreaker, times: int = MAX_FAILURES) -> None:
-    for _ in range(times):
-        assert breaker.enter()
-        breaker.record(answered=False)
-
-
-def test_failures_in_a_row_open_it_and_an_answer_between_does_not() -> None:
-    breaker = CircuitBreaker(clock := Clock())
-    fail(breaker, MAX_FAILURES - 1)
-    breaker.record(answered=True)
-    fail(breaker)
-    assert (breaker.enter(), breaker.remaining_open_s) == (False, 1)
+    assert fail(MAX_FAILURES - 1) == 0
+    breaker.record(answered=True)  # only failures in a row count
+    assert fail(MAX_FAILURES) == 1
     breaker.record(answered=False)  # sent before it opened
-    clock.now_s += 0.75
+    now_s += 0.75
     assert (breaker.enter(), breaker.remaining_open_s) == (False, 0.25)
-
-
-def test_each_failed_probe_doubles_the_rest_up_to_the_longest_and_an_answer_ends_that() -> None:
-    breaker, rests = CircuitBreaker(clock := Clock()), []
-    fail(breaker)
-    for _ in range(6):
-        clock.now_s += breaker.remaining_open_s
-        fail(breaker, 1)
-        rests.append(breaker.remaining_open_s)
+    rests = []
+    for _ in range(6):  # each failed probe doubles the rest
+        now_s += breaker.remaining_open_s
+        rests.append(fail(1))
     assert rests == [2, 4, 8, 16, 30, 30]
-    clock.now_s += 30
+    now_s += 30
     assert (breaker.enter(), breaker.enter()) == (True, False)  # nobody else, until the probe is back
+    now_s += 30
+    assert breaker.enter()  # the caller of that probe left
     breaker.record(answered=True)
-    fail(breaker)
-    assert breaker.remaining_open_s == 1
-
-
-def test_after_a_probe_whose_caller_left_the_next_one_goes_once_the_rest_is_over() -> None:
-    breaker = CircuitBreaker(clock := Clock())
-    fail(breaker)
-    clock.now_s += 1
-    assert (breaker.enter(), breaker.enter()) == (True, False)
-    clock.now_s += 1
-    assert breaker.enter()
+    assert fail(MAX_FAILURES) == 1
