@@ -21,14 +21,11 @@ from smallfirst.base.errors import ConfigError, GateFailed
 from smallfirst.base.files import write_atomically
 from smallfirst.base.progress import Progress
 from smallfirst.base.records import Record
-from smallfirst.base.stats.intervals import Estimate, ratio_interval
 from smallfirst.base.sync import outside_event_loop
 from smallfirst.data.dataset import Example, fold_text
 from smallfirst.data.sources.load import load_rows
-from smallfirst.measuring.evaluate import EvaluatedRow
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded import RecordedAnswer, RecordingHeader, request_key
-from smallfirst.path.project.run_folder import RunFolder
 from smallfirst.path.project.task_file import TaskFile, read_task_file
 from smallfirst.path.run import try_run
 from smallfirst.path.summary import RunSummary
@@ -58,10 +55,6 @@ class Learnt(Record):
     """With what it calls right."""
     share: float
     """Share of the test rows that stayed small."""
-    differ: Estimate | None = None
-    """Share of the kept test requests whose answer differs, each text weighing as many as asked it; None without."""
-    limit: float = 1.0
-    """Share of kept texts that may differ, as promised."""
     report: str
 
     @property
@@ -72,7 +65,6 @@ class Learnt(Record):
             f"{self.task}: learnt from {self.n_rows:,} recorded answers{of}",
             f"promise: {self.promise}",
             f"{self.share:.0%} of the test rows stay small; report: {self.report}",
-            *([_requests_in_words(self.differ, self.limit)] if self.differ else []),
             "in shadow: the large model answers, and the small one is compared with it",
         )
 
@@ -117,8 +109,6 @@ def learn(
     assert summary.promoted is not None
     right = "people answered" if accuracy else "the large model answered"
     promise = f"{certificate.guarantee.in_words}; right is what {right}"
-    answered = RunFolder(Path(summary.report).parent).evaluation("routed", "test")
-    asked = {row.key: int(row.values.get("n", 1)) for row in rows}
     learnt = Learnt(
         task=source.name,
         n_rows=len(rows),
@@ -127,8 +117,6 @@ def learn(
         version=summary.promoted.version,
         promise=promise,
         share=routed.share if routed else 0.0,
-        differ=requests_that_differ(answered.rows, asked) if answered else None,
-        limit=certificate.guarantee.max_error or 1.0,
         report=summary.report,
     )
     file = takeovers or TakeOvers()
@@ -177,20 +165,6 @@ def _run(place: Path, progress: Progress | None, minutes: float | None) -> RunSu
     if error is not None:
         raise error
     return summary
-
-
-def requests_that_differ(routed: Sequence[EvaluatedRow], asked: Mapping[str, int]) -> Estimate | None:
-    """Return the share of the requests whose certified answer differs; `asked`: by folded text how often it was."""
-    kept = [(not row.correct, asked.get(fold_text(row.text), 1)) for row in routed if row.certified]
-    return ratio_interval([wrong * n for wrong, n in kept], [n for _, n in kept]) if kept else None
-
-
-def _requests_in_words(differ: Estimate, limit: float) -> str:
-    more = "; more than promised of texts, as frequent ones are answered worse: begin with a small share"
-    return (
-        f"counted by requests, {differ.value:.1%} [{max(0.0, differ.low):.1%}, {min(1.0, differ.high):.1%}] of "
-        f"{differ.n:,} kept test requests differ: measured, not promised{more if differ.value > limit else ''}"
-    )
 
 
 def _files(drafted: TaskFile) -> dict[str, Path]:

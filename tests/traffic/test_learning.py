@@ -7,16 +7,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fixtures.evaluations import evaluated_row
 from fixtures.takeover import TEACHER, cases, write_draft
 
 from smallfirst.base.errors import GateFailed
 from smallfirst.base.progress import Progress
-from smallfirst.base.stats.intervals import wilson
 from smallfirst.models.recorded import read_recording
 from smallfirst.path.project.task_file import read_task_file
 from smallfirst.traffic import learning
-from smallfirst.traffic.learning import learn, requests_that_differ
+from smallfirst.traffic.learning import learn
 from smallfirst.traffic.task_source import TakeOvers
 
 
@@ -26,12 +24,6 @@ def test_a_task_is_learnt_in_shadow_and_promises_agreement(learnt):
     assert not found.promises_accuracy
     assert found.share > 0.5
     assert "each text counted once (95 %); right is what the large model answered" in "\n".join(found.in_words)
-    assert found.differ is not None
-    assert (found.differ.value, found.differ.n) == (0, 3 * 48)  # each text was asked three times
-    worse = found.model_copy(update={"differ": wilson(30, 40)})
-    assert "counted by requests, 75.0% [" in "\n".join(worse.in_words)
-    assert "frequent ones are answered worse" in "\n".join(worse.in_words)
-    assert "answered worse" not in "\n".join(worse.model_copy(update={"limit": 0.8}).in_words)
     assert (taken.state, taken.live_share, taken.version) == ("shadow", 0, 1)
     file = read_task_file(learnt.folder / "learnt")
     assert file.routing.labels == "large"
@@ -118,16 +110,3 @@ def test_many_corrections_certify_and_test_and_the_rest_trains(prepared):
 def test_people_may_name_a_label_that_the_large_model_never_did(prepared):
     settings, _ = prepared(30, labels=["cards", "travel"])
     assert settings["labels"] == ["cards", "travel", "loans"]
-
-
-def test_a_text_weighs_as_many_requests_as_asked_it() -> None:
-    """Of four kept texts one is wrong, and nine of twelve requests ask it."""
-    asked = {f"text {i}": n for i, n in enumerate((9, 1, 1, 1, 50))}
-    rows = [
-        evaluated_row(str(i), "a", "b" if i in (0, 4) else "a", text=f"Text {i}!", certified=i != 4) for i in range(5)
-    ]
-    differ = requests_that_differ(rows, asked)
-    assert differ is not None
-    assert (differ.value, differ.n) == (0.75, 12)
-    assert differ.low < 0.75 < differ.high
-    assert requests_that_differ([row.model_copy(update={"certified": False}) for row in rows], asked) is None

@@ -81,8 +81,6 @@ class FoundTask(Record):
     usd_per_month: float | None
     models: tuple[str, ...]
     answered_by: str
-    first_at: datetime
-    last_at: datetime
     wordings: tuple[FoundWording, ...]
     labels: dict[str, int] = {}
     """Labels with numbers of answers."""
@@ -247,8 +245,6 @@ def _judge(
         usd_per_month=None if cost is None else cost * per_month,
         models=task.models,
         answered_by=task.most_frequent("answered_by"),
-        first_at=task.first_at,
-        last_at=task.last_at,
         wordings=tuple(
             FoundWording(
                 prompt=_shown(wording.template.template, [slot.name for slot in wording.template.slots]),
