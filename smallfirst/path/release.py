@@ -269,7 +269,7 @@ def answers_live(project: Project, run_folder: RunFolder) -> bool:
 
 
 def _certified(project: Project, run_folder: RunFolder) -> Certified | None:
-    """Return what was certified last, if a gate, a signature or a confirmed plan lets it go live; else None."""
+    """Return what was certified last, if a gate or a confirmed plan lets it go live; else None."""
     found, live = run_folder.find(Certified, CERTIFIED), run_folder.find(Promotion, PROMOTED)
     if found is None:
         return None
