@@ -20,15 +20,13 @@ import torch.nn.functional as F
 
 from smallfirst.models.batching import length_batches, run_in_compute_thread
 from smallfirst.models.label_model import LabelLogProbs
-from smallfirst.models.local.packed_rows import pad_right, rounded_tokens
+from smallfirst.models.local.packed_rows import causal_attention, pad_right, rounded_tokens
 from smallfirst.models.local.tokenizer import encode_prompt
 from smallfirst.models.local.weights import load_merged
 from smallfirst.models.manifest import Manifest
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 """Model types of transformers whose layers are implemented here."""
-SHORT_TOKENS = 512
-"""Rows up to this long compute attention scores explicitly; longer ones use PyTorch's kernel, which stores none."""
 FIXED_ROTARY = ("default", "linear", "llama3")
 """Kinds of rotary positions whose angles do not depend on the length of a text."""
 
@@ -106,8 +104,6 @@ class Layout(NamedTuple):
     gather: torch.Tensor | None
     """Padded place of each token (tokens,), the first one for the zeros; None likewise."""
     last: torch.Tensor
-    mask: torch.Tensor
-    """Added to the scores: -inf where a key comes after the query (shared + width, width)."""
     rows: int
     width: int
 
@@ -159,14 +155,12 @@ class PackedDecoder:
         ragged = n_zeros > 0 or min(lengths) < width
         angles = (n_shared + torch.arange(width))[:, None] * self._frequencies  # (width, head_dim / 2)
         rotations = torch.polar(torch.full_like(angles, self._gain), angles)[:, None]
-        after = torch.full((n_shared + width, width), -torch.inf, dtype=FP32).tril_(-1 - n_shared)
         return Layout(
             ids=torch.tensor([*itertools.chain.from_iterable(prompts), *[0] * n_zeros]),
             rotations=rotations[torch.cat([*map(torch.arange, lengths), torch.zeros(n_zeros, dtype=torch.long)])],
             spread=places.view(-1) if ragged else None,
             gather=F.pad(own.view(-1).nonzero().view(-1), (0, n_zeros)) if ragged else None,
             last=ends - 1,
-            mask=after,
             rows=len(lengths),
             width=width,
         )
@@ -200,11 +194,9 @@ class PackedDecoder:
             qkv = qkv.index_select(0, layout.spread)
         qkv = qkv.view(layout.rows, layout.width, -1, self.head_dim).transpose(1, 2)  # (rows, heads, width, head_dim)
         query, key, value = torch.split(qkv, [self.heads, self.kv_heads, self.kv_heads], dim=1)
-        mix = _attention if layout.width <= SHORT_TOKENS else _attention_long
-        mixed = mix(
-            query, _concat_keys(keys, key), _concat_keys(values, value), layout.mask
-        )  # (rows, width, heads × head_dim)
-        mixed = mixed.flatten(0, 1)
+        known = _concat_keys(keys, key), _concat_keys(values, value)
+        mixed = causal_attention(None, query, *known, None, self.head_dim**-0.5)[0]  # (rows, width, heads, head_dim)
+        mixed = mixed.flatten(2).flatten(0, 1)
         return mixed if layout.gather is None else mixed.index_select(0, layout.gather)
 
 
@@ -243,25 +235,6 @@ def _concat_keys(shared: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     if not shared.shape[1]:
         return own
     return torch.cat([shared.expand(len(own), -1, -1, -1), own], dim=2)
-
-
-def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return attention (rows, width, heads × head_dim); mask (keys, width). Keys are outermost for speed."""
-    rows, heads, width, head_dim = query.shape
-    kv_heads = key.shape[1]
-    groups = heads // kv_heads
-    folded = query.view(rows, kv_heads, groups, width, head_dim).transpose(2, 3)
-    folded = folded.reshape(rows * kv_heads, width * groups, head_dim)
-    mask = mask.repeat_interleave(groups, dim=1)
-    scores = torch.baddbmm(mask, key.flatten(0, 1), folded.transpose(1, 2), alpha=head_dim**-0.5)
-    mixed = torch.bmm(scores.softmax(dim=1).transpose(1, 2), value.flatten(0, 1))
-    return mixed.view(rows, kv_heads, width, groups * head_dim).transpose(1, 2).reshape(rows, width, -1)
-
-
-def _attention_long(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    grouped = query.shape[1] > key.shape[1]
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask.T, enable_gqa=grouped)
-    return mixed.transpose(1, 2).flatten(2)
 
 
 def _pack_layer(layer: Any) -> PackedLayer:
