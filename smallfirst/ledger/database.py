@@ -151,8 +151,6 @@ MACHINES = _table(
     *(_number(name, Double) for name in ("up_s", "busy_s", "noted_until")),
 )
 """Seconds of an hour for which a host was up, and, under the empty host, for which models worked."""
-SHARED = _table("shared", [("name", Text)], _number("version", BigInteger), Column("value", Text, nullable=False))
-"""Values of `SharedState`."""
 BODIES = _table(
     "bodies",
     [("id", Text)],

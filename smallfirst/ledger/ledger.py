@@ -64,7 +64,6 @@ from smallfirst.ledger.rows import (
     LedgerRow,
     StateRow,
 )
-from smallfirst.ledger.shared_state import SharedState
 from smallfirst.ledger.sums import (
     AMOUNTS,
     DIMENSIONS,
@@ -142,7 +141,6 @@ class Ledger:
         self._closed = threading.Event()
         self._uptime: threading.Thread | None = None
         self._keep_rows_days = keep_rows_days
-        self.shared = SharedState(self.database)
         self._groups: set[int] = set()
         self._failing = False
         self._refused: Counter[tuple[int, str | None, str | None]] = Counter()
