@@ -19,14 +19,6 @@ def cost(prices: PriceBook, models: tuple[str, ...], reported: Reported) -> floa
     return charge.usd if charge else None
 
 
-def test_cached_tokens_have_their_own_price():
-    usage = tokens(10_000, 8_000, 100)
-    # gpt-4o-mini in the catalogue: $0.15, $0.075 cached and $0.60 per million
-    assert cost(PriceBook(), ("gpt-4o-mini",), usage) == pytest.approx(0.0003 + 0.0006 + 0.00006)
-    own = TokenPrice(input_usd_per_mtok=1.0, output_usd_per_mtok=10.0, cached_usd_per_mtok=0.1)
-    assert cost(PriceBook(tokens={"mine": own}), ("mine",), usage) == pytest.approx(0.002 + 0.0008 + 0.001)
-
-
 def test_the_first_name_with_a_price_gives_it():
     usage = tokens(1_000_000, 0, 100_000)
     assert cost(PRICES, ("mine-2026-11", "mine"), usage) == pytest.approx(2.0)

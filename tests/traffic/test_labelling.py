@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -84,17 +83,11 @@ class Oracle(WholeModel):
         self.says, self.cost_usd, self.confidence, self.breaks = says, cost_usd, confidence, breaks or {}
         self.asked: list[Request] = []
         self.answered: list[str] = []
-        self.under_way = self.most_under_way = 0
         self.open = True
 
     async def complete(self, request: Request) -> Completion:
         self.asked.append(request)
-        self.under_way += 1
-        self.most_under_way = max(self.most_under_way, self.under_way)
         n = len(self.asked)
-        for _ in range(3):
-            await asyncio.sleep(0)
-        self.under_way -= 1
         if n in self.breaks:
             raise self.breaks[n]
         self.answered.append(request.text)
@@ -110,25 +103,27 @@ class Oracle(WholeModel):
         self.open = False
 
 
-def teacher(model: Any, *, way: str = "way-1", max_concurrency: int = 1, worst_usd: float = WORST) -> Labeller:
-    return Labeller(model, way, lambda text: worst_usd, max_concurrency)
-
-
 def options(folder: Path, **values: Any) -> LabelOptions:
     """Nothing but the rows is asked, unless said otherwise."""
     return LabelOptions.model_validate({"out": folder / "labelled.jsonl", "yes": True, "check_rows": 0, **values})
 
 
 def run(
-    folder: Path, model: Any, *, file: TaskFile | None = None, rows: Path | None = None, **values: Any
+    folder: Path,
+    model: Any,
+    *,
+    file: TaskFile | None = None,
+    rows: Path | None = None,
+    way: str = "way-1",
+    worst_usd: float = WORST,
+    **values: Any,
 ) -> LabellingResult:
-    of_teacher = {name: values.pop(name) for name in ("way", "max_concurrency", "worst_usd") if name in values}
     return label(
         file or task(folder),
         rows or texts(folder),
         options=options(folder, **values),
         progress=QUIET,
-        teacher=teacher(model, **of_teacher),
+        teacher=Labeller(model, way, lambda text: worst_usd),
     )
 
 

@@ -107,6 +107,14 @@ def test_many_corrections_certify_and_test_and_the_rest_trains(prepared):
     assert 40 < sizes["test"] < 80
 
 
+def test_where_training_on_the_teacher_is_forbidden_it_learns_from_people_alone(prepared, tmp_path):
+    terms = {"teachers": {TEACHER: {"training_allowed": False}}, "upstreams": {"a": {"base_url": "https://a.test/v1"}}}
+    (tmp_path / "gateway.yaml").write_text(json.dumps(terms))
+    _, rows = prepared(300)
+    assert sum(map(len, rows.values())) == 300
+    assert not any("source" in row for part in rows.values() for row in part)
+
+
 def test_people_may_name_a_label_that_the_large_model_never_did(prepared):
     settings, _ = prepared(30, labels=["cards", "travel"])
     assert settings["labels"] == ["cards", "travel", "loans"]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from smallfirst.base.errors import ConfigError
-from smallfirst.traffic import learning, task_source
+from smallfirst.traffic import task_source
 from smallfirst.traffic.learning import learn, read_source
 from smallfirst.traffic.settings import GatewaySettings
 from smallfirst.traffic.task_source import SOURCE_FILE, AnswerFormat, TaskSource
@@ -68,25 +66,3 @@ def test_learn_refuses_to_train_on_answers_that_may_only_measure(tmp_path):
     with pytest.raises(ConfigError, match="used for measuring only, and people have answered 0 of its rows") as refused:
         learn(tmp_path)
     assert "corrections.jsonl" in str(refused.value)
-
-
-def test_with_enough_answers_of_people_it_learns_from_these_alone(tmp_path, monkeypatch):
-    class Stopped(Exception):
-        pass
-
-    def stop(*_: object, **__: object) -> None:
-        raise Stopped
-
-    monkeypatch.setattr(learning, "try_run", stop)
-    (tmp_path / "gateway.yaml").write_text(SETTINGS)
-    (tmp_path / "task.yaml").write_text("kind: classify\nlabels: [a, b]\ndata: {train: rows.jsonl}\n")
-    for name, n, label in (("rows.jsonl", 400, "a"), ("corrections.jsonl", 300, "b")):
-        (tmp_path / name).write_text(
-            "".join(json.dumps({"text": f"case {i}", "label": label}) + "\n" for i in range(n))
-        )
-    source().save(tmp_path / SOURCE_FILE)
-    with pytest.raises(Stopped):
-        learn(tmp_path)
-    parts = [(tmp_path / "learnt" / f"{part}.jsonl").read_text() for part in ("train", "validation", "test")]
-    labels = [json.loads(line)["label"] for part in parts for line in part.splitlines()]
-    assert labels == ["b"] * 300

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from smallfirst.traffic.discovery.answer_formats import find_format, find_writing, frequent_labels
+from smallfirst.traffic.discovery.answer_formats import FoundFormat, find_format, find_writing, frequent_labels
 from smallfirst.traffic.wire import ModelAnswer, ToolCall
 
 
@@ -26,6 +26,12 @@ def test_keys_stand_in_the_order_of_the_answers() -> None:
 def test_keys_of_objects_in_lists_have_an_order_of_their_own() -> None:
     writing = find_writing(['{"a": 1, "items": [{"z": 1, "a": 2}]}'])
     assert writing.write({"items": [{"a": 2, "z": 1}], "a": 1}) == '{"a": 1, "items": [{"z": 1, "a": 2}]}'
+
+
+def format_of(answers: list[ModelAnswer]) -> FoundFormat:
+    found = find_format(answers)
+    assert found is not None
+    return found
 
 
 LABELS = ("card arrival", "card linking", "top up failed", "top up limits")
@@ -50,47 +56,37 @@ def in_frame(prefix: str, suffix: str, labels: tuple[str, ...] = LABELS) -> list
     ],
 )
 def test_a_label_is_found_in_its_frame(prefix: str, suffix: str) -> None:
-    found = find_format(in_frame(prefix, suffix))
-    assert found is not None
+    found = format_of(in_frame(prefix, suffix))
     assert (found.format.kind, found.format.prefix, found.format.suffix) == ("label", prefix, suffix)
     assert sorted(found.labels) == sorted(LABELS)
     assert found.check.is_exact
     assert found.check.n_exact == 40
 
 
-def test_what_labels_have_in_common_is_no_frame() -> None:
-    found = find_format(in_frame("", "", ("top up failed now", "top up limits now", "self-harm", "self-help")))
-    assert found is not None
+@pytest.mark.parametrize(
+    "labels", [("top up failed now", "top up limits now", "self-harm", "self-help"), ("self-harm", "self-help")]
+)
+def test_what_labels_have_in_common_is_no_frame(labels: tuple[str, ...]) -> None:
+    found = format_of(in_frame("", "", labels))
     assert found.format.prefix == found.format.suffix == ""
-    alike = find_format(in_frame("", "", ("self-harm", "self-help")))
-    assert alike is not None
-    assert alike.format.prefix == ""
 
 
 def test_two_labels_that_begin_alike_need_no_frame_although_a_third_is_rare() -> None:
     answers = [ModelAnswer("not urgent")] * 100 + [ModelAnswer("not relevant")] * 100 + [ModelAnswer("urgent")] * 4
-    found = find_format(answers)
-    assert found is not None
+    found = format_of(answers)
     assert set(found.labels) == {"not urgent", "not relevant", "urgent"}
 
 
-def test_an_answer_in_the_models_own_words_is_no_label() -> None:
-    found = find_format([*in_frame("", ""), ModelAnswer("I can only classify messages into the intents.")])
-    assert found is not None
+def test_an_answer_in_the_models_own_words_is_no_label_and_one_that_was_cut_off_does_not_count() -> None:
+    own, cut = ModelAnswer("I can only classify messages into intents."), ModelAnswer("I", finish_reason="length")
+    found = format_of([*in_frame("", ""), own, cut])
     assert len(found.labels) == 4
-    assert found.check.n_read == 41
-
-
-def test_refusals_and_cut_off_answers_do_not_count() -> None:
-    found = find_format([*in_frame("", ""), ModelAnswer("I cannot", finish_reason="length")])
-    assert found is not None
-    assert found.check.n_answers == 40
+    assert found.check.n_read == found.check.n_answers == 41
 
 
 def test_objects_are_json_in_their_writing() -> None:
     texts = [json.dumps({"who": f"name {i}", "n": i}, indent=2) for i in range(40)]
-    found = find_format([ModelAnswer(f"```json\n{text}\n```") for text in texts])
-    assert found is not None
+    found = format_of([ModelAnswer(f"```json\n{text}\n```") for text in texts])
     assert found.format.kind == "json"
     assert found.format.writing.indent == "  "
     assert found.check.is_exact
@@ -99,15 +95,13 @@ def test_objects_are_json_in_their_writing() -> None:
 
 def test_few_different_objects_of_two_fields_are_no_labels() -> None:
     texts = ['{"who": "me", "n": "1"}', '{"who": "me", "n": "2"}', '{"who": "you", "n": "1"}']
-    found = find_format([ModelAnswer(text) for text in texts for _ in range(20)])
-    assert found is not None
+    found = format_of([ModelAnswer(text) for text in texts for _ in range(20)])
     assert found.format.kind == "json"
 
 
 def test_a_call_of_one_function_is_a_format() -> None:
     answers = [ModelAnswer("", (ToolCall("route", f'{{"queue":"{label}"}}'),), "tool_calls") for label in LABELS * 10]
-    found = find_format(answers)
-    assert found is not None
+    found = format_of(answers)
     assert (found.format.tool, found.format.kind) == ("route", "label")
     assert found.check.is_exact
     assert set(found.labels) == set(LABELS)
@@ -121,15 +115,13 @@ def test_calls_of_several_functions_have_no_common_format() -> None:
 
 
 def test_other_answers_are_text() -> None:
-    found = find_format([ModelAnswer(f"The answer is {i * 17} km.") for i in range(40)])
-    assert found is not None
+    found = format_of([ModelAnswer(f"The answer is {i * 17} km.") for i in range(40)])
     assert (found.format.kind, found.format.prefix, found.format.suffix) == ("text", "The answer is ", ".")
 
 
 def test_the_answer_that_does_not_come_back_is_named() -> None:
     answers = [ModelAnswer(f'{{"total": {i}.20}}') for i in range(60)] + [ModelAnswer('{"total": 7.5}')]
-    found = find_format(answers)
-    assert found is not None
+    found = format_of(answers)
     assert not found.check.is_exact
     assert (found.check.n_exact, found.check.n_read) == (60, 61)
     assert (found.check.recorded, found.check.rendered) == ('{"total": 7.5}', '{"total": 7.50}')

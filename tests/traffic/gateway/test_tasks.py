@@ -163,15 +163,6 @@ def test_audits_that_break_the_promise_lead_back(serve):
     assert all(audit.wrong for audit in audits[:3])
 
 
-def test_another_wording_leads_back_and_is_never_answered(serve):
-    async def work(app: Application) -> None:
-        for text, _ in CASES:
-            assert await app.ask_about(text, system=f"{SYSTEM} Answer in German.") is None
-
-    _, file = serve(work, share=1.0)
-    assert (file.get("queues").state, file.get("queues").cause) == ("stepped back", "prompt")
-
-
 def test_a_share_is_drawn_and_a_command_is_followed_while_it_runs(serve, learnt):
     async def work(app: Application) -> None:
         small = [await app.ask_about(CASES[0][0]) is not None for _ in range(200)]
