@@ -224,42 +224,31 @@ NO_ANSWER = "no answer"
 """Answer of a question that its paragraph does not answer."""
 
 
-class LabelStudioImporter:
-    """JSON export: `data` with `annotations`, each a list of results."""
+class BuiltInImporter(NamedTuple):
+    """An importer of functions of the row."""
 
-    title = "Label Studio export"
+    title: str
+    recognizes: Callable[[dict[str, Any]], bool]
+    convert: Callable[[Sequence[RawRow]], Converted]
 
-    def recognizes(self, row: dict[str, Any]) -> bool:
-        return isinstance(row.get("data"), dict) and isinstance(row.get("annotations"), list)
 
-    def convert(self, rows: Sequence[RawRow]) -> Converted:
-        return _as_table(rows, self._asked, self._judgements)
+def _label_studio(rows: Sequence[RawRow]) -> Converted:
+    """Read `data` with `annotations`, each a list of results by the name of their control."""
 
-    @staticmethod
-    def _asked(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    def asked(row: Mapping[str, Any]) -> Mapping[str, Any]:
         return {name: value for name, value in row["data"].items() if not isinstance(value, dict)}
 
-    @staticmethod
-    def _judgements(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return the answers of each annotation by the name of its control."""
+    def judgements(row: Mapping[str, Any]) -> list[dict[str, Any]]:
         kept = [one for one in row["annotations"] if not one.get("was_cancelled")]
         return [answers for one in kept if (answers := _results(one.get("result") or []))]
 
+    return _as_table(rows, asked, judgements)
 
-class ArgillaImporter:
-    """JSON of a dataset's records: `fields` with `responses` by question."""
 
-    title = "Argilla export"
+def _argilla(rows: Sequence[RawRow]) -> Converted:
+    """Read the `fields` of records with the `responses` that each person submitted, by question."""
 
-    def recognizes(self, row: dict[str, Any]) -> bool:
-        return isinstance(row.get("fields"), dict) and isinstance(row.get("responses"), dict | None)
-
-    def convert(self, rows: Sequence[RawRow]) -> Converted:
-        return _as_table(rows, lambda row: row["fields"], self._judgements)
-
-    @staticmethod
-    def _judgements(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return the submitted answers of each person by question."""
+    def judgements(row: Mapping[str, Any]) -> list[dict[str, Any]]:
         people: dict[str, dict[str, Any]] = defaultdict(dict)
         for question, given in (row.get("responses") or {}).items():
             for n, one in enumerate(given or []):
@@ -267,36 +256,40 @@ class ArgillaImporter:
                     people[str(one.get("user_id", n))][question] = _spans(one.get("value"))
         return list(people.values())
 
-
-class SquadImporter:
-    """Paragraphs (`context`) with questions (`qas`), or one question a row, each with answers that are all right."""
-
-    title = "questions on paragraphs (SQuAD)"
-
-    def recognizes(self, row: dict[str, Any]) -> bool:
-        return next(self._rows(row), None) is not None
-
-    def convert(self, rows: Sequence[RawRow]) -> Converted:
-        table = [found for row in rows if isinstance(row.values, dict) for found in self._rows(row.values)]
-        n_none = sum(not row["answer"] for row in table)
-        notes = (f'{n_none:,} questions have no answer in their text and are read as "{NO_ANSWER}"',) if n_none else ()
-        answered = [row | {"answer": row["answer"] or NO_ANSWER} for row in table]
-        return Converted(Table(answered, ("question", "context"), ("answer",)), notes=notes)
-
-    @staticmethod
-    def _rows(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        asked = [(p, q, q.get("answers", [])) for p in _with_questions(document) for q in p["qas"]]
-        if isinstance(given := document.get("answers"), dict) and "answer_start" in given and "question" in document:
-            asked = [(document, document, [{"text": text} for text in given["text"]])]
-        for paragraph, question, answers in asked:
-            texts = list(dict.fromkeys(answer["text"] for answer in answers))
-            answer = texts[0] if len(texts) == 1 else texts
-            yield {"question": question["question"], "context": paragraph.get("context", ""), "answer": answer}
+    return _as_table(rows, lambda row: row["fields"], judgements)
 
 
-LABEL_STUDIO = LabelStudioImporter()
-ARGILLA = ArgillaImporter()
-SQUAD = SquadImporter()
+def _squad(rows: Sequence[RawRow]) -> Converted:
+    """Read paragraphs (`context`) with questions, each with answers that are all right."""
+    table = [found for row in rows if isinstance(row.values, dict) for found in _questions(row.values)]
+    n_none = sum(not row["answer"] for row in table)
+    notes = (f'{n_none:,} questions have no answer in their text and are read as "{NO_ANSWER}"',) if n_none else ()
+    answered = [row | {"answer": row["answer"] or NO_ANSWER} for row in table]
+    return Converted(Table(answered, ("question", "context"), ("answer",)), notes=notes)
+
+
+def _questions(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the questions of paragraphs (`qas`), or the one that a row has."""
+    asked = [(p, q, q.get("answers", [])) for p in _with_questions(document) for q in p["qas"]]
+    if isinstance(given := document.get("answers"), dict) and "answer_start" in given and "question" in document:
+        asked = [(document, document, [{"text": text} for text in given["text"]])]
+    for paragraph, question, answers in asked:
+        texts = list(dict.fromkeys(answer["text"] for answer in answers))
+        answer = texts[0] if len(texts) == 1 else texts
+        yield {"question": question["question"], "context": paragraph.get("context", ""), "answer": answer}
+
+
+LABEL_STUDIO = BuiltInImporter(
+    "Label Studio export",
+    lambda row: isinstance(row.get("data"), dict) and isinstance(row.get("annotations"), list),
+    _label_studio,
+)
+ARGILLA = BuiltInImporter(
+    "Argilla export",
+    lambda row: isinstance(row.get("fields"), dict) and isinstance(row.get("responses"), dict | None),
+    _argilla,
+)
+SQUAD = BuiltInImporter("questions on paragraphs (SQuAD)", lambda row: next(_questions(row), None) is not None, _squad)
 
 
 def _as_table(
