@@ -127,16 +127,6 @@ def test_the_gravest_finding_comes_first_on_the_terminal() -> None:
     )
 
 
-TRAIN = text_rows("train", "Where is my card?", "I want a top-up", "one two three four five six seven eight nine ten")
-
-
-def test_copies_are_named_by_row() -> None:
-    near = "one two three four five six seven eight nine"
-    test = text_rows("test", "Where is my card?", "where is my card", "I want a topup", near, "something new")
-    finding = found(check(TRAIN, test=test), "4 of 5 test texts are also in train")
-    assert finding.where == ("test:1 is train:1", "test:2 is train:1", "test:3 is train:2", "test:4 is train:3")
-
-
 def long_rows(splits: dict[str, Dataset], tokens: TokenCounts) -> list[Finding]:
     validation, test = splits.get("validation"), splits.get("test")
     report = check(splits["train"], validation=validation, test=test, tokens=tokens)

@@ -16,6 +16,9 @@ def rules(row: dict[str, Any], *, columns: Columns | None = None, answered: bool
     return parse_row(row, found, path="rows.jsonl", line=1, labels=None)[1]
 
 
+TURNS = '"messages": system first or not at all, then user and assistant in turn; the last one is the answer'
+
+
 def talk(*roles: str) -> dict[str, object]:
     return {"messages": [{"role": role, "content": f"by {role}"} for role in roles]}
 
@@ -73,26 +76,6 @@ def test_columns_that_were_named_decide_between_two_shapes() -> None:
         ({"text": "a", "labels": "late"}, '"labels" must be a list of labels, not text'),
         ({"question": "a", "answer": []}, '"answer" is an empty list'),
         ({"question": "a", "answer": ["b", 1]}, '"answer"[1] must be text, not a number'),
-    ],
-)
-def test_a_row_that_breaks_a_rule_is_told_which(row: dict[str, Any], rule: str) -> None:
-    assert rules(row) == [rule]
-
-
-TURNS = '"messages": system first or not at all, then user and assistant in turn; the last one is the answer'
-
-
-def test_text_alone_is_refused_where_a_label_is_asked_for() -> None:
-    row = {"text": "a", "category": "x"}
-    rule = 'no column "label"; the row has "text", "category"'
-    assert rules(row, answered=True) == [rule]
-    rule = 'no column "kind"; the row has "text", "category"'
-    assert rules(row, columns=Columns(label="kind")) == [rule]
-
-
-@pytest.mark.parametrize(
-    ("row", "rule"),
-    [
         ({"messages": "hi"}, '"messages" must be a list of messages, not text'),
         *(
             (talk(*roles), TURNS)
@@ -109,8 +92,16 @@ def test_text_alone_is_refused_where_a_label_is_asked_for() -> None:
         ),
     ],
 )
-def test_a_chat_that_breaks_a_rule_is_told_which(row: dict[str, Any], rule: str) -> None:
-    assert rules(row)[0] == rule
+def test_a_row_that_breaks_a_rule_is_told_which(row: dict[str, Any], rule: str) -> None:
+    assert rules(row) == [rule]
+
+
+def test_text_alone_is_refused_where_a_label_is_asked_for() -> None:
+    row = {"text": "a", "category": "x"}
+    rule = 'no column "label"; the row has "text", "category"'
+    assert rules(row, answered=True) == [rule]
+    rule = 'no column "kind"; the row has "text", "category"'
+    assert rules(row, columns=Columns(label="kind")) == [rule]
 
 
 def read_good_row(row: dict[str, Any], **names: str) -> Example:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.rows import refused
 
-from smallfirst.base.errors import DataError, Problem
+from smallfirst.base.errors import Problem
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.row_formats import Columns
 from smallfirst.data.sources.load import load_rows, load_valid
@@ -30,12 +31,6 @@ def parquet(path: Path, table: Any, **options: Any) -> Path:
 def problems(path: Path, **options: Any) -> list[tuple[str, int, str]]:
     """File name, row and rule of every problem."""
     return [(Path(p.path).name, p.line, p.rule) for p in load_valid(path, **options)[1]]
-
-
-def refused(path: Path | str) -> str:
-    with pytest.raises(DataError) as caught:
-        load_rows(path)
-    return str(caught.value)
 
 
 def as_json_lines(folder: Path, rows: list[dict[str, Any]]) -> Dataset:
@@ -197,10 +192,6 @@ def test_a_table_is_read_at_the_version_that_its_name_then_tells(tmp_path: Path)
     name, texts = read(f"{folder}@v2")
     assert (name, sorted(texts)) == ("tickets@v2", ["a", "c", "d"])
     assert sorted(read(f"{folder}@v1")[1]) == ["a", "b", "c", "d"]
-
-
-def test_a_version_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    folder = write(tmp_path / "tickets", rows("a"))
     assert refused(f"{folder}@v7").startswith(f"{folder}: not readable as a Delta table at version 7: ")
 
 

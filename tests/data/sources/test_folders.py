@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from fixtures.rows import refused
 
 from smallfirst.base.errors import DataError
 from smallfirst.data.sources.folders import safe_join
@@ -44,11 +45,15 @@ def test_every_file_that_is_no_text_is_named_with_its_rule(tmp_path: Path) -> No
     put(folder / "f.txt", b"a\0b")
     put(folder / "g.pdf", b"%PDF")
     put(folder / "rows.jsonl", "{}")
+    os.truncate(put(folder / "sparse.txt"), 2 * 1024**3)  # only claims gigabytes
+    os.mkfifo(folder / "pipe.txt")
     assert problems(folder) == [
         ("d.txt", "not UTF-8: byte 0xe9"),
         ("f.txt", '"text" has a NUL character at position 2'),
         ("g.pdf", "neither .txt nor .md: a folder of text holds nothing else; move it out"),
+        ("pipe.txt", "not a regular file"),
         ("rows.jsonl", "neither .txt nor .md: a folder of text holds nothing else; move it out"),
+        ("sparse.txt", "file of 2,147,483,648 bytes; at most 10,000,000 are read: split it"),
     ]
 
 
@@ -67,14 +72,6 @@ def test_sub_folders_are_labels_and_a_deeper_tree_is_text_to_continue(tmp_path: 
     assert {e.shape for e in load_rows(tmp_path / "mail").examples} == {"text"}
 
 
-def test_a_file_that_only_claims_gigabytes_is_refused_unread(tmp_path: Path) -> None:
-    sparse = put(tmp_path / "books" / "sparse.txt")
-    os.truncate(sparse, 2 * 1024**3)
-    assert problems(tmp_path / "books") == [
-        ("sparse.txt", "file of 2,147,483,648 bytes; at most 10,000,000 are read: split it")
-    ]
-
-
 def test_links_are_read_inside_the_folder_only(tmp_path: Path) -> None:
     folder, secret = tmp_path / "books", put(tmp_path / "secret.txt", "secret")
     put(folder / "a.txt", "A")
@@ -91,12 +88,6 @@ def test_links_are_read_inside_the_folder_only(tmp_path: Path) -> None:
         ("e.txt", "a link that leads out of the folder; put the file itself here"),
         ("more", "a link to a folder; put the folder itself here"),
     ]
-
-
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
-    put(tmp_path / "books" / "a.txt", "A")
-    os.mkfifo(tmp_path / "books" / "b.txt")
-    assert problems(tmp_path / "books") == [("b.txt", "not a regular file")]
 
 
 @pytest.mark.parametrize("parts", [("..", "a"), ("a", ".."), ("", "etc"), ("a/../../b",), (".",), ("a\0b",)])
@@ -125,12 +116,6 @@ def volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir(parents=True)
     monkeypatch.setenv("SMALLFIRST_VOLUMES", str(tmp_path / "volumes"))
     return folder
-
-
-def refused(address: str) -> str:
-    with pytest.raises(DataError) as caught:
-        load_rows(address)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("prefix", ["dbfs:", ""])

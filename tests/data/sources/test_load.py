@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.rows import refused
 
 from smallfirst.base.errors import ConfigError, DataError
 from smallfirst.data.sources.load import MAX_PROBLEMS, load_noted, load_raw, load_rows, load_valid
-from smallfirst.path.project.rows import read_rows
-from smallfirst.path.project.task_file import read_task_file
 
 ROWS = [{"text": f"row {i}, with a comma", "label": "even" if i % 2 == 0 else "odd"} for i in range(40)]
 
@@ -36,12 +35,6 @@ def table(rows: list[dict[str, Any]] = ROWS) -> Any:
 def delta(folder: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
     pytest.importorskip("deltalake").write_deltalake(folder, table(rows))
     return folder
-
-
-def refused(address: str | Path, **options: Any) -> str:
-    with pytest.raises(DataError) as caught:
-        load_rows(address, **options)
-    return str(caught.value)
 
 
 def test_the_same_rows_have_the_same_fingerprint_from_everywhere(tmp_path: Path) -> None:
@@ -168,23 +161,6 @@ def test_what_stands_on_this_machine_comes_before_a_name(tmp_path: Path, monkeyp
     (tmp_path / "a.b.c" / "one.txt").write_text("text")
     assert load_rows("a.b.c", folder=tmp_path).name == "a.b.c"
     assert load_rows("a.b.c", folder=tmp_path / "lake").name == "a.b.c@v0"
-
-
-def task(folder: Path, data: str) -> Any:
-    folder.mkdir(exist_ok=True)
-    (folder / "task.yaml").write_text(f"name: desk\ndata: {data}\n", encoding="utf-8")
-    return read_rows(read_task_file(folder))
-
-
-def test_paths_of_a_task_file_are_beside_it_and_never_beside_the_caller(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "rows").mkdir()
-    (tmp_path / "rows" / "train").mkdir()
-    (tmp_path / "rows" / "train" / "a.txt").write_text("text of the caller")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match="rows/train: no such file"):
-        task(tmp_path / "project", "{train: rows/train}")
 
 
 SHORTEST = b'{"prompt":"a","response":"b"}\n'
