@@ -57,7 +57,6 @@ def is_conversation(request: Request) -> bool:
 POLICIES: Registry[type[Policy]] = Registry(
     "smallfirst.policies",
     {
-        "always": "smallfirst.routing.policies:AlwaysPolicy",
         "rule": "smallfirst.routing.policies:RulePolicy",
         "split": "smallfirst.routing.policies:SplitPolicy",
         "gain": "smallfirst.routing.policies:GainPolicy",
@@ -109,15 +108,6 @@ def apply_policies(
     return None
 
 
-class AlwaysPolicy(Policy):
-    """Send every request to one stage."""
-
-    kind: Literal["always"]
-
-    def decide(self, request: Request, gain: GainModel | None = None) -> PolicyDecision:
-        return PolicyDecision(self.to, self.kind, "every request goes there")
-
-
 class SplitPolicy(Policy):
     """Send a share of the requests to one stage. Sticky: equal values of the tag get the same side."""
 
@@ -146,7 +136,7 @@ def split_position(split: SplitPolicy, request: Request) -> float:
 
 
 class RulePolicy(Policy):
-    """Send requests that match every given condition to one stage."""
+    """Send requests that match every given condition to one stage; without any, every request."""
 
     kind: Literal["rule"]
     to: str
@@ -166,13 +156,6 @@ class RulePolicy(Policy):
     conversation: bool | None = None
     """True: there are earlier messages; False: it is the first message."""
 
-    @model_validator(mode="after")
-    def _has_a_condition(self) -> RulePolicy:
-        conditions = set(type(self).model_fields) - {"kind", "to"}
-        if all(getattr(self, name) in (None, (), {}) for name in conditions):
-            raise ValueError(f"a rule needs a condition: {', '.join(sorted(conditions))}; or use kind: always")
-        return self
-
     def decide(self, request: Request, gain: GainModel | None = None) -> PolicyDecision | None:
         text, n, clauses = request.text, len(request.text), list[str]()
         word = next((word for word in self.contains if word.casefold() in text.casefold()), None)
@@ -191,7 +174,7 @@ class RulePolicy(Policy):
             if given and not holds:
                 return None
             clauses += [clause] if given and clause not in clauses else []
-        return PolicyDecision(self.to, self.kind, ", ".join(clauses))
+        return PolicyDecision(self.to, self.kind, ", ".join(clauses) or "every request")
 
 
 def dominant_script(text: str) -> str:

@@ -18,7 +18,7 @@ from smallfirst.models.pricing import MachinePrice, PriceBook
 from smallfirst.path import router_setup
 from smallfirst.path.project.task_file import TaskFile
 from smallfirst.routing.domain import PROFILE_FILE
-from smallfirst.routing.policies import AlwaysPolicy
+from smallfirst.routing.policies import RulePolicy
 from smallfirst.routing.router import Stage
 from smallfirst.tasks.classify import Classify
 from smallfirst.tasks.extract import Extract
@@ -30,15 +30,15 @@ def task_file(**routing: Any) -> TaskFile:
 
 
 def test_rules_come_from_the_task_file_with_the_price_of_the_large_model() -> None:
-    policies = [{"kind": "always", "to": "words"}]
+    policies = [{"kind": "rule", "to": "words"}]
     rules = router_setup.routing_rules(task_file(ahead=["words"], policies=policies), 0.5, Path())
-    assert rules.policies == [AlwaysPolicy(kind="always", to="words")]
+    assert rules.policies == [RulePolicy(kind="rule", to="words")]
     assert rules.expected_cost_usd == {"large": 0.5}
     assert router_setup.routing_rules(task_file(), None, Path()).expected_cost_usd == {}
 
 
 def test_a_canary_is_a_stage_beside_the_cascade_and_left_out_where_there_is_no_challenger(tmp_path: Path) -> None:
-    file = task_file(policies=[{"kind": "split", "to": "challenger", "share": 0.1}, {"kind": "always", "to": "large"}])
+    file = task_file(policies=[{"kind": "split", "to": "challenger", "share": 0.1}, {"kind": "rule", "to": "large"}])
     alone = router_setup.routing_rules(file, None, tmp_path)
     assert [policy.to for policy in alone.policies] == ["large"]
     with pytest.raises(RegistryError):

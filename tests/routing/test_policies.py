@@ -17,7 +17,6 @@ from smallfirst.models.protocol import Request
 from smallfirst.routing.gain import GainModel
 from smallfirst.routing.policies import (
     POLICIES,
-    AlwaysPolicy,
     AnyPolicy,
     DifficultyPolicy,
     GainPolicy,
@@ -69,7 +68,7 @@ TALK = Request(
         (rule(conversation=True), TALK, asked("x")),
         (rule(conversation=False), asked("x"), TALK),
         (rule(contains=("card",), longer_than_chars=10), asked("where is my card"), asked("card")),
-        (AlwaysPolicy(kind="always", to="large"), asked(""), None),
+        (RulePolicy(kind="rule", to="large"), asked(""), None),
     ],
 )
 def test_a_policy_applies_where_all_its_conditions_hold(
@@ -80,7 +79,7 @@ def test_a_policy_applies_where_all_its_conditions_hold(
 
 
 def test_the_first_policy_that_applies_decides_and_says_why() -> None:
-    policies = [rule(contains=("card",), to="small"), AlwaysPolicy(kind="always", to="large")]
+    policies = [rule(contains=("card",), to="small"), RulePolicy(kind="rule", to="large")]
     found = apply_policies(policies, asked("my CARD is lost"))
     assert found is not None
     assert (found.to, found.policy, found.why) == ("small", "rule", "contains 'card'")
@@ -167,8 +166,8 @@ def parse(*policies: object) -> Policies:
         ({"to": "large"}, f"policies.0: a policy needs a kind: {', '.join(POLICIES.names())}"),
         (5, "policies.0: a policy needs a kind"),
         (
-            {"kind": "alway", "to": "large"},
-            'unknown policy "alway" — did you mean "always"? (choose one of always, rule',
+            {"kind": "rul", "to": "large"},
+            'unknown policy "rul" — did you mean "rule"? (choose one of ',
         ),
         ({"kind": "split", "to": "large", "share": 2}, "share: Input should be less than or equal to 1 (got 2)"),
         ({"kind": "rule", "to": "large", "contain": ["x"]}, 'contain: unknown setting — did you mean "contains"?'),
@@ -193,7 +192,7 @@ def test_a_policy_of_another_package_is_parsed_and_saved_like_a_built_in_one() -
 
     POLICIES.register("weekend", Weekend)
     try:
-        found = parse({"kind": "weekend", "to": "small", "hours": 24}, {"kind": "always", "to": "large"})
+        found = parse({"kind": "weekend", "to": "small", "hours": 24}, {"kind": "rule", "to": "large"})
         assert [where(policy, asked("on saturday")) for policy in found.policies] == ["small", "large"]
         assert Policies.model_validate_json(found.model_dump_json()) == found
         assert parse_policy(found.policies[0]) is found.policies[0]
@@ -202,7 +201,7 @@ def test_a_policy_of_another_package_is_parsed_and_saved_like_a_built_in_one() -
 
 
 def test_a_policy_must_lead_to_a_stage() -> None:
-    policies = [AlwaysPolicy(kind="always", to="words")]
+    policies = [RulePolicy(kind="rule", to="words")]
     check_stages(policies, ["words"])
     with pytest.raises(ValueError, match=r"policies\[0\]: no stage is called 'words'; use one of small, .*challenger"):
         check_stages(policies, [])

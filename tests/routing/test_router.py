@@ -21,7 +21,7 @@ from smallfirst.models.pricing import total_usd
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, ResponseFormat
 from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, FieldCertificate, Guarantee, KeptFields
 from smallfirst.routing.domain import OodScore
-from smallfirst.routing.policies import AlwaysPolicy, SplitPolicy
+from smallfirst.routing.policies import RulePolicy, SplitPolicy
 from smallfirst.routing.router import (
     REFUSAL,
     OutOfScope,
@@ -188,7 +188,7 @@ def test_an_uncertain_draft_is_used_uncertified_where_nobody_is_better(
 @pytest.mark.parametrize("streaming", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("why", [FOREIGN, "paused", "always"])
 def test_where_a_recording_has_no_answer_the_small_model_answers_uncertified(why: str, streaming: bool) -> None:
-    policies = (AlwaysPolicy(kind="always", to="large"),) if why.startswith("always") else ()
+    policies = (RulePolicy(kind="rule", to="large"),) if why.startswith("always") else ()
     router = Router(
         Echo("small", confidence=1.0, **SMALL),
         Echo("large", error=NotRecorded("/a/b has no answer", reason="a recording has no answer")),
@@ -391,9 +391,9 @@ def test_a_cascade_pays_for_every_step() -> None:
 
 
 def test_a_policy_places_a_request_without_a_guarantee() -> None:
-    answer = ask(cascade(1.0, 1.0, options=RouterOptions(policies=(AlwaysPolicy(kind="always", to="large"),))))
-    assert (answer.answered_by, steps(answer)) == ("large", [("always", "passed on"), ("large", "answered")])
-    kept = ask(cascade(0.0, 0.0, options=RouterOptions(policies=(AlwaysPolicy(kind="always", to="words"),))))
+    answer = ask(cascade(1.0, 1.0, options=RouterOptions(policies=(RulePolicy(kind="rule", to="large"),))))
+    assert (answer.answered_by, steps(answer)) == ("large", [("rule", "passed on"), ("large", "answered")])
+    kept = ask(cascade(0.0, 0.0, options=RouterOptions(policies=(RulePolicy(kind="rule", to="words"),))))
     assert (kept.answered_by, route(kept)["certified"]) == ("words", False)
 
 

@@ -19,7 +19,7 @@ from smallfirst.deployment.dashboard.watch import Window, covered_before, watch
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, ExpenseRow, FeedbackRow, LedgerRow
 from smallfirst.models.pricing import Charge, PriceBook
-from smallfirst.routing.policies import AlwaysPolicy, Policy
+from smallfirst.routing.policies import Policy, RulePolicy
 from smallfirst.routing.router import Router, RouterOptions
 
 NOON = datetime(2026, 11, 27, 12, 20, tzinfo=UTC)
@@ -121,7 +121,7 @@ def test_the_share_kept_small_is_held_against_calibration_rows_where_the_certifi
 
     assert covered_before(router()) == wilson(100, 400).model_dump()
     assert covered_before(router(below="keep")) is None  # all stay small
-    assert covered_before(router((AlwaysPolicy(kind="always", to="large"),))) is None
+    assert covered_before(router((RulePolicy(kind="rule", to="large"),))) is None
     assert covered_before(router(issued=False)) is None
 
 
