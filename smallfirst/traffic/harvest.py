@@ -90,8 +90,6 @@ class HarvestResult(RowsRecord):
 
     task: str
     made_at: str
-    since: str | None
-    """Only answers given or judged from then on, ISO 8601; None is from the beginning."""
     out: Path
     n_rows: int
     by_source: dict[Source, int]
@@ -130,18 +128,12 @@ def record_path(out: Path) -> Path:
     return out.with_suffix(".harvest.json")
 
 
-def harvest(
-    project: Project,
-    *,
-    out: Path = Path("harvested.jsonl"),
-    since: datetime | None = None,
-) -> HarvestResult:
+def harvest(project: Project, out: Path = Path("harvested.jsonl")) -> HarvestResult:
     """Write the training rows that the ledger gives for the project's task to `out`; return the record.
 
-    Use only answers given or judged at or after `since`. To each text the
-    latest answer of the most trusted source counts, unless a judge has called it wrong. A text of the training rows is
-    left out, unless it came from `out` itself. Raise ConfigError if there is no ledger, or if `out` is read by the task
-    or was edited by somebody.
+    To each text the latest answer of the most trusted source counts, unless a judge has called it wrong. A text of the
+    training rows is left out, unless it came from `out` itself. Raise ConfigError if there is no ledger, or if `out` is
+    read by the task or was edited by somebody.
     """
     earlier = HarvestResult.load(record_path(out)) if record_path(out).exists() else None
     refuse_to_overwrite(project, out, earlier)
@@ -149,7 +141,7 @@ def harvest(
     reasons: dict[str, str] = {}
     wrong: set[tuple[str, str | None]] = set()
     with closing(open_ledger()) as ledger:
-        for row, audit, marks in _judged(ledger, project.file.name, since):
+        for row, audit, marks in _judged(ledger, project.file.name):
             text = redact(last_user_message(row)).text
             if any(said.judge and said.verdict == "wrong" for said in marks):
                 wrong.add((fold_text(text), project.task.parse(row.answer_text or "")))
@@ -167,7 +159,6 @@ def harvest(
     result = HarvestResult(
         task=project.file.name,
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        since=since.isoformat() if since else None,
         out=out,
         n_rows=len(rows),
         by_source={source: sources[source] for source in SOURCES if sources[source]},
@@ -194,16 +185,15 @@ _Judged = tuple[LedgerRow, AuditRow | None, list[FeedbackRow]]
 """A response, its audit, and the standing feedback."""
 
 
-def _judged(ledger: Ledger, task: str, since: datetime | None) -> Iterator[_Judged]:
-    """Yield the responses of a task that were judged or come from the large model, given or judged from `since` on."""
+def _judged(ledger: Ledger, task: str) -> Iterator[_Judged]:
+    """Yield the responses of a task that were judged or come from the large model."""
     audits = {audit.id: audit for audit in ledger.entries(AuditRow, task=task)}
     feedback: dict[str, list[FeedbackRow]] = defaultdict(list)
     for said in standing(ledger.entries(FeedbackRow)):
         feedback[said.id].append(said)
     for row in ledger.entries(LedgerRow, task=task):
         audit, marks = audits.get(row.id), feedback.get(row.id, [])
-        last = max([row.at, *(mark.at for mark in marks), *([audit.at] if audit else [])])
-        if row.status == 200 and (audit or marks or row.stage == "large") and (since is None or last >= since):
+        if row.status == 200 and (audit or marks or row.stage == "large"):
             yield row, audit, marks
 
 

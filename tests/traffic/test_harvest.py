@@ -246,16 +246,6 @@ def test_answers_in_json_are_redacted_by_value_and_stay_answers(book: Book, tmp_
     assert grown.train.examples[-1].answer == '{"word": "[EMAIL]"}'
 
 
-def test_since_takes_what_was_said_later_about_earlier_answers(project: Project, book: Book, tmp_path: Path) -> None:
-    book.answer("an early one", "lost_pin", "small", mark("right", hour=1))
-    book.answer("a late one", "lost_pin", "small", mark("right", hour=5))
-    book.answer("early and large", "lost_pin", "large")
-    out = tmp_path / "new.jsonl"
-    result = harvest(project, out=out, since=NOON + timedelta(hours=2))
-    assert [json.loads(line)["text"] for line in out.read_text().splitlines()] == ["a late one"]
-    assert result.since == "2026-01-02T14:00:00+00:00"
-
-
 def test_only_its_own_rows_are_overwritten_and_only_a_ledger_is_read(
     project: Project, book: Book, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

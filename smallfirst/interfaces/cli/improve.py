@@ -16,11 +16,9 @@ from smallfirst.base.records import Record
 from smallfirst.interfaces.cli.options import (
     JSON,
     LEDGER,
-    MOMENT,
     OF_TASK,
     PATH,
     TASK,
-    in_utc,
     load_project,
     load_task_file,
     named_in_task,
@@ -240,13 +238,12 @@ def label(task_yaml: Path, rows: Path, as_json: bool, **settings: Any) -> None:
     show(label_stage(load_task_file(task_yaml), rows, options=options, progress=Progress()), as_json)
 
 
-@verb("smallfirst harvest tickets --since 2026-01-31")
+@verb("smallfirst harvest tickets")
 @TASK
 @click.option("--out", type=PATH, default="harvested.jsonl", show_default=True)
 @LEDGER
-@click.option("--since", type=MOMENT, help="Only answers given or judged from then on, in UTC.")
 @JSON
-def harvest(task_yaml: Path, out: Path, since: datetime | None, as_json: bool) -> None:
+def harvest(task_yaml: Path, out: Path, as_json: bool) -> None:
     """Turn served answers into training rows.
 
     Only those that somebody judged, or that the large model gave.
@@ -254,7 +251,7 @@ def harvest(task_yaml: Path, out: Path, since: datetime | None, as_json: bool) -
     from smallfirst.traffic.harvest import harvest as harvest_stage
 
     project = load_project(task_yaml)
-    found = harvest_stage(project, out=out, since=in_utc(since))
+    found = harvest_stage(project, out)
     show(found, as_json)
     if found.n_rows and not as_json:
         click.echo(f"then add  harvested: [{named_in_task(out, project.file)}]  under data: in task.yaml")
