@@ -24,7 +24,6 @@ from smallfirst.training.estimates import (
     FreeMemory,
     MicroBatchShape,
     Pace,
-    Range,
     ValidationWork,
     activation_bytes,
     base_bytes,
@@ -34,7 +33,6 @@ from smallfirst.training.estimates import (
     expected_memory,
     first_epoch,
     fits_in_fp32,
-    format_seconds,
     free_memory,
     least_bytes,
     needs_checkpointing,
@@ -243,14 +241,6 @@ def test_the_words_claim_no_more_than_is_known() -> None:
     less = estimate_training("tiny", size, lora, *args[3:])
     assert less.in_words[0] == "fine-tune of tiny: lora, 135 M weights, 4.9 M of them trained"
     assert less.in_words[-1].startswith("  memory  about ")
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "words"),
-    [(2880, 54_000, "48 min to 15 h"), (0.2, 0.9, "1 s"), (5400, 9000, "1.5 h to 2.5 h"), (3e5, 9e5, "83 h to 250 h")],
-)
-def test_times_are_rounded(low: float, high: float, words: str) -> None:
-    assert format_seconds(Range(low=low, high=high)) == words
 
 
 KB = 1024
