@@ -72,7 +72,6 @@ from smallfirst.models.protocol import RouteStep as RouteStep
 from smallfirst.models.protocol import Token as Token
 from smallfirst.models.remote.config import EndpointConfig as EndpointConfig
 from smallfirst.models.remote.config import VllmServer as VllmServer
-from smallfirst.models.remote.http import HttpResponse as HttpResponse
 from smallfirst.models.remote.model import EndpointModel as EndpointModel
 from smallfirst.path.calibrate import calibrate_stage as calibrate_stage
 from smallfirst.path.check import PreflightReport as PreflightReport
