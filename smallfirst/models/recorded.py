@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -24,12 +24,9 @@ from smallfirst.models.pricing import TokenUsage, Usd, format_usd, stated
 from smallfirst.models.protocol import (
     CallableModel,
     Capability,
-    Chunk,
     Completion,
-    DelegatingModel,
     Model,
     Request,
-    stream_in_one_chunk,
 )
 
 CONCURRENCY = 2
@@ -126,25 +123,13 @@ class ReplayModel(CallableModel):
         measured = row.model_dump(include=MEASURED)
         return Completion(text=row.answer, answered_by=self.name, charges=(charge,), **measured)
 
+    def with_silence_on(self, other: ReplayModel) -> ReplayModel:
+        """Return a model that also answers the requests of `other`, with nothing at their cost and latency.
 
-class OpenEndedReplay(DelegatingModel):
-    """Replay recorded answers to open-ended requests, so that a Router can be measured on labelled rows as well.
-
-    A labelled row taken for an open-ended request gets an empty answer at the cost and latency of `task_answers`.
-    """
-
-    def __init__(self, open_answers: Model, task_answers: Model) -> None:
-        super().__init__(open_answers)
-        self._task_answers = task_answers
-
-    async def complete(self, request: Request) -> Completion:
-        try:
-            return await self.inner.complete(request)
-        except BadAnswer:
-            return (await self._task_answers.complete(request)).model_copy(update={"text": ""})
-
-    def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        return stream_in_one_chunk(self, request)
+        So a Router is measured that takes labelled rows for open-ended requests.
+        """
+        silent = (row.model_copy(update={"answer": ""}) for row in other._answers.values())
+        return ReplayModel(self.header, (*silent, *self._answers.values()), path=self.path)
 
 
 def read_recording(path: Path) -> tuple[RecordingHeader, tuple[RecordedAnswer, ...]]:

@@ -8,7 +8,6 @@ from smallfirst.data.dataset import Dataset, sample_rows
 from smallfirst.measuring.evaluate import Evaluation, EvaluationSetup, evaluate, score_row, summarize
 from smallfirst.models.local.weights import release_memory
 from smallfirst.models.protocol import Model, Request
-from smallfirst.models.recorded import OpenEndedReplay
 from smallfirst.path.finalists import CHOOSING, fix_before_test, fix_finalists
 from smallfirst.path.large_model import forecast_large, recorded_answers, recorded_open_answers
 from smallfirst.path.project.candidates import Candidate, fitted_candidates, get_candidate
@@ -73,7 +72,7 @@ async def measure_router(
     if file.large is not None:
         large = await recorded_answers(file, project.task, rows, progress=project.progress)
         open_answers = await recorded_open_answers(file, rows, progress=project.progress)
-        general = OpenEndedReplay(open_answers, large) if open_answers else None
+        general = open_answers.with_silence_on(large) if open_answers else None
     detector = load_ood_detector(file, run_folder, parts)
     options = routing_rules(file, None, run_folder.path)
     stages = parts.on(cascade_stages(project, run_folder, get_candidate(candidate).load(project, run_folder)))

@@ -13,7 +13,7 @@ from smallfirst.base.errors import BadAnswer, StageMissing
 from smallfirst.base.progress import Progress
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.models.protocol import Request
-from smallfirst.models.recorded import OpenEndedReplay, ReplayModel, request_key
+from smallfirst.models.recorded import ReplayModel, request_key
 from smallfirst.path.large_model import (
     LargeForecast,
     forecast_large,
@@ -85,7 +85,7 @@ def test_recorded_open_ended_answers_are_replayed_if_there_are_any(tmp_path: Pat
 def test_a_labelled_row_taken_for_an_open_one_gets_no_answer_at_the_recorded_price(tmp_path: Path) -> None:
     recorded(tmp_path, "large.jsonl", "where is it")
     recorded(tmp_path, "open.jsonl", "write a poem")
-    both = OpenEndedReplay(ReplayModel.load(tmp_path / "open.jsonl"), ReplayModel.load(tmp_path / "large.jsonl"))
+    both = ReplayModel.load(tmp_path / "open.jsonl").with_silence_on(ReplayModel.load(tmp_path / "large.jsonl"))
     poem, row = (asyncio.run(both.complete(Request.ask(text))) for text in ("write a poem", "where is it"))
     assert (poem.text, both.name) == ("card", "big-1")
     assert (row.text, row.cost_usd, row.latency_ms) == ("", 0.001, 5.0)

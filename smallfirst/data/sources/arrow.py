@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from smallfirst.base.errors import DataError, MissingExtra
+from smallfirst.base.errors import DataError
 from smallfirst.data.row_formats import Columns, detect_layout
 from smallfirst.data.sources.folders import FoundFile, display_path, list_files, safe_join
 from smallfirst.data.sources.text_files import NumberedRow, RawRow, ReadBudget, first_line, row_size_rule
@@ -23,16 +23,6 @@ DELTA_LOG = "_delta_log"
 """The folder that makes a folder a Delta table."""
 _BATCH_ROWS = 128
 """So few, since one text many times over packs into a small file."""
-
-
-def import_pyarrow(step: str) -> Any:
-    """Return the pyarrow module. Raise MissingExtra naming `step`."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise MissingExtra(step, "tables") from None
-    return pyarrow
 
 
 def _chosen_columns(schema: Any, columns: Columns | None, *, answered: bool) -> tuple[list[str], set[str]]:
@@ -56,7 +46,8 @@ def _chosen_columns(schema: Any, columns: Columns | None, *, answered: bool) -> 
 
 def _is_json(kind: Any) -> bool:
     """Return True for an Arrow type whose values JSON has."""
-    types = import_pyarrow("reading a table").types
+    from pyarrow import types
+
     if types.is_dictionary(kind) or types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         return _is_json(kind.value_type)
     if types.is_struct(kind):
@@ -103,7 +94,7 @@ def _n_bytes(value: Any) -> int:
 def read_parquet(
     files: Iterable[FoundFile], columns: Columns | None, budget: ReadBudget, *, answered: bool = False
 ) -> Iterator[RawRow]:
-    """Yield the rows of all the files, numbered in each from 1. Raise DataError if one cannot be read, MissingExtra."""
+    """Yield the rows of all the files, numbered in each from 1. Raise DataError if one cannot be read."""
     for path, rule in files:
         rules, wanted = ([rule], set[str]()) if rule else _chosen_columns(_schema(path), columns, answered=answered)
         yield from (RawRow(display_path(path), 1, rule) for rule in rules)
@@ -144,9 +135,11 @@ def _parquet_rows(path: Path, wanted: Collection[str], budget: ReadBudget) -> It
 @contextmanager
 def _parquet_errors(path: Path) -> Iterator[Any]:
     """Yield pyarrow.parquet; raise what it raises about the file as DataError."""
-    pa = import_pyarrow("reading Parquet")
+    import pyarrow as pa
+    from pyarrow import parquet
+
     try:
-        yield pa.parquet
+        yield parquet
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{display_path(path)}: not readable as Parquet: {first_line(error)}") from None
 
@@ -163,13 +156,11 @@ class _DataFile(NamedTuple):
 
 
 def open_delta(folder: Path, version: int | None = None) -> Any:
-    """Return the table as it was at that version, or is now. Raise DataError naming what is wrong, MissingExtra."""
+    """Return the table as it was at that version, or is now. Raise DataError naming what is wrong."""
     if not (folder / DELTA_LOG).is_dir():
         raise DataError(f"{display_path(folder)}: no Delta table: it has no folder {DELTA_LOG}")
-    try:
-        import deltalake
-    except ImportError:
-        raise MissingExtra("reading a Delta table", "tables") from None
+    import deltalake
+
     with _delta_errors(folder, version):
         table = deltalake.DeltaTable(folder.resolve(), version=version)
     if (mode := table.metadata().configuration.get("delta.columnMapping.mode", "none")) != "none":
@@ -184,7 +175,9 @@ def read_delta(
     table: Any, folder: Path, columns: Columns | None, budget: ReadBudget, *, answered: bool = False
 ) -> Iterator[RawRow]:
     """Yield the rows of an open table; columns that do not fit are one bad row. Raise DataError if it is broken."""
-    schema = import_pyarrow("reading a Delta table").schema(table.schema().to_arrow())
+    import pyarrow as pa
+
+    schema = pa.schema(table.schema().to_arrow())
     rules, wanted = _chosen_columns(schema, columns, answered=answered)
     yield from (RawRow(display_path(folder), 1, rule) for rule in rules)
     for file in [] if rules else _data_files(table, folder.resolve()):
@@ -197,7 +190,8 @@ def read_delta(
 
 def _data_files(table: Any, folder: Path) -> list[_DataFile]:
     """Return the data files of the version, oldest first. Raise DataError if one is not below the table's folder."""
-    pa = import_pyarrow("reading a Delta table")
+    import pyarrow as pa
+
     with _delta_errors(folder, table.version()):
         actions = pa.table(table.get_add_actions()).to_pylist()
         vectors = pa.table(table.deletion_vectors().read_all())

@@ -20,7 +20,6 @@ import smallfirst
 from smallfirst.base.errors import ConfigError
 from smallfirst.base.files import try_lock, write_atomically
 from smallfirst.base.records import Record
-from smallfirst.data.sources.arrow import import_pyarrow
 from smallfirst.deployment.batch.rows import BatchRow, RowSource, request_hash
 
 ABOUT, WORK = "_batch.json", "_work"
@@ -162,7 +161,8 @@ class BatchFolder:
         columns |= {name: [one.get(name) for one in answers] for name in ANSWER}
         columns["certificate"] = [self.identity.certificate if one.get("certified") else None for one in answers]
         kinds = {"row": "int64", **dict.fromkeys(self.identity.keep, "string"), **ANSWER, "certificate": "string"}
-        pyarrow = import_pyarrow("writing Parquet")
+        import pyarrow.parquet
+
         types = [(name, getattr(pyarrow, kind)()) for name, kind in kinds.items()]
         schema = pyarrow.schema(types, metadata={"smallfirst": self.identity.model_dump_json()})
         buffer = pyarrow.BufferOutputStream()

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from smallfirst.base.errors import DataError, did_you_mean
 from smallfirst.base.records import fingerprint
 from smallfirst.data.row_formats import Columns, message_rules, text_rules
-from smallfirst.data.sources.arrow import DELTA_LOG, PARQUET, batch_rows, import_pyarrow
+from smallfirst.data.sources.arrow import DELTA_LOG, PARQUET, batch_rows
 from smallfirst.data.sources.load import load_raw
 from smallfirst.data.sources.text_files import NumberedRow, ReadBudget, csv_rows, file_format, first_line, json_rows
 
@@ -46,7 +46,7 @@ class RowSource:
         """Find the files; `text` names the column that is asked, in place of the usual ones. Raise DataError."""
         self.address, self.columns, self.keep = address, columns, keep
         self._asked = (text,) if text else (columns.text, columns.question, columns.prompt)
-        pyarrow = import_pyarrow("reading rows in bulk")
+        import pyarrow
         from pyarrow import fs
 
         try:
@@ -94,7 +94,9 @@ class RowSource:
                 yield f"{one.path}:{line} {values}" if isinstance(values, str) else values
 
     def _file_rows(self, path: str) -> Iterator[NumberedRow]:
-        pyarrow, kind = import_pyarrow("reading rows in bulk"), file_format(Path(path))
+        import pyarrow.parquet
+
+        kind = file_format(Path(path))
         try:
             if kind == PARQUET:
                 with pyarrow.parquet.ParquetFile(self._files.open_input_file(path)) as file:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def main() -> None:
     import xllamacpp
 
     os.umask(0o077)
-    _disable_core_dumps()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash must leave no prompts on disk
     options = json.loads(sys.argv[1])
     _server = xllamacpp.Server(server_parameters(xllamacpp, options, os.environ.pop(KEY_VARIABLE)))
     sys.stdin.buffer.read()
@@ -56,15 +57,6 @@ def server_parameters(xllamacpp: Any, options: dict[str, Any], key: str) -> Any:
     params.endpoint_slots = True  # answered by the thread that computes, unlike /health: the watchdog asks it
     params.verbosity = 1  # errors only; shown if the engine fails
     return params
-
-
-def _disable_core_dumps() -> None:
-    """A crash must leave no prompts on disk."""
-    try:
-        import resource
-    except ImportError:
-        return
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 if __name__ == "__main__":
