@@ -62,15 +62,6 @@ def test_a_key_names_the_tenant_and_is_not_passed_on(tmp_path: Path) -> None:
     assert not may_ask(request(), ("other",))
 
 
-def test_what_the_proxy_does_is_for_admins(tmp_path: Path) -> None:
-    store = KeyStore(tmp_path / "keys.db")
-    _, user = store.create("user", KeyPolicy())
-    _, admin = store.create("admin", KeyPolicy(role="admin"))
-    path = "/v1/smallfirst/tasks"
-    assert code(Access(store), request((b"x-smallfirst-key", user.encode()), path=path)) == "admin_only"
-    admitted(Access(store), request((b"x-smallfirst-key", admin.encode()), path=path))
-
-
 def test_other_machines_need_a_key(tmp_path: Path) -> None:
     store = KeyStore(tmp_path / "keys.db")
     check_exposure("127.0.0.1", store, everybody=False)
