@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from random import Random
 
 import pytest
-from fixtures.rows import answered_rows
+from fixtures.rows import answered_rows, text_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,8 +46,7 @@ def test_a_datasets_fingerprint_ignores_order_and_sees_every_edit() -> None:
     assert one.content_fingerprint != one.subset("two", (a,)).content_fingerprint
 
 
-def rows(*texts: str) -> Dataset:
-    return Dataset(name="rows.jsonl", examples=tuple(labelled(t, "x", line=i) for i, t in enumerate(texts, start=1)))
+rows = partial(text_rows, "rows.jsonl")
 
 
 def places(data: Dataset) -> dict[str, str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fixtures.rows import answered_rows
 
-from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.models.few_shot import NearestShots, PromptedModel, fixed_shots
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_in_one_chunk
 from smallfirst.tasks.classify import Classify
@@ -79,13 +80,7 @@ def test_instructions_and_examples_come_before_the_text() -> None:
     ]
 
 
-def dataset(*pairs: tuple[str, str]) -> Dataset:
-    examples = (
-        Example(messages=(Message(role="user", content=text),), answer=answer, shape="label") for text, answer in pairs
-    )
-    return Dataset(name="rows", examples=tuple(examples))
-
-
+dataset = partial(answered_rows, "rows")
 DESK = Classify(name="desk", labels=("card", "fee"))
 TRAIN = dataset(
     ("ccccc", "card"), ("c", "card"), ("ccc", "card"), ("cc", "card"), ("cccc", "card"), ("ffff", "fee"), ("f", "fee")

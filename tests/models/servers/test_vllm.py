@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fixtures.event_loop import in_loop
-from fixtures.vllm_server import ScriptedVllm, scored_by, top_logprobs
+from fixtures.vllm_server import ScriptedVllm, adapter_folder, scored_by, top_logprobs
 
 from smallfirst.base.errors import BadAnswer, ConfigError, Unavailable
 from smallfirst.models.label_model import LabelModel
 from smallfirst.models.loading import load_model
 from smallfirst.models.local.label_scorer import LabelScorer
-from smallfirst.models.manifest import write_manifest
 from smallfirst.models.protocol import Model, Request, label_probability_model
 from smallfirst.models.remote.config import VllmServer
 
@@ -27,16 +24,8 @@ TEXTS = ("where is my card", "my card was stolen and I want another one", "")
 
 @pytest.fixture
 def adapter(tmp_path: Path, tiny_folder: Path, scorer: LabelScorer) -> Path:
-    """A folder as training writes it with adapters kept."""
-    folder = tmp_path / "tickets"
-    folder.mkdir()
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny_folder / name, folder)
-    (folder / "adapter_config.json").write_text(json.dumps({"r": 8, "peft_type": "LORA"}))
-    (folder / "adapter_model.safetensors").touch()
     manifest = scorer.manifest.model_copy(update={"weights_fingerprint": "0123456789abcdef", "temperature": 1.5})
-    write_manifest(folder, manifest)
-    return folder
+    return adapter_folder(tmp_path / "tickets", tiny_folder, manifest)
 
 
 @pytest.fixture

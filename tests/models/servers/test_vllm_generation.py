@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.vllm_server import ScriptedVllm, event
+from fixtures.vllm_server import ScriptedVllm, adapter_folder, event
 
 from smallfirst.base.errors import BadAnswer, ModelError, Unavailable
 from smallfirst.models.generation.generator import GenerationRequest, Generator
@@ -18,7 +16,7 @@ from smallfirst.models.generation.grammar import Grammar, lark_grammar
 from smallfirst.models.generation.model import GenerativeModel
 from smallfirst.models.loading import load_model
 from smallfirst.models.local.tokenizer import encode_prompt
-from smallfirst.models.manifest import Manifest, write_manifest
+from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Chunk, Completion, Request
 from smallfirst.models.remote.config import VllmServer
 from smallfirst.tasks.answer import Answer
@@ -37,16 +35,11 @@ REQUEST = Request.ask("the card", max_tokens=8)
 
 @pytest.fixture
 def made(tmp_path: Path, tiny_folder: Path, vllm: ScriptedVllm) -> Callable[[str], GenerativeModel]:
-    """A model on the scripted vLLM, from a folder as training writes it with adapters kept."""
+    """A model on the scripted vLLM."""
 
     def make(task: str) -> GenerativeModel:
-        folder = tmp_path / task
-        folder.mkdir()
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(tiny_folder / name, folder)
-        (folder / "adapter_config.json").write_text(json.dumps({"r": 8}))
-        (folder / "adapter_model.safetensors").touch()
-        write_manifest(folder, Manifest(kind="generative", task=TASKS[task], base="tiny"))
+        manifest = Manifest(kind="generative", task=TASKS[task], base="tiny")
+        folder = adapter_folder(tmp_path / task, tiny_folder, manifest)
         model = load_model(folder, name="orders", vllm=VllmServer(url=vllm.url))
         assert isinstance(model, GenerativeModel)
         return model
