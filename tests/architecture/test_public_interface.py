@@ -21,6 +21,8 @@ from smallfirst.path.project.candidate_registry import CANDIDATES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+MADE_INSIDE = {"OodGate.__init__"}
+"""Constructors that only the path calls: a user passes on what `load` made."""
 NAMES = [name for name in dir(smallfirst) if name not in ("__version__", "foundation_model")]
 
 
@@ -78,7 +80,8 @@ def test_help_fits_on_two_screens() -> None:
 def kinds_named_by(name: str) -> Iterator[tuple[str, type]]:
     """Every class of the package that a public name's signatures and fields name, with the place."""
     for function in functions(name):
-        yield from ((function.__qualname__, kind) for kind in types_of(function))
+        if function.__qualname__ not in MADE_INSIDE:
+            yield from ((function.__qualname__, kind) for kind in types_of(function))
     value = getattr(smallfirst, name)
     hints: dict[str, Any] = {}
     with contextlib.suppress(NameError):  # an annotation of what only a type checker imports
