@@ -29,10 +29,16 @@ first use: `import smallfirst` costs milliseconds.
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+# Threads of OpenMP spin while they wait, and take the processor from those that work: beside four busy programs a
+# fine-tune ran at a twentieth of its speed (benchmarks/results/busy_machine.md). PyTorch and scikit-learn read this as
+# they load; a value that is set stays.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 

@@ -7,8 +7,11 @@ import contextlib
 import importlib
 import inspect
 import json
+import os
 import pydoc
 import re
+import subprocess
+import sys
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,3 +128,14 @@ def classes_in(hint: Any) -> Iterator[type]:
     kind = typing.get_origin(hint) or hint
     if inspect.isclass(kind) and kind.__module__.startswith("smallfirst"):
         yield kind
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_sleep_unless_the_environment_says_otherwise(given: str | None, kept: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    asked = "import os, smallfirst; print(os.environ['OMP_WAIT_POLICY'])"
+    more = {"OMP_WAIT_POLICY": given} if given else {}
+    done = subprocess.run(
+        [sys.executable, "-c", asked], env=environment | more, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == kept

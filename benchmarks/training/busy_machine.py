@@ -1,0 +1,117 @@
+"""Training and reading by a sentence encoder beside busy programs, with threads that spin while they wait and that sleep.
+
+    python -m benchmarks.training.busy_machine --base FOLDER --rows ROWS.jsonl [--busy 4] [--rounds 3]
+
+ROWS.jsonl holds `text` and `label`. Each round runs every case once, in a process of its own and in turn: alone, then
+beside so many processes that count. A fair share is what as many equal processes would get: with b busy processes on c cores
+and c threads of ours c / (c + b) of the rate alone. Medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice, product
+from pathlib import Path
+
+from benchmarks.datasets import ROOT, read_lines
+
+SECONDS, N_ROWS = 6.0, 512
+POLICIES = {"spinning, libgomp's default": "", "sleeping, ours": "PASSIVE"}
+"""OMP_WAIT_POLICY by name; empty, libgomp ignores it, and so does smallfirst."""
+
+
+def train_rate(base: Path, rows: list[dict[str, str]]) -> float:
+    """Return the tokens a second of an encoder's fine-tune."""
+    from smallfirst.training.config import TrainConfig
+    from smallfirst.training.encoders import ContrastiveBackend, LabelledRow
+    from smallfirst.training.loop import TrainingLoop
+
+    labels = sorted({row["label"] for row in rows})
+    backend, config = ContrastiveBackend(len(labels)), TrainConfig(batch_tokens=1024, learning_rate=1e-4)
+    model, tokenizer = backend.load(base, config)
+    learnt = [LabelledRow(tuple(tokenizer.encode(row["text"])), labels.index(row["label"])) for row in rows]
+    backend.begin(model, learnt, config)
+    loop = TrainingLoop(backend, model, learnt, config)
+    steps = loop.steps()
+    next(steps)
+    tokens, began = loop.tokens, time.perf_counter()
+    while time.perf_counter() - began < SECONDS:
+        next(steps)
+    return (loop.tokens - tokens) / (time.perf_counter() - began)
+
+
+def read_rate(base: Path, rows: list[dict[str, str]]) -> float:
+    """Return the texts a second that the encoder reads as it serves, one at a time."""
+    from smallfirst.models.encoder.sentence_encoder import open_encoder
+
+    encoder, n = open_encoder(base), 0
+    encoder.embed([row["text"] for row in rows[:8]])
+    began = time.perf_counter()
+    while time.perf_counter() - began < SECONDS:
+        encoder.embed([rows[n % len(rows)]["text"]])
+        n += 1
+    return n / (time.perf_counter() - began)
+
+
+MEASURES = {"training, tokens/s": train_rate, "reading one text at a time, texts/s": read_rate}
+
+
+@contextmanager
+def busy(n: int) -> Iterator[None]:
+    """Keep so many processes busy."""
+    running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(n)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def measured(what: str, policy: str, options: argparse.Namespace) -> float:
+    """Return what a process of its own measures."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": policy}
+    module = "benchmarks.training.busy_machine"
+    command = [sys.executable, "-m", module, "--base", options.base, "--rows", options.rows, "--measure", what]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--rows", type=Path, required=True)
+    parser.add_argument("--busy", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--measure", choices=MEASURES)
+    options = parser.parse_args()
+    if options.measure:
+        print(MEASURES[options.measure](options.base, [*islice(read_lines(options.rows), N_ROWS)]))
+        return
+    found: dict[tuple[str, str, int], list[float]] = defaultdict(list)
+    for _ in range(options.rounds):
+        for what, (name, policy), n in product(MEASURES, POLICIES.items(), (0, options.busy)):
+            with busy(n):
+                found[what, name, n].append(measured(what, policy, options))
+    n_cores = len(os.sched_getaffinity(0))
+    fair = min(1.0, n_cores / (n_cores + options.busy))
+    print(f"| what | threads that wait | alone | beside {options.busy} | of a fair share ({fair:.0%} of alone) |")
+    print("|---|---|---|---|---|")
+    for what, name in product(MEASURES, POLICIES):
+        alone, beside = (statistics.median(found[what, name, n]) for n in (0, options.busy))
+        each = " to ".join(
+            f"{x:,.1f}" for x in (min(found[what, name, options.busy]), max(found[what, name, options.busy]))
+        )
+        print(f"| {what} | {name} | {alone:,.1f} | {beside:,.1f} ({each}) | {beside / alone / fair:.0%} |")
+
+
+if __name__ == "__main__":
+    main()
