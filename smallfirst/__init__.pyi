@@ -29,6 +29,7 @@ from smallfirst.ledger.rows import AuditRow as AuditRow
 from smallfirst.ledger.rows import ExpenseRow as ExpenseRow
 from smallfirst.ledger.rows import FeedbackRow as FeedbackRow
 from smallfirst.ledger.rows import LedgerRow as LedgerRow
+from smallfirst.ledger.rows import ShadowRow as ShadowRow
 from smallfirst.ledger.rows import StateRow as StateRow
 from smallfirst.ledger.sums import Sums as Sums
 from smallfirst.measuring.evaluate import Comparison as Comparison

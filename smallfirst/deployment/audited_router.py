@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
 from smallfirst.base.errors import ModelError
+from smallfirst.deployment.second_look import SecondLooks
 from smallfirst.ledger.ledger import AlreadyRecorded, Ledger, LedgerAway, LedgerUnavailable
 from smallfirst.ledger.rows import AuditRow, FeedbackRow, StateRow, attempt_rows
 from smallfirst.measuring.outcome import Outcome, Standing
@@ -136,15 +137,17 @@ class AuditedRouter(DelegatingModel):
         ledger: Ledger,
         auditing: AuditSettings,
         outcome: Outcome | None = None,
+        second_look: SecondLooks | None = None,
         rng: random.Random | None = None,
     ) -> None:
         """`monitor` is in its state at go-live; audits recorded since then are fed to it.
 
         `outcome` is that of the run whose version answers; left out, all that is known of it is the certificate.
+        `second_look` collects what is drafted in shadow.
         """
         super().__init__(router)
         self.outcome = outcome or outcome_of(router)
-        self.router, self.ledger, self.auditing = router, ledger, auditing
+        self.router, self.ledger, self.auditing, self.second_look = router, ledger, auditing, second_look
         self.certificate, self.monitor = router.certificate.fingerprint(), monitor
         self.audits = Audits(monitor, ledger, self.name, self.certificate, why=self.outcome.in_short)
         self._rng = rng or random.SystemRandom()
@@ -245,14 +248,20 @@ class AuditedRouter(DelegatingModel):
         completion: Completion,
         *,
         ask_large: AskLarge | None = None,
+        in_shadow: bool | None = None,
     ) -> None:
-        """Audit the answer if chance has drawn it; `ask_large` asks in the place of the Router's large model."""
+        """Audit the answer if chance has drawn it; `ask_large` asks in the place of the Router's large model.
+
+        `in_shadow`: it is the large model's whatever the draft, and can be read; None: if the monitor is in shadow.
+        """
         route = completion.route
         if route is None or route.task != self.name or not route.audited:
             return
         if self.auditing.judge == "large":
-            audit = self._audit(id, request, completion, datetime.now(UTC), ask_large)
-            task = asyncio.get_running_loop().create_task(audit)
+            counts = self.monitor.state == "shadow" if in_shadow is None else in_shadow
+            task = asyncio.get_running_loop().create_task(
+                self._audit(id, request, completion, datetime.now(UTC), ask_large, in_shadow=counts)
+            )
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -274,6 +283,8 @@ class AuditedRouter(DelegatingModel):
         completion: Completion,
         answered_at: datetime,
         ask: AskLarge | None,
+        *,
+        in_shadow: bool = False,
     ) -> None:
         """Compare an accepted answer with the large model's, or in fallback and shadow a draft with the answer."""
         route = completion.route
@@ -290,6 +301,8 @@ class AuditedRouter(DelegatingModel):
                 else:
                     decision = await self.router.decide(request.as_evaluated)
                     answered_at = datetime.now(UTC)
+                    if in_shadow and self.second_look is not None:
+                        await self.second_look.compared(id, request, decision, completion, state=self.monitor.state)
                     if decision.model is not None or decision.draft is None or not self._is_audited(decision.route):
                         return  # it would not have been answered, or nothing is watched about it
                     certified = is_covered(decision.route.trail)

@@ -22,6 +22,7 @@ from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.deployment.billing.saved import Amount, evaluated_costs
 from smallfirst.deployment.hot_swap import HotSwapModels, ModelProxy, ModelSet, NotReadyYet, RegistryWatcher, one_line
 from smallfirst.deployment.review_queue import QueueRoutes, mark
+from smallfirst.deployment.second_look import CAUSE
 from smallfirst.deployment.task_deployment import DeployedVersion, TargetVersions, TaskDeployment, check_models_answer
 from smallfirst.ledger.ledger import Ledger, LedgerUnavailable
 from smallfirst.ledger.rows import FeedbackRow, StateRow, standing
@@ -337,6 +338,7 @@ def _status(router: AuditedRouter) -> dict[str, Any]:
         "why": next((s.why for s in reversed(states) if s.before != s.after), ""),
         "guarantee": standing.promise,
         "standing": standing.model_dump(),
+        "second_look": next((s.why for s in reversed(states) if s.cause == CAUSE), ""),
         "outcome": router.outcome.model_dump(mode="json"),
         "watched": _watched(router),
         "not_watched": list(not_watched(router.router.certificate, router.auditing.judge)),

@@ -15,6 +15,7 @@ from smallfirst.base.progress import Progress
 from smallfirst.data.dataset import Message
 from smallfirst.deployment.audited_router import AuditedRouter, AuditSettings, outcome_of
 from smallfirst.deployment.hot_swap import ModelSet, SharedModel
+from smallfirst.deployment.second_look import TAG, SecondLook, SecondLooks, read_look
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.measuring.outcome import Outcome
 from smallfirst.models.manifest import read_manifest
@@ -57,11 +58,14 @@ class TargetVersions(NamedTuple):
     champion: int
     challenger: int | None = None
     """None if no policy leads to it, or no version has the alias."""
+    second_look: str = ""
+    """What was announced of the champion's second look, after which it is loaded anew."""
 
     @property
     def description(self) -> str:
         beside = f", challenger {self.challenger}" if self.challenger is not None else ""
-        return f"version {self.champion}{beside}"
+        looked = " after its second look" if self.second_look else ""
+        return f"version {self.champion}{looked}{beside}"
 
 
 class DeployedVersion(NamedTuple):
@@ -72,6 +76,8 @@ class DeployedVersion(NamedTuple):
     models: ModelSet
     profile_folder: Path
     """May be missing; `auto` recognises the task by it."""
+    second_look: SecondLook | None = None
+    """If it was taken."""
 
     async def aclose(self) -> None:
         await self.models.aclose()
@@ -94,6 +100,8 @@ class TaskDeployment:
         Raise RegistryError without a champion, or without the challenger that a policy leads to, and as `Project.read`.
         """
         self.file, self._ledger, self._store_bodies = file, ledger, store_bodies
+        self._goes_live_alone = large is None
+        """False: whoever gave the large model decides what the small one may answer."""
         with state_of(file.folder):
             self._read(live=live, instead=large)
 
@@ -126,8 +134,9 @@ class TaskDeployment:
             try:
                 known = versions.list_versions(name)
                 named = {alias: v.version for v in known for alias in v.aliases}
+                looks = {v.version: v.tags.get(TAG, "") for v in known}
             except RegistryError:  # nothing is registered under this name
-                named = {}
+                named, looks = {}, {}
         if not {versions.CHAMPION, versions.SHADOW} & named.keys():
             raise RegistryError(
                 f"{self.file.name} has no champion: no model has passed its gate and become {name}@champion",
@@ -135,7 +144,7 @@ class TaskDeployment:
             )
         champion = named.get(versions.CHAMPION, named.get(versions.SHADOW, 0))
         challenger = named.get(CHALLENGER) if routes_to_challenger(self.file) else None
-        return TargetVersions(champion, challenger)
+        return TargetVersions(champion, challenger, looks.get(champion, ""))
 
     def certified(self, version: int) -> bool:
         """Return True if a version has its certificate; without one it is not loaded."""
@@ -201,12 +210,26 @@ class TaskDeployment:
             ledger=self._ledger,
             auditing=AuditSettings(judge, _agreement(self._task), self._store_bodies, self._task),
             outcome=outcome,
+            second_look=self._second_look(router, version, run_folder),
         )
         models: dict[str, Model] = {file.name: audited, f"{file.name}-small": small}
         if self.general is not None:
             models[f"{file.name}-large"] = self.general.inner
         served = ModelSet(file.name, models, audited)
-        return DeployedVersion(wanted, audited, served, run_folder.path / PROFILE_FOLDER)
+        return DeployedVersion(wanted, audited, served, run_folder.path / PROFILE_FOLDER, read_look(version))
+
+    def _second_look(self, router: Router, version: ModelVersion, run_folder: RunFolder) -> SecondLooks | None:
+        """Return what collects drafts in shadow; None if no second look is to come."""
+        if self.file.routing.second_look_after is None or version.tags.get(TAG):
+            return None
+        if self._goes_live_alone and not self.file.sets_gate:
+            _log.warning("%s: no second look is taken: task.yaml has no gate", self.name)
+            return None
+        try:
+            return SecondLooks(router, _agreement(self._task), self._ledger, self.file, version, run_folder)
+        except StageMissing as error:
+            _log.warning("%s: no second look is taken here: %s", self.name, error.args[0])
+            return None
 
     def _check_engine(self, version: ModelVersion) -> None:
         """Raise StageMissing unless the version was compared with its measured answers on the engine that serves it."""

@@ -56,6 +56,7 @@ from smallfirst.ledger.rows import (
     ExpenseRow,
     FeedbackRow,
     LedgerRow,
+    ShadowRow,
     StateRow,
 )
 from smallfirst.ledger.sums import AMOUNTS, DIMENSIONS
@@ -116,6 +117,7 @@ TABLES: dict[type[Entry], Table] = {
     ),
     AttemptRow: _of("attempts", AttemptRow, Index("attempts_id", "id")),
     AuditRow: _of("audits", AuditRow, UniqueConstraint("id")),
+    ShadowRow: _of("shadows", ShadowRow, UniqueConstraint("task", "certificate", "text")),
     FeedbackRow: _of("feedback", FeedbackRow, Index("feedback_id", "id")),
     StateRow: _of("states", StateRow, Index("states_once", "task", "certificate", "after_audit", "cause", unique=True)),
     ExpenseRow: _of("expenses", ExpenseRow, UniqueConstraint("id")),
@@ -123,7 +125,7 @@ TABLES: dict[type[Entry], Table] = {
 KINDS = {table.name: kind for kind, table in TABLES.items()}
 """Kinds of entries by the names of their tables."""
 EXPIRING = (LedgerRow, AttemptRow, FeedbackRow)
-"""Kinds whose old rows may go. Audits, states and expenses stay: promise and statement stand on them."""
+"""Kinds whose old rows may go. Audits, shadows, states and expenses stay: promise and statement stand on them."""
 
 ABOUT = Table("about", METADATA, Column("format", Integer, nullable=False), Column("rows_since", Moment))
 """One row. Rows of EXPIRING before `rows_since` may be deleted; triggers refuse every other change."""
@@ -151,6 +153,8 @@ MACHINES = _table(
     *(_number(name, Double) for name in ("up_s", "busy_s", "noted_until")),
 )
 """Seconds of an hour for which a host was up, and, under the empty host, for which models worked."""
+SHARED = _table("shared", [("name", Text)], _number("version", BigInteger), Column("value", Text, nullable=False))
+"""Values of `SharedState`."""
 BODIES = _table(
     "bodies",
     [("id", Text)],

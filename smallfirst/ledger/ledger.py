@@ -62,8 +62,10 @@ from smallfirst.ledger.rows import (
     ExpenseRow,
     FeedbackRow,
     LedgerRow,
+    ShadowRow,
     StateRow,
 )
+from smallfirst.ledger.shared_state import SharedState
 from smallfirst.ledger.sums import (
     AMOUNTS,
     DIMENSIONS,
@@ -87,7 +89,7 @@ BODY: dict[type[Entry], tuple[str, str]] = {
 }
 """Fields of an entry that are kept apart from its row."""
 
-E = TypeVar("E", LedgerRow, AttemptRow, AuditRow, FeedbackRow, StateRow, ExpenseRow)
+E = TypeVar("E", LedgerRow, AttemptRow, AuditRow, ShadowRow, FeedbackRow, StateRow, ExpenseRow)
 
 
 __all__ = ["Ledger", "LedgerAway", "LedgerRow", "LedgerUnavailable"]
@@ -141,6 +143,7 @@ class Ledger:
         self._closed = threading.Event()
         self._uptime: threading.Thread | None = None
         self._keep_rows_days = keep_rows_days
+        self.shared = SharedState(self.database)
         self._groups: set[int] = set()
         self._failing = False
         self._refused: Counter[tuple[int, str | None, str | None]] = Counter()

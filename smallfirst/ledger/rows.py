@@ -135,6 +135,23 @@ class AuditRow(Record):
     """The judge's answer, only if bodies are stored."""
 
 
+class ShadowRow(Record):
+    """A text that the small model drafted while the large one answered, whatever the draft: rows to certify with."""
+
+    id: str
+    """Id of the response that the large model gave, the first to this text."""
+    at: AwareDatetime
+    task: str
+    certificate: str
+    """Fingerprint of the certificate of the version that drafted."""
+    text: str
+    """Fingerprint of the text without its dress (`fold_text`): each counts once."""
+    confidence: float
+    """Confidence of the draft, in [0, 1], that thresholds are compared with."""
+    wrong: bool
+    """The draft differs from the large model's answer."""
+
+
 class FeedbackRow(Record):
     """Somebody's verdict on an answer. Verdicts are no random sample, so bounds use only a judge's on drawn answers."""
 
@@ -175,8 +192,8 @@ class StateRow(Record):
     why: str
     """The reason, in one sentence with its figures."""
     cause: str = ""
-    """What led to it: `guarantee`, `recovery`; `version` notes another version; empty if
-    unknown or at the start."""
+    """What led to it: `guarantee`, `recovery`; `version` notes another version, `second
+    look` what came of that; empty if unknown or at the start."""
     certificate: str
     """Fingerprint of the certificate in force."""
     after_audit: int | None = None
@@ -204,4 +221,4 @@ class ExpenseRow(Record):
     """Seconds that a machine of our own worked."""
 
 
-Entry = LedgerRow | AttemptRow | AuditRow | FeedbackRow | StateRow | ExpenseRow
+Entry = LedgerRow | AttemptRow | AuditRow | ShadowRow | FeedbackRow | StateRow | ExpenseRow

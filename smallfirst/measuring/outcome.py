@@ -39,10 +39,11 @@ class LabelsNeeded(Record):
     @property
     def in_words(self) -> str:
         """As a phrase, such as "about 560 more rows in rows.jsonl (chance 75 %)"."""
-        each = ", ".join(f"{n:,} in {file}" for file, n in self.files.items()) if len(self.files) > 1 else ""
-        chance = f"chance {100 * self.chance:.0f} %" if self.chance < 1 else ""
-        where, notes = "" if each else f" in {next(iter(self.files))}", "; ".join(filter(None, (each, chance)))
-        return f"about {self.n_data_rows:,} more rows{where}{notes and f' ({notes})'}"
+        chance = f"chance {100 * self.chance:.0f} %"
+        if len(self.files) == 1:
+            return f"about {self.n_data_rows:,} more rows in {next(iter(self.files))} ({chance})"
+        each = ", ".join(f"{n:,} in {file}" for file, n in self.files.items())
+        return f"about {self.n_data_rows:,} more rows ({each}; {chance})"
 
     @property
     def with_price(self) -> str:
@@ -116,7 +117,7 @@ class Outcome(Record):
     """Version in the registry; None before it is registered."""
     alias: str = ""
     """`champion` exactly if the version is live; `shadow` if it drafts beside the large model."""
-    gate: Literal["passed", "failed", "not written"] = "failed"
+    gate: Literal["passed", "failed", "signed", "not written"] = "failed"
     """What the gate said of the candidate alone. `not written`: it meets the default, which task.yaml does not set."""
     gate_line: str = ""
     """Line for task.yaml that makes a default gate the user's own, where only that is missing; else empty."""
@@ -138,6 +139,8 @@ class Outcome(Record):
     """Who judges the audits; empty if nobody does, or if there is nothing that audits could find broken."""
     audited: AuditedAccuracy | None = None
     """The gate's accuracy that audits of all small answers test; None unless the candidate went live by that gate."""
+    signed: str = ""
+    """Name and reason of who signed for it; empty if nobody had to."""
     why: str = ""
     """Why nothing goes live, or why there is no promise; empty where neither is the case."""
     labels_needed: LabelsNeeded | None = None
@@ -257,11 +260,15 @@ class Outcome(Record):
             cost = f", at {share_words(self.share_of_bill)} of the large model's bill" if self.share_of_bill else ""
             yield f"{right} on {share_words(self.accuracy)} of {self.accuracy.n:,} test rows{cost}."
         yield self._promised
+        if self.signed:
+            yield f"Signed for by {self.signed}."
         if self._watched:
             yield f"Audits by {_NAMES[self.watched_by]} watch the gate's accuracy: {self._watched}."
         elif not self.watched_by:
             why = "nobody judges its answers after go-live"
-            if self.large and self.audited is None and not self.promise:
+            if self.signed and not self.promise:
+                why = "its gate failed, so audits have no accuracy to hold it to"
+            elif self.large and self.audited is None and not self.promise:
                 why = "audits cannot test what its gate asks for"
             yield f"Unwatched: {why}."
 

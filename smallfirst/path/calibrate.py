@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from smallfirst.base.errors import StageMissing
-from smallfirst.base.records import Record
-from smallfirst.data.dataset import Dataset
+from smallfirst.base.records import Record, fingerprint
+from smallfirst.data.dataset import Dataset, fold_text
 from smallfirst.measuring.evaluate import Evaluation, EvaluationSetup, restrict_to_rows
 from smallfirst.models.manifest import read_manifest, refuse_seen_rows
 from smallfirst.models.protocol import Request
@@ -66,6 +66,12 @@ class Certified(Record):
     certificate: Certificate
     parts: RouterParts
     """With which it is served."""
+    confidence: dict[str, float] = {}
+    """By key of the calibration and selection rows that a second look counts: confidence of the last stage's draft."""
+    foreign: tuple[tuple[float, ...], ...] = ()
+    """By stage, the confidences of drafts of foreign requests, where a second look counts them."""
+    texts: frozenset[str] = frozenset()
+    """Of all rows (`known_texts`), where there may be a second look: none certifies as one that traffic brought."""
 
 
 class CalibratedCascade(NamedTuple):
@@ -79,6 +85,8 @@ class CalibratedCascade(NamedTuple):
     """What requests pass before they reach the cascade."""
     rests_on: tuple[str, ...]
     """What a certificate of these rows says beside what they show."""
+    confidence: dict[str, float]
+    """Of the last stage's drafts, by key of a calibration or selection row."""
 
 
 async def build_calibration_set(
@@ -126,6 +134,7 @@ async def build_calibration_set(
         parts=parts,
         filters=filters,
         rests_on=(*filter(None, says), *limits),
+        confidence={row.key: row.confidence or 0.0 for one in (drafts[-1:] + selection[-1:]) for row in one.rows},
     )
 
 
@@ -220,7 +229,7 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
         below=below,
         look=LookRequest(
             run_folder.path.parent / LOOKS,
-            look_portion(found.rows, found.guarantee, joined.look.part),
+            "small" if routing.second_look_after else look_portion(found.rows, found.guarantee, joined.look.part),
             joined.look,
             n_once=joined.n_test,
         ),
@@ -238,8 +247,19 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
         certificate=certificate,
         parts=found.parts,
     )
+    if routing.second_look_after:  # what it counts beside live traffic
+        foreign = tuple(map(tuple, found.rows.foreign.tolist()))
+        update = {"confidence": found.confidence, "foreign": foreign, "texts": known_texts(project)}
+        certified = certified.model_copy(update=update)
     _save(project, run_folder, certified)
     return certified
+
+
+def known_texts(project: Project) -> frozenset[str]:
+    """Return the fingerprints of the texts of all rows, as `ShadowRow.text` has them."""
+    rows = project.rows
+    parts = (rows.train, rows.selection, rows.calibration, rows.test)
+    return frozenset(fingerprint(fold_text(row.text)) for part in parts for row in part.examples)
 
 
 def look_portion(rows: CalibrationSet, guarantee: Guarantee, part: float) -> Portion:

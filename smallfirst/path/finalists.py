@@ -28,7 +28,7 @@ from smallfirst.path.project.candidate_registry import candidate_names
 from smallfirst.path.project.candidates import fitted_candidates
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import FINALISTS, Finalists, RunFolder
-from smallfirst.path.project.task_file import TaskFile
+from smallfirst.path.project.task_file import RULES, SMALLEST, TaskFile
 from smallfirst.routing.certificate.certificate import Guarantee
 from smallfirst.routing.certificate.looks import ALONE, SharedLook, mark_read, read_before, text_fingerprints
 
@@ -75,7 +75,7 @@ def fix_finalists(project: Project, run_folder: RunFolder) -> Finalists:
     a candidate is worth what its plan is. Naming another candidate later chooses anew.
     """
     file, saved = project.file, run_folder.find(Finalists, FINALISTS)
-    if saved is not None and file.routing.small in (None, *saved.names):
+    if saved is not None and file.goes_live in (*RULES, *saved.names):
         return saved
     measured, leaks = choosing_evaluations(run_folder), find_split_leaks(project, run_folder)
     n_test = sum(row.key not in leaks.keys for row in project.rows.test.examples)
@@ -85,7 +85,7 @@ def fix_finalists(project: Project, run_folder: RunFolder) -> Finalists:
         rule, options = rule._replace(alike=1.0), [plan_option(one, file.routing.guarantee, large) for one in measured]
     names = choose_candidates(options, rule, expected=expected.__getitem__)
     names += [name for name in candidate_names() if name not in names and run_folder.evaluation(name, "test")]
-    names.sort(key=lambda name: name != file.routing.small)
+    names.sort(key=lambda name: name != file.goes_live)
     found = Finalists(names=tuple(names[:MAX_FINALISTS]), shares=level_shares(names[:MAX_FINALISTS]))
     found.save(run_folder.path / FINALISTS)
     return found
@@ -103,7 +103,7 @@ def expected_plans(project: Project, run_folder: RunFolder, *, instead_of: str =
     options = [
         plan_option(one, file.routing.guarantee, large)
         for one in measured
-        if file.routing.small in (None, one.candidate) and run_folder.evaluation(one.candidate, "calibration")
+        if file.goes_live in (*RULES, one.candidate) and run_folder.evaluation(one.candidate, "calibration")
     ]
     if not instead_of:
         return rule.order(options)
@@ -131,6 +131,8 @@ def plan_option(measured: Evaluation, guarantee: Guarantee, large: Evaluation | 
 
 
 def _worth_rule(file: TaskFile) -> WorthRule:
+    if file.routing.small == SMALLEST:
+        return WorthRule(accuracy_within=1.0)
     return WorthRule(file.routing.accuracy_within, file.routing.usd_per_wrong_answer)
 
 

@@ -1,8 +1,10 @@
 """What rows can show, and how many more it takes: foretold before anything is trained, and counted after a run.
 
-The gate's own checks judge a model that is right on every test row: what it misses is out of reach of every model. A
-certificate takes so many calibration rows without an error. After a run on the same rows its own figure stands here:
-how many rows are likely to decide what is open.
+The gate's own checks judge a model that is right on every test row: what it misses is out of reach of every model. How
+likely the gate's accuracy and the guarantee are to be shown, and how many more rows they take, follows from the answers
+of a linear model on words to rows that it did not learn (`models.linear.held_out`): a run's best candidate is taken to
+make all of its errors at worst, and half of them at best. Where there is no such model, from no error to half of those
+allowed. After a run on the same rows its own figure stands here.
 
 A part (test or calibration) that is split off a file grows with the file, so rows are counted that are added to the
 files as the user has them. Something goes live by a gate or by a certificate, so of these open questions the one that
@@ -16,14 +18,20 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
+import numpy as np
+
 from smallfirst.base.errors import StageMissing
 from smallfirst.base.paths import state_folder
 from smallfirst.base.records import Record
 from smallfirst.base.stats.intervals import wilson
 from smallfirst.base.stats.sample_size import (
+    MAX_ROWS,
     RowsNeeded,
+    chance_of_share,
+    fewest_rows,
     min_rows_without_error,
     round_up_to_two_digits,
+    rows_for_error,
 )
 from smallfirst.data.check import Finding, make_finding
 from smallfirst.data.dataset import Dataset, sample_rows
@@ -32,6 +40,7 @@ from smallfirst.measuring.evaluate import EvaluatedRow, Evaluation
 from smallfirst.measuring.gate import CheckInputs, ConfidenceLevel, Gate, run_checks
 from smallfirst.measuring.outcome import LabelsNeeded, Outcome
 from smallfirst.measuring.verdict import CheckResult
+from smallfirst.models.linear.tfidf import WORD_ERRORS, hold_out_labels
 from smallfirst.path.evaluate import LIMITED_PROBE_ROWS
 from smallfirst.path.finalists import LOOKS, MAX_FINALISTS
 from smallfirst.path.project.candidate_registry import candidate_names
@@ -44,6 +53,8 @@ from smallfirst.routing.certificate.looks import next_look, read_before, text_fi
 
 PROMISE = "routing.guarantee"
 """Name of the check that a certificate is issued."""
+CASES = 1000
+"""Training and selection rows of which the linear model on words answers each; as many are made up without one."""
 
 
 class RequirementForecast(Record):
@@ -56,8 +67,6 @@ class RequirementForecast(Record):
     """False if not even a model without an error would show it."""
     advice: str = ""
     """What else than more rows would do; empty if these would."""
-    more_rows: int | None = None
-    """Rows more of its part with which a model without an error shows it; None if it does with those there are."""
 
 
 class Foretold(Record):
@@ -67,10 +76,18 @@ class Foretold(Record):
     """Each threshold of the gate; empty without test rows."""
     certificate: RequirementForecast | None = None
     """The guarantee; None where it is not foretold."""
-    needed: LabelsNeeded | None = None
-    """Rows with which a model without an error shows what is out of reach now; None if nothing is, or none do."""
+    assumption: str = ""
+    """Which errors are assumed at worst and at best; empty where neither accuracy nor errors are asked for."""
+    chance_gate: tuple[float, float] | None = None
+    """At worst and at best, that these test rows show the gate's accuracy; None if it is not asked for."""
+    chance_certificate: tuple[float, float] | None = None
+    """As `chance_gate`, that these calibration rows show the guarantee; None if that is not foretold."""
+    most: LabelsNeeded | None = None
+    """Rows that decide what is open, at worst; None if nothing is open, or if no number of rows is likely to."""
+    fewest: LabelsNeeded | None = None
+    """As `most`, at best."""
     of_run: LabelsNeeded | None = None
-    """What the latest run on the same rows asks for; it stands in place of `needed`."""
+    """What the latest run on the same rows asks for; it stands in place of what was foretold."""
 
     @property
     def in_words(self) -> Iterator[str]:
@@ -80,11 +97,21 @@ class Foretold(Record):
             yield f"certificate: {self.certificate.in_words}"
         if self.of_run is not None:
             yield f"rows: the last run on these rows asks for {self.of_run.in_words}"
+        elif self.assumption:
+            for name, chance in (("gate", self.chance_gate), ("certificate", self.chance_certificate)):
+                if chance is not None:
+                    ends = sorted({round(100 * end) for end in chance})
+                    yield f"{name}: shown with these rows with a chance of {' to '.join(map(str, ends))} %"
+            if self.most or self.fewest:
+                ways = [one.in_words for one in (self.fewest, self.most) if one]
+                rows = " to ".join(dict.fromkeys(ways)) if self.most else f"{ways[0]}, or no number of rows"
+                yield f"rows: {rows} would decide what is open"
+            yield f"assumed: {self.assumption}"
 
     @property
     def findings(self) -> Iterator[Finding]:
         """Yield a finding for each threshold that no model can reach with these rows, and for such a guarantee."""
-        found = self.of_run or self.needed
+        found = self.of_run or self.fewest
         add = f"add {found.in_words}" if found else "add rows"
         named = [("gate", one) for one in self.gate] + [("certificate", one) for one in (self.certificate,) if one]
         for name, one in named:
@@ -103,18 +130,47 @@ class OpenQuestion(NamedTuple):
     """Rows of the part that were counted."""
 
 
+class _Assumed(NamedTuple):
+    """Answers of a model as it may be."""
+
+    confidence: np.ndarray
+    right: np.ndarray
+
+
 def foretell(project: Project) -> Foretold:
-    """Return what a run on these rows can show; nothing is trained."""
-    gate, certificate, n_test = _thresholds(project), _certificate(project), len(project.rows.test)
-    missing: list[OpenQuestion] = []
-    for one in gate:
-        if one.more_rows:
-            missing.append(OpenQuestion("test", RowsNeeded(one.more_rows, 1.0), n_test))
-    if certificate and certificate.more_rows:
-        n_now = len(project.rows.calibration) + _n_test_certifying(project)
-        missing.append(OpenQuestion("calibration", RowsNeeded(certificate.more_rows, 1.0), n_now))
-    needed = rows_to_label(project, missing)
-    return Foretold(gate=gate, certificate=certificate, needed=needed, of_run=_of_last_run(project))
+    """Return what a run on these rows can show; nothing is trained but a model of words on at most 1,000 rows."""
+    certificate, level, n = _certificate(project)
+    found = Foretold(gate=_thresholds(project), certificate=certificate, of_run=_of_last_run(project))
+    guarantee, bar = project.file.routing.guarantee, _asked_alone(project).accuracy_at_least
+    limit = guarantee.max_error if certificate and level and not guarantee.per_group else None
+    if bar is None and (certificate is None or guarantee.per_group):
+        return found
+    cases, assumption = _word_model(project)
+    n_test, confidence = len(project.rows.test), _level(project).confidence
+    of_gate, of_certificate, rows = list[float](), list[float](), list[LabelsNeeded | None]()
+    for left in (WORD_ERRORS[0], WORD_ERRORS[-1]):
+        questions = []
+        if bar is not None:
+            model = _as_good(cases, left, 1 - bar)
+
+            def chance(n_more: int, right: np.ndarray = model.right, bar: float = bar) -> float:
+                n_right, n_cases = int(right.sum()), len(right)
+                return chance_of_share(n_right, n_cases, n_test + n_more, bar, confidence=confidence, again=0.0)
+
+            of_gate.append(chance(0))
+            questions.append(OpenQuestion("test", fewest_rows(chance), n_test))
+        if limit is not None:
+            model = _as_good(cases, left, limit)
+            needed, now = (
+                rows_for_error(model.confidence, model.right, limit, level, again=0.0, n_new=n, max_rows=most)
+                for most in (MAX_ROWS, 0)
+            )
+            of_certificate.append(now.chance)
+            questions.append(OpenQuestion("calibration", needed, n))
+        rows.append(rows_to_label(project, [one for one in questions if one.needed.n_more]))
+    spans = {"chance_gate": of_gate, "chance_certificate": of_certificate}
+    told = {name: (span[0], span[1]) for name, span in spans.items() if span}
+    return found.model_copy(update={"assumption": assumption, "most": rows[0], "fewest": rows[1], **told})
 
 
 def _thresholds(project: Project) -> tuple[RequirementForecast, ...]:
@@ -145,44 +201,52 @@ def _threshold(project: Project, result: CheckResult, level: ConfidenceLevel) ->
         )
         words = f"{n:,} test rows show {result.requirement} only from a measured {(n - n_wrong) / n:.3f} "
         words += f"({n_wrong:,} wrong at most)"
-    more_rows = None if result.passed else result.more_rows
-    return RequirementForecast(
-        setting=setting, in_words=words, reachable=result.passed, advice=advice, more_rows=more_rows
-    )
+    return RequirementForecast(setting=setting, in_words=words, reachable=result.passed, advice=advice)
 
 
-def _certificate(project: Project) -> RequirementForecast | None:
-    """Return what the calibration rows can show with their next certificate; None where errors are not limited."""
-    guarantee, rows = project.file.routing.guarantee, project.rows.calibration
+def _certificate(project: Project) -> tuple[RequirementForecast | None, float, int]:
+    """Return what the calibration rows can show, the level of their next certificate, and how many rows count.
+
+    None where errors are not what is limited.
+    """
+    guarantee, rows, data = project.file.routing.guarantee, project.rows.calibration, project.file.data
     if "error" not in guarantee.limits:
-        return None
-    looks, n_test = state_folder() / "tasks" / project.file.name / LOOKS, _n_test_certifying(project)
-    certifying = (rows, project.rows.test) if n_test else (rows,)
-    share = next_look(looks, {text for part in certifying for text in _texts(part)}).share
+        return None, 0.0, 0
+    looks = state_folder() / "tasks" / project.file.name / LOOKS
+    own, test = (text_fingerprints(example.text for example in part.examples) for part in (rows, project.rows.test))
+    n_test = len(test - read_before(looks, "", test)) if data.one_source else 0  # as `find_joined` decides
+    share = next_look(looks, own | test if n_test else own).share
     n_finalists = min(MAX_FINALISTS, len(project_candidates(project)))
     share /= max(1, n_finalists) if n_test else 1
     level = share * (1 - guarantee.confidence) / (guarantee.n_limits * (3 if project.file.routing.ahead else 1))
     n = len(rows) + n_test
     fewest = min_rows_without_error(guarantee.limits["error"], level) if level else n + 1
     words = f"{len(rows):,} calibration{f' and {n_test:,} test' if n_test else ''} rows"
-    if n >= fewest:
+    if n < fewest:
+        words += f" cannot show {guarantee.in_words}, even without an error"
+    else:
         words += f" show {guarantee.in_words} if, say, the {fewest:,} most confident answers are all right"
-        return RequirementForecast(setting=PROMISE, in_words=words, reachable=True)
-    words += f" cannot show {guarantee.in_words}, even without an error"
-    more_rows = fewest - n if level else None
-    return RequirementForecast(setting=PROMISE, in_words=words, reachable=False, more_rows=more_rows)
+    return RequirementForecast(setting=PROMISE, in_words=words, reachable=n >= fewest), level, n
 
 
-def _n_test_certifying(project: Project) -> int:
-    """Return how many test rows certify with the calibration rows, as `find_joined` decides."""
-    if not project.file.data.one_source:
-        return 0
-    test = _texts(project.rows.test)
-    return len(test - read_before(state_folder() / "tasks" / project.file.name / LOOKS, "", test))
+def _word_model(project: Project) -> tuple[_Assumed | None, str]:
+    """Return the answers of the linear model on words to rows that it did not learn, and what is assumed of a run's."""
+    examples = sample_rows(project.rows.development, CASES).examples
+    if not project.task.closed or len({example.answer for example in examples}) < 2:
+        return None, "from half of the errors that are allowed to none, since nothing is known of the model yet"
+    found = hold_out_labels([example.text for example in examples], [example.answer for example in examples])
+    right = wilson(int(found.right.sum()), len(found.right))
+    words = f"from the errors of a linear model on words (right on {right} of {right.n} rows that it did not learn) "
+    return _Assumed(found.confidence, found.right), f"{words}to half of them"
 
 
-def _texts(rows: Dataset) -> set[str]:
-    return text_fingerprints(example.text for example in rows.examples)
+def _as_good(cases: _Assumed | None, left: float, allowed: float) -> _Assumed:
+    """Return the answers with a share `left` of their errors; without any, with `allowed` errors less as many."""
+    luck = np.random.default_rng(0).random(len(cases.right) if cases else CASES)
+    if cases is not None:
+        return cases._replace(right=cases.right | (luck >= left))
+    at_worst = left == WORD_ERRORS[0]
+    return _Assumed(luck, np.arange(CASES) % round(2 / allowed) > 0 if at_worst else np.ones(CASES, dtype=bool))
 
 
 def _asked_alone(project: Project) -> Gate:

@@ -85,7 +85,7 @@ def prompted_model(task_file: TaskFile, task: Task, train: Dataset) -> PromptedM
         encoder = open_encoder(find_weights(task_file.small.encoder))
         selector = NearestShots(train, encoder, large.nearest, cache=home() / "vectors")
     shots = () if selector else fixed_shots(train, task, large.shots_per_label)
-    bound = not large.endpoint
+    bound = large.only_labels and not large.endpoint
     schema = task.answer_schema() if bound else None
     inner = general_model(task_file, answers=task.closed or None if bound else None, schema=schema)
     return PromptedModel(inner, task, shots=shots, selector=selector, max_tokens=task.max_answer_tokens)

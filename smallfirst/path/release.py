@@ -14,13 +14,13 @@ from datetime import UTC, datetime
 
 import yaml
 
-from smallfirst.base.errors import GateFailed
+from smallfirst.base.errors import ConfigError, GateFailed
 from smallfirst.base.stats.intervals import wilson
 from smallfirst.measuring.choice import PLANS, unbeaten
 from smallfirst.measuring.evaluate import Evaluation, share_of_bill
 from smallfirst.measuring.gate import CheckInputs, ConfidenceLevel, Requirement, run_checks
 from smallfirst.measuring.outcome import AuditedAccuracy, Outcome
-from smallfirst.measuring.verdict import CheckResult, Verdict, format_verdict, nearest_to_passing
+from smallfirst.measuring.verdict import CheckResult, Verdict, format_verdict, nearest_to_passing, override
 from smallfirst.models.pricing import format_usd
 from smallfirst.path.calibrate import CERTIFIED, Certified, attach_certified, calibrate_stage, certify_candidate
 from smallfirst.path.diagnostics import find_split_leaks, without_copies
@@ -41,6 +41,7 @@ from smallfirst.path.project.run_folder import (
     Promotion,
     RunFolder,
 )
+from smallfirst.path.project.task_file import RULES
 from smallfirst.registry import runs, versions
 from smallfirst.routing.certificate.certificate import Certificate
 
@@ -67,6 +68,23 @@ def gate_stage(project: Project, run_folder: RunFolder) -> GateVerdicts:
     return found
 
 
+@shown_as("")
+def override_stage(project: Project, run_folder: RunFolder, candidate: str, *, by: str, because: str) -> GateVerdicts:
+    """Let a person sign for `candidate` although it failed the gate.
+
+    Raise ConfigError as `override` does, or where only a gate of the user's own is missing.
+    """
+    before = run_folder.verdicts()
+    if not project.file.sets_gate and any(one.candidate == candidate and one.passed for one in before.verdicts):
+        raise ConfigError(
+            f"{candidate} meets the default gate, so there is nothing to sign for: task.yaml sets no gate",
+            hint=f"write  {gate_line(project)}  into task.yaml, if that is good enough; then  smallfirst promote",
+        )
+    verdicts = override(before.verdicts, candidate, by=by, because=because)
+    project.progress.log(f"gate: {candidate} overridden by {by}: {because}")
+    return _saved(project, run_folder, verdicts, before.trials)
+
+
 def _saved(
     project: Project, run_folder: RunFolder, verdicts: tuple[Verdict, ...], trials: tuple[Verdict, ...] = ()
 ) -> GateVerdicts:
@@ -84,12 +102,14 @@ def chosen_candidate(project: Project, verdicts: GateVerdicts) -> str:
 
     If none passes, the one that comes nearest.
     """
-    return project.file.routing.small or verdicts.winner or nearest_to_passing(verdicts.verdicts).candidate
+    if (wanted := project.file.goes_live) not in RULES:
+        return wanted
+    return verdicts.winner or nearest_to_passing(verdicts.verdicts).candidate
 
 
 def may_go_alone(project: Project, verdict: Verdict) -> bool:
-    """Return True if a candidate may answer every request: it passed a gate that task.yaml sets."""
-    return verdict.passed and project.file.sets_gate
+    """Return True if a candidate may answer every request: it passed a gate that task.yaml sets, or somebody signed."""
+    return verdict.passed and (project.file.sets_gate or bool(verdict.signed_by))
 
 
 def gate_line(project: Project) -> str:
@@ -180,15 +200,15 @@ def _check_worth(routed: Evaluation, alone: Evaluation, usd_per_wrong_answer: fl
 def promote_stage(project: Project, run_folder: RunFolder, candidate: str | None = None) -> Promotion | None:
     """Register `candidate`, else the chosen one, with its certificate, ask it over HTTP, and make it champion.
 
-    It is certified first, unless it is. Where a plan was confirmed it is that plan's. A version of which nothing may be
-    answered is registered as `shadow`: it drafts beside the large model where there is no champion, and None is
-    returned. Raise GateFailed if its verdict did not pass or task.yaml sets no gate, or if the server's answers differ
-    from the measured ones.
+    It is certified first, unless it is. Where a plan was confirmed it is that plan's, unless somebody signed for it. A
+    version of which nothing may be answered is registered as `shadow`: it drafts beside the large model where there is
+    no champion, and None is returned. Raise GateFailed if its verdict did not pass or task.yaml sets no gate, or if the
+    server's answers differ from the measured ones.
     """
     verdicts = run_folder.verdicts()
     verdict = verdicts.of(candidate or chosen_candidate(project, verdicts))
     plan = verdicts.confirmed
-    if plan is not None and candidate in (None, plan.candidate):
+    if plan is not None and candidate in (None, plan.candidate) and not verdict.signed_by:
         verdict = plan
     elif verdict.passed and not may_go_alone(project, verdict):
         raise GateFailed(
@@ -209,14 +229,29 @@ def promote_stage(project: Project, run_folder: RunFolder, candidate: str | None
     return promotion
 
 
-def _register(project: Project, run_folder: RunFolder, verdict: Verdict) -> Promotion:
-    """Register a certified candidate and ask it over HTTP; where nothing of it may be answered, name it `shadow`."""
+def shadow_stage(project: Project, run_folder: RunFolder) -> Promotion | None:
+    """Register the plan that was expected to keep most and could not be promised, to draft until a second look.
+
+    None if no plan was tried.
+    """
+    trials = run_folder.verdicts().trials
+    if not trials:
+        return None
+    verdict = trials[0]
+    if Certified.load(run_folder.path / CERTIFIED).candidate != verdict.candidate:
+        certify_candidate(project, run_folder, verdict.candidate, alone=False)  # the same look as before
+    return _register(project, run_folder, verdict, only_drafts=True)
+
+
+def _register(project: Project, run_folder: RunFolder, verdict: Verdict, *, only_drafts: bool = False) -> Promotion:
+    """Register a certified candidate and ask it over HTTP; where it `only_drafts`, name it `shadow`."""
     version = versions.register(
         run_folder.model_folder(verdict.candidate),
         verdict,
         name=project.file.register_to,
         run_id=run_folder.mlflow_run_id(),
         tags={"task": project.file.name, "run": run_folder.path.name},
+        only_drafts=only_drafts,
     )
     parity_stage(project, run_folder, version, verdict.candidate)
     promotion = Promotion(
@@ -227,7 +262,7 @@ def _register(project: Project, run_folder: RunFolder, verdict: Verdict) -> Prom
         plan=verdict.plan,
     )
     attach_certified(promotion, Certified.load(run_folder.path / CERTIFIED), run_folder)
-    if not answers_live(project, run_folder):
+    if only_drafts or not answers_live(project, run_folder):
         versions.name_shadow(version.name, version.version)
         project.progress.log(
             f"registered {version.name} version {version.version} @shadow: nothing of it may be answered"
@@ -304,7 +339,7 @@ def _live(project: Project, run_folder: RunFolder) -> Outcome:
         kind=plan,
         candidate=certified.candidate,
         title=get_candidate(certified.candidate).title,
-        gate="passed" if verdict.passed else "failed",
+        gate="signed" if verdict.signed_by else "passed" if verdict.passed else "failed",
         share_small=promised if promised and all_promised else wilson(sum(small), len(small)),
         share_promised=promised,
         promise=certificate.guarantee.in_words if certificate.issued else "",
@@ -314,6 +349,7 @@ def _live(project: Project, run_folder: RunFolder) -> Outcome:
         rest=rest or ("large" if plan == "small first" and project.file.large else ""),
         watched_by=_judge(project, certificate, audited),
         audited=audited,
+        signed=f"{verdict.signed_by} ({verdict.because})" if verdict.signed_by else "",
         why="" if certificate.issued else certificate.report.why,
         labels_needed=labels_needed(project, run_folder, live=True),
     )
@@ -325,7 +361,7 @@ def holds_to_gate(project: Project, certified: Certified, verdict: Verdict, *, a
     `all_small`: it answers every request of the task. Where it does not, a certificate decides what it answers, and is
     what audits watch; without one, the domain check alone sends some on.
     """
-    passed = certified.plan == "small alone" and verdict.passed and project.file.sets_gate
+    passed = certified.plan == "small alone" and verdict.passed and not verdict.signed_by and project.file.sets_gate
     return passed and (all_small or not certified.certificate.issued)
 
 
@@ -347,7 +383,7 @@ def _not_live(project: Project, run_folder: RunFolder) -> Outcome:
         large=project.file.large is not None,
         why=_why_not(project, run_folder),
     )
-    met = project.file.routing.small or verdicts.winner
+    met = verdicts.winner if project.file.goes_live in RULES else project.file.goes_live
     if met is None or not verdicts.of(met).passed:
         return found
     found = found.model_copy(update={"title": get_candidate(met).title, "gate": "passed"})

@@ -29,6 +29,7 @@ from smallfirst.path.release import (
     may_go_alone,
     plans_stage,
     promote_stage,
+    shadow_stage,
     small_first_stage,
 )
 from smallfirst.path.report.page import report_stage
@@ -146,7 +147,8 @@ def gate_and_release(project: Project, run_folder: RunFolder, champion: Champion
             raise GateFailed(stays, hint=f"label or harvest more rows; read {run_folder.path / 'report.html'}")
         promote_stage(project, run_folder)
     else:
-        decide_outcome(project, run_folder)
+        again = project.file.routing.second_look_after is not None
+        decide_outcome(project, run_folder, shadow=shadow_stage(project, run_folder) if again else None)
     outcome = run_folder.read(Outcome, OUTCOME, next_command="smallfirst promote task.yaml")
     project.progress.log(outcome.sentence)
     report_stage(project, run_folder)

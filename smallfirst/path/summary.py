@@ -29,7 +29,7 @@ from smallfirst.path.project.run_folder import (
     Promotion,
     RunFolder,
 )
-from smallfirst.path.project.task_file import TaskFile
+from smallfirst.path.project.task_file import RULES, TaskFile
 from smallfirst.registry import versions
 from smallfirst.routing.certificate.certificate import Certificate
 
@@ -178,7 +178,7 @@ def format_summary(summary: RunSummary) -> str:
 def _sentences(summary: RunSummary) -> list[str]:
     outcome, certificate = summary.outcome, summary.certificate
     lines = [outcome.sentence] if outcome else []
-    gates = {"passed": "PASS", "failed": "FAIL", "not written": "not in task.yaml"}
+    gates = {"passed": "PASS", "failed": "FAIL", "signed": "FAIL, signed for", "not written": "not in task.yaml"}
     confirmed = outcome and outcome.goes_live and summary.gate.confirmed
     parts = [f"gate {'PASS (small first)' if confirmed else gates[outcome.gate] if outcome else 'not decided'}"]
     if outcome and outcome.live_as:
@@ -233,8 +233,8 @@ def after_gate(
     project: Project, run_folder: RunFolder, gate: GateVerdicts, *, task: str = "task.yaml"
 ) -> Iterator[NextStep]:
     """Yield what to do after the gate has said no to the candidate that was to go live."""
-    named, outcome = project.file.routing.small, run_folder.find(Outcome, OUTCOME)
-    if named and gate.winner not in (None, named) and project.file.sets_gate:
+    named, outcome = project.file.goes_live, run_folder.find(Outcome, OUTCOME)
+    if gate.winner not in (None, named) and named not in RULES and project.file.sets_gate:
         what = f"{gate.winner} passes: let it go live in place of {named}"
         yield NextStep(what=what, command=f"smallfirst promote {task} --candidate {gate.winner}")
         return
@@ -258,7 +258,9 @@ def after_gate(
     if project.task.closed:
         what = "look for wrong labels among the training rows"
         yield NextStep(what=what, command=f"smallfirst review {task} --labels suspects.jsonl")
-    yield NextStep(what="or lower the gate in task.yaml, if that is good enough", command=f"smallfirst gate {task}")
+    what = "or sign for it with a name and a reason, which stay on record"
+    signed = f"smallfirst override {task} --candidate {best.candidate} --by NAME --because REASON"
+    yield NextStep(what=what, command=signed)
 
 
 def after_outcome(project: Project, outcome: Outcome, *, task: str = "task.yaml") -> Iterator[NextStep]:

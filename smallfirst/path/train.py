@@ -29,6 +29,7 @@ from smallfirst.path.project.candidate_registry import FINE_TUNED
 from smallfirst.path.project.candidates import Candidate, fits_in_folds, get_candidate, project_candidates
 from smallfirst.path.project.project import Project, shown_as
 from smallfirst.path.project.run_folder import FITTED, FittedCandidates, RunFolder, only_run
+from smallfirst.path.project.task_file import RULES
 from smallfirst.registry import runs
 from smallfirst.training.config import TrainConfig, parse_duration
 from smallfirst.training.estimates import (
@@ -353,7 +354,7 @@ def _rungs(
     `shared`: another one will ask them, but for language models.
     """
     rungs, left_out, file = dict[str, Rung](), dict[str, str](), project.file
-    required = {*file.routing.ahead, file.routing.small}
+    required = {*file.routing.ahead, file.goes_live}.difference(RULES)
     with project.progress.step("estimating how long each candidate takes"):
         for one in candidates:
             try:

@@ -53,7 +53,7 @@ class ModelVersion(Record):
     run_id: str
     """The MLflow run that holds the files."""
     tags: dict[str, str]
-    """`candidate`, `verdict` (JSON) if one was given, fingerprints."""
+    """`candidate`, `verdict` (JSON) if one was given, `signed_by` and `because` if overridden, fingerprints."""
     created_at: datetime
     """When it was registered, UTC."""
 
@@ -65,20 +65,23 @@ def register(
     name: str,
     run_id: str | None,
     tags: Mapping[str, str],
+    only_drafts: bool = False,
 ) -> ModelVersion:
     """Copy the files in `folder` into run `run_id`, or a new one, and register them as a version of `name`.
 
     It is not live until `promote`. `verdict` is None where nobody declared a gate. Raises GateFailed if it did not
-    pass, RegistryError for an invalid name or a folder that cannot be stored.
+    pass, unless the version `only_drafts` in shadow; RegistryError for an invalid name or a folder that cannot be
+    stored.
     """
     check_name(name)
     manifest = build_manifest(folder)
     evidence = {"model_fingerprint": manifest.fingerprint()}
     if verdict is not None:
-        if not verdict.passed:
+        if not (verdict.passed or only_drafts):
             raise _refusal(verdict)
         evidence |= {"candidate": verdict.candidate, "verdict": verdict.model_dump_json()}
         evidence["evaluation_fingerprint"] = verdict.evaluation_fingerprint
+        evidence |= {"signed_by": verdict.signed_by, "because": verdict.because or ""} if verdict.signed_by else {}
     with ExitStack() as opened:
         if run_id is None:
             run_id = opened.enter_context(open_run("registry", f"register {name}", tags={"model": name})).run_id
@@ -194,7 +197,8 @@ def _refusal(verdict: Verdict) -> GateFailed:
     for check in verdict.failed_checks:
         lines.append(f"  FAIL  {check.requirement}: {check.measured}")
         lines += [f"        {check.advice}"] if check.advice else []
-    return GateFailed("\n".join(lines), hint="follow the advice, or lower the gate in task.yaml")
+    hint = "follow the advice, or have a person override the verdict (smallfirst override)"
+    return GateFailed("\n".join(lines), hint=hint)
 
 
 def _parse(reference: str) -> tuple[str, int]:

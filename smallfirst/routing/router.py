@@ -206,6 +206,16 @@ class Router(CallableModel):
             drafts = None  # they are on the bill of the Completion
             yield Chunk(completion=draft)
 
+    async def draft(self, request: Request) -> tuple[Completion, float | None] | None:
+        """Return the only stage's draft with its confidence, whatever the certificate says.
+
+        None if a policy or a setting of the request keeps it from the thresholds.
+        """
+        chosen = apply_policies(self.options.policies, request, self.options.gain)
+        if chosen is not None and chosen.to != CASCADE:
+            return None
+        return await RoutingAttempt(self, request).draft_alone()
+
     async def ready(self) -> None:
         if (probed := self._probed) is not None:
             await probed.ready()
@@ -317,6 +327,14 @@ class RoutingAttempt:
                 )
             self._add_draft(stage, "passed on", "not confident enough", confidence, threshold)
         return self._answer_outside(outside) if outside else self._below_threshold(confidence, threshold)
+
+    async def draft_alone(self) -> tuple[Completion, float | None] | None:
+        """Return the last stage's draft with its confidence; None for a conversation, or if a setting changed it."""
+        await self._out_of_domain()
+        if self.router.ood_detector is not None and is_conversation(self.request):
+            return None
+        drafted = await self._make_draft(self.router.stages[-1])
+        return None if self.changed else drafted
 
     def _may_accept(self, stage: Stage) -> bool:
         """Return True if a draft of a foreign request could be accepted, were the model certain."""

@@ -36,6 +36,7 @@ from smallfirst.serving.wire import model_entry
 _SERVED_NAME = re.compile(r"[A-Za-z0-9._/@:-]{1,128}")
 _HANDLERS: dict[str, tuple[str, Handler]] = {
     CHAT_PATH: ("chat/completions", completions.chat),
+    "/v1/completions": ("completions", completions.completion),
     **{path: ("invocations", completions.invoke) for path in completions.INVOCATION_PATHS},
 }
 """By path: the name of the route in the metrics, and the handler of a POST."""

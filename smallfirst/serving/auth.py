@@ -36,9 +36,11 @@ from smallfirst.serving.settings import ServeSettings
 CHAT_PATH = "/v1/chat/completions"
 PUBLIC_PATHS = frozenset({"/health", "/ready"})
 """Open without a key."""
-USER_PATHS = frozenset({CHAT_PATH, "/v1/models", "/invocations", "/endpoints", "/serving-endpoints"})
+USER_PATHS = frozenset({CHAT_PATH, "/v1/completions", "/v1/models", "/invocations", "/endpoints", "/serving-endpoints"})
 """Open to any key, with all paths below them; every other path needs the role `admin`."""
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{1,5})?")
+_ID_PREFIXES = {CHAT_PATH: "chatcmpl", "/v1/completions": "cmpl"}
+"""Prefixes of response ids, as OpenAI has them."""
 _NO_HASH = "0" * 64
 """A key of an unknown id is compared with this, so that it takes as long."""
 REFUSED_S = 1.0
@@ -324,7 +326,7 @@ class AuthMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        kind = "chatcmpl" if scope["path"] == CHAT_PATH else "req"  # as OpenAI has them
+        kind = _ID_PREFIXES.get(scope["path"], "req")
         id = f"{kind}-{uuid.uuid4().hex}"
         scope["smallfirst.id"] = id
         limits: Callable[[], Mapping[str, str]] = dict

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions and MLflow's /invocations: ask the model and send its answer.
+"""POST /v1/chat/completions, /v1/completions and MLflow's /invocations: ask the model and send its answer.
 
 An answer is in the ledger before the client has the end of it; an answer that cannot be recorded is not given out.
 """
@@ -19,6 +19,7 @@ from smallfirst.serving.wire import (
     ParsedRequest,
     check_schema,
     parse_chat,
+    parse_completion,
     read_fields,
     sse_event,
 )
@@ -41,12 +42,19 @@ async def chat(call: ApiCall, body: bytes) -> None:
     await _answer(call, parse_chat(body, max_messages=call.app.settings.max_messages))
 
 
+async def completion(call: ApiCall, body: bytes) -> None:
+    """Answer a prompt in OpenAI's older format. Raise what `to_api_error` knows."""
+    call.response = call.response._replace(form="text")
+    await _answer(call, parse_completion(body))
+
+
 async def invoke(call: ApiCall, body: bytes) -> None:
-    """Answer MLflow's chat by the model of the path, else of the body. Raise what `to_api_error` knows."""
+    """Answer MLflow's chat or prompt by the model of the path, else of the body. Raise what `to_api_error` knows."""
     values, named = read_fields(body), call.scope["path_params"]
     in_path = "/".join(named[part] for part in ("name", "entity") if part in named)
     name = in_path or values.get("model") or await asyncio.to_thread(_default_model, call)
-    await chat(call, json.dumps({**values, "model": name}).encode())
+    answer = completion if "prompt" in values else chat
+    await answer(call, json.dumps({**values, "model": name}).encode())
 
 
 def _default_model(call: ApiCall) -> str:
@@ -90,7 +98,8 @@ async def _stream(call: ApiCall, model: Model, request: Request, *, include_usag
         call.first_token_s = call.elapsed_s
         head = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
         await call.send_head(200, head)
-        await call.send_body(sse_event(response.opening(include_usage=usage)), more=True)
+        if response.form == "chat":
+            await call.send_body(sse_event(response.opening(include_usage=usage)), more=True)
         while True:
             if chunk.text and not (chunk.completion and chunk.completion.refusal):
                 piece = response.piece(chunk.text, chunk.tokens, include_usage=usage)

@@ -1,4 +1,4 @@
-"""OpenAI's chats on the wire: JSON in, a Request; a Completion, and JSON and chunks out.
+"""OpenAI's chats and completions on the wire: JSON in, a Request; a Completion, and JSON and chunks out.
 
 The JSON is bounded before anything is built from it; each value is visited once, without recursion. Some of OpenAI's
 parameters are read, some are ignored as they have no effect on a narrow model, and some are refused by name. Any other
@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
@@ -64,6 +65,7 @@ CHAT_IGNORED = frozenset(
     }
 )
 """Parameters of a chat that are accepted and have no effect."""
+COMPLETION_IGNORED = frozenset({"frequency_penalty", "presence_penalty", "logit_bias", "top_p"})
 
 Refused = Mapping[str, tuple[str, tuple[Any, ...]]]
 """By name: the reason, and the values that have no effect and are accepted."""
@@ -81,6 +83,12 @@ CHAT_REFUSED: Refused = {
     "prediction": ("there is no predicted output here", ()),
     "moderation": ("nothing is moderated here", ()),
     "web_search_options": ("nothing is fetched from the web", ({},)),
+}
+COMPLETION_REFUSED: Refused = {
+    "echo": ("the prompt is not repeated", (False,)),
+    "suffix": ("text is continued, not filled in", ()),
+    "best_of": (_ONE, (1,)),
+    "n": (_ONE, (1,)),
 }
 MAX_VALUE = 900
 """Characters of a header's value; what is longer ends in `...`, and is whole in the body."""
@@ -252,24 +260,16 @@ _TagValue = Annotated[str, Field(max_length=512)]
 _Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 
 
-class ChatBody(pydantic.BaseModel):
-    """The body of a chat."""
-
+class _Common(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="ignore", strict=True)
     model: str = Field(min_length=1, max_length=256)
-    messages: list[_ChatTurn] = Field(min_length=1)
     max_tokens: _Tokens | None = None
-    max_completion_tokens: _Tokens | None = None
     temperature: float = Field(default=0.0, ge=0, le=2)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: list[str] = Field(default=[], max_length=4)
     user: _TagValue | None = None
     stream: bool = False
     stream_options: _StreamOptions | None = None
-    logprobs: bool = False
-    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
-    response_format: _Form | None = None
-    metadata: dict[_TagName, _TagValue] = Field(default={}, max_length=16)
 
     @pydantic.field_validator("stop", mode="before")
     @classmethod
@@ -280,9 +280,28 @@ class ChatBody(pydantic.BaseModel):
         return texts
 
     @pydantic.model_validator(mode="after")
-    def _options_have_what_they_are_about(self) -> ChatBody:
+    def _streams(self) -> _Common:
         if self.stream_options is not None and not self.stream:
             raise PydanticCustomError("stream_options", "stream_options is only allowed when stream is true")
+        return self
+
+    def parsed(self, request: Request) -> ParsedRequest:
+        options = self.stream_options or _StreamOptions()
+        return ParsedRequest(self.model, request, self.stream, options.include_usage)
+
+
+class ChatBody(_Common):
+    """The body of a chat."""
+
+    messages: list[_ChatTurn] = Field(min_length=1)
+    max_completion_tokens: _Tokens | None = None
+    logprobs: bool = False
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    response_format: _Form | None = None
+    metadata: dict[_TagName, _TagValue] = Field(default={}, max_length=16)
+
+    @pydantic.model_validator(mode="after")
+    def _logprobs_first(self) -> ChatBody:
         if self.top_logprobs and not self.logprobs:
             raise PydanticCustomError("top_logprobs", "top_logprobs is only allowed when logprobs is true")
         return self
@@ -305,6 +324,34 @@ class ChatBody(pydantic.BaseModel):
         )
 
 
+class CompletionBody(_Common):
+    """The body of a completion, with OpenAI's bounds and its 16 tokens by default."""
+
+    prompt: str
+    logprobs: int | None = Field(default=None, ge=0, le=5)
+
+    @pydantic.field_validator("prompt", mode="before")
+    @classmethod
+    def _of_one(cls, value: object) -> object:
+        if isinstance(value, list):
+            if len(value) != 1 or not isinstance(value[0], str):
+                raise PydanticCustomError("prompt", "one prompt a request, as a text; token ids are not accepted")
+            return value[0]
+        return value
+
+    def to_request(self) -> Request:
+        """Return the prompt as a user message: a model here adds its task's prompt."""
+        return Request(
+            messages=(Message(role="user", content=self.prompt),),
+            max_tokens=self.max_tokens or 16,
+            temperature=self.temperature,
+            seed=self.seed,
+            stop=tuple(self.stop),
+            tags={} if self.user is None else {"user": self.user},
+            logprobs=self.logprobs,
+        )
+
+
 B = TypeVar("B", bound=pydantic.BaseModel)
 
 
@@ -320,8 +367,13 @@ def parse_chat(body: bytes, *, max_messages: int) -> ParsedRequest:
     parsed = parse_body(ChatBody, values, CHAT_IGNORED, CHAT_REFUSED)
     if parsed.messages[-1].role == "assistant":
         raise ApiError(400, "The last message is the one to answer, so it cannot be the assistant's.", param="messages")
-    options = parsed.stream_options or _StreamOptions()
-    return ParsedRequest(parsed.model, parsed.to_request(), parsed.stream, options.include_usage)
+    return parsed.parsed(parsed.to_request())
+
+
+def parse_completion(body: bytes) -> ParsedRequest:
+    """Parse the body of a completion. Raise ApiError 400 naming the field at fault."""
+    parsed = parse_body(CompletionBody, read_fields(body), COMPLETION_IGNORED, COMPLETION_REFUSED)
+    return parsed.parsed(parsed.to_request())
 
 
 def read_fields(body: bytes) -> dict[str, Any]:
@@ -352,14 +404,15 @@ class ResponseBuilder(NamedTuple):
     """Builds the parts of one response."""
 
     id: str
-    """`chatcmpl-…`, also the id of the ledger row."""
+    """`chatcmpl-…` or `cmpl-…`, also the id of the ledger row."""
     created: int
     served_name: str
+    form: Literal["chat", "text"] = "chat"
 
     def whole(self, answer: Completion) -> dict[str, Any]:
         """Return the response to a request that is not streamed."""
         return {
-            **self._head("chat.completion"),
+            **self._head("chat.completion" if self.form == "chat" else "text_completion"),
             "system_fingerprint": system_fingerprint(answer.answered_by),
             "choices": [self._choice(answer)],
             "usage": usage(answer),
@@ -372,19 +425,21 @@ class ResponseBuilder(NamedTuple):
         return self._chunk({"delta": delta, "logprobs": None}, None, include_usage)
 
     def piece(self, text: str, tokens: Sequence[Token] = (), *, include_usage: bool) -> dict[str, Any]:
-        return self._chunk({"delta": {"content": text}, "logprobs": _logprobs(tokens)}, None, include_usage)
+        said: dict[str, Any] = {"delta": {"content": text}} if self.form == "chat" else {"text": text}
+        return self._chunk({**said, "logprobs": self._logprobs(tokens)}, None, include_usage)
 
     def last(self, answer: Completion, *, include_usage: bool) -> dict[str, Any]:
         """Return the last chunk of the answer, with the `smallfirst` object."""
-        delta = {"refusal": answer.text} if answer.refusal else {}
-        chunk = self._chunk({"delta": delta, "logprobs": None}, answer.finish_reason, include_usage)
+        refusal = {"refusal": answer.text} if answer.refusal else {}
+        said: dict[str, Any] = {"delta": refusal} if self.form == "chat" else {"text": refusal.get("refusal", "")}
+        chunk = self._chunk({**said, "logprobs": None}, answer.finish_reason, include_usage)
         chunk["system_fingerprint"] = system_fingerprint(answer.answered_by)
         chunk["smallfirst"] = self.explanation(answer)
         return chunk
 
     def usage_chunk(self, answer: Completion) -> dict[str, Any]:
         """Return the chunk of usage that ends a stream if the client asked for it."""
-        head = {**self._head("chat.completion.chunk"), "system_fingerprint": system_fingerprint(answer.answered_by)}
+        head = {**self._head(self._chunk_kind), "system_fingerprint": system_fingerprint(answer.answered_by)}
         return {**head, "choices": [], "usage": usage(answer)}
 
     def explanation(self, completion: Completion) -> dict[str, Any]:
@@ -415,23 +470,37 @@ class ResponseBuilder(NamedTuple):
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.served_name}
 
+    @property
+    def _chunk_kind(self) -> str:
+        return "chat.completion.chunk" if self.form == "chat" else "text_completion"
+
     def _choice(self, answer: Completion) -> dict[str, Any]:
         text, refusal = (None, answer.text) if answer.refusal else (answer.text, None)
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": refusal, "annotations": []}
-        logprobs = _logprobs(answer.tokens)
-        return {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": answer.finish_reason}
+        said: dict[str, Any] = {"message": message} if self.form == "chat" else {"text": answer.text}
+        logprobs = self._logprobs(answer.tokens)
+        return {"index": 0, **said, "logprobs": logprobs, "finish_reason": answer.finish_reason}
 
     def _chunk(self, said: dict[str, Any], finish_reason: str | None, include_usage: bool) -> dict[str, Any]:
         choice = {"index": 0, **said, "finish_reason": finish_reason}
-        chunk = {**self._head("chat.completion.chunk"), "system_fingerprint": None, "choices": [choice]}
+        chunk = {**self._head(self._chunk_kind), "system_fingerprint": None, "choices": [choice]}
         return {**chunk, "usage": None} if include_usage else chunk
 
-
-def _logprobs(tokens: Sequence[Token]) -> dict[str, Any] | None:
-    if not tokens:
-        return None
-    content = [{**_token(t.text, t.logprob, t.octets), "top_logprobs": [_token(*o) for o in t.top]} for t in tokens]
-    return {"content": content, "refusal": None}
+    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
+        if not tokens:
+            return None
+        if self.form == "chat":
+            content = [
+                {**_token(t.text, t.logprob, t.octets), "top_logprobs": [_token(*o) for o in t.top]} for t in tokens
+            ]
+            return {"content": content, "refusal": None}
+        offsets = [0, *accumulate(len(token.text) for token in tokens)][:-1]
+        return {
+            "tokens": [token.text for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [dict(token.top) for token in tokens],
+            "text_offset": offsets,
+        }
 
 
 def _token(text: str, logprob: float, octets: Sequence[int] = ()) -> dict[str, Any]:

@@ -1,11 +1,14 @@
-"""The capture store: exchanges in one SQLite file, redacted, bounded in rows and days.
+"""The capture store: exchanges in one SQLite file, redacted, bounded in rows and days, encrypted if a key is given.
 
 One process writes; any number read meanwhile. A killed writer loses nothing that `append` had returned for.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
+import secrets
 import sqlite3
 import threading
 import zlib
@@ -14,19 +17,23 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from smallfirst.base.errors import ConfigError, SmallfirstError
+from smallfirst.base.errors import ConfigError, SmallfirstError, as_missing_extra
 from smallfirst.data.redaction import redact_body
 from smallfirst.traffic.exchange import Exchange
 
 FILE_NAME = "capture.db"
+KEY_ENV = "SMALLFIRST_CAPTURE_KEY"
+"""Variable of the environment that holds the key, unless the settings name another."""
 MAX_ROWS, KEEP_DAYS = 200_000, 30
 MAX_BYTES = 2_000_000
 """Longest exchange that is kept, as JSON without media."""
-_PAGE = 200
+_PLAIN, _ENCRYPTED = b"\0", b"\1"
+_NONCE, _PAGE = 12, 200
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS exchanges "
     "(seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, at TEXT NOT NULL, content BLOB NOT NULL)",
     "CREATE INDEX IF NOT EXISTS exchanges_at ON exchanges (at)",
+    "CREATE TABLE IF NOT EXISTS encryption (salt BLOB NOT NULL, key_check BLOB NOT NULL)",
 )
 
 
@@ -36,11 +43,48 @@ class CaptureUnavailable(SmallfirstError):
     retryable = True
 
 
+class Cipher:
+    """AES-256-GCM under a key that scrypt derives from any text. Each content is bound to its id: no other reads it."""
+
+    def __init__(self, key: str, salt: bytes) -> None:
+        """Derive the key, which takes about 50 ms. Raise MissingExtra."""
+        try:
+            from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+        except ModuleNotFoundError as error:
+            raise as_missing_extra(error) from None
+        self._key = hashlib.scrypt(key.encode(), salt=salt, n=2**14, r=8, p=1, dklen=64)
+        self._aead = AESGCM(self._key[:32])
+
+    def encrypt(self, content: bytes, id: str) -> bytes:
+        """Return a random nonce of 12 bytes, the encrypted content, and a tag of 16."""
+        nonce = secrets.token_bytes(_NONCE)
+        return nonce + self._aead.encrypt(nonce, content, id.encode())
+
+    def decrypt(self, content: bytes, id: str) -> bytes:
+        """Return the content. Raise ConfigError if it was changed or belongs to another id."""
+        from cryptography.exceptions import InvalidTag
+
+        try:
+            return self._aead.decrypt(content[:_NONCE], content[_NONCE:], id.encode())
+        except InvalidTag:
+            raise ConfigError(f"exchange {id} cannot be decrypted: its content was changed") from None
+
+    def check(self) -> bytes:
+        """Return what tells one key from another without saying it."""
+        return hmac.digest(self._key[32:], b"smallfirst capture", "sha256")
+
+
 class CaptureStore:
     """A file of exchanges. Any thread may append; each reader has a connection of its own."""
 
-    def __init__(self, path: Path, *, max_rows: int = MAX_ROWS, keep_days: int = KEEP_DAYS) -> None:
-        """Open or create `path`, readable by its owner only. Raise ConfigError if the file cannot be used."""
+    def __init__(
+        self, path: Path, *, max_rows: int = MAX_ROWS, keep_days: int = KEEP_DAYS, key: str | None = None
+    ) -> None:
+        """Open or create `path`, readable by its owner only; with `key`, any text, its contents are encrypted.
+
+        A file without encryption is encrypted when it is first opened with a key. Raise ConfigError if the key is
+        missing or another one, or the file cannot be used.
+        """
         self.path, self.max_rows, self._keep = path, max_rows, timedelta(days=keep_days)
         self._lock = threading.Lock()
         try:
@@ -54,6 +98,7 @@ class CaptureStore:
                     self._connection.execute(statement)
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"{path} cannot keep exchanges: {error}", hint="choose another path") from None
+        self._cipher = self._cipher_of(key)
 
     def append(self, exchanges: Sequence[Exchange]) -> int:
         """Write redacted exchanges; what is above `max_rows` goes, oldest first. Return how many were not too long.
@@ -77,9 +122,9 @@ class CaptureStore:
     def exchanges(self) -> Iterator[Exchange]:
         """Yield the exchanges in the order of writing; what is written or deleted meanwhile is among them or not."""
         with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)) as reader:
-            query, last = f"SELECT seq, content FROM exchanges WHERE seq > ? ORDER BY seq LIMIT {_PAGE}", 0
+            query, last = f"SELECT seq, id, content FROM exchanges WHERE seq > ? ORDER BY seq LIMIT {_PAGE}", 0
             while page := reader.execute(query, (last,)).fetchall():  # a long read would keep the journal from folding
-                yield from (Exchange.model_validate(json.loads(zlib.decompress(content))) for _, content in page)
+                yield from (self._exchange(id, content) for _, id, content in page)
                 last = page[-1][0]
 
     def expire(self, now: datetime | None = None) -> int:
@@ -103,7 +148,41 @@ class CaptureStore:
         content = json.dumps(values, separators=(",", ":")).encode()
         if len(content) > MAX_BYTES:
             return None
-        return exchange.id, _text(exchange.at), zlib.compress(content, 6)
+        packed = zlib.compress(content, 6)
+        sealed = _ENCRYPTED + self._cipher.encrypt(packed, exchange.id) if self._cipher else _PLAIN + packed
+        return exchange.id, _text(exchange.at), sealed
+
+    def _exchange(self, id: str, content: bytes) -> Exchange:
+        plain = content[1:]
+        if content[:1] == _ENCRYPTED:
+            if self._cipher is None:  # encrypted by another process since this one has opened it
+                raise self._key_needed()
+            plain = self._cipher.decrypt(plain, id)
+        return Exchange.model_validate(json.loads(zlib.decompress(plain)))
+
+    def _key_needed(self) -> ConfigError:
+        return ConfigError(f"{self.path} is encrypted", hint=f"set {KEY_ENV} to its key")
+
+    def _cipher_of(self, key: str | None) -> Cipher | None:
+        found = self._connection.execute("SELECT salt, key_check FROM encryption").fetchone()
+        if found is None and key:
+            salt = secrets.token_bytes(16)
+            cipher = Cipher(key, salt)
+            with self._connection:
+                for id, content in self._connection.execute("SELECT id, content FROM exchanges").fetchall():
+                    sealed = _ENCRYPTED + cipher.encrypt(content[1:], id)
+                    self._connection.execute("UPDATE exchanges SET content = ? WHERE id = ?", (sealed, id))
+                self._connection.execute("INSERT INTO encryption VALUES (?, ?)", (salt, cipher.check()))
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            return cipher
+        if found is None:
+            return None
+        if not key:
+            raise self._key_needed()
+        cipher = Cipher(key, found[0])
+        if cipher.check() != found[1]:
+            raise ConfigError(f"{self.path} is encrypted with another key", hint=f"set {KEY_ENV} to the one it has")
+        return cipher
 
 
 def _text(moment: datetime) -> str:

@@ -128,12 +128,12 @@ def record_path(out: Path) -> Path:
     return out.with_suffix(".harvest.json")
 
 
-def harvest(project: Project, out: Path = Path("harvested.jsonl")) -> HarvestResult:
+def harvest(project: Project, out: Path = Path("harvested.jsonl"), *, people_only: bool = False) -> HarvestResult:
     """Write the training rows that the ledger gives for the project's task to `out`; return the record.
 
-    To each text the latest answer of the most trusted source counts, unless a judge has called it wrong. A text of the
-    training rows is left out, unless it came from `out` itself. Raise ConfigError if there is no ledger, or if `out` is
-    read by the task or was edited by somebody.
+    With `people_only` use only what judges said. To each text the latest answer of the most trusted source counts,
+    unless a judge has called it wrong. A text of the training rows is left out, unless it came from `out` itself. Raise
+    ConfigError if there is no ledger, or if `out` is read by the task or was edited by somebody.
     """
     earlier = HarvestResult.load(record_path(out)) if record_path(out).exists() else None
     refuse_to_overwrite(project, out, earlier)
@@ -152,7 +152,7 @@ def harvest(project: Project, out: Path = Path("harvested.jsonl")) -> HarvestRes
                 reasons[row.id] = "no_text"
             elif (answer := project.task.parse(found[1])) is None or _n_turns(row) > 1:
                 reasons[row.id] = "unfit"
-            else:
+            elif found[0] != "large" or not people_only:
                 votes.append(_Vote(row.id, row.at, text, found[0], answer))
     rows = _without_held_out(project, list(_rows(project, out, votes, wrong, reasons)), reasons)
     sources, counts = Counter(row.vote.source for row in rows), Counter(reasons.values())

@@ -176,7 +176,7 @@ def large_model_teacher(project: Project) -> Labeller:
     endpoint = large.endpoint
     decides = [
         model.name,
-        large.model_dump(mode="json", include={"gguf", "engine", "nearest"}),
+        large.model_dump(mode="json", include={"gguf", "engine", "nearest", "only_labels"}),
         endpoint and endpoint.model_dump(mode="json", include={"base_url", "extra_body"}),
         [message.model_dump() for message in task.instructions(shots)],
         [train.content_fingerprint, file.small.encoder] if large.nearest else None,

@@ -1,7 +1,8 @@
 """Learn a discovered task from the large model's recorded answers, and from people's corrections where there are some.
 
 Without corrections right is what the large model answered, so the certificate promises agreement with it. With enough
-of them a part trains beside the recorded answers, and the rest certifies and tests: then it promises accuracy.
+of them a part trains beside the recorded answers, and the rest certifies and tests: then it promises accuracy. What
+judges marked of answers that were served trains in both cases and measures in none: it is no random sample.
 """
 
 from __future__ import annotations
@@ -19,16 +20,23 @@ import yaml
 import smallfirst
 from smallfirst.base.errors import ConfigError, GateFailed
 from smallfirst.base.files import write_atomically
+from smallfirst.base.paths import state_of
 from smallfirst.base.progress import Progress
 from smallfirst.base.records import Record
+from smallfirst.base.stats.intervals import Estimate, ratio_interval
 from smallfirst.base.sync import outside_event_loop
 from smallfirst.data.dataset import Example, fold_text
 from smallfirst.data.sources.load import load_rows
+from smallfirst.measuring.evaluate import EvaluatedRow
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded import RecordedAnswer, RecordingHeader, request_key
+from smallfirst.path.project.project import Project
+from smallfirst.path.project.run_folder import RunFolder
 from smallfirst.path.project.task_file import TaskFile, read_task_file
 from smallfirst.path.run import try_run
 from smallfirst.path.summary import RunSummary
+from smallfirst.registry.versions import SHADOW
+from smallfirst.traffic.harvest import harvest, open_ledger
 from smallfirst.traffic.settings import settings_near
 from smallfirst.traffic.task_source import LEARNT, TakeOver, TakeOvers, TaskSource, Teacher
 
@@ -36,7 +44,10 @@ CORRECTIONS = "corrections.jsonl"
 """File of people's right answers in the task's folder, in the columns of its rows."""
 MIN_CORRECTIONS = 200
 """Fewer corrections than this only train: they could hardly certify anything."""
+SECOND_LOOK_AFTER = 1000
+"""Texts in shadow after which the certificate is looked for once more, unless the drafted task.yaml sets another."""
 _RECORDED = "recorded.jsonl"
+_MARKED = "marked.jsonl"
 _PARTS = (("train", 0.6), ("validation", 0.85), ("test", 1.0))
 """What corrections are used for, with the upper end of each part of [0, 1) into which a text's hash falls."""
 
@@ -48,24 +59,39 @@ class Learnt(Record):
     n_rows: int
     """Recorded answers."""
     n_corrections: int
+    n_marked: int = 0
+    """Rows more that judges marked as the task was served; they train."""
     promises_accuracy: bool
     """True if people's answers certify; False if the certificate promises agreement with the large model."""
     version: int
     promise: str
-    """With what it calls right."""
+    """With what it calls right; empty while nothing is promised."""
+    why: str = ""
+    """Why nothing is; empty where something is."""
+    second_look_after: int | None = None
+    """Texts in shadow after which the certificate is looked for once more."""
     share: float
     """Share of the test rows that stayed small."""
+    differ: Estimate | None = None
+    """Share of the kept test requests whose answer differs, each text weighing as many as asked it; None without."""
+    limit: float = 1.0
+    """Share of kept texts that may differ, as promised."""
     report: str
 
     @property
     def in_words(self) -> tuple[str, ...]:
         """Return what it means in sentences."""
         of = f", {self.n_corrections} of them corrected by people" if self.n_corrections else ""
+        of += f", and from {self.n_marked:,} that judges marked as it was served" if self.n_marked else ""
+        look = f"the second look comes by itself, after {self.second_look_after or 0:,} texts there"
+        stays = f"{self.share:.0%} of the test rows stay small" if self.promise else "nothing stays small yet"
         return (
             f"{self.task}: learnt from {self.n_rows:,} recorded answers{of}",
-            f"promise: {self.promise}",
-            f"{self.share:.0%} of the test rows stay small; report: {self.report}",
+            f"promise: {self.promise or f'none yet: {self.why}'}",
+            f"{stays}; report: {self.report}",
+            *([_requests_in_words(self.differ, self.limit)] if self.differ else []),
             "in shadow: the large model answers, and the small one is compared with it",
+            *([look] if self.second_look_after is not None else []),
         )
 
 
@@ -103,25 +129,37 @@ def learn(
     files = _write_parts(place, drafted, rows, corrections, accuracy=accuracy)
     named = [row.example.answer for row in corrections.values() if row.example.shape == "label"]
     _write_task(place, folder, files, labels="gold" if accuracy else "large", named=named, minutes=minutes)
+    n_marked = _add_marked(place)
     summary = _run(place, progress, minutes)
     certificate, routed = summary.certificate, summary.paths.get("routed")
     assert certificate is not None  # else the run has ended with an error
-    assert summary.promoted is not None
-    right = "people answered" if accuracy else "the large model answered"
-    promise = f"{certificate.guarantee.in_words}; right is what {right}"
+    version = _version(summary)
+    promise, differ, limit = "", None, 1.0
+    if certificate.issued:
+        right = "people answered" if accuracy else "the large model answered"
+        promise = f"{certificate.guarantee.in_words}; right is what {right}"
+        limit = certificate.guarantee.max_error or 1.0
+        answered = RunFolder(Path(summary.report).parent).evaluation("routed", "test")
+        asked = {row.key: int(row.values.get("n", 1)) for row in rows}
+        differ = requests_that_differ(answered.rows, asked) if answered else None
     learnt = Learnt(
         task=source.name,
         n_rows=len(rows),
         n_corrections=len(corrected),
+        n_marked=n_marked,
         promises_accuracy=accuracy,
-        version=summary.promoted.version,
+        version=version,
         promise=promise,
-        share=routed.share if routed else 0.0,
+        why="" if certificate.issued else certificate.report.why,
+        second_look_after=read_task_file(place).routing.second_look_after,
+        share=routed.share if routed and certificate.issued else 0.0,
+        differ=differ,
+        limit=limit,
         report=summary.report,
     )
     file = takeovers or TakeOvers()
     before = file.read().get(source.name) or TakeOver(task=source.name, folder=folder)
-    new = {"folder": folder, "version": learnt.version, "promise": promise}
+    new = {"folder": folder, "version": version, "promise": promise, "certificate": "", "second_look": ""}
     why = "learnt; the small model is compared with the large one before it answers"
     file.put(before.model_copy(update=new).moved("shadow", cause="person", why=why, share=0.0))
     return learnt
@@ -152,19 +190,61 @@ def _check_terms(source: TaskSource, n_corrections: int) -> None:
         )
 
 
+def _add_marked(place: Path) -> int:
+    """Let what judges marked in the ledger train as well; return the number of rows."""
+    file = read_task_file(place)
+    with state_of(place):
+        try:
+            open_ledger().close()
+        except ConfigError:  # nothing was served yet
+            return 0
+        found = harvest(Project.read(file, Progress(quiet=True)), out=place / _MARKED, people_only=True)
+    if found.n_rows:
+        values = yaml.safe_load((place / "task.yaml").read_text(encoding="utf-8"))
+        values["data"]["harvested"] = [*values["data"].get("harvested", []), _MARKED]
+        _write_settings(place, values)
+    return found.n_rows
+
+
 def _run(place: Path, progress: Progress | None, minutes: float | None) -> RunSummary:
-    """Run the whole path; say in the words of a take-over what is missing if nothing can be promised."""
+    """Run the whole path; say in the words of a take-over what is missing if nothing can be promised.
+
+    That is no error where the version drafts in shadow until a second look.
+    """
     file = read_task_file(place)
     file = file if minutes is None else file.with_minutes(minutes)
     summary, error = outside_event_loop(lambda: try_run(file, task=str(place), progress=progress))
-    if isinstance(error, GateFailed):
+    drafts = summary.outcome is not None and summary.outcome.alias == SHADOW
+    if isinstance(error, GateFailed) and not drafts:
         why = summary.certificate.report.why if summary.certificate else error.args[0]
         raise GateFailed(
             f"{file.name}: nothing can be promised yet: {why}", hint=f"more traffic; read {summary.report}"
         )
-    if error is not None:
+    if error is not None and not drafts:
         raise error
     return summary
+
+
+def _version(summary: RunSummary) -> int:
+    """Return the version of a run, live or in shadow."""
+    found = summary.promoted or summary.outcome
+    assert found is not None
+    assert found.version is not None
+    return found.version
+
+
+def requests_that_differ(routed: Sequence[EvaluatedRow], asked: Mapping[str, int]) -> Estimate | None:
+    """Return the share of the requests whose certified answer differs; `asked`: by folded text how often it was."""
+    kept = [(not row.correct, asked.get(fold_text(row.text), 1)) for row in routed if row.certified]
+    return ratio_interval([wrong * n for wrong, n in kept], [n for _, n in kept]) if kept else None
+
+
+def _requests_in_words(differ: Estimate, limit: float) -> str:
+    more = "; more than promised of texts, as frequent ones are answered worse: begin with a small share"
+    return (
+        f"counted by requests, {differ.value:.1%} [{max(0.0, differ.low):.1%}, {min(1.0, differ.high):.1%}] of "
+        f"{differ.n:,} kept test requests differ: measured, not promised{more if differ.value > limit else ''}"
+    )
 
 
 def _files(drafted: TaskFile) -> dict[str, Path]:
@@ -264,8 +344,16 @@ def _write_task(
     }
     if minutes is not None:
         changes["routing"].pop("small", None)
+    if labels == "large" and not read_task_file(folder).why_no_second_look:
+        changes["routing"].setdefault("second_look_after", SECOND_LOOK_AFTER)
+    else:
+        changes["routing"].pop("second_look_after", None)
     if isinstance(values.get("labels"), list):  # people may name one that the large model never did
         changes["labels"] = list(dict.fromkeys([*values["labels"], *named]))
-    text = yaml.safe_dump({**values, **changes}, sort_keys=False, allow_unicode=True, width=120)
+    _write_settings(place, {**values, **changes})
+
+
+def _write_settings(place: Path, values: Mapping[str, Any]) -> None:
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
     note = f"# Written by `smallfirst learn` from ../task.yaml: change that one.\n\n{text}"
     write_atomically(place / "task.yaml", note.encode())

@@ -13,6 +13,7 @@ from smallfirst.base.errors import ConfigError, did_you_mean
 from smallfirst.base.records import Record, parse_record, read_yaml
 from smallfirst.models.pricing import PriceBook
 from smallfirst.models.remote.config import BaseUrl
+from smallfirst.traffic.capture_store import KEY_ENV
 from smallfirst.traffic.task_source import Teacher
 
 FILE_NAME = "gateway.yaml"
@@ -65,6 +66,19 @@ class CaptureSettings(Record):
     """Days after which an exchange is deleted."""
     tenants: tuple[str, ...] = ("default",)
     """Tenants who have agreed: names of keys (`smallfirst keys create NAME`); `default` is everybody without a key."""
+    key_env: str | None = None
+    """Environment variable that holds the key with which the store is encrypted; left out: SMALLFIRST_CAPTURE_KEY, if
+    that is set."""
+
+    def key(self) -> str | None:
+        """Return the store's key from the environment, or None without one. Raise ConfigError if it must be there."""
+        found = os.environ.get(self.key_env or KEY_ENV) or None
+        if self.key_env and not found:
+            raise ConfigError(
+                f"capture.key_env: the environment variable {self.key_env} is not set",
+                hint=f"export {self.key_env}=…",
+            )
+        return found
 
 
 class GatewaySettings(Record):

@@ -293,6 +293,8 @@ class TaskSource(Record):
     models: tuple[str, ...] = ()
     """Models that the application asks for with these prompts."""
     teacher: Teacher
+    foretold_share: tuple[float, float, float] | None = None
+    """Share of its requests that can move: estimate, and the ends of its 95 % interval."""
 
     @classmethod
     def of(cls, folder: Path) -> TaskSource | None:
@@ -311,6 +313,16 @@ State = Literal["shadow", "live", "stepped back"]
 Cause = Literal["", "person", "prompt", "model", "guarantee"]
 
 
+class TenantStepBack(Record):
+    """The one tenant whose requests alone the large model answers again."""
+
+    tenant: str
+    """Name of its key."""
+    cause: Cause
+    why: str
+    at: AwareDatetime
+
+
 class TakeOver(Record):
     """A learnt task, as it is served."""
 
@@ -325,11 +337,15 @@ class TakeOver(Record):
     changed_at: AwareDatetime = datetime.fromtimestamp(0, UTC)
     promise: str = ""
     """What its certificate promises, in words; empty while nothing is promised."""
+    certificate: str = ""
+    """Fingerprint of the certificate that the second look put in force; another one is loaded at once."""
+    second_look: str = ""
+    """What the second look found, in one sentence without its end; empty before it."""
     cause: Cause = ""
     why: str = ""
     """What led to its state, in one sentence."""
-    tenants_back: dict[str, str] = {}
-    """Names of the keys for which a live task has stepped back, each with why, until a person takes it over again."""
+    tenant_back: TenantStepBack | None = None
+    """For whom a live task has stepped back, until a person takes it over again; a second tenant ends it for all."""
 
     @property
     def live_share(self) -> float:
@@ -348,23 +364,37 @@ class TakeOver(Record):
             )
 
     def moved(self, state: State, *, cause: Cause, why: str, share: float | None = None) -> TakeOver:
-        """Return it in another state, as of now; what a person does ends what tenants alone have stepped back from."""
+        """Return it in another state, as of now; what a person does ends a tenant's step back."""
         changes = {"state": state, "cause": cause, "why": why, "changed_at": datetime.now(UTC)}
         changes |= {} if share is None else {"share": share}
-        return self.model_copy(update=changes | ({"tenants_back": {}} if cause == "person" else {}))
+        return self.model_copy(update=changes | ({"tenant_back": None} if cause == "person" else {}))
 
     @property
-    def serves(self) -> tuple[Path, int]:
+    def serves(self) -> tuple[Path, int, str]:
         """What is loaded for it."""
-        return self.folder, self.version
+        return self.folder, self.version, self.certificate
 
-    def stepped_back(self, tenant: str, cause: Cause, why: str) -> TakeOver:
-        """Return it after evidence of a tenant: back for this one alone, or for all where there are no keys."""
-        if self.state != "live" or tenant in self.tenants_back:
+    @property
+    def about_second_look(self) -> str:
+        """What the second look found, and the command that follows where it waits for one; empty before it."""
+        waits = self.second_look and self.certificate and self.state == "shadow"
+        return f"{self.second_look}; ready: {self.command}" if waits else self.second_look
+
+    @property
+    def command(self) -> str:
+        """The command that lets the small model answer."""
+        return f"smallfirst take-over {self.task} --share 0.1"
+
+    def stepped_back(self, tenant: str, cause: Cause, why: str, *, one_tenant: bool) -> TakeOver:
+        """Return it after evidence of a tenant: back for this one alone, or for all if it is the only or second one."""
+        other = self.tenant_back
+        if self.state != "live" or (other and other.tenant == tenant):
             return self
-        if tenant == "default":
-            return self.moved("stepped back", cause=cause, why=why)
-        return self.model_copy(update={"tenants_back": {**self.tenants_back, tenant: why}})
+        if not (one_tenant or other):
+            alone = TenantStepBack(tenant=tenant, cause=cause, why=why, at=datetime.now(UTC))
+            return self.model_copy(update={"tenant_back": alone})
+        before = f"; tenant {other.tenant} had stepped back: {other.why}" if other else ""
+        return self.moved("stepped back", cause=cause, why=why + before)
 
 
 Change = Callable[[TakeOver | None], TakeOver]

@@ -52,7 +52,7 @@ def entered_files(learnt: LearntTask, tmp_path: Path, system: str) -> tuple[set[
         ledger, keys = Ledger(tmp_path / "ledger.db"), KeyStore(tmp_path / "keys.db")
         ledger.start()
         _, key = keys.create("desk", KeyPolicy())
-        capture = Capture(settings, tmp_path)
+        capture = Capture(settings, settings.capture, tmp_path)
         access = Access(keys)
         gateway = Gateway(settings, local=TakenOverTasks(ledger, learnt.takeovers), capture=capture, access=access)
         await gateway.start()

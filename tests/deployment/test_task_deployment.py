@@ -103,6 +103,9 @@ def test_what_went_live_by_its_gate_is_served_without_a_certificate_and_a_shadow
         deployment.load(TargetVersions(second))
     versions.promote("main.desk.toy", first)
     assert deployment.target_versions() == TargetVersions(first)
+    versions.tag("main.desk.toy", first, {"second_look": "shown"})  # so that servers load its new certificate
+    assert deployment.target_versions() == TargetVersions(first, second_look="shown")
+    assert deployment.target_versions().description == f"version {first} after its second look"
     router = deployment.load(TargetVersions(first)).router
     assert (router.monitor.state, router.standing.promise) == ("live", "")
     answer = asyncio.run(router.complete(Request.ask("where is my card")))

@@ -59,8 +59,8 @@ class Hunt:
         patch.setattr("smallfirst.serving.app.serve", self._serve)
         patch.chdir(folder.parent)
 
-    def follow(self, command: str = "smallfirst run tickets") -> Ending:
-        """Execute `command`, then the first one printed, and so on."""
+    def follow(self, command: str = "smallfirst run tickets", *, pick: str = "") -> Ending:
+        """Execute `command`, then the first one printed (after a failing gate the one named `pick`), and so on."""
         done: list[str] = []
         codes = []
         while True:
@@ -75,7 +75,8 @@ class Hunt:
                 self.body = shlex.split(asked[1])[0].encode()
             printed = re.findall(r"^ *(?:next: )?(smallfirst .+?)(?:   .*)?$", result.output, re.MULTILINE)
             commands = [found for found in printed if " tickets" in found]
-            command = next(iter(commands), "")
+            wanted = [one for one in commands if one.split()[1] == pick] if pick else []
+            command = next(iter(wanted or commands), "")
             if not command or command.removeprefix("smallfirst ").replace(" tickets", "") in done:
                 return Ending(done, codes, result.output, None)
 
@@ -150,7 +151,7 @@ def test_without_certificate_the_large_model_answers_once_it_is_up(hunt: Hunt) -
     assert found.answer["choices"][0]["message"]["content"] == "fees"
 
 
-def test_a_failing_gate_asks_for_labels_or_a_lower_gate(hunt: Hunt) -> None:
+def test_a_failing_gate_asks_for_labels_or_a_signature(hunt: Hunt) -> None:
     write(hunt, rows(150, noise=0.5))
     found = hunt.follow()
     assert (found.commands, found.codes) == (["run", "review --labels suspects.jsonl"], [3, 0])
@@ -161,10 +162,10 @@ def test_a_failing_gate_asks_for_labels_or_a_lower_gate(hunt: Hunt) -> None:
     assert (hunt.folder / setting[1]).resolve() == (hunt.folder.parent / "suspects.jsonl").resolve()
     write(hunt, rows(150, noise=0.5), data=data)
     assert call("check", "tickets").exit_code == 0  # nothing is filled in yet, and the file is found
-    write(hunt, rows(150, noise=0.5), gate={"accuracy_at_least": 0.2})
-    lower = hunt.follow("smallfirst gate tickets")
-    assert (lower.commands, lower.codes) == (["gate", "promote", "serve"], [0, 0, 0])
-    assert lower.answer is not None
+    signed = hunt.follow("smallfirst gate tickets", pick="override")
+    assert [command.split()[0] for command in signed.commands] == ["gate", "override", "promote", "serve"]
+    assert signed.codes == [3, 0, 0, 0]
+    assert signed.answer is not None
 
 
 @pytest.mark.parametrize(

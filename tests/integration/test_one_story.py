@@ -104,6 +104,7 @@ def told_by_run(file: TaskFile, summary: RunSummary) -> dict[str, Facts]:
     if not outcome.goes_live:
         assert "✓" not in first_screen(html)
     steps = "\n".join(line for step in summary.next_steps for line in step.lines)
+    assert ("smallfirst override" in steps) <= (outcome.gate == "failed")
     terminal = format_summary(summary)
     assert ("@champion" in terminal) == bool(outcome.live_as)
     data = json.loads(summary.model_dump_json())["outcome"]
@@ -198,6 +199,12 @@ CASES: dict[str, tuple[dict[str, int], dict[str, Any], dict[str, Any], dict[str,
         HARD | LARGE,
         {"kind": "small first", "rest": "large", "promise": True, "all": False, "watched_by": "large"},
     ),
+    "gate failed, certificate refused, signed for": (
+        FEW,
+        {},
+        HARD,
+        {"kind": "small alone", "rest": "", "promise": False, "all": True, "watched_by": ""},
+    ),
 }
 
 
@@ -213,6 +220,21 @@ def test_no_two_surfaces_disagree(case: str, tmp_path: Path, empty_store: Path) 
     outcome = summary.outcome
     if outcome.labels_needed is not None:
         one_number_of_missing_rows_is_told(file, summary, error)
+    if "signed" in case:
+        for verb in (
+            ("override", "--candidate", "words", "--by", "Ada", "--because", "a pilot"),
+            ("promote",),
+            ("report",),
+        ):
+            ran = CliRunner().invoke(main, [verb[0], str(tmp_path), *verb[1:]])
+            assert ran.exit_code == 0, ran.output
+            told = {verb[0]: facts_in(ran.output)} | told if verb[0] == "promote" else told
+        outcome = RunFolder.latest("desk").find(Outcome, OUTCOME)
+        assert outcome is not None
+        assert "Signed for by Ada (a pilot)." in outcome.sentence
+        html = (RunFolder.latest("desk").path / "report.html").read_text(encoding="utf-8")
+        told = {"record": facts_of(outcome), "promote": told["promote"], "report": facts_in(first_screen(html))}
+        assert not disagreements(told)
     assert outcome.kind == wanted["kind"]
     if not outcome.goes_live:
         _nothing_is_served(file, outcome)
@@ -228,7 +250,7 @@ def test_no_two_surfaces_disagree(case: str, tmp_path: Path, empty_store: Path) 
     if outcome.promise:
         assert outcome.share_promised is not None
         assert outcome.share_promised.value <= outcome.share_small.value
-    else:
+    elif outcome.gate != "signed":
         assert outcome.labels_needed is not None
         assert "There is no promise about single answers" in outcome.sentence
     for state in ("live", "fallback") if "failed" in case else ("live",):

@@ -70,6 +70,22 @@ def test_token_probabilities_have_openai_s_form(start, stream: bool) -> None:
     assert client.chat.completions.create(**BODY).choices[0].logprobs is None
 
 
+def test_a_completion_answers_a_prompt(start) -> None:
+    server = start(m=Drawing())
+    answer = server.client().completions.create(model="m", prompt="a", seed=4, logprobs=1)
+    assert answer.object == "text_completion"
+    assert [(c.index, c.text, c.finish_reason) for c in answer.choices] == [(0, "4", "stop")]
+    assert answer.choices[0].logprobs.model_dump() == {
+        "tokens": ["é"],
+        "token_logprobs": [-0.5],
+        "top_logprobs": [{"7": -0.5}],
+        "text_offset": [0],
+    }
+    assert answer.usage.prompt_tokens == 3
+    stream = server.client().completions.create(model="m", prompt="a", seed=4, stream=True)
+    assert [c.choices[0].text for c in stream] == ["4", ""]
+
+
 def test_an_answer_without_the_form_asked_for_does_not_reach_the_client(start) -> None:
     form = {"type": "json_object"}
     server = start(bad=Writing("not json"), good=Writing('{"a": 1}'), label=Writing("x", (("x", 1.0),)))
@@ -93,12 +109,13 @@ def test_what_a_model_refuses_is_told_and_what_it_says_of_this_machine_is_not(st
     assert "inside/path" not in hidden.text
 
 
-def test_mlflow_asks_a_chat_of_the_model_in_the_path_or_of_the_first(start) -> None:
+def test_mlflow_asks_a_chat_or_a_prompt_of_the_model_in_the_path_or_of_the_first(start) -> None:
     server = start(m=Drawing())
     for path, asked in (("/invocations", {"seed": 5}), ("/serving-endpoints/m/invocations", {"seed": 5, "model": "x"})):
         chat = httpx.post(f"{server.url}{path}", json={"messages": HELLO, **asked}).json()
         assert chat["choices"][0]["message"]["content"] == "5"
-    assert [row.served_name for row in server.ledger.rows()] == ["m"] * 2
+    assert httpx.post(f"{server.url}/invocations", json={"prompt": "a", "seed": 6}).json()["choices"][0]["text"] == "6"
+    assert [row.served_name for row in server.ledger.rows()] == ["m"] * 3
     refused = httpx.post(f"{server.url}/endpoints/m/invocations", json={"dataframe_split": {}})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "dataframe_split")
 

@@ -113,7 +113,8 @@ def test_what_a_run_can_end_with_is_in_the_report_and_the_json(tmp_path: Path) -
     assert found.foretold.certificate.in_words in whats
     values = json.loads(found.in_json)
     assert values["foretold"]["gate"][0]["reachable"] is True
-    assert values["foretold"]["needed"]["n_data_rows"] > 0
+    assert values["foretold"]["fewest"]["n_data_rows"] > 0
+    assert values["foretold"]["fewest"]["chance"] > 0.5
     assert (values["large"], found.verdict) == (None, "FIX")
 
 

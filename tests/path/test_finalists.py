@@ -280,7 +280,8 @@ def test_a_plan_keeps_as_much_as_is_wrong_as_seldom_as_is_guaranteed() -> None:
     ("routing", "names"),
     [
         ({}, ("tuned", "small", "encoder")),
-        ({"accuracy_within": 1}, ("words", "tuned", "encoder")),
+        ({"small": "best"}, ("tuned", "small", "encoder")),
+        ({"small": "smallest"}, ("words", "tuned", "encoder")),
         ({"small": "encoder"}, ("encoder", "tuned", "small")),
         ({"accuracy_within": 0.05}, ("tuned", "encoder", "small")),
         ({"accuracy_within": 0.1}, ("words", "tuned", "encoder")),

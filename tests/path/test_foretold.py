@@ -40,13 +40,13 @@ def gate(folder: Path, gate: str, *, test: int = 60, more: str = "") -> Requirem
     return found
 
 
-def rows(folder: Path, n: int, more: str = "gate: {accuracy_at_least: 0.8}\n") -> Project:
-    """A file of n rows that say their label."""
+def rows(folder: Path, n: int, n_plain: int = 10, more: str = "gate: {accuracy_at_least: 0.8}\n") -> Project:
+    """A file of n rows, of which `n_plain` in ten say their label."""
     draw, lines = random.Random(0), []
-    for _ in range(n):
+    for i in range(n):
         label = draw.choice(("card", "fee", "pin"))
         words = " ".join("".join(draw.choices("abcdefgh", k=5)) for _ in range(6))
-        lines.append(json.dumps({"text": f"{words} {label}", "label": label}))
+        lines.append(json.dumps({"text": f"{words} {label if i % 10 < n_plain else ''}", "label": label}))
     (folder / "rows.jsonl").write_text("\n".join(lines))
     (folder / "task.yaml").write_text(f"name: desk\nladder: [words]\ndata: {{train: rows.jsonl}}\n{more}")
     return Project.read(read_task_file(folder), Progress(quiet=True))
@@ -63,12 +63,12 @@ def test_an_accuracy_is_shown_up_to_so_many_wrong_rows(tmp_path: Path) -> None:
 def test_an_accuracy_that_too_few_rows_cannot_show_is_a_finding_with_the_one_number(tmp_path: Path) -> None:
     found = foretell(project_of(tmp_path, test=18, more="gate: {accuracy_at_least: 0.8}\n"))  # 18 / 22.709 = 0.793
     assert not found.gate[0].reachable
-    assert found.needed is not None
-    assert found.needed.files["test.jsonl"] >= 1
+    assert found.fewest is not None
+    assert found.fewest.files["test.jsonl"] >= 1
     finding, *_ = found.findings
     assert finding.level == "fix"
     assert finding.what.startswith("gate: accuracy at least 0.800 is out of reach: 1.000 [0.793, 1.000] n=18")
-    assert finding.rule == f"add {found.needed.in_words}; or change gate.accuracy_at_least"
+    assert finding.rule == f"add {found.fewest.in_words}; or change gate.accuracy_at_least"
 
 
 @pytest.mark.parametrize(
@@ -107,8 +107,7 @@ def test_an_accuracy_of_one_says_that_nothing_goes_live_alone_and_is_no_finding(
 def test_the_certificate_is_foretold_at_the_level_of_the_next_look(tmp_path: Path) -> None:
     found = foretell(project_of(tmp_path, calibration=62))  # at 0.04: 0.95^62 = 0.0416, 0.95^63 = 0.0395
     [finding] = found.findings
-    assert finding.level == "fix"
-    assert finding.rule == "add about 2 more rows in validation.jsonl; or change routing.guarantee"
+    assert (finding.level, finding.rule.endswith("; or change routing.guarantee")) == ("fix", True)
     assert finding.what == (
         "certificate: 62 calibration rows cannot show at most 5 % of kept answers wrong (95 %), even without an error"
     )
@@ -122,6 +121,26 @@ def test_the_certificate_is_foretold_at_the_level_of_the_next_look(tmp_path: Pat
     later = foretell(project).certificate
     assert later is not None
     assert not later.reachable  # a later look at the same rows takes more of them
+
+
+def test_the_errors_assumed_are_said_and_the_chances_lie_between_them(tmp_path: Path) -> None:
+    found = foretell(rows(tmp_path, 300, n_plain=8))
+    assert found.assumption.startswith("from the errors of a linear model on words (right on 0.8")  # 0.8 + 0.2 / 3
+    assert found.chance_gate is not None
+    assert found.chance_certificate is not None
+    for low, high in (found.chance_gate, found.chance_certificate):
+        assert 0 <= low <= high <= 1
+    assert found.chance_gate[1] > 0.8  # half of 13 % errors on 60 rows, of which 0.8 is asked
+    assert found.fewest is not None
+    assert found.most is None or found.most.n_data_rows >= found.fewest.n_data_rows
+    assert "rows: about " in "\n".join(found.in_words)
+
+
+def test_enough_rows_ask_for_none(tmp_path: Path) -> None:
+    found = foretell(rows(tmp_path, 1500))
+    assert (found.most, found.fewest) == (None, None)
+    assert found.chance_certificate is not None
+    assert min(found.chance_certificate) > 0.75
 
 
 def question(part: str, n_more: int, chance: float, n_now: int) -> OpenQuestion:

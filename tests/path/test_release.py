@@ -11,7 +11,7 @@ from fixtures.cli import evaluated, measured
 
 from smallfirst.base.progress import Progress
 from smallfirst.base.stats.intervals import wilson
-from smallfirst.measuring.verdict import CheckResult, Verdict
+from smallfirst.measuring.verdict import CheckResult, Verdict, override
 from smallfirst.path.calibrate import Certified
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import GateVerdicts, RunFolder
@@ -41,15 +41,19 @@ def verdict(candidate: str, right: int) -> Verdict:
 
 
 @pytest.mark.parametrize(
-    ("settings", "right", "may"),
+    ("settings", "right", "signed", "may"),
     [
-        ({"gate": {"accuracy_at_least": 0.8}}, 95, True),
-        ({"gate": {"accuracy_at_least": 0.8}}, 60, False),
-        ({}, 95, False),  # the default gate is a measure and no permission
+        ({"gate": {"accuracy_at_least": 0.8}}, 95, False, True),
+        ({"gate": {"accuracy_at_least": 0.8}}, 60, False, False),
+        ({}, 95, False, False),  # the default gate is a measure and no permission
+        ({}, 60, True, True),
     ],
 )
-def test_who_may_answer_every_request(settings: dict[str, Any], right: int, may: bool) -> None:
-    assert may_go_alone(project_of(**settings), verdict("words", right)) is may
+def test_who_may_answer_every_request(settings: dict[str, Any], right: int, signed: bool, may: bool) -> None:
+    found = verdict("words", right)
+    if signed:
+        [found] = override([found], "words", by="Ada", because="a pilot")
+    assert may_go_alone(project_of(**settings), found) is may
 
 
 @pytest.mark.parametrize(
@@ -59,6 +63,7 @@ def test_who_may_answer_every_request(settings: dict[str, Any], right: int, may:
         ({}, 95, 60, "words"),
         ({}, 60, 50, "words"),  # none passes: the one that comes nearest
         ({"routing": {"small": "small"}}, 95, 60, "small"),
+        ({"routing": {"small": "smallest"}}, 95, 95, "words"),
         ({"ladder": ["words", "encoder"]}, 95, 95, "words"),
     ],
 )

@@ -242,11 +242,11 @@ def test_before_a_part_was_looked_for_no_rows_are_asked_for(tmp_path: Path) -> N
         ),
         winner=None,
     )
-    part, why, suspects, lower = after_gate(project(tmp_path), RunFolder(tmp_path), gate, task="desk")
+    part, why, suspects, sign = after_gate(project(tmp_path), RunFolder(tmp_path), gate, task="desk")
     assert part.command == "smallfirst calibrate desk"  # a part of the requests was not looked for yet
     assert why.what == "encoder comes nearest; furthest off is accuracy at least 0.8, measured 0.85."
     assert suspects.command == "smallfirst review desk --labels suspects.jsonl"
-    assert lower.command == "smallfirst gate desk"
+    assert sign.command == "smallfirst override desk --candidate encoder --by NAME --because REASON"
 
 
 def test_the_bar_that_is_furthest_off_is_named_and_which_rows_help(tmp_path: Path) -> None:

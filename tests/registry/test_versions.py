@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from smallfirst.base.errors import GateFailed, RegistryError
-from smallfirst.measuring.verdict import CheckResult, Verdict
+from smallfirst.measuring.verdict import CheckResult, Verdict, override
 from smallfirst.registry import versions
 from smallfirst.registry.runs import client, open_run
 from smallfirst.registry.versions import (
@@ -90,6 +90,7 @@ def test_three_level_names_with_dots_work_and_the_version_holds_files_and_eviden
     assert found.tags["candidate"] == "small"
     assert found.tags["evaluation_fingerprint"] == "e1"
     assert Verdict.model_validate(json.loads(found.tags["verdict"])) == PASSED
+    assert "signed_by" not in found.tags
 
 
 def test_promote_twice_and_roll_back_and_forth(model: Path) -> None:
@@ -176,6 +177,13 @@ def test_a_champion_that_another_machine_changes_meanwhile_is_not_overwritten(
     with pytest.raises(RegistryError, match="champion is version 3 now, it was version 1"):
         promote(NAME, 2)
     assert resolve(NAME).version == 3
+
+
+def test_a_signed_verdict_is_registered_and_shows_the_signature(model: Path) -> None:
+    [signed] = override([FAILED], FAILED.candidate, by="Ada", because="night batch")
+    register(model, signed, name=NAME, run_id=None, tags={"signed_by": "nobody"})
+    tags = resolve(f"{NAME}/1").tags
+    assert (tags["signed_by"], tags["because"]) == ("Ada", "night batch")
 
 
 @pytest.mark.parametrize(

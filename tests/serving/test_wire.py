@@ -13,6 +13,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
+from openai.types.completion_create_params import (
+    CompletionCreateParamsNonStreaming as TextCreateParamsNonStreaming,
+)
 
 from smallfirst.data.dataset import Message
 from smallfirst.models.pricing import Charge, TokenUsage
@@ -21,6 +24,8 @@ from smallfirst.serving.errors import ApiError
 from smallfirst.serving.wire import (
     CHAT_IGNORED,
     CHAT_REFUSED,
+    COMPLETION_IGNORED,
+    COMPLETION_REFUSED,
     MAX_DEPTH,
     MAX_ELEMENTS,
     MAX_VALUE,
@@ -30,6 +35,7 @@ from smallfirst.serving.wire import (
     check_schema,
     header_value,
     parse_chat,
+    parse_completion,
     parse_json_object,
     raw_headers,
     sse_event,
@@ -43,9 +49,13 @@ def chat(**body: object) -> ParsedRequest:
     return parse_chat(json.dumps({"model": "m", "messages": [USER], **body}).encode(), max_messages=3)
 
 
-def refused(**body: object) -> dict[str, Any]:
+def text(**body: object) -> ParsedRequest:
+    return parse_completion(json.dumps({"model": "m", "prompt": "hi", **body}).encode())
+
+
+def refused(parse: typing.Callable[..., ParsedRequest], **body: object) -> dict[str, Any]:
     with pytest.raises(ApiError) as caught:
-        chat(**body)
+        parse(**body)
     assert caught.value.status == 400
     assert set(caught.value.body["error"]) == {"message", "type", "param", "code"}
     return caught.value.body["error"]
@@ -111,20 +121,20 @@ def test_parameters_without_effect_are_ignored(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(CHAT_REFUSED))
 def test_unsupported_parameters_are_refused_by_name_and_null_is_not(name: str) -> None:
-    said = refused(**{name: "something"})
+    said = refused(chat, **{name: "something"})
     assert (said["param"], said["code"]) == (name, "unsupported_parameter")
     assert said["message"].startswith(f'"{name}" is not supported here: ')
     assert chat(**{name: None}) == chat()
 
 
 def test_a_misspelt_parameter_gets_a_suggestion() -> None:
-    assert refused(temprature=0) == {
+    assert refused(chat, temprature=0) == {
         "message": 'Unknown parameter: "temprature" — did you mean "temperature"?',
         "type": "invalid_request_error",
         "param": "temprature",
         "code": "unknown_parameter",
     }
-    assert refused(zzz=0)["message"] == 'Unknown parameter: "zzz".'
+    assert refused(chat, zzz=0)["message"] == 'Unknown parameter: "zzz".'
 
 
 @pytest.mark.parametrize(
@@ -160,13 +170,13 @@ def test_a_misspelt_parameter_gets_a_suggestion() -> None:
     ],
 )
 def test_a_broken_rule_names_its_field(body: dict[str, object], param: str, message: str) -> None:
-    said = refused(**body)
+    said = refused(chat, **body)
     assert said["message"].startswith(message)
     assert said["param"] == param
 
 
 def test_what_was_sent_is_not_repeated_in_the_refusal() -> None:
-    assert "secret" not in refused(messages=[{"role": "secret", "content": "secret"}])["message"]
+    assert "secret" not in refused(chat, messages=[{"role": "secret", "content": "secret"}])["message"]
 
 
 @pytest.mark.parametrize(
@@ -243,6 +253,8 @@ def test_token_probabilities_are_asked_for_by_two_names() -> None:
     assert chat().request.logprobs is None
     assert chat(logprobs=True).request.logprobs == 0
     assert chat(logprobs=True, top_logprobs=4).request.logprobs == 4
+    assert text(logprobs=2).request.logprobs == 2
+    assert refused(text, logprobs=6)["param"] == "logprobs"
 
 
 def test_the_form_of_an_answer_arrives_whole() -> None:
@@ -267,7 +279,21 @@ def test_the_form_of_an_answer_arrives_whole() -> None:
     ],
 )
 def test_a_broken_form_is_refused_by_its_place(form: object) -> None:
-    assert str(refused(response_format=form)["param"]).startswith("response_format")
+    assert str(refused(chat, response_format=form)["param"]).startswith("response_format")
+
+
+def test_a_completion_has_its_own_names_and_defaults() -> None:
+    asked = text(prompt=["a"], stop="END", user="u").request
+    assert (asked.text, asked.max_tokens, asked.stop, asked.tags["user"]) == ("a", 16, ("END",), "u")
+    theirs = set(typing.get_type_hints(TextCreateParamsNonStreaming))
+    read = {"model", "prompt", "max_tokens", "temperature", "seed", "stop", "user", "stream", "stream_options"}
+    assert theirs <= read | {"logprobs"} | COMPLETION_IGNORED | set(COMPLETION_REFUSED)
+    for prompt in ([1, 2], [[1]], ["a", "b"], []):
+        assert "one prompt a request" in refused(text, prompt=prompt)["message"]
+    for name in ("echo", "best_of", "n"):
+        assert refused(text, **{name: True})["code"] == "unsupported_parameter"  # a true is not the number one
+    assert refused(text, messages=[USER])["code"] == "unknown_parameter"
+    assert text(echo=False, best_of=1, n=1) == text()
 
 
 def nested(depth: int, inner: Any = 1) -> Any:

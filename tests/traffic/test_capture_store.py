@@ -1,4 +1,4 @@
-"""The capture store keeps what may be kept, no longer and no more than it was told."""
+"""The capture store keeps what may be kept, no longer and no more than it was told, and readably only with its key."""
 
 from __future__ import annotations
 
@@ -100,6 +100,33 @@ def test_another_process_reads_while_this_one_writes(open_store):
     assert next(reading).id == "r0"
     store.append([exchange(300)])
     assert ids(reading)[-1] == "r300"
+
+
+def test_with_a_key_nothing_is_readable_without_it(open_store, tmp_path):
+    plain = open_store()
+    plain.append([exchange()])
+    content = content_of(tmp_path, "r0")
+    assert content in raw(tmp_path)
+    kept = open_store(key="correct horse")
+    kept.append([exchange(1)])
+    assert content[1:] not in raw(tmp_path)
+    assert ids(open_store(key="correct horse").exchanges()) == ["r0", "r1"]
+    with pytest.raises(ConfigError, match="encrypted with another key"):
+        open_store(key="battery staple")
+    with pytest.raises(ConfigError, match="is encrypted") as refused:
+        open_store()
+    assert "SMALLFIRST_CAPTURE_KEY" in str(refused.value)
+    with pytest.raises(ConfigError, match="is encrypted"):
+        list(plain.exchanges())  # opened before
+
+
+def test_an_encrypted_row_is_bound_to_its_id(open_store, tmp_path):
+    store = open_store(key="correct horse")
+    store.append([exchange(0), exchange(1)])
+    with sqlite3.connect(tmp_path / "capture.db") as other:
+        other.execute("UPDATE exchanges SET content = (SELECT content FROM exchanges WHERE id = 'r1') WHERE id = 'r0'")
+    with pytest.raises(ConfigError, match="r0 cannot be decrypted"):
+        list(store.exchanges())
 
 
 def test_no_trace_of_an_expired_text_remains(open_store, tmp_path):

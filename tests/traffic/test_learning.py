@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import yaml
+from fixtures.evaluations import evaluated_row
 from fixtures.takeover import TEACHER, cases, write_draft
 
-from smallfirst.base.errors import GateFailed
-from smallfirst.base.progress import Progress
+from smallfirst.base.stats.intervals import wilson
+from smallfirst.ledger.ledger import Ledger
+from smallfirst.ledger.rows import FeedbackRow, LedgerRow
 from smallfirst.models.recorded import read_recording
 from smallfirst.path.project.task_file import read_task_file
 from smallfirst.traffic import learning
-from smallfirst.traffic.learning import learn
-from smallfirst.traffic.task_source import TakeOvers
+from smallfirst.traffic.learning import learn, requests_that_differ
 
 
 def test_a_task_is_learnt_in_shadow_and_promises_agreement(learnt):
@@ -24,21 +27,18 @@ def test_a_task_is_learnt_in_shadow_and_promises_agreement(learnt):
     assert not found.promises_accuracy
     assert found.share > 0.5
     assert "each text counted once (95 %); right is what the large model answered" in "\n".join(found.in_words)
+    assert found.differ is not None
+    assert (found.differ.value, found.differ.n) == (0, 3 * 48)  # each text was asked three times
+    worse = found.model_copy(update={"differ": wilson(30, 40)})
+    assert "counted by requests, 75.0% [" in "\n".join(worse.in_words)
+    assert "frequent ones are answered worse" in "\n".join(worse.in_words)
+    assert "answered worse" not in "\n".join(worse.model_copy(update={"limit": 0.8}).in_words)
     assert (taken.state, taken.live_share, taken.version) == ("shadow", 0, 1)
     file = read_task_file(learnt.folder / "learnt")
     assert file.routing.labels == "large"
     header, answers = read_recording(learnt.folder / "learnt" / "recorded.jsonl")
     assert header.model == TEACHER
     assert {answer.cost_usd for answer in answers} == {1e-4}
-
-
-def test_too_few_rows_promise_nothing_and_nothing_is_put_in_shadow(tmp_path, monkeypatch):
-    monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path / "state"))
-    folder, takeovers = write_draft(tmp_path / "queues", cases(90)), TakeOvers(tmp_path / "takeovers.json")
-    with pytest.raises(GateFailed, match="queues: nothing can be promised yet: too few labels") as refused:
-        learn(folder, progress=Progress(quiet=True), takeovers=takeovers)
-    assert "more traffic" in str(refused.value)
-    assert takeovers.read() == {}
 
 
 class _Stopped(Exception):
@@ -107,14 +107,39 @@ def test_many_corrections_certify_and_test_and_the_rest_trains(prepared):
     assert 40 < sizes["test"] < 80
 
 
-def test_where_training_on_the_teacher_is_forbidden_it_learns_from_people_alone(prepared, tmp_path):
-    terms = {"teachers": {TEACHER: {"training_allowed": False}}, "upstreams": {"a": {"base_url": "https://a.test/v1"}}}
-    (tmp_path / "gateway.yaml").write_text(json.dumps(terms))
-    _, rows = prepared(300)
-    assert sum(map(len, rows.values())) == 300
-    assert not any("source" in row for part in rows.values() for row in part)
-
-
 def test_people_may_name_a_label_that_the_large_model_never_did(prepared):
     settings, _ = prepared(30, labels=["cards", "travel"])
     assert settings["labels"] == ["cards", "travel", "loans"]
+
+
+def test_what_judges_marked_trains_and_measures_nothing(prepared, monkeypatch, tmp_path):
+    monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path / "state"))
+    at = datetime.now(UTC)
+    held_out = next(text for text, _ in cases(600))
+    said = {"new and wrong": "loans", "new and right": None, "by a user": "loans", held_out: "loans"}
+    with closing(Ledger(tmp_path / "state" / "ledger.db")) as ledger:
+        for text, answer in said.items():
+            row = {"id": text, "at": at, "served_name": "queues", "status": 200, "latency_ms": 1.0, "task": "queues"}
+            body = {"request_text": json.dumps([["user", text]]), "answer_text": "cards"}
+            ledger.append(LedgerRow.model_validate({**row, **body, "stage": "large"}))
+            verdict = "wrong" if answer else "right"
+            ledger.append(FeedbackRow(id=text, at=at, verdict=verdict, answer=answer, judge=text != "by a user"))
+    settings, rows = prepared(0)
+    assert settings["data"]["harvested"] == ["marked.jsonl"]
+    assert [(row["text"], row["label"], row["source"]) for row in rows["harvested"]] == [
+        ("new and wrong", "loans", "feedback"),
+        ("new and right", "cards", "confirmed"),
+    ]
+
+
+def test_a_text_weighs_as_many_requests_as_asked_it() -> None:
+    """Of four kept texts one is wrong, and nine of twelve requests ask it."""
+    asked = {f"text {i}": n for i, n in enumerate((9, 1, 1, 1, 50))}
+    rows = [
+        evaluated_row(str(i), "a", "b" if i in (0, 4) else "a", text=f"Text {i}!", certified=i != 4) for i in range(5)
+    ]
+    differ = requests_that_differ(rows, asked)
+    assert differ is not None
+    assert (differ.value, differ.n) == (0.75, 12)
+    assert differ.low < 0.75 < differ.high
+    assert requests_that_differ([row.model_copy(update={"certified": False}) for row in rows], asked) is None

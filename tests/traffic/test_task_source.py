@@ -135,19 +135,22 @@ def test_a_change_leaves_the_other_tasks_as_they_are(tmp_path):
     assert file.stamp > 0
 
 
-def test_a_tenants_evidence_ends_its_own_small_answers_until_a_person_begins_anew(tmp_path):
+def test_a_second_tenant_ends_for_all_what_the_first_ends_for_itself(tmp_path):
     file = TakeOvers(tmp_path / "takeovers.json")
     live = TakeOver(task="tickets", folder=tmp_path).moved("live", cause="person", why="taken over", share=1.0)
-    assert live.stepped_back("default", "prompt", "A").state == "stepped back"  # without keys
+    assert live.stepped_back("ada", "prompt", "A", one_tenant=True).why == "A"
     file.put(live)
-    for tenant, why in (("ada", "A"), ("bob", "B"), ("ada", "C")):
-        file.update("tickets", lambda known, given=(tenant, "prompt", why): known.stepped_back(*given))
+    for _ in range(2):
+        file.update("tickets", lambda known: known.stepped_back("ada", "prompt", "A", one_tenant=False))
     alone = file.get("tickets")
-    assert (alone.live_share, alone.changed_at, alone.tenants_back) == (1.0, live.changed_at, {"ada": "A", "bob": "B"})
-    paused = alone.moved("stepped back", cause="guarantee", why="audits")
-    assert paused.stepped_back("eve", "prompt", "D") == paused
-    assert paused.moved("live", cause="guarantee", why="audits").tenants_back == alone.tenants_back
-    assert alone.moved("live", cause="person", why="again").tenants_back == {}
+    assert (alone.live_share, alone.changed_at) == (1.0, live.changed_at)
+    assert (alone.tenant_back.tenant, alone.tenant_back.cause, alone.tenant_back.why) == ("ada", "prompt", "A")
+    paused = alone.moved("stepped back", cause="guarantee", why="audits").moved("live", cause="guarantee", why="audits")
+    assert paused.tenant_back == alone.tenant_back
+    assert alone.moved("live", cause="person", why="again").tenant_back is None
+    both = alone.stepped_back("bob", "model", "B", one_tenant=False)
+    assert (both.state, both.cause, both.why) == ("stepped back", "model", "B; tenant ada had stepped back: A")
+    assert both.stepped_back("eve", "model", "C", one_tenant=False) == both
 
 
 def test_a_task_that_was_not_learnt_is_refused_with_its_nearest_name(tmp_path):

@@ -144,6 +144,24 @@ def mean_interval(values: Sequence[float] | np.ndarray, *, confidence: float = 0
     return Estimate(value=mean, low=low, high=high, n=n)
 
 
+def ratio_interval(
+    above: Sequence[float] | np.ndarray, below: Sequence[float] | np.ndarray, *, confidence: float = 0.95
+) -> Estimate:
+    """Return sum(above) / sum(below) over units that differ in size, such as days, with a Student interval.
+
+    Interval: the linearized variance between units (Cochran 1977, 6.3). With y w above w, for weights w of 1 over the
+    chance of being drawn, it is Hájek's mean. Fewer than two units, or nothing below, give infinite ends. The
+    estimate's n is the sum of `below`.
+    """
+    y, x = np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)
+    units, whole = int(np.count_nonzero(x)), float(x.sum())
+    value, half = float(y.sum()) / whole if whole else 0.0, math.inf
+    if units > 1:
+        spread = math.sqrt(units / (units - 1) * float(((y - value * x) ** 2).sum())) / whole
+        half = spread * float(special.stdtrit(units - 1, 0.5 + confidence / 2))
+    return Estimate(value=value, low=value - half, high=value + half, n=int(whole))
+
+
 def _z(confidence: float) -> float:
     return float(special.ndtri(0.5 + confidence / 2))
 

@@ -71,21 +71,23 @@ def chance_of_share(
     least: float,
     *,
     confidence: float = 0.95,
+    again: float = 1.0,
     beside: tuple[int, int] = (0, 0),
 ) -> float:
     """Return the chance that Wilson's interval of a share starts at `least` or above once there are `n_more` rows.
 
     `right` of `n` rows were right, and so many of so many rows `beside` them, which are not measured again. The true
-    share is drawn from its posterior after both, under a flat prior.
+    share is drawn from its posterior after both, under a flat prior. A share `again` of the `n` rows is measured again
+    together with the new ones: all of them, or none.
     """
-    total = n + n_more
+    total, counted = round(again * n) + n_more, round(again * right)
     z = float(special.ndtri(0.5 + confidence / 2))
     enough = math.ceil(total * least + z * math.sqrt(total * least * (1 - least)) - 1e-9)
     known, of = right + beside[0], n + beside[1]
     shares = special.betaincinv(known + 1, of - known + 1, _RATES)
-    if enough <= right:
+    if enough <= counted:
         return 1.0 if total else 0.0
-    return float(special.bdtrc(enough - right - 1, n_more, shares).mean()) if enough - right <= n_more else 0.0
+    return float(special.bdtrc(enough - counted - 1, n_more, shares).mean()) if enough - counted <= n_more else 0.0
 
 
 def chance_of_error_bound(wrong: int, n: int, n_more: int, limit: float, *, level: float, again: float = 1.0) -> float:
@@ -111,12 +113,13 @@ def rows_for_error(
     *,
     refused_at: float | None = None,
     again: float = 1.0,
+    n_new: int = 0,
     max_rows: int = MAX_ROWS,
 ) -> RowsNeeded:
     """Return the fewest rows more with which a part of the most confident answers is likely to be shown.
 
     `refused_at`: the level at which these rows showed nothing. `again`: share of these rows that is tested again with
-    the new ones.
+    the new ones; `n_new`: rows that will be tested as well, and are not answered yet.
     """
     n, order = len(right), np.argsort(-np.asarray(confidence), kind="stable")
     wrong = np.cumsum(~np.asarray(right, dtype=bool)[order])
@@ -125,7 +128,7 @@ def rows_for_error(
         kept = {part: rows for part, rows in kept.items() if special.bdtr(wrong[rows - 1], rows, limit) > refused_at}
 
     def likely(part: float, n_more: int, share: float) -> float:
-        rows, more = kept[part], round(part * (n_more + (again - share) * n))
+        rows, more = kept[part], round(part * (n_new + n_more + (again - share) * n))
         return chance_of_error_bound(int(wrong[rows - 1]), rows, more, limit, level=level, again=share)
 
     def chance(n_more: int) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,7 +43,7 @@ def proxy(gateway_yaml: Path | None, upstream: str | None, keep: bool, host: str
     from smallfirst.traffic.gateway.app import Gateway, run
     from smallfirst.traffic.gateway.capture import Capture
     from smallfirst.traffic.gateway.decisions import DecisionRoutes
-    from smallfirst.traffic.gateway.page import DISCOVERED, page_routes
+    from smallfirst.traffic.gateway.page import DISCOVERED, page_routes, task_routes
     from smallfirst.traffic.gateway.tasks import TakenOverTasks
     from smallfirst.traffic.settings import CaptureSettings, read_gateway_file
 
@@ -56,11 +55,15 @@ def proxy(gateway_yaml: Path | None, upstream: str | None, keep: bool, host: str
     keys = KeyStore(ledger)
     check_exposure(host, keys, everybody=everybody)
     listener = listen(host, port)
-    capture = Capture(settings, home()) if settings.capture else None
+    capture = Capture(settings, settings.capture, home()) if settings.capture else None
     ledger.start()
     access = Access(keys, everybody=everybody)
-    local = TakenOverTasks(ledger, prices=settings.prices)
-    routes = {**DecisionRoutes(local).routes, **page_routes(ledger, local, settings.folder / DISCOVERED)}
+    local = TakenOverTasks(ledger, prices=settings.prices, one_tenant=access.one_tenant)
+    routes = {
+        **DecisionRoutes(local).routes,
+        **task_routes(home(), settings.folder / DISCOVERED),
+        **page_routes(ledger, local),
+    }
     gateway = Gateway(settings, capture=capture, local=local, access=access, routes=routes)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/v1"
     click.echo(f"smallfirst passes {address} on to {', '.join(one.base_url for one in settings.upstreams.values())}")
@@ -128,6 +131,7 @@ def _exchanges(sources: Sequence[str], settings: GatewaySettings | None) -> tupl
         return read_logs(sources, prices=settings.prices if settings else None)
     from smallfirst.base.paths import state_folder
     from smallfirst.traffic.capture_store import FILE_NAME, CaptureStore
+    from smallfirst.traffic.settings import CaptureSettings
 
     store = state_folder() / FILE_NAME
     if not store.is_file():
@@ -136,7 +140,8 @@ def _exchanges(sources: Sequence[str], settings: GatewaySettings | None) -> tupl
             hint="smallfirst discover LOGS   reads logs that exist already; smallfirst proxy   keeps traffic if "
             "gateway.yaml says capture:",
         )
-    return CaptureStore(store).exchanges(), ()
+    capture = (settings and settings.capture) or CaptureSettings()
+    return CaptureStore(store, key=capture.key()).exchanges(), ()
 
 
 def _in_words(found: Discovery) -> list[str]:
@@ -194,7 +199,7 @@ def take_over(task: str, share: float, accept_format: bool) -> None:
         taken.check_format()
     file.put(taken.moved("live", cause="person", why="taken over by a person", share=share))
     click.echo(f"{task}: the small model answers what its certificate covers, in {share:.0%} of the requests")
-    click.echo(f"promise: {taken.promise}")
+    click.echo(f"promise: {taken.promise or 'none yet: it begins by itself if the second look shows one'}")
     click.echo(f"next: smallfirst give-back {task}   lets the large model answer everything again")
 
 
@@ -211,30 +216,29 @@ def give_back(task: str) -> None:
 
 @verb("smallfirst tasks", "smallfirst tasks --json")
 @click.argument("discovered", type=PATH, default=Path("discovered"), metavar="[FOLDER]")
+@click.option("--days", type=click.IntRange(1), default=30, show_default=True, help="Days to count over.")
 @JSON
-def tasks(discovered: Path, as_json: bool) -> None:
+def tasks(discovered: Path, days: int, as_json: bool) -> None:
     """List the tasks of the traffic: bill, state, promise, savings.
 
     FOLDER is where `discover` wrote its tasks. A running proxy shows the same on its page at /, and as JSON under
     /v1/smallfirst/tasks.
     """
-    from smallfirst.ledger.ledger import open_existing
-    from smallfirst.traffic.gateway.page import HEADING, task_lines
-    from smallfirst.traffic.task_source import TakeOvers
+    from smallfirst.base.paths import state_folder
+    from smallfirst.traffic.gateway.page import HEADING, read_task_table
 
-    ledger = open_existing()
-    lines = task_lines(TakeOvers(), ledger, discovered)
-    if ledger is not None:
-        ledger.close()
+    table = read_task_table(state_folder(), discovered, days=days)
     if as_json:
-        click.echo(json.dumps({"tasks": [line.model_dump(mode="json") for line in lines]}, indent=2))
+        click.echo(table.model_dump_json(indent=2))
         return
-    if not lines:
+    if not table.tasks:
         click.echo("no task yet\nnext: smallfirst discover   finds them in what was captured, or in logs")
         return
-    click.echo("\n".join(format_table([HEADING, *(line.cells for line in lines)])))
-    for line in lines:
+    click.echo("\n".join(format_table([HEADING, *(line.cells for line in table.tasks)])))
+    for line in table.tasks:
+        if line.second_look:
+            click.echo(f"{line.task}: {line.second_look}")
         if line.state == "stepped back":
             click.echo(f"{line.task} has stepped back: {line.why}")
-        for tenant, why in line.tenants_back.items():
-            click.echo(f"{line.task} has stepped back for {tenant} alone: {why}")
+        if line.tenant_back is not None:
+            click.echo(f"{line.task} has stepped back for {line.tenant_back.tenant} alone: {line.tenant_back.why}")

@@ -18,7 +18,7 @@ from smallfirst.interfaces.cli.options import as_typed
 STAGES = {
     "prepare": ("init", "check", "record", "models"),
     "train": ("run", "train", "jobs"),
-    "judge": ("evaluate", "gate", "calibrate", "report"),
+    "judge": ("evaluate", "gate", "override", "calibrate", "report"),
     "go live": ("promote", "serve", "parity", "rollback", "export"),
     "improve": ("explain", "review", "label", "harvest"),
     "drop in": ("proxy", "discover", "learn", "take-over", "give-back", "tasks"),

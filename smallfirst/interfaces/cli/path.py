@@ -155,6 +155,26 @@ def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
         sys.exit(3)
 
 
+@verb('smallfirst override tickets --candidate words --by Ada --because "a pilot with 20 users"')
+@TASK
+@RUN
+@click.option("--candidate", required=True, help="Who may go live all the same.")
+@click.option("--by", required=True, help="Who signs.")
+@click.option("--because", required=True, help="Why; stands in the registry and the report.")
+def override(task_yaml: Path, run_name: str | None, candidate: str, by: str, because: str) -> None:
+    """Let a candidate pass that failed its gate, signed with a reason.
+
+    The failed checks stay on record, with the name and the reason.
+    """
+    from smallfirst.measuring.verdict import format_verdict
+    from smallfirst.path.release import override_stage
+
+    project, run_folder = load_run(task_yaml, run_name)
+    verdicts = override_stage(project, run_folder, candidate, by=by, because=because)
+    click.echo(format_verdict(verdicts.of(candidate)))
+    click.echo(f"next: smallfirst promote {task_yaml} --candidate {candidate}")
+
+
 @verb("smallfirst calibrate tickets")
 @TASK
 @RUN

@@ -57,7 +57,7 @@ def serve(task_yamls: tuple[Path, ...], replicas: int | None, **options: Any) ->
 
     Loopback alone until there is a key (`smallfirst keys create NAME`). The registry's aliases are followed: a
     promotion or a rollback changes who answers, without a restart. A model named by --model answers as it is, with
-    neither router nor certificate: one that continues text, for example.
+    neither router nor certificate: one that continues text at /v1/completions, for example.
     """
     files, settings = _read_settings(task_yamls, options)
     if replicas:

@@ -1,13 +1,17 @@
 """Token rows of unequal length: padded on the right, or packed behind one another, and attention over both.
 
-Attention is two products and a softmax for short rows on a processor, where PyTorch's fused kernel is slow.
+Attention is two products and a softmax for short rows on a processor, where PyTorch's fused kernel is slow. On a GPU
+packed rows go through FlashAttention for rows of unequal length, by flash-attn or by PyTorch from 2.12 on.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -58,6 +62,19 @@ class RowGroup(NamedTuple):
         return flat if self.places is None else gather_rows(flat, self.places)
 
 
+class RaggedRows(NamedTuple):
+    """Where rows begin and end for attention kernels that take them unpadded; a common prefix is a row before them."""
+
+    query_ends: torch.Tensor
+    """0 and the place after the last token of each row (rows + 1,), int32."""
+    key_ends: torch.Tensor
+    """The same for keys, where each row has the prefix before its own."""
+    key_tokens: torch.Tensor | None
+    """Token of each key; None without a prefix: they are the same."""
+    longest_query: int
+    longest_key: int
+
+
 @dataclass(eq=False)
 class PackedRows:
     """Rows behind one another, shortest first: linear layers see no padding, and attention hardly any."""
@@ -69,6 +86,8 @@ class PackedRows:
     positions: torch.Tensor
     n_shared: int
     groups: list[RowGroup]
+    ragged: RaggedRows | None = None
+    """On a GPU: the rows for a kernel that needs no groups."""
 
     @property
     def lengths(self) -> list[int]:
@@ -83,7 +102,9 @@ class PackedRows:
 
     def to(self, device: torch.device) -> PackedRows:
         ids, positions = (part.to(device, non_blocking=True) for part in (self.ids, self.positions))
-        return replace(self, ids=ids, positions=positions, groups=[group.to(device) for group in self.groups])
+        ragged = _ragged(self.lengths, self.n_shared, device) if device.type == "cuda" else self.ragged
+        groups = [group.to(device) for group in self.groups]
+        return replace(self, ids=ids, positions=positions, groups=groups, ragged=ragged)
 
     def pad(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the values (tokens, ...) of rows without a common prefix as (rows, longest, ...), in order."""
@@ -133,6 +154,18 @@ def _group(lengths: list[int]) -> RowGroup:
     return RowGroup(lengths, width, own.view(-1).nonzero().view(-1))
 
 
+def _ragged(lengths: list[int], n_shared: int, device: torch.device) -> RaggedRows:
+    queries = [n_shared, *lengths] if n_shared else lengths
+    keys = [n_shared, *(n_shared + n for n in lengths)] if n_shared else lengths
+    ends, other_ends = (torch.tensor([0, *itertools.accumulate(part)], dtype=torch.int32) for part in (queries, keys))
+    tokens = None
+    if n_shared:
+        prefix, own = torch.arange(n_shared), torch.split(torch.arange(n_shared, n_shared + sum(lengths)), lengths)
+        tokens = torch.cat([prefix, *(part for row in own for part in (prefix, row))]).to(device, non_blocking=True)
+    ends, other_ends = (part.to(device, non_blocking=True) for part in (ends, other_ends))
+    return RaggedRows(ends, other_ends, tokens, max(queries), max(keys))
+
+
 def gather_rows(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Return the values (n, ...) at these places, none named twice."""
     return _moved(values, places, None)
@@ -164,6 +197,11 @@ class _Move(torch.autograd.Function):
 NAME = "smallfirst_causal"
 SHORT_TOKENS = 256
 """Rows with at most this many keys are computed here."""
+MAX_FLASH_WIDTH = 256
+"""Widest head that FlashAttention takes."""
+
+RaggedKernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, RaggedRows, float], torch.Tensor]
+"""From query (tokens, heads, head_dim), key and value (keys, kv_heads, head_dim) to the output, as query."""
 
 
 def causal_attention(
@@ -183,6 +221,9 @@ def causal_attention(
     these packed rows' tokens; each of them sees itself and the common prefix.
     """
     if packed is not None:
+        fits = query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= MAX_FLASH_WIDTH
+        if packed.ragged is not None and fits and (kernel := ragged_kernel()) is not None:
+            return _ragged_attention(kernel, query, key, value, scaling, packed.ragged)[None], None
         return _packed_attention(query, key, value, scaling, packed)[None], None
     rows, heads, time, width = query.shape
     kv_heads, keys = key.shape[1], key.shape[2]
@@ -220,6 +261,40 @@ def _packed_attention(
 
     mixed = packed.by_group(attend, *own)
     return torch.cat([attend(None, *(part[None] for part in prefix))[0], mixed]) if packed.n_shared else mixed
+
+
+def _ragged_attention(
+    kernel: RaggedKernel,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float,
+    rows: RaggedRows,
+) -> torch.Tensor:
+    """Return the attention output of packed rows (tokens, heads, head_dim) by one call of a kernel."""
+    query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
+    if rows.key_tokens is not None:
+        key, value = (part.index_select(0, rows.key_tokens) for part in (key, value))
+    return kernel(query.contiguous(), key.contiguous(), value.contiguous(), rows, scaling)
+
+
+@cache
+def ragged_kernel() -> RaggedKernel | None:
+    """Return the installed kernel whose causal mask is aligned at the last key of each row; None without any."""
+    if importlib.util.find_spec("flash_attn") is not None:
+        flash: Any = importlib.import_module("flash_attn").flash_attn_varlen_func
+        return lambda *parts: flash(*parts[:3], *_ends(parts[3]), softmax_scale=parts[4], causal=True)
+    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
+        return None
+    varlen: Any = importlib.import_module("torch.nn.attention.varlen").varlen_attn
+    if not {"window_size", "enable_gqa"} <= inspect.signature(varlen).parameters.keys():
+        return None
+    causal = {"window_size": (-1, 0), "enable_gqa": True}
+    return lambda *parts: varlen(*parts[:3], *_ends(parts[3]), scale=parts[4], **causal)
+
+
+def _ends(rows: RaggedRows) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+    return rows.query_ends, rows.key_ends, rows.longest_query, rows.longest_key
 
 
 def _future(time: int, keys: int, query: torch.Tensor) -> torch.Tensor:

@@ -117,7 +117,7 @@ class TunedEncoder(Candidate):
         own = scores(self.name, found, range(len(rows)))
         for other in fitted_candidates(project, run_folder):
             same = isinstance(other, LinearCandidate) and other.encoder_setting in ("", self.encoder_setting)
-            answers = run_folder.folds(other.name) if same and project.file.routing.small != self.name else None
+            answers = run_folder.folds(other.name) if same and project.file.goes_live != self.name else None
             if answers is None or answers.dataset_fingerprint != project.rows.development.content_fingerprint:
                 continue
             theirs = scores(other.name, answers, [place[example.key] for example in rows.examples])

@@ -30,6 +30,9 @@ from smallfirst.routing.router import OutOfScope
 from smallfirst.tasks import DEFAULT_KIND, TASK_KINDS
 from smallfirst.training.config import OF_LANGUAGE_MODELS, TrainConfig
 
+BEST, SMALLEST = "best", "smallest"
+"""Values of `routing.small` that name a rule: the candidate of the most worth, the cheapest that passes the gate."""
+RULES = (BEST, SMALLEST)
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """What the name of a task may be."""
 
@@ -135,6 +138,8 @@ class LargeConfig(Record):
     many rows in all."""
     nearest: int = pydantic.Field(default=0, ge=0)
     """Solved training rows nearest to the request shown in the prompt; replaces shots_per_label."""
+    only_labels: bool = True
+    """For engines on this machine: constrain the answer to the labels (llama.cpp), or to the schema."""
     sample_calibration: int | None = pydantic.Field(default=None, ge=1)
     """Number of calibration rows to ask, drawn by content hash; None asks all."""
     sample_test: int | None = pydantic.Field(default=None, ge=1)
@@ -170,12 +175,12 @@ class RoutingConfig(Record):
     guarantee: Guarantee = Guarantee()
     """What is guaranteed about answers that stay small. Set here, what it does not cover goes to the large model."""
     small: str | None = None
-    """The only candidate that may go live. Left out: of those that are expected to pass the gate the one of the least
-    expected loss at `usd_per_wrong_answer` or, without such a price, the cheapest of those within `accuracy_within` of
-    the most accurate one. Chosen on other rows than the test rows, which confirm it."""
+    """The only candidate that may go live. Left out, or `best`: of those that are expected to pass the gate the one of
+    the least expected loss at `usd_per_wrong_answer` or, without such a price, the cheapest of those within
+    `accuracy_within` of the most accurate one. `smallest`: the cheapest one. Chosen on other rows than the test rows,
+    which confirm it."""
     accuracy_within: float = pydantic.Field(default=0.01, ge=0, le=1)
-    """How much less accurate than the best candidate a cheaper one may be, in [0, 1], where nothing prices errors; 1:
-    the cheapest of all that pass."""
+    """How much less accurate than the best candidate a cheaper one may be, in [0, 1], where nothing prices errors."""
     ahead: tuple[str, ...] = ()
     """Smaller candidates that answer before it, the smallest first; each keeps the requests it is certified for."""
     selection_share: float = pydantic.Field(default=0.2, gt=0, lt=1)
@@ -196,6 +201,9 @@ class RoutingConfig(Record):
     candidate or plan of the least expected loss goes live."""
     labels: Literal["gold", "large"] = "gold"
     """Who labelled the validation rows: people, or the large model (`smallfirst label`); shown in the certificate."""
+    second_look_after: int | None = pydantic.Field(default=None, ge=1)
+    """Texts in shadow after which the certificate is looked for once more, by itself, at four fifths of the level; the
+    run then spends one fifth. `smallfirst learn` sets 1000. Needs `labels: large` and `max_error` as the only limit."""
     monitor: MonitorSettings = MonitorSettings()
     """How closely the guarantee is monitored after go-live."""
     judge: Literal["large", "person"] = "large"
@@ -324,7 +332,7 @@ class TaskFile(Record):
     def _routing_names_candidates(self) -> TaskFile:
         names, routing = candidate_names(), self.routing
         on_ladder = names if self.ladder is None else tuple(name for name in names if name in self.ladder)
-        last = routing.small or on_ladder[-1]
+        last = on_ladder[-1] if self.goes_live in RULES else self.goes_live
         for place, name in (("small", last), *(("ahead", name) for name in routing.ahead)):
             if name not in names:
                 raise ValueError(f'routing.{place}: no candidate "{name}" can go live{did_you_mean(name, names)}')
@@ -334,6 +342,29 @@ class TaskFile(Record):
             if names.index(name) >= names.index(last):
                 raise ValueError(f"routing.ahead: {name} is not smaller than {last}, which routing.small names")
         return self
+
+    @pydantic.model_validator(mode="after")
+    def _second_look_can_be_taken(self) -> TaskFile:
+        if self.routing.second_look_after is not None and (why := self.why_no_second_look):
+            raise ValueError(f"routing.second_look_after: {why}; leave it out")
+        return self
+
+    @property
+    def why_no_second_look(self) -> str:
+        """Why what is drafted in shadow cannot certify; empty if it can."""
+        routing, guarantee = self.routing, self.routing.guarantee
+        if routing.labels != "large":
+            return "right is what people say, and in shadow only the large model answers"
+        if not guarantee.limits_errors_alone or guarantee.per_group:
+            return "in shadow only max_error over all answers is counted"
+        if routing.ahead or self.data.columns.group:
+            return "requests in shadow belong to no group, and one model drafts"
+        return ""
+
+    @property
+    def goes_live(self) -> str:
+        """The candidate that task.yaml names to go live, or the rule that chooses it, one of RULES."""
+        return self.routing.small or BEST
 
     def with_max_usd(self, max_usd: float) -> TaskFile:
         """Return the file with another `large.max_usd`. Raise ConfigError if it is not above 0, or nothing is asked."""

@@ -100,3 +100,9 @@ def breakable(name: str) -> Markup:
     for sign in ("_", ".", "]"):
         words = words.replace(sign, Markup(f"{sign}<wbr>"))
     return words
+
+
+def question_and_context(text: str) -> tuple[str, str]:
+    """Split a text into the question, which is last after a blank line, and its context."""
+    context, _, question = text.strip().rpartition("\n\n")
+    return question.strip(), context.strip()

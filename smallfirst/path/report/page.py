@@ -26,7 +26,6 @@ from smallfirst.path.report.charts import risk_coverage_chart
 from smallfirst.path.report.data import ReportData, report_data
 from smallfirst.registry import runs
 from smallfirst.routing.certificate.certificate import describe_limit
-from smallfirst.tasks.answer import split_context
 
 N_WORST_PARTS, MAX_PARTS = 10, 200
 N_FIRST_CASES, MAX_CASES = 10, 40
@@ -47,7 +46,7 @@ FILTERS = (
 )
 FUNCTIONS = (
     measures.differing_fields,
-    split_context,
+    formats.question_and_context,
     formats.path_explanation,
     min_clean_rows,
 )
@@ -132,7 +131,8 @@ def _state(data: ReportData, name: str) -> tuple[bool | None, str]:
         return (True, "live") if live else (None, "")
     if outcome is not None and passed and not outcome.goes_live:
         return None, "meets a default gate that task.yaml does not set" if outcome.gate_line else "does not go live"
-    return passed, f"live, {state}" if live else state
+    signed = " by a signature" if outcome is not None and outcome.signed else ""
+    return passed, f"live{signed}, {state}" if live else state
 
 
 def _first_screen(data: ReportData) -> dict[str, Any]:

@@ -81,6 +81,8 @@ class FoundTask(Record):
     usd_per_month: float | None
     models: tuple[str, ...]
     answered_by: str
+    first_at: datetime
+    last_at: datetime
     wordings: tuple[FoundWording, ...]
     labels: dict[str, int] = {}
     """Labels with numbers of answers."""
@@ -228,7 +230,7 @@ def _judge(
     verdict, why = _verdict(task, settings, outlook, max_error, len(rows))
     folder = ""
     if out and not isinstance(settings, str) and rows:
-        source = source_of(task, teacher_of)
+        source = source_of(task, outlook, teacher_of)
         if source is not None:
             folder = str(out / task.name)
             write_draft(task, source, settings, rows, out / task.name, max_error)
@@ -245,6 +247,8 @@ def _judge(
         usd_per_month=None if cost is None else cost * per_month,
         models=task.models,
         answered_by=task.most_frequent("answered_by"),
+        first_at=task.first_at,
+        last_at=task.last_at,
         wordings=tuple(
             FoundWording(
                 prompt=_shown(wording.template.template, [slot.name for slot in wording.template.slots]),

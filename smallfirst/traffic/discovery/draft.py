@@ -19,6 +19,7 @@ from smallfirst.base.files import write_atomically
 from smallfirst.data.dataset import fold_text
 from smallfirst.tasks.extract import Extract
 from smallfirst.tasks.json.schema import infer_schema
+from smallfirst.traffic.discovery.outlook import Outlook
 from smallfirst.traffic.discovery.tasks import MONTH, Case, RecurringTask, as_text
 from smallfirst.traffic.task_source import TaskSource, Teacher
 
@@ -105,7 +106,7 @@ def task_settings(task: RecurringTask, rows: Sequence[CaseRow]) -> dict[str, Any
     return {"kind": "extract", "schema": schema}
 
 
-def source_of(task: RecurringTask, teacher_of: TeacherOf = unknown_terms) -> TaskSource | None:
+def source_of(task: RecurringTask, outlook: Outlook, teacher_of: TeacherOf = unknown_terms) -> TaskSource | None:
     """Return the record of where the task was found; None if its answers have no common format."""
     if task.answer_format is None:
         return None
@@ -117,6 +118,7 @@ def source_of(task: RecurringTask, teacher_of: TeacherOf = unknown_terms) -> Tas
         for wording in task.wordings
     )
     model = task.most_frequent("answered_by")
+    share = outlook.moves
     return TaskSource(
         name=task.name,
         templates=templates,
@@ -124,6 +126,7 @@ def source_of(task: RecurringTask, teacher_of: TeacherOf = unknown_terms) -> Tas
         format_check=task.format_check,
         models=task.models,
         teacher=teacher_of(model, *task.models),
+        foretold_share=(share.share, share.low, share.high) if share else None,
     )
 
 

@@ -5,22 +5,24 @@ Everybody on this machine may use it until there are keys, and then their owners
 
 Nobody gets a small answer who may not ask the large model. Where clients bring their own keys, the upstream alone knows
 which are valid. Its 2xx to a request for a model is its word on the credential, and lasts for a while; a 401 or 403
-ends it at once. What is kept is a hash in memory, keyed with a secret of the process, never a key, and only of what was
-accepted: invented keys leave nothing. After a restart the first request of each credential passes.
+ends it at once. What is kept is a hash, keyed with a secret of the installation, never a key, and only of what was
+accepted: invented keys leave nothing. All processes of a ledger share it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import logging
 import secrets
 import time
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext, suppress
 
 from smallfirst.base.errors import ConfigError
 from smallfirst.ledger.database import LedgerAway
 from smallfirst.ledger.keys import KeyStore, key_id
+from smallfirst.ledger.shared_state import SharedState
 from smallfirst.models.remote.config import is_loopback
 from smallfirst.serving.auth import KeyCheck, check_local
 from smallfirst.serving.errors import ApiError, ledger_away
@@ -38,6 +40,12 @@ class Access:
     def __init__(self, key_store: KeyStore | None = None, *, everybody: bool = False) -> None:
         """With `everybody`, requests without a key are served whatever host they name."""
         self._keys, self._everybody = KeyCheck(key_store), everybody
+        self._key_store = key_store
+
+    def one_tenant(self) -> bool:
+        """Return True if there is one tenant at most: without keys everybody is one. Raise as `KeyStore.entries`."""
+        keys = self._key_store.entries() if self._key_store is not None else ()
+        return len({key.name for key in keys if key.state() == "active"}) < 2
 
     @asynccontextmanager
     async def admit(self, request: GatewayRequest) -> AsyncIterator[tuple[str, ...]]:
@@ -94,10 +102,16 @@ def _all(request: GatewayRequest, name: bytes) -> Sequence[str]:
 
 # Credentials of clients
 
+_log = logging.getLogger("smallfirst.gateway")
 VALID_FOR_S = 3600.0
 """Seconds after an upstream's 2xx in which small models may answer a credential; then a request passes."""
-MOST, MOST_USES = 10_000, 32
-"""Credentials that are remembered, and uses of each; the oldest are forgotten, and their next request passes."""
+SYNC_S = 1.0
+"""Seconds between two exchanges with the other processes."""
+MOST = 10_000
+"""Credentials that are remembered; the oldest are forgotten, and their next request passes."""
+_MOST_USES = 32
+_RENEWED = 1 / 12
+"""Share of its time after which a credential is noted anew: one write in five minutes of an hour."""
 _HEADERS = frozenset(
     {
         b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key", b"ocp-apim-subscription-key", b"cookie",
@@ -105,46 +119,131 @@ _HEADERS = frozenset(
     }
 )  # fmt: skip
 """What an upstream may judge a client by; the query belongs to it, too."""
+_STATE, _SECRET, _ENDED = "accepted credentials", "secret of credentials", ""
+Known = dict[str, dict[str, float]]
+"""Of each credential when its uses (a path and a model) were last accepted, and under `_ENDED` when it was refused."""
 
 
 class Credentials:
-    """The accepted credentials, in memory. Each tenant has its own: nobody ends another's."""
+    """The accepted credentials, as this process knows them. Each tenant has its own: nobody ends another's."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
-        self._clock, self._secret = clock, secrets.token_bytes(32)
-        self._accepted: OrderedDict[str, dict[str, float]] = OrderedDict()
-        """Of each credential, the last one last, when its uses (a path and a model) were accepted."""
-        self._refused: dict[str, float] = {}
-        """When one of them was refused, whatever its use."""
+    def __init__(self, shared: SharedState, *, clock: Callable[[], float] = time.time) -> None:
+        self._shared, self._clock = shared, clock
+        self._secret = b""
+        self._known: Known = {}
+        self._news: Known = {}
+        self._syncing: asyncio.Task[None] | None = None
+        self._version, self._synced_at_s = 0, float("-inf")
+
+    async def start(self) -> None:
+        """Read what is known. Raise LedgerAway."""
+        made = secrets.token_hex(32)
+        self._secret = bytes.fromhex(
+            await self._shared.update(_SECRET, lambda known, _: (known or made, known or made))
+        )
+        await self._sync()
+
+    async def aclose(self) -> None:
+        """Tell the other processes the last news."""
+        if self._syncing is not None:
+            self._syncing.cancel()
+        with suppress(LedgerAway):
+            await self._sync()
 
     def accepts(self, request: GatewayRequest, upstream: str, model: str) -> bool:
         """Return True if `upstream` has lately answered this credential with 2xx on this path for this model.
 
         The answer that the request gets renews it. `upstream` is an address.
         """
+        if time.monotonic() - self._synced_at_s > SYNC_S:
+            self._sync_soon()
         use = hashlib.blake2b(f"{request.path}\0{model}".encode("utf-8", "replace"), digest_size=8).hexdigest()
         request.credential = id, use = self._id(request, upstream), use
-        at = self._accepted.get(id, {}).get(use, 0.0)
-        return at > self._refused.get(id, 0.0) and abs(self._clock() - at) < VALID_FOR_S
+        return self._is_valid(self._known.get(id, {}), use, VALID_FOR_S)
 
     def answered(self, request: GatewayRequest, upstream: str, status: int) -> None:
         """Note the status of an upstream's answer: 401 and 403, and 2xx to a request that `accepts` has seen."""
         if status in (401, 403):
             id = request.credential[0] if request.credential else self._id(request, upstream)
-            if id in self._accepted:
-                self._refused[id] = self._clock()
+            if id in self._known:
+                self._note(id, _ENDED, self._clock())
         elif request.credential is not None and 200 <= status < 300:
             id, use = request.credential
-            uses = self._accepted.setdefault(id, {})
-            uses[use] = max(request.at, uses.pop(use, 0.0))  # a key that was refused meanwhile stays refused
-            if len(uses) > MOST_USES:
-                del uses[next(iter(uses))]
-            self._accepted.move_to_end(id)
-            if len(self._accepted) > MOST:
-                self._refused.pop(self._accepted.popitem(last=False)[0], None)
+            if not self._is_valid(self._known.get(id, {}), use, VALID_FOR_S * _RENEWED):
+                self._note(id, use, request.at)  # a key that was refused meanwhile stays refused
+
+    def _is_valid(self, uses: Mapping[str, float], use: str, for_s: float) -> bool:
+        at = uses.get(use, 0.0)
+        return at > uses.get(_ENDED, 0.0) and abs(self._clock() - at) < for_s
 
     def _id(self, request: GatewayRequest, upstream: str) -> str:
         given = [part for pair in request.headers if pair[0] in _HEADERS for part in pair]
         parts = (request.tenant.encode(), upstream.encode(), request.query, *given)
         given_as_one = b"".join(b"%d:%s" % (len(part), part) for part in parts)
         return hashlib.blake2b(given_as_one, key=self._secret, digest_size=16).hexdigest()
+
+    def _note(self, id: str, use: str, at: float) -> None:
+        for known in (self._known, self._news):
+            _put(known, id, use, at)
+        if len(self._known) > 2 * MOST:
+            self._known, self._news = _newest(self._known), _newest(self._news)
+        self._sync_soon()
+
+    def _sync_soon(self) -> None:
+        if self._syncing is None or self._syncing.done():
+            self._syncing = asyncio.get_running_loop().create_task(self._sync_in_a_while())
+
+    async def _sync_in_a_while(self) -> None:
+        while True:
+            await asyncio.sleep(self._synced_at_s + SYNC_S - time.monotonic())
+            try:
+                await self._sync()
+            except LedgerAway as error:
+                _log.warning("what upstreams accept is not shared with other processes: %s", error)
+            if not self._news:
+                return
+
+    async def _sync(self) -> None:
+        """Exchange news with the other processes. Raise LedgerAway."""
+        self._synced_at_s = time.monotonic()
+        version = await asyncio.to_thread(self._shared.version, _STATE)
+        if not self._news and version == self._version:
+            return
+        news, self._news, oldest = self._news, {}, self._clock() - VALID_FOR_S
+
+        def merged(before: Known | None, _: float) -> tuple[Known, Known]:
+            known = {} if before is None else before
+            after = {id: dict(uses) for id, uses in known.items() if max(uses.values()) > oldest}
+            _add(after, news)
+            after = _newest(after)
+            return (known if after == known else after), after
+
+        try:
+            known = await self._shared.update(_STATE, merged)
+        except LedgerAway:
+            _add(self._news, news)
+            raise
+        self._version = version
+        _add(known, self._news)
+        self._known = known
+
+
+def _add(known: Known, news: Known) -> None:
+    for id, uses in news.items():
+        for use, at in uses.items():
+            _put(known, id, use, at)
+
+
+def _put(known: Known, id: str, use: str, at: float) -> None:
+    """Note a time unless a later one is known; of too many uses the oldest goes."""
+    uses = known.setdefault(id, {})
+    uses[use] = max(at, uses.get(use, 0.0))
+    if len(uses) > _MOST_USES:
+        del uses[min(uses, key=lambda each: uses[each])]
+
+
+def _newest(known: Known) -> Known:
+    """Return the MOST that were noted last."""
+    if len(known) <= MOST:
+        return known
+    return dict(sorted(known.items(), key=lambda one: max(one[1].values()))[-MOST:])

@@ -53,25 +53,28 @@ class WorkerOrder(Record):
     path: Path
     """File of the capture store."""
     settings: GatewaySettings
+    wanted: CaptureSettings
     ring_fd: int
     wake_fd: int
     """Read end of the pipe; it ends when the proxy ends."""
 
     def open_store(self) -> CaptureStore:
-        """Open the store. Raise ConfigError if it cannot be used."""
-        wanted = self.settings.capture or CaptureSettings()
-        return CaptureStore(self.path, max_rows=wanted.max_rows, keep_days=wanted.keep_days)
+        """Open the store. Raise ConfigError if it cannot be used, or its key is missing."""
+        wanted = self.wanted
+        return CaptureStore(self.path, max_rows=wanted.max_rows, keep_days=wanted.keep_days, key=wanted.key())
 
 
 class Capture:
     """The proxy's side of the capture."""
 
-    def __init__(self, settings: GatewaySettings, folder: Path) -> None:
+    def __init__(self, settings: GatewaySettings, wanted: CaptureSettings, folder: Path) -> None:
         """Start the process that keeps exchanges in `folder`. Raise ConfigError if the store cannot be used."""
-        wanted = settings.capture or CaptureSettings()
-        self._share, self._tenants = wanted.share, frozenset(wanted.tenants)
+        self.wanted = wanted
+        self._tenants = frozenset(wanted.tenants)
         self._ring = Ring(shared_memory(BUFFER_BYTES), BUFFER_BYTES)
-        self._order = WorkerOrder(path=folder / FILE_NAME, settings=settings, ring_fd=self._ring.fd, wake_fd=0)
+        self._order = WorkerOrder(
+            path=folder / FILE_NAME, settings=settings, wanted=wanted, ring_fd=self._ring.fd, wake_fd=0
+        )
         self._order.open_store().close()
         self._start()
 
@@ -82,7 +85,7 @@ class Capture:
             and request.path.endswith(_ROUTES)
             and request.tenant in self._tenants
             and len(request.body) <= MAX_BODY_BYTES
-            and random.random() < self._share
+            and (self.wanted.share >= 1 or random.random() < self.wanted.share)
         )
 
     def keep(self, request: GatewayRequest, answer: UpstreamAnswer) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import random
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from typing import NamedTuple
 from smallfirst.base.errors import ModelError
 from smallfirst.base.stats.intervals import upper_bound
 from smallfirst.base.stats.sequential import GuaranteeTest
+from smallfirst.deployment.second_look import SecondLook
 from smallfirst.deployment.task_deployment import DeployedVersion, TargetVersions, TaskDeployment
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import LedgerRow, StateRow
@@ -28,10 +30,12 @@ from smallfirst.routing.router import Decision
 from smallfirst.serving.request_lifecycle import route_columns, usage_columns
 from smallfirst.traffic.exchange import charge_of, estimate_tokens
 from smallfirst.traffic.gateway.http import BackgroundTasks, TaskRequest
-from smallfirst.traffic.task_source import LEARNT, Cause, Change, TakeOver, TaskSource
+from smallfirst.traffic.task_source import LEARNT, Cause, Change, TakeOver, TaskSource, TenantStepBack
 from smallfirst.traffic.wire import Json, ModelAnswer, read_answer
 
 _log = logging.getLogger("smallfirst.takeover")
+COMPARED_BESIDE = 0.25
+"""Share of the requests outside the share taken over whose drafts are compared; in shadow all are."""
 OUTSIDE = "outside the share that was taken over"
 UNPROVEN = "the upstream has not accepted this credential of late"
 ALONE = "the task has stepped back for this tenant"
@@ -66,18 +70,28 @@ class LiveTask:
         deployed: DeployedVersion,
         ledger: Ledger,
         update: Update,
+        one_tenant: Callable[[], bool],
         *,
         agreement: bool,
     ) -> None:
         """`agreement`: right is what the large model answered; else people's answers certify."""
         self.taken, self.upstream, self.deployed, self.agreement = taken, upstream, deployed, agreement
         self.source, self.router, self.serves = upstream.source, deployed.router, taken.serves
-        self._ledger, self._update = ledger, update
+        self._ledger, self._update, self._one_tenant = ledger, update, one_tenant
         self._watches = Watches()
         self._background = BackgroundTasks()
+        if (looks := self.router.second_look) is not None:
+            looks.is_live, looks.on_taken = (lambda: self.taken.state == "live"), self._looked
 
     @classmethod
-    def load(cls, taken: TakeOver, ledger: Ledger, update: Update, prices: PriceBook | None = None) -> LiveTask:
+    def load(
+        cls,
+        taken: TakeOver,
+        ledger: Ledger,
+        update: Update,
+        one_tenant: Callable[[], bool],
+        prices: PriceBook | None = None,
+    ) -> LiveTask:
         """Load a learnt task's models, which takes seconds. Raise what `TaskDeployment` raises."""
         source = TaskSource.of(taken.folder)
         assert source is not None
@@ -86,7 +100,10 @@ class LiveTask:
         deployed = deployment.load(TargetVersions(taken.version) if taken.version else deployment.target_versions())
         upstream.usual_usd = deployed.router.router.options.expected_cost_usd.get("large", 0.0)
         agreement = deployment.file.routing.labels == "large"
-        return cls(taken, upstream, deployed, ledger, update, agreement=agreement)
+        live = cls(taken, upstream, deployed, ledger, update, one_tenant, agreement=agreement)
+        if deployed.second_look is not None:  # of a process that was killed before it told the file
+            live._looked(deployed.second_look)
+        return live
 
     def follow(self, taken: TakeOver) -> None:
         """Take over what the file says now; when a person has changed it, evidence begins anew."""
@@ -97,12 +114,12 @@ class LiveTask:
     async def rule(self, asked: TaskRequest) -> Ruling:
         """Decide who answers a request that follows the task's wording."""
         self._follow_monitor()
-        if asked.tenant in self.taken.tenants_back:
+        if self._is_back(asked.tenant):
             return Ruling(self, asked, why=ALONE)
         if not asked.may_ask:
             return Ruling(self, asked, why=UNPROVEN)
         drawn = int.from_bytes(hashlib.sha256(f"{self.taken.task}:{asked.id}".encode()).digest()[:6]) / 2**48
-        if drawn >= self.taken.live_share:
+        if drawn >= self._live_share:
             return Ruling(self, asked)
         request = Request.ask(asked.text)
         decision = await self.router.decide(request)
@@ -128,7 +145,7 @@ class LiveTask:
     async def passed(self, ruling: Ruling, response: Json | None, *, latency_ms: float = 0.0) -> None:
         """Note what the upstream answered to a request that was passed, and compare the small model's draft with it."""
         tenant = ruling.asked.tenant
-        self._followed(ruling.asked)
+        grown = self._followed(ruling.asked)
         completion = self.upstream.read(ruling.asked, response, latency_ms=latency_ms)
         if completion is None:
             return
@@ -140,11 +157,15 @@ class LiveTask:
                 self._evidence(tenant, "model", self._watches.of(tenant).drafts.compared(last.differs))
             self._note(ruling, noted)
             return
+        share = COMPARED_BESIDE if self._live_share else 1.0
         why = ruling.why if ruling.decision is None else ruling.decision.route.why
         route = Route(stage="large", why=why, certified=False, task=self.router.name)
         if ruling.why != ALONE:  # what one tenant has changed is no evidence against the promise to the others
-            route = route.model_copy(update={"audit_share": 1.0, "audited": ruling.decision is None})
-        self._note(ruling, completion.model_copy(update={"route": route}))
+            drawn = ruling.decision is None and random.random() < share
+            route = route.model_copy(update={"audit_share": share, "audited": drawn})
+        as_learnt = not grown and completion.answered_by == (self.source.teacher.model or completion.answered_by)
+        counts = as_learnt and self.taken.state != "stepped back" and self.upstream.reads(ruling.asked, response)
+        self._note(ruling, completion.model_copy(update={"route": route}), in_shadow=counts)
 
     def missed(self, tenant: str) -> None:
         """Note that the upstream has answered a request that resembles the task's wording and does not follow it."""
@@ -155,9 +176,29 @@ class LiveTask:
         await self._background.wait()
         await self.deployed.aclose()
 
-    def _followed(self, asked: TaskRequest) -> None:
-        """Note an answered request that follows the task's wording."""
-        self._evidence(asked.tenant, "prompt", self._watches.of(asked.tenant).wording.followed(asked.text))
+    def _followed(self, asked: TaskRequest) -> str:
+        """Note an answered request that follows the task's wording; return how that has grown, or nothing."""
+        grown = self._watches.of(asked.tenant).wording.followed(asked.text)
+        self._evidence(asked.tenant, "prompt", grown)
+        return grown
+
+    @property
+    def _live_share(self) -> float:
+        """Share of the requests for which the small model may answer now: none while nothing is promised."""
+        return self.taken.live_share if self.router.router.certificate.issued else 0.0
+
+    def _looked(self, look: SecondLook) -> None:
+        """Note what the second look found for all processes; they load the certificate that it put in force."""
+        found: dict[str, str] = {"second_look": look.found}
+        if look.replaces:
+            promise = f"{look.certificate.guarantee.in_words}; right is what the large model answered"
+            found |= {"certificate": look.certificate.fingerprint(), "promise": promise}
+
+        def note(known: TakeOver | None) -> TakeOver:
+            after = known or self.taken
+            return after.model_copy(update=found) if after.version == self.taken.version else after
+
+        self.follow(self._update(self.taken.task, note))
 
     # The step back
 
@@ -168,22 +209,28 @@ class LiveTask:
             why = f"the upstream answers with {model}, and the task was learnt from {learnt}"
             self._evidence(tenant, "model", why)
 
+    def _is_back(self, tenant: str) -> bool:
+        back = self.taken.tenant_back
+        return back is not None and back.tenant == tenant
+
     def _evidence(self, tenant: str, cause: Cause, why: str) -> None:
-        """Let the upstream answer this tenant again; nothing changes without a `why`, or if it does already."""
-        if why and self.taken.state == "live" and tenant not in self.taken.tenants_back:
-            self._change(lambda known: known.stepped_back(tenant, cause, why), cause, why, tenant)
+        """Let the upstream answer this tenant again, or all; nothing changes without a `why`, or if it does already."""
+        if not why or self.taken.state != "live" or self._is_back(tenant):
+            return
+        one = self._one_tenant()
+        self._change(lambda known: known.stepped_back(tenant, cause, why, one_tenant=one))
 
     def _follow_monitor(self) -> None:
         """Step back in a fallback of the monitor, and return when audits have ended it."""
         monitor, taken = self.router.monitor, self.taken
         if monitor.state == "fallback" and taken.state == "live":
             why = monitor.alarms[-1].why if monitor.alarms else self.router.paused
-            self._change(lambda known: known.moved("stepped back", cause="guarantee", why=why), "guarantee", why)
+            self._change(lambda known: known.moved("stepped back", cause="guarantee", why=why))
         elif monitor.state == "live" and taken.state == "stepped back" and taken.cause == "guarantee":
             again = "audits show the guarantee again"
-            self._change(lambda known: known.moved("live", cause="guarantee", why=again), "guarantee", again)
+            self._change(lambda known: known.moved("live", cause="guarantee", why=again))
 
-    def _change(self, change: Callable[[TakeOver], TakeOver], cause: Cause, why: str, tenant: str = "") -> None:
+    def _change(self, change: Callable[[TakeOver], TakeOver]) -> None:
         """Change the task for all processes, unless somebody has changed its state since this one looked."""
         before, task = self.taken, self.taken.task
         changed_here = False
@@ -199,13 +246,17 @@ class LiveTask:
         self.follow(self._update(task, unless_changed))
         if not changed_here:
             return
-        after = f"live without {tenant}" if tenant in self.taken.tenants_back else self.taken.state
-        _log.warning("%s: %s -> %s: %s", task, before.state, after, why)
-        values = {"before": before.state, "after": after, "why": why, "cause": cause, "certificate": ""}
+        changed: TakeOver | TenantStepBack = self.taken
+        after: str = self.taken.state
+        if after == before.state and self.taken.tenant_back is not None:
+            changed = self.taken.tenant_back
+            after += f" without {changed.tenant}"
+        _log.warning("%s: %s -> %s: %s", task, before.state, after, changed.why)
+        values = {"before": before.state, "after": after, "why": changed.why, "cause": changed.cause, "certificate": ""}
         row = StateRow.model_validate({"at": datetime.now(UTC), "task": task, **values})
         self._background.start(self._ledger.append_async(row))
 
-    def _note(self, ruling: Ruling, completion: Completion) -> None:
+    def _note(self, ruling: Ruling, completion: Completion, *, in_shadow: bool = False) -> None:
         """Write the ledger's row, and hand the answer to the audits."""
         asked, route = ruling.asked, completion.route
         assert route is not None
@@ -216,7 +267,7 @@ class LiveTask:
             return other
 
         request = ruling.request or Request.ask(asked.text)
-        self.router.answered(asked.id, request, completion, ask_large=ask_large)
+        self.router.answered(asked.id, request, completion, ask_large=ask_large, in_shadow=in_shadow)
         row = LedgerRow(
             id=asked.id,
             at=datetime.now(UTC),
@@ -256,6 +307,11 @@ class Upstream(CallableModel):
         if found is None:
             raise ModelError(f"{self.name} did not answer an audit: HTTP {status}")
         return found
+
+    def reads(self, asked: TaskRequest, response: Json | None) -> bool:
+        """Return True if the answer is whole and in the format of the recorded ones, as what is learnt from must be."""
+        answer = read_answer(asked.path, response or {})
+        return answer is not None and asked.answer_format.parse(answer) is not None
 
     def read(self, asked: TaskRequest, response: Json | None, *, latency_ms: float = 0.0) -> Completion | None:
         """Return the answer in a response, in the task's form where it has the known format; None without one."""

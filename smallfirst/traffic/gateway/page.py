@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
@@ -13,14 +13,14 @@ from urllib.parse import parse_qsl
 from smallfirst.base.records import Record
 from smallfirst.deployment.billing.saved import Saving, evaluated_costs, savings
 from smallfirst.deployment.dashboard.plugin import page_files
-from smallfirst.ledger.ledger import Ledger
+from smallfirst.ledger.ledger import Ledger, open_existing
 from smallfirst.models.pricing import format_usd
 from smallfirst.traffic.discovery.discover import Discovery
 from smallfirst.traffic.gateway.app import Handler
 from smallfirst.traffic.gateway.http import GatewayRequest, GatewayResponse, json_response
 from smallfirst.traffic.gateway.tasks import TakenOverTasks
 from smallfirst.traffic.gateway.upstreams import Upstreams
-from smallfirst.traffic.task_source import LEARNT, TakeOver, TakeOvers, TaskSource
+from smallfirst.traffic.task_source import LEARNT, TakeOver, TakeOvers, TaskSource, TenantStepBack
 
 DISCOVERED = "discovered"
 """Folder that `discover` writes to unless another is named."""
@@ -53,8 +53,10 @@ class TaskLine(Record):
     """False: the teacher's answers only measure."""
     why: str = ""
     """What led to its state."""
-    tenants_back: dict[str, str] = {}
-    """The tenants for whom alone it has stepped back, each with what led to it."""
+    tenant_back: TenantStepBack | None = None
+    """The tenant for whom alone it has stepped back."""
+    second_look: str = ""
+    """What the second look found, and the command that it waits for; empty before it."""
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -72,9 +74,18 @@ class TaskLine(Record):
         )
 
 
-def task_lines(file: TakeOvers, ledger: Ledger | None, discovered: Path) -> list[TaskLine]:
-    """Return the learnt tasks and those in the folder of discovered ones, which may be missing; largest bill first."""
-    takeovers, since = file.read(), datetime.now(UTC) - timedelta(days=DAYS)
+class TaskTable(Record):
+    """All tasks, those with the largest bill first."""
+
+    since: datetime
+    tasks: tuple[TaskLine, ...]
+
+
+def task_table(
+    takeovers: Mapping[str, TakeOver], ledger: Ledger | None, folders: Sequence[Path] = (), *, days: int = DAYS
+) -> TaskTable:
+    """Return the learnt tasks, and those that were discovered into `folders`."""
+    since = datetime.now(UTC) - timedelta(days=days)
     known = evaluated_costs(learnt_folders(takeovers)) if ledger else {}
     saved = {one.task: one for one in savings(ledger, since, None, evaluated=known)} if ledger else {}
     bills: dict[str, float] = defaultdict(float)
@@ -82,12 +93,33 @@ def task_lines(file: TakeOvers, ledger: Ledger | None, discovered: Path) -> list
         if row.kind == "audit" or row.outcome == "answered":
             bills[row.task] += row.cost_usd
     lines = [_learnt(one, saved.get(name), bills[name]) for name, one in takeovers.items()]
-    return sorted([*lines, *_found(discovered, takeovers)], key=lambda line: -(line.bill_usd or 0.0))
+    lines += [line for folder in folders for line in _found(folder, takeovers)]
+    return TaskTable(since=since, tasks=tuple(sorted(lines, key=lambda line: -(line.bill_usd or 0.0))))
 
 
 def learnt_folders(takeovers: Mapping[str, TakeOver]) -> dict[str, Path]:
     """Return by task the folder of what was learnt, in whose state folder its runs are."""
     return {name: one.folder / LEARNT for name, one in takeovers.items()}
+
+
+def read_task_table(state: Path, discovered: Path, *, days: int = DAYS) -> TaskTable:
+    """Return the table of a state folder and a folder of discovered tasks; either may be missing."""
+    ledger = open_existing()
+    try:
+        return task_table(TakeOvers(state / "takeovers.json").read(), ledger, [discovered], days=days)
+    finally:
+        if ledger:
+            ledger.close()
+
+
+def task_routes(state: Path, discovered: Path) -> dict[tuple[str, str], Handler]:
+    """Return the proxy's route to the table."""
+
+    async def as_json(request: GatewayRequest, _: Upstreams) -> GatewayResponse:
+        table = await asyncio.to_thread(read_task_table, state, discovered)
+        return json_response(table.model_dump(mode="json"))
+
+    return {("GET", "/v1/smallfirst/tasks"): as_json}
 
 
 def _learnt(taken: TakeOver, saving: Saving | None, bill_usd: float) -> TaskLine:
@@ -104,7 +136,8 @@ def _learnt(taken: TakeOver, saving: Saving | None, bill_usd: float) -> TaskLine
         teacher=source.teacher.model if source else "",
         training_allowed=source.teacher.training_allowed if source else True,
         why=taken.why,
-        tenants_back=taken.tenants_back,
+        tenant_back=taken.tenant_back,
+        second_look=taken.about_second_look,
     )
 
 
@@ -115,25 +148,22 @@ def _found(folder: Path, known: Mapping[str, TakeOver]) -> Iterator[TaskLine]:
         source = TaskSource.of(folder / task.name)
         if task.verdict == "stays" or task.name in known:
             continue
+        foretold = source.foretold_share if source else None
         yield TaskLine(
             task=task.name,
             state="found",
             requests=task.requests_per_month,
             bill_usd=task.usd_per_month,
             share=0.0,
-            small_share=task.outlook.moves.share if task.outlook.moves else None,
+            small_share=foretold[0] if foretold else None,
             teacher=source.teacher.model if source else "",
             training_allowed=source.teacher.training_allowed if source else True,
             why=task.why,
         )
 
 
-def page_routes(ledger: Ledger, local: TakenOverTasks, discovered: Path) -> dict[tuple[str, str], Handler]:
-    """Return the routes of the page, whose files are public, of its figures, and of the tasks."""
-
-    async def tasks(_: GatewayRequest, __: Upstreams) -> GatewayResponse:
-        lines = await asyncio.to_thread(task_lines, local.file, ledger, discovered)
-        return json_response({"tasks": [line.model_dump(mode="json") for line in lines]})
+def page_routes(ledger: Ledger, local: TakenOverTasks) -> dict[tuple[str, str], Handler]:
+    """Return the routes of the page, whose files are public, and of its figures."""
 
     async def session(_: GatewayRequest, __: Upstreams) -> GatewayResponse:
         return json_response({"at": "proxy", "role": "admin", "name": "", "tasks": list(local.tasks), "models": []})
@@ -147,7 +177,6 @@ def page_routes(ledger: Ledger, local: TakenOverTasks, discovered: Path) -> dict
 
     return {
         **{("GET", path): _file(content, headers) for path, content, headers in page_files()},
-        ("GET", "/v1/smallfirst/tasks"): tasks,
         ("GET", "/v1/dashboard/session"): session,
         ("GET", "/v1/dashboard/watch"): watched,
     }

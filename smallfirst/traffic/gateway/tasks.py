@@ -66,11 +66,15 @@ class TakenOverTasks:
         *,
         prices: PriceBook | None = None,
         poll_interval_s: float = POLL_INTERVAL_S,
+        one_tenant: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Follow the file, by default that of the state folder; `prices` are the upstream's. Closes the ledger."""
-        self._prices = prices
-        self.credentials = Credentials()
-        self._ledger, self.file, self._interval_s = ledger, file or TakeOvers(), poll_interval_s
+        """Follow the file, by default that of the state folder; `prices` are the upstream's. Closes the ledger.
+
+        `one_tenant` returns True if there is one at most, whose evidence then counts for all.
+        """
+        self._prices, self._one_tenant = prices, one_tenant
+        self.credentials = Credentials(ledger.shared)
+        self._ledger, self._file, self._interval_s = ledger, file or TakeOvers(), poll_interval_s
         self.tasks: dict[str, LiveTask] = {}
         self._matcher = TaskMatcher({})
         self._failed: dict[str, TakeOver] = {}
@@ -80,7 +84,8 @@ class TakenOverTasks:
 
     async def start(self) -> None:
         """Load what the file names; a task that cannot be loaded is logged, and its requests pass."""
-        self._stamp = self.file.stamp
+        self._stamp = self._file.stamp
+        await self.credentials.start()
         self._use(await asyncio.to_thread(self._loaded))
 
     async def answer(self, request: GatewayRequest, upstreams: Upstreams) -> GatewayResponse | None:
@@ -144,6 +149,7 @@ class TakenOverTasks:
     async def aclose(self) -> None:
         """Finish what is under way and free all models."""
         await self._background.wait()
+        await self.credentials.aclose()
         for task in self.tasks.values():
             await task.aclose()
         self._ledger.close()
@@ -159,7 +165,7 @@ class TakenOverTasks:
         if now - self._looked_at < self._interval_s:
             return
         self._looked_at = now
-        if (stamp := self.file.stamp) != self._stamp:
+        if (stamp := self._file.stamp) != self._stamp:
             self._stamp = stamp
             self._background.start(self._follow())
 
@@ -171,7 +177,7 @@ class TakenOverTasks:
 
     def _loaded(self) -> dict[str, LiveTask]:
         """Return the tasks of the file, those that have not changed as they are."""
-        wanted = self.file.read()
+        wanted = self._file.read()
         if not wanted:
             return {}
         from smallfirst.traffic.gateway.live_task import LiveTask
@@ -186,7 +192,8 @@ class TakenOverTasks:
             if self._failed.get(name) == taken:
                 continue
             try:
-                found[name] = LiveTask.load(taken, self._ledger, self.file.update, self._prices)
+                given = (self._file.update, self._one_tenant, self._prices)
+                found[name] = LiveTask.load(taken, self._ledger, *given)
             except Exception as error:
                 self._failed[name] = taken
                 _log.error("%s is not served, its requests pass: %s", name, error)

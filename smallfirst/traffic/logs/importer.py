@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -81,7 +82,7 @@ def _asked(one: Exchange) -> AskedText | str:
 
 _SHARED = 0.95
 """Least share of rows with one system prompt that makes it the job in words."""
-_REPEATED = 0.9
+_REPEATED, _NAMED = 0.9, 0.7
 _MIN_ROWS = 20
 
 
@@ -113,10 +114,11 @@ def _as_table(found: Sequence[tuple[RawRow, AskedText | str]], unused: Sequence[
             kept.append((row, one, case))
         else:
             unused.append(Problem(row.path, row.line, "the prompt follows another template than the others"))
+    told = about + "".join(f"\n{one.asked.removesuffix(case)}" for _, one, case in kept[:1])
     table: list[dict[str, Any]] = []
-    for (row, one, case), answer in zip(kept, _answers([one.answer for _, one, _ in kept]), strict=True):
+    for (row, one, case), answer in zip(kept, _answers([one.answer for _, one, _ in kept], told), strict=True):
         if answer is None:
-            why = f"none of the answers that the others repeat: {one.answer[:60]!r}"
+            why = f"none of the answers that the others repeat, or the instructions name: {one.answer[:60]!r}"
             unused.append(Problem(row.path, row.line, why))
         else:
             table.append({"text": case, "answer": answer})
@@ -147,8 +149,11 @@ def _cases(prompts: Sequence[str], notes: list[str]) -> list[str]:
     return ["\n\n".join(value[i].strip() for i in chosen if value[i].strip()) if value else "" for value in values]
 
 
-def _answers(given: Sequence[str]) -> list[Any]:
-    """Return the answers, each in its most frequent spelling; None for one that is none of the few that repeat."""
+def _answers(given: Sequence[str], told: str) -> list[Any]:
+    """Return the answers, spellings of one label made one; None for one that is none of the few that repeat.
+
+    `told` are the instructions: a label is spelled as it stands in them, else as it is most often.
+    """
     objects = [as_object(answer) for answer in given]
     if sum(value is not None for value in objects) >= _REPEATED * len(given):
         return objects
@@ -159,4 +164,14 @@ def _answers(given: Sequence[str]) -> list[Any]:
         return [answer.strip() for answer in given]
     most_often = Counter(answer.strip() for answer in given).most_common()
     spelling = {fold_text(answer): answer for answer, _ in reversed(most_often)}
-    return [spelling[key] if counts[key] > 1 else None for key in folded]
+    listed = {key: found for key in counts if (found := _listed(key, told))}
+    closed = len(listed) > 1 and sum(counts[key] for key in listed) >= _NAMED * len(given)
+    kept = listed if closed else {key: listed.get(key, spelling[key]) for key, n in counts.items() if n > 1}
+    return [kept.get(key) for key in folded]
+
+
+def _listed(key: str, told: str) -> str:
+    """Return the folded answer as the instructions spell it; empty if they do not name it."""
+    pattern = r"(?<!\w)" + r"[\W_]+".join(map(re.escape, key.split())) + r"(?!\w)"
+    found = re.search(pattern, told, re.IGNORECASE) if key else None
+    return found.group() if found else ""

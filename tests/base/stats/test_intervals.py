@@ -26,6 +26,7 @@ from smallfirst.base.stats.intervals import (
     paired_difference,
     paired_score_interval,
     quantile_interval,
+    ratio_interval,
     trinomial_p_value,
     trinomial_upper_bound,
     upper_bound,
@@ -167,6 +168,28 @@ def test_means_without_spread_or_without_values() -> None:
     assert mean_interval([0.1] * 7) == Estimate(value=0.1, low=0.1, high=0.1, n=7)
     assert mean_interval([2.0]) == Estimate(value=2, low=-math.inf, high=math.inf, n=1)
     assert mean_interval([]).n == 0
+
+
+def test_a_ratio_over_units_covers_the_mean_of_a_population_drawn_with_unequal_chances() -> None:
+    draw, inside, plain = np.random.default_rng(3), 0, 0
+    for _ in range(400):
+        costs = draw.gamma(2.0, 0.5, 300)
+        chance = np.clip(0.05 + 0.2 * costs, 0, 1)  # dear ones are drawn more often
+        drawn = draw.random(300) < chance
+        weights = 1 / chance[drawn]
+        found = ratio_interval(costs[drawn] * weights, weights)
+        inside += found.low <= costs.mean() <= found.high
+        plain += abs(costs[drawn].mean() - costs.mean()) < found.high - found.value
+    assert plain / 400 < 0.6 < 0.91 <= inside / 400 <= 0.99
+
+
+def test_a_ratio_of_sums_with_the_linearized_variance_by_hand() -> None:
+    found = ratio_interval([3.0, 6.0, 0.0], [10, 10, 0])  # an empty day says nothing
+    spread = math.sqrt(2 * (1.5**2 + 1.5**2)) / 20
+    assert (found.value, found.n) == (0.45, 20)
+    assert found.high - 0.45 == pytest.approx(scipy_stats.t.ppf(0.975, 1) * spread)
+    assert math.isinf(ratio_interval([3.0], [10]).high)
+    assert math.isinf(ratio_interval([], []).high)
 
 
 LOSSES = st.lists(st.floats(0, 1), min_size=1, max_size=60)

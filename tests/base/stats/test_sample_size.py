@@ -54,6 +54,8 @@ def test_a_share_s_chance_is_that_of_simulated_measurements() -> None:
     truths = draw.beta(right + 1, n - right + 1, 4000)
     came = [wilson(right + draw.binomial(more, p), n + more).low >= bar for p in truths]
     assert chance_of_share(right, n, more, bar) == pytest.approx(np.mean(came), abs=0.03)
+    fresh = [wilson(draw.binomial(more, p), more).low >= bar for p in truths]
+    assert chance_of_share(right, n, more, bar, again=0.0) == pytest.approx(np.mean(fresh), abs=0.03)
     assert chance_of_share(right, n, 0, 0.9) == 0
     truths = draw.beta(right + 58 + 1, n - right + 2 + 1, 4000)  # 58 of 60 other rows were right as well
     came = [wilson(right + draw.binomial(more, p), n + more).low >= bar for p in truths]
@@ -141,6 +143,14 @@ def test_a_rate_above_the_limit_that_chance_explains_is_not_called_unlikely() ->
     assert 0.1 < found.chance <= 0.8
     assert 100 < found.n_more < 20_000
     assert for_error(cascade(confidence, ~right)).unlikely
+
+
+def test_before_anything_is_answered_all_rows_are_drawn() -> None:
+    right = np.ones(1000, bool)
+    confidence = np.linspace(1, 0.5, 1000)
+    few = rows_for_error(confidence, right, 0.05, 0.04, again=0.0, n_new=40)
+    assert 23 <= few.n_more <= 40  # 63 rows without an error show it at 4 %
+    assert rows_for_error(confidence, right, 0.05, 0.04, again=0.0, n_new=400).n_more == 0
 
 
 def test_rows_that_certify_only_once_are_known_but_not_counted_again() -> None:

@@ -140,8 +140,8 @@ def test_a_chat_file_whose_answers_are_few_is_a_classification_and_its_system_pr
     assert found.converted.about == SYSTEM
 
 
-def test_a_log_of_requests_gives_what_varies_and_labels_in_one_spelling(write: Write) -> None:
-    said = ["refund", "Refund.", "REFUND"]
+def test_a_log_of_requests_gives_what_varies_and_the_labels_that_its_prompts_spell(write: Write) -> None:
+    said = ["Refund", "refund.", "REFUND"]
     log = [{"request": request(i), "response": response(said[i // 3 % 3] if c == "refund" else c)}
            for i, c in enumerate(LABELS)]  # fmt: skip
     log[0]["response"] = response("card arr", "length")
@@ -153,7 +153,7 @@ def test_a_log_of_requests_gives_what_varies_and_labels_in_one_spelling(write: W
     assert {row["label"] for row in found.rows} == set(INTENTS)
     assert sorted((problem.line, problem.rule.partition(":")[0]) for problem in found.unused) == [
         (1, "the answer was cut off"),
-        (4, "none of the answers that the others repeat"),
+        (4, "none of the answers that the others repeat, or the instructions name"),
         (7, "the prompt follows another template than the others"),
     ]
     assert found.converted is not None

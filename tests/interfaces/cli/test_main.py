@@ -39,7 +39,8 @@ def test_bars_of_libraries_are_off_in_a_pipe_before_a_command_imports_any(monkey
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in READ_NO_TASK])
 def test_a_missing_file_is_a_wrong_setting(verb: str, tmp_path: Path) -> None:
     path = tmp_path / "task.yaml"
-    more = {"label": ("rows.jsonl",), "score": ("rows.jsonl",), "export": ("out",)}
+    signed = ("--candidate", "small", "--by", "Ada", "--because", "seen")
+    more = {"override": signed, "label": ("rows.jsonl",), "score": ("rows.jsonl",), "export": ("out",)}
     assert failed(call(verb, path, *more.get(verb, ())), 2) == (
         f"ConfigError: {path}: no such file\n  next: smallfirst init   writes a commented task.yaml\n"
     )

@@ -17,7 +17,7 @@ def test_a_run_that_fails_prints_its_record_all_the_same(
     desk_folder: Path, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     code = {"settings": 2, "rows": 1, "gate": 3}[fails]
-    gate = "gate: {accuracy_at_least: 0.8}\nrouting: {accuracy_within: 1}\n"
+    gate = "gate: {accuracy_at_least: 0.8}\nrouting: {small: smallest}\n"
     (desk_folder / "task.yaml").write_text("name: desk\ndata: {train: train.jsonl}\n" + gate)
     if fails == "settings":
         (desk_folder / "task.yaml").write_text("nam: desk\n")
@@ -63,6 +63,13 @@ def test_a_run_that_would_cost_more_than_allowed_ends_before_training(
     assert not list(desk_folder.rglob("events.jsonl"))
 
 
+def test_nobody_can_sign_for_a_candidate_that_was_not_judged(desk_folder: Path) -> None:
+    evaluated(wrong=30)
+    call("gate", desk_folder)
+    message = failed(call("override", desk_folder, "--candidate", "smal", "--by", "Ada", "--because", "seen"), 2)
+    assert 'no verdict on "smal" to override — did you mean "small"?' in message
+
+
 def test_a_stage_that_comes_too_early_names_the_one_before(desk_folder: Path) -> None:
     for verb in ("evaluate", "gate", "promote", "calibrate", "report"):
         assert failed(call(verb, desk_folder), 1) == (
@@ -76,7 +83,7 @@ def test_a_failing_gate_ends_with_three_and_prints_why(desk_folder: Path) -> Non
     failed(result, 3)
     assert result.stdout.splitlines()[0] == "small: FAIL"
     assert "goes live by the gate: none" in result.stdout.splitlines()
-    assert f"smallfirst gate {desk_folder}" in result.stdout
+    assert f"smallfirst override {desk_folder} --candidate small --by NAME --because REASON" in result.stdout
 
 
 def test_a_default_gate_is_no_permission(desk_folder: Path) -> None:

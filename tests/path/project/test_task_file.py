@@ -121,6 +121,22 @@ def test_a_large_path_that_nobody_or_two_would_answer_is_refused(tmp_path: Path,
     assert refused(path) == f"{path}:\n  large: {rule}"
 
 
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ("routing: {second_look_after: 500}", "right is what people say"),
+        ("routing: {second_look_after: 500, labels: large, guarantee: {per_group: label}}", "only max_error over all"),
+        ("routing: {second_look_after: 500, labels: large, guarantee: {max_wrong_fields: 0.1}}", "only max_error over"),
+        ("routing: {second_look_after: 500, labels: large, ahead: [words], small: tuned}", "one model drafts"),
+    ],
+)
+def test_a_second_look_is_refused_where_shadow_cannot_say_what_is_right(tmp_path: Path, more: str, why: str) -> None:
+    said = refused(written(tmp_path, f"{MINIMAL}{more}\n"))
+    assert "routing.second_look_after: " in said
+    assert why in said
+    assert read(tmp_path, f"{MINIMAL}routing: {{second_look_after: 500, labels: large}}\n")
+
+
 def test_a_file_that_is_missing_or_holds_no_settings_is_named(tmp_path: Path) -> None:
     path = tmp_path / "task.yaml"
     assert refused(path) == f"{path}: no such file\n  next: smallfirst init   writes a commented task.yaml"
@@ -173,7 +189,9 @@ def test_without_labels_the_task_has_those_of_all_rows_and_a_label_of_one_row_is
 
 
 def test_the_ladder_says_what_is_trained_and_what_can_go_live(tmp_path: Path) -> None:
-    assert read(tmp_path, MINIMAL + "ladder: [words, encoder]\nrouting: {small: words}\n").routing.small == "words"
+    assert read(tmp_path).goes_live == "best"
+    assert read(tmp_path, MINIMAL + "ladder: [words, encoder]\n").goes_live == "best"
+    assert read(tmp_path, MINIMAL + "routing: {small: small}\n").goes_live == "small"
     cases = {
         "ladder: [word]\n": 'ladder: "word" is no candidate — did you mean "words"?',
         "ladder: []\n": "name a candidate: ",

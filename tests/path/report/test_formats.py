@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from smallfirst.models.pricing import format_usd
-from smallfirst.path.report.formats import breakable, ms, signed
+from smallfirst.path.report.formats import breakable, ms, question_and_context, signed
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,8 @@ def test_a_difference_carries_its_sign() -> None:
 
 def test_a_path_may_be_broken_and_is_escaped() -> None:
     assert breakable("a_b.<i>") == "a_<wbr>b.<wbr>&lt;i&gt;"
+
+
+def test_the_question_stands_after_the_last_blank_line() -> None:
+    assert question_and_context("One.\n\nTwo.\n\nWho?") == ("Who?", "One.\n\nTwo.")
+    assert question_and_context("Who?\n") == ("Who?", "")

@@ -196,13 +196,17 @@ def test_what_answers_is_compared_with_the_large_model(make_report: Make, make_e
     assert "“fine-tuned small model” is right more often than the large model, by +100.0 points" in gain
 
 
-def test_what_to_know_before_trusting_the_figures_stands_beside_them(make_report: Make) -> None:
+def test_what_to_know_before_trusting_the_figures_stands_beside_them(make_report: Make, make_verdict: Build) -> None:
     assert "Before you trust" not in words(make_report())
     small, large, _ = make_report().evaluations
     other = large.model_copy(update={"dataset_fingerprint": "other", "split": "calibration"})
-    seen = words(make_report(evaluations=(small, other)))
+    signed = make_verdict("small", passed=False).model_copy(
+        update={"passed": True, "signed_by": "Ada", "because": "pilot", "signed_at": "2026-11-25T09:00:00Z"}
+    )
+    seen = words(make_report(evaluations=(small, other), verdicts=(signed,)))
     assert "The paths were not all measured on the same rows; compare them with care." in seen
     assert "Not measured on test rows: large." in seen
+    assert "“fine-tuned small model” passed by a signed override, not by measurement: Ada, because “pilot”." in seen
 
 
 def test_leaks_are_counted_and_warned_of_where_too_few_other_rows_are_left(make_report: Make) -> None:

@@ -20,11 +20,13 @@ from smallfirst.routing.certificate.calibration_set import CalibrationSet, one_r
 from smallfirst.routing.certificate.certificate import Certificate, Guarantee
 from smallfirst.routing.certificate.certify import certify
 from smallfirst.routing.certificate.looks import (
+    FOLDED,
     Look,
     LookRequest,
     Looks,
     SharedLook,
     count_look,
+    text_fingerprints,
 )
 from smallfirst.routing.certificate.threshold_search import search_threshold
 
@@ -206,3 +208,8 @@ def test_connected_looks_never_spend_more_than_the_whole_whatever_their_order(tr
             made.append((set(range(first, first + n)), look))
             assert look.share == 0 or sum(one.share for one in connected) <= 1 + 1e-9
             assert sum(one.portion == "large" and one.spent > 0 for one in connected) <= 1 or look.share == 0
+
+
+def test_a_row_of_which_only_the_fingerprint_is_known_counts_as_its_text() -> None:
+    known = text_fingerprints(["Where is my card?"])
+    assert text_fingerprints([FOLDED + one for one in known]) == known

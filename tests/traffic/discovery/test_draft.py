@@ -13,6 +13,7 @@ from fixtures.traffic import SORT, SORT_AGAIN, cases_of, exchange, read_bookings
 
 from smallfirst.path.project.task_file import read_task_file
 from smallfirst.traffic.discovery.draft import rows_of, source_of, task_settings, write_draft
+from smallfirst.traffic.discovery.outlook import Outlook
 from smallfirst.traffic.discovery.tasks import RecurringTask, find_tasks
 from smallfirst.traffic.task_source import TaskSource, Teacher
 from smallfirst.traffic.wire import ModelAnswer
@@ -20,7 +21,7 @@ from smallfirst.traffic.wire import ModelAnswer
 
 def drafted(task: RecurringTask, folder: Path, **options: object) -> TaskSource:
     rows, settings = rows_of(task), task_settings(task, rows_of(task))
-    source = source_of(task, **options)  # type: ignore[arg-type]
+    source = source_of(task, Outlook(), **options)  # type: ignore[arg-type]
     assert source is not None
     assert not isinstance(settings, str)
     assert write_draft(task, source, settings, rows, folder, 0.05)
@@ -140,7 +141,7 @@ def test_a_changed_task_file_is_kept(tmp_path: Path) -> None:
     drafted(task, tmp_path)
     path = tmp_path / "task.yaml"
     path.write_text(path.read_text() + "minutes: 5\n")
-    rows, source = rows_of(task), source_of(task)
+    rows, source = rows_of(task), source_of(task, Outlook())
     settings = task_settings(task, rows)
     assert source is not None
     assert not isinstance(settings, str)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from smallfirst.base.errors import ConfigError
 from smallfirst.ledger.keys import KeyPolicy, KeyStore
+from smallfirst.ledger.ledger import Ledger
 from smallfirst.serving.errors import ApiError
 from smallfirst.traffic.gateway import access
 from smallfirst.traffic.gateway.access import Access, Credentials, check_exposure, may_ask
@@ -58,6 +60,12 @@ def test_a_key_names_the_tenant_and_is_not_passed_on(tmp_path: Path) -> None:
     assert code(access, request((b"x-api-key", key.encode()))) == "rate_limit_exceeded"
     assert code(access, request(upstream)) == "invalid_api_key"
     assert code(access, request((b"x-smallfirst-key", b"sf-wrong"))) == "invalid_api_key"
+    assert access.one_tenant()
+    store.create("bob", KeyPolicy())
+    assert not access.one_tenant()
+    store.revoke("ada")
+    assert access.one_tenant()
+    assert Access().one_tenant()
     assert may_ask(request(), ("gpt-4o",))
     assert not may_ask(request(), ("other",))
 
@@ -76,48 +84,86 @@ BIG = "https://big.example/v1"
 KEY = (b"authorization", b"Bearer sk-one")
 
 
-class Asking:
-    """Credentials under a clock of their own."""
+class Clock:
+    now = 1e9
 
-    def __init__(self) -> None:
-        self.now = 1e9
-        self.credentials = Credentials(clock=lambda: self.now)
+    def __call__(self) -> float:
+        return self.now
 
-    def ask(self, status: int | None, *headers: tuple[bytes, bytes], **more: str) -> bool:
+
+class Sides:
+    """Processes over one ledger."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger, self.clock, self.made = ledger, Clock(), list[Credentials]()
+
+    async def another(self) -> Credentials:
+        self.made.append(Credentials(self.ledger.shared, clock=self.clock))
+        await self.made[-1].start()
+        return self.made[-1]
+
+    def ask(self, one: Credentials, status: int | None, *headers: tuple[bytes, bytes], **more: str) -> bool:
         """Ask once; the upstream answers with `status`. Return whether a small model might have answered."""
         path, query = more.get("path", "/v1/chat/completions"), more.get("query", "").encode()
-        request = GatewayRequest("POST", path, query, [*headers], b"{}", tenant=more.get("tenant", "ada"), at=self.now)
-        found = self.credentials.accepts(request, more.get("upstream", BIG), more.get("model", "big"))
+        request = GatewayRequest("POST", path, query, [*headers], b"{}", tenant=more.get("tenant", "ada"))
+        request.at = self.clock.now
+        found = one.accepts(request, more.get("upstream", BIG), more.get("model", "big"))
         if status is not None:
-            self.credentials.answered(request, more.get("upstream", BIG), status)
+            one.answered(request, more.get("upstream", BIG), status)
         return found
+
+    @property
+    def n_writes(self) -> int:
+        return self.ledger.shared.version("accepted credentials")
+
+
+Work = Callable[[Sides], Awaitable[None]]
 
 
 @pytest.fixture
-def one() -> Asking:
-    return Asking()
+def run(tmp_path: Path) -> Callable[[Work], None]:
+    def running(work: Work) -> None:
+        async def session() -> None:
+            ledger = Ledger(tmp_path / "ledger.db")
+            sides = Sides(ledger)
+            try:
+                await work(sides)
+            finally:
+                for one in sides.made:
+                    await one.aclose()
+                ledger.close()
+
+        asyncio.run(session())
+
+    return running
 
 
-def test_a_2xx_is_good_for_its_time_and_a_refusal_ends_it(one: Asking) -> None:
-    assert not one.ask(200, KEY)
-    one.now += 3599
-    assert one.ask(None, KEY)
-    one.now += 1
-    assert not one.ask(204, KEY)
-    for status in (301, 400, 404, 429, 500, 503):
-        assert one.ask(status, KEY)
-    for status in (401, 403):
-        one.now += 1
-        assert one.ask(status, KEY)
-        assert not one.ask(500, KEY)
-        one.now += 1
-        assert not one.ask(200, KEY)
-    asked_before = GatewayRequest("POST", "/v1/chat/completions", b"", [KEY], b"{}", tenant="ada", at=one.now)
-    assert one.credentials.accepts(asked_before, BIG, "big")
-    one.now += 1
-    one.ask(401, KEY, model="other")  # any refusal of the key
-    one.credentials.answered(asked_before, BIG, 200)  # an answer to what was asked before does not undo it
-    assert not one.ask(None, KEY)
+def test_a_2xx_is_good_for_its_time_and_a_refusal_ends_it(run: Callable[[Work], None]) -> None:
+    async def work(sides: Sides) -> None:
+        one = await sides.another()
+        assert not sides.ask(one, 200, KEY)
+        sides.clock.now += 3599
+        assert sides.ask(one, None, KEY)
+        sides.clock.now += 1
+        assert not sides.ask(one, 204, KEY)
+        for status in (301, 400, 404, 429, 500, 503):
+            assert sides.ask(one, status, KEY)
+        for status in (401, 403):
+            sides.clock.now += 1
+            assert sides.ask(one, status, KEY)
+            assert not sides.ask(one, 500, KEY)
+            sides.clock.now += 1
+            assert not sides.ask(one, 200, KEY)
+        asked_before = GatewayRequest(
+            "POST", "/v1/chat/completions", b"", [KEY], b"{}", tenant="ada", at=sides.clock.now
+        )
+        assert one.accepts(asked_before, BIG, "big")
+        sides.clock.now += 1
+        sides.ask(one, 401, KEY, model="other")  # any refusal of the key
+        one.answered(asked_before, BIG, 200)  # an answer to what was asked before does not undo it
+        assert not sides.ask(one, None, KEY)
+
+    run(work)
 
 
 @pytest.mark.parametrize(
@@ -136,29 +182,77 @@ def test_a_2xx_is_good_for_its_time_and_a_refusal_ends_it(one: Asking) -> None:
         {"upstream": "https://other.example/v1"},
     ],
 )
-def test_it_is_good_for_nothing_else(one: Asking, other: dict) -> None:
-    one.ask(200, KEY)
-    assert one.ask(None, KEY, (b"user-agent", b"any"), (b"x-request-id", b"7"))
-    headers = other.pop("headers", [KEY])
-    assert not one.ask(200, *headers, **other)
-    assert one.ask(None, *headers, **other)
+def test_it_is_good_for_nothing_else(run: Callable[[Work], None], other: dict) -> None:
+    async def work(sides: Sides) -> None:
+        one = await sides.another()
+        sides.ask(one, 200, KEY)
+        assert sides.ask(one, None, KEY, (b"user-agent", b"any"), (b"x-request-id", b"7"))
+        headers = other.pop("headers", [KEY])
+        assert not sides.ask(one, 200, *headers, **other)
+        assert sides.ask(one, None, *headers, **other)
+
+    run(work)
 
 
-def test_what_was_refused_leaves_nothing_and_what_was_accepted_is_bounded_and_no_key(
-    one: Asking, monkeypatch: pytest.MonkeyPatch
+def test_what_was_refused_leaves_nothing_and_what_was_accepted_is_bounded(
+    run: Callable[[Work], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(access, "MOST", 20)
-    kept, refused = one.credentials._accepted, one.credentials._refused
-    for n in range(100):
-        one.ask(401, (b"authorization", b"%d" % n))
-    assert not kept
-    assert not refused
-    for n in range(100):
-        one.ask(200, (b"authorization", b"%d" % n))
-        one.ask(403, (b"authorization", b"%d" % n))
-        one.ask(200, KEY, path=f"/v1/{n}/chat/completions")
-    assert (len(kept), max(map(len, kept.values()))) == (20, access.MOST_USES)
-    assert refused.keys() <= kept.keys()
-    assert one.ask(None, KEY, path="/v1/99/chat/completions")
-    assert not one.ask(None, KEY, path="/v1/0/chat/completions")
-    assert "sk-one" not in repr(kept)
+
+    async def work(sides: Sides) -> None:
+        one = await sides.another()
+        for n in range(1000):
+            sides.ask(one, 401, (b"authorization", b"%d" % n))
+        assert not one._known
+        for n in range(1000):
+            sides.clock.now += 0.001
+            sides.ask(one, 200, (b"authorization", b"%d" % n))
+            sides.ask(one, 200, KEY, query=f"{n}", path=f"/v1/{n}/chat/completions")
+        assert len(one._known) <= 2 * 20
+        for n in range(200):
+            sides.ask(one, 200, KEY, path=f"/v1/{n}/chat/completions")
+        assert max(map(len, one._known.values())) <= 32
+        await one._sync()
+        assert len(one._known) == 20
+        sides.clock.now += 3600
+        sides.ask(one, 200, KEY)
+        await one._sync()
+        assert len(one._known) == 1  # what is too old is forgotten
+
+    run(work)
+
+
+def test_a_credential_in_use_is_written_once_in_five_minutes_and_never_itself(
+    run: Callable[[Work], None], tmp_path: Path
+) -> None:
+    async def work(sides: Sides) -> None:
+        one = await sides.another()
+        for _ in range(3600):
+            sides.clock.now += 1
+            sides.ask(one, 200, KEY)
+            if one._news:
+                await one._sync()
+        assert sides.n_writes == 12
+        stored = b"".join(file.read_bytes() for file in tmp_path.glob("ledger.db*"))
+        assert b"accepted credentials" in stored
+        assert b"sk-one" not in stored
+
+    run(work)
+
+
+def test_processes_learn_from_each_other_and_a_restart_forgets_nothing(run: Callable[[Work], None]) -> None:
+    async def work(sides: Sides) -> None:
+        one, two = await sides.another(), await sides.another()
+        sides.ask(one, 200, KEY)
+        await one._sync()
+        assert not sides.ask(two, None, KEY)
+        await two._sync()
+        assert sides.ask(two, None, KEY)
+        assert sides.ask(await sides.another(), None, KEY)
+        sides.clock.now += 1
+        sides.ask(two, 401, KEY)
+        await two._sync()
+        await one._sync()
+        assert not sides.ask(one, None, KEY)
+
+    run(work)

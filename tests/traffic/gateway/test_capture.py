@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from smallfirst.base.errors import ConfigError
 from smallfirst.traffic.capture_store import FILE_NAME, CaptureStore, CaptureUnavailable
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.gateway.capture import Capture, Ring, Worker, WorkerOrder, shared_memory
@@ -26,10 +27,6 @@ SETTINGS = GatewaySettings.model_validate(
 )
 
 
-def kept(**capture: object) -> GatewaySettings:
-    return SETTINGS.model_copy(update={"capture": CaptureSettings.model_validate(capture)})
-
-
 def request(tenant: str = "default", **more: object) -> GatewayRequest:
     body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "ask ada@example.com"}]} | more).encode()
     headers = [(b"authorization", b"Bearer sk-secret")]
@@ -42,16 +39,16 @@ def reply(body: bytes = json.dumps(ANSWER).encode()) -> UpstreamAnswer:
 
 
 def test_exchanges_are_kept_by_another_process_which_ends_with_this_one(tmp_path: Path) -> None:
-    capture = Capture(kept(max_rows=5), tmp_path)
+    capture = Capture(SETTINGS, CaptureSettings(max_rows=5), tmp_path)
     asked = [request() for _ in range(3)]
     for one in asked:
         capture.keep(one, reply())
     capture.keep(request(), reply(b"garbage"))
     capture.close()
     assert capture.counts == {"stored": 3, "waiting_bytes": 0, "no_room": 0, "unreadable": 1}
-    found = list(CaptureStore(tmp_path / FILE_NAME).exchanges())
-    assert [one.id for one in found] == [one.id for one in asked]
-    first = found[0]
+    kept = list(CaptureStore(tmp_path / FILE_NAME).exchanges())
+    assert [one.id for one in kept] == [one.id for one in asked]
+    first = kept[0]
     assert first.request["messages"][0]["content"] == "ask [EMAIL]"
     assert first.at == datetime.fromtimestamp(1_700_000_000.5, UTC)
     assert (first.model, first.answered_by, first.latency_ms) == ("m", "m-2026", 12.5)
@@ -68,22 +65,28 @@ class Unstarted(Capture):
 
 def test_only_those_who_agreed_are_kept_and_only_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smallfirst.traffic.gateway.capture.MAX_BODY_BYTES", 200)
-    capture = Unstarted(kept(tenants=("ada",)), tmp_path)
+    capture = Unstarted(SETTINGS, CaptureSettings(tenants=("ada",)), tmp_path)
     assert capture.wants(request("ada"))
     assert not capture.wants(request())
     assert not capture.wants(request("ada", long="x" * 200))
     files = GatewayRequest("POST", "/v1/files", b"", [], b"", "ada")
     assert not capture.wants(files)
-    none = Unstarted(kept(share=0), tmp_path)
+    none = Unstarted(SETTINGS, CaptureSettings(share=0), tmp_path)
     assert not none.wants(request())
 
 
 def test_what_finds_no_room_is_counted_and_delays_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smallfirst.traffic.gateway.capture.BUFFER_BYTES", 1024 * 1024)
-    capture = Unstarted(kept(), tmp_path)
+    capture = Unstarted(SETTINGS, CaptureSettings(), tmp_path)
     for _ in range(4):
         capture.keep(request(long="x" * 400_000), reply())
     assert capture.counts["no_room"] == 2
+
+
+def test_a_key_that_is_named_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CAPTURE_KEY", raising=False)
+    with pytest.raises(ConfigError, match="CAPTURE_KEY is not set"):
+        Unstarted(SETTINGS, CaptureSettings(key_env="CAPTURE_KEY"), tmp_path)
 
 
 def test_entries_come_out_as_they_went_in_across_the_end_of_the_memory() -> None:
@@ -136,7 +139,7 @@ class FullDisk(CaptureStore):
 
 def worked(tmp_path: Path, times: int) -> tuple[Unstarted, CaptureStore, list[float]]:
     """A worker whose proxy has ended after two exchanges."""
-    capture = Unstarted(kept(), tmp_path)
+    capture = Unstarted(SETTINGS, CaptureSettings(), tmp_path)
     for _ in range(2):
         capture.keep(request(), reply())
     os.close(capture._wake_fd)

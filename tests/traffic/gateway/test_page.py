@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +25,7 @@ from smallfirst.ledger.rows import AuditRow, LedgerRow
 from smallfirst.traffic.discovery.discover import discover
 from smallfirst.traffic.gateway.access import Access
 from smallfirst.traffic.gateway.app import Gateway
-from smallfirst.traffic.gateway.page import TaskLine, page_routes, task_lines
+from smallfirst.traffic.gateway.page import page_routes, read_task_table, task_routes
 from smallfirst.traffic.gateway.tasks import TakenOverTasks
 from smallfirst.traffic.settings import GatewaySettings
 from smallfirst.traffic.task_source import SOURCE_FILE, TakeOver, TakeOvers, Teacher
@@ -67,13 +66,8 @@ def row(i, stage, cost, *, days=0, status=200):
     )
 
 
-def lines(state: Path) -> list[TaskLine]:
-    with closing(Ledger(state / "state" / "ledger.db")) as ledger:
-        return task_lines(TakeOvers(), ledger, state / "discovered")
-
-
 def test_every_task_once_with_its_sums(state):
-    notes, tickets, mails = lines(state)
+    notes, tickets, mails = read_task_table(state / "state", state / "discovered").tasks
     assert (tickets.state, tickets.share, tickets.requests, tickets.small_share) == ("live", 0.5, 10, 0.6)
     assert tickets.bill_usd == pytest.approx(6 * 0.0001 + 4 * 0.01 + 0.01)
     assert tickets.saved_usd == pytest.approx(6 * 0.01 - 6 * 0.0001 - 0.01)  # an audit is paid from it
@@ -88,7 +82,7 @@ def test_every_task_once_with_its_sums(state):
     assert (notes.task, notes.state, notes.requests) == ("sort-customer", "found", 150)
     assert (notes.bill_usd, notes.training_allowed) == (pytest.approx(0.15), False)
     TakeOvers().put(TakeOver(task="sort-customer", folder=state))
-    assert "found" not in [line.state for line in lines(state)]
+    assert "found" not in [line.state for line in read_task_table(state / "state", state).tasks]
 
 
 def test_the_verb_prints_it(state):
@@ -101,7 +95,9 @@ def test_the_verb_prints_it(state):
     assert "foretold" in notes
     assert "live, 50% of requests" in tickets
     assert why == f"mails has stepped back: {WHY}"
-    TakeOvers().update("tickets", lambda known: known.stepped_back("ada", "prompt", "another wording"))
+    TakeOvers().update(
+        "tickets", lambda known: known.stepped_back("ada", "prompt", "another wording", one_tenant=False)
+    )
     run = CliRunner().invoke(main, ["tasks"])
     assert "tickets has stepped back for ada alone: another wording" in run.output.splitlines()
     as_json = CliRunner().invoke(main, ["tasks", "--json"])
@@ -116,10 +112,10 @@ def test_the_proxy_has_a_page_of_its_tasks(chromium: Any, tmp_path: Path) -> Non
         given = {"id": str(index), "at": datetime.now(UTC), "served_name": "m", "status": 200, "latency_ms": 5.0}
         ledger.append(LedgerRow.model_validate({**given, "stage": stage, "task": TASK, "cost_usd": 0.01}))
     taken = TakeOver(task=TASK, folder=tmp_path / TASK, state="live", share=0.5, promise="at most 5 % wrong")
-    taken = taken.stepped_back("ada", "prompt", "another <wording>")
+    taken = taken.stepped_back("ada", "prompt", "another <wording>", one_tenant=False)
     TakeOvers(tmp_path / "takeovers.json").put(taken)
-    local = TakenOverTasks(ledger, TakeOvers(tmp_path / "takeovers.json"))
-    routes = page_routes(ledger, local, tmp_path)
+    local = TakenOverTasks(ledger, TakeOvers(tmp_path / "none.json"))
+    routes = {**task_routes(tmp_path, tmp_path), **page_routes(ledger, local)}
     settings = GatewaySettings.model_validate({"upstreams": {"main": {"base_url": "http://127.0.0.1:9/v1"}}})
     gateway = Gateway(settings, local=local, access=Access(store), routes=routes)
     listener = socket.create_server(("127.0.0.1", 0))

@@ -14,8 +14,10 @@ from fixtures.gateway import OpenUpstreams
 from fixtures.takeover import SYSTEM, TEACHER, LearntTask, cases
 from fixtures.traffic import template
 
+from smallfirst.base.records import fingerprint
+from smallfirst.data.dataset import fold_text
 from smallfirst.ledger.ledger import Ledger
-from smallfirst.ledger.rows import AuditRow, LedgerRow, StateRow
+from smallfirst.ledger.rows import AuditRow, LedgerRow, ShadowRow, StateRow
 from smallfirst.traffic.gateway.http import BackgroundTasks, GatewayRequest, GatewayResponse, UpstreamAnswer
 from smallfirst.traffic.gateway.tasks import TakenOverTasks, TaskMatcher, why_not
 from smallfirst.traffic.task_source import (
@@ -131,6 +133,39 @@ def test_in_shadow_everything_passes_and_drafts_are_compared(serve):
     assert len(audits) > 30
     assert not any(audit.wrong for audit in audits)
     assert {row.answered_by for row in ledger.entries(LedgerRow)} == {TEACHER}
+
+
+def test_in_shadow_only_what_could_be_learnt_from_counts_for_the_second_look(serve, learnt):
+    others = cases(40, seed=6)
+    uncounted = {"format": "I would say {}", "model": "big-2026-06-01", "finished": "length"}
+
+    async def work(app: Application) -> None:
+        for text in [UNCERTAIN, *(text for text, _ in [*CASES, *CASES[:5], *cases(240)[:9]])]:
+            await app.ask_about(text)
+        for (name, value), texts in zip(uncounted.items(), (others[:9], others[9:18], others[18:27]), strict=True):
+            before = getattr(app, name)
+            setattr(app, name, value)
+            for text, _ in texts:
+                await app.ask_about(text)
+            setattr(app, name, before)
+        file = learnt.takeovers
+        file.put(file.get("queues").moved("stepped back", cause="prompt", why="test"))
+        await app.ask_about(CASES[0][0])  # sees that the file has changed
+        while app.tasks.tasks["queues"].taken.state != "stepped back":
+            await asyncio.sleep(0.001)
+        await app.ask_about(others[30][0])
+        while app.tasks.tasks["queues"].router._tasks:
+            await asyncio.sleep(0.001)
+
+    ledger, _ = serve(work, share=0.0)
+    rows = ledger.entries(ShadowRow)
+    known = {fold_text(text) for text, _ in cases(240)}
+    new = {fold_text(text) for text in (UNCERTAIN, *(text for text, _ in CASES))} - known
+    assert {row.text for row in rows} == {fingerprint(text) for text in new}
+    assert len(rows) == len(new) > 50
+    [uncertain] = [row for row in rows if row.confidence < 0.9]  # whatever the draft
+    assert uncertain.text == fingerprint(fold_text(UNCERTAIN))
+    assert not any(row.wrong for row in rows if row is not uncertain)
 
 
 def test_another_model_upstream_leads_back_at_once(serve):

@@ -191,7 +191,7 @@ def test_another_upstream_is_no_evidence(started: Callable[..., Proxy], big: Ups
         assert proxy.ask("bob", x_smallfirst_upstream="other") == "200"  # nor is it answered small
         assert other.n_asked == 2
         assert proxy.asks(10, "ada")["small"] >= 9
-    assert (proxy.task.state, proxy.task.tenants_back) == ("live", {})
+    assert (proxy.task.state, proxy.task.tenant_back) == ("live", None)
 
 
 def test_requests_of_another_model_that_the_upstream_refuses_are_no_evidence(shared: Proxy) -> None:
@@ -199,28 +199,39 @@ def test_requests_of_another_model_that_the_upstream_refuses_are_no_evidence(sha
     assert shared.changed_wording(36, "bob", credential="Bearer sk-wrong") == {"401": 36}
     assert shared.changed_wording(36, "bob", model="other") == {"200": 36}
     assert shared.asks(5, "ada") == shared.asks(5, "bob") == {"small": 5}
-    assert (shared.task.state, shared.task.tenants_back) == ("live", {})
+    assert (shared.task.state, shared.task.tenant_back) == ("live", None)
 
 
-def test_a_tenants_changed_prompts_end_its_own_saving_until_a_person_begins_anew(shared: Proxy, tmp_path: Path) -> None:
-    shared.asks(14, "bob", *(f"{text} and please answer in German" for text in CERTAIN[:14]))
+def test_one_tenants_changed_prompt_ends_the_saving_of_that_tenant_alone(shared: Proxy) -> None:
+    alike = [f"{text} and please answer in German" for text in CERTAIN[:14]]
+    shared.asks(14, "bob", *alike)
     assert shared.asks(5, "bob") == {"200": 5}
     assert shared.asks(5, "ada") == {"small": 5}
-    assert shared.task.state == "live"
-    assert "all end with" in shared.task.tenants_back["bob"]
-    shared.restore()
-    assert shared.task.tenants_back == {}
-    shared.changed_wording(1, "bob")  # one more after a person has restored the task
-    assert shared.asks(5, "bob") == shared.asks(5, "ada") == {"small": 5}
+    back = shared.task.tenant_back
+    assert back is not None
+    assert (shared.task.state, back.tenant, back.cause) == ("live", "bob", "prompt")
+    assert "all end with" in back.why
+
+
+def test_evidence_of_two_tenants_steps_all_back_and_a_person_begins_anew(shared: Proxy, tmp_path: Path) -> None:
     shared.changed_wording(40, "bob")
     assert shared.asks(3, "bob") == {"200": 3}
     assert shared.asks(3, "ada") == {"small": 3}
+    shared.restore()
+    assert shared.task.tenant_back is None
+    shared.changed_wording(1, "bob")  # one more after a person has restored the task
+    assert shared.asks(5, "bob") == shared.asks(5, "ada") == {"small": 5}
+    for tenant in ("ada", "bob"):
+        shared.changed_wording(40, tenant)
+    assert shared.asks(3, "ada") == shared.asks(3, "bob") == {"200": 3}
+    assert (shared.task.state, shared.task.cause) == ("stepped back", "prompt")
     with closing(Ledger(tmp_path / ".smallfirst" / "ledger.db")) as ledger:
         rows = [row for row in ledger.entries(StateRow) if not row.certificate]
-    assert [row.after for row in rows] == ["live without bob"] * 2
+    assert [row.after for row in rows] == ["live without bob", "live without ada", "stepped back"]
+    assert "tenant ada had stepped back" in rows[2].why
 
 
-def test_without_keys_evidence_steps_all_back(started: Callable[..., Proxy], big: Upstream) -> None:
+def test_where_there_is_one_tenant_its_evidence_steps_all_back(started: Callable[..., Proxy], big: Upstream) -> None:
     proxy = started({"default": big})
     assert proxy.asks(5)["small"] == 4
     proxy.changed_wording(36)
@@ -275,3 +286,20 @@ def test_the_proxys_own_provider_key_needs_no_proof(
     monkeypatch.setenv("BIG_KEY", VALID.removeprefix("Bearer "))
     proxy = started({"default": {"base_url": big.url, "api_key_env": "BIG_KEY"}}, "ada")
     assert proxy.asks(3, "ada", credential=None) == {"small": 3}
+
+
+def test_processes_share_rights_and_their_ends(
+    started: Callable[..., Proxy], big: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smallfirst.traffic.gateway.access.SYNC_S", 0.0, raising=False)
+    one, two = (started({"default": big}) for _ in range(2))
+    assert one.ask() == "200"
+    before = big.n_asked
+    two.wait(lambda: two.ask() == "small")
+    assert two.asks(3) == {"small": 3}
+    assert big.n_asked - before <= 20
+    big.valid = set()
+    assert two.ask(text=UNCERTAIN) == "401"
+    one.wait(lambda: one.ask() == "401")
+    assert one.asks(3) == two.asks(3) == {"401": 3}
+    assert b"sk-valid" not in b"".join(file.read_bytes() for file in Path(".smallfirst").rglob("*.*") if file.is_file())
