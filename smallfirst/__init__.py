@@ -35,10 +35,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-# Threads of OpenMP spin while they wait, and take the processor from those that work: beside four busy programs a
-# fine-tune ran at a twentieth of its speed (benchmarks/results/busy_machine.md). PyTorch and scikit-learn read this as
-# they load; a value that is set stays.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Threads of OpenMP that wait spin for some milliseconds, and take the processor from those that work. Some ten
+# microseconds keep the speed of a quiet machine, and most of a fair share on a busy one: benchmarks/training/
+# busy_machine.py. PyTorch and scikit-learn read this as they load; what is set stays.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 __version__ = "0.1.0"
 

@@ -130,12 +130,14 @@ def classes_in(hint: Any) -> Iterator[type]:
         yield kind
 
 
-@pytest.mark.parametrize(("given", "kept"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_threads_that_wait_sleep_unless_the_environment_says_otherwise(given: str | None, kept: str) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    asked = "import os, smallfirst; print(os.environ['OMP_WAIT_POLICY'])"
-    more = {"OMP_WAIT_POLICY": given} if given else {}
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+)
+def test_threads_that_wait_soon_sleep_unless_the_environment_says_otherwise(given: dict[str, str], spins: str) -> None:
+    environment = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    asked = "import os, smallfirst; print(os.environ.get('GOMP_SPINCOUNT'))"
     done = subprocess.run(
-        [sys.executable, "-c", asked], env=environment | more, capture_output=True, text=True, check=True
+        [sys.executable, "-c", asked], env=environment | given, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == kept
+    assert done.stdout.strip() == spins
