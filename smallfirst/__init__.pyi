@@ -161,6 +161,7 @@ from smallfirst.tasks.task import ScoredAnswer as ScoredAnswer
 from smallfirst.tasks.task import Shot as Shot
 from smallfirst.tasks.task import Task as Task
 from smallfirst.training.config import TrainConfig as TrainConfig
+from smallfirst.training.config import ValidationResult as ValidationResult
 from smallfirst.training.estimates import Range as Range
 from smallfirst.training.estimates import TrainingEstimate as TrainingEstimate
 from smallfirst.training.loop import Backend as Backend
@@ -169,7 +170,6 @@ from smallfirst.training.loop import StepMetrics as StepMetrics
 from smallfirst.training.recipe import PreparedData as PreparedData
 from smallfirst.training.recipe import Recipe as Recipe
 from smallfirst.training.recipe import TaskRecipe as TaskRecipe
-from smallfirst.training.recipe import ValidationResult as ValidationResult
 from smallfirst.training.run import Run as Run
 from smallfirst.training.run import train as train
 

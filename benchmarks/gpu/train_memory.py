@@ -20,10 +20,9 @@ import torch
 from benchmarks.gpu.train_rate import draw_base, full_rows
 from smallfirst.models.base_size import read_base_size
 from smallfirst.training.causal_lm import CausalBackend, target_loss
-from smallfirst.training.config import TrainConfig
+from smallfirst.training.config import TokenizedRow, TrainConfig
 from smallfirst.training.estimates import MicroBatchShape, activation_bytes, peak_memory
 from smallfirst.training.loop import TrainingLoop
-from smallfirst.training.recipe import TokenizedRow
 
 PUBLISHED = {24: (78_475, 5_789), 80: (342_733, 28_454)}
 """Longest rows of Unsloth and of Hugging Face by the card's GB."""

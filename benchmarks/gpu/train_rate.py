@@ -22,9 +22,8 @@ import torch
 
 from smallfirst.models.local.weights import choose_device
 from smallfirst.training.causal_lm import CausalBackend
-from smallfirst.training.config import TrainConfig
+from smallfirst.training.config import TokenizedRow, TrainConfig
 from smallfirst.training.loop import TrainingLoop
-from smallfirst.training.recipe import TokenizedRow
 
 PUBLISHED_TOKENS_PER_S = {"lora": 12_473}
 H100_PEAK = 989e12

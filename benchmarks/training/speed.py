@@ -87,9 +87,8 @@ def write_rows(base: Path, source: Path, into: Path, n: int, system: str, tokens
 def ours(base: Path, rows: Path, method: Any) -> dict[str, float]:
     """Figures of our own steps, in this process."""
     from smallfirst.training.causal_lm import CausalBackend
-    from smallfirst.training.config import TrainConfig, epoch_seed
+    from smallfirst.training.config import TokenizedRow, TrainConfig, epoch_seed
     from smallfirst.training.loop import TrainingLoop
-    from smallfirst.training.recipe import TokenizedRow
 
     read = [json.loads(line) for line in rows.open(encoding="utf-8")]
     longest = max(len(row["ids"]) for row in read)

@@ -235,7 +235,7 @@ def _extract(archive: Path, folder: Path) -> Path:
 
 
 def _convert_gguf(gguf: Path, folder: Path) -> Path:
-    from smallfirst.models.local.weights import import_transformers, load_pretrained
+    from smallfirst.models.local.tokenizer import import_transformers, load_pretrained
 
     transformers = import_transformers("Converting weights")
     import torch

@@ -31,7 +31,7 @@ from smallfirst.path.large_model import LargeForecast, forecast_large, large_fin
 from smallfirst.path.project.candidates import project_candidates
 from smallfirst.path.project.project import Project, shown_as
 from smallfirst.path.project.rows import Rows
-from smallfirst.training.config import TrainConfig
+from smallfirst.training.config import TokenizedRow, TrainConfig
 from smallfirst.training.estimates import (
     SMALLER,
     TrainingEstimate,
@@ -40,9 +40,8 @@ from smallfirst.training.estimates import (
     expected_memory,
     free_memory,
     least_bytes,
-    training_pace,
 )
-from smallfirst.training.recipe import NO_LIMIT, TokenizedRow, encode_task_rows
+from smallfirst.training.recipe import NO_LIMIT, encode_task_rows
 
 
 class PreflightReport(Record):
@@ -180,6 +179,8 @@ def _needs(
     if lack := free.lacks(expected_memory(size, config, rows, gpu=free.gpu).span.high):
         return None, f"it may not fit: it takes up to {lack.removeprefix('at least ')}"
     name, prices = project.file.small.base, project.file.prices
+    from smallfirst.training.run import training_pace  # loads PyTorch
+
     pace = training_pace(state_folder() / "tasks", (name, find_weights(name, download=False)), config, rows)
     exam = validation_work(project, encoded["validation"])
     # A default price would look like a measured value.

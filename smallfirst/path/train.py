@@ -31,16 +31,14 @@ from smallfirst.path.project.project import Project, shown_as
 from smallfirst.path.project.run_folder import FITTED, FittedCandidates, RunFolder, only_run
 from smallfirst.path.project.task_file import RULES
 from smallfirst.registry import runs
-from smallfirst.training.config import TrainConfig, parse_duration
+from smallfirst.training.config import TokenizedRow, TrainConfig, parse_duration
 from smallfirst.training.estimates import (
     SAMPLE_ROWS,
     ValidationWork,
     count_epochs,
     encoder_pace,
     first_epoch,
-    training_pace,
 )
-from smallfirst.training.recipe import TokenizedRow
 
 QUICK_SHARE = 0.05
 """Candidates that take at most so much of the time left are admitted first."""
@@ -246,6 +244,8 @@ def _language_model_time(project: Project, candidate: Candidate) -> TimeNeeded:
 
     train, selection = encoded(rows.train), encoded(rows.selection)
     held_out = [*selection, *encoded(rows.calibration, rows.test)]
+    from smallfirst.training.run import training_pace  # loads PyTorch
+
     rate = training_pace(state_folder() / "tasks", (name, folder), config, train).tokens_per_s
     n_tokens = sum(len(row.ids) - 1 for row in train)
     epoch_s = (n_tokens + validation_work(project, selection).as_trained) / rate

@@ -34,10 +34,9 @@ from smallfirst.models.local.tokenizer import encode_prompt, end_of_turn_token
 from smallfirst.models.local.weights import load_causal, merge_adapters, save_adapter, weights_fingerprint
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Request
-from smallfirst.training.config import TrainConfig
+from smallfirst.training.config import TokenizedRow, TrainConfig, ValidationResult
 from smallfirst.training.estimates import LOSS_TARGETS, fits_in_fp32, needs_checkpointing, training_dtype
-from smallfirst.training.loop import Group, MasterAdamW
-from smallfirst.training.recipe import TokenizedRow, ValidationResult, epoch_batches, micro_batches
+from smallfirst.training.loop import Group, MasterAdamW, epoch_batches, micro_batches
 
 MIN_SHARED_PREFIX_TOKENS = 2
 """A shorter common prefix saves less than computing it apart costs."""

@@ -1,13 +1,14 @@
-"""TrainConfig: every knob of a fine-tune with its default, unit and effect."""
+"""TrainConfig, every knob of a fine-tune with its default, unit and effect; rows in tokens, scores."""
 
 from __future__ import annotations
 
 import re
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import pydantic
 
 from smallfirst.base.records import Record
+from smallfirst.models.manifest import Manifest
 
 
 def epoch_seed(config: TrainConfig, epoch: int) -> int:
@@ -82,3 +83,31 @@ class TrainConfig(Record):
 
 OF_LANGUAGE_MODELS = ("method", "adapters", "micro_tokens", "gradient_checkpointing", "lora_rank")
 """Settings that the fine-tune of an encoder does not read: every weight is trained, in whole batches."""
+
+
+class HasTokens(Protocol):
+    """A row in tokens, of any kind of model."""
+
+    @property
+    def ids(self) -> tuple[int, ...]: ...
+
+
+R = TypeVar("R", bound=HasTokens)
+
+
+class TokenizedRow(NamedTuple):
+    """A row in tokens: the first `n_prompt` are the prompt, the rest are targets."""
+
+    ids: tuple[int, ...]
+    n_prompt: int
+
+
+class ValidationResult(NamedTuple):
+    """The score of a model after an epoch."""
+
+    value: float
+    """Higher is better; for a task the mean score on the selection rows, in [0, 1]."""
+    manifest: Manifest
+    """The manifest with the temperature or calibration fitted on these rows."""
+    measure: str = "validation_score"
+    """Name of `value` in MLflow and in events."""

@@ -34,10 +34,10 @@ from smallfirst.models.linear.classifier import (
 from smallfirst.models.local.weights import weights_fingerprint
 from smallfirst.models.manifest import Int8Check, Manifest
 from smallfirst.tasks.task import Task
-from smallfirst.training.config import TrainConfig
+from smallfirst.training.config import TrainConfig, ValidationResult
 from smallfirst.training.estimates import training_dtype
-from smallfirst.training.loop import Backend, MasterAdamW
-from smallfirst.training.recipe import PreparedData, Recipe, RowsOfTask, ValidationResult, encode_rows, epoch_batches
+from smallfirst.training.loop import Backend, MasterAdamW, epoch_batches
+from smallfirst.training.recipe import PreparedData, Recipe, RowsOfTask, encode_rows
 
 CONTRASTIVE_WEIGHT = 0.5
 """Weight of the contrastive loss beside the cross-entropy."""

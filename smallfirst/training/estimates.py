@@ -16,7 +16,6 @@ sentence encoder is timed on a few texts.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -28,9 +27,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from smallfirst.base.errors import TrainingError
 from smallfirst.base.records import Record
 from smallfirst.models.base_size import BaseSize, read_base_size
-from smallfirst.models.local.weights import choose_device, release_memory
-from smallfirst.training.config import TrainConfig, epoch_seed, parse_duration
-from smallfirst.training.recipe import TokenizedRow, epoch_batches, micro_batches
+from smallfirst.models.local.weights import choose_device
+from smallfirst.training.config import TokenizedRow, TrainConfig, epoch_seed, parse_duration
 
 if TYPE_CHECKING:
     import torch
@@ -52,8 +50,6 @@ READ_SHARE = 1 / 3
 """Of the time of a trained token, what a token takes that is read in validation: the backward pass is two of three."""
 WRITTEN_FACTOR = 8.0
 """A token written in validation takes so many times as long as one that is read: 7 to 9 times in two runs."""
-MEASURED_S = 2.0
-"""Time for the first steps that are timed, after one that is not: it is slower."""
 SAMPLE_ROWS = 32
 """Texts on which an encoder is timed."""
 FP32_FASTER = 1.25
@@ -172,43 +168,6 @@ class Pace(NamedTuple):
 
     tokens_per_s: float
     words: str
-
-
-def training_pace(tasks: Path, base: tuple[str, Path], config: TrainConfig, rows: Sequence[TokenizedRow]) -> Pace:
-    """Return the pace of the latest run below `tasks` with this base (name, folder) and method.
-
-    Without one, that of the first steps, which takes some seconds and the memory of the fine-tune.
-    """
-    for path in sorted(tasks.glob("*/*/run.json"), key=lambda path: path.parent.name, reverse=True):
-        try:
-            run = json.loads(path.read_text(encoding="utf-8"))
-            if (run["base"], run["config"]["method"]) == (base[0], config.method):
-                return Pace(run["tokens_per_s"], f"an earlier run read {run['tokens_per_s']:,.0f} tokens/s")
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # damaged: it only does not help
-    measured = _of_first_steps(base[1], config.model_dump_json(), tuple(rows))
-    return Pace(measured, f"its first steps read {measured:,.0f} tokens/s")
-
-
-@cache
-def _of_first_steps(folder: Path, config: str, rows: tuple[TokenizedRow, ...]) -> float:
-    from smallfirst.training.causal_lm import CausalBackend
-    from smallfirst.training.loop import TrainingLoop
-
-    settings, backend = TrainConfig.model_validate_json(config), CausalBackend()
-    model, _ = backend.load(folder, settings)
-    backend.begin(model, rows, settings)
-    loop = TrainingLoop(backend, model, rows, settings)
-    first, rate = (0, 0.0), 0.0
-    for step in loop.steps():
-        rate = (loop.tokens - first[0]) / (loop.busy_s - first[1])
-        if step.step == 1:
-            first = loop.tokens, loop.busy_s
-        elif loop.busy_s - first[1] >= MEASURED_S:
-            break
-    del model, loop
-    release_memory()
-    return rate
 
 
 class Range(Record):
@@ -338,6 +297,8 @@ def count_epochs(config: TrainConfig, steps: int, tokens: int) -> float:
 
 def first_epoch(rows: Sequence[TokenizedRow], config: TrainConfig) -> list[list[MicroBatchShape]]:
     """Return the micro-batches of each step of the first epoch, batched as in training."""
+    from smallfirst.training.loop import epoch_batches, micro_batches  # loads PyTorch
+
     batches = epoch_batches(rows, batch_tokens=config.batch_tokens, seed=epoch_seed(config, 0))
     limit = config.micro_tokens or config.batch_tokens
     return [

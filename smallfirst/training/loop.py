@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -24,9 +25,8 @@ from safetensors.torch import save_file
 
 from smallfirst.base.errors import TrainingError
 from smallfirst.base.files import write_atomically
-from smallfirst.training.config import TrainConfig, epoch_seed, parse_duration
+from smallfirst.training.config import R, TrainConfig, epoch_seed, parse_duration
 
-R = TypeVar("R")
 _KEPT = ("exp_avg", "exp_avg_sq", "step")
 MAX_TIME_SHARE = 0.03
 """Share of the time that writing checkpoints may take."""
@@ -312,3 +312,27 @@ def count_steps(backend: Backend, rows: Sequence[Any], config: TrainConfig) -> t
         "tok": math.ceil(duration.amount / tokens * per_epoch),
     }[duration.unit]
     return max(1, total), per_epoch
+
+
+def epoch_batches(rows: Sequence[R], *, batch_tokens: int, seed: int) -> list[list[R]]:
+    """Return all rows in batches of at most `batch_tokens` tokens, padding included, in an order drawn from `seed`."""
+    draw = random.Random(seed)
+    noisy = sorted(rows, key=lambda row: len(row.ids) * draw.uniform(0.9, 1.1))
+    batches = micro_batches(noisy, batch_tokens)
+    draw.shuffle(batches)
+    return batches
+
+
+def micro_batches(rows: Sequence[R], max_tokens: int) -> list[list[R]]:
+    """Return the rows, in order, in parts of at most `max_tokens` tokens, padding included; a longer row is alone."""
+    parts: list[list[R]] = []
+    width = 0
+    for row in rows:
+        wider = max(width, len(row.ids) - 1)
+        if parts and wider * (len(parts[-1]) + 1) <= max_tokens:
+            parts[-1].append(row)
+            width = wider
+        else:
+            parts.append([row])
+            width = len(row.ids) - 1
+    return parts

@@ -28,9 +28,9 @@ from smallfirst.models.spans.tagger import Tagger, TaggerNetwork, TokenizedText
 from smallfirst.models.spans.values import CharSpan, answer_places
 from smallfirst.tasks.answer import Answer, split_context
 from smallfirst.tasks.extract import Extract
-from smallfirst.training.config import TrainConfig
+from smallfirst.training.config import TrainConfig, ValidationResult
 from smallfirst.training.encoders import EncoderBackend, as_served
-from smallfirst.training.recipe import PreparedData, RowsOfTask, T, ValidationResult
+from smallfirst.training.recipe import PreparedData, RowsOfTask, T
 
 HEAD_SCALE = 0.02
 """Standard deviation of the head's first weights, as BERT's own."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar
@@ -21,7 +20,7 @@ from smallfirst.models.local.tokenizer import choose_label_tokens, encode_prompt
 from smallfirst.models.manifest import Manifest
 from smallfirst.tasks.chat import Chat
 from smallfirst.tasks.task import Task
-from smallfirst.training.config import TrainConfig
+from smallfirst.training.config import R, TokenizedRow, TrainConfig, ValidationResult
 
 if TYPE_CHECKING:  # these load PyTorch
     from smallfirst.training.causal_lm import CausalBackend, ValidationCallback
@@ -44,22 +43,7 @@ NO_LIMIT = 1 << 30
 """More tokens than a row has."""
 
 
-class HasTokens(Protocol):
-    """A row in tokens, of any kind of model."""
-
-    @property
-    def ids(self) -> tuple[int, ...]: ...
-
-
-R = TypeVar("R", bound=HasTokens)
 T = TypeVar("T", bound=Task)
-
-
-class TokenizedRow(NamedTuple):
-    """A row in tokens: the first `n_prompt` are the prompt, the rest are targets."""
-
-    ids: tuple[int, ...]
-    n_prompt: int
 
 
 class PreparedData(NamedTuple):
@@ -68,17 +52,6 @@ class PreparedData(NamedTuple):
     rows: list[Any]
     manifest: Manifest
     """Manifest of the model to be; validation may add a calibration."""
-
-
-class ValidationResult(NamedTuple):
-    """The score of a model after an epoch."""
-
-    value: float
-    """Higher is better; for a task the mean score on the selection rows, in [0, 1]."""
-    manifest: Manifest
-    """The manifest with the temperature or calibration fitted on these rows."""
-    measure: str = "validation_score"
-    """Name of `value` in MLflow and in events."""
 
 
 class Recipe(Protocol):
@@ -194,30 +167,6 @@ def _is_json_object(text: str) -> bool:
         return text.lstrip().startswith("{") and isinstance(json.loads(text), dict)
     except ValueError:
         return False
-
-
-def epoch_batches(rows: Sequence[R], *, batch_tokens: int, seed: int) -> list[list[R]]:
-    """Return all rows in batches of at most `batch_tokens` tokens, padding included, in an order drawn from `seed`."""
-    draw = random.Random(seed)
-    noisy = sorted(rows, key=lambda row: len(row.ids) * draw.uniform(0.9, 1.1))
-    batches = micro_batches(noisy, batch_tokens)
-    draw.shuffle(batches)
-    return batches
-
-
-def micro_batches(rows: Sequence[R], max_tokens: int) -> list[list[R]]:
-    """Return the rows, in order, in parts of at most `max_tokens` tokens, padding included; a longer row is alone."""
-    parts: list[list[R]] = []
-    width = 0
-    for row in rows:
-        wider = max(width, len(row.ids) - 1)
-        if parts and wider * (len(parts[-1]) + 1) <= max_tokens:
-            parts[-1].append(row)
-            width = wider
-        else:
-            parts.append([row])
-            width = len(row.ids) - 1
-    return parts
 
 
 IM_END = "<|im_end|>"

@@ -7,14 +7,15 @@ called again on the same folder, train() continues from its checkpoint to the we
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import random
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,12 @@ import torch
 from smallfirst.base.errors import Cancelled, TrainingError
 from smallfirst.base.files import locked
 from smallfirst.base.records import Record, fingerprint
+from smallfirst.models.local.weights import release_memory
 from smallfirst.models.manifest import MANIFEST, Manifest, base_sha256, write_manifest
 from smallfirst.registry.runs import TrackedRun
-from smallfirst.training.causal_lm import as_kept
-from smallfirst.training.config import TrainConfig
-from smallfirst.training.estimates import require_memory
+from smallfirst.training.causal_lm import CausalBackend, as_kept
+from smallfirst.training.config import TokenizedRow, TrainConfig
+from smallfirst.training.estimates import Pace, require_memory
 from smallfirst.training.events import EventLog
 from smallfirst.training.loop import CheckpointStore, Group, StepMetrics, TrainingLoop, whole_or_gone
 from smallfirst.training.recipe import Recipe
@@ -294,3 +296,41 @@ def _restore_model(place: Path) -> None:
     for other in (place.with_suffix(".draft"), place.with_suffix(".before")):
         if not place.exists() and (other / MANIFEST).is_file():
             other.rename(place)
+
+
+MEASURED_S = 2.0
+"""Time for the first steps that are timed, after one that is not: it is slower."""
+
+
+def training_pace(tasks: Path, base: tuple[str, Path], config: TrainConfig, rows: Sequence[TokenizedRow]) -> Pace:
+    """Return the pace of the latest run below `tasks` with this base (name, folder) and method.
+
+    Without one, that of the first steps, which takes some seconds and the memory of the fine-tune.
+    """
+    for path in sorted(tasks.glob("*/*/run.json"), key=lambda path: path.parent.name, reverse=True):
+        try:
+            run = json.loads(path.read_text(encoding="utf-8"))
+            if (run["base"], run["config"]["method"]) == (base[0], config.method):
+                return Pace(run["tokens_per_s"], f"an earlier run read {run['tokens_per_s']:,.0f} tokens/s")
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # damaged: it only does not help
+    measured = _of_first_steps(base[1], config.model_dump_json(), tuple(rows))
+    return Pace(measured, f"its first steps read {measured:,.0f} tokens/s")
+
+
+@cache
+def _of_first_steps(folder: Path, config: str, rows: tuple[TokenizedRow, ...]) -> float:
+    settings, backend = TrainConfig.model_validate_json(config), CausalBackend()
+    model, _ = backend.load(folder, settings)
+    backend.begin(model, rows, settings)
+    loop = TrainingLoop(backend, model, rows, settings)
+    first, rate = (0, 0.0), 0.0
+    for step in loop.steps():
+        rate = (loop.tokens - first[0]) / (loop.busy_s - first[1])
+        if step.step == 1:
+            first = loop.tokens, loop.busy_s
+        elif loop.busy_s - first[1] >= MEASURED_S:
+            break
+    del model, loop
+    release_memory()
+    return rate

@@ -26,9 +26,9 @@ from smallfirst.path.project.task_file import TaskFile, read_task_file
 from smallfirst.path.train import train_stage
 from smallfirst.registry.runs import open_run
 from smallfirst.routing.certificate.calibration_set import CalibrationSet, CascadeOutcome
-from smallfirst.training.config import TrainConfig
+from smallfirst.training.config import TokenizedRow, TrainConfig
 from smallfirst.training.loop import StepMetrics
-from smallfirst.training.recipe import TaskRecipe, TokenizedRow
+from smallfirst.training.recipe import TaskRecipe
 from smallfirst.training.run import train
 from tests.architecture.test_request_path import DOCUMENT, PACKAGE
 

@@ -282,7 +282,7 @@ def test_a_language_model_takes_what_its_estimate_says(
     project = project._replace(file=project.file.model_copy(update={"small": small}))
     found = []
     for rate in (100.0, 400.0):
-        monkeypatch.setattr(module, "training_pace", lambda *_, rate=rate: Pace(rate, ""))
+        monkeypatch.setattr("smallfirst.training.run.training_pace", lambda *_, rate=rate: Pace(rate, ""))
         found.append(time_needed(project, get_candidate("small")) or TimeNeeded(0))
     slow, quick = found
     assert slow.fit_s - module.BEGIN_S == pytest.approx(4 * (quick.fit_s - module.BEGIN_S))

@@ -38,9 +38,8 @@ from smallfirst.training.causal_lm import (
     validate_generation,
     validate_labels,
 )
-from smallfirst.training.config import TrainConfig
-from smallfirst.training.loop import MasterAdamW
-from smallfirst.training.recipe import TokenizedRow, micro_batches
+from smallfirst.training.config import TokenizedRow, TrainConfig
+from smallfirst.training.loop import MasterAdamW, micro_batches
 
 BEGINNING = tuple(range(10, 22))
 ROWS = [
@@ -251,7 +250,7 @@ PROCESS = """
     import sys, torch, torch.distributed as dist
     from pathlib import Path
     from smallfirst.models.local.weights import load_causal
-    from smallfirst.training.recipe import TokenizedRow
+    from smallfirst.training.config import TokenizedRow
     from smallfirst.training.config import TrainConfig
     from smallfirst.training.causal_lm import accumulate_gradient
     from smallfirst.training.loop import MasterAdamW

@@ -18,7 +18,7 @@ from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.local import packed_rows
 from smallfirst.training import estimates
 from smallfirst.training.causal_lm import add_adapters, checkpoint_layers
-from smallfirst.training.config import TrainConfig
+from smallfirst.training.config import TokenizedRow, TrainConfig
 from smallfirst.training.estimates import (
     SMALLER,
     FreeMemory,
@@ -41,9 +41,8 @@ from smallfirst.training.estimates import (
     system_memory,
     trainable_parameters,
     training_dtype,
-    training_pace,
 )
-from smallfirst.training.recipe import TokenizedRow
+from smallfirst.training.run import training_pace
 
 FULL, LORA = TrainConfig(), TrainConfig(method="lora", lora_rank=2)
 FREE = FreeMemory(15_800_000_000, 0, gpu=False)
@@ -316,7 +315,7 @@ def test_the_latest_run_that_is_alike_gives_the_pace(tmp_path: Path) -> None:
 def test_else_its_first_steps_are_taken_once(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimates, "MEASURED_S", 0.01)
+    monkeypatch.setattr("smallfirst.training.run.MEASURED_S", 0.01)
     rows, config = [TokenizedRow((0, 5, 9, i, 300), 4) for i in range(10, 90)], TrainConfig(batch_tokens=32)
     found = training_pace(tmp_path, ("tiny", tiny_folder), config, rows)
     assert found.tokens_per_s > 0

@@ -14,9 +14,9 @@ from smallfirst.models.local.tokenizer import choose_label_tokens
 from smallfirst.models.local.weights import load_causal
 from smallfirst.tasks.classify import Classify
 from smallfirst.training.causal_lm import CausalBackend
-from smallfirst.training.config import TrainConfig
+from smallfirst.training.config import TokenizedRow, TrainConfig
 from smallfirst.training.loop import MasterAdamW, StepMetrics, TrainingLoop, count_steps, learning_rate_at
-from smallfirst.training.recipe import TokenizedRow, encode_task_rows
+from smallfirst.training.recipe import encode_task_rows
 
 CONFIG = TrainConfig(duration="12ep", learning_rate=5e-3, batch_tokens=64, max_seq_tokens=64)
 

@@ -28,16 +28,14 @@ from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.classify import Classify
 from smallfirst.training import causal_lm
 from smallfirst.training.causal_lm import Sample, generate_samples
-from smallfirst.training.config import TrainConfig
+from smallfirst.training.config import TokenizedRow, TrainConfig
+from smallfirst.training.loop import epoch_batches, micro_batches
 from smallfirst.training.recipe import (
     ChatRecipe,
     PretrainingRecipe,
-    TokenizedRow,
     encode_conversation,
     encode_task_rows,
     ensure_chat_template,
-    epoch_batches,
-    micro_batches,
     text_windows,
 )
 from smallfirst.training.run import train

@@ -21,10 +21,10 @@ from smallfirst.models.local.weights import load_causal, weights_fingerprint
 from smallfirst.models.manifest import Manifest, base_sha256, read_manifest
 from smallfirst.registry.runs import client
 from smallfirst.training import causal_lm
-from smallfirst.training.config import TrainConfig
+from smallfirst.training.config import TrainConfig, ValidationResult
 from smallfirst.training.events import EventLog
 from smallfirst.training.loop import CheckpointStore, StepMetrics
-from smallfirst.training.recipe import TaskRecipe, ValidationResult
+from smallfirst.training.recipe import TaskRecipe
 from smallfirst.training.run import CANCEL_FILE, Run
 
 pytestmark = pytest.mark.usefixtures("module_home")

@@ -14,12 +14,8 @@ import numpy as np
 from smallfirst.base.sync import run_in_thread
 from smallfirst.models.batching import length_batches, run_in_compute_thread
 from smallfirst.models.encoder.ctranslate2_engine import CTranslate2Encoder, unsupported_reason
-from smallfirst.models.local.weights import (
-    import_transformers,
-    load_pretrained,
-    refuse_remote_code,
-    weights_fingerprint,
-)
+from smallfirst.models.local.tokenizer import import_transformers, load_pretrained, refuse_remote_code
+from smallfirst.models.local.weights import weights_fingerprint
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 LARGER_ENCODER = "sentence-transformers/all-mpnet-base-v2"

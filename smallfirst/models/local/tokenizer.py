@@ -1,4 +1,4 @@
-"""Prompts, conversations and labels as tokens, by tokenizers without their models.
+"""Prompts, conversations and labels as tokens, by tokenizers without their models; what transformers loads, and how.
 
 Conversations go through the model's own chat template; the last message of a long one loses its middle. A label is one
 token, a word of its name or a combination of letters, so that one position gives the class.
@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from smallfirst.base.errors import ConfigError
+from smallfirst.base.errors import ConfigError, MissingExtra
+from smallfirst.base.progress import disable_tqdm_in_pipes
 from smallfirst.data.dataset import Message
 
 
@@ -29,8 +30,6 @@ class Tokenizer(Protocol):
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Return the tokenizer of the model in `folder`. Raise ConfigError if it brings code, or MissingExtra."""
-    from smallfirst.models.local.weights import import_transformers, load_pretrained
-
     transformers = import_transformers("Counting tokens", weights=False)
     tokenizer: Tokenizer = load_pretrained(transformers.AutoTokenizer, folder)
     return tokenizer
@@ -138,3 +137,43 @@ def _letter_tokens(tokenizer: Tokenizer) -> Iterator[int]:
             token = _single_token("".join(letters), tokenizer)
             if token is not None:
                 yield token
+
+
+def import_transformers(step: str, *, weights: bool = True) -> Any:
+    """Return the transformers module, its log lines and progress bars off. Raise MissingExtra naming `step`.
+
+    Without `weights` only tokenizers are wanted, which need no PyTorch.
+    """
+    disable_tqdm_in_pipes()
+    try:
+        if weights:
+            import torch  # noqa: F401 - transformers imports without it and fails later
+        import transformers as module
+    except ImportError:
+        raise MissingExtra(step, "train" if weights else "serve") from None
+    transformers: Any = module  # its functions carry no types
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return transformers
+
+
+def load_pretrained(auto_class: Any, folder: Path, **settings: Any) -> Any:
+    """Return what a class of transformers loads from `folder`; the only call of `from_pretrained`.
+
+    Nothing is fetched, no code of the folder is run and nobody is asked whether it may. Raise ConfigError if it
+    brings code.
+    """
+    refuse_remote_code(folder)
+    return auto_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **settings)
+
+
+def refuse_remote_code(folder: Path) -> None:
+    """Raise ConfigError if the folder holds Python or a configuration that asks to run some."""
+    hint = "use a model of a family that transformers itself implements"
+    if code := next(folder.glob("*.py"), None):
+        raise ConfigError(f"{code} is code, and code that comes with weights is never run", hint=hint)
+    for path in folder.glob("*config.json"):
+        if '"auto_map"' in path.read_text(encoding="utf-8"):
+            raise ConfigError(
+                f"{path} names code to run (auto_map), and code that comes with weights is never run", hint=hint
+            )

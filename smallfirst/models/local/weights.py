@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from smallfirst.base.errors import ConfigError, MissingExtra
 from smallfirst.base.files import sha256
-from smallfirst.base.progress import disable_tqdm_in_pipes
 from smallfirst.models.catalog import find_weights
+from smallfirst.models.local.tokenizer import import_transformers, load_pretrained
 from smallfirst.models.manifest import ADAPTER_CONFIG, read_manifest, require_base
 
 if TYPE_CHECKING:
@@ -88,46 +88,6 @@ def load_causal(folder: Path, *, nf4: bool = False) -> tuple[Any, Any]:
     for part in model.modules() if nf4 else ():
         part.support_avx512bf16_for_cpu = False  # it would round the scales once more at the first validation
     return (model if nf4 else model.to(device)).eval(), tokenizer
-
-
-def import_transformers(step: str, *, weights: bool = True) -> Any:
-    """Return the transformers module, its log lines and progress bars off. Raise MissingExtra naming `step`.
-
-    Without `weights` only tokenizers are wanted, which need no PyTorch.
-    """
-    disable_tqdm_in_pipes()
-    try:
-        if weights:
-            import torch  # noqa: F401 - transformers imports without it and fails later
-        import transformers as module
-    except ImportError:
-        raise MissingExtra(step, "train" if weights else "serve") from None
-    transformers: Any = module  # its functions carry no types
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    return transformers
-
-
-def load_pretrained(auto_class: Any, folder: Path, **settings: Any) -> Any:
-    """Return what a class of transformers loads from `folder`; the only call of `from_pretrained`.
-
-    Nothing is fetched, no code of the folder is run and nobody is asked whether it may. Raise ConfigError if it
-    brings code.
-    """
-    refuse_remote_code(folder)
-    return auto_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **settings)
-
-
-def refuse_remote_code(folder: Path) -> None:
-    """Raise ConfigError if the folder holds Python or a configuration that asks to run some."""
-    hint = "use a model of a family that transformers itself implements"
-    if code := next(folder.glob("*.py"), None):
-        raise ConfigError(f"{code} is code, and code that comes with weights is never run", hint=hint)
-    for path in folder.glob("*config.json"):
-        if '"auto_map"' in path.read_text(encoding="utf-8"):
-            raise ConfigError(
-                f"{path} names code to run (auto_map), and code that comes with weights is never run", hint=hint
-            )
 
 
 def keep_freed_memory() -> None:

@@ -11,8 +11,7 @@ from typing import Any
 from smallfirst.base.errors import BadAnswer, Unavailable
 from smallfirst.models.generation.generator import GeneratedSequence, GenerationRequest, GenerationResult
 from smallfirst.models.generation.model import GenerativeModel
-from smallfirst.models.local.tokenizer import end_of_turn_token
-from smallfirst.models.local.weights import import_transformers, load_pretrained
+from smallfirst.models.local.tokenizer import end_of_turn_token, import_transformers, load_pretrained
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.pricing import MachinePrice
 from smallfirst.models.servers.vllm import VllmRoute
