@@ -331,8 +331,7 @@ def _litellm(values: Row) -> Iterable[Entry]:
     return [entry]
 
 
-# MLflow: traces as JSON, as rows of `search_traces`, and straight from a tracking store. That takes OpenTelemetry's
-# spans as well, and writes what they ask and answer into its own attributes
+# MLflow: traces as JSON, as rows of `search_traces`, and straight from a tracking store
 
 
 def experiment_records(address: str) -> Iterator[LogRecord]:
@@ -356,9 +355,6 @@ def _mlflow(values: Row) -> Iterator[Entry]:
         if attributes.get(KIND) not in ("CHAT_MODEL", "LLM"):
             continue
         asked, usage = attributes.get(INPUTS), as_object(attributes.get(TOKENS))
-        if instructions := attributes.get("gen_ai.system_instructions"):  # of OpenTelemetry's spans
-            head = [{"role": "system", "parts": instructions}]
-            asked = [*head, *asked] if isinstance(asked, list) else asked
         tools = attributes.get("mlflow.chat.tools")
         yield Entry(
             asked,
@@ -385,12 +381,163 @@ def _decoded(value: Any) -> Any:
         return value
 
 
+# OpenTelemetry's GenAI spans as OTLP JSON or alone, messages in attributes: `gen_ai.input.messages`, numbered ones
+# (`gen_ai.prompt.0.content`), and OpenInference's
+
+_OPERATIONS = ("chat", "text_completion", "generate_content", "responses", "completion")
+_OPENINFERENCE_KIND = "openinference.span.kind"
+
+
+def _is_opentelemetry(values: Row) -> bool:
+    return "resourceSpans" in values or _is_flat_span(values)
+
+
+def _is_flat_span(values: Row) -> bool:
+    """Return True for a span by itself, as the console exporter writes it."""
+    attributes = values.get("attributes")
+    named = isinstance(attributes, dict) and any(str(key).startswith(("gen_ai.", "llm.")) for key in attributes)
+    return named and ("context" in values or "spanId" in values or "span_id" in values)
+
+
+def _opentelemetry(values: Row) -> Iterator[Entry]:
+    spans = [values] if _is_flat_span(values) else _inner(values, "resourceSpans", "scopeSpans", "spans")
+    for span in spans:
+        attributes = _attributes(span.get("attributes"))
+        if _is_inference(attributes):
+            yield _span(span, attributes)
+
+
+def _is_inference(attributes: Row) -> bool:
+    kind = attributes.get(_OPENINFERENCE_KIND)
+    if kind is not None:
+        return bool(kind == "LLM")
+    operation = attributes.get("gen_ai.operation.name", attributes.get("llm.request.type"))
+    return operation in _OPERATIONS or (operation is None and "gen_ai.request.model" in attributes)
+
+
+def _span(span: Row, a: Row) -> Entry:
+    request, response = _span_messages(a)
+    status = as_object(span.get("status"))
+    failed = status.get("code", status.get("status_code")) in (2, "STATUS_CODE_ERROR", "ERROR")
+    cached = ("gen_ai.usage.cache_read.input_tokens", "gen_ai.usage.cache_read_input_tokens")
+    return Entry(
+        request,
+        response,
+        id=str(first(span, "spanId", "span_id") or as_object(span.get("context")).get("span_id") or ""),
+        at=first(span, "startTimeUnixNano", "start_time"),
+        end=first(span, "endTimeUnixNano", "end_time"),
+        route="/v1/completions" if a.get("gen_ai.operation.name") == "text_completion" else "",
+        model=first(a, "gen_ai.request.model") or as_object(request).get("model") or a.get("llm.model_name"),
+        answered_by=first(a, "gen_ai.response.model", "llm.model_name"),
+        prompt_tokens=first(a, "gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens", "llm.token_count.prompt"),
+        cached_tokens=first(a, *cached, "llm.token_count.prompt_details.cache_read"),
+        completion_tokens=first(
+            a, "gen_ai.usage.output_tokens", "gen_ai.usage.completion_tokens", "llm.token_count.completion"
+        ),
+        tenant=first(a, "user.id", "enduser.id"),
+        error=(status.get("message") or a.get("error.type") or "failed") if failed or "error.type" in a else None,
+        more={"tools": _tools(a), "temperature": a.get("gen_ai.request.temperature")},
+    )
+
+
+def _span_messages(a: Row) -> tuple[Any, Any]:
+    """Return request and response in the first of the conventions that the span has."""
+    if a.get(_OPENINFERENCE_KIND) == "LLM" and as_object(a.get("input.value")):
+        return a["input.value"], a.get("output.value")
+    if "gen_ai.input.messages" in a:
+        system = parsed(a.get("gen_ai.system_instructions"))
+        said = {"parts": system} if isinstance(system, list) else {"content": system}
+        head = [{"role": "system", **said}] if system else []
+        turns = parsed(a["gen_ai.input.messages"])
+        asked = [*head, *turns] if isinstance(turns, list) else [*head, {"role": "user", "content": str(turns)}]
+        return asked, a.get("gen_ai.output.messages")
+    for prompt, completion in (("gen_ai.prompt", "gen_ai.completion"), ("llm.input_messages", "llm.output_messages")):
+        if numbered := _numbered(a, prompt):
+            return numbered, _numbered(a, completion) or None
+    return None, None
+
+
+def _numbered(attributes: Row, prefix: str) -> list[Row]:
+    """Return the messages whose parts are attributes of their own: `PREFIX.0.role`, `PREFIX.0.content` and so on."""
+    root: Row = {}
+    for name, value in attributes.items():
+        if not name.startswith(f"{prefix}."):
+            continue
+        place = root
+        *path, last = name.removeprefix(f"{prefix}.").split(".")
+        for part in path:
+            inner = place.setdefault(part, {})
+            place = inner if isinstance(inner, dict) else {}
+        place[last] = value
+    nested = _lists(root)
+    return [_called(as_object(one.get("message")) or one) for one in nested if isinstance(one, dict)] if root else []
+
+
+def _lists(value: Any) -> Any:
+    """Return objects whose keys are all numbers as lists."""
+    if not isinstance(value, dict):
+        return value
+    if value and all(key.isdigit() for key in value):
+        return [_lists(value[key]) for key in sorted(value, key=int)]
+    return {key: _lists(inner) for key, inner in value.items()}
+
+
+def _called(turn: Row) -> Row:
+    """Return the message with its tool calls in the form of chat completions."""
+    calls = []
+    for given in turn.get("tool_calls") or ():
+        call = as_object(as_object(given).get("tool_call")) or as_object(given)
+        function = as_object(call.get("function")) or {name: call.get(name) for name in ("name", "arguments")}
+        calls.append({"id": call.get("id"), "type": "function", "function": function})
+    return {**turn, "tool_calls": calls} if calls else turn
+
+
+def _tools(a: Row) -> list[Any]:
+    given = parsed(a.get("gen_ai.tool.definitions"))
+    numbered = _numbered(a, "llm.tools") or _numbered(a, "llm.request.functions")
+    tools = [parsed(as_object(one.get("tool")).get("json_schema", one)) for one in numbered]
+    return [
+        tool if "function" in tool else {"type": "function", "function": {k: v for k, v in tool.items() if k != "type"}}
+        for tool in (given if isinstance(given, list) else tools)
+        if isinstance(tool, dict)
+    ]
+
+
+def _inner(values: Row, *names: str) -> Iterator[Row]:
+    """Yield the objects in lists within lists: names are those of the lists."""
+    items = values.get(names[0])
+    for item in items if isinstance(items, list) else ():
+        if isinstance(item, dict):
+            yield from _inner(item, *names[1:]) if len(names) > 1 else (item,)
+
+
+def _attributes(given: Any) -> Row:
+    if isinstance(given, dict):
+        return given
+    pairs = given if isinstance(given, list) else []
+    return {str(pair.get("key")): _value(pair.get("value")) for pair in pairs if isinstance(pair, dict)}
+
+
+def _value(given: Any) -> Any:
+    """Return the value of OTLP's AnyValue."""
+    if not isinstance(given, dict) or len(given) != 1:
+        return given
+    kind, value = next(iter(given.items()))
+    if kind == "arrayValue":
+        items = as_object(value).get("values")
+        return [_value(item) for item in items] if isinstance(items, list) else []
+    if kind == "kvlistValue":
+        return _attributes(as_object(value).get("values"))
+    return whole(value) if kind == "intValue" else value
+
+
+OPENTELEMETRY = LogFormat(_is_opentelemetry, _opentelemetry)
 MLFLOW = LogFormat(lambda values: bool(_mlflow_spans(values)), _mlflow)
 LANGFUSE = LogFormat(_is_langfuse, _langfuse)
 LITELLM = LogFormat(_is_litellm, _litellm)
 LOG_FORMATS: Registry[LogFormat] = Registry(
     "smallfirst.log_formats",
-    {name.lower(): f"{__name__}:{name}" for name in ("MLFLOW", "LANGFUSE", "LITELLM")},
+    {name.lower(): f"{__name__}:{name}" for name in ("OPENTELEMETRY", "MLFLOW", "LANGFUSE", "LITELLM")},
     noun="log format",
 )
 """Formats of one record each, in the order in which they are tried; a batch, of two, comes before them."""

@@ -11,7 +11,7 @@ from fixtures.logs import ASKED, MESSAGES, RESPONSE, ReadRecords
 
 from smallfirst.traffic.logs import formats
 from smallfirst.traffic.logs.read import read_logs
-from smallfirst.traffic.wire import read_answer, read_prompt
+from smallfirst.traffic.wire import ModelAnswer, ToolCall, read_answer, read_prompt
 
 NO_CONTENT = "was the content of messages stored?"
 REQUEST = {"model": "gpt-4o-mini", "messages": MESSAGES, "temperature": 0}
@@ -126,17 +126,59 @@ MLFLOW = {"info": {"trace_id": "tr-1"}, "data": {"spans": [mlflow_span("CHAIN"),
 OF_MLFLOW = BILLED | {"cost_usd": 0.00002, "latency_ms": 1000.0, "at": AT}
 
 
-PARTS = [{"role": m["role"], "parts": [{"type": "text", "content": m["content"]}]} for m in (*MESSAGES, ANSWER)]
+def any_value(value: Any) -> dict[str, Any]:
+    if isinstance(value, list):
+        return {"arrayValue": {"values": [any_value(item) for item in value]}}
+    return {"intValue": str(value)} if isinstance(value, int) else {"stringValue": value}
 
 
-def from_opentelemetry(asked: list[Any], **more: Any) -> dict[str, Any]:
-    """A trace as MLflow keeps one that came as OpenTelemetry's."""
-    span = mlflow_span("CHAT_MODEL")
-    values = {"mlflow.spanInputs": asked, "mlflow.spanOutputs": PARTS[2:], "mlflow.llm.model": "gpt-4o-mini", **more}
-    span["attributes"] |= {name: json.dumps(value) for name, value in values.items()}
-    return {"data": {"spans": [span]}}
+def otlp(*spans: dict[str, Any]) -> dict[str, Any]:
+    times = dict(zip(("startTimeUnixNano", "endTimeUnixNano"), NANOSECONDS, strict=True))
+    made = [
+        {"spanId": f"s{i}", **times, "attributes": [{"key": k, "value": any_value(v)} for k, v in values.items()]}
+        for i, values in enumerate(spans)
+    ]
+    return {"resourceSpans": [{"scopeSpans": [{"spans": made}]}]}
 
 
+def parts(*said: tuple[str, dict[str, Any]]) -> str:
+    return json.dumps([{"role": role, "parts": [part]} for role, part in said])
+
+
+IN = [(m["role"], {"type": "text", "content": m["content"]}) for m in MESSAGES]
+OUT = parts(("assistant", {"type": "text", "content": "lost_card"}))
+GENAI = {
+    "gen_ai.operation.name": "chat",
+    "gen_ai.request.model": "gpt-4o-mini",
+    "gen_ai.response.model": "gpt-4o-mini-2024-07-18",
+    "gen_ai.usage.input_tokens": 30,
+    "gen_ai.usage.output_tokens": 3,
+}
+SPAN = GENAI | {"gen_ai.input.messages": parts(*IN), "gen_ai.output.messages": OUT}
+APART = {"gen_ai.input.messages": parts(IN[1]), "gen_ai.system_instructions": json.dumps([IN[0][1]])}
+OPENINFERENCE = {
+    "openinference.span.kind": "LLM",
+    "llm.model_name": "gpt-4o-mini-2024-07-18",
+    "llm.token_count.prompt": 30,
+    "llm.token_count.completion": 3,
+    "input.value": json.dumps({"model": "gpt-4o-mini", "messages": MESSAGES}),
+    "output.value": json.dumps(RESPONSE),
+}
+NUMBERED = {f"gen_ai.prompt.{i}.{key}": value for i, m in enumerate(MESSAGES) for key, value in m.items()}
+NUMBERED_INFERENCE = {key: value for key, value in OPENINFERENCE.items() if "value" not in key} | {
+    f"llm.{side}_messages.{i}.message.{key}": value
+    for side, said in (("input", MESSAGES), ("output", [ANSWER]))
+    for i, message in enumerate(said)
+    for key, value in message.items()
+}
+CONSOLE = {
+    "name": "chat",
+    "context": {"span_id": "0x1"},
+    "start_time": "2025-11-27T00:00:00Z",
+    "end_time": "2025-11-27T00:00:01Z",
+    "attributes": SPAN,
+}
+OF_SPAN = NAMED | {"prompt_tokens": 30, "completion_tokens": 3, "latency_ms": 1000.0, "at": AT}
 INFERENCE_TABLE = {
     "databricks_request_id": "r1",
     "timestamp_ms": 1764201600000,
@@ -180,11 +222,12 @@ CASES: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "MLflow": ([MLFLOW], OF_MLFLOW),
     "MLflow's table": ([{"trace_id": "tr-1", "trace": json.dumps(MLFLOW)}], OF_MLFLOW),
     "MLflow's spans": ([{"spans": MLFLOW["data"]["spans"]}], OF_MLFLOW),
-    "OpenTelemetry's in MLflow": ([from_opentelemetry(PARTS[:2])], OF_MLFLOW),
-    "its instructions apart": (
-        [from_opentelemetry(PARTS[1:2], **{"gen_ai.system_instructions": PARTS[0]["parts"]})],
-        OF_MLFLOW,
-    ),
+    "OpenTelemetry": ([otlp(SPAN)], OF_SPAN),
+    "OpenTelemetry, instructions apart": ([otlp(SPAN | APART)], OF_SPAN),
+    "OpenTelemetry's console": ([CONSOLE], OF_SPAN),
+    "OpenTelemetry, numbered": ([otlp(GENAI | NUMBERED | {"gen_ai.completion.0.content": "lost_card"})], OF_SPAN),
+    "OpenInference": ([otlp(OPENINFERENCE)], OF_SPAN),
+    "OpenInference, numbered": ([otlp(NUMBERED_INFERENCE)], OF_SPAN | {"model": "gpt-4o-mini-2024-07-18"}),
 }
 
 
@@ -220,6 +263,8 @@ def test_a_failed_request_keeps_its_error_and_status(
 
 NONE = {
     "Langfuse's span": ([{**LANGFUSE, "type": "SPAN"}], []),
+    "span of a tool": ([otlp({"gen_ai.operation.name": "execute_tool", "gen_ai.request.model": "m"})], []),
+    "span without content": ([otlp(GENAI)], [(1, NO_CONTENT)]),
     "LiteLLM without texts": ([{**LITELLM, "messages": "{}", "response": "{}"}], [(1, NO_CONTENT)]),
     "chat without an answer": ([{"messages": MESSAGES}], [(1, NO_CONTENT)]),
     "row without an answer": (["question,answer", "a,"], [(2, NO_CONTENT)]),
@@ -247,3 +292,23 @@ def test_a_tracking_store_is_read_live(monkeypatch: pytest.MonkeyPatch) -> None:
     found, problems = read_logs(["mlflow:support"])
     assert [one.source for one in found] == ["mlflow:support:1"]
     assert problems == []
+
+
+@pytest.mark.parametrize("numbered", [False, True])
+def test_tools_and_calls_of_spans(read_records: ReadRecords, numbered: bool) -> None:
+    arguments, tool = '{"label": "lost"}', {"name": "file", "parameters": {}}
+    called = "llm.output_messages.0.message.tool_calls.0.tool_call.function"
+    call = ("assistant", {"type": "tool_call", "name": "file", "arguments": json.loads(arguments)})
+    whole = SPAN | {
+        "gen_ai.tool.definitions": json.dumps([{"type": "function", **tool}]),
+        "gen_ai.output.messages": parts(call),
+    }
+    one_by_one = NUMBERED_INFERENCE | {
+        "llm.tools.0.tool.json_schema": json.dumps({"type": "function", "function": tool}),
+        "llm.output_messages.0.message.content": "",
+        f"{called}.name": "file",
+        f"{called}.arguments": arguments,
+    }
+    (one,), _ = read_records(otlp(one_by_one if numbered else whole))
+    assert read_answer(one.route, one.response) == ModelAnswer("", (ToolCall("file", arguments),), "tool_calls")
+    assert one.request["tools"] == [{"type": "function", "function": tool}]
