@@ -230,7 +230,7 @@ def test_catalogue_prices_a_known_model() -> None:
 
 
 @pytest.mark.parametrize("tier", ["", "batch", "flex", "priority"])
-@pytest.mark.parametrize("n_prompt", [900, 250_000])
+@pytest.mark.parametrize("n_prompt", [900, 200_000, 250_000])  # a longer prompt than 200,000 costs more a token
 @pytest.mark.parametrize(
     "model", ["gpt-4o-mini", "gpt-5", "gpt-5.4", "claude-sonnet-4-5", "gemini-2.5-pro", "deepseek-chat"]
 )

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from smallfirst.ledger.keys import KeyPolicy, KeyStore
-from smallfirst.serving.admission import Shares, Turns
+from smallfirst.serving.admission import Shares, Turns, body_chunks
 from smallfirst.serving.errors import ApiError
 from smallfirst.serving.settings import ServeSettings
 
@@ -55,6 +55,23 @@ def test_bodies_that_cannot_be_read_are_refused_and_recorded(start, label) -> No
     assert [row.status for row in server.ledger.rows()] == statuses
     for answer in refused:
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(("parts", "kept"), [((6, 4), 10), ((6, 5), 6)])
+def test_a_body_may_be_as_large_as_the_limit_and_no_larger(parts: tuple[int, ...], kept: int) -> None:
+    messages = [{"type": "http.request", "body": b"x" * n, "more_body": n == parts[0]} for n in parts]
+    read = bytearray()
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0)
+
+    async def all_of() -> None:
+        async for chunk in body_chunks(receive, max_bytes=10, max_read_bytes=80):
+            read.extend(chunk)
+
+    with contextlib.nullcontext() if sum(parts) == 10 else pytest.raises(ApiError, match="larger than 10 bytes"):
+        asyncio.run(all_of())
+    assert len(read) == kept
 
 
 def test_beyond_the_queue_requests_are_refused_and_told_when_to_come_back(start, echo) -> None:

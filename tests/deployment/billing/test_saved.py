@@ -222,6 +222,7 @@ def test_a_task_carries_idle_time_in_proportion_to_its_work() -> None:
     ]
     assert [one.up_s for one in parts] == [5400, 1800]
     assert sum(one.rent_usd for one in parts) == pytest.approx(0.24)
+    assert sum(one.charged_usd for one in parts) == pytest.approx(0.04 / 0.3)
     assert [one.utilisation for one in parts] == pytest.approx([1 / 6, 1 / 6])
 
 

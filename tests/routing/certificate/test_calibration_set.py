@@ -54,6 +54,12 @@ def test_the_tables_have_a_line_a_stage_and_a_column_a_row() -> None:
         ([drafts(3), drafts(3)], Guarantee(per_group="label"), ConfigError, "by label covers one drafting stage"),
         ([drafts(3)], Guarantee(per_group="channel"), DataError, "3 of 3 calibration rows have no channel"),
         ([drafts(3)], Guarantee(max_wrong_fields=0.1), ConfigError, "max_wrong_fields: these answers have no fields"),
+        (
+            [drafts(3, wrong_fields=("date",))],  # and no confidence
+            Guarantee(max_wrong_fields=0.1),
+            ConfigError,
+            "max_wrong_fields: these answers have no fields",
+        ),
     ],
 )
 def test_rows_that_cannot_be_counted_are_refused(
