@@ -33,6 +33,8 @@ class Manifest(Record):
     task: AnyTask
     base: str
     """Base model by name; empty for `words`."""
+    estimator: Literal["logistic_regression", "linear_svm"] = "logistic_regression"
+    """How a linear model was fitted (`words`, `encoder`)."""
     base_sha256: str = ""
     """Of all files of the base it was trained on (`base_sha256`); empty in manifests of before 2026-11-27."""
     label_tokens: tuple[int, ...] = ()

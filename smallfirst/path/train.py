@@ -29,7 +29,7 @@ from smallfirst.path.project.candidate_registry import FINE_TUNED
 from smallfirst.path.project.candidates import Candidate, fits_in_folds, get_candidate, project_candidates
 from smallfirst.path.project.project import Project, shown_as
 from smallfirst.path.project.run_folder import FITTED, FittedCandidates, RunFolder, only_run
-from smallfirst.path.project.task_file import RULES
+from smallfirst.path.project.task_file import RULES, TaskFile
 from smallfirst.registry import runs
 from smallfirst.training.config import TokenizedRow, TrainConfig, parse_duration
 from smallfirst.training.estimates import (
@@ -84,18 +84,10 @@ def _run_folder(project: Project, *, resume: bool) -> RunFolder:
 
 
 def _fit_all(project: Project, run_folder: RunFolder, began: float | None) -> RunFolder:
-    candidates, train, progress = project_candidates(project), project.rows.train, project.progress
+    candidates, progress = project_candidates(project), project.progress
     for skipped in project.rows.skipped:
         progress.log(f"{skipped.what}: {'; '.join(skipped.where)}")
-    ladder = tuple(candidate.name for candidate in candidates)
-    new = FittedCandidates(ladder=ladder, dataset_fingerprint=train.content_fingerprint)
-    found = run_folder.fitted() or new
-    if (found.ladder, found.dataset_fingerprint) != (new.ladder, new.dataset_fingerprint):
-        raise StageMissing(
-            f"the rows or the ladder are others than when run {run_folder.path.name} began",
-            hint="smallfirst run task.yaml   starts a new run",
-        )
-    found.save(run_folder.path / FITTED)
+    found = _fitted_so_far(project, run_folder, candidates)
     _note_labels(project)
 
     def leave_out(name: str, why: str) -> None:
@@ -109,8 +101,10 @@ def _fit_all(project: Project, run_folder: RunFolder, began: float | None) -> Ru
         try:
             with progress.step(f"fitting {candidate.title}"):
                 _fit_one(project, run_folder, candidate)
-        except NothingGained as why:
-            leave_out(candidate.name, str(why))
+        except (NothingGained, WeightsNotFound) as error:
+            if isinstance(error, WeightsNotFound) and _is_named(project.file, candidate):
+                raise
+            leave_out(candidate.name, " ".join(str(error).split()))
             return
         release_memory()
         minutes = {**found.minutes, candidate.name: (progress.clock() - start) / 60}
@@ -133,6 +127,19 @@ def _fit_all(project: Project, run_folder: RunFolder, began: float | None) -> Ru
         run_id = _run_id(project, run_folder, found)
         found.model_copy(update={"mlflow_run_id": run_id}).save(run_folder.path / FITTED)
     return run_folder
+
+
+def _fitted_so_far(project: Project, run_folder: RunFolder, candidates: Sequence[Candidate]) -> FittedCandidates:
+    """Return and save what the run has fitted. Raise StageMissing if that was on other rows or another ladder."""
+    ladder, rows = tuple(candidate.name for candidate in candidates), project.rows.train.content_fingerprint
+    found = run_folder.fitted() or FittedCandidates(ladder=ladder, dataset_fingerprint=rows)
+    if (found.ladder, found.dataset_fingerprint) != (ladder, rows):
+        raise StageMissing(
+            f"the rows or the ladder are others than when run {run_folder.path.name} began",
+            hint="smallfirst run task.yaml   starts a new run",
+        )
+    found.save(run_folder.path / FITTED)
+    return found
 
 
 def _fit_one(project: Project, run_folder: RunFolder, candidate: Candidate) -> None:
@@ -159,7 +166,12 @@ def _note_labels(project: Project) -> None:
 
 
 def _run_id(project: Project, run_folder: RunFolder, found: FittedCandidates) -> str:
-    """Return the id of the fine-tune's MLflow run; without one, of a new, finished run."""
+    """Return the id of the fine-tune's MLflow run; without one, of a new, finished run.
+
+    Raise WeightsNotFound if nothing was fitted.
+    """
+    if not found.fitted:
+        raise WeightsNotFound("no candidate can be fitted: " + "; ".join(map(": ".join, found.left_out.items())))
     if FINE_TUNED in found.fitted:
         return str(json.loads((run_folder.path / "run.json").read_text(encoding="utf-8"))["run_id"])
     params = {"task": project.file.name, "ladder": ", ".join(found.fitted), "n_train": len(project.rows.train)}
@@ -354,21 +366,30 @@ def _rungs(
     `shared`: another one will ask them, but for language models.
     """
     rungs, left_out, file = dict[str, Rung](), dict[str, str](), project.file
-    required = {*file.routing.ahead, file.goes_live}.difference(RULES)
     with project.progress.step("estimating how long each candidate takes"):
         for one in candidates:
             try:
                 needed = time_needed(project, one)
             except SmallfirstError as error:
-                if one.name in required or one.name in (file.ladder or ()):
+                if _is_named(file, one):
                     raise
                 left_out[one.name] = " ".join(str(error).split())
                 continue
             if needed and shared and not one.is_language_model:
                 needed = needed._replace(after_s=(1 + COMBINING) * needed.after_s)
             promise = one.size if one.promise is None else one.promise
-            rungs[one.name] = Rung(one.name, promise, needed, one.name in required)
+            rungs[one.name] = Rung(one.name, promise, needed, _is_required(file, one))
     return rungs, left_out
+
+
+def _is_named(file: TaskFile, candidate: Candidate) -> bool:
+    """Return True if the task asks for it by name."""
+    return _is_required(file, candidate) or candidate.name in (file.ladder or ())
+
+
+def _is_required(file: TaskFile, candidate: Candidate) -> bool:
+    """Return True if the task's Router needs it."""
+    return candidate.name in {*file.routing.ahead, file.goes_live}.difference(RULES)
 
 
 def _require(rungs: dict[str, Rung], planned: Sequence[Rung], left_s: float, budget: TimeBudget) -> None:

@@ -28,7 +28,7 @@ from smallfirst.models.linear.classifier import (
     ENCODER_FOLDER,
     INVERSE_REGULARIZATION,
     LinearClassifier,
-    fit_logistic_regression,
+    fit_linear,
     gold_labels,
 )
 from smallfirst.models.local.weights import weights_fingerprint
@@ -138,7 +138,7 @@ class ContrastiveBackend(EncoderBackend):
                 at = order[start : start + SentenceEncoder.batch_rows]
                 vectors[at] = model.encoder.vectors([rows[i].ids for i in at])
         gold = np.array([row.labels or row.label for row in rows]).astype(np.int64)
-        weights, bias = fit_logistic_regression(vectors.numpy(), gold, self.n_labels, INVERSE_REGULARIZATION["encoder"])
+        weights, bias = fit_linear(vectors.numpy(), gold, self.n_labels, INVERSE_REGULARIZATION["encoder"])
         model.weights.data, model.bias.data = torch.from_numpy(weights), torch.from_numpy(bias)
 
     def batches(self, rows: Sequence[LabelledRow], config: TrainConfig, seed: int) -> list[list[LabelledRow]]:

@@ -126,7 +126,8 @@ def _bases(file: TaskFile | None) -> list[str]:
     from smallfirst.path.project.task_file import SmallConfig
 
     small, ladder = (file.small, file.ladder) if file else (SmallConfig(), None)
-    wanted = [c for c in all_candidates() if (c.measured_by_default if ladder is None else c.name in ladder)]
+    asked = [c for c in all_candidates() if (c.asked_for(file) if file else c.measured_by_default)]
+    wanted = asked if ladder is None else [c for c in all_candidates() if c.name in ladder]
     language = any(c.is_language_model for c in wanted)
     encoders = dict.fromkeys(name for c in wanted if (name := c.encoder_name(small)))
     return [*([small.base] if language else []), *encoders]

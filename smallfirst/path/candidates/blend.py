@@ -33,6 +33,7 @@ class Blend(Candidate):
     title = "blend of candidates"
     explanation = "asks several of the other small models and mixes what they hold likely"
     size = 35
+    measured_by_default = True
     closed_answers_only = True
     combines = True
     n_folds = FOLDS

@@ -32,6 +32,15 @@ class FineTunedModel(Candidate):
     training_setting = "training"
     is_language_model = True
 
+    def asked_for(self, file: Any) -> bool:
+        """Return True for answers that must be written, and for labels where the file names it or sets how it is made.
+
+        On labels encoders of the same size or smaller were right as often on every set that was measured
+        (`benchmarks/results/`), and are fitted and served many times faster.
+        """
+        own = {"base", "training", "vllm"} & file.small.model_fields_set
+        return file.kind != "classify" or bool(own) or self.name in (file.goes_live, *file.routing.ahead)
+
     def fit(self, project: Project, run_folder: RunFolder) -> None:
         """Fine-tune and keep the best epoch."""
         from smallfirst.training.recipe import TaskRecipe

@@ -104,7 +104,13 @@ class TunedEncoder(Candidate):
         return found
 
     def _require_a_chance(self, project: Project, run_folder: RunFolder, found: FoldAnswers, rows: Dataset) -> None:
-        """Raise NothingGained if a linear candidate, without an encoder or on the same one, is clearly better."""
+        """Raise NothingGained if this will not go live.
+
+        That is if a linear candidate, without an encoder or on the same one, is clearly better, or if a smaller
+        encoder's fine-tune is clearly right as often, but for what the choice would give up for a lower cost.
+        """
+        routing = project.file.routing
+        given_up = routing.accuracy_within if routing.usd_per_wrong_answer is None else 0.0
         place = {example.key: i for i, example in enumerate(project.rows.development.examples)}
 
         def scores(name: str, answers: FoldAnswers, at: Sequence[int]) -> list[float]:
@@ -116,12 +122,17 @@ class TunedEncoder(Candidate):
 
         own = scores(self.name, found, range(len(rows)))
         for other in fitted_candidates(project, run_folder):
-            same = isinstance(other, LinearCandidate) and other.encoder_setting in ("", self.encoder_setting)
-            answers = run_folder.folds(other.name) if same and project.file.goes_live != self.name else None
+            if isinstance(other, LinearCandidate) and other.encoder_setting in ("", self.encoder_setting):
+                lead = FEWER_ROWS
+            elif isinstance(other, TunedEncoder) and other.size < self.size:
+                lead = -given_up
+            else:
+                continue
+            answers = run_folder.folds(other.name) if project.file.goes_live != self.name else None
             if answers is None or answers.dataset_fingerprint != project.rows.development.content_fingerprint:
                 continue
             theirs = scores(other.name, answers, [place[example.key] for example in rows.examples])
-            if paired_difference(theirs, own, confidence=0.8).low > FEWER_ROWS:
+            if paired_difference(theirs, own, confidence=0.8).low > lead:
                 raise NothingGained(
                     f"it is right on {fmean(own):.3f} of the first {len(rows)} rows answered out of fold, "
                     f"{other.name} on {fmean(theirs):.3f}"

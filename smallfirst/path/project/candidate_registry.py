@@ -31,7 +31,7 @@ class CandidateDescription:
     models of a kind the larger ones answer better."""
 
     measured_by_default = False
-    """Measure it if task.yaml has no `ladder`."""
+    """Measure it if task.yaml has no `ladder`, as far as it suits."""
     closed_answers_only = False
     """Leave it out for tasks whose answers are not a closed set."""
     several_labels = False
@@ -46,6 +46,10 @@ class CandidateDescription:
     """Its sentence encoder is there to be used for out-of-domain detection as well."""
     encoder_setting: Literal["", "encoder", "larger_encoder"] = ""
     """Setting below `small` that names its sentence encoder; empty if it has none."""
+
+    def asked_for(self, file: Any) -> bool:
+        """Return True if a run of this TaskFile without a `ladder` measures it."""
+        return self.measured_by_default
 
     def encoder_name(self, small: Any) -> str:
         """Return its sentence encoder as the group `small` of a task file names it; empty if it has none."""

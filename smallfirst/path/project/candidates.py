@@ -78,10 +78,11 @@ def project_candidates(project: Project) -> tuple[Candidate, ...]:
 
     Without a ladder these are the ones measured by default that fit the task; with `minutes` as many of all as fit.
     """
-    ladder = project.file.ladder
-    in_time = project.file.minutes is not None
+    file, ladder = project.file, project.file.ladder
     every = cast(tuple[Candidate, ...], all_candidates())
-    named = [c for c in every if (c.measured_by_default or in_time if ladder is None else c.name in ladder)]
+    named = [
+        c for c in every if (c.asked_for(file) or file.minutes is not None if ladder is None else c.name in ladder)
+    ]
     unsuitable = {c.name: why for c in named if (why := c.why_unsuitable(project))}
     if unsuitable and ladder is not None:
         raise ConfigError(

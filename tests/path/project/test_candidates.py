@@ -19,7 +19,7 @@ def names(folder: Path, kind: str, **settings: object) -> list[str]:
 
 
 def test_the_ladder_is_in_order_of_size_and_names_everything(tmp_path: Path) -> None:
-    assert names(tmp_path, "classify") == ["words", "encoder", "tuned", "small"]
+    assert names(tmp_path, "classify") == ["words", "encoder", "tuned", "blend"]
     chosen = ["larger_tuned", "tuned", "larger_encoder", "words"]
     assert names(tmp_path, "classify", ladder=chosen) == ["words", "larger_encoder", "tuned", "larger_tuned"]
     assert names(tmp_path, "extract") == ["tagger", "small"]
@@ -29,3 +29,9 @@ def test_the_ladder_is_in_order_of_size_and_names_everything(tmp_path: Path) -> 
 def test_a_candidate_that_does_not_fit_the_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="ladder: words: it needs a closed set of answers; this task of kind"):
         names(tmp_path, "extract", ladder=["words", "small"])
+
+
+def test_a_language_model_learns_labels_only_where_the_task_asks_for_one(tmp_path: Path) -> None:
+    for asked in ({"small": {"training": {"duration": "1ep"}}}, {"routing": {"small": "small"}}):
+        assert names(tmp_path, "classify", **asked)[-1] == "small"
+    assert "small" not in names(tmp_path, "classify", small={"encoder": "another"})
