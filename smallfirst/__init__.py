@@ -35,9 +35,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-# Threads of OpenMP that wait spin for some milliseconds, and take the processor from those that work. Some ten
-# microseconds keep the speed of a quiet machine, and most of a fair share on a busy one: benchmarks/training/
-# busy_machine.py. PyTorch and scikit-learn read this as they load; what is set stays.
+# Threads of OpenMP that wait spin for some milliseconds, and take the processor from those that work. Ten thousand
+# turns double what a fine-tune gets on a busy machine and cost up to 7 % on a quiet one
+# (benchmarks/results/busy_machine.md). PyTorch and scikit-learn read this as they load; what is set stays.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from smallfirst.base.records import Record
@@ -41,13 +41,6 @@ class TeacherAgreement(Record):
             f"it is right on {self.accuracy} of {self.accuracy.n} {self.checked_on}; "
             f"where it was confident, on {self.confident_accuracy} of {self.confident_accuracy.n}"
         ]
-
-
-def answer_matcher(task: Task) -> Callable[[str, str], bool]:
-    """Return whether two answers are equal or, unless a closed set, one would be right where the other is."""
-    if task.closed:
-        return lambda first, second: first == second
-    return lambda first, second: first == second or task.score((first,), second) >= task.pass_score
 
 
 def agreement_with_people(

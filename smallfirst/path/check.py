@@ -178,9 +178,9 @@ def _needs(
         return None, str(MissingExtra("Training", "train"))
     if lack := free.lacks(expected_memory(size, config, rows, gpu=free.gpu).span.high):
         return None, f"it may not fit: it takes up to {lack.removeprefix('at least ')}"
-    name, prices = project.file.small.base, project.file.prices
     from smallfirst.training.run import training_pace  # loads PyTorch
 
+    name, prices = project.file.small.base, project.file.prices
     pace = training_pace(state_folder() / "tasks", (name, find_weights(name, download=False)), config, rows)
     exam = validation_work(project, encoded["validation"])
     # A default price would look like a measured value.

@@ -245,6 +245,8 @@ def _n_folds(project: Project, candidate: Candidate) -> int:
 
 
 def _language_model_time(project: Project, candidate: Candidate) -> TimeNeeded:
+    from smallfirst.training.run import training_pace  # loads PyTorch
+
     rows, config, name = project.rows, project.file.small.training, project.file.small.base
     folder = find_weights(name, download=candidate.measured_by_default)
     tokens, size, unknown = find_local_base(name)
@@ -256,8 +258,6 @@ def _language_model_time(project: Project, candidate: Candidate) -> TimeNeeded:
 
     train, selection = encoded(rows.train), encoded(rows.selection)
     held_out = [*selection, *encoded(rows.calibration, rows.test)]
-    from smallfirst.training.run import training_pace  # loads PyTorch
-
     rate = training_pace(state_folder() / "tasks", (name, folder), config, train).tokens_per_s
     n_tokens = sum(len(row.ids) - 1 for row in train)
     epoch_s = (n_tokens + validation_work(project, selection).as_trained) / rate

@@ -92,6 +92,35 @@ def test_a_fine_tune_that_will_not_win_ends_with_its_first_fold(tmp_path: Path, 
     assert not run_folder.model_folder("tuned").exists()
 
 
+def test_a_larger_fine_tune_ends_with_its_first_fold_if_it_gains_less_than_the_choice_gives_up(
+    tmp_path: Path, tiny_encoder_folder: Path
+) -> None:
+    small = {"larger_encoder": str(tiny_encoder_folder), "encoder": str(tiny_encoder_folder)}
+    small |= {"encoder_training": {"duration": "2ep", "batch_tokens": 256}}  # type: ignore[dict-item]
+    routing = {"accuracy_within": 0.5}
+    rows, ladder = {"train": things(90)}, ["tuned", "larger_tuned"]
+    run_folder = train_stage(task_of(tmp_path, rows, ladder=ladder, small=small, routing=routing))
+    assert (found := run_folder.fitted()) is not None
+    assert found.fitted == ("tuned",)
+    assert "answered out of fold, tuned on" in found.left_out["larger_tuned"]
+
+
+def test_what_has_no_weights_here_is_left_out_unless_nothing_remains(tmp_path: Path) -> None:
+    missing = {"base": "nobody/base", "encoder": "nobody/encoder"}
+    found = train_stage(task_of(tmp_path / "labels", {"train": things(90)}, small=missing)).fitted()
+    assert found is not None
+    assert found.fitted == ("words",)
+    assert set(found.left_out) == {"encoder", "tuned", "small", "blend"}
+    assert "nobody/encoder" in found.left_out["encoder"]
+    with pytest.raises(WeightsNotFound, match="nobody/encoder"):
+        train_stage(task_of(tmp_path / "named", {"train": things(90)}, ladder=["words", "encoder"], small=missing))
+    fields = [{"text": f"buy {i} cards", "target": {"item": "cards"}} for i in range(90)]
+    with pytest.raises(
+        WeightsNotFound, match=r"no candidate can be fitted: tagger: .*nobody/encoder.*small: .*nobody/base"
+    ):
+        train_stage(task_of(tmp_path / "fields", {"train": fields}, kind="extract", small=missing))
+
+
 def test_from_a_thousand_rows_on_selection_rows_choose(tmp_path: Path, tiny_encoder_folder: Path) -> None:
     project = few_rows(tmp_path, tiny_encoder_folder)
     many = project.rows.train.subset("many", project.rows.train.examples * 1000)
