@@ -47,6 +47,8 @@ class RawAnswer(Record):
     signals: tuple[float, ...] = ()
     """What tells a text that is out of scope (`models.linear.scope`); empty without a label for such texts."""
     field_confidence: dict[str, float] = {}
+    label_threshold: float = 0.5
+    """Least probability of the labels in `text`."""
 
 
 class FoldAnswers(Record):
@@ -109,7 +111,7 @@ class FoldAnswers(Record):
     def calibrated(self, examples: Sequence[Example]) -> tuple[float, Manifest]:
         """Return the mean score and the manifest with what is fitted on the answers."""
         if not self.of_labels:
-            return calibrate_answers(self.manifest, examples, [(one.text, one.nats) for one in self.answers])
+            return calibrate_spans(self.manifest, examples, self.answers)
         logs = self.log_probabilities()
         labels = self.manifest.task.closed
         known = [i for i, e in enumerate(examples) if not labels or logs[i, labels.index(e.answer)] > IMPOSSIBLE]
@@ -196,12 +198,29 @@ def read_labels(
     ]
 
 
-def read_spans(answers: Sequence[tuple[str, Sequence[float], dict[str, float]]]) -> list[RawAnswer]:
+def read_spans(
+    answers: Sequence[tuple[str, Sequence[float], dict[str, float]]], *, label_threshold: float = 0.5
+) -> list[RawAnswer]:
     """Return answers that are no labels: text, log-probabilities in nats, and confidence by field."""
     return [
-        RawAnswer(text=text, nats=_rounded([max(x, MIN_LOG_PROBABILITY) for x in nats]), field_confidence=fields)
+        RawAnswer(
+            text=text,
+            nats=_rounded([max(x, MIN_LOG_PROBABILITY) for x in nats]),
+            field_confidence=fields,
+            label_threshold=label_threshold,
+        )
         for text, nats, fields in answers
     ]
+
+
+def calibrate_spans(
+    manifest: Manifest, examples: Sequence[Example], answers: Sequence[RawAnswer], *, graded: bool = True
+) -> tuple[float, Manifest]:
+    """As `calibrate_answers`; the label threshold is the median of those that the folds chose."""
+    if answers:
+        threshold = float(np.median([one.label_threshold for one in answers]))
+        manifest = manifest.model_copy(update={"label_threshold": threshold})
+    return calibrate_answers(manifest, examples, [(one.text, one.nats) for one in answers], graded=graded)
 
 
 def best_epoch(curve: Sequence[float]) -> int:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import re
 import unicodedata
 from collections.abc import Hashable
 from decimal import Decimal
 from typing import Any, Literal
 
-Normalizer = Literal["exact", "case", "number", "money", "date", "date_dmy"]
-"""`exact`: as it stands · `case`: case, white space and outer punctuation aside · `number` · `money`: currency and
-amount · `date`: month first where 03/05/2024 leaves it open · `date_dmy`: day first there."""
+Normalizer = Literal["exact", "case", "words", "number", "money", "date", "date_dmy"]
+"""`exact`: as it stands · `case`: case, white space and outer punctuation aside · `words`: all punctuation aside, too,
+but for a point or comma between two digits · `number` · `money`: currency and amount · `date`: month first where
+03/05/2024 leaves it open · `date_dmy`: day first there."""
 
 _MOST_CHARACTERS = 64
 """Longest text that is tried as a number, an amount or a date."""
@@ -74,9 +76,22 @@ def normalize_value(value: Any, how: Normalizer = "exact") -> Hashable:
             read = None if (number := _amount(text)) is None else (number,)
         elif how == "money":
             read = _money(text)
-        elif how != "case":
+        elif how not in ("case", "words"):
             read = _date(text, day_first=how == "date_dmy")
+    if how == "words":
+        return ("text", spelling(text)[0] or text)
     return ("text", _folded(text)) if read is None else (how.removesuffix("_dmy"), *read)
+
+
+@functools.lru_cache(maxsize=4096)
+def spelling(text: str) -> tuple[str, tuple[int, ...]]:
+    """Return letters and digits without case, with points and commas between two digits, and the place of each."""
+    found = []
+    for i, character in enumerate(text):
+        if character in ".," and text[max(0, i - 1) : i].isdigit() and text[i + 1 : i + 2].isdigit():
+            found.append((character, i))
+        found += [(folded, i) for folded in character.casefold() if folded.isalnum()]
+    return "".join(folded for folded, _ in found), tuple(i for _, i in found)
 
 
 def _folded(text: str) -> str:

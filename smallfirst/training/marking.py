@@ -9,22 +9,24 @@ and not where (Clark and Gardner 2018).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from smallfirst.base.errors import ConfigError
 from smallfirst.data.dataset import Dataset, Example
-from smallfirst.measuring.calibration import calibrate_answers
-from smallfirst.measuring.out_of_fold import RawAnswer, read_spans
+from smallfirst.measuring.calibration import THRESHOLDS
+from smallfirst.measuring.out_of_fold import RawAnswer, calibrate_spans, read_spans
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.spans.plan import AnswerPlan, FieldPlan, align, learn_plan, parse_row
 from smallfirst.models.spans.reader import ContextWindow, PointerNetwork, Reader, windows_of
-from smallfirst.models.spans.tagger import Tagger, TaggerNetwork, TokenizedText
+from smallfirst.models.spans.tagger import Tagger, TaggerNetwork, TokenizedText, chosen_labels
 from smallfirst.models.spans.values import CharSpan, answer_places
 from smallfirst.tasks.answer import Answer, split_context
 from smallfirst.tasks.extract import Extract
@@ -44,8 +46,9 @@ class TaggedRow(NamedTuple):
     ids: tuple[int, ...]
     values: tuple[tuple[int, tuple[tuple[int, int], ...]], ...]
     """Of each value that stands in the text, the number of its field and the token ranges where it may stand."""
-    closed: tuple[int, ...]
-    """Of each closed field, the place of its value among the plan's; IGNORED if it has none there."""
+    closed: tuple[int | tuple[float, ...], ...]
+    """Of each field judged from the whole text, the place of its value among the plan's, IGNORED if it has none there;
+    where there may be several, 0 or 1 for each of the plan's values."""
 
 
 class TaggingBackend(EncoderBackend):
@@ -63,9 +66,11 @@ class TaggingBackend(EncoderBackend):
     def loss(self, model: TaggerNetwork, rows: Sequence[TaggedRow]) -> torch.Tensor:
         labels, closed = model([row.ids for row in rows])
         loss = F.cross_entropy(labels.flatten(0, 1), targets(rows, labels).flatten(), ignore_index=IGNORED)
-        for i, logits in enumerate(closed):
+        for i, (field, logits) in enumerate(zip(self.plan.closed, closed, strict=True)):
             gold = torch.tensor([row.closed[i] for row in rows])
-            if (gold != IGNORED).any():
+            if field.how == "several":
+                loss = loss + F.binary_cross_entropy_with_logits(logits, gold, reduction="sum") / len(rows)
+            elif (gold != IGNORED).any():
                 loss = loss + F.cross_entropy(logits, gold, ignore_index=IGNORED)
         return loss
 
@@ -81,8 +86,8 @@ class MarkingRecipe(RowsOfTask[T]):
         raise NotImplementedError
 
     def validate(self, model: Any, tokenizer: Any, manifest: Manifest) -> ValidationResult:
-        answers = [(one.text, one.nats) for one in self.read(model, manifest)]
-        return ValidationResult(*calibrate_answers(manifest, self.selection.examples, answers, graded=self.graded))
+        answers = self.read(model, manifest)
+        return ValidationResult(*calibrate_spans(manifest, self.selection.examples, answers, graded=self.graded))
 
 
 class TaggingRecipe(MarkingRecipe[Extract]):
@@ -92,7 +97,7 @@ class TaggingRecipe(MarkingRecipe[Extract]):
 
     def __init__(self, task: Extract, train_rows: Dataset, selection: Dataset) -> None:
         super().__init__(task, train_rows, selection)
-        self.plan = learn_plan(task, train_rows.examples)[0]
+        self.plan = learn_plan(task, train_rows.examples)
 
     @property
     def backend(self) -> TaggingBackend:
@@ -103,10 +108,31 @@ class TaggingRecipe(MarkingRecipe[Extract]):
         return PreparedData(rows, Manifest(kind="tagger", task=self.task, base=base, max_tokens=config.max_seq_tokens))
 
     def read(self, model: TaggerNetwork, manifest: Manifest) -> list[RawAnswer]:
+        """Return the answers, labels being those above the threshold with which most of their lists are right."""
+        examples = self.selection.examples
         with as_served(model):
             tagger = Tagger(model, manifest)
-            found = tagger.answer([example.text for example in self.selection.examples])
-        return read_spans([(one.text, tagger.log_probabilities(one), one.field_confidence) for one in found])
+            read = tagger.read([example.text for example in examples])
+        threshold = self._label_threshold([one.odds for one in read])
+        tagger.manifest = manifest.model_copy(update={"label_threshold": threshold})
+        found = [tagger.written(example.text, one) for example, one in zip(examples, read, strict=True)]
+        spans = [(one.text, tagger.log_probabilities(one), one.field_confidence) for one in found]
+        return read_spans(spans, label_threshold=threshold)
+
+    def _label_threshold(self, odds: Sequence[Mapping[str, np.ndarray]]) -> float:
+        """Return the probability of a label above which most lists of labels, by path, are those of the rows."""
+        values = [parse_row(example).values for example in self.selection.examples]
+
+        def n_right(threshold: float) -> int:
+            least = math.log(threshold / (1 - threshold))
+            return sum(
+                tuple(chosen_labels(field, one[field.path], least)) == _closed(field, gold.get(field.path, ()))
+                for one, gold in zip(odds, values, strict=True)
+                for field in self.plan.closed
+                if field.path in one
+            )
+
+        return max(THRESHOLDS, key=n_right)
 
     def _tagged(self, example: Example, reader: TaggerNetwork) -> TaggedRow:
         row, tokenized = parse_row(example), reader.tokenize(example.text)
@@ -114,13 +140,15 @@ class TaggingRecipe(MarkingRecipe[Extract]):
         for value in align(self.task, self.plan, row):
             ranges = tuple(found for place in value.places if (found := token_range(tokenized, place)))
             values += [(value.field, ranges)] * bool(ranges)
-        closed = (_closed(field, row.values.get(field.path)) for field in self.plan.closed)
+        closed = (_closed(field, row.values.get(field.path, ())) for field in self.plan.closed)
         return TaggedRow(tokenized.ids, tuple(values), tuple(closed))
 
 
-def _closed(field: FieldPlan, values: Sequence[Any] | None) -> int:
-    said = json.dumps(values[0], ensure_ascii=False) if values else ""
-    return field.values.index(said) if said in field.values else IGNORED
+def _closed(field: FieldPlan, values: Sequence[Any]) -> int | tuple[float, ...]:
+    said = [json.dumps(value, ensure_ascii=False) for value in values]
+    if field.how == "several":
+        return tuple(float(value in said) for value in field.values)
+    return next((field.values.index(value) for value in said or [""] if value in field.values), IGNORED)
 
 
 def token_range(tokenized: TokenizedText, place: tuple[int, int]) -> tuple[int, int] | None:

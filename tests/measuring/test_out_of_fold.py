@@ -9,9 +9,10 @@ import pytest
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.measuring.calibration import fit_temperature
-from smallfirst.measuring.out_of_fold import FoldAnswers, RawAnswer, best_epoch, folds_of
+from smallfirst.measuring.out_of_fold import FoldAnswers, RawAnswer, best_epoch, calibrate_spans, folds_of
 from smallfirst.models.manifest import Manifest
 from smallfirst.tasks.classify import Classify
+from smallfirst.tasks.extract import Extract
 
 LABELS = ("card", "fee")
 
@@ -116,3 +117,13 @@ def test_answers_that_are_no_labels_are_calibrated_by_their_log_probabilities() 
     assert answers[1].confidence is not None
     assert answers[0].confidence < 0.1
     assert answers[1].confidence > 0.9
+
+
+def test_labels_beside_spans_have_the_median_of_the_folds_thresholds() -> None:
+    task = Extract(name="desk", json_schema={"type": "object", "properties": {"a": {"type": "string"}}})
+    manifest = Manifest(kind="tagger", task=task, base="")
+    answers = [RawAnswer(nats=(-1.0,), text='{"a": "b"}', label_threshold=t) for t in (0.2, 0.4, 0.6)]
+    row = Example(messages=(Message(role="user", content="b"),), answer='{"a": "b"}', shape="target")
+    score, fitted = calibrate_spans(manifest, [row] * 3, answers)
+    assert (score, fitted.label_threshold) == (1.0, 0.4)
+    assert calibrate_spans(manifest, [], [])[1].label_threshold == 0.5

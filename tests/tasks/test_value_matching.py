@@ -25,6 +25,7 @@ def same(first: Any, second: Any, how: Normalizer) -> bool:
         ("exact", 1, 1.0),
         ("case", "  New  YORK.", "“new york”"),
         ("case", "STRASSE", "straße"),
+        ("words", "12, Elm-Road\n(Bern)", "12 elm road bern"),
         ("number", "1,234.50", 1234.5),
         ("number", "1.234,50", "1234.5"),
         ("number", "1,5", "1.5"),

@@ -1,6 +1,7 @@
 """How a tagger's answers are made: the plan of each field, learned from where the values of training rows stand.
 
-A field is marked if its values occur in the text in at least 95 % of the rows; else it is closed if it has few values.
+A field is marked if its values stand in the text in at least 95 % of the rows, without regard to white space, case and
+punctuation; else it is judged from the whole text if it has few values, and what is left has to be written.
 """
 
 from __future__ import annotations
@@ -12,23 +13,25 @@ from typing import Any, Literal, NamedTuple
 
 from smallfirst.base.records import Record
 from smallfirst.data.dataset import Example
-from smallfirst.models.spans.values import occurrences
+from smallfirst.models.spans.values import TEXT_FORMS, occurrences, spelled_places
 from smallfirst.tasks.extract import Extract
 from smallfirst.tasks.json.answers import AnswerCheck
-from smallfirst.tasks.json.fields import flatten
+from smallfirst.tasks.json.fields import comparison_key, flatten
 from smallfirst.tasks.json.schema import LIST, SEPARATORS, FieldSpec, Schema, allowed_types, alternatives
 
 TOLERANCE = 0.05
 """Share of the rows that may hold a value of a field that cannot be marked."""
 MAX_CLOSED = 64
 """Most values of a field that is judged from the whole text."""
+MIN_SEEN = 3
+"""Training rows with each such value that the schema does not list; of other values some may be rarer."""
+LEAST_EXACT = 0.5
+"""Share of the values of a marked field that must come back as the rows write them."""
 SAMPLE = 500
 """Rows, about, from which is learned how values are written."""
-ROWS_A_VALUE = 10
-"""Training rows for each such value that the schema does not list, at least and on average."""
-_FORMS = (("date", "date_dmy"), ("number", "digits"), ("text", "lower", "upper"))
+_FORMS = (("date", "date_dmy"), ("number", "digits"), TEXT_FORMS)
 """Of each group a field has one form at most: what one reads, the others read too."""
-_ORDER = ("date", "date_dmy", "number", "digits", "lower", "upper", "text")
+_ORDER = ("date", "date_dmy", "number", "digits", *TEXT_FORMS)
 """In which a field's forms are tried: what reads anything comes last."""
 _LEAST_SHARE = 0.01
 """Of a field's values that a form must reproduce."""
@@ -43,15 +46,20 @@ class FieldPlan(Record):
     """As in the schema: `slots.artist`, `items[].price`."""
     way: tuple[str, ...]
     """Names from the root of the answer, `[]` for the items of a list."""
-    how: Literal["span", "closed"]
-    """`span`: words of the text · `closed`: one of `values`, judged from the whole text."""
+    how: Literal["span", "closed", "several", "written"]
+    """`span`: words of the text · `closed`: one of `values`, judged from the whole text · `several`: any number of
+    them · `written`: none of these, so a language model has to write it."""
     forms: tuple[str, ...] = ()
     """Forms of a span's value (`values`), tried in this order."""
     values: tuple[str, ...] = ()
-    """The values of a closed field as JSON; empty text for none."""
+    """The values judged from the whole text, as JSON; of a closed field empty text for none."""
     absent: str = ""
     """What stands where there is no value: `null`, `""`, `[]`, or nothing."""
     must: bool = False
+    exact: float = 1.0
+    """Share of a marked field's training values that come back as the rows write them."""
+    why: str = ""
+    """Why it has to be written, in a clause."""
 
     @property
     def is_list(self) -> bool:
@@ -74,7 +82,17 @@ class AnswerPlan(Record):
 
     @property
     def closed(self) -> tuple[FieldPlan, ...]:
-        return tuple(field for field in self.fields if field.how == "closed")
+        """Fields judged from the whole text."""
+        return tuple(field for field in self.fields if field.how in ("closed", "several"))
+
+    @property
+    def why(self) -> str:
+        """Why marking does not do, in a clause; empty if it does."""
+        return "; ".join(list(dict.fromkeys(field.why for field in self.written))[:3])
+
+    @property
+    def written(self) -> tuple[FieldPlan, ...]:
+        return tuple(field for field in self.fields if field.how == "written")
 
 
 class FoundValue(NamedTuple):
@@ -193,29 +211,26 @@ def parse_row(example: Example) -> AnsweredRow:
     return AnsweredRow(example.text, answer, {path: held for path, held in values.items() if held})
 
 
-def learn_plan(task: Extract, examples: Sequence[Example]) -> tuple[AnswerPlan, str]:
-    """Return how answers are made, and in a clause why marking does not do; empty if it does."""
+def learn_plan(task: Extract, examples: Sequence[Example]) -> AnswerPlan:
+    """Return how answers are made, field by field."""
     rows = [parse_row(example) for example in examples]
-    paths = [spec.path for spec in task.fields]
-    problems = [f"`{path}` is not named in the schema" for row in rows for path in row.values if path not in paths]
     sample = rows[:: max(1, len(rows) // SAMPLE)]
-    fields = []
-    for spec in task.fields:
-        holder = spec.way[:-1] if spec.way[-1] == LIST else spec.way
-        if holder.count(LIST) > 1 or holder[-1] == LIST:
-            problems.append(f"`{spec.path}` is in a list within a list")
-            continue
-        chosen, missing = _forms(task, spec.path, sample)
-        field, problem = _field(spec, rows, chosen, missing)
-        fields.append(field)
-        problems += [problem] * bool(problem)
+    fields = [_field(task, spec, rows, sample) for spec in task.fields]
+    known = {spec.path for spec in task.fields}
+    for path in {path for row in rows for path in row.values} - known:
+        name = next(name for row in rows for name, held in row.answer.items() if path in flatten({name: held}))
+        fields.append(_written(path, (name,), f"`{path}` is not named in the schema"))
     plan = AnswerPlan(fields=tuple(fields))
-    if any(field.group for field in plan.spans) and not problems:
-        lost = sum(not _round_trip(task, plan, row) for row in sample) / len(sample)
+    for group in {field.group for field in plan.spans if field.group} - {field.group for field in plan.written}:
+        lost = sum(not _round_trip(task, plan, row, group) for row in sample) / len(sample)
         if lost > 2 * TOLERANCE:
-            names = ", ".join(sorted({f"`{'.'.join(field.group)}`" for field in plan.spans if field.group}))
-            problems.append(f"the objects of {names} cannot be told apart in {100 * lost:.0f} % of the rows")
-    return plan, "; ".join(list(dict.fromkeys(problems))[:3])
+            why = f"the objects of `{'.'.join(group)}` cannot be told apart in {100 * lost:.0f} % of the rows"
+            fields = [_written(one.path, one.way, why) if one.group == group else one for one in fields]
+    return AnswerPlan(fields=tuple(fields))
+
+
+def _written(path: str, way: tuple[str, ...], why: str) -> FieldPlan:
+    return FieldPlan(path=path, way=way, how="written", why=why)
 
 
 def align(task: Extract, plan: AnswerPlan, row: AnsweredRow) -> list[PlacedValue]:
@@ -234,18 +249,29 @@ def align(task: Extract, plan: AnswerPlan, row: AnsweredRow) -> list[PlacedValue
 
 
 def _places(task: Extract, path: str, forms: Sequence[str], row: AnsweredRow, value: Any) -> list[Span]:
+    """Return where a form gives the value back exactly; if none does, where it stands in other spelling."""
     how = task.normalise.get(path, "exact")
-    return next((found for form in forms if (found := occurrences(row.text, value, form, how))), [])
+    found = next((found for form in forms if (found := occurrences(row.text, value, form, how))), [])
+    in_words = isinstance(value, str) and any(form in TEXT_FORMS for form in forms)
+    return found or (spelled_places(row.text, value) if in_words else [])
 
 
-def _forms(task: Extract, path: str, rows: Sequence[AnsweredRow]) -> tuple[tuple[str, ...], float]:
-    """Return the forms that reproduce most values, and the share of the rows with values that none does."""
+class _Forms(NamedTuple):
+    forms: tuple[str, ...]
+    missing: float
+    """Share of the rows with a value that does not stand in the text."""
+    exact: float
+    """Share of the values that a form gives back exactly."""
+
+
+def _forms(task: Extract, path: str, rows: Sequence[AnsweredRow]) -> _Forms:
+    """Return the forms that reproduce most values."""
     left = [(n, value) for n, row in enumerate(rows) for value in row.values.get(path, ())]
-    n_values, chosen, groups = len(left), list[str](), list(_FORMS)
+    n_values, chosen, groups, how = len(left), list[str](), list(_FORMS), task.normalise.get(path, "exact")
     while left and groups:
         hits: dict[str, set[int]] = {}
         for form in (form for group in groups for form in group):
-            hits[form] = {i for i, (n, value) in enumerate(left) if _places(task, path, (form,), rows[n], value)}
+            hits[form] = {i for i, (n, value) in enumerate(left) if occurrences(rows[n].text, value, form, how)}
             if len(hits[form]) == len(left):
                 break
         best = max(hits, key=lambda form: len(hits[form]))
@@ -254,27 +280,41 @@ def _forms(task: Extract, path: str, rows: Sequence[AnsweredRow]) -> tuple[tuple
         chosen.append(best)
         groups = [group for group in groups if best not in group]
         left = [pair for i, pair in enumerate(left) if i not in hits[best]]
-    return tuple(sorted(chosen, key=_ORDER.index)), len({n for n, _ in left}) / len(rows)
+    forms = tuple(sorted(chosen, key=_ORDER.index)) or ("text",)
+    missing = {n for n, value in left if not _places(task, path, forms, rows[n], value)}
+    return _Forms(forms, len(missing) / len(rows), 1 - len(left) / max(1, n_values))
 
 
-def _field(
-    spec: FieldSpec, rows: Sequence[AnsweredRow], forms: tuple[str, ...], missing: float
-) -> tuple[FieldPlan, str]:
-    """Return the plan of a field, and what speaks against it; `missing` is the share of rows that cannot be marked."""
-    way, present = spec.way, [row.values[spec.path] for row in rows if spec.path in row.values]
-    must = spec.required and not spec.nullable and LIST not in way
-    absent = _absent(way, rows, spec.path)
-    field = FieldPlan(path=spec.path, way=way, how="span", forms=forms or ("text",), absent=absent, must=must)
-    values = Counter(json.dumps(value, ensure_ascii=False) for held in present for value in held)
+def _field(task: Extract, spec: FieldSpec, rows: Sequence[AnsweredRow], sample: Sequence[AnsweredRow]) -> FieldPlan:
+    """Return the plan of a field, learned from the rows, its forms from a sample of them."""
+    path, way = spec.path, spec.way
+    holder = way[:-1] if way[-1] == LIST else way
+    if holder.count(LIST) > 1 or holder[-1] == LIST:
+        return _written(path, way, f"`{path}` is in a list within a list")
+    forms, missing, exact = _forms(task, path, sample)
+    held = [row.values.get(path, []) for row in rows]
+    seen = Counter(json.dumps(value, ensure_ascii=False) for values in held for value in values)
+    n_seen, present = seen.total(), sum(map(bool, held))
     listed = bool(spec.enum) or spec.type == "boolean"
-    is_few = len(values) <= MAX_CLOSED and (listed or len(values) * ROWS_A_VALUE <= len(present)) and LIST not in way
-    if is_few and (listed or missing > TOLERANCE):
-        none = () if len(present) == len(rows) else ("",)
-        return field.model_copy(update={"how": "closed", "values": (*none, *sorted(values)), "forms": ()}), ""
-    if missing <= TOLERANCE:
-        return field, ""
-    share = min(1.0, missing * len(rows) / len(present))
-    return field, f"{100 * share:.0f} % of the values of `{spec.path}` do not occur in their texts"
+    usual = seen if listed else {value: n for value, n in seen.items() if n >= MIN_SEEN}
+    is_few = 0 < len(usual) <= MAX_CLOSED and sum(usual.values()) >= (1 - TOLERANCE) * n_seen and LIST not in holder
+    must = spec.required and not spec.nullable and LIST not in way
+    absent = _absent(way, rows, path)
+    if spec.is_list and is_few and missing > TOLERANCE:
+        repeated = sum(len(values) > len(set(map(json.dumps, values))) for values in held)
+        if repeated <= TOLERANCE * present:
+            must = present == len(rows)
+            return FieldPlan(path=path, way=way, how="several", values=tuple(sorted(usual)), absent=absent, must=must)
+    elif is_few and not spec.is_list and (listed or missing > TOLERANCE):
+        none = () if present == len(rows) else ("",)
+        return FieldPlan(path=path, way=way, how="closed", values=(*none, *sorted(usual)), absent=absent, must=must)
+    if missing > TOLERANCE:
+        share = min(1.0, missing * len(rows) / present)
+        return _written(path, way, f"{100 * share:.0f} % of the values of `{path}` do not occur in their texts")
+    if exact < LEAST_EXACT:
+        why = f"{100 * (1 - exact):.0f} % of the values of `{path}` stand in their texts in other spelling only"
+        return _written(path, way, f"{why} (normalise: {{{path}: words}} compares without it)")
+    return FieldPlan(path=path, way=way, how="span", forms=forms, absent=absent, must=must, exact=exact)
 
 
 def _absent(way: tuple[str, ...], rows: Sequence[AnsweredRow], path: str) -> str:
@@ -288,13 +328,13 @@ def _absent(way: tuple[str, ...], rows: Sequence[AnsweredRow], path: str) -> str
     return max(said, key=said.__getitem__, default="")
 
 
-def _round_trip(task: Extract, plan: AnswerPlan, row: AnsweredRow) -> bool:
-    """Return True if the row's answer comes back from where its values stand."""
+def _round_trip(task: Extract, plan: AnswerPlan, row: AnsweredRow, group: tuple[str, ...]) -> bool:
+    """Return True if a list of objects comes back from where its values stand."""
     found: dict[str, list[FoundValue]] = {}
     for value, field in ((value, plan.spans[value.field]) for value in align(task, plan, row)):
         held = found.setdefault(field.path, [])
         held.append(FoundValue(value.places[0][0], row.values[field.path][len(held)]))
-    for field in plan.closed:
-        found[field.path] = [FoundValue(0, value) for value in row.values.get(field.path, ())]
-    said = task.parse(assemble(plan, task.json_schema, found))
-    return task.score([json.dumps(row.answer)], said) == 1
+    said, gold = dict[str, Any](), dict[str, Any]()
+    _put(said, group, _held(json.loads(assemble(plan, task.json_schema, found)), group, []))
+    _put(gold, group, _held(row.answer, group, []))
+    return comparison_key(said, task.normalise) == comparison_key(gold, task.normalise)

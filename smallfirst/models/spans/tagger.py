@@ -42,27 +42,36 @@ class TokenizedText(NamedTuple):
 
 
 class TaggerNetwork(MarkingNetwork):
-    """An encoder, a linear layer over its token states, and for each closed field an attention over them."""
+    """An encoder, a linear layer over its token states, and attentions over them for what the whole text says.
+
+    A closed field has one attention, and one for each label where there may be several (Mullenbach et al. 2018).
+    """
 
     def __init__(self, encoder: SentenceEncoder, plan: AnswerPlan, max_tokens: int) -> None:
         """Read `max_tokens` tokens at once, special tokens included, or as many as the encoder has positions for."""
         super().__init__(encoder)
         self.plan, self.max_tokens = plan, min(max_tokens, encoder.max_positions - 2)
-        width, sizes = encoder.width, [len(field.values) for field in plan.closed]
+        width, query_of = encoder.width, list[int]()
+        for field in plan.closed:
+            n, next_one = len(field.values), 1 + max(query_of, default=-1)
+            query_of += range(next_one, next_one + n) if field.how == "several" else [next_one] * n
+        self._query_of, self._sizes = query_of, [len(field.values) for field in plan.closed]
         self.tokens = torch.nn.Linear(width, 1 + 2 * len(plan.spans))
-        self.queries = torch.nn.Parameter(torch.zeros(len(sizes), width))
-        self.closed = torch.nn.ModuleList(torch.nn.Linear(width, size) for size in sizes)
+        self.queries = torch.nn.Parameter(torch.zeros(len(set(query_of)), width))
+        self.closed = torch.nn.Parameter(torch.empty(len(query_of), width + 1).uniform_(-(width**-0.5), width**-0.5))
+        """Of each value weights and, last, its bias (values, width + 1)."""
 
     def tokenize(self, text: str) -> TokenizedText:
         found = self.encoder.tokenizer(text, return_offsets_mapping=True, truncation=False, verbose=False)
         return TokenizedText(tuple(found["input_ids"]), tuple(map(tuple, found["offset_mapping"])))
 
     def forward(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return label logits (rows, tokens, labels), and for each closed field logits (rows, values)."""
+        """Return label logits (rows, tokens, labels), and logits (rows, values) of each field of the whole text."""
         states, mask = self.states(rows)  # (rows, tokens, width), (rows, tokens)
         likeness = (self.queries @ states.transpose(1, 2)).masked_fill(mask[:, None] == 0, -torch.inf)
-        pooled = likeness.softmax(-1) @ states  # (rows, closed fields, width)
-        return self.tokens(states), [head(pooled[:, i]) for i, head in enumerate(self.closed)]
+        pooled = likeness.softmax(-1) @ states  # (rows, queries, width)
+        logits = (pooled[:, self._query_of] * self.closed[:, :-1]).sum(-1) + self.closed[:, -1]  # (rows, values)
+        return self.tokens(states), list(torch.split(logits, self._sizes, dim=1))
 
     def states(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the states (texts, tokens, width), float32, and the mask (texts, tokens), 1 for a token."""
@@ -101,6 +110,18 @@ class TaggerNetwork(MarkingNetwork):
         write_atomically(folder / PLAN_FILE, self.plan.model_dump_json(indent=2).encode())
 
 
+class ReadText(NamedTuple):
+    """What was read in one text."""
+
+    found: dict[str, list[FoundValue]]
+    """Values by path, in the order of the text."""
+    logs: dict[str, float]
+    """Log-probability in nats by path."""
+    odds: dict[str, np.ndarray]
+    """Log-odds (values,) in nats by path, of the labels of which any number may hold."""
+    n_tokens: int
+
+
 class Tagger:
     """A SpanScorer: marks fields, reads their values and writes them as JSON under the schema."""
 
@@ -118,16 +139,21 @@ class Tagger:
 
     def answer(self, texts: Sequence[str]) -> list[SpanAnswer]:
         began = time.perf_counter()
+        read = self.read(texts)
+        busy_s = (time.perf_counter() - began) / max(1, len(texts))
+        return [self.written(text, one, busy_s) for text, one in zip(texts, read, strict=True)]
+
+    def read(self, texts: Sequence[str]) -> list[ReadText]:
+        """Return what is read in each text, in order."""
         tokenized = [self.network.tokenize(text) for text in texts]
-        found: dict[int, tuple[str, dict[str, float]]] = {}
+        found: dict[int, ReadText] = {}
         for chosen in length_batches([len(one.ids) for one in tokenized], max_tokens=BATCH_TOKENS):
             rows = [tokenized[i].ids for i in chosen]
             labels, closed = run_in_compute_thread(functools.partial(self._probabilities, rows))
             for n, i in enumerate(chosen):
                 own = labels[n, : len(tokenized[i].ids)]
-                found[i] = self._answer(texts[i], tokenized[i], own, [probs[n] for probs in closed])
-        busy_s = (time.perf_counter() - began) / max(1, len(texts))
-        return [self._span_answer(*found[i], len(tokenized[i].ids), busy_s) for i in range(len(texts))]
+                found[i] = self._read_text(texts[i], tokenized[i], own, [logits[n] for logits in closed])
+        return [found[i] for i in range(len(texts))]
 
     def log_probabilities(self, answer: SpanAnswer) -> list[float]:
         """Return the fields' log-probabilities in nats, from which the answer's confidence is calibrated."""
@@ -135,35 +161,55 @@ class Tagger:
 
     @torch.inference_mode()
     def _probabilities(self, rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Return log-probabilities of labels (rows, tokens, labels), and of each closed field (rows, values)."""
+        """Return nats of labels (rows, tokens, labels), and of each field of the whole text logits (rows, values)."""
         labels, closed = self.network(rows)
-        return labels.log_softmax(-1).double().numpy(), [logits.log_softmax(-1).double().numpy() for logits in closed]
+        return labels.log_softmax(-1).double().numpy(), [logits.double().numpy() for logits in closed]
 
-    def _answer(
+    def _read_text(
         self, text: str, tokenized: TokenizedText, log_probs: np.ndarray, closed: Sequence[np.ndarray]
-    ) -> tuple[str, dict[str, float]]:
+    ) -> ReadText:
         found: dict[str, list[FoundValue]] = {}
         logs: dict[str, float] = {}
-        for field, probs in zip(self.plan.closed, closed, strict=True):
-            best = int(probs.argmax())
-            logs[field.path] = float(probs[best])
+        odds: dict[str, np.ndarray] = {}
+        for field, logits in zip(self.plan.closed, closed, strict=True):
+            if field.how == "several":
+                odds[field.path] = logits
+                continue
+            best = int(logits.argmax())
+            logs[field.path] = float(logits[best] - np.logaddexp.reduce(logits))
             if field.values[best]:
                 found[field.path] = [FoundValue(0, json.loads(field.values[best]))]
         marked, absent = marks(log_probs, best_labels(log_probs)), absence(log_probs)
         for number, field in enumerate(self.plan.spans):
             own = [mark for mark in marked if mark.field == number]
-            read = self._read(text, tokenized, field, own)
+            read = self._values(text, tokenized, field, own)
             if not read and field.must:
-                read = self._read(text, tokenized, field, likeliest_marks(log_probs, number, N_FORCED))[:1]
+                read = self._values(text, tokenized, field, likeliest_marks(log_probs, number, N_FORCED))[:1]
             if not field.is_list and field.group is None:
                 read = _surest(read)
             if read:
                 found[field.path] = [one for one, _ in read]
             logs[field.path] = math.fsum(log for _, log in read) if read else float(absent[number])
-        confidence = {field.path: min(1.0, math.exp(logs[field.path])) for field in self.plan.fields}
-        return assemble(self.plan, self._schema, found), confidence
+        return ReadText(found, logs, odds, len(tokenized.ids))
 
-    def _read(
+    def written(self, text: str, read: ReadText, busy_s: float = 0.0) -> SpanAnswer:
+        """Return the answer: what was read as JSON, with the labels above the manifest's threshold."""
+        found, logs = dict(read.found), dict(read.logs)
+        least = math.log(self.manifest.label_threshold / (1 - self.manifest.label_threshold))
+        for field in self.plan.closed:
+            if (odds := read.odds.get(field.path)) is not None:
+                chosen = chosen_labels(field, odds, least)
+                found[field.path] = [FoundValue(0, json.loads(field.values[i])) for i in np.flatnonzero(chosen)]
+                logs[field.path] = -float(np.logaddexp(0, np.where(chosen, -odds, odds)).sum())
+        confidence = {field.path: min(1.0, math.exp(logs[field.path])) for field in self.plan.fields}
+        answer = self.manifest.task.parse(said := assemble(self.plan, self._schema, found))
+        answered = SpanAnswer(said, 0.0, confidence, read.n_tokens, busy_s)
+        if answer is None:  # the schema demands a value that was not found
+            return answered
+        sure = self.manifest.calibration.confidence(self.log_probabilities(answered))
+        return answered._replace(text=answer, confidence=sure)
+
+    def _values(
         self, text: str, tokenized: TokenizedText, field: FieldPlan, own: Sequence[Mark]
     ) -> list[tuple[FoundValue, float]]:
         """Return the values of marked words that the schema allows, each with its log-probability."""
@@ -179,12 +225,13 @@ class Tagger:
     def _allows(self, field: FieldPlan, value: Any) -> bool:
         return is_allowed(self._schema, self._nodes[field.path], value)
 
-    def _span_answer(self, text: str, confidence: dict[str, float], n_tokens: int, busy_s: float) -> SpanAnswer:
-        answer = self.manifest.task.parse(text)
-        found = SpanAnswer(answer or text, 0.0, confidence, n_tokens, busy_s)
-        if answer is None:  # the schema demands a value that was not found
-            return found
-        return found._replace(confidence=self.manifest.calibration.confidence(self.log_probabilities(found)))
+
+def chosen_labels(field: FieldPlan, odds: np.ndarray, least: float) -> np.ndarray:
+    """Return which labels (values,) have log-odds of at least `least` nats; the likeliest if there must be one."""
+    chosen: np.ndarray = odds >= least
+    if field.must and not chosen.any():
+        chosen[odds.argmax()] = True
+    return chosen
 
 
 def _surest(read: Sequence[tuple[FoundValue, float]]) -> list[tuple[FoundValue, float]]:

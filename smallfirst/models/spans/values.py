@@ -1,9 +1,11 @@
 """Forms of a value: where it may stand in a text, and how the words marked there become the value again.
 
-`text` as it stands · `lower`, `upper` in that case · `number` 1.234,50 € as 1234.5, words up to twelve included ·
+`text` as it stands · `spaced` with single spaces for line breaks and other white space · `commas` with ", " for line
+breaks · `lower`, `upper` spaced and in that case · `number` 1.234,50 € as 1234.5, words up to twelve included ·
 `digits` a whole number as a text · `date`, `date_dmy` in figures or written out as an ISO date, month or day first
-where 03/05/2024 leaves it open. The answer to a question stands in its context verbatim, or after the folding by which
-answers are compared.
+where 03/05/2024 leaves it open. What no form gives back exactly still has a place in the text if it stands there
+without regard to white space, case and punctuation. The answer to a question stands in its context verbatim, or after
+the folding by which answers are compared.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from smallfirst.tasks.scorers import normalize_answer
-from smallfirst.tasks.value_matching import Normalizer, normalize_value
+from smallfirst.tasks.value_matching import Normalizer, normalize_value, spelling
 
 _MONTH = r"[A-Za-z]{3,9}\.?"
 _DATES = [
@@ -35,6 +37,8 @@ _NUMBERS = [
         r"(?<![\w.,])[-\N{MINUS SIGN}]\d+(?:[.,]\d+)?(?!\d)",
     )
 ]
+TEXT_FORMS = ("text", "spaced", "commas", "lower", "upper")
+"""Forms of a value that is words of the text."""
 _ARTICLES = {"a", "an", "the"}
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _WORD = re.compile(rf"\b(?:{'|'.join(_WORDS)})\b", re.IGNORECASE)
@@ -46,11 +50,12 @@ def occurrences(text: str, value: Any, form: str, how: Normalizer = "exact") -> 
     `how` says which values count as equal.
     """
     wanted = normalize_value(value, how)
-    if form not in ("text", "lower", "upper"):
+    if form not in TEXT_FORMS:
         return [(start, end) for start, end, read in _reads(text, form) if normalize_value(read, how) == wanted]
     if not isinstance(value, str) or not value.strip():
         return []
-    places = _places(text, value, form, how)
+    verbatim = (form, how) == ("text", "exact")
+    places = _verbatim_places(text, value.strip()) if verbatim else spelled_places(text, value)
     return [(a, b) for a, b in places if normalize_value(read_value(text[a:b], form), how) == wanted]
 
 
@@ -59,8 +64,9 @@ def read_value(words: str, form: str) -> Any:
     words = words.strip()
     if form == "text":
         return words or None
-    if form in ("lower", "upper"):
-        return (words.lower() if form == "lower" else words.upper()) or None
+    if form in TEXT_FORMS:
+        joined = " ".join((re.sub(r"[\s,]*\n", ", ", words) if form == "commas" else words).split())
+        return (joined.lower() if form == "lower" else joined.upper() if form == "upper" else joined) or None
     if form in ("number", "digits"):
         number = _number(words)
         return number if form == "number" else str(number) if isinstance(number, int) else None
@@ -70,13 +76,36 @@ def read_value(words: str, form: str) -> Any:
     return "{:04}-{:02}-{:02}".format(*read[1:])
 
 
-def _places(text: str, value: str, form: str, how: Normalizer) -> Iterator[tuple[int, int]]:
+def spelled_places(text: str, value: str) -> list[tuple[int, int]]:
+    """Return start and end (excluded) of every place with the letters and digits of `value`, in order.
+
+    Case, white space and punctuation do not count, but for a point or comma between two digits. The places begin and
+    end with whole words, and with the value's own punctuation where the text has it.
+    """
+    wanted, (letters, at) = spelling(value)[0], spelling(text)
+    own = value.strip()
+    before = re.match(r"[^\w]*", own)[0]  # type: ignore[index]
+    behind = re.search(r"[^\w]*$", own)[0]  # type: ignore[index]
+    found, first = list[tuple[int, int]](), letters.find(wanted) if wanted else -1
+    while first >= 0:
+        start, end = at[first], at[first + len(wanted) - 1] + 1
+        if not (_is_within_word(text, start) or _is_within_word(text, end)):
+            start -= len(before) if text[:start].endswith(before) else 0
+            found.append((start, end + (len(behind) if text.startswith(behind, end) else 0)))
+        first = letters.find(wanted, first + 1)
+    return found
+
+
+def _is_within_word(text: str, at: int) -> bool:
+    """Return True if the characters on both sides belong to a word; scripts without case may have no spaces."""
+    sides = text[max(0, at - 1) : at + 1]
+    return 0 < at < len(text) and all(c.isdigit() or c.lower() != c.upper() for c in sides)
+
+
+def _verbatim_places(text: str, value: str) -> Iterator[tuple[int, int]]:
     at = -1
-    while (form, how) == ("text", "exact") and (at := text.find(value.strip(), at + 1)) >= 0:
-        yield at, at + len(value.strip())
-    if (form, how) != ("text", "exact"):
-        pattern = r"\s+".join(map(re.escape, value.split()))
-        yield from (place.span() for place in re.finditer(pattern, text, re.IGNORECASE))
+    while (at := text.find(value, at + 1)) >= 0:
+        yield at, at + len(value)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -220,7 +220,7 @@ class _Tagger(TunedEncoder):
         train = project.rows.train
         key = (task.model_dump_json(), train.content_fingerprint)
         if key not in _JUDGED:
-            _JUDGED[key] = learn_plan(task, sample_rows(train, MAX_ROWS).examples)[1]
+            _JUDGED[key] = learn_plan(task, sample_rows(train, MAX_ROWS).examples).why
         return f"{_JUDGED[key]}: that needs writing, which small does" if _JUDGED[key] else ""
 
     def recipe(self, project: Project) -> EncoderRecipeLike:

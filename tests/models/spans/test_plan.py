@@ -83,7 +83,8 @@ def example(text: str, answer: Any) -> Example:
 def learned(rows: list[tuple[str, Any]], **settings: Any) -> tuple[Extract, AnswerPlan, str]:
     schema = settings.pop("schema", None) or infer_schema([answer for _, answer in rows])
     task = Extract(name="toy", json_schema=schema, **settings)
-    return (task, *learn_plan(task, [example(*row) for row in rows]))
+    plan = learn_plan(task, [example(*row) for row in rows])
+    return task, plan, plan.why
 
 
 def trips(**more: Any) -> list[tuple[str, Any]]:
@@ -111,6 +112,54 @@ def test_each_field_is_found_in_its_own_way() -> None:
 def test_a_field_that_needs_writing_is_named_with_its_share() -> None:
     _, _, why = learned(trips(summary=lambda n: f"a trip of {n} days" if n % 2 else CITIES[n % 12]))
     assert why == "50 % of the values of `summary` do not occur in their texts"
+
+
+def test_values_broken_over_lines_are_marked_and_given_back_as_the_rows_write_them() -> None:
+    def rows(between: str) -> list[tuple[str, Any]]:
+        streets = [f"{n}, JALAN {city.upper()}" for n, city in enumerate(CITIES * 3)]
+        wholes = [f"{street}{between}{n}000 JOHOR" for n, street in enumerate(streets)]
+        texts = [f"SHOP\n{street},\n{n}000  JOHOR\nTOTAL 5" for n, street in enumerate(streets)]
+        wholes[0] = wholes[0].replace(",", "")  # found all the same, though not given back as it is written
+        return [(text, {"address": whole}) for text, whole in zip(texts, wholes, strict=True)]
+
+    task, plan, why = learned(rows(", "))
+    assert (plan.fields[0].forms, plan.fields[0].exact, why) == (("spaced",), 35 / 36, "")
+    (placed,) = align(task, plan, parse_row(example(*rows(", ")[0])))
+    assert placed.places == ((5, 31),)
+    bare = [(text.replace(",\n", " \n"), answer) for text, answer in rows(", ")]
+    assert learned(bare)[1].fields[0].forms == ("commas",)
+    assert learned(rows(". "))[2] == (
+        "100 % of the values of `address` stand in their texts in other spelling only (normalise: {address: words} "
+        "compares without it)"
+    )
+    _, plan, why = learned(rows(". "), normalise={"address": "words"})
+    assert (plan.fields[0].how, plan.fields[0].exact, why) == ("span", 1.0, "")
+
+
+def labelled(n: int) -> list[str]:
+    return [["late"], ["late", "rude"], [], ["refund"]][n % 4]
+
+
+def test_lists_of_labels_are_judged_from_the_whole_text() -> None:
+    _, plan, why = learned(trips(intents=labelled))
+    field = plan.fields[-1]
+    assert (field.how, field.values, field.absent, field.must, why) == (
+        "several", ('"late"', '"refund"', '"rude"'), "[]", False, "",
+    )  # fmt: skip
+    _, plan, _ = learned(trips(intents=lambda n: labelled(n) or ["other"]))
+    assert plan.fields[-1].must  # every row has a label
+    _, plan, why = learned(trips(intents=lambda n: ["late", "late"]))
+    assert why == "100 % of the values of `intents` do not occur in their texts"  # how often is no label's affair
+    _, plan, _ = learned([(f"{text} tag {n % 2}", {"tags": [f"tag {n % 2}"]}) for n, (text, _) in enumerate(trips())])
+    assert plan.fields[0].how == "span"  # labels that stand in the text are marked
+
+
+def test_truths_and_few_numbers_of_the_whole_text_are_closed_and_rare_ones_are_let_go() -> None:
+    rows = trips(urgent=lambda n: (True, False, None)[n % 3], guests=lambda n: n % 4 + 1 if n else 77)
+    _, plan, _ = learned([(text.replace("0", "x"), answer) for text, answer in rows])
+    by_path = {field.path: field for field in plan.fields}
+    assert by_path["urgent"].values == ("", "false", "true")
+    assert (by_path["guests"].how, by_path["guests"].values) == ("closed", ("1", "2", "3", "4"))
 
 
 def test_a_few_rows_without_the_value_in_the_text_are_forgiven() -> None:

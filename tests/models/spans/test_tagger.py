@@ -23,6 +23,7 @@ from smallfirst.models.spans.tagger import (
     TokenizedText,
     absence,
     best_labels,
+    chosen_labels,
     likeliest_marks,
     marks,
 )
@@ -37,6 +38,7 @@ SCHEMA = {
         "due": DAY,
         "tags": {"type": "array", "items": {"type": "string"}},
         "kind": {"enum": ["air", "rail"]},
+        "moods": {"type": "array", "items": {"enum": ["calm", "rude"]}},
     },
     "required": ["city"],
 }
@@ -46,6 +48,7 @@ FIELDS = (
     FieldPlan(path="sent", way=("sent",), how="span", forms=("date",)),
     FieldPlan(path="tags", way=("tags", "[]"), how="span", forms=("text",)),
     FieldPlan(path="kind", way=("kind",), how="closed", values=("", '"air"', '"rail"')),
+    FieldPlan(path="moods", way=("moods", "[]"), how="several", values=('"calm"', '"rude"')),
 )
 LABELS = {name: 1 + 2 * n for n, name in enumerate(("city", "due", "sent", "tags"))}
 
@@ -71,11 +74,13 @@ class Spelled:
                 label = LABELS[name.strip("~+")] + ("+" in name) if word and name else 0
                 logits[n, t, label] = 9 if "~" not in name else 8.5
         kinds = [float(any("flies" in self.words[token] for token in row)) for row in rows]
-        return logits, [torch.tensor([[0.0, 6 * fly, 0.0] for fly in kinds])]
+        moods = [[4.0 if "please" in own else -4.0, 1.0] for own in ({self.words[t] for t in row} for row in rows)]
+        return logits, [torch.tensor([[0.0, 6 * fly, 0.0] for fly in kinds]), torch.tensor(moods)]
 
 
-def tagger() -> Tagger:
-    manifest = Manifest(kind="tagger", task=Extract(name="trips", json_schema=SCHEMA), base="toy")
+def tagger(threshold: float = 0.8) -> Tagger:
+    task = Extract(name="trips", json_schema=SCHEMA)
+    manifest = Manifest(kind="tagger", task=task, base="toy", label_threshold=threshold)
     return Tagger(Spelled(), manifest)  # type: ignore[arg-type]
 
 
@@ -93,7 +98,7 @@ def test_marked_words_become_the_values_of_the_schema() -> None:
         "tags": ["far +tags:off", "cold"],
         "kind": "air",
     }
-    assert list(confidence) == ["city", "due", "sent", "tags", "kind"]
+    assert list(confidence) == ["city", "due", "sent", "tags", "kind", "moods"]
     assert whole == pytest.approx(math.prod(confidence.values()))
     assert confidence["kind"] == pytest.approx(math.exp(6) / (math.exp(6) + 2))
     marked = math.exp(9) / (math.exp(9) + 8)
@@ -115,6 +120,20 @@ def test_what_the_schema_does_not_allow_is_not_taken_and_what_must_be_there_is_w
     assert confidence["city"] < 0.01
     (found,) = tagger().answer(["Konstantinopel"])  # an answer that the schema refuses has no confidence
     assert (found.text, found.confidence) == ("{}", 0.0)
+
+
+def test_labels_above_the_threshold_are_answered_with_the_probability_of_all_these_decisions() -> None:
+    calm, rude = 1 / (1 + math.exp(-4)), 1 / (1 + math.exp(-1))  # 0.98, 0.73
+    said, confidence, _ = answer("city:Bern please")
+    assert said["moods"] == ["calm"]
+    assert confidence["moods"] == pytest.approx(calm * (1 - rude))
+    said, confidence, _ = answer("city:Bern")
+    assert "moods" not in said
+    assert confidence["moods"] == pytest.approx(calm * (1 - rude))
+    (both,) = tagger(0.7).answer(["city:Bern please"])
+    assert json.loads(both.text)["moods"] == ["calm", "rude"]
+    field = FIELDS[-1].model_copy(update={"must": True})
+    assert chosen_labels(field, np.array([-4.0, 1.0]), 2.0).tolist() == [False, True]  # one there must be
 
 
 def test_absence_has_a_confidence_too() -> None:

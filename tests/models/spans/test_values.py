@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from smallfirst.models.spans.values import answer_places, occurrences, read_value
+from smallfirst.models.spans.values import answer_places, occurrences, read_value, spelled_places
 from smallfirst.tasks.scorers import exact
 
 TEXT = "On 05-Feb-2025 we sent 2 x 158,20 and 1 045,56 € net 30, Total $1,045.56 due March 7, 2025 or 07.03.2025"
@@ -36,12 +36,34 @@ def test_every_place_of_a_value_is_found(value: Any, form: str, words: list[str]
 def test_white_space_and_case_are_folded_only_where_the_task_folds_them() -> None:
     assert occurrences("to New\n York now", "new york", "text", "case") == [(3, 12)]
     assert occurrences("to New\n York now", "new york", "text") == []
+    assert occurrences("to New\n York now", "New York", "spaced") == [(3, 12)]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("12, Jalan Taming 2, JB.", ["12 JALAN\nTAMING-2\n(JB"]),
+        ("(JB).", ["(JB)."]),
+        ("ming 2", []),  # within a word
+        ("1.5", []),  # a point between two digits counts
+        ("15", ["15"]),
+        ("東京", ["東京"]),  # a script without spaces
+        ("straße", ["STRASSE"]),
+        ("…", []),
+    ],
+)
+def test_a_value_is_found_in_other_spelling(value: str, words: list[str]) -> None:
+    text = "12 JALAN\nTAMING-2\n(JB). 15 pcs 於東京站 HAUPTSTRASSE, STRASSE 1,5"
+    assert [text[start:end] for start, end in spelled_places(text, value)] == words
 
 
 @pytest.mark.parametrize(
     ("words", "form", "value"),
     [
         (" Bern ", "text", "Bern"),
+        ("12  Elm,\n Bern", "spaced", "12 Elm, Bern"),
+        ("12  Elm ,\n Bern\n\nCH", "commas", "12 Elm, Bern, CH"),
+        ("New\nYork", "upper", "NEW YORK"),
         ("", "text", None),
         ("€644.90", "number", 644.9),
         ("1.651,15 PLN", "number", 1651.15),
