@@ -9,6 +9,7 @@ COPY requirements.lock /src/
 RUN /opt/smallfirst/bin/python -m pip install --require-hashes --only-binary :all: -r /src/requirements.lock
 COPY LICENSE README.md pyproject.toml /src/
 COPY smallfirst /src/smallfirst
+COPY examples/claims_desk /src/examples/claims_desk
 ARG EXTRAS=
 RUN /opt/smallfirst/bin/python -m pip install --no-deps /src \
     && if [ -n "${EXTRAS}" ]; then /opt/smallfirst/bin/python -m pip install "/src[${EXTRAS}]"; fi \

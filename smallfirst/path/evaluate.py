@@ -96,9 +96,8 @@ def _is_measured(run_folder: RunFolder, candidate: str, split: str, data: Datase
 
 
 def _has_chosen(project: Project, run_folder: RunFolder, candidate: Candidate) -> bool:
-    if run_folder.folds(candidate.name) is None:
-        return _is_measured(run_folder, candidate.name, "selection", project.rows.selection)
-    return _is_measured(run_folder, candidate.name, CHOOSING, project.rows.development)
+    parts = {CHOOSING: project.rows.development, "selection": project.rows.selection}
+    return any(_is_measured(run_folder, candidate.name, split, data) for split, data in parts.items())
 
 
 async def _evaluate_to_choose(project: Project, run_folder: RunFolder, candidate: Candidate) -> None:

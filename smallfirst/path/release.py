@@ -285,7 +285,7 @@ def decide_outcome(project: Project, run_folder: RunFolder, *, shadow: Promotion
         versions.attach(registered.name, registered.version, OUTCOME, raw)
         versions.tag(registered.name, registered.version, found.facts)
     found.save(run_folder.path / OUTCOME)
-    run = runs.TrackedRun(runs.client(), run_folder.mlflow_run_id())
+    run = runs.tracked_run(run_folder.mlflow_run_id())
     run.set_tags(found.facts)
     run.flush()
     return found

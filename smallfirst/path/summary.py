@@ -93,6 +93,10 @@ class PathSummary(Record):
     note: str
     """Remark of the evaluation, for example when answers were recorded."""
 
+    @property
+    def recorded(self) -> bool:
+        return self.requests_per_s is None
+
 
 class RunError(Record):
     """The error that ended a run."""
@@ -161,9 +165,10 @@ def summarize_run(file: TaskFile, run_folder: RunFolder | None, error: BaseExcep
 
 def format_summary(summary: RunSummary) -> str:
     """Return the summary as a table and a few sentences for the terminal."""
-    titles = {candidate.name: candidate.title for candidate in all_candidates()} | {"routed": "routed"}
-    if (large := summary.paths.get("large")) is not None:
-        titles["large"] = "large (recorded)" if large.requests_per_s is None else "large"
+    titles = {candidate.name: candidate.title for candidate in all_candidates()} | {
+        name: name for name in ("large", "routed")
+    }
+    titles |= {name: f"{titles[name]} (recorded)" for name in summary.paths if summary.paths[name].recorded}
     width = max((len(titles[name]) for name in summary.paths), default=0) + 1
     lines = [f"{'':<{width}} {'accuracy':<24} {'cost / 1k requests':<20} {'p50':>9}   share"]
     for name, path in summary.paths.items():

@@ -46,6 +46,9 @@ KIND = "mlflow.spanType"
 """What MLflow calls the parts of a trace."""
 _TRACES_PER_PAGE = 100
 
+UNTRACKED = "untracked"
+"""Id of a run of which MLflow knows nothing."""
+
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -136,8 +139,14 @@ class UntrackedRun(TrackedRun):
     def log_metrics(self, step: int, values: Mapping[str, float | None]) -> None:
         pass
 
+    def flush(self) -> bool:
+        return True
+
     def log_artifact(self, path: Path, inside: str = "") -> None:
         pass
+
+    def log_json(self, name: str, record: Record | Mapping[str, Any] | Sequence[Any]) -> str:
+        return name
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         pass
@@ -165,10 +174,17 @@ def open_run(
 
 def resume_run(run_id: str) -> TrackedRun:
     """Set the run `run_id` to running again and return it. Raises SmallfirstError if it is unknown."""
+    if run_id == UNTRACKED:
+        return UntrackedRun(run_id)
     store = client()
     with store_errors():
         store.update_run(run_id, status="RUNNING")
     return TrackedRun(store, run_id)
+
+
+def tracked_run(run_id: str) -> TrackedRun:
+    """Return the run `run_id` as it stands."""
+    return UntrackedRun(run_id) if run_id == UNTRACKED else TrackedRun(client(), run_id)
 
 
 def log_evaluation(run_id: str, evaluation: Evaluation) -> str:
@@ -176,7 +192,7 @@ def log_evaluation(run_id: str, evaluation: Evaluation) -> str:
 
     Raise SmallfirstError if the store refuses it.
     """
-    run = TrackedRun(client(), run_id)
+    run = tracked_run(run_id)
     metrics: dict[str, float | None] = {"n": evaluation.accuracy.n}
     for name, estimate in {"accuracy": evaluation.accuracy, **evaluation.measures}.items():
         metrics |= {name: estimate.value, f"{name}.low": estimate.low, f"{name}.high": estimate.high}

@@ -16,7 +16,7 @@ from smallfirst.base.errors import SmallfirstError
 from smallfirst.base.stats.intervals import Estimate
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.registry import runs
-from smallfirst.registry.runs import TrackedRun, client, log_evaluation, open_run, resume_run
+from smallfirst.registry.runs import UNTRACKED, TrackedRun, client, log_evaluation, open_run, resume_run
 
 pytestmark = pytest.mark.usefixtures("module_store")
 
@@ -172,3 +172,16 @@ def test_more_than_one_batch_is_written_whole() -> None:
         for step in range(1500):
             run.log_metrics(step, {"loss": float(step)})
     assert len(client().get_metric_history(run.run_id, "loss")) == 1500
+
+
+def test_of_an_untracked_run_nothing_is_written() -> None:
+    before = {run.info.run_id for run in client().search_runs([e.experiment_id for e in client().search_experiments()])}
+    run = resume_run(UNTRACKED)
+    run.log_metrics(1, {"loss": 2.0})
+    run.set_tags({"task": "t"})
+    run.finish()
+    assert log_evaluation(UNTRACKED, evaluation_of([evaluated_row("a", "yes", "yes")], candidate="words")).endswith(
+        "words-test"
+    )
+    after = {run.info.run_id for run in client().search_runs([e.experiment_id for e in client().search_experiments()])}
+    assert after == before

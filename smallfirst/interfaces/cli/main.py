@@ -16,7 +16,7 @@ from smallfirst.base.progress import disable_tqdm_in_pipes
 from smallfirst.interfaces.cli.options import as_typed
 
 STAGES = {
-    "prepare": ("init", "check", "record", "models"),
+    "prepare": ("demo", "init", "check", "record", "models"),
     "train": ("run", "train", "jobs"),
     "judge": ("evaluate", "gate", "override", "calibrate", "report"),
     "go live": ("promote", "serve", "parity", "rollback", "export"),

@@ -10,7 +10,7 @@ import click
 
 from smallfirst.base.errors import DataError
 from smallfirst.base.progress import Progress
-from smallfirst.interfaces.cli.options import JSON, PATH, TASK, VerbGroup, load_project, verb
+from smallfirst.interfaces.cli.options import JSON, PATH, TASK, VerbGroup, load_project, show_steps, verb
 
 
 def _columns(command: Callable[..., None]) -> Callable[..., None]:
@@ -28,6 +28,26 @@ def _columns(command: Callable[..., None]) -> Callable[..., None]:
     for role, what in reversed(helps.items()):
         command = click.option(f"--{role}", metavar="COLUMN", help=f"With --from: column of the {what}.")(command)
     return command
+
+
+@verb("smallfirst demo", "smallfirst demo trial --json")
+@click.argument("folder", type=PATH, default="smallfirst-demo")
+@JSON
+def demo(folder: Path, as_json: bool) -> None:
+    """Show a run on the rows that come with the package.
+
+    Words are fitted here; the answers of the other models are replayed from a recorded run. It needs no network, and
+    writes task, rows and page into FOLDER.
+    """
+    from smallfirst.path.demo import demo as show_demo
+    from smallfirst.path.summary import format_summary
+
+    found = show_demo(folder, progress=Progress())
+    if as_json:
+        click.echo(found.model_dump_json(indent=2))
+        return
+    click.echo(f"\n{format_summary(found)}\nreport: {found.report}\n")
+    show_steps(found.next_steps)
 
 
 @verb("smallfirst init tickets --from tickets.csv", "smallfirst init invoices --kind extract")

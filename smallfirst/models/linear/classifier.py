@@ -39,6 +39,8 @@ SVM_INVERSE_REGULARIZATION = 1.0
 """C of the support vector machine, scikit-learn's default."""
 SVM_SCALE = 6.0
 """Logits per unit of its margin: the median over samples of five sets, on which temperatures were 0.13 to 0.19."""
+MAX_SPAN_ROWS = 2000
+"""Rows up to which their span is found: 2 s of one core."""
 Estimator = Literal["logistic_regression", "linear_svm"]
 ENCODER_FOLDER = "encoder"
 """Folder inside a model's folder that holds its own, fine-tuned encoder."""
@@ -77,6 +79,19 @@ class LinearClassifier:
 
         An SVM, one label against the rest, has margins in the place of logits, times SVM_SCALE.
         """
+        return cls.fit_each(kind, data, task, (estimator,), encoder=encoder)[estimator]
+
+    @classmethod
+    def fit_each(
+        cls,
+        kind: Literal["words", "encoder"],
+        data: Dataset,
+        task: Task,
+        estimators: Sequence[Estimator],
+        *,
+        encoder: SentenceEncoder | None = None,
+    ) -> dict[Estimator, LinearClassifier]:
+        """Return a model for each estimator, as `fit` does, on features that are computed once."""
         texts = [example.text for example in data.examples]
         features: Any
         if kind == "words":
@@ -86,8 +101,11 @@ class LinearClassifier:
             features = (encoder or open_encoder(find_weights(DEFAULT_ENCODER))).embed
             inputs = features(texts)
         gold, n_labels = gold_labels([example.answer for example in data.examples], task), len(task.answer_labels)
-        fitted = fit_linear(inputs, gold, n_labels, INVERSE_REGULARIZATION[kind], estimator)
-        return cls(features, *fitted, several_labels=not task.closed)
+        several, regularization = not task.closed, INVERSE_REGULARIZATION[kind]
+        return {
+            one: cls(features, *fit_linear(inputs, gold, n_labels, regularization, one), several_labels=several)
+            for one in estimators
+        }
 
     def score(self, texts: Sequence[str]) -> list[LabelLogProbs]:
         if not texts:
@@ -161,6 +179,7 @@ def fit_linear(
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import LinearSVC
+    from threadpoolctl import threadpool_limits
 
     if gold.ndim == 2:
         both = [fit_linear(features, one, 2, inverse_regularization) for one in gold.T]
@@ -173,7 +192,12 @@ def fit_linear(
     if estimator == "linear_svm":
         fitted = LinearSVC(C=SVM_INVERSE_REGULARIZATION, random_state=0).fit(features, gold)
     else:
-        fitted = LogisticRegression(C=inverse_regularization, max_iter=300, tol=1e-3).fit(features, gold)
+        regression = LogisticRegression(C=inverse_regularization, max_iter=300, tol=1e-3)
+        with threadpool_limits(1):  # several threads of BLAS wait spinning: beside other programs forty times slower
+            inputs, basis = in_row_space(features)
+            fitted = regression.fit(inputs, gold)
+        if basis is not None:
+            fitted.coef_ = fitted.coef_ @ basis @ features
     weights = np.zeros((n_labels, fitted.coef_.shape[1]))
     bias = np.full(n_labels, -1e3)
     if fitted.coef_.shape[0] == 1:  # scikit-learn stores two classes as one signed row
@@ -182,6 +206,20 @@ def fit_linear(
         weights[fitted.classes_], bias[fitted.classes_] = fitted.coef_, fitted.intercept_
     scale = SVM_SCALE if estimator == "linear_svm" else 1.0
     return (scale * weights).astype(np.float32), (scale * bias).astype(np.float32)
+
+
+def in_row_space(features: Any) -> tuple[Any, np.ndarray | None]:
+    """Return the rows (rows, rank) in an orthonormal basis of their span, and the basis as combinations of the rows.
+
+    Weights of least square norm are such combinations, so the regression is the same with fewer of them. Dense rows,
+    and more than MAX_SPAN_ROWS, are returned as they are, with None.
+    """
+    if isinstance(features, np.ndarray) or features.shape[0] > min(MAX_SPAN_ROWS, features.shape[1] // 2):
+        return features, None
+    squares, vectors = np.linalg.eigh((features @ features.T).toarray())
+    kept = squares > 1e-10 * squares[-1]
+    lengths, vectors = np.sqrt(squares[kept]), vectors[:, kept]
+    return vectors * lengths, (vectors / lengths).T
 
 
 class LabelSetModel(LabelModel):

@@ -14,6 +14,7 @@ from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.measuring.calibration import calibrate_labels
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder, open_encoder
 from smallfirst.models.label_model import LabelLogProbs
+from smallfirst.models.linear import classifier as linear_classifier
 from smallfirst.models.linear.blend import label_scores
 from smallfirst.models.linear.classifier import (
     LinearClassifier,
@@ -317,3 +318,16 @@ def test_models_without_an_int8_form_are_not_checked(tmp_path: Path, toy_selecti
     write_manifest(tmp_path, MANIFEST.model_copy(update={"kind": "words"}))
     assert check_int8(tmp_path, toy_selection) is None
     assert not int8_allowed(tmp_path, MANIFEST)
+
+
+def test_fewer_rows_than_words_are_fitted_in_their_span_to_the_same_weights(
+    toy_rows: Dataset, toy_task: Classify, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L-BFGS takes the same steps in any orthonormal basis, so even the weights at which it stops are the same."""
+    fast = LinearClassifier.fit("words", toy_rows, toy_task)
+    monkeypatch.setattr(linear_classifier, "MAX_SPAN_ROWS", 0)
+    usual = LinearClassifier.fit("words", toy_rows, toy_task)
+    assert fast.weights.shape[1] > 2 * len(toy_rows)
+    np.testing.assert_allclose(fast.weights, usual.weights, atol=1e-5)
+    np.testing.assert_allclose(fast.bias, usual.bias, atol=1e-5)
+    assert np.abs(usual.weights).max() > 0.1
