@@ -28,7 +28,7 @@ from smallfirst.models.catalog import find_weights
 from smallfirst.models.local.tokenizer import Tokenizer, load_tokenizer
 from smallfirst.path.foretold import Foretold, foretell
 from smallfirst.path.large_model import LargeForecast, forecast_large, large_findings
-from smallfirst.path.project.candidates import project_candidates
+from smallfirst.path.project.candidates import named_candidates, project_candidates
 from smallfirst.path.project.project import Project, shown_as
 from smallfirst.path.project.rows import Rows
 from smallfirst.training.config import TokenizedRow, TrainConfig
@@ -110,6 +110,7 @@ def check_stage(project: Project) -> PreflightReport:
         findings += _too_large(base.size, config)
     foretold, large = foretell(project), forecast_large(project.file, project.task, rows)
     findings += [*foretold.findings, *large_findings(project.file, large), *_not_counted(rows)]
+    findings += [found for candidate in named_candidates(project) for found in candidate.findings(project)]
     findings += [*rows.skipped, *rows.notes, *_system_messages(rows.train)]
     report = check(rows.train, validation=validation, test=rows.test, tokens=counted).with_findings(findings)
     return PreflightReport(rows=report, needs=needs, unknown=unknown, foretold=foretold, large=large)

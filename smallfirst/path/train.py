@@ -223,8 +223,7 @@ def _encoder_time(project: Project, candidate: Candidate) -> TimeNeeded:
 
     def epoch(n_rows: float) -> tuple[float, int]:
         """Return the seconds and the steps of an epoch on so many rows."""
-        if project.task.answer_labels:
-            n_rows *= epoch_passes(n_rows * pace.tokens, config)
+        n_rows *= epoch_passes(n_rows * pace.tokens, config)
         steps = math.ceil(n_rows * pace.tokens / config.batch_tokens)
         return n_rows * pace.train_s + steps * OPTIMIZER_BYTES * pace.parameters / MEMORY_BYTES_PER_S, steps
 

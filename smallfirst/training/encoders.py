@@ -48,8 +48,8 @@ LEARNING_RATE, RATE_WIDTH = 2e-4, 384
 ROWS_PER_LABEL = 4
 """Rows of a label that are put into a batch together."""
 MIN_EPOCH_BATCHES, MAX_PASSES = 30, 8
-"""With fewer batches an epoch passes over the rows several times, in other groups each time, so that there are pairs
-enough between two validations: every text meets many others of its label, as in SetFit (Tunstall et al. 2022)."""
+"""With fewer batches an epoch passes over the rows several times, in other groups each time: few rows need many steps,
+and every text meets many others of its label, as in SetFit (Tunstall et al. 2022)."""
 
 
 class EncoderBackend:
@@ -59,7 +59,10 @@ class EncoderBackend:
         model.body.to(training_dtype())
 
     def batches(self, rows: Sequence[Any], config: TrainConfig, seed: int) -> list[list[Any]]:
-        return epoch_batches(rows, batch_tokens=config.batch_tokens, seed=seed)
+        """Return the batches of `epoch_passes` passes over the rows, each in another order."""
+        passes = range(epoch_passes(sum(len(row.ids) for row in rows), config))
+        seeds = [seed + 1_000_003 * one for one in passes]
+        return [batch for own in seeds for batch in epoch_batches(rows, batch_tokens=config.batch_tokens, seed=own)]
 
     def gradient(self, model: Any, rows: Sequence[Any], config: TrainConfig, optimizer: MasterAdamW) -> float:
         loss = self.loss(model, rows)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from smallfirst.training.encoders import (
     CONTRASTIVE_WEIGHT,
     TEMPERATURE,
     ContrastiveBackend,
+    EncoderBackend,
     EncoderRecipe,
     LabelledRow,
     ReadFold,
@@ -94,6 +96,16 @@ def test_batches_hold_every_row_and_several_of_a_label_together() -> None:
 
 def test_few_rows_are_passed_over_several_times_an_epoch() -> None:
     assert [epoch_passes(n, TrainConfig()) for n in (0, 1000, 5800, 11_500, 20_000, 120_000)] == [8, 8, 5, 3, 2, 1]
+
+
+def test_an_epoch_passes_over_few_rows_several_times_in_other_orders() -> None:
+    class Row(NamedTuple):
+        ids: tuple[int, ...]
+
+    rows, config = [Row((n,) * 20) for n in range(9)], TrainConfig(batch_tokens=40)
+    found = [row for batch in EncoderBackend().batches(rows, config, 0) for row in batch]
+    assert Counter(found) == dict.fromkeys(rows, 7)  # 180 tokens, 30 batches of 40
+    assert found[:9] != found[9:18]
 
 
 def test_the_folder_is_a_model_that_answers_as_it_was_judged(tuned: Run, recipe: EncoderRecipe) -> None:

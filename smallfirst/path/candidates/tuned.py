@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from smallfirst.base.errors import NothingGained
 from smallfirst.base.stats.intervals import paired_difference
+from smallfirst.data.check import Finding, make_finding
 from smallfirst.data.dataset import Dataset, sample_rows
 from smallfirst.measuring.evaluate import score_row
 from smallfirst.measuring.out_of_fold import FoldAnswers, folds_of
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.manifest import read_manifest
-from smallfirst.models.spans.plan import learn_plan
+from smallfirst.models.spans.plan import AnswerPlan, learn_plan
 from smallfirst.path.candidates.language_model import fine_tune
 from smallfirst.path.candidates.linear import LinearCandidate, calibrate, choose_precision, finish_refit
 from smallfirst.path.project.candidates import Candidate, fitted_candidates
@@ -41,8 +42,10 @@ FEWER_ROWS = 0.01
 """Accuracy that a fine-tune may lose in a fold since it learns there from two thirds of the rows, a linear model from
 four fifths."""
 
-_JUDGED: dict[tuple[str, str], str] = {}
-"""Why a task's fields cannot be marked, by the task and the fingerprint of its rows."""
+_PLANS: dict[tuple[str, str], AnswerPlan] = {}
+"""By the task and the fingerprint of its rows."""
+EXACT = 0.95
+"""Share of a field's values that come back as the rows write them, below which `check` says so."""
 
 
 class TunedEncoder(Candidate):
@@ -165,6 +168,15 @@ class TunedEncoder(Candidate):
         """Complete the model in `folder`, fitted on training and selection rows."""
 
 
+def field_plan(project: Project) -> AnswerPlan:
+    """Return how each field of the task's answers is found, learned from the training rows."""
+    task, train = cast(Extract, project.task), project.rows.train
+    key = (task.model_dump_json(), train.content_fingerprint)
+    if key not in _PLANS:
+        _PLANS[key] = learn_plan(task, sample_rows(train, MAX_ROWS).examples)
+    return _PLANS[key]
+
+
 def _with(project: Project, train: Dataset, selection: Dataset) -> Project:
     return project._replace(rows=project.rows.model_copy(update={"train": train, "selection": selection}))
 
@@ -214,14 +226,24 @@ class _Tagger(TunedEncoder):
 
     def why_unsuitable(self, project: Project) -> str:
         """Return why the fields cannot be marked; found out from the training rows."""
-        task = project.task
-        if not isinstance(task, Extract):
+        if not isinstance(project.task, Extract):
             return f"it marks fields of kind extract; this task is of kind {project.file.kind}"
-        train = project.rows.train
-        key = (task.model_dump_json(), train.content_fingerprint)
-        if key not in _JUDGED:
-            _JUDGED[key] = learn_plan(task, sample_rows(train, MAX_ROWS).examples).why
-        return f"{_JUDGED[key]}: that needs writing, which small does" if _JUDGED[key] else ""
+        why = field_plan(project).why
+        return f"{why}: that needs writing, which small does" if why else ""
+
+    def findings(self, project: Project) -> Sequence[Finding]:
+        """Return which fields have to be written, and which are written otherwise than they stand in the texts."""
+        fields = field_plan(project).fields if isinstance(project.task, Extract) else ()
+        written = "; ".join(dict.fromkeys(field.why for field in fields if field.how == "written"))
+        rule = "an encoder marks every other field; without these, or with values from the texts, it answers alone"
+        what = f"a language model has to write what does not stand in the texts: {written}"
+        found = [make_finding("note", what, rule)] * bool(written)
+        for field in fields:
+            if field.how == "span" and field.exact < EXACT:
+                what = f"{100 * (1 - field.exact):.0f} % of the values of `{field.path}` differ from their texts in"
+                rule = f"`normalise: {{{field.path}: words}}` compares letters and digits alone"
+                found.append(make_finding("note", f"{what} punctuation, case or white space", rule))
+        return found
 
     def recipe(self, project: Project) -> EncoderRecipeLike:
         from smallfirst.training.marking import TaggingRecipe

@@ -9,6 +9,7 @@ report and the command line iterate over the registry and name no candidate.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from smallfirst.base.errors import ConfigError
@@ -18,6 +19,7 @@ from smallfirst.path.project.project import Project, load_small
 from smallfirst.path.project.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from smallfirst.data.check import Finding
     from smallfirst.measuring.out_of_fold import FoldAnswers
     from smallfirst.models.protocol import Model
 
@@ -52,6 +54,10 @@ class Candidate(CandidateDescription, ABC):
             return f"it needs a closed set of answers; this task of kind {project.file.kind} has none"
         return ""
 
+    def findings(self, project: Project) -> Sequence[Finding]:
+        """Return what `check` says of the rows for this candidate, whether it can be used or not."""
+        return ()
+
     def minutes_to_fit(self, project: Project) -> float | None:
         """Return how long `fit` takes, where neither `encoder_setting` nor `training_setting` lets it be estimated."""
         return None
@@ -78,11 +84,7 @@ def project_candidates(project: Project) -> tuple[Candidate, ...]:
 
     Without a ladder these are the ones measured by default that fit the task; with `minutes` as many of all as fit.
     """
-    file, ladder = project.file, project.file.ladder
-    every = cast(tuple[Candidate, ...], all_candidates())
-    named = [
-        c for c in every if (c.asked_for(file) or file.minutes is not None if ladder is None else c.name in ladder)
-    ]
+    ladder, named = project.file.ladder, named_candidates(project)
     unsuitable = {c.name: why for c in named if (why := c.why_unsuitable(project))}
     if unsuitable and ladder is not None:
         raise ConfigError(
@@ -90,6 +92,14 @@ def project_candidates(project: Project) -> tuple[Candidate, ...]:
             hint=f"leave it out of ladder in {project.file.folder / 'task.yaml'}; small suits every kind",
         )
     return tuple(candidate for candidate in named if candidate.name not in unsuitable)
+
+
+def named_candidates(project: Project) -> tuple[Candidate, ...]:
+    """Return the candidates on the ladder, or those that are tried without one, whether they fit the task or not."""
+    file, ladder, every = project.file, project.file.ladder, cast(tuple[Candidate, ...], all_candidates())
+    return tuple(
+        c for c in every if (c.asked_for(file) or file.minutes is not None if ladder is None else c.name in ladder)
+    )
 
 
 def fits_in_folds(project: Project) -> bool:

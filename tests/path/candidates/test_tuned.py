@@ -11,6 +11,7 @@ from fixtures.preflight import task_of
 
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.path.candidates.tuned import READER, TAGGER
+from smallfirst.path.check import check_stage
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import RunFolder
 
@@ -34,6 +35,30 @@ def test_the_tagger_suits_rows_whose_values_stand_in_their_texts(tmp_path: Path)
     assert TAGGER.why_unsuitable(project_of(tmp_path, rows)) == (
         "100 % of the values of `summary` do not occur in their texts: that needs writing, which small does"
     )
+
+
+def test_check_names_the_fields_that_are_no_words_of_the_text(tmp_path: Path) -> None:
+    def row(n: int) -> dict[str, Any]:
+        street = f"{n} Elm Street{'.' if n % 5 == 0 else ''}, Bern"
+        target = {"order": str(n), "address": street, "summary": f"the customer waits for {n + 1}"}
+        return {"text": f"order {n} is late\nto {n} Elm Street,\nBern", "target": target}
+
+    project = project_of(tmp_path, [row(n) for n in range(50)])
+    told = [(found.level, found.what, found.rule) for found in TAGGER.findings(project)]
+    assert told == [
+        (
+            "note",
+            "a language model has to write what does not stand in the texts: 100 % of the values of `summary` do not "
+            "occur in their texts",
+            "an encoder marks every other field; without these, or with values from the texts, it answers alone",
+        ),
+        (
+            "note",
+            "20 % of the values of `address` differ from their texts in punctuation, case or white space",
+            "`normalise: {address: words}` compares letters and digits alone",
+        ),
+    ]
+    assert told[0] in [(found.level, found.what, found.rule) for found in check_stage(project).rows.findings]
 
 
 def test_other_kinds_of_task_are_refused(tmp_path: Path) -> None:
