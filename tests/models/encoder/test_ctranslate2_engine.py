@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers
 
-from smallfirst.models.encoder.ctranslate2_engine import unsupported_reason
+from smallfirst.models.encoder.ctranslate2_engine import CTranslate2Encoder, unsupported_reason
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 
 TEXTS = ["where is my card, it is late", "refund", "tell me more about your refund " * 8]
@@ -56,6 +58,29 @@ def test_states_and_vectors_are_those_of_transformers(
     assert rounded.int8
     assert likeness.min() > 0.97
     assert likeness.min() < 1 - 1e-6  # it is not float32 after all
+
+
+def test_a_batch_is_read_in_parts_by_all_cores_at_once(
+    tiny_encoder_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    engine, sizes = CTranslate2Encoder(tiny_encoder_folder, int8=False), []
+    together = threading.Barrier(2, timeout=30)  # broken unless two parts are read at the same time
+    own = engine._encoder
+
+    class Passes:
+        def forward_batch(self, rows: list[list[int]], **more: Any) -> Any:
+            sizes.append(len(rows))
+            together.wait()
+            return own.forward_batch(rows, **more)
+
+    encoded = [[2, *range(5, 5 + n), 3] for n in (3, 9, 1, 4, 4, 2, 7, 5)]
+    whole = np.asarray(own.forward_batch(encoded).last_hidden_state)
+    monkeypatch.setattr(engine, "_encoder", Passes())
+    found = engine.hidden_states(encoded)
+    assert sizes == [2, 2, 2, 2]
+    for row, expected, ids in zip(found, whole, encoded, strict=True):
+        assert row[: len(ids)] == pytest.approx(expected[: len(ids)], abs=1e-5)
 
 
 def test_without_the_package_or_for_another_family_pytorch_reads(
