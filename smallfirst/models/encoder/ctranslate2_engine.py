@@ -48,7 +48,7 @@ def unsupported_reason(folder: Path) -> str:
 
 
 class CTranslate2Encoder:
-    """The layers of one encoder. Safe to call from several threads; a batch is read in parts, by several cores at once."""
+    """The layers of one encoder. Safe to call from several threads; a batch is read in parts, on several cores."""
 
     def __init__(self, folder: Path, *, int8: bool) -> None:
         """Read the weights of a folder for which `unsupported_reason` is empty."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,8 @@ LARGER_ENCODER = "sentence-transformers/all-mpnet-base-v2"
 
 
 REMEMBERED = 64
-"""Texts whose vectors are kept: the domain check and the model that answers read the same one, one after the other."""
+"""Texts whose vectors are kept, as many as requests are under way at a server: the domain check and the model that
+answers read the same ones."""
 
 
 @functools.lru_cache(maxsize=4)
@@ -51,9 +54,9 @@ class SentenceEncoder:
             self.max_tokens = json.loads(published.read_text(encoding="utf-8")).get("max_seq_length") or self.max_tokens
         if engine is None:
             _ = self.model
-        self._n_remembered = remembered
-        self._latest: dict[str, np.ndarray] = {}
-        """Unit vectors (width,), float32, by text; replaced by the compute thread alone."""
+        self._n_remembered, self._lock = remembered, threading.Lock()
+        self._latest: dict[str, Future[np.ndarray]] = {}
+        """Unit vectors (width,), float32, by text, some of which are being read."""
 
     @classmethod
     def for_inference(cls, folder: Path, *, int8: bool = False, remembered: int = 0) -> SentenceEncoder:
@@ -95,10 +98,13 @@ class SentenceEncoder:
         """Return unit vectors (texts, width) in float32, in order."""
         if not texts:
             return np.zeros((0, self.width), dtype=np.float32)
-        known = self._latest  # replaced, never changed: what is remembered does not wait for a pass under way
-        if not all(text in known for text in texts):
-            known = run_in_compute_thread(lambda: self._read(texts))
-        return np.stack([known[text] for text in texts])
+        with self._lock:
+            new: dict[str, Future[np.ndarray]] = {text: Future() for text in texts if text not in self._latest}
+            found = self._latest | new
+            self._latest = dict(list(found.items())[-self._n_remembered :]) if self._n_remembered else {}
+        if new:
+            self._read(new)
+        return np.stack([found[text].result() for text in texts])
 
     def tokens(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, truncation=True, max_length=self.max_tokens)
@@ -131,24 +137,32 @@ class SentenceEncoder:
             return packed.pad(packed_states(self.model, packed)).float(), mask
         return self.model(input_ids=pad_right(encoded), attention_mask=mask).last_hidden_state.float(), mask
 
-    def _read(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Return the vectors of these texts and of those that were remembered."""
-        found = dict(self._latest)
-        new = [text for text in dict.fromkeys(texts) if text not in found]
-        encoded = [self.tokens(text) for text in new]
-        for chosen in length_batches([len(ids) for ids in encoded], max_rows=self.batch_rows):
-            vectors = self._pooled([encoded[i] for i in chosen])
-            found |= {new[i]: vector for i, vector in zip(chosen, vectors, strict=True)}
-        self._latest = dict(list(found.items())[max(0, len(found) - self._n_remembered) :])
-        return found
+    def _read(self, new: Mapping[str, Future[np.ndarray]]) -> None:
+        """Read texts; who asks for one of them meanwhile waits for its vector. If it fails none is remembered."""
+        try:
+            texts, encoded = list(new), [self.tokens(text) for text in new]
+            for chosen in length_batches([len(ids) for ids in encoded], max_rows=self.batch_rows):
+                vectors = self._pooled([encoded[i] for i in chosen])
+                for i, vector in zip(chosen, vectors, strict=True):
+                    new[texts[i]].set_result(vector)
+        except BaseException as error:
+            with self._lock:
+                self._latest = {text: one for text, one in self._latest.items() if text not in new}
+            for one in new.values():
+                if not one.done():
+                    one.set_exception(error)
+            raise
 
     def _pooled(self, encoded: Sequence[Sequence[int]]) -> np.ndarray:
         if self.engine is None:
             import torch
 
-            with torch.inference_mode():
-                found: np.ndarray = self.vectors(encoded).numpy()
-            return found
+            def read() -> np.ndarray:
+                with torch.inference_mode():
+                    found: np.ndarray = self.vectors(encoded).numpy()
+                return found
+
+            return run_in_compute_thread(read)
         states = self.engine.hidden_states(encoded)
         mean = np.stack([own[: len(ids)].mean(axis=0) for own, ids in zip(states, encoded, strict=True)])
         unit: np.ndarray = mean / np.linalg.norm(mean, axis=1, keepdims=True)

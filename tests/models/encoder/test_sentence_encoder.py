@@ -6,6 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +51,34 @@ def test_a_text_that_two_readers_ask_for_is_read_once(folder: Path, monkeypatch:
     encoder.embed([str(i) for i in range(REMEMBERED)])
     encoder.embed(["a"])
     assert read.count(["a"]) == 2  # only the latest are kept
+
+
+def test_a_text_that_is_being_read_is_waited_for_and_one_that_fails_is_read_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, read, begun, go_on = SentenceEncoder(folder, remembered=8), [], threading.Event(), threading.Event()
+
+    def pooled(encoded: list[list[str]]) -> np.ndarray:
+        read.extend(text for (text,) in encoded)
+        begun.set()
+        assert go_on.wait(30)
+        if ["bad"] in encoded:
+            raise ValueError("unreadable")
+        return np.ones((len(encoded), 2), dtype=np.float32)
+
+    monkeypatch.setattr(encoder, "_pooled", pooled)
+    monkeypatch.setattr(encoder, "tokens", lambda text: [text])
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(encoder.embed, ["a", "b"])
+        assert begun.wait(30)
+        second = pool.submit(encoder.embed, ["b", "a"])
+        go_on.set()
+        assert first.result(30).tolist() == second.result(30).tolist() == [[1, 1], [1, 1]]
+    assert read == ["a", "b"]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="unreadable"):
+            encoder.embed(["c", "bad"])
+    assert read == ["a", "b", "c", "bad", "c", "bad"]
 
 
 def test_a_long_text_is_read_up_to_the_published_limit(folder: Path, tmp_path: Path) -> None:
