@@ -17,6 +17,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
+from threadpoolctl import threadpool_limits
 
 from smallfirst import __version__
 from smallfirst.base.errors import ConfigError
@@ -129,7 +130,11 @@ def serve(
 
 
 def start_background_work(ledger: Ledger, plugins: Sequence[Plugin]) -> None:
-    """Begin what runs beside the requests of a server: erasing old bodies, noting the uptime, work of plugins."""
+    """Begin what runs beside the requests of a server: erasing old bodies, noting the uptime, work of plugins.
+
+    NumPy's products get one thread: small ones gain nothing from a second, which waits for the next on a busy core.
+    """
+    threadpool_limits(1, user_api="blas")
     ledger.start()
     for plugin in plugins:
         plugin.started()

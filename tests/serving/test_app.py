@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from contextlib import closing
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from smallfirst.base.errors import (
     AnswerLost,
@@ -22,7 +24,7 @@ from smallfirst.base.errors import (
 )
 from smallfirst.ledger.ledger import Ledger, LedgerUnavailable
 from smallfirst.models.protocol import Completion
-from smallfirst.serving.app import serve
+from smallfirst.serving.app import serve, start_background_work
 from smallfirst.serving.settings import ServeSettings
 
 HELLO: list[Any] = [{"role": "user", "content": "hello small world"}]
@@ -46,6 +48,14 @@ def test_a_plain_answer_has_its_route_in_body_and_ledger(start, label) -> None:
     assert (row.request_text, row.answer_text) == (None, None)
     stream = server.client().chat.completions.create(model="routed", messages=HELLO, stream=True)
     assert [c.choices[0].delta.content for c in stream] == ["", "refund", None]
+
+
+def test_products_of_numpy_get_one_thread_where_requests_are_answered(tmp_path) -> None:
+    with threadpool_limits(2, user_api="blas"), closing(Ledger(tmp_path / "ledger.db")) as ledger:
+        start_background_work(ledger, ())
+        threads = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+    assert threads
+    assert set(threads) == {1}
 
 
 def test_bodies_are_stored_only_if_asked_for(start, label) -> None:
