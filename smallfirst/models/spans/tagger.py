@@ -201,7 +201,8 @@ class Tagger:
                 chosen = chosen_labels(field, odds, least)
                 found[field.path] = [FoundValue(0, json.loads(field.values[i])) for i in np.flatnonzero(chosen)]
                 logs[field.path] = -float(np.logaddexp(0, np.where(chosen, -odds, odds)).sum())
-        confidence = {field.path: min(1.0, math.exp(logs[field.path])) for field in self.plan.fields}
+        read_fields = (field.path for field in self.plan.fields if field.how != "written")
+        confidence = {path: min(1.0, math.exp(logs[path])) for path in read_fields}
         answer = self.manifest.task.parse(said := assemble(self.plan, self._schema, found))
         answered = SpanAnswer(said, 0.0, confidence, read.n_tokens, busy_s)
         if answer is None:  # the schema demands a value that was not found

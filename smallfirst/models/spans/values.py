@@ -2,10 +2,10 @@
 
 `text` as it stands · `spaced` with single spaces for line breaks and other white space · `commas` with ", " for line
 breaks · `lower`, `upper` spaced and in that case · `number` 1.234,50 € as 1234.5, words up to twelve included ·
-`digits` a whole number as a text · `date`, `date_dmy` in figures or written out as an ISO date, month or day first
-where 03/05/2024 leaves it open. What no form gives back exactly still has a place in the text if it stands there
-without regard to white space, case and punctuation. The answer to a question stands in its context verbatim, or after
-the folding by which answers are compared.
+`thousands` the same, with 2.150 as 2150 · `digits` a whole number as a text · `date`, `date_dmy` in figures or written
+out as an ISO date, month or day first where 03/05/2024 leaves it open. What no form gives back exactly still has a
+place in the text if it stands there without regard to white space, case and punctuation. The answer to a question
+stands in its context verbatim, or after the folding by which answers are compared.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ _NUMBERS = [
         r"(?<![\w.,])[-\N{MINUS SIGN}]\d+(?:[.,]\d+)?(?!\d)",
     )
 ]
+_THOUSANDS = re.compile(r"(?<=\d)\.(?=\d{3}(?!\d))")
+NUMBER_FORMS = ("number", "thousands", "digits")
 TEXT_FORMS = ("text", "spaced", "commas", "lower", "upper")
 """Forms of a value that is words of the text."""
 _ARTICLES = {"a", "an", "the"}
@@ -67,9 +69,9 @@ def read_value(words: str, form: str) -> Any:
     if form in TEXT_FORMS:
         joined = " ".join((re.sub(r"[\s,]*\n", ", ", words) if form == "commas" else words).split())
         return (joined.lower() if form == "lower" else joined.upper() if form == "upper" else joined) or None
-    if form in ("number", "digits"):
-        number = _number(words)
-        return number if form == "number" else str(number) if isinstance(number, int) else None
+    if form in NUMBER_FORMS:
+        number = _number(_THOUSANDS.sub("", words) if form == "thousands" else words)
+        return number if form != "digits" else str(number) if isinstance(number, int) else None
     read: Any = normalize_value(words, "date_dmy" if form == "date_dmy" else "date")
     if read[0] != "date" or 0 in read[1:]:
         return None
@@ -111,7 +113,7 @@ def _verbatim_places(text: str, value: str) -> Iterator[tuple[int, int]]:
 @functools.lru_cache(maxsize=4096)
 def _reads(text: str, form: str) -> list[tuple[int, int, Any]]:
     """Return start, end and value of all that the text holds in a form; a row's fields look for theirs in turn."""
-    patterns = [*_NUMBERS, _WORD] if form in ("number", "digits") else _DATES
+    patterns = [*_NUMBERS, _WORD] if form in NUMBER_FORMS else _DATES
     found = sorted({place.span() for pattern in patterns for place in pattern.finditer(text)})
     read = [(start, end, read_value(text[start:end], form)) for start, end in found]
     return [one for one in read if one[2] is not None]

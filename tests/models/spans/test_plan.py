@@ -36,6 +36,7 @@ SCHEMA: dict[str, Any] = {
 }
 
 
+POINTS = [(f"for{n:02}"[:3], f"{n + 1}.{100 + n} EUR", 1000 * (n + 1) + 100 + n) for n in range(8)] * 3
 PLAN = AnswerPlan(
     fields=tuple(FieldPlan(path=f.path, way=f.way, how="span", forms=("text",)) for f in list_fields(SCHEMA))
 )
@@ -106,6 +107,14 @@ def test_each_field_is_found_in_its_own_way() -> None:
         ("kind", "closed", (), ('"air"', '"rail"')),
         ("day", "span", ("date",), ()),
     ]
+    assert why == ""
+
+
+def test_whether_a_point_parts_thousands_is_learned_from_the_rows() -> None:
+    rows = [(f"{word} {amount}", {"amount": value}) for word, amount, value in POINTS]
+    task, plan, why = learned(rows)
+    assert [field.forms for field in plan.fields] == [("thousands",)]
+    assert [[one.places for one in align(task, plan, parse_row(example(*row)))] for row in rows[:1]] == [[((4, 9),)]]
     assert why == ""
 
 

@@ -49,6 +49,7 @@ FIELDS = (
     FieldPlan(path="tags", way=("tags", "[]"), how="span", forms=("text",)),
     FieldPlan(path="kind", way=("kind",), how="closed", values=("", '"air"', '"rail"')),
     FieldPlan(path="moods", way=("moods", "[]"), how="several", values=('"calm"', '"rude"')),
+    FieldPlan(path="note", way=("note",), how="written"),  # of a fold's rows: it is left out
 )
 LABELS = {name: 1 + 2 * n for n, name in enumerate(("city", "due", "sent", "tags"))}
 
