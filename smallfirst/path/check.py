@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from smallfirst.base.errors import MissingExtra, WeightsNotFound
+from smallfirst.base.errors import MissingExtra
 from smallfirst.base.paths import state_folder
 from smallfirst.base.records import Record
 from smallfirst.data.check import (
@@ -23,9 +23,17 @@ from smallfirst.data.check import (
     make_finding,
 )
 from smallfirst.data.dataset import Dataset
-from smallfirst.models.base_size import BaseSize, read_base_size
+from smallfirst.models.base_size import BaseSize
 from smallfirst.models.catalog import find_weights
-from smallfirst.models.local.tokenizer import Tokenizer, load_tokenizer
+from smallfirst.path.durations import (
+    CandidateForecast,
+    LocalBaseModel,
+    find_local_base,
+    forecast_candidates,
+    forecast_in_words,
+    tokenize_rows,
+    validation_work,
+)
 from smallfirst.path.foretold import Foretold, foretell
 from smallfirst.path.large_model import LargeForecast, forecast_large, large_findings
 from smallfirst.path.project.candidates import named_candidates, project_candidates
@@ -35,13 +43,11 @@ from smallfirst.training.config import TokenizedRow, TrainConfig
 from smallfirst.training.estimates import (
     SMALLER,
     TrainingEstimate,
-    ValidationWork,
     estimate_training,
     expected_memory,
     free_memory,
     least_bytes,
 )
-from smallfirst.training.recipe import NO_LIMIT, encode_task_rows
 
 
 class PreflightReport(Record):
@@ -57,6 +63,8 @@ class PreflightReport(Record):
     """What the rows can show of gate and guarantee, and how many more would."""
     large: LargeForecast | None = None
     """What asking the large model takes; None without one."""
+    candidates: tuple[CandidateForecast, ...] = ()
+    """What fitting each candidate takes."""
 
     @property
     def verdict(self) -> Literal["GO", "FIX", "NO"]:
@@ -70,7 +78,8 @@ class PreflightReport(Record):
         if self.unknown:
             needs = [f"time and memory of the fine-tune: unknown, {self.unknown}"]
         large = [f"large model: {self.large.in_words}"] if self.large else []
-        return "\n".join([format_report(self.rows), *self.foretold.in_words, *large, *needs])
+        fitting = forecast_in_words(self.candidates)
+        return "\n".join([format_report(self.rows), *self.foretold.in_words, *large, *fitting, *needs])
 
     def __str__(self) -> str:
         return self.in_words
@@ -80,14 +89,6 @@ class PreflightReport(Record):
         """The report as JSON: the verdict, the findings, then the estimates."""
         rest = self.model_dump(mode="json", exclude={"rows"})
         return json.dumps({"verdict": self.verdict, **self.rows.model_dump(mode="json"), **rest}, indent=2)
-
-
-class LocalBaseModel(NamedTuple):
-    """The base model, as far as it is on this machine."""
-
-    tokens: Tokenizer | None
-    size: BaseSize | None
-    unknown: str
 
 
 @shown_as("checking the rows")
@@ -113,7 +114,10 @@ def check_stage(project: Project) -> PreflightReport:
     findings += [found for candidate in named_candidates(project) for found in candidate.findings(project)]
     findings += [*rows.skipped, *rows.notes, *_system_messages(rows.train)]
     report = check(rows.train, validation=validation, test=rows.test, tokens=counted).with_findings(findings)
-    return PreflightReport(rows=report, needs=needs, unknown=unknown, foretold=foretold, large=large)
+    candidates = forecast_candidates(project)
+    return PreflightReport(
+        rows=report, needs=needs, unknown=unknown, foretold=foretold, large=large, candidates=candidates
+    )
 
 
 def _not_counted(rows: Rows) -> Iterator[Finding]:
@@ -134,29 +138,6 @@ def _system_messages(train: Dataset) -> Iterator[Finding]:
         what = f"{len(told):,} different system messages in train rows, or some rows without one"
         rule = "the small model reads the user's message alone: put into it what an answer depends on"
         yield make_finding("fix", what, rule, where)
-
-
-def find_local_base(name: str) -> LocalBaseModel:
-    """Return what is on this machine of the base model; download nothing."""
-    try:
-        folder = find_weights(name, download=False)
-        if folder.is_file():
-            return LocalBaseModel(None, None, f"{folder.name} is one file, and a base model to train is a folder")
-        return LocalBaseModel(
-            load_tokenizer(folder), read_base_size(folder), "the base model's files do not tell its size"
-        )
-    except WeightsNotFound as error:
-        return LocalBaseModel(None, None, f"{str(error).splitlines()[0]}\n  next: smallfirst models pull {name}")
-    except MissingExtra as error:
-        return LocalBaseModel(None, None, str(error))
-    except (OSError, ValueError) as error:  # of transformers, which has a tokenizer of its own kind to load
-        return LocalBaseModel(None, None, f"the tokenizer of {name} cannot be read: {str(error).splitlines()[0]}")
-
-
-def tokenize_rows(project: Project, data: Dataset, tokens: Tokenizer) -> list[TokenizedRow]:
-    """Tokenize the rows as training does, but without a length limit."""
-    codes = range(len(project.task.closed))  # which token stands for a label does not change the length
-    return encode_task_rows(data, project.task, tokens, NO_LIMIT, codes)
 
 
 def _counts(encoded: Mapping[str, Sequence[TokenizedRow]], project: Project) -> TokenCounts:
@@ -188,17 +169,6 @@ def _needs(
     told = "machine" in prices.model_fields_set and "usd_per_hour" in prices.machine.model_fields_set
     rate = prices.machine.usd_per_hour if told else None
     return estimate_training(name, size, config, rows, exam, pace, free, usd_per_hour=rate), ""
-
-
-def validation_work(project: Project, validation: Sequence[TokenizedRow]) -> ValidationWork:
-    """Return the validation work after each epoch: all selection rows, or the first ones of open answers."""
-    from smallfirst.training.causal_lm import MAX_GENERATED_ROWS  # loads PyTorch
-
-    asked = validation[: len(project.rows.selection)]
-    if project.task.closed:
-        return ValidationWork(sum(row.n_prompt for row in asked), 0)
-    asked = asked[:MAX_GENERATED_ROWS]
-    return ValidationWork(sum(row.n_prompt for row in asked), sum(len(row.ids) - row.n_prompt for row in asked))
 
 
 def _too_large(size: BaseSize, config: TrainConfig) -> Iterator[Finding]:

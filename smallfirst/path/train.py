@@ -4,9 +4,6 @@ With `minutes` candidates are admitted in the order of what they promise, since 
 smaller one and a fine-tuned one better than a frozen one, on nearly every measured set (benchmarks/results/), and as
 long as they fit; those that cost next to nothing before all. Of the admitted ones the quickest is fitted first, and the
 plan is made anew after each: what one saved or lost decides about the others.
-
-A sentence encoder is timed on a few of the task's own texts, read and trained on. A language model's time is that of
-an earlier run, else of its own first steps.
 """
 
 from __future__ import annotations
@@ -17,45 +14,35 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from smallfirst.base.errors import ConfigError, NothingGained, SmallfirstError, StageMissing, WeightsNotFound
-from smallfirst.base.paths import state_folder
-from smallfirst.data.dataset import Dataset
 from smallfirst.ledger.expenses import note_expense
 from smallfirst.measuring.label_errors import read_relabels
-from smallfirst.models.catalog import find_weights
 from smallfirst.models.local.weights import release_memory
 from smallfirst.models.manifest import TRAINED_ON, TrainedOn
-from smallfirst.path.check import find_local_base, tokenize_rows, validation_work
+from smallfirst.path.durations import (
+    TimeNeeded,
+    forecast_candidates,
+    forecast_in_words,
+    in_minutes,
+    n_folds_of,
+    time_needed,
+)
 from smallfirst.path.project.candidate_registry import FINE_TUNED
-from smallfirst.path.project.candidates import Candidate, fits_in_folds, get_candidate, project_candidates
+from smallfirst.path.project.candidates import Candidate, get_candidate, project_candidates
 from smallfirst.path.project.project import Project, shown_as
 from smallfirst.path.project.run_folder import FITTED, FittedCandidates, RunFolder, only_run
 from smallfirst.path.project.task_file import RULES, TaskFile
 from smallfirst.registry import runs
-from smallfirst.training.config import TokenizedRow, TrainConfig, parse_duration
-from smallfirst.training.estimates import (
-    SAMPLE_ROWS,
-    ValidationWork,
-    count_epochs,
-    encoder_pace,
-    first_epoch,
-)
 
+HALF = 0.5
+"""Share of the errors of the others that the larger encoder removes at most."""
 QUICK_SHARE = 0.05
 """Candidates that take at most so much of the time left are admitted first."""
-SAFETY = 1.15
-"""A candidate is taken to need so many times its estimate."""
 REST_SHARE, REST_S, REST_FACTOR = 0.05, 10.0, 2.0
 """Kept for gate, certificate, Router and report: a share of the time, and seconds, or so many times as long as it took
 to read and to check the rows."""
 COMBINING = 1.5
 """What combines others takes so many times as long as it takes to measure them: it asks them on all held-out rows, and
 before that on selection rows to be fitted."""
-REGRESSION_S = 1e-3
-"""A row in a logistic regression on vectors: 8 s for 10,000 rows in 77 labels."""
-OPTIMIZER_BYTES, MEMORY_BYTES_PER_S = 40, 20e9
-"""Read and written for each trained weight in a step, and how fast."""
-BEGIN_S = 5.0
-"""To load, prepare and save a model that is fine-tuned."""
 
 
 @shown_as("")
@@ -87,46 +74,80 @@ def _fit_all(project: Project, run_folder: RunFolder, began: float | None) -> Ru
     candidates, progress = project_candidates(project), project.progress
     for skipped in project.rows.skipped:
         progress.log(f"{skipped.what}: {'; '.join(skipped.where)}")
-    found = _fitted_so_far(project, run_folder, candidates)
+    race = Race(project, run_folder, _fitted_so_far(project, run_folder, candidates))
     _note_labels(project)
-
-    def leave_out(name: str, why: str) -> None:
-        nonlocal found
-        progress.log(f"{name} left out: {why}")
-        found = found.model_copy(update={"left_out": {**found.left_out, name: why}})
-
-    def fit(project: Project, candidate: Candidate) -> None:
-        nonlocal found
-        start = progress.clock()
-        try:
-            with progress.step(f"fitting {candidate.title}"):
-                _fit_one(project, run_folder, candidate)
-        except (NothingGained, WeightsNotFound) as error:
-            if isinstance(error, WeightsNotFound) and _is_named(project.file, candidate):
-                raise
-            leave_out(candidate.name, " ".join(str(error).split()))
-            return
-        release_memory()
-        minutes = {**found.minutes, candidate.name: (progress.clock() - start) / 60}
-        found = found.model_copy(update={"fitted": (*found.fitted, candidate.name), "minutes": minutes})
-        found.save(run_folder.path / FITTED)
-        # At the machine's price an hour: it does nothing else then.
-        hours, what = sum(minutes.values()) / 60, f"run {run_folder.path.name}: {', '.join(minutes)}"
-        usd = hours * project.file.prices.machine.usd_per_hour
-        note_expense(project.file.name, "training", run_folder.path.name, usd, what=what, busy_s=3600 * hours)
-
-    waiting = [candidate for candidate in candidates if candidate.name not in found.fitted]
+    waiting = [candidate for candidate in candidates if candidate.name not in race.found.fitted]
+    for line in forecast_in_words(forecast_candidates(project)):
+        progress.log(line)
     if project.file.minutes is None:
         for candidate in sorted(waiting, key=lambda candidate: candidate.combines):
-            fit(project, candidate)
+            race.fit(project, candidate)
     else:
-        budget = TimeBudget(project, began=began, used_minutes=sum(found.minutes.values()))
-        for name, why in fit_in_time(project, waiting, budget, fit).items():
-            leave_out(name, why)
-    if found.mlflow_run_id is None:
-        run_id = _run_id(project, run_folder, found)
-        found.model_copy(update={"mlflow_run_id": run_id}).save(run_folder.path / FITTED)
+        budget = TimeBudget(project, began=began, used_minutes=sum(race.found.minutes.values()))
+        for name, why in fit_in_time(project, waiting, budget, race.fit).items():
+            race.leave_out(name, why)
+    if race.found.mlflow_run_id is None:
+        run_id = _run_id(project, run_folder, race.found)
+        race.found.model_copy(update={"mlflow_run_id": run_id}).save(run_folder.path / FITTED)
     return run_folder
+
+
+class Race:
+    """The candidates of a run, fitted one after the other unless they can no longer win."""
+
+    def __init__(self, project: Project, run_folder: RunFolder, found: FittedCandidates) -> None:
+        self.found = found
+        """What was fitted so far."""
+        self._file, self._progress, self._run_folder = project.file, project.progress, run_folder
+        self._missing = dict[str, str]()
+        """By encoder, why its weights are not here."""
+
+    def fit(self, project: Project, candidate: Candidate) -> None:
+        """Fit one; leave it out if it can gain too little, or lacks weights that the task does not name."""
+        began, encoder = self._progress.clock(), candidate.encoder_name(self._file.small)
+        if why := self._missing.get(encoder) or self._why_needless(candidate):
+            return self.leave_out(candidate.name, why)
+        try:
+            with self._progress.step(f"fitting {candidate.title}"):
+                score = _fit_one(project, self._run_folder, candidate)
+        except NothingGained as error:
+            return self.leave_out(candidate.name, _in_a_line(error))
+        except WeightsNotFound as error:
+            if _is_named(self._file, candidate):
+                raise
+            self._missing[encoder] = _in_a_line(error)
+            return self.leave_out(candidate.name, _in_a_line(error))
+        release_memory()
+        name, found = candidate.name, self.found
+        minutes = {**found.minutes, name: (self._progress.clock() - began) / 60}
+        scores = found.scores if score is None else {**found.scores, name: score}
+        self.found = found.model_copy(update={"fitted": (*found.fitted, name), "minutes": minutes, "scores": scores})
+        self.found.save(self._run_folder.path / FITTED)
+        # At the machine's price an hour: it does nothing else then.
+        run, hours = self._run_folder.path.name, sum(minutes.values()) / 60
+        usd, what = hours * self._file.prices.machine.usd_per_hour, f"run {run}: {', '.join(minutes)}"
+        note_expense(self._file.name, "training", run, usd, what=what, busy_s=3600 * hours)
+        return None
+
+    def leave_out(self, name: str, why: str) -> None:
+        self._progress.log(f"{name} left out: {why}")
+        self.found = self.found.model_copy(update={"left_out": {**self.found.left_out, name: why}})
+
+    def _why_needless(self, candidate: Candidate) -> str:
+        """Return why a candidate on the larger encoder is not begun; empty if it is.
+
+        The larger encoder removed at most half of the errors of the best other candidate on every set that was
+        measured (benchmarks/results/plain_runs.md), and a gain within `accuracy_within` does not pay for its cost.
+        """
+        routing, best = self._file.routing, max(self.found.scores.values(), default=0.0)
+        larger = candidate.encoder_setting == "larger_encoder" and not _is_named(self._file, candidate)
+        if not larger or routing.usd_per_wrong_answer or HALF * (1 - best) > routing.accuracy_within:
+            return ""
+        return f"{best:.3f} is right without it; half of the errors are within routing.accuracy_within"
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _fitted_so_far(project: Project, run_folder: RunFolder, candidates: Sequence[Candidate]) -> FittedCandidates:
@@ -142,10 +163,13 @@ def _fitted_so_far(project: Project, run_folder: RunFolder, candidates: Sequence
     return found
 
 
-def _fit_one(project: Project, run_folder: RunFolder, candidate: Candidate) -> None:
-    """Fit a candidate on training rows; where these are few, in folds first and then on training and selection rows."""
-    if not _n_folds(project, candidate):
-        candidate.fit(project, run_folder)
+def _fit_one(project: Project, run_folder: RunFolder, candidate: Candidate) -> float | None:
+    """Fit a candidate on training rows; where these are few, in folds first and then on training and selection rows.
+
+    Return its mean score on the rows that choose.
+    """
+    if not n_folds_of(project, candidate):
+        score = candidate.fit(project, run_folder)
     else:
         rows = project.rows.development
         folds = run_folder.folds(candidate.name)
@@ -154,7 +178,9 @@ def _fit_one(project: Project, run_folder: RunFolder, candidate: Candidate) -> N
                 folds = candidate.out_of_fold(project, run_folder)
             run_folder.save_folds(candidate.name, folds)
         candidate.refit(project, run_folder, folds)
+        score = folds.calibrated(rows.examples)[0]
     TrainedOn.of(project.rows.development).save(run_folder.model_folder(candidate.name) / TRAINED_ON)
+    return score
 
 
 def _note_labels(project: Project) -> None:
@@ -178,92 +204,6 @@ def _run_id(project: Project, run_folder: RunFolder, found: FittedCandidates) ->
     params |= {"dataset_fingerprint": found.dataset_fingerprint}
     with runs.open_run(project.file.name, run_folder.path.name, params=params) as tracked:
         return tracked.run_id
-
-
-class TimeNeeded(NamedTuple):
-    """Time that a candidate takes, in seconds."""
-
-    fit_s: float
-    after_s: float = 0.0
-    """To measure it once it is fitted."""
-
-    @property
-    def whole_s(self) -> float:
-        """The time to fit it and to measure it, with a margin."""
-        return SAFETY * (self.fit_s + self.after_s)
-
-
-def time_needed(project: Project, candidate: Candidate) -> TimeNeeded | None:
-    """Return how long a candidate takes; None if it does not say. Raise SmallfirstError if it lacks weights here."""
-    minutes, n_fits = candidate.minutes_to_fit(project), max(1, _n_folds(project, candidate))
-    if minutes is not None:  # n folds of (n - 1) / n of the rows, and then all
-        return TimeNeeded(60 * minutes * n_fits)
-    if candidate.encoder_setting:
-        return _encoder_time(project, candidate)
-    if candidate.is_language_model and candidate.training_setting:
-        return _language_model_time(project, candidate)
-    return None
-
-
-def _encoder_time(project: Project, candidate: Candidate) -> TimeNeeded:
-    rows, small, n_folds = project.rows, project.file.small, _n_folds(project, candidate)
-    folder = find_weights(candidate.encoder_name(small), download=candidate.measured_by_default)
-    every = max(1, len(rows.train) // SAMPLE_ROWS)
-    pace = encoder_pace(folder, tuple(e.text for e in rows.train.examples[::every][:SAMPLE_ROWS]))
-    n = len(rows.development if n_folds else rows.train)
-    validate_s = len(rows.selection) * pace.read_s
-    measure_s = (len(rows.selection) + len(rows.calibration) + len(rows.test)) * pace.read_s
-    head_s = n * (pace.read_s + REGRESSION_S)
-    if not candidate.training_setting:
-        fit_s = 2 * n * pace.read_s + n_folds * n * REGRESSION_S if n_folds else head_s + validate_s
-        return TimeNeeded(fit_s, after_s=measure_s)
-    from smallfirst.training.encoders import epoch_passes  # loads PyTorch
-
-    config: TrainConfig = getattr(small, candidate.training_setting)
-
-    def epoch(n_rows: float) -> tuple[float, int]:
-        """Return the seconds and the steps of an epoch on so many rows."""
-        n_rows *= epoch_passes(n_rows * pace.tokens, config)
-        steps = math.ceil(n_rows * pace.tokens / config.batch_tokens)
-        return n_rows * pace.train_s + steps * OPTIMIZER_BYTES * pace.parameters / MEMORY_BYTES_PER_S, steps
-
-    epoch_s, steps = epoch(n)
-    begin_s = BEGIN_S + head_s
-    if n_folds:  # a fine-tune for each fold, which reads its own rows after each epoch, and one on all rows
-        epoch_s += n_folds * epoch(n - n / n_folds)[0] + n * pace.read_s
-        begin_s *= 1 + n_folds
-    else:
-        epoch_s += validate_s
-    duration = parse_duration(config.duration)
-    of = {"ep": 1, "ba": steps, "tok": max(1, steps * config.batch_tokens)}[duration.unit]
-    return TimeNeeded(begin_s + epoch_s * duration.amount / of, measure_s)
-
-
-def _n_folds(project: Project, candidate: Candidate) -> int:
-    return candidate.n_folds if candidate.n_folds and fits_in_folds(project) else 0
-
-
-def _language_model_time(project: Project, candidate: Candidate) -> TimeNeeded:
-    from smallfirst.training.run import training_pace  # loads PyTorch
-
-    rows, config, name = project.rows, project.file.small.training, project.file.small.base
-    folder = find_weights(name, download=candidate.measured_by_default)
-    tokens, size, unknown = find_local_base(name)
-    if tokens is None or size is None:
-        raise WeightsNotFound(f"how long {name} takes is not known: {unknown}")
-
-    def encoded(*parts: Dataset) -> list[TokenizedRow]:
-        return [row for part in parts for row in tokenize_rows(project, part, tokens)]
-
-    train, selection = encoded(rows.train), encoded(rows.selection)
-    held_out = [*selection, *encoded(rows.calibration, rows.test)]
-    rate = training_pace(state_folder() / "tasks", (name, folder), config, train).tokens_per_s
-    n_tokens = sum(len(row.ids) - 1 for row in train)
-    epoch_s = (n_tokens + validation_work(project, selection).as_trained) / rate
-    written = 0 if project.task.closed else sum(len(row.ids) - row.n_prompt for row in held_out)
-    asked = ValidationWork(sum(row.n_prompt for row in held_out), written)
-    epochs = count_epochs(config, len(first_epoch(train, config)), n_tokens)
-    return TimeNeeded(BEGIN_S + epoch_s * epochs, asked.as_trained / rate)
 
 
 class TimeBudget:
@@ -327,11 +267,6 @@ def plan_steps(rungs: Sequence[Rung], left_s: float) -> list[Rung]:
     return [*(rung for _, rung in sorted(steps, key=lambda step: step[0])), *unknown]
 
 
-def in_minutes(seconds: float) -> str:
-    """Return a time as `9 minutes` or, below two minutes, `40 seconds`."""
-    return f"{max(0, round(seconds))} seconds" if seconds < 120 else f"{round(seconds / 60)} minutes"
-
-
 def fit_in_time(
     project: Project, candidates: Iterable[Candidate], budget: TimeBudget, fit: Callable[[Project, Candidate], None]
 ) -> dict[str, str]:
@@ -372,7 +307,7 @@ def _rungs(
             except SmallfirstError as error:
                 if _is_named(file, one):
                     raise
-                left_out[one.name] = " ".join(str(error).split())
+                left_out[one.name] = _in_a_line(error)
                 continue
             if needed and shared and not one.is_language_model:
                 needed = needed._replace(after_s=(1 + COMBINING) * needed.after_s)

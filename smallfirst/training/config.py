@@ -85,6 +85,16 @@ OF_LANGUAGE_MODELS = ("method", "adapters", "micro_tokens", "gradient_checkpoint
 """Settings that the fine-tune of an encoder does not read: every weight is trained, in whole batches."""
 
 
+MIN_EPOCH_BATCHES, MAX_PASSES = 30, 8
+"""With fewer batches an epoch passes over the rows several times, in other groups each time: few rows need many steps,
+and every text meets many others of its label, as in SetFit (Tunstall et al. 2022)."""
+
+
+def epoch_passes(n_tokens: float, config: TrainConfig) -> int:
+    """Return how often an epoch passes over training rows of so many tokens in all."""
+    return min(MAX_PASSES, max(1, round(MIN_EPOCH_BATCHES * config.batch_tokens / max(1, n_tokens))))
+
+
 class HasTokens(Protocol):
     """A row in tokens, of any kind of model."""
 

@@ -34,7 +34,7 @@ from smallfirst.models.linear.classifier import (
 from smallfirst.models.local.weights import weights_fingerprint
 from smallfirst.models.manifest import Int8Check, Manifest
 from smallfirst.tasks.task import Task
-from smallfirst.training.config import TrainConfig, ValidationResult
+from smallfirst.training.config import TrainConfig, ValidationResult, epoch_passes
 from smallfirst.training.estimates import training_dtype
 from smallfirst.training.loop import Backend, MasterAdamW, epoch_batches
 from smallfirst.training.recipe import PreparedData, Recipe, RowsOfTask, encode_rows
@@ -47,9 +47,6 @@ LEARNING_RATE, RATE_WIDTH = 2e-4, 384
 """Peak rate for an encoder of this width. It falls with the square of the width: 5e-5 for 768."""
 ROWS_PER_LABEL = 4
 """Rows of a label that are put into a batch together."""
-MIN_EPOCH_BATCHES, MAX_PASSES = 30, 8
-"""With fewer batches an epoch passes over the rows several times, in other groups each time: few rows need many steps,
-and every text meets many others of its label, as in SetFit (Tunstall et al. 2022)."""
 
 
 class EncoderBackend:
@@ -212,11 +209,6 @@ class EncoderRecipe(RowsOfTask[Task]):
             scorer = model.scorer(several_labels=not self.task.closed)
             texts = [example.text for example in self.selection.examples]
             return read_labels(scorer, self.train_rows, texts, manifest)
-
-
-def epoch_passes(n_tokens: float, config: TrainConfig) -> int:
-    """Return how often an epoch passes over training rows of so many tokens in all."""
-    return min(MAX_PASSES, max(1, round(MIN_EPOCH_BATCHES * config.batch_tokens / max(1, n_tokens))))
 
 
 def with_learning_rate(config: TrainConfig, base: Path) -> TrainConfig:

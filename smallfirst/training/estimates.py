@@ -52,6 +52,9 @@ WRITTEN_FACTOR = 8.0
 """A token written in validation takes so many times as long as one that is read: 7 to 9 times in two runs."""
 SAMPLE_ROWS = 32
 """Texts on which an encoder is timed."""
+READ_S, TRAIN_S, REFERENCE_FLOPS = 0.7e-11, 2.1e-11, 325e9
+"""Seconds in which an encoder reads a token and learns from one, for each of its weights, on a machine of that rate."""
+CHARS_PER_TOKEN = 4.0
 FP32_FASTER = 1.25
 """How much faster fp32 must be for a model to learn in it: less could be noise, and bf16 takes half the memory."""
 SMALLER = "set method: lora or qlora under small.training, or take a smaller base model"
@@ -155,6 +158,25 @@ def encoder_pace(folder: Path, texts: tuple[str, ...]) -> EncoderPace:
     train_s = _seconds(lambda: step(ids)) / len(texts)
     parameters = sum(p.numel() for p in encoder.model.parameters())
     return EncoderPace(read_s, train_s, sum(map(len, ids)) / len(ids), parameters)
+
+
+def guess_pace(parameters: float, texts: Sequence[str]) -> EncoderPace:
+    """Return about what an encoder with so many weights takes for these texts, from how fast this machine multiplies.
+
+    By all-MiniLM-L6-v2 and all-mpnet-base-v2 on two Intel cores, within a factor of two.
+    """
+    tokens = sum(2 + len(text) / CHARS_PER_TOKEN for text in texts) / max(1, len(texts))
+    per_token = parameters * tokens * REFERENCE_FLOPS / _multiplied_per_s()
+    return EncoderPace(READ_S * per_token, TRAIN_S * per_token, tokens, round(parameters))
+
+
+@cache
+def _multiplied_per_s() -> float:
+    """Return the FLOPs a second of a product of two matrices in fp32."""
+    import numpy as np
+
+    a = np.ones((1024, 1024), dtype=np.float32)
+    return 2 * 1024**3 / min(_seconds(lambda: a @ a) for _ in range(5))
 
 
 def _seconds(work: Callable[[], object]) -> float:

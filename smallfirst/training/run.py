@@ -65,6 +65,11 @@ class Run(Record):
     """(step, loss), at most 200 points."""
     folder: Path
 
+    @property
+    def best_score(self) -> float:
+        """The validation score of the epoch whose weights were kept."""
+        return dict(self.validation_curve)[self.best_epoch]
+
 
 def train(
     recipe: Recipe,

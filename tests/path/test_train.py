@@ -17,9 +17,9 @@ from smallfirst.models.manifest import TrainedOn, read_manifest
 from smallfirst.path import train as module
 from smallfirst.path.project.candidates import Candidate, fits_in_folds, get_candidate
 from smallfirst.path.project.project import Project
+from smallfirst.path.project.run_folder import FittedCandidates, RunFolder
 from smallfirst.path.project.task_file import TaskFile
-from smallfirst.path.train import Rung, TimeBudget, TimeNeeded, fit_in_time, plan_steps, time_needed, train_stage
-from smallfirst.training.estimates import EncoderPace, Pace
+from smallfirst.path.train import Race, Rung, TimeBudget, TimeNeeded, fit_in_time, plan_steps, train_stage
 from smallfirst.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("module_home")
@@ -84,6 +84,7 @@ def test_a_fine_tune_that_will_not_win_ends_with_its_first_fold(tmp_path: Path, 
     found = run_folder.fitted()
     assert found is not None
     assert found.fitted == ("words", "encoder")
+    assert set(found.scores) == {"words", "encoder"}
     assert re.fullmatch(
         r"it is right on 0\.\d{3} of the first \d\d rows answered out of fold, (words|encoder) on (0\.9\d\d|1\.000)",
         found.left_out["tuned"],
@@ -119,6 +120,34 @@ def test_what_has_no_weights_here_is_left_out_unless_nothing_remains(tmp_path: P
         WeightsNotFound, match=r"no candidate can be fitted: tagger: .*nobody/encoder.*small: .*nobody/base"
     ):
         train_stage(task_of(tmp_path / "fields", {"train": fields}, kind="extract", small=missing))
+
+
+@pytest.mark.parametrize(
+    ("best", "settings", "begun"),
+    [
+        (0.97, {}, True),
+        (0.985, {}, False),  # half of 1.5 % of errors are less than the point that the choice gives up
+        (0.985, {"routing": {"accuracy_within": 0.005}}, True),
+        (0.985, {"routing": {"usd_per_wrong_answer": 0.1}}, True),
+        (0.985, {"ladder": ["words", "larger_encoder"]}, True),
+    ],
+)
+def test_a_larger_encoder_is_not_begun_where_it_can_gain_too_little(
+    tmp_path: Path, best: float, settings: dict[str, Any], begun: bool
+) -> None:
+    project, fetched = task_of(tmp_path, {"train": things(90)}, **settings), list[str]()
+    found = FittedCandidates(ladder=("words", "larger_encoder"), fitted=("words",), scores={"words": best})
+    race = Race(project, RunFolder.new(project.file.name), found)
+    larger = SimpleNamespace(
+        name="larger_encoder",
+        title="larger",
+        encoder_setting="larger_encoder",
+        n_folds=0,
+        encoder_name=lambda small: small.larger_encoder,
+        fit=lambda project, run_folder: fetched.append("larger"),
+    )
+    race.fit(project, cast(Any, larger))
+    assert (bool(fetched), "larger_encoder" in race.found.left_out) == (begun, not begun)
 
 
 def test_from_a_thousand_rows_on_selection_rows_choose(tmp_path: Path, tiny_encoder_folder: Path) -> None:
@@ -266,54 +295,3 @@ def test_time_is_kept_for_what_follows_and_time_before_a_resumption_counts() -> 
     assert budget.left_s == pytest.approx(600 - 90 - (0.05 * 600 + 20))
     budget.keep(70)
     assert budget.left_s == pytest.approx(390)
-
-
-@pytest.fixture
-def project(tmp_path: Path, tiny_encoder_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """100 rows, 20 selection, 60 calibration and 40 test rows."""
-    monkeypatch.setattr(module, "encoder_pace", lambda folder, texts: EncoderPace(0.1, 0.4, 32, 1_000_000))
-    rows = [{"text": f"number {i} {i % 7}", "label": ["card", "fee"][i % 2]} for i in range(220)]
-    small = {
-        "base": "no-such-model",
-        "encoder": str(tiny_encoder_folder),
-        "encoder_training": {"duration": "4ep", "batch_tokens": 320},
-    }
-    parts = {"train": rows[:100], "validation": rows[100:180], "test": rows[180:]}
-    return task_of(tmp_path, parts, small=small, routing={"selection_share": 0.25})
-
-
-@pytest.fixture
-def many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Selection rows choose, as with 1,000 rows and more."""
-    monkeypatch.setattr(module, "fits_in_folds", lambda project: False)
-
-
-@pytest.mark.usefixtures("many_rows")
-def test_a_frozen_encoder_reads_every_row_and_a_fine_tune_takes_its_epochs(project: Project) -> None:
-    encoder, tuned = time_needed(project, get_candidate("encoder")), time_needed(project, get_candidate("tuned"))
-    assert encoder is not None
-    assert tuned is not None
-    n_selection, n_held_out = len(project.rows.selection), 80 - len(project.rows.left_out) + 40
-    head_s = 100 * (0.1 + module.REGRESSION_S)
-    assert encoder == (pytest.approx(head_s + 0.1 * n_selection), pytest.approx(0.1 * n_held_out))
-    # 3,200 tokens in batches of 320 are passed over three times an epoch: thirty updates of 40 bytes for each of a
-    # million weights at 20 GB/s.
-    epoch_s = 300 * 0.4 + 30 * 40e6 / 20e9 + 0.1 * n_selection
-    assert tuned.fit_s == pytest.approx(module.BEGIN_S + head_s + 4 * epoch_s)
-
-
-def test_a_language_model_takes_what_its_estimate_says(
-    project: Project, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(WeightsNotFound):
-        time_needed(project, get_candidate("small"))
-    small = project.file.small.model_copy(update={"base": str(tiny_folder)})
-    project = project._replace(file=project.file.model_copy(update={"small": small}))
-    found = []
-    for rate in (100.0, 400.0):
-        monkeypatch.setattr("smallfirst.training.run.training_pace", lambda *_, rate=rate: Pace(rate, ""))
-        found.append(time_needed(project, get_candidate("small")) or TimeNeeded(0))
-    slow, quick = found
-    assert slow.fit_s - module.BEGIN_S == pytest.approx(4 * (quick.fit_s - module.BEGIN_S))
-    assert quick.after_s > 0
-    assert slow.after_s == pytest.approx(4 * quick.after_s)

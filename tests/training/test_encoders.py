@@ -22,7 +22,7 @@ from smallfirst.models.manifest import Manifest, read_manifest
 from smallfirst.registry.runs import open_run
 from smallfirst.tasks.classify import Classify
 from smallfirst.training import encoders
-from smallfirst.training.config import TrainConfig
+from smallfirst.training.config import TrainConfig, epoch_passes
 from smallfirst.training.encoders import (
     CONTRASTIVE_WEIGHT,
     TEMPERATURE,
@@ -33,7 +33,6 @@ from smallfirst.training.encoders import (
     ReadFold,
     RefitRecipe,
     contrastive_loss,
-    epoch_passes,
     join_folds,
     with_learning_rate,
 )

@@ -38,7 +38,7 @@ class Blend(Candidate):
     combines = True
     n_folds = FOLDS
 
-    def fit(self, project: Project, run_folder: RunFolder) -> None:
+    def fit(self, project: Project, run_folder: RunFolder) -> float:
         """Choose members, weights and temperature on selection rows, and copy the members' folders.
 
         Raise NothingGained if no blend is better there than its best member.
@@ -63,6 +63,7 @@ class Blend(Candidate):
         self._write(project, run_folder, weights, temperature)
         accuracy = float((mixed.argmax(axis=1) == gold).mean())
         project.progress.log(f"fitted {self.title}: {_in_words(weights)}; {accuracy:.3f} on selection rows")
+        return accuracy
 
     def out_of_fold(self, project: Project, run_folder: RunFolder) -> FoldAnswers:
         """Mix the members' out-of-fold answers, those of a fold by weights that were chosen on the other folds.

@@ -41,13 +41,13 @@ class FineTunedModel(Candidate):
         own = {"base", "training", "vllm"} & file.small.model_fields_set
         return file.kind != "classify" or bool(own) or self.name in (file.goes_live, *file.routing.ahead)
 
-    def fit(self, project: Project, run_folder: RunFolder) -> None:
+    def fit(self, project: Project, run_folder: RunFolder) -> float:
         """Fine-tune and keep the best epoch."""
         from smallfirst.training.recipe import TaskRecipe
 
         file, rows = project.file, project.rows
         recipe = TaskRecipe(project.task, rows.train, rows.selection)
-        fine_tune(
+        run = fine_tune(
             project,
             recipe,
             file.small.training,
@@ -55,6 +55,7 @@ class FineTunedModel(Candidate):
             folder=run_folder.path,
             run_name=run_folder.path.name,
         )
+        return run.best_score
 
 
 def fine_tune(
@@ -101,10 +102,9 @@ def fine_tune(
         else:
             run = train(recipe, config, base=(base, weights), tracked=tracked, folder=folder, **calls)
         tracked.log_artifact(folder / "events.jsonl")
-    score = dict(run.validation_curve)[run.best_epoch]
     project.progress.log(
         f"trained in {run.seconds / 60:.1f} min at {run.tokens_per_s:.0f} tokens/s; best epoch {run.best_epoch}: "
-        f"{score:.3f} {judged_by}"
+        f"{run.best_score:.3f} {judged_by}"
     )
     return run
 

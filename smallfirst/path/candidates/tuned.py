@@ -32,6 +32,7 @@ from smallfirst.tasks.extract import Extract
 if TYPE_CHECKING:
     from smallfirst.training.encoders import EncoderRecipeLike
     from smallfirst.training.recipe import Recipe
+    from smallfirst.training.run import Run
 
 MAX_ROWS = 1000
 """Training rows from which is judged whether values stand in the texts; every stage of a run asks."""
@@ -65,11 +66,12 @@ class TunedEncoder(Candidate):
     def recipe(self, project: Project) -> EncoderRecipeLike:
         """Return what it learns from."""
 
-    def fit(self, project: Project, run_folder: RunFolder) -> None:
+    def fit(self, project: Project, run_folder: RunFolder) -> float:
         """Fine-tune on the training rows and keep the epoch that is best on the selection rows."""
         folder = run_folder.model_folder(self.name)
-        self._fine_tune(project, self.recipe(project), folder.parent, f"{run_folder.path.name}-{self.name}")
+        run = self._fine_tune(project, self.recipe(project), folder.parent, f"{run_folder.path.name}-{self.name}")
         self.finish(project, folder)
+        return run.best_score
 
     def out_of_fold(self, project: Project, run_folder: RunFolder) -> FoldAnswers:
         """Fine-tune once for each fold; a fold that was finished before an interruption is not trained again.
@@ -154,12 +156,12 @@ class TunedEncoder(Candidate):
         self._fine_tune(project, recipe, folder.parent, name, judged_by="out of fold")
         self.finish_refit(project, folder, folds)
 
-    def _fine_tune(self, project: Project, recipe: Recipe, folder: Path, run_name: str, **words: str) -> None:
+    def _fine_tune(self, project: Project, recipe: Recipe, folder: Path, run_name: str, **words: str) -> Run:
         from smallfirst.training.encoders import with_learning_rate
 
         base = self.encoder_name(project.file.small)
         config = with_learning_rate(project.file.small.encoder_training, find_weights(base, log=project.progress.log))
-        fine_tune(project, recipe, config, base=base, folder=folder, run_name=run_name, **words)
+        return fine_tune(project, recipe, config, base=base, folder=folder, run_name=run_name, **words)
 
     def finish(self, project: Project, folder: Path) -> None:
         """Complete the model in `folder`, fitted on training rows."""
@@ -213,7 +215,6 @@ class _LargerTuned(_Tuned):
     title = "larger fine-tuned sentence embeddings"
     explanation = "as fine-tuned sentence embeddings, with a published model of five times the size"
     size = 32
-    measured_by_default = False
     encoder_setting = "larger_encoder"
 
 

@@ -24,7 +24,7 @@ class CandidateDescription:
     """What it is and does in a line that needs no knowledge of models."""
     size: float
     """Sort key from the smallest model to the largest, in which candidates are shown. Built in: words 10,
-    encoder 20, larger_encoder 22, tuned, tagger and reader 30, larger_tuned 32, blend 35, small 50. Which one
+    encoder 20, tuned, tagger and reader 30, larger_encoder 31, larger_tuned 32, blend 35, small 50. Which one
     is the cheapest is measured."""
     promise: float | None = None
     """Where time does not suffice for all, candidates of a higher promise are preferred; left out: `size`, since of
@@ -48,8 +48,12 @@ class CandidateDescription:
     """Setting below `small` that names its sentence encoder; empty if it has none."""
 
     def asked_for(self, file: Any) -> bool:
-        """Return True if a run of this TaskFile without a `ladder` measures it."""
-        return self.measured_by_default
+        """Return True if a run of this TaskFile without a `ladder` measures it.
+
+        Where the file names an encoder of its own, one on the default larger encoder is not asked for.
+        """
+        own = {"encoder", "larger_encoder"} & file.small.model_fields_set
+        return self.measured_by_default and not (self.encoder_setting == "larger_encoder" and own == {"encoder"})
 
     def encoder_name(self, small: Any) -> str:
         """Return its sentence encoder as the group `small` of a task file names it; empty if it has none."""

@@ -37,10 +37,11 @@ class Candidate(CandidateDescription, ABC):
     """Where rows are few, in how many folds they are answered by models that were fitted without them; 0: never."""
 
     @abstractmethod
-    def fit(self, project: Project, run_folder: RunFolder) -> None:
+    def fit(self, project: Project, run_folder: RunFolder) -> float | None:
         """Fit the model on `project.rows.train` and write it to `run_folder.model_folder(self.name)`.
 
-        Choose hyperparameters on `project.rows.selection` alone. With `n_folds`, few rows are fitted by `refit`.
+        Choose hyperparameters on `project.rows.selection` alone, and return the score on them, in [0, 1], if there is
+        one: larger candidates that can gain little on it are not begun. With `n_folds`, few rows are fitted by `refit`.
         """
 
     def load(self, project: Project, run_folder: RunFolder) -> Model:
@@ -82,7 +83,7 @@ def get_candidate(name: str) -> Candidate:
 def project_candidates(project: Project) -> tuple[Candidate, ...]:
     """Return the candidates on the ladder, the smallest first. Raise ConfigError if it names one that cannot be used.
 
-    Without a ladder these are the ones measured by default that fit the task; with `minutes` as many of all as fit.
+    Without a ladder these are the ones measured by default that fit the task.
     """
     ladder, named = project.file.ladder, named_candidates(project)
     unsuitable = {c.name: why for c in named if (why := c.why_unsuitable(project))}
@@ -97,9 +98,7 @@ def project_candidates(project: Project) -> tuple[Candidate, ...]:
 def named_candidates(project: Project) -> tuple[Candidate, ...]:
     """Return the candidates on the ladder, or those that are tried without one, whether they fit the task or not."""
     file, ladder, every = project.file, project.file.ladder, cast(tuple[Candidate, ...], all_candidates())
-    return tuple(
-        c for c in every if (c.asked_for(file) or file.minutes is not None if ladder is None else c.name in ladder)
-    )
+    return tuple(c for c in every if (c.asked_for(file) if ladder is None else c.name in ladder))
 
 
 def fits_in_folds(project: Project) -> bool:

@@ -62,6 +62,8 @@ class FittedCandidates(Record):
     """The MLflow run that figures are logged to; None until all are fitted."""
     minutes: dict[str, float] = {}
     """How long each took to fit, in minutes, by candidate."""
+    scores: dict[str, float] = {}
+    """Mean score on the rows that choose, in [0, 1], by candidate."""
     left_out: dict[str, str] = {}
     """Why the others of the ladder were left out, by candidate: no time was left, or they gained nothing."""
 

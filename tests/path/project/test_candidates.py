@@ -19,11 +19,11 @@ def names(folder: Path, kind: str, **settings: object) -> list[str]:
 
 
 def test_the_ladder_is_in_order_of_size_and_names_everything(tmp_path: Path) -> None:
-    assert names(tmp_path, "classify") == ["words", "encoder", "tuned", "blend"]
+    every = ["words", "encoder", "tuned", "larger_encoder", "larger_tuned", "blend"]
+    assert names(tmp_path, "classify") == names(tmp_path, "classify", minutes=20) == every
     chosen = ["larger_tuned", "tuned", "larger_encoder", "words"]
-    assert names(tmp_path, "classify", ladder=chosen) == ["words", "larger_encoder", "tuned", "larger_tuned"]
+    assert names(tmp_path, "classify", ladder=chosen) == ["words", "tuned", "larger_encoder", "larger_tuned"]
     assert names(tmp_path, "extract") == ["tagger", "small"]
-    assert set(names(tmp_path, "classify", minutes=20)) >= {"words", "encoder", "tuned", "small"}
 
 
 def test_a_candidate_that_does_not_fit_the_kind_is_refused(tmp_path: Path) -> None:
@@ -35,3 +35,10 @@ def test_a_language_model_learns_labels_only_where_the_task_asks_for_one(tmp_pat
     for asked in ({"small": {"training": {"duration": "1ep"}}}, {"routing": {"small": "small"}}):
         assert names(tmp_path, "classify", **asked)[-1] == "small"
     assert "small" not in names(tmp_path, "classify", small={"encoder": "another"})
+
+
+def test_beside_an_encoder_of_the_file_s_own_no_larger_one_is_measured_unless_the_file_names_it(tmp_path: Path) -> None:
+    own = names(tmp_path, "classify", small={"encoder": "another"})
+    assert own == ["words", "encoder", "tuned", "blend"]
+    both = names(tmp_path, "classify", small={"encoder": "another", "larger_encoder": "a-third"})
+    assert {"larger_encoder", "larger_tuned"} <= set(both)
