@@ -85,9 +85,9 @@ from smallfirst.path.project.candidates import CANDIDATES as CANDIDATES
 from smallfirst.path.project.candidates import Candidate as Candidate
 from smallfirst.path.project.project import Project as Project
 from smallfirst.path.project.rows import Rows as Rows
+from smallfirst.path.project.run_folder import DomainCounts as DomainCounts
 from smallfirst.path.project.run_folder import FittedCandidates as FittedCandidates
 from smallfirst.path.project.run_folder import GateVerdicts as GateVerdicts
-from smallfirst.path.project.run_folder import OpenEndedRouting as OpenEndedRouting
 from smallfirst.path.project.run_folder import Promotion as Promotion
 from smallfirst.path.project.run_folder import RunFolder as RunFolder
 from smallfirst.path.project.scaffold import init as init
@@ -132,6 +132,7 @@ from smallfirst.routing.certificate.certify import BelowRule as BelowRule
 from smallfirst.routing.certificate.certify import certify as certify
 from smallfirst.routing.certificate.looks import LookRequest as LookRequest
 from smallfirst.routing.certificate.looks import SharedLook as SharedLook
+from smallfirst.routing.domain import DomainSettings as DomainSettings
 from smallfirst.routing.domain import OodGate as OodGate
 from smallfirst.routing.domain import OodScore as OodScore
 from smallfirst.routing.gain import GainModel as GainModel

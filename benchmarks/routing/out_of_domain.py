@@ -296,8 +296,7 @@ How scores are fused was fixed before a test row was scored: by Fisher's method.
 ## `auto`: three tasks and open requests
 
 Signatures of three tasks from their own training and selection rows (of Banking77 {n_banking77} selection rows, SNIPS
-{n_snips_slots}, MedQuAD {n_medquad_short}); the limit of each accepts 97 % of its requests, which so few rows fix to
-a point or two. Rows are test requests; none of the open ones was fitted on, but where it says so. `right`: went to its task, or to none for open requests.
+{n_snips_slots}, MedQuAD {n_medquad_short}); the limit of each is to refuse at most 2 % of its requests. Rows are test requests; none of the open ones was fitted on, but where it says so. `right`: went to its task, or to none for open requests.
 
 {auto}
 """

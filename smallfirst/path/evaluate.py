@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Sequence
 
-from smallfirst.data.dataset import Dataset, sample_rows
+from smallfirst.data.dataset import Dataset, Example, sample_rows
 from smallfirst.measuring.evaluate import Evaluation, EvaluationSetup, evaluate, score_row, summarize
 from smallfirst.models.local.weights import release_memory
-from smallfirst.models.protocol import Model, Request
+from smallfirst.models.protocol import Model, Request, Route
 from smallfirst.path.finalists import CHOOSING, fix_before_test, fix_finalists
 from smallfirst.path.large_model import forecast_large, recorded_answers, recorded_open_answers
 from smallfirst.path.project.candidates import Candidate, fitted_candidates, get_candidate
 from smallfirst.path.project.project import Project, shown_as
-from smallfirst.path.project.run_folder import KEPT, OPEN_ENDED, KeptOnTest, OpenEndedRouting, RunFolder
+from smallfirst.path.project.run_folder import DOMAIN, KEPT, DomainCounts, KeptOnTest, RunFolder
 from smallfirst.path.router_setup import (
     RouterParts,
     cascade_stages,
@@ -21,9 +23,10 @@ from smallfirst.path.router_setup import (
     routing_rules,
 )
 from smallfirst.registry.runs import log_evaluation
-from smallfirst.routing.acceptance import split_foreign
+from smallfirst.routing.acceptance import foreign_rows
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.router import Router
+from smallfirst.routing.domain import TaskProfile
+from smallfirst.routing.router import Router, seems_foreign, took_cascade
 
 COST_ROWS = 200
 """Rows that a candidate which was fitted on them is asked for its cost."""
@@ -66,7 +69,7 @@ def evaluate_stage(project: Project, run_folder: RunFolder, *, resume: bool = Fa
 async def measure_router(
     project: Project, run_folder: RunFolder, certificate: Certificate, parts: RouterParts, *, candidate: str
 ) -> None:
-    """Measure the Router over `candidate` on test rows and on open-ended requests that no detector was fitted on."""
+    """Measure the Router over `candidate` on test rows, and the domain check on foreign rows that did not fit it."""
     file, rows, test = project.file, project.rows, project.rows.test
     large = general = None
     if file.large is not None:
@@ -84,8 +87,8 @@ async def measure_router(
     try:
         await _evaluate(project, run_folder, router, name="routed", data=asked, split="test", probe_rows=PROBE_ROWS)
         await _count_kept(project, run_folder, router)
-        if rows.open_ended is not None and detector is not None and general is not None:
-            await _count_open_ended(project, run_folder, router, split_foreign(rows.open_ended)[1])
+        if detector is not None:
+            await _count_foreign(project, run_folder, router, detector.profile, candidate)
     finally:
         await router.aclose()
 
@@ -184,8 +187,45 @@ async def _count_kept(project: Project, run_folder: RunFolder, router: Router) -
     KeptOnTest(n_rows=len(examples), n_kept=len(kept), n_wrong=kept.count(False)).save(run_folder.path / KEPT)
 
 
-async def _count_open_ended(project: Project, run_folder: RunFolder, router: Router, requests: Dataset) -> None:
-    completions = [await router.complete(Request(messages=e.messages)) for e in requests.examples]
-    n_to_large = sum(c.route is not None and c.route.stage == "large" for c in completions)
-    OpenEndedRouting(n_requests=len(requests), n_to_large=n_to_large).save(run_folder.path / OPEN_ENDED)
-    project.progress.log(f"open-ended requests sent to the large model: {n_to_large} of {len(requests)}")
+async def _count_foreign(
+    project: Project, run_folder: RunFolder, router: Router, profile: TaskProfile, candidate: str
+) -> None:
+    """Save what the domain check refuses of own test rows and of foreign rows that nothing was fitted on."""
+    test, alone = project.rows.test, run_folder.evaluation(candidate, "test")
+    _, foreign = foreign_rows(project.rows.open_ended)
+
+    async def routes(examples: Sequence[Example]) -> list[Route]:
+        decided = await asyncio.gather(*(router.decide(Request(messages=e.messages)) for e in examples))
+        return [decision.route for decision in decided]
+
+    measured = zip(test.examples, profile.measure_rows(test), strict=True)
+    beyond = [example for example, found in measured if found.ood_score > profile.threshold]
+    refused = [e.key for e, route in zip(beyond, await routes(beyond), strict=True) if _is_refused(route)]
+    others = await routes(foreign.examples)
+    uncaught = Counter(_answer_of(route) for route in others if not _is_refused(route))
+    counts = DomainCounts(
+        refuse_own_at_most=project.file.routing.domain.refuse_own_at_most,
+        n_fitted=profile.parameters.n_own,
+        n_fitted_beyond=profile.parameters.n_beyond,
+        n_own=len(test),
+        n_own_refused=len(refused),
+        n_own_refused_right=sum(alone.by_key[key].correct for key in refused) if alone else 0,
+        goes_to="are refused" if project.file.large is None else "the large model gets as they are",
+        foreign_from="generic requests" if project.rows.open_ended is None else "rows of data.open_ended",
+        n_foreign=len(others),
+        n_caught=len(others) - uncaught.total(),
+        uncaught=dict(uncaught.most_common()),
+    )
+    counts.save(run_folder.path / DOMAIN)
+    for line in counts.in_words:
+        project.progress.log(line)
+
+
+def _is_refused(route: Route) -> bool:
+    return seems_foreign(route.trail) and not took_cascade(route)
+
+
+def _answer_of(route: Route) -> str:
+    if route.stage in ("large", "person"):
+        return f"go to {'the large model' if route.stage == 'large' else 'a person'} as own ones"
+    return f"are answered {'under the' if route.certified else 'without a'} promise"

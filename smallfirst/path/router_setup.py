@@ -43,7 +43,9 @@ PARTS = "router.json"
 GAIN, PROFILE_FOLDER = "gain", "signature"
 """Folders of the fitted gain and of the task's profile in a run folder."""
 PROFILE_FOLDS = 5
-"""Where rows are few, parts of them that profiles of the others measure."""
+"""Parts of the rows that profiles of the others measure, so that all of them find the domain limit."""
+MAX_PROFILE_FOLD_ROWS = 10_000
+"""Training and selection rows up to which that is done for a check that is served; it takes seconds."""
 RUN = "run"
 """Folder beside a version's files with what a server needs of its run."""
 CHEAP = ("words", "encoder")
@@ -247,14 +249,22 @@ def fit_profile(project: Project, run_folder: RunFolder) -> TaskProfile | None:
         name, folder = project.file.small.encoder, run_folder.model_folder("encoder")
         int8 = (folder / MANIFEST).is_file() and int8_allowed(folder, read_manifest(folder))
         encoder = (name, open_encoder(find_weights(name), int8=int8))  # as the candidate reads: one pass serves both
-    n_folds, own = PROFILE_FOLDS if fits_in_folds(project) else 0, own_validation(project)
+    own, served = own_validation(project), project.file.tells_foreign_requests
+    in_folds = fits_in_folds(project) or (served and not own and len(rows.development) <= MAX_PROFILE_FOLD_ROWS)
     try:
-        profile = fit_task_profile(rows.train, rows.selection, encoder=encoder, n_folds=n_folds, by_selection=own)
+        profile = fit_task_profile(
+            rows.train,
+            rows.selection,
+            encoder=encoder,
+            n_folds=PROFILE_FOLDS if in_folds else 0,
+            by_selection=own,
+            refuse_own_at_most=project.file.routing.domain.refuse_own_at_most,
+        )
     except DataError as error:
         project.progress.log(f"`auto` cannot recognize this task: {error.args[0]}")
         return None
     profile.save(run_folder.path / PROFILE_FOLDER)
-    return profile if project.file.tells_foreign_requests else None
+    return profile if served else None
 
 
 def serves_domain_check(file: TaskFile, run_folder: RunFolder, parts: RouterParts) -> bool:

@@ -19,13 +19,13 @@ from smallfirst.path.project.candidate_registry import all_candidates
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import (
     CERTIFICATE,
-    OPEN_ENDED,
+    DOMAIN,
     OUTCOME,
     PROMOTED,
     VERDICTS,
+    DomainCounts,
     FittedCandidates,
     GateVerdicts,
-    OpenEndedRouting,
     Promotion,
     RunFolder,
 )
@@ -50,8 +50,8 @@ class RunRecord(Record):
     """The Router's certificate; None if nothing was certified."""
     promoted: Promotion | None = None
     """The version that went live; None if none did."""
-    open_ended: OpenEndedRouting | None = None
-    """The Router on open-ended requests; None without such requests."""
+    domain: DomainCounts | None = None
+    """What the domain check refuses; None if none is served."""
     minutes: dict[str, float] = {}
     """Minutes that each candidate took to fit, by name."""
     left_out: dict[str, str] = {}
@@ -66,7 +66,7 @@ def read_run(run_folder: RunFolder) -> dict[str, Any]:
         "outcome": (Outcome, OUTCOME),
         "certificate": (Certificate, CERTIFICATE),
         "promoted": (Promotion, PROMOTED),
-        "open_ended": (OpenEndedRouting, OPEN_ENDED),
+        "domain": (DomainCounts, DOMAIN),
     }
     found = {name: record for name, (kind, file) in kinds.items() if (record := run_folder.find(kind, file))}
     return {**found, "minutes": fitted.minutes, "left_out": fitted.left_out | no_finalists(run_folder)}
@@ -193,9 +193,7 @@ def _sentences(summary: RunSummary) -> list[str]:
     elif certificate:
         parts.append(f"{'certificate' if certificate.issued else 'no certificate'}: {certificate.report.why}")
     lines.append(" · ".join(parts))
-    if summary.open_ended:
-        n_to_large, n = summary.open_ended.n_to_large, summary.open_ended.n_requests
-        lines.append(f"open-ended requests sent to the large model: {n_to_large} of {n}")
+    lines += summary.domain.in_words if summary.domain else []
     if outcome and outcome.live_as and summary.gate.winner not in (None, outcome.candidate):
         lines.append(f"by the gate alone: {summary.gate.winner} — consider it (routing.small)")
     return lines + [f"{name} left out: {why}" for name, why in summary.left_out.items()]

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import pydantic
@@ -21,6 +21,7 @@ import pydantic
 from smallfirst.base.errors import ConfigError, DataError
 from smallfirst.base.files import write_atomically
 from smallfirst.base.records import Record
+from smallfirst.base.stats.intervals import upper_bound
 from smallfirst.data.dataset import Dataset
 from smallfirst.measuring.out_of_fold import folds_of
 from smallfirst.models.batching import BatchWorker
@@ -142,10 +143,10 @@ def _ends(text: str) -> str:
 
 KNOTS = 1000
 """Selection rows whose scores are stored; of more, evenly spaced ones."""
-KEEP_SHARE = 0.97
-"""Share of the task's own requests that is kept."""
 MIN_ROWS = 20
 """Selection rows, and training rows, below which ranks would follow chance."""
+RANK_PARTS = 5
+"""Parts of the own rows, each of which is ranked among the others to find the limit."""
 MAX_NATS = 10.0
 """Features above that count as that: so unlike is one of 22,000 own requests, and the tail is a guess."""
 MAX_BATCH = 64
@@ -154,11 +155,29 @@ PROFILE_FILE, STATES_FILE = "signature.json", "encoder.safetensors"
 """The first is written last, so a folder without one holds no profile."""
 
 
+class DomainSettings(Record):
+    """Whether foreign requests are told apart, and what that may cost the task's own ones."""
+
+    mode: Literal["scored", "off"] = "scored"
+    """`scored` makes how unlike the task's own rows a request is part of the confidence, with `data.open_ended` or
+    bundled requests as the foreign ones. Without a large model it is `off`, unless the file has this group, says what
+    is foreign or what such requests get: nobody else could answer them."""
+    refuse_own_at_most: float = pydantic.Field(default=0.02, gt=0, lt=1)
+    """Most of the task's own requests, as a share, that may be taken for foreign. It is held with 95 % confidence, by
+    rows that the profile has not seen."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _mode_alone(cls, values: Any) -> Any:
+        """Read `domain: off`, which is false in YAML, as the mode."""
+        return {"mode": values or "off"} if isinstance(values, str | bool) else values
+
+
 class ConformalScorer(Record):
     """Scores of the task's own selection rows, to rank others among. Larger scores are less ordinary.
 
-    Its score is 1 minus a conformal p-value (Vovk et al. 2005): a threshold of 0.97 keeps at least 97 % of the task's
-    own requests. The selection rows must not be used for any other guarantee.
+    Its score is 1 minus a conformal p-value (Vovk et al. 2005). The selection rows must not be used for any other
+    guarantee.
     """
 
     own: tuple[float, ...] = pydantic.Field(min_length=1)
@@ -204,7 +223,7 @@ class ScoreFusion(Record):
     def fit(cls, own: np.ndarray) -> ScoreFusion:
         """Fit on the scores (rows, scores) of selection rows."""
         ranks = tuple(ConformalScorer.fit(column) for column in own.T)
-        return cls(ranks=ranks, fused=ConformalScorer.fit(_neg_log_p_values(ranks, own).sum(axis=1)))
+        return cls(ranks=ranks, fused=ConformalScorer.fit(_ranked_among_others(own).sum(axis=1)))
 
     def nonconformity(self, scores: np.ndarray) -> np.ndarray:
         total: np.ndarray = self.neg_log_p_values(scores).sum(axis=1)
@@ -218,8 +237,19 @@ class ScoreFusion(Record):
         return self.fused.ood_score(self.nonconformity(scores))
 
 
+def _ranked_among_others(own: np.ndarray) -> np.ndarray:
+    """Return each own row's -log p-values (rows, scores) among other rows, as those of a new text would be."""
+    part, found = np.arange(len(own)) % RANK_PARTS, np.zeros(own.shape)
+    for one in range(RANK_PARTS):
+        ranks = [ConformalScorer.fit(column) for column in own[part != one].T]
+        found[part == one] = _neg_log_p_values(ranks, own[part == one])
+    return found
+
+
 def _neg_log_p_values(ranks: Sequence[ConformalScorer], scores: np.ndarray) -> np.ndarray:
-    return np.column_stack([one.neg_log_p_values(column) for one, column in zip(ranks, scores.T, strict=True)])
+    columns = [one.neg_log_p_values(column) for one, column in zip(ranks, scores.T, strict=True)]
+    found: np.ndarray = np.minimum(np.column_stack(columns), MAX_NATS)
+    return found
 
 
 class ProfileParameters(Record):
@@ -227,6 +257,10 @@ class ProfileParameters(Record):
 
     limit: float = pydantic.Field(ge=0, le=1)
     """Largest score of a request that belongs to the task."""
+    n_own: int = 0
+    """Own rows, unseen by the profile that measured them, by which the limit was found."""
+    n_beyond: int = 0
+    """Rows among them beyond the limit."""
     conversations: bool = False
     """True if the task's rows have several turns; else a conversation does not belong to the task."""
     words: ScoreFusion
@@ -265,7 +299,7 @@ class TaskProfile:
     def __init__(self, parameters: ProfileParameters, text_features: TextFeatures, encoder: StateScorer | None) -> None:
         self.parameters, self.text_features, self.encoder = parameters, text_features, encoder
         self.unseen: dict[str, MeasuredText] = {}
-        """By key, the rows that it was fitted on as profiles of the other folds measure them; not saved."""
+        """By key, the rows that its limit is of, as a profile without them measures them; not saved."""
 
     @property
     def threshold(self) -> float:
@@ -276,23 +310,21 @@ class TaskProfile:
 
         They are independent of the other texts but for an encoder's rounding.
         """
-        return self._judge(_raw_scores(self.text_features, self.encoder, texts)) if texts else []
+        if not texts:
+            return []
+        words, states = self.parameters.words, self.parameters.states
+        raw = _raw_scores(self.text_features, self.encoder, texts)
+        unlike = words.nonconformity(raw.words)
+        if raw.states is None or states is None:
+            return _measured(words.fused, unlike, words.fused.neg_log_p_values(unlike)[:, None])
+        nats = states.neg_log_p_values(np.column_stack([unlike, raw.states]))
+        return _measured(states.fused, nats.sum(axis=1), nats)
 
     def measure_rows(self, rows: Dataset) -> list[MeasuredText]:
         """Return score and features of each row, as of a text that it was not fitted on."""
         others = [e.text for e in rows.examples if e.key not in self.unseen]
         measured = iter(self.measure(others) if others else ())
         return [self.unseen.get(e.key) or next(measured) for e in rows.examples]
-
-    def _judge(self, raw: _RawScores) -> list[MeasuredText]:
-        words, states = self.parameters.words, self.parameters.states
-        columns = _columns(words, raw)
-        if states is None:
-            scores, features = words.ood_score(raw.words), words.fused.neg_log_p_values(columns[:, 0])[:, None]
-        else:
-            scores, features = states.ood_score(columns), states.neg_log_p_values(columns)
-        features = np.minimum(features, MAX_NATS)
-        return [MeasuredText(s, tuple(f)) for s, f in zip(scores.tolist(), features.tolist(), strict=True)]
 
     def save(self, folder: Path) -> None:
         self.text_features.save(folder)
@@ -371,8 +403,9 @@ def fit_task_profile(
     encoder: tuple[str, SentenceEncoder] | None = None,
     n_folds: int = 0,
     by_selection: bool = False,
+    refuse_own_at_most: float = 0.02,
 ) -> TaskProfile:
-    """Fit the profile of the task with these rows; its threshold keeps KEEP_SHARE of the selection rows.
+    """Fit the profile of the task with these rows; `own_limit` of the selection rows is its threshold.
 
     Vectors come from `encoder`, given with its name. With `n_folds` the profile is of all rows, and its threshold of
     all rows as profiles of the other folds measure them, or of the selection rows alone `by_selection`. With fewer than
@@ -384,9 +417,9 @@ def fit_task_profile(
         known = None if encoder is None else (encoder[0], CachedEncoder(encoder[1]))
         order = np.argsort([i for fold in folds for i in fold.at])
         parts = [_raw_scores(*_fit_parts(fold.rest, known), _texts(fold.held)) for fold in folds]
-        states = [one.states for one in parts if one.states is not None]
+        vectors = [one.states for one in parts if one.states is not None]
         raw = _RawScores(
-            np.concatenate([one.words for one in parts])[order], np.concatenate(states)[order] if states else None
+            np.concatenate([one.words for one in parts])[order], np.concatenate(vectors)[order] if vectors else None
         )
         train = all_rows
         text_features, scorer = _fit_parts(train, known)
@@ -396,19 +429,51 @@ def fit_task_profile(
         train, selection = _with_enough_selection(train, selection)
         text_features, scorer = _fit_parts(train, encoder)
         raw = _raw_scores(text_features, scorer, _texts(selection))
-    own = raw.last(len(selection)) if by_selection and len(folds) > 1 else raw
-    several = any(sum(m.role != "system" for m in e.messages) > 1 for e in train.examples)
-    words = ScoreFusion.fit(own.words)
-    parameters = ProfileParameters(limit=KEEP_SHARE, conversations=several, words=words)
-    if encoder is not None:
-        fused = ScoreFusion.fit(_columns(words, own))
-        parameters = parameters.model_copy(
-            update={"states": fused, "encoder": encoder[0], "encoder_int8": encoder[1].int8}
-        )
+    rows = train if len(folds) > 1 and not by_selection else selection
+    own = raw.at(np.arange(len(raw.words))[-len(rows) :])
+    words, states, judged = _fit_ranks(own)
+    limit = own_limit([one.ood_score for one in judged], refuse_own_at_most)
+    parameters = ProfileParameters(
+        limit=limit,
+        n_own=len(judged),
+        n_beyond=sum(one.ood_score > limit for one in judged),
+        conversations=any(sum(m.role != "system" for m in e.messages) > 1 for e in train.examples),
+        words=words,
+        states=states,
+        encoder=encoder[0] if encoder else "",
+        encoder_int8=encoder is not None and encoder[1].int8,
+    )
     profile = TaskProfile(parameters, text_features, scorer)
-    if len(folds) > 1:
-        profile.unseen = {e.key: one for e, one in zip(train.examples, profile._judge(raw), strict=True)}
+    profile.unseen = {e.key: one for e, one in zip(rows.examples, judged, strict=True)}
     return profile
+
+
+def own_limit(scores: Sequence[float], at_most: float) -> float:
+    """Return the lowest limit beyond which at most a share `at_most` of own requests is shown to lie, at 95 %.
+
+    `scores`, 1 - p, are of own rows that are independent draws of the requests; the bound is the exact binomial one.
+    With fewer rows than can show it (149 for 2 %) the share holds in the mean: no row is beyond the limit, nor is a
+    p-value of `at_most`, and of n rows 1 in n + 1 new ones is beyond the largest.
+    """
+    own, n_beyond = np.sort(np.asarray(scores)), -1
+    while n_beyond + 1 < len(own) and upper_bound(n_beyond + 1, len(own)) <= at_most:
+        n_beyond += 1
+    return float(own[-1 - n_beyond] if n_beyond >= 0 else max(own[-1], 1 - at_most))
+
+
+def _fit_ranks(own: _RawScores) -> tuple[ScoreFusion, ScoreFusion | None, list[MeasuredText]]:
+    """Return the ranks of words and states, and each own row's score and features among the others."""
+    words, unlike = ScoreFusion.fit(own.words), _ranked_among_others(own.words).sum(axis=1)
+    if own.states is None:
+        return words, None, _measured(words.fused, unlike, words.fused.neg_log_p_values(unlike)[:, None])
+    columns = np.column_stack([unlike, own.states])
+    states, nats = ScoreFusion.fit(columns), _ranked_among_others(columns)
+    return words, states, _measured(states.fused, nats.sum(axis=1), nats)
+
+
+def _measured(fused: ConformalScorer, unlike: np.ndarray, features: np.ndarray) -> list[MeasuredText]:
+    pairs = zip(fused.ood_score(unlike).tolist(), np.minimum(features, MAX_NATS).tolist(), strict=True)
+    return [MeasuredText(score, tuple(own)) for score, own in pairs]
 
 
 class _RawScores(NamedTuple):
@@ -417,8 +482,8 @@ class _RawScores(NamedTuple):
     states: np.ndarray | None
     """State features (texts, features); None without an encoder."""
 
-    def last(self, n: int) -> _RawScores:
-        return _RawScores(self.words[-n:], None if self.states is None else self.states[-n:])
+    def at(self, places: np.ndarray) -> _RawScores:
+        return _RawScores(self.words[places], None if self.states is None else self.states[places])
 
 
 def _fit_parts(train: Dataset, encoder: tuple[str, Any] | None) -> tuple[TextFeatures, StateScorer | None]:
@@ -431,10 +496,6 @@ def _fit_parts(train: Dataset, encoder: tuple[str, Any] | None) -> tuple[TextFea
 
 def _raw_scores(text_features: TextFeatures, scorer: StateScorer | None, texts: Sequence[str]) -> _RawScores:
     return _RawScores(text_features.scores(texts), scorer.scores(texts) if scorer and texts else None)
-
-
-def _columns(words: ScoreFusion, raw: _RawScores) -> np.ndarray:
-    return np.column_stack([words.nonconformity(raw.words), *([] if raw.states is None else [raw.states])])
 
 
 def _with_enough_selection(train: Dataset, selection: Dataset) -> tuple[Dataset, Dataset]:

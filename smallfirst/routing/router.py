@@ -494,6 +494,12 @@ def took_cascade(route: Route) -> bool:
     return route.threshold is not None
 
 
+def seems_foreign(trail: Iterable[RouteStep]) -> bool:
+    """Return True if the domain check took the request for foreign; its draft may have been accepted all the same."""
+    found = (step for step in trail if step.stage == "domain")
+    return any(s.score is not None and s.threshold is not None and s.score > s.threshold for s in found)
+
+
 def is_covered(trail: Iterable[RouteStep]) -> bool:
     """Return True if the certificate accepts the answer to which these steps led, also while nothing is promised."""
     return any(step.decision == "kept" and step.threshold is not None for step in trail)

@@ -24,6 +24,7 @@ from smallfirst.ledger.ledger import Ledger, open_existing
 from smallfirst.ledger.rows import AuditRow, FeedbackRow, LedgerRow, standing
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.rows import find_held_out_leaks
+from smallfirst.routing.router import seems_foreign
 
 # Rows that a step writes anew: never over an input, nor over what somebody has changed
 
@@ -147,7 +148,8 @@ def harvest(project: Project, out: Path = Path("harvested.jsonl"), *, people_onl
                 wrong.add((fold_text(text), project.task.parse(row.answer_text or "")))
             found = _said(row, audit, marks)
             if found is None:
-                reasons[row.id] = "unfit" if _is_outside(row) else "known" if audit and not marks else "disputed"
+                known = "known" if audit and not marks else "disputed"
+                reasons[row.id] = "unfit" if seems_foreign(row.steps) else known
             elif not text.strip() or not found[1]:
                 reasons[row.id] = "no_text"
             elif (answer := project.task.parse(found[1])) is None or _n_turns(row) > 1:
@@ -209,13 +211,7 @@ def _said(row: LedgerRow, audit: AuditRow | None, marks: Sequence[FeedbackRow]) 
     if audit is not None and audit.wrong:
         return "large", audit.other
     doubted = any(said.verdict == "wrong" for said in marks)
-    return ("large", row.answer_text) if row.stage == "large" and not doubted and not _is_outside(row) else None
-
-
-def _is_outside(row: LedgerRow) -> bool:
-    """Return True if the Router took the request for out of domain."""
-    found = (step for step in row.steps if step.stage == "domain")
-    return any(s.score is not None and s.threshold is not None and s.score > s.threshold for s in found)
+    return ("large", row.answer_text) if row.stage == "large" and not doubted and not seems_foreign(row.steps) else None
 
 
 def _turns(row: LedgerRow) -> list[tuple[str, str]]:

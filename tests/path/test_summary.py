@@ -11,6 +11,7 @@ import pytest
 from fixtures.certificates import certificate as make_certificate
 from fixtures.evaluations import evaluated_row, evaluation_of
 from fixtures.preflight import task_of
+from fixtures.report import DOMAIN_COUNTS
 
 from smallfirst.base.errors import ConfigError, DataError, StageMissing, TrainingError, Unavailable
 from smallfirst.base.stats.intervals import wilson
@@ -19,11 +20,10 @@ from smallfirst.measuring.outcome import LabelsNeeded, Outcome
 from smallfirst.measuring.verdict import CheckResult, Verdict
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import (
+    DOMAIN,
     FITTED,
-    OPEN_ENDED,
     FittedCandidates,
     GateVerdicts,
-    OpenEndedRouting,
     Promotion,
     RunFolder,
 )
@@ -96,7 +96,7 @@ def finished(made: RunFolder, *, wrong: set[int], below: str = "escalate") -> Ru
     Promotion(name="main.default.desk", version=3, candidate="small", at="2025-01-02T03:04:05+00:00").save(
         made.path / "promoted.json"
     )
-    OpenEndedRouting(n_requests=40, n_to_large=39).save(made.path / OPEN_ENDED)
+    DOMAIN_COUNTS.save(made.path / DOMAIN)
     make_certificate(0.4, below=below).save(made.path / "certificate.json")
     OUTCOME.save(made.path / "outcome.json")
     return made
@@ -111,7 +111,10 @@ def test_the_table_shows_every_measured_path_and_what_was_decided(run_folder: Ru
         "routed                  0.900 [0.699, 0.972]     $0.40                     4 ms   75 % small",
         OUTCOME.sentence,
         "gate PASS · promoted main.default.desk version 3 @champion · certificate: shown",
-        "open-ended requests sent to the large model: 39 of 40",
+        "own requests taken for foreign, which the large model gets as they are: 2 of 200 test rows, 1 % [0.275, 3.57] "
+        "(declared: at most 2 %; 1 of 380 rows by which the limit was found); the small model has 1 of them right",
+        "foreign requests caught: 9 of 40 rows of data.open_ended, 22.5 % [12.3, 37.5]; of the others 31 are answered "
+        "without a promise",
         "by the gate alone: words — consider it (routing.small)",
     ]
 

@@ -15,7 +15,6 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.models.protocol import Request
 from smallfirst.routing.domain import (
-    KEEP_SHARE,
     KNOTS,
     MAX_CHARS,
     SCORES,
@@ -25,8 +24,11 @@ from smallfirst.routing.domain import (
     ScoreFusion,
     TaskProfile,
     TextFeatures,
+    _fit_ranks,
+    _RawScores,
     fit_task_profile,
     has_profile,
+    own_limit,
 )
 
 THINGS = ("card", "refund", "pin", "transfer", "top-up", "fee")
@@ -101,7 +103,7 @@ def test_by_selection_rows_odd_training_rows_do_not_loosen_the_limit() -> None:
     train = OWN.subset("train", (*OWN.examples, *odd.examples))
     selection = dataset([wish.format(f"{thing} {n}") for wish in WISHES for thing in THINGS for n in range(2)], "a")
     loose, strict = (fit_task_profile(train, selection, n_folds=5, by_selection=by) for by in (False, True))
-    told = [sum(one.ood_score > KEEP_SHARE for one in profile.measure(nearly)) for profile in (loose, strict)]
+    told = [sum(p.ood_score > of.threshold for p in of.measure(nearly)) for of in (loose, strict)]
     assert told[0] < told[1]
 
 
@@ -127,6 +129,21 @@ def test_a_limit_keeps_the_share_of_fresh_own_rows_that_it_names() -> None:
         broken.append((ranks.ood_score(draw.exponential(size=200)) > 0.895).mean())
     # in the mean over draws of the 99 rows exactly 1 in 10: of 100 equally likely places ten have p-values below 0.105
     assert np.mean(broken) == pytest.approx(0.1, abs=0.006)
+
+
+@pytest.mark.parametrize(
+    ("n", "mean", "broken"), [(30, 0.025, 0.4), (60, 0.02, 0.4), (149, 0.01, 0.1), (480, 0.012, 0.1)]
+)
+def test_at_most_the_declared_share_of_fresh_own_rows_is_beyond_the_limit(n: int, mean: float, broken: float) -> None:
+    """At 95 % from 149 rows on, whatever the scores; of fewer in the mean."""
+    draw, shares = np.random.default_rng(n), []
+    for _ in range(100):
+        own, fresh = (draw.exponential(size=(size, 4)) for size in (n, 2_000))
+        ranks, _, judged = _fit_ranks(_RawScores(own, None))
+        shares.append(np.mean(ranks.ood_score(fresh) > own_limit([one.ood_score for one in judged], 0.02)))
+    assert np.mean(shares) <= mean
+    assert np.mean(np.array(shares) > 0.02) <= broken
+    assert max(shares) > 0  # some are refused
 
 
 def test_many_rows_are_stored_as_knots_that_keep_no_less() -> None:

@@ -19,8 +19,10 @@ from smallfirst.base.errors import StageMissing, TrainingError
 from smallfirst.base.files import is_locked, try_lock
 from smallfirst.base.paths import home, state_folder
 from smallfirst.base.records import Record
+from smallfirst.base.stats.intervals import wilson
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.measuring.out_of_fold import FoldAnswers
+from smallfirst.measuring.outcome import share_words
 from smallfirst.measuring.verdict import Verdict
 from smallfirst.path.project.candidate_registry import CANDIDATES, FINE_TUNED, all_candidates, candidate_names
 from smallfirst.routing.certificate.certificate import Certificate
@@ -33,8 +35,8 @@ FOLDS = "folds"
 """Folder of the FoldAnswers in a run folder, a file a candidate."""
 OUTCOME, VERDICTS, CERTIFICATE, PROMOTED = "outcome.json", "verdicts.json", "certificate.json", "promoted.json"
 """Files of the Outcome, the GateVerdicts, the Certificate and the Promotion."""
-KEPT, OPEN_ENDED = "kept.json", "open_ended.json"
-"""Files of the KeptOnTest and the OpenEndedRouting."""
+KEPT, DOMAIN = "kept.json", "domain.json"
+"""Files of the KeptOnTest and the DomainCounts."""
 
 
 class Promotion(Record):
@@ -112,12 +114,43 @@ class KeptOnTest(Record):
     """Wrong answers among them."""
 
 
-class OpenEndedRouting(Record):
-    """Where the Router sent open-ended requests that it was not fitted on."""
+class DomainCounts(Record):
+    """What the domain check does to the task's own rows and to foreign ones that nothing was fitted on."""
 
-    n_requests: int
-    n_to_large: int
-    """Requests that went to the large model."""
+    refuse_own_at_most: float
+    """Most own requests, as a share in [0, 1], that may be refused; `routing.domain` declares it."""
+    n_fitted: int
+    """Own rows by which the limit was found, as a profile without them measures them."""
+    n_fitted_beyond: int
+    n_own: int
+    """Own test rows."""
+    n_own_refused: int
+    n_own_refused_right: int
+    """Refused ones that the small model answers right."""
+    goes_to: str
+    """What happens to what is refused."""
+    foreign_from: str
+    """What the foreign rows are."""
+    n_foreign: int
+    n_caught: int
+    uncaught: dict[str, int] = {}
+    """How many of the other foreign rows get which answer."""
+
+    @property
+    def in_words(self) -> list[str]:
+        """The counts as lines of text, shares with 95 % intervals."""
+        own, caught = wilson(self.n_own_refused, self.n_own), wilson(self.n_caught, self.n_foreign)
+        beyond = f"{self.n_fitted_beyond:,} of {self.n_fitted:,} rows by which the limit was found"
+        refused = f"{self.n_own_refused:,} of {self.n_own:,} test rows, {share_words(own)}"
+        declared = f"declared: at most {100 * self.refuse_own_at_most:g} %; {beyond}"
+        lines = [f"own requests taken for foreign, which {self.goes_to}: {refused} ({declared})"]
+        if self.n_own_refused:
+            lines[0] += f"; the small model has {self.n_own_refused_right:,} of them right"
+        rest = ", ".join(f"{n:,} {how}" for how, n in self.uncaught.items())
+        if self.n_foreign:
+            found = f"{self.n_caught:,} of {self.n_foreign:,} {self.foreign_from}, {share_words(caught)}"
+            lines.append(f"foreign requests caught: {found}{f'; of the others {rest}' if rest else ''}")
+        return lines
 
 
 class RunFolder:

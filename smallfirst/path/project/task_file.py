@@ -24,6 +24,7 @@ from smallfirst.models.pricing import PriceBook
 from smallfirst.models.remote.config import EndpointConfig, VllmServer
 from smallfirst.path.project.candidate_registry import CANDIDATES, candidate_names
 from smallfirst.routing.certificate.certificate import Guarantee
+from smallfirst.routing.domain import DomainSettings
 from smallfirst.routing.monitor import MonitorSettings
 from smallfirst.routing.policies import AnyPolicy, check_stages
 from smallfirst.routing.router import OutOfScope
@@ -185,10 +186,8 @@ class RoutingConfig(Record):
     """Smaller candidates that answer before it, the smallest first; each keeps the requests it is certified for."""
     selection_share: float = pydantic.Field(default=0.2, gt=0, lt=1)
     """Share of the validation rows used to choose (epoch, temperature, domain limit); the others only certify."""
-    domain: Literal["scored", "off"] = "scored"
-    """Whether foreign requests are told apart: `scored` makes how unlike the task's own rows a request is part of the
-    confidence, with `data.open_ended` or bundled requests as the foreign ones. Without a large model it is `off`,
-    unless the file says `scored`, what is foreign or what such requests get: nobody else could answer them."""
+    domain: DomainSettings = DomainSettings()
+    """Whether foreign requests are told apart, and how many own ones that may cost; `off` alone is its mode."""
     out_of_scope: OutOfScope = OutOfScope()
     """What is answered to a request that is not the task's where there is no large model: never a certified label."""
     policies: tuple[AnyPolicy, ...] = ()
@@ -278,7 +277,7 @@ class TaskFile(Record):
         routing = self.routing
         asked = routing.model_fields_set & {"domain", "out_of_scope"} or self.data.open_ended is not None
         wanted = self.large is not None or asked or routing.guarantee.max_foreign_share > 0
-        return routing.domain != "off" and bool(wanted)
+        return routing.domain.mode != "off" and bool(wanted)
 
     @pydantic.model_validator(mode="before")
     @classmethod
