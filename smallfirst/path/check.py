@@ -111,7 +111,7 @@ def check_stage(project: Project) -> PreflightReport:
         findings += _too_large(base.size, config)
     foretold, large = foretell(project), forecast_large(project.file, project.task, rows)
     findings += [*foretold.findings, *large_findings(project.file, large), *_not_counted(rows)]
-    findings += [found for candidate in named_candidates(project) for found in candidate.findings(project)]
+    findings += dict.fromkeys(found for one in named_candidates(project) for found in one.findings(project))
     findings += [*rows.skipped, *rows.notes, *_system_messages(rows.train)]
     report = check(rows.train, validation=validation, test=rows.test, tokens=counted).with_findings(findings)
     candidates = forecast_candidates(project)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -19,11 +20,15 @@ from smallfirst.models.encoder.ctranslate2_engine import CTranslate2Encoder, uns
 from smallfirst.models.local.tokenizer import import_transformers, load_pretrained, refuse_remote_code
 from smallfirst.models.local.weights import weights_fingerprint
 
+_log = logging.getLogger("smallfirst.serving")
+
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 LARGER_ENCODER = "sentence-transformers/all-mpnet-base-v2"
 """Five times the weights of the default, and about as many times as slow."""
 
 
+MAX_TOKENS = 256
+"""Of a text, read by an encoder that does not say otherwise."""
 REMEMBERED = 64
 """Texts whose vectors are kept, as many as requests are under way at a server: the domain check and the model that
 answers read the same ones."""
@@ -35,11 +40,18 @@ def open_encoder(folder: Path, *, int8: bool = False) -> SentenceEncoder:
     return SentenceEncoder.for_inference(folder, int8=int8, remembered=REMEMBERED)
 
 
+def longest_text(folder: Path) -> int:
+    """Return how many tokens of a text the encoder of a folder reads: what its `sentence_bert_config.json` says."""
+    published = folder / "sentence_bert_config.json"
+    said = json.loads(published.read_text(encoding="utf-8")) if published.is_file() else {}
+    return int(said.get("max_seq_length") or MAX_TOKENS)
+
+
 class SentenceEncoder:
     """A sentence encoder on this machine."""
 
-    max_tokens = 256
-    """Longer texts are cut; the folder's `sentence_bert_config.json` says otherwise if there is one."""
+    max_tokens: int
+    """Longer texts are cut."""
     batch_rows = 32
 
     def __init__(self, folder: Path, *, engine: CTranslate2Encoder | None = None, remembered: int = 0) -> None:
@@ -50,11 +62,10 @@ class SentenceEncoder:
         transformers = import_transformers("The sentence encoder", weights=engine is None)
         self.folder, self.engine = folder, engine
         self.tokenizer = load_pretrained(transformers.AutoTokenizer, folder)
-        if (published := folder / "sentence_bert_config.json").is_file():
-            self.max_tokens = json.loads(published.read_text(encoding="utf-8")).get("max_seq_length") or self.max_tokens
+        self.max_tokens = longest_text(folder)
         if engine is None:
             _ = self.model
-        self._n_remembered, self._lock = remembered, threading.Lock()
+        self._n_remembered, self._lock, self._has_cut = remembered, threading.Lock(), False
         self._latest: dict[str, Future[np.ndarray]] = {}
         """Unit vectors (width,), float32, by text, some of which are being read."""
 
@@ -108,6 +119,9 @@ class SentenceEncoder:
 
     def tokens(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, truncation=True, max_length=self.max_tokens)
+        if len(ids) == self.max_tokens and not self._has_cut:
+            self._has_cut = True
+            _log.warning("%s reads %d tokens; of a longer text it reads the beginning", self.folder, len(ids))
         return ids
 
     def vectors(self, encoded: Sequence[Sequence[int]]) -> Any:

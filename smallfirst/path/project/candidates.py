@@ -12,14 +12,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
-from smallfirst.base.errors import ConfigError
+from smallfirst.base.errors import ConfigError, SmallfirstError
+from smallfirst.data.check import Finding, find_at
+from smallfirst.models.catalog import find_weights
+from smallfirst.models.encoder.sentence_encoder import longest_text
+from smallfirst.models.local.tokenizer import load_tokenizer
 from smallfirst.path.project.candidate_registry import CANDIDATES as CANDIDATES
 from smallfirst.path.project.candidate_registry import CandidateDescription, all_candidates
 from smallfirst.path.project.project import Project, load_small
 from smallfirst.path.project.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from smallfirst.data.check import Finding
     from smallfirst.measuring.out_of_fold import FoldAnswers
     from smallfirst.models.protocol import Model
 
@@ -56,8 +59,23 @@ class Candidate(CandidateDescription, ABC):
         return ""
 
     def findings(self, project: Project) -> Sequence[Finding]:
-        """Return what `check` says of the rows for this candidate, whether it can be used or not."""
-        return ()
+        """Return what `check` says of the rows for this candidate, whether it can be used or not.
+
+        Of the encoders here, training texts that are longer than what they read, if their weights are there.
+        """
+        encoder, examples = self.encoder_name(project.file.small), project.rows.train.examples
+        if not (encoder and self.closed_answers_only) or self.why_unsuitable(project):
+            return ()
+        try:
+            folder = find_weights(encoder, download=False)
+            n = longest_text(folder)
+            long = [example for example in examples if len(example.text) > n]
+            tokens = load_tokenizer(folder) if long else None
+        except (SmallfirstError, OSError):
+            return ()
+        where = [one.place for one in long if tokens and len(tokens.encode(one.text, add_special_tokens=True)) > n]
+        rule = "it judges a longer text by its beginning: put first what decides, or cut the texts"
+        return tuple(find_at("note", f"training texts of more than the {n} tokens that {encoder} reads", rule, where))
 
     def minutes_to_fit(self, project: Project) -> float | None:
         """Return how long `fit` takes, where neither `encoder_setting` nor `training_setting` lets it be estimated."""

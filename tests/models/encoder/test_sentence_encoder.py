@@ -114,3 +114,15 @@ def test_texts_are_read_without_torch_in_the_process(folder: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == pytest.approx(SentenceEncoder(folder).embed(["where is my card"])[0], abs=1e-4)
+
+
+def test_a_text_of_which_only_the_beginning_is_read_is_told_once(
+    tiny_encoder_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder = SentenceEncoder(tiny_encoder_folder)
+    encoder.max_tokens = 4
+    for text in ("card", "card " * 9, "pin " * 9):
+        encoder.tokens(text)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tiny_encoder_folder} reads 4 tokens; of a longer text it reads the beginning"
+    ]

@@ -61,6 +61,18 @@ def test_check_names_the_fields_that_are_no_words_of_the_text(tmp_path: Path) ->
     assert told[0] in [(found.level, found.what, found.rule) for found in check_stage(project).rows.findings]
 
 
+def test_check_names_the_texts_of_which_an_encoder_reads_the_beginning(
+    tmp_path: Path, tiny_encoder_folder: Path
+) -> None:
+    rows = [{"text": f"card {n} " + "is late " * 400 * (n == 7), "label": "ab"[n % 2]} for n in range(40)]
+    small = {"encoder": str(tiny_encoder_folder)}
+    found = check_stage(project_of(tmp_path, rows, "classify", small=small)).rows.findings
+    told = [(one.what, [Path(place).name for place in one.where]) for one in found if "that" in one.what]
+    assert told == [
+        (f"training texts of more than the 256 tokens that {tiny_encoder_folder} reads: 1", ["train.jsonl:8"])
+    ]
+
+
 def test_other_kinds_of_task_are_refused(tmp_path: Path) -> None:
     project = project_of(tmp_path, [{"text": f"number {n}", "label": "ab"[n % 2]} for n in range(40)], "classify")
     assert TAGGER.why_unsuitable(project) == "it marks fields of kind extract; this task is of kind classify"
