@@ -192,7 +192,11 @@ async def _count_foreign(
 ) -> None:
     """Save what the domain check refuses of own test rows and of foreign rows that nothing was fitted on."""
     test, alone = project.rows.test, run_folder.evaluation(candidate, "test")
-    _, foreign = foreign_rows(project.rows.open_ended)
+    foreign = project.rows.foreign_test
+    source = "test rows out of scope"
+    if not foreign.examples:
+        foreign = foreign_rows(project.rows.open_ended)[1]
+        source = "generic requests" if project.rows.open_ended is None else "open-ended requests"
 
     async def routes(examples: Sequence[Example]) -> list[Route]:
         decided = await asyncio.gather(*(router.decide(Request(messages=e.messages)) for e in examples))
@@ -211,7 +215,7 @@ async def _count_foreign(
         n_own_refused=len(refused),
         n_own_refused_right=sum(alone.by_key[key].correct for key in refused) if alone else 0,
         goes_to="are refused" if project.file.large is None else "the large model gets as they are",
-        foreign_from="generic requests" if project.rows.open_ended is None else "rows of data.open_ended",
+        foreign_from=source,
         n_foreign=len(others),
         n_caught=len(others) - uncaught.total(),
         uncaught=dict(uncaught.most_common()),

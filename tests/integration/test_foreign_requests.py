@@ -14,7 +14,7 @@ from fixtures.server import run_server
 
 from smallfirst.deployment.task_deployment import TaskDeployment
 from smallfirst.ledger.ledger import Ledger
-from smallfirst.path.project.run_folder import RunFolder
+from smallfirst.path.project.run_folder import DomainCounts, RunFolder
 from smallfirst.path.project.task_file import read_task_file
 from smallfirst.path.run import run
 from smallfirst.routing.certificate.certificate import Certificate
@@ -42,6 +42,12 @@ FOREIGN = (
     "what is the best recipe for a lentil soup with carrots",
     "translate the first chapter of this novel into Portuguese",
 )
+ELSEWHERE = (
+    "book a table by the window of the old harbour restaurant",
+    "turn the lights of the living room down a bit",
+    "play some quiet piano music in the kitchen",
+    "how many calories does a slice of rye bread have",
+)
 
 
 def write_task(folder: Path, **out_of_scope: object) -> Path:
@@ -52,11 +58,12 @@ def write_task(folder: Path, **out_of_scope: object) -> Path:
         for wish in WISHES
         for end in ENDS
     ]
+    texts += [(f"{text} for guest {i}", "oos") for text in ELSEWHERE for i in range(25)]
     lines = [json.dumps({"text": text, "label": label}) for text, label in texts]
     (folder / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
     settings = {
         "name": "desk",
-        "data": {"train": "train.jsonl"},
+        "data": {"train": "train.jsonl", "out_of_scope_label": "oos"},
         "ladder": ["words"],
         "routing": {"out_of_scope": out_of_scope, "guarantee": {"max_error": 0.1}},
     }
@@ -88,6 +95,11 @@ def test_foreign_messages_are_refused_and_own_ones_answered_with_the_promise(url
     certificate = Certificate.load(RunFolder.latest("desk").path / "certificate.json")
     assert certificate.issued
     assert certificate.filters["domain check"]
+    counts = DomainCounts.load(RunFolder.latest("desk").path / "domain.json")
+    assert (counts.n_own, counts.n_foreign, counts.foreign_from) == (120, 20, "test rows out of scope")
+    assert counts.n_own_refused <= 0.02 * counts.n_own
+    assert counts.n_caught + sum(counts.uncaught.values()) == counts.n_foreign
+    assert counts.n_caught >= 15
     for text in FOREIGN:
         answer = ask(url, text).json()
         message, about = answer["choices"][0]["message"], answer["smallfirst"]

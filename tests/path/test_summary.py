@@ -113,7 +113,7 @@ def test_the_table_shows_every_measured_path_and_what_was_decided(run_folder: Ru
         "gate PASS · promoted main.default.desk version 3 @champion · certificate: shown",
         "own requests taken for foreign, which the large model gets as they are: 2 of 200 test rows, 1 % [0.275, 3.57] "
         "(declared: at most 2 %; 1 of 380 rows by which the limit was found); the small model has 1 of them right",
-        "foreign requests caught: 9 of 40 rows of data.open_ended, 22.5 % [12.3, 37.5]; of the others 31 are answered "
+        "foreign requests caught: 9 of 40 open-ended requests, 22.5 % [12.3, 37.5]; of the others 31 are answered "
         "without a promise",
         "by the gate alone: words — consider it (routing.small)",
     ]

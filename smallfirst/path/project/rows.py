@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from smallfirst.base.errors import DataError, Problem
+from smallfirst.base.errors import DataError, Problem, did_you_mean
 from smallfirst.base.records import Record, parse_record
-from smallfirst.data.check import Finding
+from smallfirst.data.check import Finding, make_finding
 from smallfirst.data.copies import CountedRows, LeakReport, count_rows, find_leaks
 from smallfirst.data.dataset import Dataset, Example, Message, fold_text, sample_share, split
 from smallfirst.data.redaction import redact
@@ -40,7 +40,9 @@ class Rows(Record):
     test: Dataset
     """Rows to measure with, used once."""
     open_ended: Dataset | None
-    """Requests that do not belong to the task."""
+    """Requests that do not belong to the task, to choose and to certify with."""
+    foreign_test: Dataset = Dataset(name="foreign test", examples=())
+    """Test rows of `data.out_of_scope_label`, to measure with."""
     left_out: Dataset = Dataset(name="left out", examples=())
     """Calibration rows that do not count, since they repeat a training, selection or other calibration row."""
     counted: CountedRows = CountedRows(n_rows=0)
@@ -58,7 +60,7 @@ class Rows(Record):
     @property
     def held_out(self) -> tuple[Dataset, ...]:
         """The parts that measure, certify or choose; none of their texts may be trained on."""
-        parts = (self.test, self.calibration, self.left_out, self.selection)
+        parts = (self.test, self.foreign_test, self.calibration, self.left_out, self.selection)
         return parts if self.open_ended is None else (*parts, self.open_ended)
 
 
@@ -70,6 +72,8 @@ def read_rows(task_file: TaskFile) -> Rows:
 
     def read(path: Path, labels: Sequence[str] | None) -> Dataset:
         share = files.skip_bad_rows_up_to
+        if labels is not None and files.out_of_scope_label is not None:
+            labels = tuple(dict.fromkeys((*labels, files.out_of_scope_label)))
         found = load_noted(
             path, columns=files.columns, labels=labels, folder=task_file.folder, skip_bad_rows_up_to=share
         )
@@ -83,7 +87,7 @@ def read_rows(task_file: TaskFile) -> Rows:
     validation = read(files.validation, labels) if files.validation else parts.validation
     selection, calibration = sample_share(validation, task_file.routing.selection_share, _SELECTION_SALT)
     test = read(files.test, labels) if files.test else parts.test
-    return Rows(
+    rows = Rows(
         train=parts.train,
         selection=selection,
         calibration=calibration,
@@ -92,6 +96,30 @@ def read_rows(task_file: TaskFile) -> Rows:
         notes=tuple(note for found in read_so_far for note in found.notes),
         skipped=tuple(found.skipped for found in read_so_far if found.skipped),
     )
+    return rows if files.out_of_scope_label is None else _set_apart(rows, files.out_of_scope_label)
+
+
+def _set_apart(rows: Rows, label: str) -> Rows:
+    """Return the rows with those of the label among the foreign ones. Raise DataError if there are none."""
+    own, foreign = {}, {}
+    for name in PARTS:
+        data = getattr(rows, name)
+        own[name] = data.subset(data.name, tuple(e for e in data.examples if e.answer != label))
+        changed = {"answer": "", "also": (), "shape": "text"}
+        foreign[name] = tuple(e.model_copy(update=changed) for e in data.examples if e.answer == label)
+    counts = ", ".join(f"{len(found):,} {name}" for name, found in foreign.items() if found)
+    if not counts:
+        known = rows.train.labels()
+        raise DataError(f'data.out_of_scope_label: no row has the label "{label}"{did_you_mean(label, known)}')
+    *chosen, test = foreign.values()
+    others = rows.open_ended.examples if rows.open_ended else ()
+    rule = "requests outside the task: they train nothing, choose and certify what tells them apart, and measure it"
+    what = f'{sum(map(len, foreign.values())):,} rows of "{label}" ({counts})'
+    note = make_finding("note", what, rule, [example.place for part in foreign.values() for example in part])
+    joined = tuple(example for part in (others, *chosen) for example in part)
+    apart = {"open_ended": rows.test.subset("foreign", joined) if joined else None}
+    apart["foreign_test"] = rows.test.subset("foreign test", test)
+    return rows.model_copy(update={**own, **apart, "notes": (*rows.notes, note)})
 
 
 def read_task(task_file: TaskFile, rows: Rows) -> Task:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from smallfirst.base.progress import format_table
 from smallfirst.data.importers.recognize import Guess, guess, read_source
 from smallfirst.data.importers.table import ROLES
 from smallfirst.data.row_formats import Columns, to_json
-from smallfirst.data.sources.load import load_valid
+from smallfirst.data.sources.load import load_raw, load_valid
 from smallfirst.path.project.task_file import TaskFile, read_task_file
 from smallfirst.tasks import DEFAULT_KIND, TASK_KINDS
 
@@ -26,6 +27,8 @@ ROWS_FILE, UNUSED_FILE = "rows.jsonl", "not_used.jsonl"
 _MOST_CHOICES = 10
 _OWN_PASSAGES = 0.95
 _ROWS_SHOWN, _WIDTH = 3, 100
+_OUT_OF_SCOPE = re.compile(r"oos|ood|out ?of ?(scope|domain)|none of (the above|these|the others)")
+"""Names, without case and punctuation, of labels for requests that are not the task's."""
 _SUGGESTED = {"chat": 0.5, "answer": 0.7}
 """What is suggested as good enough, by kind; 0.8 for the others."""
 
@@ -105,6 +108,8 @@ def scaffold(folder: Path, source: str, chosen: Mapping[str, str], good_enough: 
     target = _free(folder / "task.yaml")
     found = guess(read_source(source), chosen, source)
     data, unused = _data(folder, source, found)
+    if (foreign := _out_of_scope_label(found)) is not None:
+        data["out_of_scope_label"] = foreign
     text = _task_yaml(source, found, data, unused, good_enough)
     if not found.as_it_stands:
         model = found.converted.model if found.converted else ""
@@ -141,6 +146,17 @@ def _data(folder: Path, source: str, found: Guess) -> tuple[dict[str, Any], tupl
     return data, tuple(bad.values())
 
 
+def _out_of_scope_label(found: Guess) -> str | None:
+    """Return the label whose name says that its rows are not the task's, in any file; None without exactly one."""
+    if "label" not in found.columns or found.kind != "classify":
+        return None
+    others = [path for part, path in (found.source.parts or {}).items() if part != "train"]
+    rows = [row.values for path in others for row in load_raw(path)[0] if isinstance(row.values, dict)]
+    labels = {str(row["label"]) for row in found.rows} | {str(row.get(found.columns["label"])) for row in rows}
+    named = [label for label in labels if _OUT_OF_SCOPE.fullmatch(re.sub(r"[\W_]+", " ", label.casefold()).strip())]
+    return named[0] if len(named) == 1 and len(labels) > 2 else None
+
+
 def _relative(path: Path, folder: Path) -> str:
     return Path(os.path.relpath(path, folder)).as_posix() if path.exists() else str(path)
 
@@ -164,6 +180,13 @@ def _task_yaml(
         where = f"listed in {UNUSED_FILE}" if not found.as_it_stands else "named by smallfirst check"
         lines.append(f"Not used: {len(unused):,} rows, {where}")
     lines += found.converted.notes if found.converted else ()
+    if (label := data.get("out_of_scope_label")) is not None:
+        lines.append(
+            f"Rows of {label} are outside the task (data.out_of_scope_label): they train nothing, and tune and"
+        )
+        lines.append(
+            f"measure what tells foreign requests apart. If it is a label to answer with, write other: {label}"
+        )
     about = found.converted.about if found.converted else ""
     values: dict[str, Any] = {"kind": found.kind, **({"about": about} if about else {}), **_settings(found)}
     values["data"] = data

@@ -65,6 +65,9 @@ class DataFiles(Record):
     """Rows to test with, used once; left out: 20 % of train, of each label, by content hash."""
     open_ended: Path | None = None
     """Requests outside the task (column `prompt`), which should go to the large model."""
+    out_of_scope_label: str | None = None
+    """Label of rows, in any of the files, that are requests outside the task: they train nothing. Those of training and
+    validation rows join `open_ended`, those of test rows measure the domain check."""
     relabels: Path | None = None
     """A person's answers to probable label errors (`smallfirst review --labels FILE` writes the file to fill in)."""
     harvested: tuple[Path, ...] = ()
@@ -271,11 +274,11 @@ class TaskFile(Record):
     def tells_foreign_requests(self) -> bool:
         """True if foreign requests are told apart: there is a large model for them, or the file asks for it.
 
-        It asks with `routing.domain`, `routing.out_of_scope`, `data.open_ended` or `max_foreign_share`. Where nobody
-        could answer them, telling them apart would only refuse some of the task's own requests.
+        It asks with `routing.domain`, `routing.out_of_scope`, `data.open_ended`, `data.out_of_scope_label` or
+        `max_foreign_share`. Where nobody could answer them, telling them apart would only refuse own requests.
         """
-        routing = self.routing
-        asked = routing.model_fields_set & {"domain", "out_of_scope"} or self.data.open_ended is not None
+        routing, data = self.routing, self.data
+        asked = routing.model_fields_set & {"domain", "out_of_scope"} or data.open_ended or data.out_of_scope_label
         wanted = self.large is not None or asked or routing.guarantee.max_foreign_share > 0
         return routing.domain.mode != "off" and bool(wanted)
 
@@ -348,6 +351,13 @@ class TaskFile(Record):
     def _second_look_can_be_taken(self) -> TaskFile:
         if self.routing.second_look_after is not None and (why := self.why_no_second_look):
             raise ValueError(f"routing.second_look_after: {why}; leave it out")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _out_of_scope_is_no_label(self) -> TaskFile:
+        label, own = self.data.out_of_scope_label, {self.settings.get("other"), *self.settings.get("labels", ())}
+        if label is not None and label in own:
+            raise ValueError(f'data.out_of_scope_label: "{label}" is in labels or other: is it answered, or foreign?')
         return self
 
     @property

@@ -114,6 +114,40 @@ def test_labels_of_a_file_may_be_whole_numbers(tmp_path: Path) -> None:
     assert [note.what for note in found.rows.notes] == ['numbers, or true and false, in "label": 20 rows']
 
 
+def with_foreign(folder: Path, n_foreign: dict[str, int], **settings: Any) -> Project:
+    rows = {
+        part: [
+            *({"text": f"{part} card number {i}", "label": "ab"[i % 2]} for i in range(40)),
+            *({"text": f"{part} poem number {i}", "label": "oos"} for i in range(n)),
+        ]
+        for part, n in n_foreign.items()
+    }
+    return task_of(folder, rows, data={"out_of_scope_label": "oos"}, **settings)
+
+
+def test_rows_out_of_scope_train_nothing_and_stand_among_the_foreign_ones(tmp_path: Path) -> None:
+    found = with_foreign(tmp_path, {"train": 10, "validation": 6, "test": 5})
+    rows = found.rows
+    assert found.task.closed == ("a", "b")
+    assert (len(rows.train), len(rows.selection) + len(rows.calibration), len(rows.test)) == (40, 40, 40)
+    assert rows.open_ended is not None
+    assert sorted(e.text.split()[0] for e in rows.open_ended.examples) == ["train"] * 10 + ["validation"] * 6
+    assert [e.text for e in rows.foreign_test.examples] == [f"test poem number {i}" for i in range(5)]
+    assert rows.notes[-1].what.startswith('21 rows of "oos" (10 train, ')
+    assert rows.notes[-1].what.endswith("5 test)")
+    assert rows.foreign_test in rows.held_out
+
+
+def test_rows_out_of_scope_may_stand_in_the_test_file_alone(tmp_path: Path) -> None:
+    rows = with_foreign(tmp_path, {"train": 0, "validation": 0, "test": 5}, labels=["a", "b"]).rows
+    assert (len(rows.test), len(rows.foreign_test), rows.open_ended) == (40, 5, None)
+
+
+def test_a_label_out_of_scope_without_a_row_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r'data\.out_of_scope_label: no row has the label "oos"'):
+        with_foreign(tmp_path, {"train": 0, "validation": 0, "test": 0})
+
+
 def test_the_same_rows_have_the_same_parts_whatever_the_task_is_called(tmp_path: Path) -> None:
     parts = []
     for name in ("one", "two"):

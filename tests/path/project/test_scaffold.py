@@ -51,6 +51,22 @@ def test_a_table_is_named_where_it_stands(tmp_path: Path, table: Path) -> None:
     assert project.task.closed == ("card", "pin", "refund")
 
 
+@pytest.mark.parametrize(
+    ("name", "found"), [("out-of-scope", "out-of-scope"), ("None of the above", None), ("scope", None)]
+)
+def test_a_label_for_what_is_out_of_scope_is_found_in_any_file(tmp_path: Path, name: str, found: str | None) -> None:
+    for part, last in (("train", "pin"), ("test", name)):
+        rows = [{"text": f"{part} message {i}", "label": [*TOPICS[:2], last][i % 3]} for i in range(60)]
+        (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if name == "None of the above":  # and a second such label: nobody can tell which is meant
+        with (tmp_path / "test.jsonl").open("a") as file:
+            file.write(json.dumps({"text": "one more message", "label": "oos"}) + "\n")
+    task_file = init(tmp_path / "desk", from_=tmp_path)
+    assert task_file.data.out_of_scope_label == found
+    text = (tmp_path / "desk" / "task.yaml").read_text()
+    assert ("If it is a label to answer with, write other: out-of-scope" in text) == (found is not None)
+
+
 def test_other_formats_become_rows_of_the_task_and_the_unused_are_listed(tmp_path: Path, chats: Path) -> None:
     made = scaffold(tmp_path / "desk", str(chats), {})
     folder = tmp_path / "desk"

@@ -204,6 +204,21 @@ def test_the_ladder_says_what_is_trained_and_what_can_go_live(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: {train: t.jsonl, out_of_scope_label: oos}\nlabels: [a, oos]\n", '"oos" is in labels or other'),
+        ("data: {train: t.jsonl, out_of_scope_label: oos}\nother: oos\n", '"oos" is in labels or other'),
+        ("data: {train: t.jsonl}\nrouting: {domain: {refuse_own_at_most: 2}}\n", "refuse_own_at_most"),
+        ("data: {train: t.jsonl}\nrouting: {domain: strict}\n", "routing.domain.mode"),
+    ],
+)
+def test_settings_of_foreign_requests_that_contradict_or_do_not_exist_are_refused(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    assert message in refused(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
     ("settings", "told"),
     [
         ({}, False),
@@ -212,6 +227,10 @@ def test_the_ladder_says_what_is_trained_and_what_can_go_live(tmp_path: Path) ->
         ({"routing": {"domain": "scored"}}, True),
         ({"routing": {"guarantee": {"max_error": 0.1, "max_foreign_share": 0.05}}}, True),
         ({"data": {"train": "train.jsonl", "open_ended": "open.jsonl"}}, True),
+        ({"data": {"train": "train.jsonl", "out_of_scope_label": "oos"}}, True),
+        ({"routing": {"domain": {"refuse_own_at_most": 0.05}}}, True),
+        ({"routing": {"domain": {"mode": "off"}, "out_of_scope": {"refuse": True}}}, False),
+        ({"routing": {"domain": False}, "large": {"recorded": "large.jsonl"}}, False),  # YAML reads a bare off so
     ],
 )
 def test_foreign_requests_are_told_apart_only_where_somebody_answers_them_or_asked_for_it(
