@@ -56,6 +56,8 @@ class CausalBackend:
         require_isolated_rows(model)
         if config.method != "full":
             model = add_adapters(model, config)
+        elif config.frozen_layers:
+            freeze_below(model, config.frozen_layers)
         return model, tokenizer
 
     def begin(self, model: Any, rows: Sequence[TokenizedRow], config: TrainConfig) -> None:
@@ -94,6 +96,12 @@ def add_adapters(model: Any, config: TrainConfig) -> Any:
     )
     wrapped = peft.get_peft_model(model, adapters, autocast_adapter_dtype=False)
     return wrapped.base_model.model  # same object graph, without the wrapper's own forward
+
+
+def freeze_below(model: Any, n_layers: int) -> None:
+    """Keep the embeddings and the lowest layers as they are; the last layer is trained in any case."""
+    for part in (model.get_input_embeddings(), model.get_output_embeddings(), *model.model.layers[:-1][:n_layers]):
+        part.requires_grad_(False)
 
 
 def read_packed(model: Any, packed: PackedRows) -> torch.Tensor:

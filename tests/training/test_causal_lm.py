@@ -271,6 +271,15 @@ PROCESS = """
 """
 
 
+def test_frozen_layers_and_the_embeddings_stay_those_of_the_base(
+    bench: Bench, tmp_path: Path, tiny_folder: Path
+) -> None:
+    bench.train(TrainConfig(frozen_layers=1, duration="1ep", learning_rate=5e-3, batch_tokens=128), tmp_path)
+    base, tuned = (dict(load_causal(folder)[0].named_parameters()) for folder in (tiny_folder, tmp_path / "model"))
+    changed = {name for name, weight in base.items() if not torch.equal(weight, tuned[name])}
+    assert changed == {name for name in base if "layers.1." in name or name == "model.norm.weight"}
+
+
 def step_gradients(model: Any, rows: list[TokenizedRow], micro_tokens: int | None = None) -> list[torch.Tensor]:
     config = TrainConfig.model_construct(**{**TrainConfig().model_dump(), "micro_tokens": micro_tokens})
     optimizer = MasterAdamW(list(model.parameters()), config)
