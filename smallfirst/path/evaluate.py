@@ -191,45 +191,42 @@ async def _count_foreign(
     project: Project, run_folder: RunFolder, router: Router, profile: TaskProfile, candidate: str
 ) -> None:
     """Save what the domain check refuses of own test rows and of foreign rows that nothing was fitted on."""
-    test, alone = project.rows.test, run_folder.evaluation(candidate, "test")
-    foreign = project.rows.foreign_test
-    source = "test rows out of scope"
+    rows, alone, fitted = project.rows, run_folder.evaluation(candidate, "test"), profile.parameters
+    foreign, source = rows.foreign_test, "test rows out of scope"
     if not foreign.examples:
-        foreign = foreign_rows(project.rows.open_ended)[1]
-        source = "generic requests" if project.rows.open_ended is None else "open-ended requests"
+        foreign = foreign_rows(rows.open_ended)[1]
+        source = "generic requests" if rows.open_ended is None else "open-ended requests"
 
-    async def routes(examples: Sequence[Example]) -> list[Route]:
+    async def answers(examples: Sequence[Example]) -> list[str]:
+        """Return what each row gets; empty for a refused one."""
         decided = await asyncio.gather(*(router.decide(Request(messages=e.messages)) for e in examples))
-        return [decision.route for decision in decided]
+        return [_answer_in_words(decision.route) for decision in decided]
 
-    measured = zip(test.examples, profile.measure_rows(test), strict=True)
+    measured = zip(rows.test.examples, profile.measure_rows(rows.test), strict=True)
     beyond = [example for example, found in measured if found.ood_score > profile.threshold]
-    refused = [e.key for e, route in zip(beyond, await routes(beyond), strict=True) if _is_refused(route)]
-    others = await routes(foreign.examples)
-    uncaught = Counter(_answer_of(route) for route in others if not _is_refused(route))
+    refused = [example.key for example, said in zip(beyond, await answers(beyond), strict=True) if not said]
+    said = Counter(await answers(foreign.examples))
+    n_caught = said.pop("", 0)
     counts = DomainCounts(
-        refuse_own_at_most=project.file.routing.domain.refuse_own_at_most,
-        n_fitted=profile.parameters.n_own,
-        n_fitted_beyond=profile.parameters.n_beyond,
-        n_own=len(test),
+        declared=project.file.routing.domain.refuse_own_at_most,
+        n_fitted=fitted.n_own,
+        n_fitted_beyond=fitted.n_beyond,
+        n_own=len(rows.test),
         n_own_refused=len(refused),
         n_own_refused_right=sum(alone.by_key[key].correct for key in refused) if alone else 0,
-        goes_to="are refused" if project.file.large is None else "the large model gets as they are",
         foreign_from=source,
-        n_foreign=len(others),
-        n_caught=len(others) - uncaught.total(),
-        uncaught=dict(uncaught.most_common()),
+        n_foreign=len(foreign),
+        n_caught=n_caught,
+        uncaught=dict(said.most_common()),
     )
     counts.save(run_folder.path / DOMAIN)
     for line in counts.in_words:
         project.progress.log(line)
 
 
-def _is_refused(route: Route) -> bool:
-    return seems_foreign(route.trail) and not took_cascade(route)
-
-
-def _answer_of(route: Route) -> str:
+def _answer_in_words(route: Route) -> str:
+    if seems_foreign(route.trail) and not took_cascade(route):
+        return ""
     if route.stage in ("large", "person"):
         return f"go to {'the large model' if route.stage == 'large' else 'a person'} as own ones"
     return f"are answered {'under the' if route.certified else 'without a'} promise"

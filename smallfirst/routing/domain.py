@@ -233,9 +233,6 @@ class ScoreFusion(Record):
         """Return each score's -log p-value in nats (rows, scores)."""
         return _neg_log_p_values(self.ranks, scores)
 
-    def ood_score(self, scores: np.ndarray) -> np.ndarray:
-        return self.fused.ood_score(self.nonconformity(scores))
-
 
 def _ranked_among_others(own: np.ndarray) -> np.ndarray:
     """Return each own row's -log p-values (rows, scores) among other rows, as those of a new text would be."""
@@ -430,8 +427,7 @@ def fit_task_profile(
         text_features, scorer = _fit_parts(train, encoder)
         raw = _raw_scores(text_features, scorer, _texts(selection))
     rows = train if len(folds) > 1 and not by_selection else selection
-    own = raw.at(np.arange(len(raw.words))[-len(rows) :])
-    words, states, judged = _fit_ranks(own)
+    words, states, judged = _fit_ranks(raw.last(len(rows)))
     limit = own_limit([one.ood_score for one in judged], refuse_own_at_most)
     parameters = ProfileParameters(
         limit=limit,
@@ -482,8 +478,8 @@ class _RawScores(NamedTuple):
     states: np.ndarray | None
     """State features (texts, features); None without an encoder."""
 
-    def at(self, places: np.ndarray) -> _RawScores:
-        return _RawScores(self.words[places], None if self.states is None else self.states[places])
+    def last(self, n: int) -> _RawScores:
+        return _RawScores(self.words[-n:], None if self.states is None else self.states[-n:])
 
 
 def _fit_parts(train: Dataset, encoder: tuple[str, Any] | None) -> tuple[TextFeatures, StateScorer | None]:

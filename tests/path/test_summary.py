@@ -111,8 +111,8 @@ def test_the_table_shows_every_measured_path_and_what_was_decided(run_folder: Ru
         "routed                  0.900 [0.699, 0.972]     $0.40                     4 ms   75 % small",
         OUTCOME.sentence,
         "gate PASS · promoted main.default.desk version 3 @champion · certificate: shown",
-        "own requests taken for foreign, which the large model gets as they are: 2 of 200 test rows, 1 % [0.275, 3.57] "
-        "(declared: at most 2 %; 1 of 380 rows by which the limit was found); the small model has 1 of them right",
+        "own requests taken for foreign: 2 of 200 test rows, 1 % [0.275, 3.57] (declared: at most 2 %; 1 of 380 rows "
+        "that found the limit); the small model has 1 of them right",
         "foreign requests caught: 9 of 40 open-ended requests, 22.5 % [12.3, 37.5]; of the others 31 are answered "
         "without a promise",
         "by the gate alone: words — consider it (routing.small)",

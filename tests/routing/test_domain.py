@@ -140,7 +140,8 @@ def test_at_most_the_declared_share_of_fresh_own_rows_is_beyond_the_limit(n: int
     for _ in range(100):
         own, fresh = (draw.exponential(size=(size, 4)) for size in (n, 2_000))
         ranks, _, judged = _fit_ranks(_RawScores(own, None))
-        shares.append(np.mean(ranks.ood_score(fresh) > own_limit([one.ood_score for one in judged], 0.02)))
+        limit = own_limit([one.ood_score for one in judged], 0.02)
+        shares.append(np.mean(ranks.fused.ood_score(ranks.nonconformity(fresh)) > limit))
     assert np.mean(shares) <= mean
     assert np.mean(np.array(shares) > 0.02) <= broken
     assert max(shares) > 0  # some are refused
@@ -167,7 +168,8 @@ def test_the_fused_score_is_valid_for_dependent_scores() -> None:
     draw = np.random.default_rng(3)
     one, fresh = draw.normal(size=1000), draw.normal(size=2000)
     fusion = ScoreFusion.fit(np.column_stack([one, one, one]))
-    assert (fusion.ood_score(np.column_stack([fresh, fresh, fresh])) > 0.9).mean() == pytest.approx(0.1, abs=0.03)
+    found = fusion.nonconformity(np.column_stack([fresh, fresh, fresh]))
+    assert (fusion.fused.ood_score(found) > 0.9).mean() == pytest.approx(0.1, abs=0.03)
 
 
 WORDS = ("where is my card", "where is my refund", "my card is lost", "why was the card declined", "refund my money")

@@ -117,8 +117,8 @@ class KeptOnTest(Record):
 class DomainCounts(Record):
     """What the domain check does to the task's own rows and to foreign ones that nothing was fitted on."""
 
-    refuse_own_at_most: float
-    """Most own requests, as a share in [0, 1], that may be refused; `routing.domain` declares it."""
+    declared: float
+    """`routing.domain.refuse_own_at_most`."""
     n_fitted: int
     """Own rows by which the limit was found, as a profile without them measures them."""
     n_fitted_beyond: int
@@ -127,8 +127,6 @@ class DomainCounts(Record):
     n_own_refused: int
     n_own_refused_right: int
     """Refused ones that the small model answers right."""
-    goes_to: str
-    """What happens to what is refused."""
     foreign_from: str
     """What the foreign rows are."""
     n_foreign: int
@@ -140,17 +138,15 @@ class DomainCounts(Record):
     def in_words(self) -> list[str]:
         """The counts as lines of text, shares with 95 % intervals."""
         own, caught = wilson(self.n_own_refused, self.n_own), wilson(self.n_caught, self.n_foreign)
-        beyond = f"{self.n_fitted_beyond:,} of {self.n_fitted:,} rows by which the limit was found"
-        refused = f"{self.n_own_refused:,} of {self.n_own:,} test rows, {share_words(own)}"
-        declared = f"declared: at most {100 * self.refuse_own_at_most:g} %; {beyond}"
-        lines = [f"own requests taken for foreign, which {self.goes_to}: {refused} ({declared})"]
-        if self.n_own_refused:
-            lines[0] += f"; the small model has {self.n_own_refused_right:,} of them right"
+        right = f"; the small model has {self.n_own_refused_right:,} of them right" if self.n_own_refused else ""
         rest = ", ".join(f"{n:,} {how}" for how, n in self.uncaught.items())
-        if self.n_foreign:
-            found = f"{self.n_caught:,} of {self.n_foreign:,} {self.foreign_from}, {share_words(caught)}"
-            lines.append(f"foreign requests caught: {found}{f'; of the others {rest}' if rest else ''}")
-        return lines
+        return [
+            f"own requests taken for foreign: {self.n_own_refused:,} of {self.n_own:,} test rows, {share_words(own)} "
+            f"(declared: at most {100 * self.declared:g} %; {self.n_fitted_beyond:,} of {self.n_fitted:,} rows that "
+            f"found the limit){right}",
+            f"foreign requests caught: {self.n_caught:,} of {self.n_foreign:,} {self.foreign_from}, "
+            f"{share_words(caught)}{f'; of the others {rest}' if rest else ''}",
+        ]
 
 
 class RunFolder:
