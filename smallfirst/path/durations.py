@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 from smallfirst.base.errors import MissingExtra, StageMissing, WeightsNotFound
@@ -18,6 +20,7 @@ from smallfirst.data.dataset import Dataset
 from smallfirst.models.base_size import BaseSize, read_base_size
 from smallfirst.models.catalog import CATALOG, find_weights
 from smallfirst.models.local.tokenizer import Tokenizer, load_tokenizer
+from smallfirst.models.manifest import MANIFEST, read_manifest
 from smallfirst.path.project.candidates import Candidate, fits_in_folds, project_candidates
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import RunFolder
@@ -212,6 +215,16 @@ def weights_bytes(name: str) -> WeightsBytes:
         if not known:
             raise
         return WeightsBytes(known[0], known[0])
+
+
+def model_bytes(folder: Path) -> int:
+    """Return the bytes of the model in `folder`, a frozen encoder elsewhere included; 0: unknown."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    frozen = [path.parent for path in files if path.name == MANIFEST and not (path.parent / "encoder").is_dir()]
+    bases = {one.base for one in map(read_manifest, frozen) if one.kind == "encoder"}
+    with suppress(WeightsNotFound):
+        return sum(path.stat().st_size for path in files) + sum(weights_bytes(base).total for base in bases)
+    return 0
 
 
 def forecast_candidates(project: Project) -> tuple[CandidateForecast, ...]:

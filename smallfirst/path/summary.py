@@ -14,8 +14,9 @@ from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.measuring.outcome import Outcome
 from smallfirst.measuring.verdict import nearest_to_passing
 from smallfirst.models.pricing import format_usd
+from smallfirst.path.durations import model_bytes
 from smallfirst.path.finalists import no_finalists
-from smallfirst.path.project.candidate_registry import all_candidates
+from smallfirst.path.project.candidate_registry import CANDIDATES, all_candidates
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import (
     CERTIFICATE,
@@ -92,6 +93,8 @@ class PathSummary(Record):
     """Share of requests that stay small, in [0, 1]; 1 for every path but the Router."""
     note: str
     """Remark of the evaluation, for example when answers were recorded."""
+    model_mb: float | None = None
+    """Size of its weights in MB (10⁶ bytes), about what it takes in memory; None if they are not here."""
 
     @property
     def recorded(self) -> bool:
@@ -158,7 +161,7 @@ def summarize_run(file: TaskFile, run_folder: RunFolder | None, error: BaseExcep
         **read_run(run_folder),
         task=file.name,
         error=ended,
-        paths={name: _path_summary(evaluation) for name, evaluation in measured.items()},
+        paths={name: _path_summary(evaluation, run_folder) for name, evaluation in measured.items()},
         report=str(report) if report.exists() or not error else "",
     )
 
@@ -170,12 +173,14 @@ def format_summary(summary: RunSummary) -> str:
     }
     titles |= {name: f"{titles[name]} (recorded)" for name in summary.paths if summary.paths[name].recorded}
     width = max((len(titles[name]) for name in summary.paths), default=0) + 1
-    lines = [f"{'':<{width}} {'accuracy':<24} {'cost / 1k requests':<20} {'p50':>9}   share"]
+    lines = [f"{'':<{width}} {'accuracy':<24} {'cost / 1k requests':<20} {'p50':>9} {'per s':>7} {'model':>8}   share"]
     for name, path in summary.paths.items():
         share = f"{100 * path.share:.0f} %" + (" small" if name == "routed" else "")
+        rate = "–" if path.recorded else f"{path.requests_per_s:,.0f}"
+        size = "–" if path.model_mb is None else f"{max(1, path.model_mb):,.0f} MB"
         lines.append(
             f"{titles[name]:<{width}} {path.accuracy!s:<24} {format_usd(path.cost_usd_per_1k):<20} "
-            f"{path.p50_ms:>6.0f} ms   {share}"
+            f"{path.p50_ms:>6.0f} ms {rate:>7} {size:>8}   {share}"
         )
     return "\n".join([*lines, *_sentences(summary)])
 
@@ -199,10 +204,13 @@ def _sentences(summary: RunSummary) -> list[str]:
     return lines + [f"{name} left out: {why}" for name, why in summary.left_out.items()]
 
 
-def _path_summary(evaluation: Evaluation) -> PathSummary:
+def _path_summary(evaluation: Evaluation, run_folder: RunFolder) -> PathSummary:
     small = sum(evaluation.stays_small) / max(1, len(evaluation.rows))
-    measured = {name: getattr(evaluation, name) for name in PathSummary.model_fields if name != "share"}
-    return PathSummary(**measured, share=small if evaluation.candidate == "routed" else 1.0)
+    rest = {"share": small if evaluation.candidate == "routed" else 1.0, "model_mb": None}
+    if evaluation.candidate in CANDIDATES.names():
+        rest["model_mb"] = model_bytes(run_folder.model_folder(evaluation.candidate)) / 1e6 or None
+    measured = {name: getattr(evaluation, name) for name in PathSummary.model_fields if name not in rest}
+    return PathSummary(**rest, **measured)
 
 
 def next_steps(

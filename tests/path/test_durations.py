@@ -9,8 +9,9 @@ from fixtures.preflight import task_of
 
 from smallfirst.base.errors import WeightsNotFound
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, LARGER_ENCODER
+from smallfirst.models.manifest import MANIFEST, Manifest, write_manifest
 from smallfirst.path import durations as module
-from smallfirst.path.durations import TimeNeeded, forecast_candidates, forecast_in_words, time_needed
+from smallfirst.path.durations import TimeNeeded, forecast_candidates, forecast_in_words, model_bytes, time_needed
 from smallfirst.path.project.candidates import get_candidate
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import FITTED, FittedCandidates, RunFolder
@@ -100,3 +101,15 @@ def test_what_the_last_run_on_these_rows_took_is_what_is_foretold(project: Proje
     values = {"ladder": ("words",), "fitted": ("words",), "minutes": {"words": 7.0}, "mlflow_run_id": "1"}
     FittedCandidates.model_validate({**values, "dataset_fingerprint": rows}).save(run_folder.path / FITTED)
     assert forecast_candidates(project)[0].seconds == 420
+
+
+def test_the_size_of_a_model_includes_a_frozen_encoder_that_is_kept_elsewhere(
+    project: Project, tiny_encoder_folder: Path, tmp_path: Path
+) -> None:
+    folder, encoder = tmp_path / "model", sum(f.stat().st_size for f in tiny_encoder_folder.glob("*.safetensors"))
+    assert model_bytes(folder) == 0
+    folder.mkdir()
+    write_manifest(folder, Manifest(kind="encoder", task=project.task, base=str(tiny_encoder_folder)))
+    assert model_bytes(folder) - encoder == (folder / MANIFEST).stat().st_size
+    (folder / "encoder").mkdir()  # fine-tuned: it is here
+    assert model_bytes(folder) == (folder / MANIFEST).stat().st_size

@@ -103,12 +103,14 @@ def finished(made: RunFolder, *, wrong: set[int], below: str = "escalate") -> Ru
 
 
 def test_the_table_shows_every_measured_path_and_what_was_decided(run_folder: RunFolder) -> None:
+    (run_folder.model_folder("small")).mkdir()
+    (run_folder.model_folder("small") / "model.safetensors").write_bytes(bytes(3_000_000))
     outcome = summarize_run(FILE, finished(run_folder, wrong={0, 19}))
     assert format_summary(outcome).splitlines() == [
-        "                        accuracy                 cost / 1k requests         p50   share",
-        "large (recorded)        0.950 [0.764, 0.991]     $1.50                     4 ms   100 %",
-        "fine-tuned small model  0.850 [0.640, 0.948]     $0.0012                   4 ms   100 %",
-        "routed                  0.900 [0.699, 0.972]     $0.40                     4 ms   75 % small",
+        "                        accuracy                 cost / 1k requests         p50   per s    model   share",
+        "large (recorded)        0.950 [0.764, 0.991]     $1.50                     4 ms       –        –   100 %",
+        "fine-tuned small model  0.850 [0.640, 0.948]     $0.0012                   4 ms      50     3 MB   100 %",
+        "routed                  0.900 [0.699, 0.972]     $0.40                     4 ms      50        –   75 % small",
         OUTCOME.sentence,
         "gate PASS · promoted main.default.desk version 3 @champion · certificate: shown",
         "own requests taken for foreign: 2 of 200 test rows, 1 % [0.275, 3.57] (declared: at most 2 %; 1 of 380 rows "
