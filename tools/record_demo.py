@@ -14,8 +14,8 @@ from pathlib import Path
 from smallfirst.base.paths import state_of
 from smallfirst.base.records import Record
 from smallfirst.path.calibrate import CERTIFIED
-from smallfirst.path.demo import RECORDED_RUN, RECORDING, DemoRecording
-from smallfirst.path.project.run_folder import CERTIFICATE, FITTED, KEPT, OPEN_ENDED, RunFolder
+from smallfirst.path.demo import RECORDED_RUN, RECORDING
+from smallfirst.path.project.run_folder import CERTIFICATE, DOMAIN, FITTED, KEPT, RunFolder
 from smallfirst.registry.runs import UNTRACKED
 
 TASK = Path(__file__).parents[1] / "examples" / "claims_desk"
@@ -35,25 +35,26 @@ def main() -> None:
     found = run.fitted()
     assert found is not None
     at = datetime.strptime(run.path.name[:8], "%Y%m%d").date().isoformat()
-    recording = DemoRecording(at=at, machine=given.machine, command=given.command)
+    recording = f"recorded on {at} by {given.command} on {given.machine}"
     names = tuple(name for name in found.fitted if name not in LIVE)
     minutes = {name: found.minutes[name] for name in names}
     fitted = found.model_copy(update={"fitted": names, "mlflow_run_id": UNTRACKED, "minutes": minutes})
-    texts = {RECORDING: compact(recording), FITTED: compact(fitted)}
+    texts = {RECORDING: recording, FITTED: compact(fitted)}
     for path in sorted((run.path / "evaluations").glob("*.json")):
         name, split = path.stem.rsplit("-", 1)
         one = run.evaluation(name, split)
         if name not in LIVE and one is not None:
-            note = "; ".join(filter(None, (one.note, recording.in_words)))
+            note = "; ".join(filter(None, (one.note, recording)))
             texts[f"evaluations/{path.name}"] = compact(one.model_copy(update={"requests_per_s": None, "note": note}))
-    texts |= {name: (run.path / name).read_text("utf-8") for name in (CERTIFICATE, CERTIFIED, KEPT, OPEN_ENDED)}
+    others = (run.path / name for name in (CERTIFICATE, CERTIFIED, KEPT, DOMAIN))
+    texts |= {path.name: path.read_text("utf-8") for path in others if path.exists()}
     target = TASK / RECORDED_RUN
     with tarfile.open(target, "w:xz", preset=9) as archive:
         for name, text in texts.items():
             entry = tarfile.TarInfo(name)
             entry.size = len(text.encode())
             archive.addfile(entry, io.BytesIO(text.encode()))
-    print(f"{target}: {target.stat().st_size:,} bytes, {recording.in_words}")
+    print(f"{target}: {target.stat().st_size:,} bytes, {recording}")
 
 
 def compact(record: Record) -> str:

@@ -16,7 +16,6 @@ import smallfirst
 from smallfirst.base.errors import ConfigError
 from smallfirst.base.paths import state_of
 from smallfirst.base.progress import Progress
-from smallfirst.base.records import Record
 from smallfirst.path.evaluate import evaluate_stage
 from smallfirst.path.finalists import chosen_by
 from smallfirst.path.project.project import Project
@@ -29,21 +28,8 @@ from smallfirst.path.train import train_stage
 
 RECORDED_RUN = Path("recorded") / "run.tar.xz"
 """Files of a run folder, in the folder of the demo's task; tools/record_demo.py makes it."""
-RECORDING = "recording.json"
-"""File of the DemoRecording in it."""
-
-
-class DemoRecording(Record):
-    """Where a recorded run comes from."""
-
-    at: str
-    """Date of the run, ISO 8601."""
-    machine: str
-    command: str
-
-    @property
-    def in_words(self) -> str:
-        return f"recorded on {self.at} by {self.command} on {self.machine}"
+RECORDING = "recording.txt"
+"""File in it that says when, by which command and on which machine."""
 
 
 def demo(folder: str | Path = "smallfirst-demo", *, progress: Progress | None = None) -> RunSummary:
@@ -59,8 +45,8 @@ def demo(folder: str | Path = "smallfirst-demo", *, progress: Progress | None = 
             run_folder = RunFolder.new(project.file.name)
             with tarfile.open(place / RECORDED_RUN) as recorded:
                 recorded.extractall(run_folder.path, filter="data")
-            recording = DemoRecording.load(run_folder.path / RECORDING)
-            progress.log(f"words are fitted here; what is marked replayed was {recording.in_words}")
+            recording = (run_folder.path / RECORDING).read_text(encoding="utf-8")
+            progress.log(f"words are fitted here; what is marked replayed was {recording}")
             _replay(project, run_folder)
             progress.log(decide_outcome(project, run_folder).sentence)
             page = shutil.copyfile(report_stage(project, run_folder), place / "report.html")

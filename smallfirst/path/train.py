@@ -77,7 +77,8 @@ def _fit_all(project: Project, run_folder: RunFolder, began: float | None) -> Ru
     race = Race(project, run_folder, _fitted_so_far(project, run_folder, candidates))
     _note_labels(project)
     waiting = [candidate for candidate in candidates if candidate.name not in race.found.fitted]
-    for line in forecast_in_words(forecast_candidates(project)):
+    names = {one.name for one in waiting}
+    for line in forecast_in_words([one for one in forecast_candidates(project) if one.name in names]):
         progress.log(line)
     if project.file.minutes is None:
         for candidate in sorted(waiting, key=lambda candidate: candidate.combines):

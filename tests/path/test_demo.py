@@ -43,6 +43,7 @@ def test_a_run_is_shown_without_pytorch_and_network(tmp_path: Path, monkeypatch:
     assert [*found["minutes"]] == ["encoder", "tuned", "small", "words"]
     lines = [line.split("] ", 1)[1] for line in ran.stderr.splitlines()]
     assert lines[0].startswith("words are fitted here; what is marked replayed was recorded on 20")
+    assert not any("fetches" in line or "tuned" in line for line in lines if line.startswith("fitting"))
     assert sum(line.startswith("replayed: ") for line in lines) == 8
     [words] = [line for line in lines if line.startswith("words on choosing rows")]
     assert words.split()[5] in found["left_out"]["words"]

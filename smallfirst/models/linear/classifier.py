@@ -10,6 +10,7 @@ proof is that evaluation, gate, certificate and parity then measure the chosen a
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import time
@@ -79,33 +80,16 @@ class LinearClassifier:
 
         An SVM, one label against the rest, has margins in the place of logits, times SVM_SCALE.
         """
-        return cls.fit_each(kind, data, task, (estimator,), encoder=encoder)[estimator]
-
-    @classmethod
-    def fit_each(
-        cls,
-        kind: Literal["words", "encoder"],
-        data: Dataset,
-        task: Task,
-        estimators: Sequence[Estimator],
-        *,
-        encoder: SentenceEncoder | None = None,
-    ) -> dict[Estimator, LinearClassifier]:
-        """Return a model for each estimator, as `fit` does, on features that are computed once."""
-        texts = [example.text for example in data.examples]
+        texts = tuple(example.text for example in data.examples)
         features: Any
         if kind == "words":
-            features = TfidfFeatures.fit(texts)
-            inputs = features.matrix(texts)
+            features, inputs = _words_of(texts)
         else:
             features = (encoder or open_encoder(find_weights(DEFAULT_ENCODER))).embed
             inputs = features(texts)
         gold, n_labels = gold_labels([example.answer for example in data.examples], task), len(task.answer_labels)
-        several, regularization = not task.closed, INVERSE_REGULARIZATION[kind]
-        return {
-            one: cls(features, *fit_linear(inputs, gold, n_labels, regularization, one), several_labels=several)
-            for one in estimators
-        }
+        fitted = fit_linear(inputs, gold, n_labels, INVERSE_REGULARIZATION[kind], estimator)
+        return cls(features, *fitted, several_labels=not task.closed)
 
     def score(self, texts: Sequence[str]) -> list[LabelLogProbs]:
         if not texts:
@@ -149,6 +133,13 @@ class LinearClassifier:
         else:
             encoder = open_encoder(find_weights(manifest.base), int8=int8)
         return cls(encoder.embed, weights, bias, encoder=encoder, several_labels=several)
+
+
+@functools.lru_cache(maxsize=1)
+def _words_of(texts: tuple[str, ...]) -> tuple[TfidfFeatures, Any]:
+    """Return the words of texts and their matrix, which each estimator is fitted on in turn."""
+    features = TfidfFeatures.fit(texts)
+    return features, features.matrix(texts)
 
 
 def gold_labels(answers: Sequence[str], task: Task) -> np.ndarray:

@@ -40,7 +40,7 @@ class LinearCandidate(Candidate):
     def fit(self, project: Project, run_folder: RunFolder) -> float:
         """Fit on the training rows; choose the estimator and calibrate the confidence on the selection rows."""
         encoder, rows, manifest = self._encoder(project), project.rows, self._manifest(project)
-        fitted = self._fitted(project, rows.train, encoder, self._estimators(project))
+        fitted = {one: self._fitted(project, rows.train, encoder, one) for one in self._estimators(project)}
         texts = [example.text for example in rows.selection.examples]
         answers = {one: read_labels(model, rows.train, texts, manifest) for one, model in fitted.items()}
         manifest = self._choose(project, answers, rows.selection, manifest)
@@ -59,9 +59,9 @@ class LinearCandidate(Candidate):
         answers: dict[Estimator, dict[int, RawAnswer]] = {one: {} for one in self._estimators(project)}
         for fold in folds:
             texts = [example.text for example in fold.held.examples]
-            for estimator, classifier in self._fitted(project, fold.rest, encoder, [*answers]).items():
-                known = read_labels(classifier, fold.rest, texts, manifest)
-                answers[estimator] |= dict(zip(fold.at, known, strict=True))
+            for estimator, known in answers.items():
+                classifier = self._fitted(project, fold.rest, encoder, estimator)
+                known |= dict(zip(fold.at, read_labels(classifier, fold.rest, texts, manifest), strict=True))
             if fold is folds[0] and self.kind == "encoder":
                 with TemporaryDirectory() as folder:
                     classifier.save(Path(folder), manifest)
@@ -74,8 +74,7 @@ class LinearCandidate(Candidate):
         """Fit on training and selection rows."""
         rows, folder = project.rows.development, run_folder.model_folder(self.name)
         shutil.rmtree(folder, ignore_errors=True)
-        estimator = folds.manifest.estimator
-        classifier = self._fitted(project, rows, self._encoder(project), [estimator])[estimator]
+        classifier = self._fitted(project, rows, self._encoder(project), folds.manifest.estimator)
         manifest = classifier.save(folder, folds.manifest)
         finish_refit(classifier, rows, manifest, folds, folder)
 
@@ -86,10 +85,8 @@ class LinearCandidate(Candidate):
     def _manifest(self, project: Project) -> Manifest:
         return Manifest(kind=self.kind, task=project.task, base=self.encoder_name(project.file.small))
 
-    def _fitted(
-        self, project: Project, rows: Dataset, encoder: Any, estimators: Sequence[Estimator]
-    ) -> dict[Estimator, LinearClassifier]:
-        return LinearClassifier.fit_each(self.kind, rows, project.task, estimators, encoder=encoder)
+    def _fitted(self, project: Project, rows: Dataset, encoder: Any, estimator: Estimator) -> LinearClassifier:
+        return LinearClassifier.fit(self.kind, rows, project.task, encoder=encoder, estimator=estimator)
 
     def _choose(
         self, project: Project, answers: Mapping[Estimator, Sequence[RawAnswer]], rows: Dataset, manifest: Manifest

@@ -21,17 +21,16 @@ pytestmark = pytest.mark.usefixtures("module_home")
 def test_the_estimator_that_is_right_more_often_is_fitted_recorded_and_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, better: str, in_folds: bool
 ) -> None:
-    fit, fit_each = LinearClassifier.fit, LinearClassifier.fit_each
+    fit = LinearClassifier.fit
 
-    def worse(*given: object, **more: object) -> dict[str, LinearClassifier]:
-        """Fit them, and turn the other estimator's answers round."""
-        made = fit_each(*given, **more)  # type: ignore[arg-type]
-        for estimator, model in made.items():
-            if estimator != better:
-                model.weights = -model.weights
-        return dict(made)
+    def worse(kind: str, data: object, task: object, *, estimator: str, **more: object) -> LinearClassifier:
+        """Fit it, and turn the other estimator's answers round."""
+        made = fit(kind, data, task, estimator=estimator, **more)  # type: ignore[arg-type]
+        if estimator != better:
+            made.weights = -made.weights
+        return made
 
-    monkeypatch.setattr(LinearClassifier, "fit_each", worse)
+    monkeypatch.setattr(LinearClassifier, "fit", worse)
     project = task_of(tmp_path, {"train": things(90)}, ladder=["words"])
     run_folder, rows = RunFolder.new(project.file.name), project.rows.train
     if in_folds:
@@ -42,7 +41,6 @@ def test_the_estimator_that_is_right_more_often_is_fitted_recorded_and_loaded(
     folder = run_folder.model_folder("words")
     assert read_manifest(folder).estimator == better
     loaded = LinearClassifier.load(folder, read_manifest(folder))
-    monkeypatch.undo()
     assert np.allclose(loaded.weights, fit("words", rows, project.task, estimator=better).weights)  # type: ignore[arg-type]
 
 
