@@ -121,6 +121,9 @@ The first of {draws} draws with its 95 % interval (Wilson); then the mean and th
 |---|---|---|---|---|---|---|---|
 """
 
+RUNS = "\n## Runs on CLINC150"
+"""Where what was measured with the command line begins, which stays."""
+
 
 def table(folder: Path, labels: Sequence[str]) -> None:
     results = {label: json.loads((folder / f"{label}.json").read_text()) for label in labels}
@@ -144,7 +147,9 @@ def table(folder: Path, labels: Sequence[str]) -> None:
     sums = ", ".join(f"{label} in {n}" for label, n in above.items())
     end = f"\nOf {n_draws} fits more than 2 % of the own rows held back are refused {sums}.\n"
     end += "These draws were seen while the rule was made; nothing of it is fitted on them.\n"
-    (RESULTS / "own_refused.md").write_text(text + "\n".join(lines) + "\n" + end, encoding="utf-8")
+    page = RESULTS / "own_refused.md"
+    _, mark, runs = page.read_text(encoding="utf-8").partition(RUNS) if page.exists() else ("", "", "")
+    page.write_text(f"{text}{chr(10).join(lines)}\n{end}{mark}{runs}", encoding="utf-8")
 
 
 def _share(found: Sequence[int]) -> Estimate:
