@@ -237,7 +237,7 @@ def selector(kind: str, folder: Path) -> TaskSelector:
     for task in TASKS:
         if not (folder / kind / task / PROFILE_FILE).exists():
             fit_task_profile(*rows_of(task)[:2], encoder=encoder).save(folder / kind / task)
-    return TaskSelector.load({task: folder / kind / task for task in TASKS})
+    return TaskSelector.load({task: (folder / kind / task, None) for task in TASKS})
 
 
 def auto(folder: Path) -> list[str]:

@@ -227,7 +227,7 @@ class DeployedTasks(MonitoringRoutes):
         routers: dict[str, Model] = {
             name: ModelProxy(self.models, name, deployed.router) for name, deployed in known.items()
         }
-        folders = {name: deployed.profile_folder for name, deployed in known.items()}
+        folders = {name: (deployed.profile_folder, deployed.encoder) for name, deployed in known.items()}
         selector = TaskSelector.load(folders, price=deployments[0].file.prices.machine)
         auto = AutoRouter(selector, routers, general)
         return ModelSet(AUTO, {AUTO: auto}, auto)

@@ -18,6 +18,7 @@ from smallfirst.deployment.hot_swap import ModelSet, SharedModel
 from smallfirst.deployment.second_look import TAG, SecondLook, SecondLooks, read_look
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.measuring.outcome import Outcome
+from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.protocol import Model, Request
 from smallfirst.path import large_model as large_path
@@ -33,6 +34,7 @@ from smallfirst.path.router_setup import (
     challenger_stages,
     check_filters,
     load_ood_detector,
+    own_encoder,
     routes_to_challenger,
     routing_rules,
     stages_ahead,
@@ -78,6 +80,11 @@ class DeployedVersion(NamedTuple):
     """May be missing; `auto` recognises the task by it."""
     second_look: SecondLook | None = None
     """If it was taken."""
+
+    @property
+    def encoder(self) -> SentenceEncoder | None:
+        """The one that the model which answers last reads with."""
+        return own_encoder(self.router.router.stages[-1].model)
 
     async def aclose(self) -> None:
         await self.models.aclose()
@@ -181,13 +188,13 @@ class TaskDeployment:
         outcome = Outcome.from_json(raw, where=f"the outcome of {where}") if raw else None
         self._check_fallback(certificate, outcome)
         self._check_engine(version)
-        detector = load_ood_detector(file, run_folder, parts)
-        check_filters(certificate, file, detector)
         ahead = stages_ahead(file, run_folder, version=version.version)
         loaded += [stage.model for stage in ahead]
         name = versioned_name(f"{file.name}-small", version.version)
         small = load_small(file, version.folder, name=name)
         loaded.append(small)
+        detector = load_ood_detector(file, run_folder, parts, small)
+        check_filters(certificate, file, detector)
         beside = challenger_stages(file, wanted.challenger) if wanted.challenger is not None else ()
         loaded += [stage.model for stage in beside]
         if trial is not None:

@@ -117,6 +117,8 @@ class LabelModel(LabelAnswers):
         self, scorer: TextScorer, manifest: Manifest, *, name: str = "", price: MachinePrice | None = None
     ) -> None:
         super().__init__(manifest, name=name, price=price)
+        self.encoder = getattr(scorer, "encoder", None)
+        """The SentenceEncoder that it reads with, which others may ask too; None if it reads otherwise."""
         self._worker: BatchWorker[str, LabelLogProbs] = BatchWorker(
             scorer.score,
             name=self.name,

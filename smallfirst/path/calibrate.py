@@ -97,7 +97,7 @@ async def build_calibration_set(
     Raise StageMissing if a stage was not evaluated, DataError where a model was fitted on some of the rows.
     """
     file, names = project.file, {**{name: name for name in project.file.routing.ahead}, FINE_TUNED: candidate}
-    profile = fit_profile(project, run_folder)
+    profile = fit_profile(project, run_folder, candidate)
     stages = cascade_stages(project, run_folder, get_candidate(candidate).load(project, run_folder))
     try:
         folds = {stage: one for stage, name in names.items() if (one := run_folder.folds(name)) is not None}

@@ -76,9 +76,9 @@ async def measure_router(
         large = await recorded_answers(file, project.task, rows, progress=project.progress)
         open_answers = await recorded_open_answers(file, rows, progress=project.progress)
         general = open_answers.with_silence_on(large) if open_answers else None
-    detector = load_ood_detector(file, run_folder, parts)
     options = routing_rules(file, None, run_folder.path)
     stages = parts.on(cascade_stages(project, run_folder, get_candidate(candidate).load(project, run_folder)))
+    detector = load_ood_detector(file, run_folder, parts, stages[-1].model)
     router = Router(stages, large, certificate, general=general, ood_detector=detector, options=options, name=file.name)
     asked = test
     if file.large is not None and (certificate.below == "escalate" or detector is not None or file.routing.policies):

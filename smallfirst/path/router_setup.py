@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ from smallfirst.data.dataset import Dataset, Example
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.measuring.out_of_fold import FoldAnswers
 from smallfirst.models.catalog import find_weights
+from smallfirst.models.encoder.sentence_encoder import SentenceEncoder, open_encoder
+from smallfirst.models.linear.classifier import ENCODER_FOLDER, LinearClassifier
 from smallfirst.models.manifest import MANIFEST, int8_allowed, read_manifest
 from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.path.large_model import answers_so_far
@@ -33,7 +36,7 @@ from smallfirst.path.project.task_file import TaskFile
 from smallfirst.registry import versions
 from smallfirst.routing.acceptance import AcceptanceScore, foreign_rows
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.domain import OodGate, TaskProfile, fit_task_profile, has_profile
+from smallfirst.routing.domain import OWN, OodGate, TaskProfile, fit_task_profile, has_profile
 from smallfirst.routing.gain import LARGE, SMALL, GainModel
 from smallfirst.routing.policies import CHALLENGER
 from smallfirst.routing.router import RouterOptions, Stage
@@ -46,6 +49,8 @@ PROFILE_FOLDS = 5
 """Parts of the rows that profiles of the others measure, so that all of them find the domain limit."""
 MAX_PROFILE_FOLD_ROWS = 10_000
 """Training and selection rows up to which that is done for a check that is served; it takes seconds."""
+MIN_CAUGHT = 0.8
+"""Share of the foreign rows that nothing certifies by which a check by words is found good enough."""
 RUN = "run"
 """Folder beside a version's files with what a server needs of its run."""
 CHEAP = ("words", "encoder")
@@ -240,31 +245,70 @@ def challenger_stages(file: TaskFile, version: int | None = None) -> tuple[Stage
     return (Stage(CHALLENGER, load_small(file, found.folder, name=name)),)
 
 
-def fit_profile(project: Project, run_folder: RunFolder) -> TaskProfile | None:
-    """Fit and save the profile that tells the task's requests from others; return it if it is served."""
-    encoder, rows = None, project.rows
-    if any(candidate.uses_sentence_encoder for candidate in fitted_candidates(project, run_folder)):
-        from smallfirst.models.encoder.sentence_encoder import open_encoder
+def fit_profile(project: Project, run_folder: RunFolder, candidate: str) -> TaskProfile | None:
+    """Fit and save the profile that tells the task's requests from others; return it if it is served.
 
-        name, folder = project.file.small.encoder, run_folder.model_folder("encoder")
-        int8 = (folder / MANIFEST).is_file() and int8_allowed(folder, read_manifest(folder))
-        encoder = (name, open_encoder(find_weights(name), int8=int8))  # as the candidate reads: one pass serves both
-    own, served = own_validation(project), project.file.tells_foreign_requests
+    It compares what the candidate reads, so that a request is read once; what an encoder has learnt, where it has not
+    seen the selection rows. Else it compares words if they tell MIN_CAUGHT of the foreign rows apart, and vectors of
+    the frozen encoder if not, or if a language model answers, which takes longer than both.
+    """
+    rows, file = project.rows, project.file
+    own, served = own_validation(project), file.tells_foreign_requests
     in_folds = fits_in_folds(project) or (served and not own and len(rows.development) <= MAX_PROFILE_FOLD_ROWS)
-    try:
-        profile = fit_task_profile(
+
+    def fit(encoder: tuple[str, SentenceEncoder] | None, *, in_folds: bool = in_folds) -> TaskProfile:
+        return fit_task_profile(
             rows.train,
             rows.selection,
             encoder=encoder,
             n_folds=PROFILE_FOLDS if in_folds else 0,
             by_selection=own,
-            refuse_own_at_most=project.file.routing.domain.refuse_own_at_most,
+            refuse_own_at_most=file.routing.domain.refuse_own_at_most,
         )
+
+    folder = run_folder.model_folder(candidate)
+    kind = read_manifest(folder).kind if (folder / MANIFEST).is_file() else ""
+    encoder = _frozen_encoder(project, run_folder)
+    try:
+        if kind == "encoder" and not (folder / ENCODER_FOLDER).is_dir():
+            manifest = read_manifest(folder)
+            profile = fit((manifest.base, _opened(folder, manifest.base)))
+        elif kind == "encoder" and run_folder.folds(candidate) is None:
+            learnt = LinearClassifier.load(folder, read_manifest(folder)).encoder
+            assert learnt is not None
+            profile = fit((OWN, learnt), in_folds=False)
+        elif encoder is None or kind in ("words", "encoder"):
+            profile = fit(None)
+            if encoder is not None and (caught := _caught(profile, foreign_rows(rows.open_ended)[0])) < MIN_CAUGHT:
+                project.progress.log(f"domain check: words tell {caught:.0%} of foreign rows apart, so an encoder does")
+                profile = fit(encoder)
+        else:
+            profile = fit(encoder)
     except DataError as error:
         project.progress.log(f"`auto` cannot recognize this task: {error.args[0]}")
         return None
+    shutil.rmtree(run_folder.path / PROFILE_FOLDER, ignore_errors=True)
     profile.save(run_folder.path / PROFILE_FOLDER)
     return profile if served else None
+
+
+def _frozen_encoder(project: Project, run_folder: RunFolder) -> tuple[str, SentenceEncoder] | None:
+    if not any(candidate.uses_sentence_encoder for candidate in fitted_candidates(project, run_folder)):
+        return None
+    name = project.file.small.encoder
+    return name, _opened(run_folder.model_folder("encoder"), name)
+
+
+def _opened(folder: Path, name: str) -> SentenceEncoder:
+    """Return the encoder of this name, in the precision in which the model in `folder` reads: one pass serves both."""
+    return open_encoder(
+        find_weights(name), int8=(folder / MANIFEST).is_file() and int8_allowed(folder, read_manifest(folder))
+    )
+
+
+def _caught(profile: TaskProfile, foreign: Dataset) -> float:
+    beyond = [one.ood_score > profile.threshold for one in profile.measure_rows(foreign)]
+    return sum(beyond) / max(1, len(beyond))
 
 
 def serves_domain_check(file: TaskFile, run_folder: RunFolder, parts: RouterParts) -> bool:
@@ -272,11 +316,16 @@ def serves_domain_check(file: TaskFile, run_folder: RunFolder, parts: RouterPart
     return file.tells_foreign_requests and bool(parts.acceptance) and has_profile(run_folder.path / PROFILE_FOLDER)
 
 
-def load_ood_detector(file: TaskFile, run_folder: RunFolder, parts: RouterParts) -> OodGate | None:
-    """Return the domain check; None where none is served."""
+def load_ood_detector(file: TaskFile, run_folder: RunFolder, parts: RouterParts, small: Model) -> OodGate | None:
+    """Return the domain check in front of the model that answers last; None where none is served."""
     if not serves_domain_check(file, run_folder, parts):
         return None
-    return OodGate(TaskProfile.load(run_folder.path / PROFILE_FOLDER), price=file.prices.machine)
+    return OodGate(TaskProfile.load(run_folder.path / PROFILE_FOLDER, own_encoder(small)), price=file.prices.machine)
+
+
+def own_encoder(model: Model) -> SentenceEncoder | None:
+    """Return the encoder that a model reads with; None if it reads otherwise."""
+    return getattr(model, "encoder", None)
 
 
 def served_filters(file: TaskFile, *, checked: bool) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Self
 from smallfirst.base.errors import ModelError
 from smallfirst.base.records import Record
 from smallfirst.models.batching import BatchWorker
+from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.pricing import Charge, MachinePrice, itemized
 from smallfirst.models.protocol import (
     Capability,
@@ -56,9 +57,11 @@ class TaskSelector:
         self._price = price or MachinePrice()
 
     @classmethod
-    def load(cls, folders: Mapping[str, Path], *, price: MachinePrice | None = None) -> Self:
-        """Load profiles by task name. Raise ConfigError if one is missing."""
-        return cls({name: TaskProfile.load(at) for name, at in folders.items()}, price=price)
+    def load(
+        cls, folders: Mapping[str, tuple[Path, SentenceEncoder | None]], *, price: MachinePrice | None = None
+    ) -> Self:
+        """Load profiles by task name, with the encoders of the models that answer. Raise ConfigError without one."""
+        return cls({name: TaskProfile.load(*of) for name, of in folders.items()}, price=price)
 
     def select(self, request: Request | str) -> TaskSelection:
         """Return the task of a request, by its last user message; a conversation only goes to tasks that have some."""

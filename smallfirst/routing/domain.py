@@ -1,8 +1,8 @@
-"""Compare a text with a task's own requests by words alone, without PyTorch.
+"""Compare a text with a task's own requests, by words, without PyTorch, or by the vectors of an encoder.
 
-Four scores, each larger the less a text is like them: the share of its words and word pairs that no training text has;
-its distance, by character n-grams, from the nearest training text and from the nearest three; its distance from the
-nearest one by words that occur more than once. About 50 MB in memory for 10,000 short texts.
+Words give four scores, each larger the less a text is like them: the share of its words and word pairs that no training
+text has; its distance, by character n-grams, from the nearest training text and from the nearest three; its distance
+from the nearest one by words that occur more than once. About 50 MB in memory for 10,000 short texts.
 """
 
 from __future__ import annotations
@@ -151,6 +151,8 @@ MAX_NATS = 10.0
 """Features above that count as that: so unlike is one of 22,000 own requests, and the tail is a guess."""
 MAX_BATCH = 64
 """Texts that a gate measures at a time."""
+OWN = "own"
+"""In the place of an encoder's name: that of the model that answers, whose pass serves both."""
 PROFILE_FILE, STATES_FILE = "signature.json", "encoder.safetensors"
 """The first is written last, so a folder without one holds no profile."""
 
@@ -260,24 +262,25 @@ class ProfileParameters(Record):
     """Rows among them beyond the limit."""
     conversations: bool = False
     """True if the task's rows have several turns; else a conversation does not belong to the task."""
-    words: ScoreFusion
-    """From the text features to a score."""
-    states: ScoreFusion | None = None
-    """From the words' nonconformity and the state features to a score; None if states are not read."""
+    fusion: ScoreFusion
+    """Of what is compared: the text features, or those of an encoder's states."""
     encoder: str = ""
-    """Name of the frozen encoder whose states are read."""
+    """Name of the encoder whose states are compared, or OWN; empty where words are."""
     encoder_int8: bool = False
     """True if it reads in int8, where the processor supports it."""
 
 
 class StateScorer(NamedTuple):
-    """A frozen sentence encoder, and the profile of its vectors of a task's texts."""
+    """A sentence encoder, and the profile of its vectors of a task's texts."""
 
     encoder: SentenceEncoder
     profile: HiddenStateProfile
 
     def scores(self, texts: Sequence[str]) -> np.ndarray:
         return self.profile.nonconformity(self.encoder.embed(texts))
+
+    def save(self, folder: Path) -> None:
+        self.profile.save(folder / STATES_FILE)
 
 
 class MeasuredText(NamedTuple):
@@ -286,15 +289,15 @@ class MeasuredText(NamedTuple):
     ood_score: float
     """In [0, 1]."""
     features: tuple[float, ...]
-    """By the words and each feature of the hidden states, -log of the share of own requests that are as unlike, in
+    """By words, or by each feature of an encoder's states, -log of the share of own requests that are as unlike, in
     nats, at most MAX_NATS."""
 
 
 class TaskProfile:
     """The requests of one task, to compare others with."""
 
-    def __init__(self, parameters: ProfileParameters, text_features: TextFeatures, encoder: StateScorer | None) -> None:
-        self.parameters, self.text_features, self.encoder = parameters, text_features, encoder
+    def __init__(self, parameters: ProfileParameters, scorer: TextFeatures | StateScorer) -> None:
+        self.parameters, self._scorer = parameters, scorer
         self.unseen: dict[str, MeasuredText] = {}
         """By key, the rows that its limit is of, as a profile without them measures them; not saved."""
 
@@ -303,19 +306,9 @@ class TaskProfile:
         return self.parameters.limit
 
     def measure(self, texts: Sequence[str]) -> list[MeasuredText]:
-        """Return score and features of each text, in order; the hidden states of all are read, once.
-
-        They are independent of the other texts but for an encoder's rounding.
-        """
-        if not texts:
-            return []
-        words, states = self.parameters.words, self.parameters.states
-        raw = _raw_scores(self.text_features, self.encoder, texts)
-        unlike = words.nonconformity(raw.words)
-        if raw.states is None or states is None:
-            return _measured(words.fused, unlike, words.fused.neg_log_p_values(unlike)[:, None])
-        nats = states.neg_log_p_values(np.column_stack([unlike, raw.states]))
-        return _measured(states.fused, nats.sum(axis=1), nats)
+        """Return score and features of each text, in order, independent of the other texts but for rounding."""
+        fusion, words = self.parameters.fusion, not self.parameters.encoder
+        return _judge(fusion, fusion.neg_log_p_values(self._scorer.scores(texts)), words=words) if texts else []
 
     def measure_rows(self, rows: Dataset) -> list[MeasuredText]:
         """Return score and features of each row, as of a text that it was not fitted on."""
@@ -324,26 +317,30 @@ class TaskProfile:
         return [self.unseen.get(e.key) or next(measured) for e in rows.examples]
 
     def save(self, folder: Path) -> None:
-        self.text_features.save(folder)
-        if self.encoder is not None:
-            self.encoder.profile.save(folder / STATES_FILE)
+        self._scorer.save(folder)
         self.parameters.save(folder / PROFILE_FILE)
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path, own: SentenceEncoder | None = None) -> Self:
         """Load a profile and the encoder that it reads, so that no request waits or pays for that.
 
-        Raise ConfigError without a profile, WeightsNotFound.
+        `own` is that of the model that answers. Raise ConfigError without a profile, or without `own` where it is read,
+        WeightsNotFound.
         """
         if not has_profile(folder):
             raise ConfigError(
                 f"{folder} holds no {PROFILE_FILE}", hint="fit_task_profile(train, selection).save(folder)"
             )
-        parameters, encoder = ProfileParameters.load(folder / PROFILE_FILE), None
-        if parameters.encoder:
-            opened = open_encoder(find_weights(parameters.encoder), int8=parameters.encoder_int8)
-            encoder = StateScorer(opened, HiddenStateProfile.load(folder / STATES_FILE))
-        return cls(parameters, TextFeatures.load(folder), encoder)
+        parameters = ProfileParameters.load(folder / PROFILE_FILE)
+        if not parameters.encoder:
+            return cls(parameters, TextFeatures.load(folder))
+        if parameters.encoder != OWN:
+            own = open_encoder(find_weights(parameters.encoder), int8=parameters.encoder_int8)
+        if own is None:
+            raise ConfigError(
+                f"{folder} compares the states of a model that is not loaded", hint="smallfirst calibrate task.yaml"
+            )
+        return cls(parameters, StateScorer(own, HiddenStateProfile.load(folder / STATES_FILE)))
 
 
 def has_profile(folder: Path) -> bool:
@@ -404,42 +401,39 @@ def fit_task_profile(
 ) -> TaskProfile:
     """Fit the profile of the task with these rows; `own_limit` of the selection rows is its threshold.
 
-    Vectors come from `encoder`, given with its name. With `n_folds` the profile is of all rows, and its threshold of
-    all rows as profiles of the other folds measure them, or of the selection rows alone `by_selection`. With fewer than
-    MIN_ROWS selection rows a fifth of the training rows joins them. Raise DataError if there are too few rows for that.
+    With `encoder`, given with its name, vectors are compared, else words. With `n_folds` the profile is of all rows,
+    and its threshold of all rows as profiles of the other folds measure them, or of the selection rows alone
+    `by_selection`. With fewer than MIN_ROWS selection rows a fifth of the training rows joins them. Raise DataError if
+    there are too few rows for that.
     """
     all_rows = train.subset("development", (*train.examples, *selection.examples))
     folds = folds_of(all_rows, n_folds) if n_folds and len(all_rows) >= 2 * MIN_ROWS else []
     if len(folds) > 1:
         known = None if encoder is None else (encoder[0], CachedEncoder(encoder[1]))
         order = np.argsort([i for fold in folds for i in fold.at])
-        parts = [_raw_scores(*_fit_parts(fold.rest, known), _texts(fold.held)) for fold in folds]
-        vectors = [one.states for one in parts if one.states is not None]
-        raw = _RawScores(
-            np.concatenate([one.words for one in parts])[order], np.concatenate(vectors)[order] if vectors else None
-        )
-        train = all_rows
-        text_features, scorer = _fit_parts(train, known)
-        if scorer is not None and encoder is not None:
+        raw = np.concatenate([_fit_scorer(fold.rest, known).scores(_texts(fold.held)) for fold in folds])[order]
+        train, scorer = all_rows, _fit_scorer(all_rows, known)
+        if isinstance(scorer, StateScorer) and encoder is not None:
             scorer = scorer._replace(encoder=encoder[1])
     else:
         train, selection = _with_enough_selection(train, selection)
-        text_features, scorer = _fit_parts(train, encoder)
-        raw = _raw_scores(text_features, scorer, _texts(selection))
+        scorer = _fit_scorer(train, encoder)
+        raw = scorer.scores(_texts(selection))
     rows = train if len(folds) > 1 and not by_selection else selection
-    words, states, judged = _fit_ranks(raw.last(len(rows)))
+    own = raw[-len(rows) :]
+    fusion = ScoreFusion.fit(own)
+    judged = _judge(fusion, _ranked_among_others(own), words=encoder is None)
     limit = own_limit([one.ood_score for one in judged], refuse_own_at_most)
     parameters = ProfileParameters(
         limit=limit,
         n_own=len(judged),
         n_beyond=sum(one.ood_score > limit for one in judged),
         conversations=any(sum(m.role != "system" for m in e.messages) > 1 for e in train.examples),
-        words=words,
-        states=states,
+        fusion=fusion,
         encoder=encoder[0] if encoder else "",
         encoder_int8=encoder is not None and encoder[1].int8,
     )
-    profile = TaskProfile(parameters, text_features, scorer)
+    profile = TaskProfile(parameters, scorer)
     profile.unseen = {e.key: one for e, one in zip(rows.examples, judged, strict=True)}
     return profile
 
@@ -457,41 +451,22 @@ def own_limit(scores: Sequence[float], at_most: float) -> float:
     return float(own[-1 - n_beyond] if n_beyond >= 0 else max(own[-1], 1 - at_most))
 
 
-def _fit_ranks(own: _RawScores) -> tuple[ScoreFusion, ScoreFusion | None, list[MeasuredText]]:
-    """Return the ranks of words and states, and each own row's score and features among the others."""
-    words, unlike = ScoreFusion.fit(own.words), _ranked_among_others(own.words).sum(axis=1)
-    if own.states is None:
-        return words, None, _measured(words.fused, unlike, words.fused.neg_log_p_values(unlike)[:, None])
-    columns = np.column_stack([unlike, own.states])
-    states, nats = ScoreFusion.fit(columns), _ranked_among_others(columns)
-    return words, states, _measured(states.fused, nats.sum(axis=1), nats)
+def _judge(fusion: ScoreFusion, nats: np.ndarray, *, words: bool) -> list[MeasuredText]:
+    """Return score and features of texts by the -log p-values of what is compared (texts, scores).
 
-
-def _measured(fused: ConformalScorer, unlike: np.ndarray, features: np.ndarray) -> list[MeasuredText]:
-    pairs = zip(fused.ood_score(unlike).tolist(), np.minimum(features, MAX_NATS).tolist(), strict=True)
+    The scores of words are too much alike to be features of their own.
+    """
+    unlike = nats.sum(axis=1)
+    features = np.minimum(fusion.fused.neg_log_p_values(unlike)[:, None] if words else nats, MAX_NATS)
+    pairs = zip(fusion.fused.ood_score(unlike).tolist(), features.tolist(), strict=True)
     return [MeasuredText(score, tuple(own)) for score, own in pairs]
 
 
-class _RawScores(NamedTuple):
-    words: np.ndarray
-    """Text features (texts, features)."""
-    states: np.ndarray | None
-    """State features (texts, features); None without an encoder."""
-
-    def last(self, n: int) -> _RawScores:
-        return _RawScores(self.words[-n:], None if self.states is None else self.states[-n:])
-
-
-def _fit_parts(train: Dataset, encoder: tuple[str, Any] | None) -> tuple[TextFeatures, StateScorer | None]:
+def _fit_scorer(train: Dataset, encoder: tuple[str, Any] | None) -> TextFeatures | StateScorer:
     texts = _texts(train)
     if encoder is None:
-        return TextFeatures.fit(texts), None
-    profile = HiddenStateProfile.fit(encoder[1].embed(texts), _label_numbers(train))
-    return TextFeatures.fit(texts), StateScorer(encoder[1], profile)
-
-
-def _raw_scores(text_features: TextFeatures, scorer: StateScorer | None, texts: Sequence[str]) -> _RawScores:
-    return _RawScores(text_features.scores(texts), scorer.scores(texts) if scorer and texts else None)
+        return TextFeatures.fit(texts)
+    return StateScorer(encoder[1], HiddenStateProfile.fit(encoder[1].embed(texts), _label_numbers(train)))
 
 
 def _with_enough_selection(train: Dataset, selection: Dataset) -> tuple[Dataset, Dataset]:

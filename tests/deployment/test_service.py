@@ -85,7 +85,7 @@ def test_the_choice_of_the_task_is_billed_at_the_machine_price_of_the_first_task
 ) -> None:
     (tmp_path / PROFILE_FILE).touch()
     priced = task_file().model_copy(update={"prices": PriceBook(machine=MachinePrice(usd_per_hour=7.0))})
-    deployed = SimpleNamespace(profile_folder=tmp_path, router=SimpleNamespace(name="desk"))
+    deployed = SimpleNamespace(profile_folder=tmp_path, encoder=None, router=SimpleNamespace(name="desk"))
     served = object.__new__(service.DeployedTasks)
     served.models = HotSwapModels()
     served._targets = {

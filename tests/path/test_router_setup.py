@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ from fixtures.preflight import task_of
 from smallfirst.base.errors import StageMissing
 from smallfirst.data.dataset import Dataset
 from smallfirst.measuring.out_of_fold import FoldAnswers, RawAnswer
+from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
+from smallfirst.models.linear.classifier import ENCODER_FOLDER, LinearClassifier
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
 from smallfirst.models.recorded import record
+from smallfirst.path import router_setup
 from smallfirst.path.calibrate import served_rows
-from smallfirst.path.project.project import Project
+from smallfirst.path.project.project import Project, load_small
 from smallfirst.path.project.run_folder import RunFolder
 from smallfirst.path.project.task_file import LargeConfig, RoutingConfig
 from smallfirst.path.router_setup import (
@@ -30,15 +34,16 @@ from smallfirst.path.router_setup import (
     check_filters,
     fit_acceptance,
     fit_gain,
+    fit_profile,
     foreign_drafts,
     held_out_drafts,
     load_ood_detector,
     served_filters,
 )
 from smallfirst.routing.acceptance import AcceptanceScore
-from smallfirst.routing.domain import fit_task_profile
+from smallfirst.routing.domain import OWN, fit_task_profile
 from smallfirst.routing.gain import GainModel
-from smallfirst.routing.router import Stage
+from smallfirst.routing.router import Router, Stage
 
 LABELS = ("billing", "delivery")
 
@@ -215,14 +220,14 @@ def test_where_the_confidence_counts_the_distance_every_row_certifies(tmp_path: 
     assert list(rows.examples) == list(of.rows.calibration.examples)
     assert (filters, limits) == ({"domain check": True, "policies": []}, [])
     off = project(tmp_path, ["a"], domain="off").file
-    assert load_ood_detector(off, run_folder, SCORED) is None
+    assert load_ood_detector(off, run_folder, SCORED, Small()) is None
     default = off.model_copy(update={"routing": RoutingConfig()})
-    assert load_ood_detector(default, run_folder, RouterParts()) is None  # its calibration had no check
+    assert load_ood_detector(default, run_folder, RouterParts(), Small()) is None  # its calibration had no check
 
 
 def test_a_certificate_is_served_behind_its_own_filters_only(tmp_path: Path) -> None:
     of, run_folder = gated(tmp_path)
-    detector = load_ood_detector(of.file, run_folder, SCORED)
+    detector = load_ood_detector(of.file, run_folder, SCORED, Small())
     certificate = make_certificate(filters=served_filters(of.file, checked=detector is not None))
     check_filters(certificate, of.file, detector)
     with pytest.raises(StageMissing, match="desk: its certificate holds behind the domain check of its calibration"):
@@ -232,3 +237,59 @@ def test_a_certificate_is_served_behind_its_own_filters_only(tmp_path: Path) -> 
     other = project(tmp_path, ["a"], domain="scored", policies=policies).file
     with pytest.raises(StageMissing, match="behind the policies of its calibration"):
         check_filters(certificate, other, detector)
+
+
+def fitted_models(folder: Path, encoder: Path) -> tuple[Project, RunFolder]:
+    """A task, and a run with words, a frozen encoder and one whose encoder has learnt."""
+    pairs = [(f"{wish.format(thing)}{more}", thing) for wish in WISHES for thing in THINGS for more in ("", " please")]
+    rows = [{"text": text, "label": label} for text, label in pairs] * 2
+    parts = {"train": rows, "validation": [{**r, "text": f"hello, {r['text']}"} for r in rows], "test": rows[:2]}
+    settings = {"routing": {"domain": "scored"}, "small": {"encoder": str(encoder)}}
+    of = task_of(folder, parts, ladder=["words", "encoder", "tuned"], **settings)
+    run_folder, read = RunFolder(folder / "run"), SentenceEncoder.for_inference(encoder)
+    for name, kind in (("words", "words"), ("encoder", "encoder"), ("tuned", "encoder")):
+        at = run_folder.model_folder(name)
+        at.mkdir(parents=True)
+        manifest = Manifest(kind=kind, task=of.task, base=str(encoder) if kind == "encoder" else "")  # type: ignore[arg-type]
+        LinearClassifier.fit(kind, of.rows.train, of.task, encoder=read).save(at, manifest)  # type: ignore[arg-type]
+    shutil.copytree(encoder, run_folder.model_folder("tuned") / ENCODER_FOLDER)
+    return of, run_folder
+
+
+def test_the_domain_check_compares_what_the_model_that_answers_reads(
+    tmp_path: Path, tiny_encoder_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of, run_folder = fitted_models(tmp_path, tiny_encoder_folder)
+
+    def compared(candidate: str) -> str:
+        found = fit_profile(of, run_folder, candidate)
+        assert found is not None
+        return found.parameters.encoder
+
+    assert [compared(name) for name in ("words", "encoder", "tuned")] == ["", str(tiny_encoder_folder), OWN]
+    monkeypatch.setattr(RunFolder, "folds", lambda self, name: object())
+    assert compared("tuned") == ""  # fitted on all rows, it tells nothing of new ones
+    monkeypatch.setattr(router_setup, "MIN_CAUGHT", 1.1)
+    assert compared("words") == compared("tuned") == str(tiny_encoder_folder)  # where words do not tell enough
+
+
+@pytest.mark.parametrize("candidate", ["encoder", "tuned"])
+def test_a_request_is_read_once_by_the_check_and_the_model(
+    candidate: str, tmp_path: Path, tiny_encoder_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of, run_folder = fitted_models(tmp_path, tiny_encoder_folder)
+    fit_profile(of, run_folder, candidate)
+    read: list[str] = []
+    own = SentenceEncoder.tokens
+    monkeypatch.setattr(SentenceEncoder, "tokens", lambda self, text: [read.append(text), own(self, text)][1])
+
+    async def ask() -> None:
+        model = load_small(of.file, run_folder.model_folder(candidate), name="small")
+        detector = load_ood_detector(of.file, run_folder, SCORED, model)
+        stage = Stage("small", model, AcceptanceScore(weights=(1.0, 0.5, 0.5), intercept=0.0, n_own=40, n_foreign=40))
+        router = Router((stage,), None, make_certificate(), ood_detector=detector)
+        await asyncio.gather(*(router.complete(Request.ask(f"where is card {i}")) for i in range(20)))
+        await router.aclose()
+
+    asyncio.run(ask())
+    assert sorted(read) == sorted(f"where is card {i}" for i in range(20))

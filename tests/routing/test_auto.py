@@ -182,7 +182,7 @@ def test_few_selection_rows_are_supplemented_and_too_few_rows_are_refused() -> N
     train, selection = rows(BANK)
     few = selection.subset("few", selection.examples[:3])
     profile = fit_task_profile(train, few)
-    assert len(profile.parameters.words.fused.own) == 3 + len(train.examples[::5])
+    assert len(profile.parameters.fusion.fused.own) == 3 + len(train.examples[::5])
     assert profile.measure([OPEN[0]])[0].ood_score > profile.threshold
     with pytest.raises(DataError, match=r"needs 20 selection rows, or 25 training rows .*\(got 3 and 10\)"):
         fit_task_profile(train.subset("few", train.examples[:10]), few)
@@ -202,7 +202,7 @@ def test_a_profile_with_an_encoder_loads_as_it_was_saved(
     texts = [*OPEN, "where is my pin"]
     assert TaskProfile.load(tmp_path).measure(texts) == profile.measure(texts)
     words = fit_task_profile(train, selection)
-    assert [len(one.measure(texts)[0].features) for one in (words, profile)] == [1, 3]
+    assert [len(one.measure(texts)[0].features) for one in (words, profile)] == [1, 2]
     assert [one.ood_score for one in profile.measure(texts)] != [one.ood_score for one in words.measure(texts)]
 
 
@@ -231,7 +231,7 @@ def test_words_decide_without_torch_in_the_process(
     program = (
         "import sys; from pathlib import Path; from smallfirst.routing.auto import TaskSelector\n"
         f"at = Path({str(tmp_path)!r})\n"
-        "selector = TaskSelector.load({'bank': at / 'bank', 'table': at / 'table'})\n"
+        "selector = TaskSelector.load({'bank': (at / 'bank', None), 'table': (at / 'table', None)})\n"
         "print(selector.select('where is my pin').task, selector.select('write a poem').task, 'torch' in sys.modules)"
     )
     assert light_process(program).split() == ["bank", "None", "False"]

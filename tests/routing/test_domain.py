@@ -24,8 +24,8 @@ from smallfirst.routing.domain import (
     ScoreFusion,
     TaskProfile,
     TextFeatures,
-    _fit_ranks,
-    _RawScores,
+    _judge,
+    _ranked_among_others,
     fit_task_profile,
     has_profile,
     own_limit,
@@ -139,7 +139,8 @@ def test_at_most_the_declared_share_of_fresh_own_rows_is_beyond_the_limit(n: int
     draw, shares = np.random.default_rng(n), []
     for _ in range(100):
         own, fresh = (draw.exponential(size=(size, 4)) for size in (n, 2_000))
-        ranks, _, judged = _fit_ranks(_RawScores(own, None))
+        ranks = ScoreFusion.fit(own)
+        judged = _judge(ranks, _ranked_among_others(own), words=True)
         limit = own_limit([one.ood_score for one in judged], 0.02)
         shares.append(np.mean(ranks.fused.ood_score(ranks.nonconformity(fresh)) > limit))
     assert np.mean(shares) <= mean

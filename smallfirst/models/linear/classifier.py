@@ -26,7 +26,7 @@ from smallfirst.base.stats.intervals import paired_difference, wilson
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.row_formats import to_json
 from smallfirst.models.catalog import find_weights
-from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder, open_encoder
+from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, REMEMBERED, SentenceEncoder, open_encoder
 from smallfirst.models.label_model import LabelLogProbs, LabelModel, log_softmax
 from smallfirst.models.linear.tfidf import TfidfFeatures
 from smallfirst.models.manifest import INT8_FILE, Int8Check, Manifest, int8_allowed, read_manifest, write_manifest
@@ -128,7 +128,7 @@ class LinearClassifier:
         if int8 is None:
             int8 = int8_allowed(folder, manifest)
         if (own := folder / ENCODER_FOLDER).is_dir():
-            encoder = SentenceEncoder.for_inference(own, int8=int8)
+            encoder = SentenceEncoder.for_inference(own, int8=int8, remembered=REMEMBERED)
             encoder.max_tokens = min(encoder.max_tokens, manifest.max_tokens)
         else:
             encoder = open_encoder(find_weights(manifest.base), int8=int8)
@@ -283,6 +283,7 @@ class ScopedClassifier:
 
     def __init__(self, classifier: LinearClassifier, profile: HiddenStateProfile, parameters: ScopeParameters) -> None:
         self.classifier, self.profile, self.parameters = classifier, profile, parameters
+        self.encoder = classifier.encoder
 
     @classmethod
     def fit(cls, classifier: LinearClassifier, train: Dataset, selection: Dataset, manifest: Manifest) -> Self | None:
