@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,9 +34,10 @@ from smallfirst.models.local.tokenizer import encode_prompt, end_of_turn_token
 from smallfirst.models.local.weights import load_causal, merge_adapters, save_adapter, weights_fingerprint
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Request
-from smallfirst.training.config import TokenizedRow, TrainConfig, ValidationResult
-from smallfirst.training.estimates import LOSS_TARGETS, fits_in_fp32, needs_checkpointing, training_dtype
-from smallfirst.training.loop import Group, MasterAdamW, epoch_batches, micro_batches
+from smallfirst.training.config import Precision, TokenizedRow, TrainConfig, ValidationResult
+from smallfirst.training.estimates import LOSS_TARGETS, fits_in_fp32, needs_checkpointing
+from smallfirst.training.loop import Group, MasterAdamW, epoch_batches, measured_rows, micro_batches
+from smallfirst.training.precision import ChosenPrecision, fastest_precision, in_precision, set_precision
 
 MIN_SHARED_PREFIX_TOKENS = 2
 """A shorter common prefix saves less than computing it apart costs."""
@@ -60,12 +61,19 @@ class CausalBackend:
             freeze_below(model, config.frozen_layers)
         return model, tokenizer
 
-    def begin(self, model: Any, rows: Sequence[TokenizedRow], config: TrainConfig) -> None:
+    def begin(
+        self, model: Any, rows: Sequence[TokenizedRow], config: TrainConfig, began_in: Precision | None = None
+    ) -> ChosenPrecision:
         if needs_checkpointing(self.size, config, rows):
             checkpoint_layers(model)
         alone = model.device.type == "cpu" and not dist.is_initialized()
-        if alone and training_dtype() == torch.float32 and fits_in_fp32(self.size, config, rows):
+        if not (alone and fits_in_fp32(self.size, config, rows)):
+            return ChosenPrecision("bf16", "bf16")
+        sample = measured_rows(self.batches(rows, config, config.seed)[0])
+        chosen = fastest_precision(model, lambda: target_loss(model, sample), began_in)
+        if chosen.name == "fp32":
             learn_in_fp32(model)
+        return chosen
 
     def batches(self, rows: Sequence[TokenizedRow], config: TrainConfig, seed: int) -> list[list[TokenizedRow]]:
         return epoch_batches(rows, batch_tokens=config.batch_tokens, seed=seed)
@@ -191,28 +199,13 @@ def use_fast_kernels(model: Any) -> None:
 
 def learn_in_fp32(model: Any) -> None:
     """Compute in fp32 from now on, but for what is inside `as_kept`."""
-    _set_precision(model, torch.float32)
+    set_precision(model, torch.float32)
     model.learns_in_fp32 = True
 
 
-@contextmanager
-def as_kept(model: Any) -> Iterator[None]:
+def as_kept(model: Any) -> AbstractContextManager[None]:
     """Inside the block the weights are as they will be written and served; afterwards exactly what they were."""
-    if not getattr(model, "learns_in_fp32", False):
-        yield
-        return
-    exact = [parameter.detach() for parameter in model.parameters()]
-    _set_precision(model, torch.bfloat16)
-    try:
-        yield
-    finally:
-        for parameter, value in zip(model.parameters(), exact, strict=True):
-            parameter.data = value
-
-
-def _set_precision(model: Any, dtype: torch.dtype) -> None:
-    for parameter in model.parameters():  # buffers, such as the frequencies of positions, stay in fp32
-        parameter.data = parameter.data.to(dtype)
+    return in_precision(model, torch.bfloat16) if getattr(model, "learns_in_fp32", False) else nullcontext()
 
 
 def checkpoint_layers(model: Any) -> None:

@@ -88,6 +88,8 @@ OF_LANGUAGE_MODELS = ("method", "adapters", "micro_tokens", "gradient_checkpoint
 """Settings that the fine-tune of an encoder does not read: every weight is trained, in whole batches."""
 
 
+Precision = Literal["bf16", "fp32"]
+
 MIN_EPOCH_BATCHES, MAX_PASSES = 30, 8
 """With fewer batches an epoch passes over the rows several times, in other groups each time: few rows need many steps,
 and every text meets many others of its label, as in SetFit (Tunstall et al. 2022)."""

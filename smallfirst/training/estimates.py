@@ -55,8 +55,6 @@ SAMPLE_ROWS = 32
 READ_S, TRAIN_S, REFERENCE_FLOPS = 0.7e-11, 2.1e-11, 325e9
 """Seconds in which an encoder reads a token and learns from one, for each of its weights, on a machine of that rate."""
 CHARS_PER_TOKEN = 4.0
-FP32_FASTER = 1.25
-"""How much faster fp32 must be for a model to learn in it: less could be noise, and bf16 takes half the memory."""
 SMALLER = "set method: lora or qlora under small.training, or take a smaller base model"
 """What to do about a fine-tune that does not fit."""
 
@@ -107,35 +105,12 @@ def _figures(path: Path) -> dict[str, int]:
     return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}
 
 
-@cache
-def training_dtype() -> torch.dtype:
-    """Return the precision in which models learn fastest on the processor: bf16, or fp32 where that is faster.
-
-    Not every processor that has bf16 instructions is faster by them: Intel cores whose AMX is hidden from a virtual
-    machine multiply 80 GFLOP/s in bf16 and 160 in fp32. Processor time is compared, which other programs change little;
-    takes a tenth of a second.
-    """
-    import torch
-
-    spent = {torch.bfloat16: float("inf"), torch.float32: float("inf")}
-    for _ in range(5):
-        for dtype in spent:
-            a, b = torch.ones(512, 384, dtype=dtype), torch.ones(384, 1536, dtype=dtype)
-            a @ b
-            began = time.process_time()
-            for _ in range(4):
-                a @ b
-            spent[dtype] = min(spent[dtype], time.process_time() - began)
-    faster = spent[torch.bfloat16] > FP32_FASTER * spent[torch.float32]
-    return torch.float32 if faster else torch.bfloat16
-
-
 class EncoderPace(NamedTuple):
     """What an encoder takes for a text, in seconds."""
 
     read_s: float
     train_s: float
-    """Forwards and backwards, in the precision of `training_dtype`."""
+    """Forwards and backwards, in the faster precision."""
     tokens: float
     parameters: int
 
@@ -144,18 +119,20 @@ class EncoderPace(NamedTuple):
 def encoder_pace(folder: Path, texts: tuple[str, ...]) -> EncoderPace:
     """Measure an encoder on `texts`, read as they are served and trained on; takes a second or two."""
     from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
+    from smallfirst.training.precision import DTYPES, fastest_precision
 
     served, encoder = SentenceEncoder.for_inference(folder), SentenceEncoder(folder)
     served.embed(texts)  # the first call is slower
     read_s = _seconds(lambda: served.embed(texts)) / len(texts)
     ids = [encoder.tokens(text) for text in texts]
-    encoder.model.to(training_dtype())
 
-    def step(rows: list[list[int]]) -> None:
-        encoder.vectors(rows).sum().backward()
+    def loss() -> torch.Tensor:
+        total: torch.Tensor = encoder.vectors(ids).sum()
+        return total
 
-    step(ids[:8])
-    train_s = _seconds(lambda: step(ids)) / len(texts)
+    encoder.model.to(DTYPES[fastest_precision(encoder.model, loss).name])
+    loss().backward()  # type: ignore[no-untyped-call]
+    train_s = _seconds(lambda: loss().backward()) / len(texts)  # type: ignore[no-untyped-call]
     parameters = sum(p.numel() for p in encoder.model.parameters())
     return EncoderPace(read_s, train_s, sum(map(len, ids)) / len(ids), parameters)
 
@@ -401,14 +378,13 @@ def needs_checkpointing(size: BaseSize | None, config: TrainConfig, rows: Sequen
 def fits_in_fp32(size: BaseSize | None, config: TrainConfig, rows: Sequence[TokenizedRow]) -> bool:
     """Return whether a run of which every weight is trained, loaded in bf16, clearly fits into the memory in fp32.
 
-    Weights, gradients and activations are twice as wide then; during a validation the weights are there in bf16 too.
+    Activations are twice as wide then; weights and gradients are their own masters.
     """
     if size is None or config.method != "full":
         return False
     free = free_memory()
     peak = expected_memory(size, config, rows, gpu=free.gpu)
-    wider = 2 * base_bytes(size, config) + 2 * trainable_parameters(size, config) + peak.read
-    return peak.weights - base_bytes(size, config) + AT_MOST * (peak.read + wider) < free.bytes
+    return peak.weights - base_bytes(size, config) + AT_MOST * 2 * peak.read < free.bytes
 
 
 def format_gigabytes(n_bytes: float) -> str:

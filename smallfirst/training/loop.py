@@ -25,7 +25,8 @@ from safetensors.torch import save_file
 
 from smallfirst.base.errors import TrainingError
 from smallfirst.base.files import write_atomically
-from smallfirst.training.config import R, TrainConfig, epoch_seed, parse_duration
+from smallfirst.training.config import Precision, R, TrainConfig, epoch_seed, parse_duration
+from smallfirst.training.precision import MEASURED_TOKENS, ChosenPrecision
 
 _KEPT = ("exp_avg", "exp_avg_sq", "step")
 MAX_TIME_SHARE = 0.03
@@ -132,11 +133,18 @@ def whole_or_gone(folder: Path) -> Iterator[None]:
 
 
 class MasterAdamW:
-    """AdamW (Loshchilov and Hutter 2019) on fp32 masters of low-precision parameters."""
+    """AdamW (Loshchilov and Hutter 2019) on fp32 masters of low-precision parameters; one in fp32 is its own master.
+
+    Of a parameter with `trained_rows` (sorted, int64), whose gradients are sparse, these rows are trained alone.
+    """
 
     def __init__(self, params: Sequence[torch.nn.Parameter], config: TrainConfig) -> None:
         self.params = list(params)
-        self.masters = [p.detach().float().clone() for p in self.params]
+        self.rows: list[torch.Tensor | None] = [getattr(p, "trained_rows", None) for p in self.params]
+        self.masters = [
+            p.detach().float() if rows is None else p.detach()[rows].float()
+            for p, rows in zip(self.params, self.rows, strict=True)
+        ]
         groups = [
             {"params": [m for m in self.masters if m.dim() >= 2], "weight_decay": config.weight_decay},
             {"params": [m for m in self.masters if m.dim() < 2], "weight_decay": 0.0},
@@ -149,9 +157,12 @@ class MasterAdamW:
     @torch.no_grad()
     def gather(self) -> None:
         """Add the parameters' gradients to their masters' in fp32, and clear them."""
-        for param, master in zip(self.params, self.masters, strict=True):
+        for param, master, rows in zip(self.params, self.masters, self.rows, strict=True):
             if param.grad is not None:
                 new = param.grad.float()
+                if rows is not None:
+                    at = torch.searchsorted(rows, new._indices()[0])
+                    new = torch.zeros_like(master).index_add_(0, at, new._values())
                 master.grad = new if master.grad is None else master.grad.add_(new)
                 param.grad = None
 
@@ -193,8 +204,11 @@ class MasterAdamW:
 
     @torch.no_grad()
     def _copy_back(self) -> None:
-        for param, master in zip(self.params, self.masters, strict=True):
-            param.copy_(master)
+        for param, master, rows in zip(self.params, self.masters, self.rows, strict=True):
+            if rows is not None:
+                param.index_copy_(0, rows, master.to(param.dtype))
+            elif param.dtype != master.dtype:
+                param.copy_(master)
 
 
 class Backend(Protocol):
@@ -203,8 +217,13 @@ class Backend(Protocol):
     def load(self, base: Path, config: TrainConfig) -> tuple[Any, Any]:
         """Return model and tokenizer from the base model's folder; parameters to train require a gradient."""
 
-    def begin(self, model: Any, rows: Sequence[Any], config: TrainConfig) -> None:
-        """Prepare the model once before its first step."""
+    def begin(
+        self, model: Any, rows: Sequence[Any], config: TrainConfig, began_in: Precision | None = None
+    ) -> ChosenPrecision:
+        """Prepare the model once before its first step; return the precision that it learns in.
+
+        That is what the run `began_in` if it goes on, else the faster one.
+        """
 
     def batches(self, rows: Sequence[Any], config: TrainConfig, seed: int) -> list[list[Any]]:
         """Return one epoch: all rows in batches, in an order drawn from `seed`."""
@@ -226,9 +245,9 @@ class StepMetrics(NamedTuple):
     """Of the step's batch, in nats; for a causal model the mean over target tokens."""
     learning_rate: float
     tokens: int
-    """Real tokens seen so far, padding not counted."""
+    """Of the rows trained on so far, prompts and answers without padding; all but the last token of each row."""
     tokens_per_s: float
-    """Since the start, validation pauses not counted."""
+    """`tokens` over the time of the steps, optimizer included; validation and checkpoints not."""
     progress: float
     """Share of the run done, in [0, 1]."""
     ends_epoch: bool
@@ -321,6 +340,11 @@ def epoch_batches(rows: Sequence[R], *, batch_tokens: int, seed: int) -> list[li
     batches = micro_batches(noisy, batch_tokens)
     draw.shuffle(batches)
     return batches
+
+
+def measured_rows(batch: Sequence[R]) -> Sequence[R]:
+    """Return rows of a batch, about MEASURED_TOKENS of them, on which precisions are compared."""
+    return batch[: max(1, len(batch) * MEASURED_TOKENS // sum(len(row.ids) for row in batch))]
 
 
 def micro_batches(rows: Sequence[R], max_tokens: int) -> list[list[R]]:

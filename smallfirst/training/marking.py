@@ -30,8 +30,9 @@ from smallfirst.models.spans.tagger import Tagger, TaggerNetwork, TokenizedText,
 from smallfirst.models.spans.values import CharSpan, answer_places
 from smallfirst.tasks.answer import Answer, split_context
 from smallfirst.tasks.extract import Extract
-from smallfirst.training.config import TrainConfig, ValidationResult
+from smallfirst.training.config import Precision, TrainConfig, ValidationResult
 from smallfirst.training.encoders import EncoderBackend, as_served
+from smallfirst.training.precision import ChosenPrecision
 from smallfirst.training.recipe import PreparedData, RowsOfTask, T
 
 HEAD_SCALE = 0.02
@@ -59,7 +60,6 @@ class TaggingBackend(EncoderBackend):
 
     def load(self, base: Path, config: TrainConfig) -> tuple[TaggerNetwork, TaggerNetwork]:
         encoder = SentenceEncoder(base)
-        encoder.model.config.attention_probs_dropout_prob = 0.0  # a quarter of the time at 200 tokens
         network = TaggerNetwork(encoder, self.plan, config.max_seq_tokens).eval()
         return network, network
 
@@ -204,9 +204,11 @@ class ReadingBackend(EncoderBackend):
         encoder = SentenceEncoder(base)
         return PointerNetwork(encoder, self.max_span_tokens).eval(), encoder.tokenizer
 
-    def begin(self, model: PointerNetwork, rows: Sequence[WindowRow], config: TrainConfig) -> None:
+    def begin(
+        self, model: PointerNetwork, rows: Sequence[WindowRow], config: TrainConfig, began_in: Precision | None = None
+    ) -> ChosenPrecision:
         torch.nn.init.normal_(model.heads, std=HEAD_SCALE)
-        super().begin(model, rows, config)
+        return super().begin(model, rows, config, began_in)
 
     def loss(self, model: PointerNetwork, rows: Sequence[WindowRow]) -> torch.Tensor:
         """Return the mean over windows of minus the log-probability of the right places, or of the null."""

@@ -56,7 +56,9 @@ class Run(Record):
     seconds: float
     """Wall-clock time of the training itself, validation included, loading and saving not."""
     tokens_per_s: float
-    """Real tokens per second of training."""
+    """As `StepMetrics.tokens_per_s`."""
+    precision: str = ""
+    """In which it learnt, with the reason."""
     best_epoch: int
     """The epoch whose weights were kept, from 1."""
     validation_curve: tuple[tuple[float, float], ...]
@@ -157,7 +159,8 @@ class _Trainer:
         require_memory(self.base, self.config)
         self.model, self.tokenizer = backend.load(self.base[1], self.config)
         rows, self.manifest = self.recipe.prepare(self.tokenizer, self.config, self.base[0])
-        backend.begin(self.model, rows, self.config)
+        began_in = next((e.values.get("precision") for e in self.log.read() if e.kind == "TRAIN_STARTED"), None)
+        self.precision = backend.begin(self.model, rows, self.config, began_in)
         loop = TrainingLoop(backend, self.model, rows, self.config)
         self._start(loop)
         for step in loop.steps():
@@ -190,7 +193,8 @@ class _Trainer:
             if self.group.leads:
                 _restore_model(self.folder / "model")
         if events and events[-1].kind == "CREATED":
-            self.log.append("TRAIN_STARTED", f"{loop.total} steps", steps=loop.total)
+            words = f"{loop.total} steps in {self.precision.words}; {torch.get_num_threads()} threads"
+            self.log.append("TRAIN_STARTED", words, steps=loop.total, precision=self.precision.name)
         else:
             self.log.append("RESUMED", f"from step {loop.step} of {loop.total}", steps=loop.total)
         self.since = time.perf_counter()
@@ -275,6 +279,7 @@ class _Trainer:
                 n_train=len(self.recipe.train_rows),
                 seconds=done.seconds,
                 tokens_per_s=loop.tokens / loop.busy_s,
+                precision=self.precision.words,
                 best_epoch=done.best_epoch,
                 validation_curve=tuple(done.validation_curve),
                 loss_curve=tuple(done.loss_curve[:: math.ceil(len(done.loss_curve) / 200)]),

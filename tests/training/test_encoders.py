@@ -21,8 +21,8 @@ from smallfirst.models.linear.classifier import ENCODER_FOLDER, LinearClassifier
 from smallfirst.models.manifest import Manifest, read_manifest
 from smallfirst.registry.runs import open_run
 from smallfirst.tasks.classify import Classify
-from smallfirst.training import encoders
-from smallfirst.training.config import TrainConfig, epoch_passes
+from smallfirst.training import encoders, precision
+from smallfirst.training.config import Precision, TrainConfig, epoch_passes
 from smallfirst.training.encoders import (
     CONTRASTIVE_WEIGHT,
     TEMPERATURE,
@@ -37,6 +37,7 @@ from smallfirst.training.encoders import (
     with_learning_rate,
 )
 from smallfirst.training.loop import MasterAdamW
+from smallfirst.training.precision import DTYPES, ChosenPrecision
 from smallfirst.training.run import Run, train
 
 pytestmark = pytest.mark.usefixtures("module_home")
@@ -155,22 +156,39 @@ def test_it_is_kept_in_the_precision_that_it_learnt_in(
     tuned: Run, recipe: EncoderRecipe, tiny_encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = load_file(tiny_encoder_folder / "model.safetensors")["encoder.layer.1.output.dense.weight"]
-    dtype = encoders.training_dtype()
-    other = torch.float32 if dtype == torch.bfloat16 else torch.bfloat16
-    monkeypatch.setattr(encoders, "training_dtype", lambda: other)
+    dtype = DTYPES[tuned.precision[:4]]  # type: ignore[index]
+    other: Precision = "fp32" if dtype == torch.bfloat16 else "bf16"
+    monkeypatch.setattr(encoders, "fastest_precision", lambda *_: ChosenPrecision(other, other))
     kept = tune(recipe, tiny_encoder_folder, tmp_path)
-    for run, wanted in ((tuned, dtype), (kept, other)):
+    for run, wanted in ((tuned, dtype), (kept, DTYPES[other])):
         weights = load_file(run.folder / ENCODER_FOLDER / "model.safetensors")
         assert {tensor.dtype for tensor in weights.values()} == {wanted}
         assert (before.float() - weights["encoder.layer.1.output.dense.weight"].float()).abs().max() > 1e-3
 
 
-def test_a_broken_run_reaches_the_same_weights(
-    tuned: Run, recipe: EncoderRecipe, tiny_encoder_folder: Path, tmp_path: Path
+def test_of_the_word_embedding_the_tokens_of_the_rows_alone_move(
+    tuned: Run, recipe: EncoderRecipe, tiny_encoder_folder: Path
+) -> None:
+    name = "embeddings.word_embeddings.weight"
+    before = load_file(tiny_encoder_folder / "model.safetensors")[name]
+    after = load_file(tuned.folder / ENCODER_FOLDER / "model.safetensors")[name]
+    tokenizer = SentenceEncoder(tiny_encoder_folder).tokenizer
+    used = {token for row in recipe.prepare(tokenizer, CONFIG, "x").rows for token in row.ids}
+    moved = (before.to(after.dtype) != after).any(1).nonzero().flatten().tolist()
+    assert set(moved) == used
+    assert len(used) < len(before) / 2
+
+
+def test_a_broken_run_reaches_the_same_weights_in_the_precision_that_it_began_in(
+    tuned: Run, recipe: EncoderRecipe, tiny_encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(Killed):
         tune(recipe, tiny_encoder_folder, tmp_path, on_step=killing(9), save_every_s=0)
+    for architecture, spent in precision._MEASURED.items():  # now the other one would be faster
+        slower = max(spent, key=lambda name: spent[name])
+        monkeypatch.setitem(precision._MEASURED, architecture, {**spent, slower: 0.0})
     again = tune(recipe, tiny_encoder_folder, tmp_path)
+    assert again.precision == f"{tuned.precision[:4]}, as it began"
     for file in ("linear.safetensors", f"{ENCODER_FOLDER}/model.safetensors"):
         assert (again.folder / file).read_bytes() == (tuned.folder / file).read_bytes()
 

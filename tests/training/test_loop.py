@@ -68,6 +68,33 @@ def test_on_fp32_weights_it_is_pytorchs_adamw(clip_norm: float) -> None:
     for param, copy in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(param, copy, atol=1e-6, rtol=0)
         assert param.grad is None
+    for param, master in zip(ours.parameters(), optimizer.masters, strict=True):
+        assert master.data_ptr() == param.data_ptr()  # no second copy
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_of_an_embedding_that_are_trained_move_as_by_adamw_and_the_others_stay(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    ours, theirs = torch.nn.Embedding(9, 4).to(dtype), torch.nn.Embedding(9, 4)
+    theirs.load_state_dict(ours.state_dict())
+    before, used = ours.weight.detach().clone(), [2, 3, 7]
+    ours.sparse, ours.weight.trained_rows = True, torch.tensor(used)  # type: ignore[attr-defined]
+    optimizer = MasterAdamW(list(ours.parameters()), TrainConfig(weight_decay=0.1, clip_norm=0.5))
+    reference = torch.optim.AdamW(theirs.parameters(), weight_decay=0.1, betas=(0.9, 0.98))
+    for ids in ([2, 7, 7], [3], [7, 2]):  # momentum and decay go on where a token does not occur
+        for embedding in (ours, theirs):
+            embedding(torch.tensor(ids)).float().pow(2).sum().backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
+        optimizer.gather()
+        optimizer.step(1e-3)
+        reference.step()
+        reference.zero_grad()
+    assert optimizer.masters[0].shape == (3, 4)
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(ours.weight[used].float(), theirs.weight[used], atol=tolerance, rtol=0)
+    others = [0, 1, 4, 5, 6, 8]
+    assert torch.equal(ours.weight[others], before[others])
+    assert not torch.equal(ours.weight[used], before[used])
 
 
 def test_updates_too_small_for_bfloat16_add_up() -> None:

@@ -24,6 +24,7 @@ from smallfirst.training import causal_lm
 from smallfirst.training.config import TrainConfig, ValidationResult
 from smallfirst.training.events import EventLog
 from smallfirst.training.loop import CheckpointStore, StepMetrics
+from smallfirst.training.precision import ChosenPrecision
 from smallfirst.training.recipe import TaskRecipe
 from smallfirst.training.run import CANCEL_FILE, Run
 
@@ -107,7 +108,8 @@ def test_events_and_mlflow_tell_the_run_from_creation_to_completion(full: tuple[
     events = EventLog(run.folder.parent / "events.jsonl").read()
     assert events[0].message == "fine-tune of toys/tiny on 48 rows"
     assert events[0].values["config"] == FULL.model_dump()
-    assert events[1].values == {"steps": 210}
+    assert events[1].values == {"steps": 210, "precision": run.precision[:4]}
+    assert events[1].message == f"210 steps in {run.precision}; {torch.get_num_threads()} threads"
     values = [value for _, value in run.validation_curve]
     assert [event.values["validation_score"] for event in events[2:-1]] == values
     store = client()
@@ -122,7 +124,7 @@ def test_events_and_mlflow_tell_the_run_from_creation_to_completion(full: tuple[
 def test_a_model_that_learns_in_fp32_is_kept_in_bf16_and_answers_as_judged(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(causal_lm, "training_dtype", lambda: torch.float32)
+    monkeypatch.setattr(causal_lm, "fastest_precision", lambda *_: ChosenPrecision("fp32", "fp32"))
     learnt_in = set()
 
     def note(model: Any, *rest: Any, loss: Any = causal_lm.target_loss) -> torch.Tensor:

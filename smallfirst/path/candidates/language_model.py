@@ -103,8 +103,8 @@ def fine_tune(
             run = train(recipe, config, base=(base, weights), tracked=tracked, folder=folder, **calls)
         tracked.log_artifact(folder / "events.jsonl")
     project.progress.log(
-        f"trained in {run.seconds / 60:.1f} min at {run.tokens_per_s:.0f} tokens/s; best epoch {run.best_epoch}: "
-        f"{run.best_score:.3f} {judged_by}"
+        f"trained in {run.seconds / 60:.1f} min at {run.tokens_per_s:.0f} tokens/s (rows without padding) in "
+        f"{run.precision}; best epoch {run.best_epoch}: {run.best_score:.3f} {judged_by}"
     )
     return run
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+from smallfirst.models.encoder import packed_states as module
 from smallfirst.models.encoder.packed_states import packed_states
 from smallfirst.models.local.packed_rows import pack_rows, pad_right
 
@@ -57,7 +58,17 @@ def test_states_and_gradients_are_those_of_the_padded_pass(model: Any) -> None:
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_dropout_is_that_of_the_model_and_only_in_training_mode(model: Any) -> None:
+@pytest.mark.parametrize("short", [0, 100])  # by PyTorch's fused kernel, or by two products and a softmax
+def test_in_bf16_short_and_long_rows_have_the_states_of_fp32_up_to_rounding(
+    model: Any, short: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = torch.cat(packed(model, ROWS))
+    monkeypatch.setattr(module, "SHORT_TOKENS", short)
+    found = torch.cat(packed(model.to(torch.bfloat16), ROWS)).float()
+    assert (found - wanted).norm() / wanted.norm() < 0.03
+
+
+def test_dropout_of_states_is_that_of_the_model_and_only_in_training_mode(model: Any) -> None:
     calm = packed(model, ROWS)[0]
     assert torch.equal(calm, packed(model, ROWS)[0])
     model.train()
