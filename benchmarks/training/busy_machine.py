@@ -1,7 +1,8 @@
-"""Training and reading by a sentence encoder beside busy programs, with threads that spin for long while they wait, and shortly.
+"""Training and reading by a sentence encoder, and scoring by a language model, beside busy programs.
 
-    python -m benchmarks.training.busy_machine --base FOLDER --rows ROWS.jsonl [--busy 4] [--rounds 3]
+    python -m benchmarks.training.busy_machine --base FOLDER --rows ROWS.jsonl [--language-model FOLDER] [--busy 4] [--rounds 3]
 
+Threads spin for long while they wait, and shortly. Reading and scoring go through the thread in which `serve` computes.
 ROWS.jsonl holds `text` and `label`. Each round runs every case once, in a process of its own and in turn: alone, then
 beside so many processes that count. A fair share is what as many equal processes would get: with b busy processes on c cores
 and c threads of ours c / (c + b) of the rate alone. Medians over the rounds.
@@ -61,7 +62,29 @@ def read_rate(base: Path, rows: list[dict[str, str]]) -> float:
     return n / (time.perf_counter() - began)
 
 
+def score_rate(base: Path, rows: list[dict[str, str]]) -> float:
+    """Return the texts a second that a language model labels as it serves, eight at a time."""
+    from smallfirst.models.local.label_scorer import LabelScorer, PackedDecoder
+    from smallfirst.models.local.tokenizer import choose_label_tokens
+    from smallfirst.models.local.weights import load_causal
+    from smallfirst.models.manifest import Manifest
+    from smallfirst.tasks.classify import Classify
+
+    model, tokenizer = load_causal(base)
+    task = Classify(name="busy", labels=tuple(sorted({row["label"] for row in rows})))
+    codes = choose_label_tokens(task.labels, tokenizer)
+    scorer = LabelScorer(model, tokenizer, Manifest(kind="label_tokens", task=task, base="", label_tokens=codes))
+    scorer.packed, scorer._serving, n = PackedDecoder(model), True, 0
+    scorer.score([row["text"] for row in rows[:8]])
+    began = time.perf_counter()
+    while time.perf_counter() - began < SECONDS:
+        scorer.score([rows[(n + i) % len(rows)]["text"] for i in range(8)])
+        n += 8
+    return n / (time.perf_counter() - began)
+
+
 MEASURES = {"training, tokens/s": train_rate, "reading one text at a time, texts/s": read_rate}
+SCORING = "scoring by the language model, texts/s"
 
 
 @contextmanager
@@ -80,7 +103,8 @@ def measured(what: str, policy: str, options: argparse.Namespace) -> float:
     """Return what a process of its own measures."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "GOMP_SPINCOUNT": policy}
     module = "benchmarks.training.busy_machine"
-    command = [sys.executable, "-m", module, "--base", options.base, "--rows", options.rows, "--measure", what]
+    base = options.language_model if what == SCORING else options.base
+    command = [sys.executable, "-m", module, "--base", base, "--rows", options.rows, "--measure", what]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, check=True)
     return float(done.stdout.split()[-1])
 
@@ -91,14 +115,20 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--busy", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--measure", choices=MEASURES)
+    parser.add_argument("--language-model", type=Path)
+    parser.add_argument("--measure", choices=(*MEASURES, SCORING))
     options = parser.parse_args()
     if options.measure:
-        print(MEASURES[options.measure](options.base, [*islice(read_lines(options.rows), N_ROWS)]))
+        print(
+            (MEASURES | {SCORING: score_rate})[options.measure](
+                options.base, [*islice(read_lines(options.rows), N_ROWS)]
+            )
+        )
         return
+    measures = [*MEASURES, *([SCORING] if options.language_model else [])]
     found: dict[tuple[str, str, int], list[float]] = defaultdict(list)
     for _ in range(options.rounds):
-        for what, (name, policy), n in product(MEASURES, POLICIES.items(), (0, options.busy)):
+        for what, (name, policy), n in product(measures, POLICIES.items(), (0, options.busy)):
             with busy(n):
                 found[what, name, n].append(measured(what, policy, options))
     n_cores = len(os.sched_getaffinity(0))
@@ -107,7 +137,7 @@ def main() -> None:
         f"| what | threads that wait spin for | alone | beside {options.busy} | of a fair share ({fair:.0%} of alone) |"
     )
     print("|---|---|---|---|---|")
-    for what, name in product(MEASURES, POLICIES):
+    for what, name in product(measures, POLICIES):
         alone, beside = (statistics.median(found[what, name, n]) for n in (0, options.busy))
         each = " to ".join(
             f"{x:,.1f}" for x in (min(found[what, name, options.busy]), max(found[what, name, options.busy]))

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 from smallfirst.base.errors import ModelError
@@ -167,9 +168,19 @@ class ThroughputEstimate:
         return max(self._budget.full, self._size / self._seconds * self._budget.seconds)
 
 
-def usable_cores() -> int:
-    """Return the number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def usable_cores(system: Path = Path("/sys")) -> int:
+    """Return how many physical processor cores this process may use, at most what its container grants it."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    cores = set()
+    for number in os.sched_getaffinity(0):
+        place = system / f"devices/system/cpu/cpu{number}/topology/thread_siblings_list"
+        cores.add(place.read_text(encoding="ascii") if place.is_file() else str(number))
+    try:  # cgroup v2: microseconds in each period, "max" for no limit
+        granted, period = map(int, (system / "fs/cgroup/cpu.max").read_text(encoding="ascii").split())
+    except (OSError, ValueError):
+        return len(cores)
+    return max(1, min(len(cores), -(-granted // period)))
 
 
 def estimated_tokens(text: str) -> int:

@@ -64,8 +64,9 @@ def step_seconds(body: Any, loss: Callable[[], torch.Tensor]) -> dict[Precision,
                 with in_precision(body, dtype):
                     began = time.process_time()
                     loss().backward()  # type: ignore[no-untyped-call]
+                    took = time.process_time() - began
                     if number:  # the first one is slower
-                        spent[name] = min(spent[name], time.process_time() - began)
+                        spent[name] = min(spent[name], took)
                     body.zero_grad()
     finally:
         layers.extend(rest)

@@ -24,6 +24,7 @@ import torch
 from smallfirst.base.errors import Cancelled, TrainingError
 from smallfirst.base.files import locked
 from smallfirst.base.records import Record, fingerprint
+from smallfirst.models.batching import usable_cores
 from smallfirst.models.local.weights import release_memory
 from smallfirst.models.manifest import MANIFEST, Manifest, base_sha256, write_manifest
 from smallfirst.registry.runs import TrackedRun
@@ -157,6 +158,7 @@ class _Trainer:
         self.base_sha256 = base_sha256(self.base[1]) if self.group.leads else ""
         backend = self.backend = self.recipe.backend
         require_memory(self.base, self.config)
+        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
         self.model, self.tokenizer = backend.load(self.base[1], self.config)
         rows, self.manifest = self.recipe.prepare(self.tokenizer, self.config, self.base[0])
         began_in = next((e.values.get("precision") for e in self.log.read() if e.kind == "TRAIN_STARTED"), None)

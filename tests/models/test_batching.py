@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
 from smallfirst.base.errors import ModelError
-from smallfirst.models.batching import BatchBudget, BatchWorker, ThroughputEstimate
+from smallfirst.models.batching import BatchBudget, BatchWorker, ThroughputEstimate, usable_cores
 
 R = TypeVar("R")
 
@@ -108,3 +110,19 @@ def test_the_throughput_follows_the_batches() -> None:
     for _ in range(200):
         throughput.update(1, 10.0)
     assert throughput.batch_size() == 3.0  # never less than what keeps the machine busy
+
+
+def test_cores_are_physical_ones_and_at_most_what_the_container_grants(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 5}, raising=False)
+    assert usable_cores(tmp_path) == 4  # nothing is known
+    for number, siblings in ((0, "0,4"), (1, "1,5"), (2, "2,6"), (5, "1,5")):
+        place = tmp_path / f"devices/system/cpu/cpu{number}/topology"
+        place.mkdir(parents=True)
+        (place / "thread_siblings_list").write_text(f"{siblings}\n")
+    assert usable_cores(tmp_path) == 3
+    (tmp_path / "fs/cgroup").mkdir(parents=True)
+    for granted, wanted in (("max 100000", 3), ("150000 100000", 2), ("20000 100000", 1), ("800000 100000", 3)):
+        (tmp_path / "fs/cgroup/cpu.max").write_text(granted)
+        assert usable_cores(tmp_path) == wanted
