@@ -16,6 +16,7 @@ help:                    ## list these commands
 demo: $(VENV)/.demo      ## run the whole path for labels and, beside it, for JSON; ends with two verdicts, report.html, details.html
 	@export OMP_NUM_THREADS=$$(( ($$(getconf _NPROCESSORS_ONLN) + 1) / 2 )); \
 	$(BIN)/smallfirst run $(SECOND) --report details.html $(ARGS) >details.txt 2>&1 & json=$$!; \
+	trap 'kill $$json' INT TERM; \
 	$(BIN)/smallfirst run $(DEMO) --report report.html $(ARGS); failed=$$?; \
 	echo "waiting for the second part, $(SECOND)" >&2; \
 	wait $$json || failed=$$?; cat details.txt; rm details.txt; exit $$failed
@@ -61,4 +62,4 @@ $(VENV)/.dev: $(VENV)/.demo
 	touch $@
 
 clean:                   ## remove the environment and all state
-	rm -rf $(VENV) .smallfirst report.html details.html
+	rm -rf $(VENV) .smallfirst report.html details.html details.txt
