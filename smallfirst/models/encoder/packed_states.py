@@ -21,7 +21,7 @@ SHORT_TOKENS = 192
 
 
 def packed_states(model: Any, packed: PackedRows) -> torch.Tensor:
-    """Return the last hidden states (tokens, width) of a model of FAMILIES; without dropout of attention weights."""
+    """Return the last hidden states (tokens, width) of a model of FAMILIES; gradients and dropout are the model's."""
     mpnet = model.config.model_type == "mpnet"
     positions = packed.positions + (model.embeddings.padding_idx + 1 if mpnet else 0)
     states: torch.Tensor = model.embeddings(input_ids=packed.ids[None], position_ids=positions[None])[0]
@@ -30,17 +30,25 @@ def packed_states(model: Any, packed: PackedRows) -> torch.Tensor:
         longest = states.new_empty(1, packed.groups[-1].width, 0)
         bias = model.encoder.compute_position_bias(longest)  # (1, heads, longest, longest)
     heads: int = model.config.num_attention_heads
+    dropout = model.config.attention_probs_dropout_prob if model.training else 0.0
     for layer in model.encoder.layer:
         *inputs, out, norm, residual_dropout = _attention_of(layer)
         split = (len(states), heads, -1)
-        mixed = packed.by_group(partial(_attend, bias), *(part(states).view(split) for part in inputs)).flatten(1)
+        mixed = packed.by_group(
+            partial(_attend, bias, dropout), *(part(states).view(split) for part in inputs)
+        ).flatten(1)
         states = norm(residual_dropout(out(mixed)) + states)
         states = layer.output(layer.intermediate(states), states)
     return states
 
 
 def _attend(
-    bias: torch.Tensor | None, group: RowGroup, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    bias: torch.Tensor | None,
+    dropout: float,
+    group: RowGroup,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
 ) -> torch.Tensor:
     """Return the attention output; all tensors (rows, width, heads, head_dim)."""
     query, key, value = (part.transpose(1, 2) for part in (query, key, value))  # (rows, heads, width, head_dim)
@@ -49,12 +57,12 @@ def _attend(
         behind = torch.arange(group.width) >= torch.tensor(group.lengths)[:, None]
         hidden = torch.zeros(behind.shape).masked_fill_(behind, -torch.inf)[:, None, None]
         mask = hidden if mask is None else mask + hidden
-    if query.dtype == torch.float32 or group.width > SHORT_TOKENS:
+    if not dropout and (query.dtype == torch.float32 or group.width > SHORT_TOKENS):
         mask = None if mask is None else mask.to(query.dtype)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
     scores = torch.matmul(query, key.transpose(-1, -2)).float() * (1 / math.sqrt(query.shape[-1]))
     weights = (scores if mask is None else scores + mask).softmax(-1).to(value.dtype)
-    return torch.matmul(weights, value).transpose(1, 2)
+    return torch.matmul(F.dropout(weights, dropout, training=dropout > 0), value).transpose(1, 2)
 
 
 def _attention_of(layer: Any) -> tuple[Any, ...]:
