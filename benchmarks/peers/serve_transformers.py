@@ -1,6 +1,6 @@
 """Two usual servers for benchmarks/serving/speed.py: transformers behind FastAPI.
 
-    python -m benchmarks.peers.serve_transformers MODEL --port PORT [--batch 32]
+    python -m benchmarks.peers.serve_transformers MODEL --port PORT [--batch 32] [--encoder]
 
 The plain one answers a request by one forward pass in a thread, one at a time (the model is not safe for two). With
 `--batch` requests wait in a queue: requests that arrive while the last batch runs are padded on the left and read
@@ -50,7 +50,28 @@ class Codes:
         return found
 
 
-def plain(codes: Codes) -> FastAPI:
+class Labels:
+    """A sentence encoder with a linear head that returns the place of the likeliest label."""
+
+    def __init__(self, folder: Path) -> None:
+        from safetensors.numpy import load_file
+        from sentence_transformers import SentenceTransformer
+
+        from smallfirst.models.catalog import find_weights
+        from smallfirst.models.manifest import read_manifest
+
+        own = folder / "encoder"
+        weights = own if own.is_dir() else find_weights(read_manifest(folder).base)
+        self.encoder, self.head = SentenceTransformer(str(weights)), load_file(folder / "linear.safetensors")
+
+    def answer(self, texts: Sequence[str]) -> list[int]:
+        """Places of labels, in order."""
+        vectors = self.encoder.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
+        found: list[int] = (vectors @ self.head["weights"].T + self.head["bias"]).argmax(axis=1).tolist()
+        return found
+
+
+def plain(codes: Codes | Labels) -> FastAPI:
     """One request at a time."""
     app, lock = FastAPI(), threading.Lock()
 
@@ -62,7 +83,7 @@ def plain(codes: Codes) -> FastAPI:
     return app
 
 
-def batching(codes: Codes, most: int) -> FastAPI:
+def batching(codes: Codes | Labels, most: int) -> FastAPI:
     """All that wait together, up to `most`."""
     waiting: asyncio.Queue[tuple[str, asyncio.Future[int]]] = asyncio.Queue()
 
@@ -97,8 +118,9 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--batch", type=int, default=0)
+    parser.add_argument("--encoder", action="store_true")
     wanted = parser.parse_args()
-    codes = Codes(wanted.model)
+    codes = Labels(wanted.model) if wanted.encoder else Codes(wanted.model)
     app: Any = batching(codes, wanted.batch) if wanted.batch else plain(codes)
     uvicorn.run(app, host="127.0.0.1", port=wanted.port, log_level="warning", access_log=False)
 
