@@ -29,6 +29,7 @@ _KINDS: dict[str, Kind] = {
     "blend": "linear",
     "tagger": "spans",
     "reader": "spans",
+    "joined": "spans",
 }
 """Kinds of manifests whose models do not generate."""
 
@@ -114,9 +115,15 @@ def _linear(source: ModelSource) -> Model:
 
 
 def _spans(source: ModelSource) -> Model:
-    """Return an encoder that marks the answer in the text."""
+    """Return an encoder that marks the answer in the text, or one joined with a language model."""
     from smallfirst.models.spans.model import SpanModel
 
+    if source.manifest.kind == "joined":
+        from smallfirst.models.linear.blend import MEMBERS_FOLDER
+        from smallfirst.models.spans.joined import MEMBERS, JoinedModel
+
+        members = [load(source._replace(location=source.path / MEMBERS_FOLDER / name)) for name in MEMBERS]
+        return JoinedModel(members, source.manifest, name=source.name)
     if source.manifest.kind == "tagger":
         from smallfirst.models.spans.tagger import Tagger as SpanScorer
     else:

@@ -109,7 +109,7 @@ class Blend(Candidate):
         shutil.rmtree(target, ignore_errors=True)
         folders = {name: run_folder.model_folder(name) for name in weights}
         for name, folder in folders.items():
-            shutil.copytree(folder, target / MEMBERS_FOLDER / name, copy_function=_link)
+            shutil.copytree(folder, target / MEMBERS_FOLDER / name, copy_function=link_file)
         manifest = Manifest(
             kind="blend",
             task=project.task,
@@ -141,7 +141,7 @@ def _in_words(weights: Mapping[str, float]) -> str:
     return ", ".join(f"{weight:.0%} {name}" for name, weight in weights.items())
 
 
-def _link(source: str, target: str) -> None:
+def link_file(source: str, target: str) -> None:
     """Link a file that nobody changes any more; copy it where the file system cannot."""
     try:
         os.link(source, target)

@@ -21,7 +21,7 @@ from smallfirst.measuring.out_of_fold import FoldAnswers, folds_of
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.spans.plan import AnswerPlan, learn_plan
-from smallfirst.path.candidates.language_model import fine_tune
+from smallfirst.path.candidates.language_model import fine_tune as fine_tune_base
 from smallfirst.path.candidates.linear import LinearCandidate, calibrate, choose_precision, finish_refit
 from smallfirst.path.project.candidates import Candidate, fitted_candidates
 from smallfirst.path.project.project import Project
@@ -69,7 +69,7 @@ class TunedEncoder(Candidate):
     def fit(self, project: Project, run_folder: RunFolder) -> float:
         """Fine-tune on the training rows and keep the epoch that is best on the selection rows."""
         folder = run_folder.model_folder(self.name)
-        run = self._fine_tune(project, self.recipe(project), folder.parent, f"{run_folder.path.name}-{self.name}")
+        run = self.fine_tune(project, self.recipe(project), folder.parent, f"{run_folder.path.name}-{self.name}")
         self.finish(project, folder)
         return run.best_score
 
@@ -88,7 +88,7 @@ class TunedEncoder(Candidate):
                 shutil.rmtree(place / "training", ignore_errors=True)
                 recipe = FoldRecipe(self.recipe(_with(project, fold.rest, fold.held)))
                 label = f"{self.name}, fold {number} of {len(folds)}"
-                self._fine_tune(project, recipe, place / "training", "", label=label, judged_by="on its fold")
+                self.fine_tune(project, recipe, place / "training", "", label=label, judged_by="on its fold")
                 checked = choose_precision(project, place / "training" / "model", fold.held) if number == 1 else None
                 recipe.found.model_copy(update={"int8": checked}).save(done)
             read.append(ReadFold.load(done))
@@ -153,15 +153,15 @@ class TunedEncoder(Candidate):
         project = project._replace(on_epoch=lambda epoch, score: epoch >= folds.best_epoch or in_time(epoch, score))
         name = f"{run_folder.path.name}-{self.name}"
         recipe = RefitRecipe(self.recipe(project), folds)
-        self._fine_tune(project, recipe, folder.parent, name, judged_by="out of fold")
+        self.fine_tune(project, recipe, folder.parent, name, judged_by="out of fold")
         self.finish_refit(project, folder, folds)
 
-    def _fine_tune(self, project: Project, recipe: Recipe, folder: Path, run_name: str, **words: str) -> Run:
+    def fine_tune(self, project: Project, recipe: Recipe, folder: Path, run_name: str, **words: str) -> Run:
         from smallfirst.training.encoders import with_learning_rate
 
         base = self.encoder_name(project.file.small)
         config = with_learning_rate(project.file.small.encoder_training, find_weights(base, log=project.progress.log))
-        return fine_tune(project, recipe, config, base=base, folder=folder, run_name=run_name, **words)
+        return fine_tune_base(project, recipe, config, base=base, folder=folder, run_name=run_name, **words)
 
     def finish(self, project: Project, folder: Path) -> None:
         """Complete the model in `folder`, fitted on training rows."""
@@ -230,13 +230,13 @@ class _Tagger(TunedEncoder):
         if not isinstance(project.task, Extract):
             return f"it marks fields of kind extract; this task is of kind {project.file.kind}"
         why = field_plan(project).why
-        return f"{why}: that needs writing, which small does" if why else ""
+        return f"{why}: that needs writing, which small and tagger_small do" if why else ""
 
     def findings(self, project: Project) -> Sequence[Finding]:
         """Return which fields have to be written, and which are written otherwise than they stand in the texts."""
         fields = field_plan(project).fields if isinstance(project.task, Extract) else ()
         written = "; ".join(dict.fromkeys(field.why for field in fields if field.how == "written"))
-        rule = "an encoder marks every other field; without these, or with values from the texts, it answers alone"
+        rule = "an encoder gives every other field: `ladder: [tagger_small]`; without these fields it answers alone"
         what = f"a language model has to write what does not stand in the texts: {written}"
         found = [make_finding("note", what, rule)] * bool(written)
         for field in fields:

@@ -24,7 +24,8 @@ class CandidateDescription:
     """What it is and does in a line that needs no knowledge of models."""
     size: float
     """Sort key from the smallest model to the largest, in which candidates are shown. Built in: words 10,
-    encoder 20, tuned, tagger and reader 30, larger_encoder 31, larger_tuned 32, blend 35, small 50. Which one
+    encoder 20, tuned, tagger and reader 30, larger_encoder 31, larger_tuned 32, blend 35, tagger_small 45,
+    small 50. Which one
     is the cheapest is measured."""
     promise: float | None = None
     """Where time does not suffice for all, candidates of a higher promise are preferred; left out: `size`, since of
@@ -75,6 +76,7 @@ CANDIDATES: Registry[CandidateDescription] = Registry(
         "larger_tuned": "smallfirst.path.candidates.tuned:LARGER_TUNED",
         "blend": "smallfirst.path.candidates.blend:BLEND",
         "tagger": "smallfirst.path.candidates.tuned:TAGGER",
+        "tagger_small": "smallfirst.path.candidates.joined:TAGGER_AND_SMALL",
         "reader": "smallfirst.path.candidates.tuned:READER",
         FINE_TUNED: "smallfirst.path.candidates.language_model:SMALL",
     },
