@@ -56,13 +56,16 @@ class Labels:
     def __init__(self, folder: Path) -> None:
         from safetensors.numpy import load_file
         from sentence_transformers import SentenceTransformer
+        from sentence_transformers.models import Pooling, Transformer
 
         from smallfirst.models.catalog import find_weights
         from smallfirst.models.manifest import read_manifest
 
         own = folder / "encoder"
         weights = own if own.is_dir() else find_weights(read_manifest(folder).base)
-        self.encoder, self.head = SentenceTransformer(str(weights)), load_file(folder / "linear.safetensors")
+        self.head = load_file(folder / "linear.safetensors")
+        modules = [Transformer(str(weights)), Pooling(self.head["weights"].shape[1])]
+        self.encoder = SentenceTransformer(modules=modules)
 
     def answer(self, texts: Sequence[str]) -> list[int]:
         """Places of labels, in order."""
