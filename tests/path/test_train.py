@@ -123,31 +123,35 @@ def test_what_has_no_weights_here_is_left_out_unless_nothing_remains(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("best", "settings", "begun"),
+    ("scores", "settings", "begun"),
     [
-        (0.97, {}, True),
-        (0.985, {}, False),  # half of 1.5 % of errors are less than the point that the choice gives up
-        (0.985, {"routing": {"accuracy_within": 0.005}}, True),
-        (0.985, {"routing": {"usd_per_wrong_answer": 0.1}}, True),
-        (0.985, {"ladder": ["words", "larger_encoder"]}, True),
+        ({"words": 0.97}, {}, True),
+        ({"words": 0.985}, {}, False),  # half of 1.5 % of errors are less than the point that the choice gives up
+        ({"words": 0.985}, {"routing": {"accuracy_within": 0.005}}, True),
+        ({"words": 0.985}, {"routing": {"usd_per_wrong_answer": 0.1}}, True),
+        ({"words": 0.985}, {"ladder": ["words", "larger_tuned"]}, True),
+        ({"encoder": 0.9, "larger_encoder": 0.905}, {}, False),
+        ({"encoder": 0.9, "larger_encoder": 0.905}, {"routing": {"usd_per_wrong_answer": 0.1}}, True),
+        ({"encoder": 0.9, "larger_encoder": 0.92}, {}, True),
     ],
 )
 def test_a_larger_encoder_is_not_begun_where_it_can_gain_too_little(
-    tmp_path: Path, best: float, settings: dict[str, Any], begun: bool
+    tmp_path: Path, scores: dict[str, float], settings: dict[str, Any], begun: bool
 ) -> None:
     project, fetched = task_of(tmp_path, {"train": things(90)}, **settings), list[str]()
-    found = FittedCandidates(ladder=("words", "larger_encoder"), fitted=("words",), scores={"words": best})
+    found = FittedCandidates(ladder=("larger_tuned",), scores=scores)
     race = Race(project, RunFolder.new(project.file.name), found)
     larger = SimpleNamespace(
-        name="larger_encoder",
+        name="larger_tuned",
         title="larger",
         encoder_setting="larger_encoder",
+        training_setting="encoder_training",
         n_folds=0,
         encoder_name=lambda small: small.larger_encoder,
         fit=lambda project, run_folder: fetched.append("larger"),
     )
     race.fit(project, cast(Any, larger))
-    assert (bool(fetched), "larger_encoder" in race.found.left_out) == (begun, not begun)
+    assert (bool(fetched), "larger_tuned" in race.found.left_out) == (begun, not begun)
 
 
 def test_from_a_thousand_rows_on_selection_rows_choose(tmp_path: Path, tiny_encoder_folder: Path) -> None:

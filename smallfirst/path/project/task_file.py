@@ -235,7 +235,7 @@ class TaskFile(Record):
     `larger_tuned`, the same on `small.larger_encoder`, and `blend`, which mixes those of the ladder; `tagger` marks
     JSON fields in their texts, `reader` open answers in their contexts; `tagger_small` has a tagger for those fields
     and `small` for the others; `small` is the language model of `small` after fine-tuning. Left out: all that
-    suit, those on the larger encoder unless half of the errors that are left are within `accuracy_within`; on labels
+    suit, those on the larger encoder unless they can gain no more than `accuracy_within`; on labels
     `small` only if `small.base`, `small.training` or `routing.small` asks for it."""
     minutes: float | None = pydantic.Field(default=None, gt=0, allow_inf_nan=False)
     """How long a run may take. Candidates are then chosen by what they promise and how long they take here: of those on
