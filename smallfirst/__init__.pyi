@@ -77,6 +77,7 @@ from smallfirst.models.remote.model import EndpointModel as EndpointModel
 from smallfirst.path.calibrate import calibrate_stage as calibrate_stage
 from smallfirst.path.check import PreflightReport as PreflightReport
 from smallfirst.path.check import check_stage as check_stage
+from smallfirst.path.durations import CandidateForecast as CandidateForecast
 from smallfirst.path.evaluate import evaluate_stage as evaluate_stage
 from smallfirst.path.foretold import Foretold as Foretold
 from smallfirst.path.foretold import RequirementForecast as RequirementForecast
@@ -168,6 +169,7 @@ from smallfirst.training.estimates import TrainingEstimate as TrainingEstimate
 from smallfirst.training.loop import Backend as Backend
 from smallfirst.training.loop import MasterAdamW as MasterAdamW
 from smallfirst.training.loop import StepMetrics as StepMetrics
+from smallfirst.training.precision import ChosenPrecision as ChosenPrecision
 from smallfirst.training.recipe import PreparedData as PreparedData
 from smallfirst.training.recipe import Recipe as Recipe
 from smallfirst.training.recipe import TaskRecipe as TaskRecipe

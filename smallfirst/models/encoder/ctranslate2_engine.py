@@ -70,9 +70,9 @@ class CTranslate2Encoder:
             )
 
     def hidden_states(self, encoded: Sequence[Sequence[int]]) -> np.ndarray:
-        """Return the last hidden states (texts, longest, width), float32; what lies behind a text is undefined."""
+        """Return the last hidden states (texts, longest, width), float32; what lies behind a text is finite."""
         lengths = [len(ids) for ids in encoded]
-        states = np.empty((len(encoded), max(lengths), self.width), dtype=np.float32)
+        states = np.zeros((len(encoded), max(lengths), self.width), dtype=np.float32)
 
         def read(at: list[int]) -> None:
             rows = [list(encoded[i]) for i in at]

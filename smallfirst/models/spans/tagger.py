@@ -29,6 +29,9 @@ from smallfirst.models.spans.values import read_value
 PLAN_FILE = "tagger.json"
 BATCH_TOKENS = 4096
 """Tokens that are read together, padding included."""
+GAIN = 8.0
+"""Logits are so many times what the heads' weights say, so heads learn so many times as fast as the encoder. After four
+epochs on 2,000 rows 63 % of 140 selection rows were right with 8, 36 % with 1."""
 N_FORCED = 3
 """Places tried for a value that must be there and was not marked."""
 
@@ -56,9 +59,12 @@ class TaggerNetwork(MarkingNetwork):
             n, next_one = len(field.values), 1 + max(query_of, default=-1)
             query_of += range(next_one, next_one + n) if field.how == "several" else [next_one] * n
         self._query_of, self._sizes = query_of, [len(field.values) for field in plan.closed]
+        spread = width**-0.5 / GAIN
         self.tokens = torch.nn.Linear(width, 1 + 2 * len(plan.spans))
+        for weights in self.tokens.parameters():
+            torch.nn.init.uniform_(weights, -spread, spread)
         self.queries = torch.nn.Parameter(torch.zeros(len(set(query_of)), width))
-        self.closed = torch.nn.Parameter(torch.empty(len(query_of), width + 1).uniform_(-(width**-0.5), width**-0.5))
+        self.closed = torch.nn.Parameter(torch.empty(len(query_of), width + 1).uniform_(-spread, spread))
         """Of each value weights and, last, its bias (values, width + 1)."""
 
     def tokenize(self, text: str) -> TokenizedText:
@@ -68,10 +74,11 @@ class TaggerNetwork(MarkingNetwork):
     def forward(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return label logits (rows, tokens, labels), and logits (rows, values) of each field of the whole text."""
         states, mask = self.states(rows)  # (rows, tokens, width), (rows, tokens)
-        likeness = (self.queries @ states.transpose(1, 2)).masked_fill(mask[:, None] == 0, -torch.inf)
+        likeness = (GAIN * self.queries @ states.transpose(1, 2)).masked_fill(mask[:, None] == 0, -torch.inf)
         pooled = likeness.softmax(-1) @ states  # (rows, queries, width)
         logits = (pooled[:, self._query_of] * self.closed[:, :-1]).sum(-1) + self.closed[:, -1]  # (rows, values)
-        return self.tokens(states), list(torch.split(logits, self._sizes, dim=1))
+        logits, labels = GAIN * logits, GAIN * self.tokens(states)
+        return labels, list(torch.split(logits, self._sizes, dim=1))
 
     def states(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the states (texts, tokens, width), float32, and the mask (texts, tokens), 1 for a token."""

@@ -83,6 +83,16 @@ def test_a_batch_is_read_in_parts_by_all_cores_at_once(
         assert row[: len(ids)] == pytest.approx(expected[: len(ids)], abs=1e-5)
 
 
+def test_what_lies_behind_a_short_text_is_finite_since_masks_multiply_it(
+    tiny_encoder_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setattr(np, "empty", lambda shape, dtype=float: np.full(shape, np.nan, dtype))
+    engine = CTranslate2Encoder(tiny_encoder_folder, int8=False)
+    found = engine.hidden_states([[2, *range(5, 5 + n), 3] for n in (3, 9, 1, 4, 4, 2, 7, 5)])
+    assert np.isfinite(found).all()
+
+
 def test_without_the_package_or_for_another_family_pytorch_reads(
     tiny_encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

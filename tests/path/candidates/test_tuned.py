@@ -33,7 +33,8 @@ def test_the_tagger_suits_rows_whose_values_stand_in_their_texts(tmp_path: Path)
     assert TAGGER.why_unsuitable(project_of(tmp_path, [order(n) for n in range(50)])) == ""
     rows = [order(n, summary=f"the customer waits for {n + 1}") for n in range(50)]
     assert TAGGER.why_unsuitable(project_of(tmp_path, rows)) == (
-        "100 % of the values of `summary` do not occur in their texts: that needs writing, which small does"
+        "100 % of the values of `summary` do not occur in their texts: that needs writing, "
+        "which small and tagger_small do"
     )
 
 
@@ -50,7 +51,7 @@ def test_check_names_the_fields_that_are_no_words_of_the_text(tmp_path: Path) ->
             "note",
             "a language model has to write what does not stand in the texts: 100 % of the values of `summary` do not "
             "occur in their texts",
-            "an encoder marks every other field; without these, or with values from the texts, it answers alone",
+            "an encoder gives every other field: `ladder: [tagger_small]`; without these fields it answers alone",
         ),
         (
             "note",
