@@ -65,8 +65,8 @@ class TrainConfig(Record):
     lora_rank: int = pydantic.Field(default=16, ge=1)
     """Rank of the adapters (lora, qlora); on all linear layers, alpha = 2 × rank."""
     frozen_layers: int = pydantic.Field(default=0, ge=0)
-    """Lowest layers of a language model that stay as they are, with the embeddings (method: full): the less work, the
-    more of them. At least one layer is trained."""
+    """Lowest layers that stay as they are, with the embeddings (method: full): the less work, the more of them. At
+    least one layer is trained. What the frozen ones of an encoder make of a row is computed once."""
     max_seq_tokens: int = pydantic.Field(default=512, ge=16)
     """Longest row; a longer one is refused by line number, never cut silently."""
     seed: int = 0
@@ -84,8 +84,8 @@ class TrainConfig(Record):
         return value
 
 
-OF_LANGUAGE_MODELS = ("method", "adapters", "micro_tokens", "gradient_checkpointing", "lora_rank", "frozen_layers")
-"""Settings that the fine-tune of an encoder does not read: every weight is trained, in whole batches."""
+OF_LANGUAGE_MODELS = ("method", "adapters", "micro_tokens", "gradient_checkpointing", "lora_rank")
+"""Settings that the fine-tune of an encoder does not read."""
 
 
 Precision = Literal["bf16", "fp32"]

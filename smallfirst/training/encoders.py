@@ -66,6 +66,8 @@ class EncoderBackend:
         sample = [row.ids for row in measured_rows(self.batches(rows, config, config.seed)[0])]
         chosen = fastest_precision(model.body, lambda: model.encoder.vectors(sample).sum(), began_in)
         set_precision(model.body, DTYPES[chosen.name])
+        if config.frozen_layers:
+            model.encoder.freeze(config.frozen_layers)
         return chosen
 
     def batches(self, rows: Sequence[Any], config: TrainConfig, seed: int) -> list[list[Any]]:

@@ -152,6 +152,29 @@ def test_the_learning_rate_suits_the_width_of_the_encoder(tmp_path: Path) -> Non
     assert rates == pytest.approx({128: 2e-4, 384: 2e-4, 768: 5e-5})
 
 
+def test_above_frozen_layers_loss_and_gradients_are_the_same_and_each_text_passes_below_once(
+    tiny_encoder_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [[2, *range(5, 5 + n), 3] for n in (3, 9, 1, 4)]
+    whole, frozen = SentenceEncoder(tiny_encoder_folder), SentenceEncoder(tiny_encoder_folder)
+    for encoder in (whole, frozen):
+        encoder.model.eval()
+    frozen.freeze(1)
+    below = []
+    embed = frozen.model.embeddings.forward
+    monkeypatch.setattr(frozen.model.embeddings, "forward", lambda **ids: below.append(ids) or embed(**ids))
+    for _ in range(2):
+        expected, found = whole.vectors(rows), frozen.vectors(rows)
+        assert found.detach().numpy() == pytest.approx(expected.detach().numpy(), abs=1e-6)
+        for vectors in (expected, found):
+            vectors[:, 0].sum().backward()
+    assert len(below) == 1
+    for (name, one), other in zip(frozen.model.named_parameters(), whole.model.parameters(), strict=True):
+        assert (one.grad is None) == (".layer.1." not in name or other.grad is None)
+        if one.grad is not None:
+            assert one.grad.numpy() == pytest.approx(other.grad.numpy(), abs=1e-5)
+
+
 def test_it_is_kept_in_the_precision_that_it_learnt_in(
     tuned: Run, recipe: EncoderRecipe, tiny_encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,18 +20,25 @@ SHORT_TOKENS = 192
 """Rows up to this long attend faster in bf16 by two products and a softmax than by PyTorch's fused kernel."""
 
 
-def packed_states(model: Any, packed: PackedRows) -> torch.Tensor:
-    """Return the last hidden states (tokens, width) of a model of FAMILIES; gradients and dropout are the model's."""
+def packed_states(
+    model: Any, packed: PackedRows, states: torch.Tensor | None = None, *, layers: slice = slice(None)
+) -> torch.Tensor:
+    """Return the hidden states (tokens, width) of a model of FAMILIES after these layers.
+
+    `states` are those below the layers; None: the embeddings. Gradients and dropout are the model's.
+    """
     mpnet = model.config.model_type == "mpnet"
     positions = packed.positions + (model.embeddings.padding_idx + 1 if mpnet else 0)
-    states: torch.Tensor = model.embeddings(input_ids=packed.ids[None], position_ids=positions[None])[0]
+    if states is None:
+        states = model.embeddings(input_ids=packed.ids[None], position_ids=positions[None])[0]
+    assert states is not None
     bias = None
     if mpnet:  # of distances, for the longest row; all layers share it
         longest = states.new_empty(1, packed.groups[-1].width, 0)
         bias = model.encoder.compute_position_bias(longest)  # (1, heads, longest, longest)
     heads: int = model.config.num_attention_heads
     dropout = model.config.attention_probs_dropout_prob if model.training else 0.0
-    for layer in model.encoder.layer:
+    for layer in model.encoder.layer[layers]:
         *inputs, out, norm, residual_dropout = _attention_of(layer)
         split = (len(states), heads, -1)
         mixed = packed.by_group(
