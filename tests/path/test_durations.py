@@ -78,6 +78,7 @@ def test_before_anything_is_fetched_time_downloads_and_memory_are_guessed(
         raise AssertionError("fetched")
 
     monkeypatch.setattr("smallfirst.models.catalog.pull_weights", no_network)
+    monkeypatch.setattr("smallfirst.training.estimates._multiplied_per_s", lambda: 100e9)
     small = project.file.small.model_copy(update={"encoder": DEFAULT_ENCODER, "larger_encoder": LARGER_ENCODER})
     file = project.file.model_copy(
         update={"small": small, "ladder": ("words", "encoder", "tuned", "larger_encoder", "larger_tuned")}

@@ -123,21 +123,23 @@ def test_what_has_no_weights_here_is_left_out_unless_nothing_remains(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("scores", "settings", "begun"),
+    ("scores", "settings", "few", "begun"),
     [
-        ({"words": 0.97}, {}, True),
-        ({"words": 0.985}, {}, False),  # half of 1.5 % of errors are less than the point that the choice gives up
-        ({"words": 0.985}, {"routing": {"accuracy_within": 0.005}}, True),
-        ({"words": 0.985}, {"routing": {"usd_per_wrong_answer": 0.1}}, True),
-        ({"words": 0.985}, {"ladder": ["words", "larger_tuned"]}, True),
-        ({"encoder": 0.9, "larger_encoder": 0.905}, {}, False),
-        ({"encoder": 0.9, "larger_encoder": 0.905}, {"routing": {"usd_per_wrong_answer": 0.1}}, True),
-        ({"encoder": 0.9, "larger_encoder": 0.92}, {}, True),
+        ({"words": 0.97}, {}, True, True),
+        ({"words": 0.985}, {}, True, False),  # half of 1.5 % of errors are less than the point that the choice gives up
+        ({"words": 0.985}, {"routing": {"accuracy_within": 0.005}}, True, True),
+        ({"words": 0.985}, {"routing": {"usd_per_wrong_answer": 0.1}}, True, True),
+        ({"words": 0.985}, {"ladder": ["words", "larger_tuned"]}, True, True),
+        ({"encoder": 0.9, "larger_encoder": 0.905}, {}, True, False),
+        ({"encoder": 0.9, "larger_encoder": 0.905}, {}, False, True),  # of many rows a fine-tune may make up for it
+        ({"encoder": 0.9, "larger_encoder": 0.905}, {"routing": {"usd_per_wrong_answer": 0.1}}, True, True),
+        ({"encoder": 0.9, "larger_encoder": 0.92}, {}, True, True),
     ],
 )
 def test_a_larger_encoder_is_not_begun_where_it_can_gain_too_little(
-    tmp_path: Path, scores: dict[str, float], settings: dict[str, Any], begun: bool
+    tmp_path: Path, scores: dict[str, float], settings: dict[str, Any], few: bool, begun: bool, monkeypatch: Any
 ) -> None:
+    monkeypatch.setattr(module, "fits_in_folds", lambda project: few)
     project, fetched = task_of(tmp_path, {"train": things(90)}, **settings), list[str]()
     found = FittedCandidates(ladder=("larger_tuned",), scores=scores)
     race = Race(project, RunFolder.new(project.file.name), found)

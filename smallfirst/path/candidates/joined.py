@@ -46,7 +46,7 @@ class _TaggerAndSmall(Candidate):
         marked, written = _shares(project)
         return "" if marked and written else "tagger does all" if marked else "no field stands in the texts"
 
-    def fit(self, project: Project, run_folder: RunFolder) -> None:
+    def fit(self, project: Project, run_folder: RunFolder) -> float:
         """Fine-tune both on their own fields, and calibrate the confidence of whole answers on selection rows."""
         from smallfirst.training.recipe import TaskRecipe
 
@@ -58,9 +58,9 @@ class _TaggerAndSmall(Candidate):
         recipe: Recipe = TaskRecipe(written.task, written.rows.train, written.rows.selection)
         run_name = f"{run_name}-{MEMBERS[1]}"
         fine_tune(written, recipe, small.training, base=small.base, folder=folders[1], run_name=run_name)
-        self._join(project, [folder / "model" for folder in folders], target)
+        return self._join(project, [folder / "model" for folder in folders], target)
 
-    def _join(self, project: Project, folders: list[Path], target: Path) -> None:
+    def _join(self, project: Project, folders: list[Path], target: Path) -> float:
         shutil.rmtree(target, ignore_errors=True)
         for name, folder in zip(MEMBERS, folders, strict=True):
             shutil.copytree(folder, target / MEMBERS_FOLDER / name, copy_function=link_file)
@@ -81,6 +81,7 @@ class _TaggerAndSmall(Candidate):
         score, manifest = calibrate_answers(manifest, rows, asyncio.run(ask()))
         write_manifest(target, manifest)
         project.progress.log(f"fitted {self.title}: {score:.3f} on selection rows")
+        return score
 
 
 def _shares(project: Project) -> tuple[frozenset[str], frozenset[str]]:

@@ -238,8 +238,8 @@ class TaskFile(Record):
     suit, those on the larger encoder unless they can gain no more than `accuracy_within`; on labels
     `small` only if `small.base`, `small.training` or `routing.small` asks for it."""
     minutes: float | None = pydantic.Field(default=None, gt=0, allow_inf_nan=False)
-    """How long a run may take. Candidates are then chosen by what they promise and how long they take here: of those on
-    the ladder or, without one, of all that can go live. Left out: every candidate is trained to the end."""
+    """How long a run may take: candidates of the ladder are then chosen by what they promise and how long they take
+    here. Left out: every one that may still win is trained to the end."""
     small: SmallConfig = SmallConfig()
     """The small model."""
     large: LargeConfig | None = None

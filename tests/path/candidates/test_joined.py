@@ -46,7 +46,7 @@ def test_both_are_fitted_on_their_own_fields_and_answer_together(
     small |= {"base": str(tiny_folder), "training": training}
     project = project_of(tmp_path, [order(n) for n in range(40)], small=small, max_answer_tokens=8)
     run_folder = RunFolder(tmp_path / "run")
-    TAGGER_AND_SMALL.fit(project, run_folder)
+    assert 0 <= TAGGER_AND_SMALL.fit(project, run_folder) <= 1
     folder = run_folder.model_folder(TAGGER_AND_SMALL.name)
     names = {
         name: list(read_manifest(folder / "members" / name).task.json_schema["properties"])
