@@ -30,7 +30,7 @@ from smallfirst.path.project.project import Project
 from smallfirst.registry.runs import open_run
 from smallfirst.tasks.extract import Extract
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.encoders import with_learning_rate
+from smallfirst.training.encoders import suited_to
 from smallfirst.training.marking import TaggingRecipe
 from smallfirst.training.recipe import TaskRecipe
 from smallfirst.training.run import train
@@ -88,7 +88,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         encoder = project.file.small.base
     base = find_weights(encoder)
     config = TrainConfig(duration=f"{epochs}ep", max_seq_tokens=256, seed=SEED)
-    config = config.model_copy(update={"learning_rate": 3e-4}) if asked.small else with_learning_rate(config, base)
+    config = config.model_copy(update={"learning_rate": 3e-4}) if asked.small else suited_to(config, base)
     folder = home() / "tagger" / f"{name}-{Path(encoder).name}-{len(rows)}"
     selection = project.rows.selection
     if asked.small:

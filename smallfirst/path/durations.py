@@ -21,6 +21,7 @@ from smallfirst.models.base_size import BaseSize, read_base_size
 from smallfirst.models.catalog import CATALOG, find_weights
 from smallfirst.models.local.tokenizer import Tokenizer, load_tokenizer
 from smallfirst.models.manifest import MANIFEST, read_manifest
+from smallfirst.path.candidates.tuned import FROZEN_SHARE
 from smallfirst.path.project.candidates import Candidate, fits_in_folds, project_candidates
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import RunFolder
@@ -138,8 +139,10 @@ def _encoder_time(project: Project, candidate: Candidate, *, timed: bool) -> Tim
         """Return the seconds and the steps of an epoch on so many rows."""
         n_rows *= epoch_passes(n_rows * pace.tokens, config)
         steps = math.ceil(n_rows * pace.tokens / config.batch_tokens)
-        return n_rows * pace.train_s + steps * OPTIMIZER_BYTES * pace.parameters / MEMORY_BYTES_PER_S, steps
+        seconds = n_rows * pace.train_s + steps * OPTIMIZER_BYTES * pace.parameters / MEMORY_BYTES_PER_S
+        return trained * seconds, steps
 
+    trained = 1 - FROZEN_SHARE if n_folds and project.task.answer_labels else 1.0
     epoch_s, steps = epoch(n)
     begin_s = BEGIN_S + head_s
     if n_folds:  # a fine-tune for each fold, which reads its own rows after each epoch, and one on all rows

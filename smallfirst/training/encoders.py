@@ -230,12 +230,15 @@ class EncoderRecipe(RowsOfTask[Task]):
             return read_labels(scorer, self.train_rows, texts, manifest)
 
 
-def with_learning_rate(config: TrainConfig, base: Path) -> TrainConfig:
-    """Return the settings with the learning rate that suits the encoder in `base`, unless they set one."""
-    if "learning_rate" in config.model_fields_set:
-        return config
-    width = json.loads((base / "config.json").read_text(encoding="utf-8"))["hidden_size"]
-    return config.model_copy(update={"learning_rate": min(LEARNING_RATE, LEARNING_RATE * (RATE_WIDTH / width) ** 2)})
+def suited_to(config: TrainConfig, base: Path, *, frozen_share: float = 0.0) -> TrainConfig:
+    """Return the settings with the learning rate and the frozen layers that suit the encoder in `base`, unless set.
+
+    `frozen_share` of its layers, the lowest ones, are frozen.
+    """
+    found = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    rate = min(LEARNING_RATE, LEARNING_RATE * (RATE_WIDTH / found["hidden_size"]) ** 2)
+    suited = {"learning_rate": rate, "frozen_layers": int(frozen_share * found["num_hidden_layers"])}
+    return config.model_copy(update={name: suited[name] for name in suited if name not in config.model_fields_set})
 
 
 def contrastive_loss(vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

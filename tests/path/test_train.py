@@ -74,6 +74,7 @@ def test_few_rows_are_answered_out_of_fold_and_then_fitted_together(
     run = Run.load(run_folder.path / "tuned" / "run.json")
     assert tuned is not None
     assert (run.n_train, run.best_epoch) == (len(rows), tuned.best_epoch)
+    assert run.config.frozen_layers == 1  # of two: few rows
     assert [score for _, score in run.validation_curve] == list(tuned.curve[: len(run.validation_curve)])
     assert not (run_folder.path / "folds" / "tuned" / "training").exists()
 

@@ -34,7 +34,7 @@ from smallfirst.training.encoders import (
     RefitRecipe,
     contrastive_loss,
     join_folds,
-    with_learning_rate,
+    suited_to,
 )
 from smallfirst.training.loop import MasterAdamW
 from smallfirst.training.precision import DTYPES, ChosenPrecision
@@ -143,13 +143,15 @@ def test_several_labels_are_taught_by_a_sigmoid_each(tiny_encoder_folder: Path, 
     assert found.manifest.calibration.weights
 
 
-def test_the_learning_rate_suits_the_width_of_the_encoder(tmp_path: Path) -> None:
+def test_rate_and_frozen_layers_suit_the_encoder(tmp_path: Path) -> None:
     rates = {}
     for width in (128, 384, 768):
-        (tmp_path / "config.json").write_text(f'{{"hidden_size": {width}}}')
-        rates[width] = with_learning_rate(TrainConfig(duration="6ep"), tmp_path).learning_rate
-        assert with_learning_rate(TrainConfig(learning_rate=1e-3), tmp_path).learning_rate == 1e-3
+        (tmp_path / "config.json").write_text(f'{{"hidden_size": {width}, "num_hidden_layers": 6}}')
+        rates[width] = suited_to(TrainConfig(duration="6ep"), tmp_path).learning_rate
+        assert suited_to(TrainConfig(learning_rate=1e-3), tmp_path).learning_rate == 1e-3
     assert rates == pytest.approx({128: 2e-4, 384: 2e-4, 768: 5e-5})
+    asked = (TrainConfig(), TrainConfig(frozen_layers=1))
+    assert [suited_to(config, tmp_path, frozen_share=0.5).frozen_layers for config in asked] == [3, 1]
 
 
 def test_above_frozen_layers_loss_and_gradients_are_the_same_and_each_text_passes_below_once(

@@ -39,6 +39,9 @@ MAX_ROWS = 1000
 MIN_SHARE = 0.9
 """Least share of the answers that stand in their context."""
 
+FROZEN_SHARE = 0.5
+"""Of the layers, where few rows teach labels: 600 rows of Banking77 taught the upper half of MiniLM as much as all of
+it (0.818 and 0.813 of 1,000 test rows), in half of the time."""
 FEWER_ROWS = 0.01
 """Accuracy that a fine-tune may lose in a fold since it learns there from two thirds of the rows, a linear model from
 four fifths."""
@@ -69,7 +72,8 @@ class TunedEncoder(Candidate):
     def fit(self, project: Project, run_folder: RunFolder) -> float:
         """Fine-tune on the training rows and keep the epoch that is best on the selection rows."""
         folder = run_folder.model_folder(self.name)
-        run = self.fine_tune(project, self.recipe(project), folder.parent, f"{run_folder.path.name}-{self.name}")
+        name = f"{run_folder.path.name}-{self.name}"
+        run = self.fine_tune(project, self.recipe(project), folder.parent, name, few=False)
         self.finish(project, folder)
         return run.best_score
 
@@ -156,11 +160,15 @@ class TunedEncoder(Candidate):
         self.fine_tune(project, recipe, folder.parent, name, judged_by="out of fold")
         self.finish_refit(project, folder, folds)
 
-    def fine_tune(self, project: Project, recipe: Recipe, folder: Path, run_name: str, **words: str) -> Run:
-        from smallfirst.training.encoders import with_learning_rate
+    def fine_tune(
+        self, project: Project, recipe: Recipe, folder: Path, run_name: str, *, few: bool = True, **words: str
+    ) -> Run:
+        from smallfirst.training.encoders import suited_to
 
         base = self.encoder_name(project.file.small)
-        config = with_learning_rate(project.file.small.encoder_training, find_weights(base, log=project.progress.log))
+        frozen = FROZEN_SHARE if few and self.closed_answers_only else 0.0
+        weights = find_weights(base, log=project.progress.log)
+        config = suited_to(project.file.small.encoder_training, weights, frozen_share=frozen)
         return fine_tune_base(project, recipe, config, base=base, folder=folder, run_name=run_name, **words)
 
     def finish(self, project: Project, folder: Path) -> None:
