@@ -92,14 +92,12 @@ class Setting:
         kept.write_text(json.dumps(found))
 
     def right(self, name: str, part: str) -> np.ndarray:
-        """Return for each row whether the candidate answers it right."""
         rows, labels = self.project.rows, self.project.task.closed
         data = rows.test if part == "test" else rows.selection
         said = np.load(self.folder / f"{name}.{part}.npy").argmax(axis=1)
         return np.array([labels[at] in e.golds for at, e in zip(said, data.examples, strict=True)])
 
     def lines(self) -> list[str]:
-        """Return the rows of the setting's table."""
         lines, labels, other = [], self.project.task.closed, getattr(self.project.task, "other", None)
         for name in CANDIDATES:
             path = self.folder / f"{name}.json"
@@ -129,7 +127,6 @@ class Setting:
 
 
 def few(train: Dataset, per_label: int, seed: int) -> Dataset:
-    """Return so many rows of each label, drawn with the seed."""
     draw, by_label = random.Random(seed), defaultdict(list)
     for example in train.examples:
         by_label[example.answer].append(example)
@@ -157,7 +154,6 @@ TITLES = {
 
 
 def page(settings: list[Setting]) -> str:
-    """Return the page of results."""
     lines = [HEAD.format(today=date.today().isoformat())]
     for setting in settings:
         kind, _, seed = setting.name.rpartition("_")

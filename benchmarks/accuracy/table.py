@@ -29,12 +29,10 @@ PATHS = {
 
 
 def estimate(value: dict[str, Any]) -> str:
-    """`0.912 [0.887, 0.933]`."""
     return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
 def rows(name: str) -> list[str]:
-    """Lines of one set, one a path."""
     path = RESULTS / f"{name}.json"
     if not path.exists():
         return []

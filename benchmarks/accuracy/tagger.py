@@ -77,7 +77,6 @@ def _project(name: str) -> Project:
 
 
 def measure(asked: argparse.Namespace) -> dict[str, Any]:
-    """Train and return the figures on the test rows."""
     name, encoder, epochs = asked.set, asked.encoder, asked.epochs
     project = _project(name)
     task, test = project.task, project.rows.test
@@ -132,7 +131,6 @@ def _kept(rows: Any, right: list[bool]) -> list[float]:
 
 
 def write_page(figures: dict[str, Any]) -> None:
-    """Write results/tagger.md from the figures."""
     lines = [
         "# The tagger on sets of kind extract", "",
         "`python -m benchmarks.accuracy.tagger SET`, 2026-11-27, one of 2 shared cores (Zen 5, 24 GB), other work beside.",

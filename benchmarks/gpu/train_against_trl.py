@@ -100,7 +100,6 @@ def peer(side: str, base: Path, method: str, tokens: int, rows: int, checkpointi
 
 
 def ours(base: Path, method: Any, tokens: int, rows: int, checkpointing: bool) -> float:
-    """Return tokens/s of our loop."""
     from benchmarks.gpu.train_rate import READS, measure
     from smallfirst.training.config import TrainConfig
 

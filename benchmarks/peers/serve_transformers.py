@@ -42,7 +42,6 @@ class Codes:
 
     @torch.inference_mode()
     def answer(self, prompts: Sequence[str]) -> list[int]:
-        """Token ids, in order."""
         texts = [self.tokenizer.bos_token + prompt for prompt in prompts]
         inputs = self.tokenizer(texts, add_special_tokens=False, padding=len(texts) > 1, return_tensors="pt")
         logits = self.model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
@@ -68,14 +67,12 @@ class Labels:
         self.encoder = SentenceTransformer(modules=modules)
 
     def answer(self, texts: Sequence[str]) -> list[int]:
-        """Places of labels, in order."""
         vectors = self.encoder.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
         found: list[int] = (vectors @ self.head["weights"].T + self.head["bias"]).argmax(axis=1).tolist()
         return found
 
 
 def plain(codes: Codes | Labels) -> FastAPI:
-    """One request at a time."""
     app, lock = FastAPI(), threading.Lock()
 
     @app.post("/classify")

@@ -37,11 +37,9 @@ class Clock(TrainerCallback):
         self.ended: list[float] = []
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        """Notes the time."""
         self.began.append(now())
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Notes the time."""
         self.ended.append(now())
 
     def show(self, batches: Sequence[tuple[int, int]]) -> None:
@@ -65,13 +63,11 @@ class Counting:
         self.seen: list[tuple[int, int]] = []
 
     def __call__(self, rows: list[Any]) -> Any:
-        """The batch."""
         self.seen.append(size(rows))
         return self.collator(rows)
 
 
 def settings(how: str) -> tuple[dict[str, Any], torch.dtype]:
-    """Return the settings beside the defaults, and the weights' type."""
     if how == "defaults":
         return {}, torch.float32
     old = "group_by_length" in inspect.signature(SFTConfig.__init__).parameters

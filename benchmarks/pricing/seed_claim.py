@@ -71,7 +71,6 @@ SERVE = "import sys; from smallfirst.interfaces.cli.main import main; sys.argv[0
 
 
 def run(folder: Path, name: str) -> None:
-    """Run the set and keep how long it took."""
     place = folder / name
     place.mkdir(parents=True, exist_ok=True)
     hosted_rows(RECORDED[name], folder / RECORDED[name])
@@ -345,7 +344,6 @@ class Set:
 
 
 def write(sets: Mapping[str, tuple[Sequence[Mapping[str, Any]], Path]]) -> None:
-    """Write the page."""
     found = [Set(name, rows, place) for name, (rows, place) in sets.items()]
     source = PriceBook().charge("gpt-5-nano", TokenUsage(prompt_tokens=1), api_url=LIST["gpt-5-nano"]).source
     tokens = " and ".join(f"{statistics.fmean(row['prompt_tokens'] for row in one.rows):.0f}" for one in found)

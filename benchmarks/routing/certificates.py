@@ -81,7 +81,6 @@ def gsm8k() -> CalibrationSet:
 
 
 def gsm8k_questions() -> list[str]:
-    """Return the questions of the rows of `gsm8k()`."""
     rows, fit = _gsm8k_rows()
     return [rows[i]["prompt"] for i in np.flatnonzero(~fit).tolist()]
 
@@ -271,7 +270,6 @@ def share_of(hits: int, n: int, issued: int) -> str:
 
 
 def write(folder: Path) -> None:
-    """Write the page from all parts that are there."""
     page = [PAGE.format(today=date.today(), mapie=version("mapie"))]
     for name, (title, _) in PARTS.items():
         if (path := folder / f"{name}.json").exists():

@@ -239,7 +239,6 @@ def _one_stage(confidence: np.ndarray, right: np.ndarray) -> CalibrationSet:
 
 
 def pool_lines(name: str, draws: int) -> list[str]:
-    """Return the lines of the table for one pool."""
     if name == "GSM8K":
         pool = pool_of(name, gsm8k(), gsm8k_questions(), 400, (0.2, 0.25))
     else:

@@ -69,7 +69,6 @@ Candidate = tuple[Any, dict[str, float]]
 
 
 def restaurant8k(out: Path) -> list[dict[str, Any]]:
-    """Fine-tune and return what the model says."""
     name = "restaurant8k"
     train_rows, parts, task, config = restaurant8k_setup()
     with runs.open_run("field-tables", name, params={}) as tracked:
@@ -91,7 +90,6 @@ def restaurant8k_setup() -> tuple[Dataset, dict[str, Dataset], Extract, TrainCon
 
 
 def hashed(rows: Dataset, n: int) -> Dataset:
-    """Return the first `n` rows in the order of a hash of their content."""
     order = sorted(rows.examples, key=lambda e: hashlib.sha256(e.key.encode()).hexdigest())
     return Dataset(name=rows.name, examples=tuple(order[:n]))
 

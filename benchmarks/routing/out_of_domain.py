@@ -67,7 +67,6 @@ class Scope(NamedTuple):
 
     @classmethod
     def read(cls) -> Scope:
-        """From the official splits."""
         whole = {part: load_rows(data_folder("clinc150") / f"{part}.jsonl") for part in ("train", "validation", "test")}
 
         def rows(part: str, oos: bool) -> Dataset:
@@ -80,7 +79,6 @@ class Scope(NamedTuple):
         return cls(Classify(name="clinc150", labels=train.labels(), about=about), train, parts)
 
     def gold(self, part: str) -> np.ndarray:
-        """Place of each row's label."""
         index = {label: i for i, label in enumerate(self.task.labels)}
         data = self.train if part == "train" else self.parts[part]
         return np.array([index[e.answer] for e in data.examples])
@@ -120,7 +118,6 @@ MODELS: dict[str, tuple[Callable[[Scope, Path], LinearClassifier], str]] = {
 
 
 def states_of(scorer: LinearClassifier, data: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Return hidden states and logits of the rows, in order."""
     features = scorer.features([example.text for example in data.examples])
     logits = np.asarray(features @ scorer.weights.T) + scorer.bias
     return logits if isinstance(scorer.features, TfidfFeatures) else features, logits
@@ -161,7 +158,6 @@ class Answers(NamedTuple):
         return float(right[min(needed, len(right)) - 1])
 
     def line(self, name: str) -> str:
-        """A row of the table."""
         limit, test, oos = self.limit(), self.strange["test"], self.strange["oos_test"]
         kept = self.right["test"] & (test <= limit)
         inside, outside = stats.wilson(int(kept.sum()), len(kept)), stats.wilson(int((oos > limit).sum()), len(oos))
@@ -195,7 +191,6 @@ def _auroc(own: np.ndarray, foreign: np.ndarray) -> float:
 
 
 def clinc(folder: Path) -> dict[str, list[str]]:
-    """Return the three tables of the result page about CLINC150."""
     scope = Scope.read()
     gold = {part: scope.gold(part) for part in ("validation", "test")}
     closed, rejected, kept = [CLOSED], [REJECTED], [KEPT]
@@ -223,7 +218,6 @@ def rows_of(task: str) -> tuple[Dataset, Dataset, Dataset]:
 
 
 def requests() -> dict[str, list[str]]:
-    """Test requests of every source."""
     found = {task: [e.text for e in rows_of(task)[2].examples] for task in TASKS}
     for name, part in OPEN.items():
         lines = read_lines(data_folder(name) / f"{part}.jsonl")
@@ -241,7 +235,6 @@ def selector(kind: str, folder: Path) -> TaskSelector:
 
 
 def auto(folder: Path) -> list[str]:
-    """Return the tables of the result page about `auto`: where requests went, and milliseconds one at a time."""
     asked, lines, times = requests(), list[str](), list[str]()
     for kind, title in KINDS.items():
         front, ms = selector(kind, folder), list[float]()

@@ -75,12 +75,10 @@ class Running(NamedTuple):
     process: subprocess.Popen[str]
 
     def memory_mb(self) -> float:
-        """Resident memory now."""
         lines = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
 
     def busy_s(self) -> float:
-        """Processor time so far."""
         parts = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return (int(parts[11]) + int(parts[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -122,7 +120,6 @@ def stopped(process: subprocess.Popen[str]) -> Iterator[None]:
 def command_of(
     side: str, port: int, upstream: int, folder: Path, peers: argparse.Namespace
 ) -> tuple[list[str], dict[str, str]]:
-    """Return the command of a gateway and its environment."""
     if side == "LiteLLM":
         config = folder / "litellm.yaml"
         config.write_text(LITELLM.format(model=MODEL, upstream=upstream, key=KEY), encoding="utf-8")
@@ -148,7 +145,6 @@ def headers_of(side: str, upstream: int) -> dict[str, str]:
 
 @contextmanager
 def gateway(side: str, upstream: int, folder: Path, given: argparse.Namespace) -> Iterator[Running]:
-    """Yield a fresh gateway that has answered its first requests."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]

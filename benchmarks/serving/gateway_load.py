@@ -55,7 +55,6 @@ class Load:
         self.again_until = 0.0
 
     async def due(self, moment: float) -> None:
-        """Send a request that was due at `moment`, or let it wait for a connection."""
         self.sent += 1
         if self.idle:
             self.idle.pop().ask(moment)
@@ -69,7 +68,6 @@ class Load:
                 self.n_lines -= 1
 
     def free(self, line: Line) -> None:
-        """Give a free connection its next request."""
         now = time.perf_counter()
         if line.answered and now < self.again_until:
             self.sent += 1
@@ -84,7 +82,6 @@ class Load:
         self.idle.append(line)
 
     async def open_loop(self, rate: float, seconds: float) -> None:
-        """Send requests at random moments, `rate` a second on average."""
         gaps, tasks = random.Random(1), set()
         moment = began = time.perf_counter()
         while (moment := moment + gaps.expovariate(rate)) < began + seconds:
@@ -101,7 +98,6 @@ class Load:
             await asyncio.sleep(0.01)
 
     async def closed_loop(self, clients: int, seconds: float) -> None:
-        """Run clients that ask again as soon as they are answered."""
         self.again_until = time.perf_counter() + seconds
         await asyncio.gather(*(self.due(time.perf_counter()) for _ in range(clients)))
         while len(self.done) < self.sent and time.perf_counter() < self.again_until + PATIENCE_S:
@@ -115,17 +111,14 @@ class Line(asyncio.Protocol):
         self.load, self.buffer, self.moment, self.answered, self.begun = load, b"", 0.0, False, False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ready for a request."""
         self.transport = transport
         self.load.free(self)
 
     def ask(self, moment: float) -> None:
-        """Send the request that was due at `moment`."""
         self.moment = moment
         self.transport.write(self.load.request)  # type: ignore[attr-defined]
 
     def data_received(self, data: bytes) -> None:
-        """Record the time once the whole answer has arrived."""
         self.buffer += data
         end = self.buffer.find(b"\r\n\r\n")
         if end < 0:
@@ -144,7 +137,6 @@ class Line(asyncio.Protocol):
         self.load.free(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """A request on its way has failed."""
         self.load.n_lines -= 1
         if self in self.load.idle:
             self.load.idle.remove(self)

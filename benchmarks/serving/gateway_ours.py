@@ -63,7 +63,6 @@ def fit(folder: Path) -> None:
 
 
 def words(folder: Path) -> Model:
-    """What `fit` saved, as a Model."""
     manifest = read_manifest(folder)
     return LabelModel(LinearClassifier.load(folder, manifest), manifest, name="words")
 
@@ -74,7 +73,6 @@ class NeverAsked:
     name = "small"
 
     async def complete(self, request: object) -> object:
-        """Nothing."""
         raise AssertionError
 
     stream = complete

@@ -41,11 +41,9 @@ class Instant(asyncio.Protocol):
     """One connection."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Nothing read yet."""
         self.transport, self.buffer = transport, b""
 
     def data_received(self, data: bytes) -> None:
-        """An answer to each whole request."""
         self.buffer += data
         while (end := self.buffer.find(b"\r\n\r\n")) >= 0:
             head = self.buffer[:end].lower()
@@ -61,7 +59,6 @@ class Instant(asyncio.Protocol):
                 self.transport.write(REPLY)  # type: ignore[attr-defined]
 
     def _event(self, left: int) -> None:
-        """Send an event, and the others at their times."""
         head = STREAM_HEAD if left == EVENTS else b""
         end = b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n" if left == 1 else b""
         self.transport.write(head + EVENT + end)  # type: ignore[attr-defined]

@@ -115,7 +115,6 @@ def llama(name: str, program: Sequence[str], file: Path, cores: Sequence[int], l
 
 
 def vllm(python: str, model: Path, cores: Sequence[int], labels: dict[Any, str], *options: str) -> Side:
-    """The CPU build of vLLM, in its own environment."""
     bound = ",".join(map(str, cores))
     program = [python, "-m", "benchmarks.peers.serve_vllm", str(model), "--cores", bound, *options]
     return Side(
@@ -191,7 +190,6 @@ class Client:
         return Answer(int(head[9:12] or 0), body, ended - began), began, ended
 
     def close(self) -> None:
-        """Nothing back."""
         if self._pipe is not None:
             self._pipe[1].close()
             self._pipe = None
@@ -224,7 +222,6 @@ async def closed_loop(port: int, measured: Sequence[bytes], others: Sequence[byt
 
 
 def post(path: str, body: dict[str, object], headers: dict[str, str]) -> bytes:
-    """A whole HTTP/1.1 request."""
     content = json.dumps(body).encode()
     lines = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
@@ -235,7 +232,6 @@ def post(path: str, body: dict[str, object], headers: dict[str, str]) -> bytes:
 
 
 def say(text: str) -> None:
-    """Nothing back; a line of progress."""
     print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
@@ -248,7 +244,6 @@ class Server(NamedTuple):
     start_s: float
 
     def request(self, row: Row) -> bytes:
-        """The HTTP request for a row."""
         return post(self.side.path, self.side.body(row), self.side.headers)
 
     def label(self, answer: Answer) -> str | None:
@@ -307,7 +302,6 @@ async def _until_ready(server: Server, row: Row) -> str:
 
 
 def signal_all(pid: int, number: int) -> None:
-    """Send a signal (SIGSTOP, SIGCONT) to a process and all its children."""
     root = psutil.Process(pid)
     for process in (root, *root.children(recursive=True)):
         process.send_signal(number)
@@ -315,7 +309,6 @@ def signal_all(pid: int, number: int) -> None:
 
 @contextmanager
 def awake(server: Server) -> Iterator[Server]:
-    """A server that otherwise is stopped."""
     signal_all(server.process.pid, signal.SIGCONT)
     try:
         yield server
@@ -324,7 +317,6 @@ def awake(server: Server) -> Iterator[Server]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the process and all its children."""
     if process.poll() is None:
         signal_all(process.pid, signal.SIGCONT)
     for number, wait_s in ((signal.SIGTERM, STOP_S), (signal.SIGKILL, STOP_S)):

@@ -74,7 +74,6 @@ def read_rows(path: Path, model: Path, manifest: Manifest) -> list[Row]:
 
 
 def promoted_model(task: Path, home: Path) -> Path:
-    """Return the folder of the task's newest promoted model."""
     from smallfirst.path.project.task_file import read_task_file
 
     runs = sorted((home / "tasks" / read_task_file(task).name).glob("*/promoted.json"))
@@ -84,7 +83,6 @@ def promoted_model(task: Path, home: Path) -> Path:
 
 
 def code_texts(model: Path, manifest: Manifest) -> dict[Any, str]:
-    """Return the label of each code token's text."""
     from tokenizers import Tokenizer
 
     tokens = Tokenizer.from_file(str(model / "tokenizer.json"))
@@ -94,7 +92,6 @@ def code_texts(model: Path, manifest: Manifest) -> dict[Any, str]:
 
 
 def all_sides(wanted: argparse.Namespace, model: Path, manifest: Manifest) -> list[Side]:
-    """Return all servers, peers with the chosen settings."""
     labels, file = code_texts(model, manifest), wanted.work / "q4_0.gguf"
     write_gguf(wanted.task, wanted.home, file)
     xllamacpp = [sys.executable, "-m", "benchmarks.peers.serve_llama"]
@@ -138,7 +135,6 @@ def write_gguf(task: Path, home: Path, target: Path) -> None:
 
 
 def bound(model: Path, tokens: float, cores: Sequence[int]) -> dict[str, Any]:
-    """What bound.py finds."""
     command = [sys.executable, "-m", "benchmarks.serving.bound", str(model), str(tokens)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(len(cores))}
     found: dict[str, Any] = json.loads(subprocess.run(command, env=environment, check=True, capture_output=True).stdout)
@@ -157,12 +153,10 @@ class Store:
             sys.exit(f"{self._path} was made with {self.found['plan']}, not with {plan}: move it away")
 
     def cell(self, side: str, clients: int, number: int) -> dict[str, Any] | None:
-        """What is known, None if nothing."""
         found: dict[str, Any] | None = self.found["cells"].get(f"{side}|{clients}|{number}")
         return found
 
     def cells(self, side: str, clients: int) -> list[dict[str, Any]]:
-        """All rounds of a side, in their order."""
         key = f"{side}|{clients}|"
         return [cell for name, cell in sorted(self.found["cells"].items()) if name.startswith(key)]
 
@@ -186,7 +180,6 @@ class Rounds:
         self._kept: dict[str, Server] = {}
 
     def one_side(self, side: Side, number: int, rows: Sequence[Row]) -> None:
-        """Measure and store what is missing of a side's round."""
         levels = [level for level in LEVELS if self.store.cell(side.name, level, number) is None]
         groups = [[level] for level in levels] if side.for_clients else [levels]
         n = len(rows) // len(LEVELS)
@@ -208,7 +201,6 @@ class Rounds:
 
 
 def arguments() -> argparse.Namespace:
-    """What was asked for."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--task", type=Path, required=True)
     parser.add_argument("--home", type=Path, required=True)
@@ -223,7 +215,6 @@ def arguments() -> argparse.Namespace:
 
 
 def write_page(path: Path, store: Store, sides: Sequence[str], levels: Sequence[int], tokens: float) -> None:
-    """Tables, method and machine."""
     bounds = [found["bound"]["square"] for found in store.found["bound"].values()]
     bound = statistics.median(bounds)
     lines = ["# Classification over HTTP, side by side on two cores", "", *_what(store), ""]

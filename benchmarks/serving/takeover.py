@@ -50,7 +50,6 @@ class Answered(NamedTuple):
 
 
 def smallfirst(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a verb as a user does."""
     line = [
         sys.executable,
         "-c",
@@ -128,7 +127,6 @@ def correct(task: Path, rows: list[Row], n: int) -> None:
 
 
 def serve(folder: Path) -> tuple[Served, Served, str]:
-    """Start the upstream and the proxy in front of it; return both and the proxy's address."""
     served = Served(folder, "-m", "benchmarks.serving.takeover_upstream")
     upstreams = {"default": {"base_url": f"http://127.0.0.1:{served.first_line}/v1"}}
     settings = {"upstreams": upstreams, "capture": {"share": 1.0}, "prices": {"tokens": PRICES}}

@@ -49,7 +49,6 @@ class World:
         self.answer: Answer = lambda row: (row["answer"], MODEL)
 
     def request(self) -> tuple[Row, GatewayRequest]:
-        """Return the application's next request and the row that it is about."""
         row = self.draw.choice(self.rows)
         messages = [{"role": "system", "content": self.system}, {"role": "user", "content": row["text"] + self.suffix}]
         body = {"model": ASKED, "messages": messages, "temperature": 0, "max_tokens": 20}
@@ -67,7 +66,6 @@ class World:
         return True
 
     async def ask(self, request: GatewayRequest) -> UpstreamAnswer:
-        """Answer an audit."""
         text = json.loads(request.body)["messages"][-1]["content"].removesuffix(self.suffix)
         return self.response(self.by_text[text])
 

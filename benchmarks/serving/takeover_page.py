@@ -61,7 +61,6 @@ def share(found: list[float]) -> str:
 
 
 def way_lines(title: str, found: dict[str, Any], command: str) -> list[str]:
-    """Lines of one whole way."""
     tried = "; ".join(
         f"{a['requests']:,} ({a['minutes']:.1f} min, {'learnt' if a['exit'] == 0 else 'not yet'})"
         for a in found["attempts"]
@@ -114,7 +113,6 @@ def redraw_lines(folder: Path) -> list[str]:
 
 
 def change_lines(results: list[dict[str, Any]]) -> list[str]:
-    """A row for each change and audit share."""
     lines = [CHANGES]
     for change, audited in dict.fromkeys((one["change"], one["audit_share"]) for one in results):
         mine = [one for one in results if (one["change"], one["audit_share"]) == (change, audited)]

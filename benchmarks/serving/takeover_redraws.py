@@ -56,7 +56,6 @@ def answers(confidence: np.ndarray, right: np.ndarray) -> CalibrationSet:
 
 
 def draw(x: np.ndarray, said: np.ndarray, rng: np.random.Generator, n_rows: int) -> dict[str, float | bool]:
-    """Learn from the first rows of a new order; return what was kept, and how often it differed."""
     order = rng.permutation(len(said))
     rows, rest = order[:n_rows], order[n_rows:]
     ends = [int(TRAIN * n_rows), int((TRAIN + VALIDATION) * n_rows)]

@@ -22,7 +22,6 @@ Row = dict[str, Any]
 
 
 def recorded(split: str) -> list[Row]:
-    """Return the rows of the recording, in its order."""
     return list(read_lines(data_folder("hosted_banking77") / f"{split}.jsonl.gz"))
 
 
@@ -44,7 +43,6 @@ def instructions() -> str:
 
 
 def response(row: Row, *, model: str = MODEL, answer: str | None = None) -> Row:
-    """Return a chat completion with the recorded answer and bill."""
     text = row["answer"] if answer is None else answer
     message = {"role": "assistant", "content": text, "refusal": None}
     return {

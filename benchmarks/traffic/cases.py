@@ -48,7 +48,6 @@ class TaskCases(NamedTuple):
 
 @cache
 def rows(name: str, *parts: str) -> list[Json]:
-    """Return the rows of some parts of a set, plain or compressed."""
     found: list[Json] = []
     for part in parts:
         plain = data_folder(name) / f"{part}.jsonl"
@@ -192,7 +191,6 @@ def open_prompts() -> list[tuple[str, str]]:
 
 
 def conversations() -> list[list[str]]:
-    """Return conversations as what the user says in each turn."""
     return [r["turns"] for r in rows("mt_bench", "test")]
 
 

@@ -83,7 +83,6 @@ class Entry(NamedTuple):
 
 
 def mixed_log(seed: int = 0, requests: int = REQUESTS, tasks: Sequence[str] = tuple(TASKS)) -> list[Entry]:
-    """Return the log in the order of time."""
     rng = random.Random(seed)
     n_tasks = round(requests * (1 - NOISE_SHARE))
     total = sum(SHARES[name] for name in tasks)
@@ -94,7 +93,6 @@ def mixed_log(seed: int = 0, requests: int = REQUESTS, tasks: Sequence[str] = tu
 
 
 def noise_log(seed: int = 0, requests: int = 7_500) -> list[Entry]:
-    """Return a log without any task."""
     return _in_time(_noise(requests, random.Random(seed)))
 
 
@@ -257,7 +255,6 @@ def _conversation(system: str, said: Sequence[str], model: str, at: datetime, rn
 
 
 def _agent(prompt: str, answer: str, model: str, at: datetime, rng: random.Random) -> list[Entry]:
-    """Return a search and the answer after it."""
     function = {
         "name": "search_web",
         "parameters": {"type": "object", "properties": {"query": {"type": "string"}}},

@@ -126,7 +126,6 @@ def plain_texts(draw: str) -> list[tuple[str, str]]:
 
 
 def alarms(texts: list[tuple[str, str]]) -> list[tuple[str, str, str]]:
-    """Return (set, text, redacted) of the texts in which something is redacted."""
     return [(name, text, found.text) for name, text in texts if (found := redact(text)).counts]
 
 

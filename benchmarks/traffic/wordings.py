@@ -194,7 +194,6 @@ USES = (
 
 
 def instruction(use: Use, labels: Sequence[str]) -> str:
-    """Return the instruction of a wording with the task's labels in it."""
     lines = "\n".join(f"- {label}" for label in labels)
     return INSTRUCTIONS[use.task][use.version - 1].format(lines=lines, pipes=" | ".join(labels))
 
