@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
 from benchmarks.datasets import data_folder, read_lines
 
 Kind = Literal["label", "json", "short", "text"]
 Json = dict[str, Any]
+BOOKING = ("date", "time", "people", "first_name", "last_name")
+RESTAURANT = ("name", "eatType", "food", "priceRange", "customer rating", "area", "familyFriendly", "near")
 
 
 class Recorded(NamedTuple):
@@ -56,104 +58,66 @@ def rows(name: str, *parts: str) -> list[Json]:
 
 
 def _recorded(row: Json) -> Recorded:
-    return Recorded(
-        row["answer"],
-        row["prompt_tokens"],
-        row["cached_tokens"],
-        row["completion_tokens"],
-        row["cost_usd"],
-        row["latency_ms"],
-    )
+    return Recorded(*(row[field] for field in Recorded._fields))
 
 
-def _labels(cases: Sequence[Case]) -> tuple[str, ...]:
-    return tuple(sorted({case.gold for case in cases}))
+def _asked(row: Json, *fields: str) -> dict[str, str]:
+    return {field: row[field] for field in fields or ("text",)}
 
 
 def _labelled(name: str, errors: float, found: list[Case]) -> TaskCases:
-    return TaskCases(name, "label", found, _labels(found), errors)
+    return TaskCases(name, "label", found, tuple(sorted({case.gold for case in found})), errors)
+
+
+def _filled(name: str, errors: float, fields: Sequence[str]) -> TaskCases:
+    """Return a task of JSON with these fields, null where the text has none."""
+    read = rows(name, "train", "test")
+    found = [Case(_asked(r), {field.replace(" ", "_"): r["target"].get(field) for field in fields}) for r in read]
+    return TaskCases(name, "json", found, errors=errors)
 
 
 def _hosted_banking77() -> TaskCases:
     read = rows("hosted_banking77", "train", "test")
-    found = [Case({"text": r["text"]}, r["label"].replace("_", " "), _recorded(r)) for r in read]
+    found = [Case(_asked(r), r["label"].replace("_", " "), _recorded(r)) for r in read]
     return _labelled("hosted_banking77", 0.0, found)
 
 
 def _hosted_invoices() -> TaskCases:
     read = rows("hosted_invoices", "train", "validation")
-    return TaskCases(
-        "hosted_invoices", "json", [Case({"text": r["text"].strip()}, r["target"], _recorded(r)) for r in read]
-    )
+    found = [Case({"text": r["text"].strip()}, r["target"], _recorded(r)) for r in read]
+    return TaskCases("hosted_invoices", "json", found)
 
 
 def _banking_card() -> TaskCases:
     """Is a message of Banking77 about a card? A question with two answers, of the names of its intents."""
     read = rows("banking77", "train", "test")
-    return _labelled(
-        "banking_card", 0.06, [Case({"text": r["text"]}, "card" if "card" in r["label"] else "other") for r in read]
-    )
+    return _labelled("banking_card", 0.06, [Case(_asked(r), "card" if "card" in r["label"] else "other") for r in read])
 
 
 def _clinc_domain() -> TaskCases:
     read = [r for r in rows("clinc150", "train", "test") if r.get("domain")]
-    return _labelled("clinc_domain", 0.05, [Case({"text": r["text"]}, r["domain"]) for r in read])
+    return _labelled("clinc_domain", 0.05, [Case(_asked(r), r["domain"]) for r in read])
 
 
 def _clinc_intent() -> TaskCases:
     read = rows("clinc150", "train", "validation")
-    return _labelled("clinc_intent", 0.1, [Case({"text": r["text"]}, r["label"]) for r in read])
+    return _labelled("clinc_intent", 0.1, [Case(_asked(r), r["label"]) for r in read])
 
 
 def _snips() -> TaskCases:
-    read = rows("snips_slots", "train", "test")
-    found = [
-        Case(
-            {"text": r["text"]},
-            {"intent": r["target"]["intent"], **{name: value[0] for name, value in r["target"]["slots"].items()}},
-        )
-        for r in read
-    ]
-    return TaskCases("snips", "json", found, errors=0.12)
-
-
-def _restaurant8k() -> TaskCases:
-    names = ("date", "time", "people", "first_name", "last_name")
-    read = rows("restaurant8k", "train", "test")
-    return TaskCases(
-        "restaurant8k",
-        "json",
-        [Case({"text": r["text"]}, {name: r["target"].get(name) for name in names}) for r in read],
-        errors=0.1,
-    )
-
-
-def _e2e() -> TaskCases:
-    names = ("name", "eatType", "food", "priceRange", "customer rating", "area", "familyFriendly", "near")
-    read = rows("e2e_restaurants", "train", "test")
-    return TaskCases(
-        "e2e_restaurants",
-        "json",
-        [Case({"text": r["text"]}, {name.replace(" ", "_"): r["target"].get(name) for name in names}) for r in read],
-        errors=0.15,
-    )
+    targets = ((r, r["target"]) for r in rows("snips_slots", "train", "test"))
+    firsts = ((r, t["intent"], {name: value[0] for name, value in t["slots"].items()}) for r, t in targets)
+    return TaskCases("snips", "json", [Case(_asked(r), {"intent": i, **slots}) for r, i, slots in firsts], errors=0.12)
 
 
 def _pubmedqa() -> TaskCases:
     read = rows("pubmedqa", "train", "validation", "test")
-    return _labelled(
-        "pubmedqa", 0.2, [Case({"question": r["question"], "context": r["context"]}, r["answer"]) for r in read]
-    )
+    return _labelled("pubmedqa", 0.2, [Case(_asked(r, "question", "context"), r["answer"]) for r in read])
 
 
 def _xquad() -> TaskCases:
-    read = rows("xquad_en", "test")
-    return TaskCases(
-        "xquad",
-        "short",
-        [Case({"question": r["question"], "context": r["context"]}, _first(r["answer"])) for r in read],
-        errors=0.1,
-    )
+    found = [Case(_asked(r, "question", "context"), _first(r["answer"])) for r in rows("xquad_en", "test")]
+    return TaskCases("xquad", "short", found, errors=0.1)
 
 
 def _medquad() -> TaskCases:
@@ -172,8 +136,8 @@ TASKS: dict[str, Callable[[], TaskCases]] = {
     "clinc_domain": _clinc_domain,
     "clinc_intent": _clinc_intent,
     "snips": _snips,
-    "restaurant8k": _restaurant8k,
-    "e2e_restaurants": _e2e,
+    "restaurant8k": partial(_filled, "restaurant8k", 0.1, BOOKING),
+    "e2e_restaurants": partial(_filled, "e2e_restaurants", 0.15, RESTAURANT),
     "pubmedqa": _pubmedqa,
     "xquad": _xquad,
     "medquad": _medquad,

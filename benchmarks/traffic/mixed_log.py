@@ -16,6 +16,7 @@ import re
 import zlib
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any, NamedTuple
 
 from benchmarks.traffic import wordings
@@ -275,14 +276,10 @@ def _babble(rng: random.Random) -> str:
     return answer
 
 
-_ANSWERED: list[tuple[str, str]] = []
-
-
+@cache
 def open_prompts_with_answers() -> list[tuple[str, str]]:
     """Return the open prompts whose answer is on record and longer than a label."""
-    if not _ANSWERED:
-        _ANSWERED.extend(pair for pair in open_prompts() if len(pair[1]) > 60)
-    return _ANSWERED
+    return [pair for pair in open_prompts() if len(pair[1]) > 60]
 
 
 # Bodies

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -183,19 +184,11 @@ def main() -> None:
 
 def _differences(text: str, redacted: str) -> Iterator[str]:
     """Yield what was replaced, with the words around."""
-    position = 0
-    pieces = redacted.split("[")
-    for piece in pieces:
-        kind, bracket, after = piece.partition("]")
-        if bracket and kind.isupper():
-            end = text.find(after[:20], position) if after else len(text)
-            end = end if end >= 0 else position + 20
-            yield f"{kind}: …{text[max(0, position - 25) : position]}«{text[position:end]}»{after[:15]}".replace(
-                "\n", "⏎"
-            )
-            position = end + len(after)
-        else:
-            position += len(piece) + (0 if piece is pieces[0] else 1)
+    kept = re.split(r"\[([A-Z_]+)\]", redacted)  # in turn: what stayed, and a kind
+    whole = re.fullmatch("(.*?)".join(map(re.escape, kept[::2])), text, re.DOTALL)
+    for i, kind in enumerate(kept[1::2], 1):
+        start, end = whole.span(i) if whole else (0, len(text))
+        yield f"{kind}: …{text[max(0, start - 25) : start]}«{text[start:end]}»{text[end : end + 15]}".replace("\n", "⏎")
 
 
 if __name__ == "__main__":

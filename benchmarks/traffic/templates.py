@@ -18,6 +18,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -246,63 +247,55 @@ seeds; recall is per wording of one log. Case exact: requests of tasks whose slo
 seconds. `slmify` embeds with its own fallback (`hash`), since the weights of its default are not on PyPI."""
 
 
+PEERS = """
+**Tasks: wordings with the same answers put together by `discover`**
+
+A task is right if its group holds 90 % of its requests and 90 % of the group is of it. V-measure against tasks, noise one class; the peers' groups are measured against the same truth.
+
+| log | | seeds | groups | right | recall of tasks | V |
+|---|---|---|---|---|---|---|"""
+FOUND_HEADS = """| | seeds | groups | right | recall of wordings | V | noise in groups | case exact | seconds |
+|---|---|---|---|---|---|---|---|---|"""
+Measured = Sequence[dict[str, Any]]
+
+
 def page(results: Path) -> None:
     rows = [json.loads(line) for line in results.read_text().splitlines()]
+    by = {at: [r for r in rows if (r["collection"], r["method"]) == at] for at in product(COLLECTIONS, METHODS)}
     lines = [HEAD.format(today=date.today(), least=MIN_REQUESTS)]
     for collection, title in COLLECTIONS.items():
-        chosen = [row for row in rows if row["collection"] == collection]
-        if chosen:
-            lines += ["", f"**{title}**", "", *_table(chosen)]
-    lines += ["", "**Tasks: wordings with the same answers put together by `discover`**", ""]
-    lines += [
-        "A task is right if its group holds 90 % of its requests and 90 % of the group is of it. V-measure against tasks, "
-        "noise one class; the peers' groups are measured against the same truth.",
-        "",
-        "| log | | seeds | groups | right | recall of tasks | V |",
-        "|---|---|---|---|---|---|---|",
-    ]
+        found = [_wordings_line(title, of) for method, title in TITLES.items() if (of := by[collection, method])]
+        lines += ["", f"**{title}**", "", FOUND_HEADS, *found] if found else []
+    lines.append(PEERS)
     for collection in COLLECTIONS:
         for method in ("ours_tasks", "slmify"):
-            of = [r for r in rows if r["method"] == method and r["collection"] == collection and "v_by_task" in r]
-            if not of or collection == NOISE:
-                continue
-            right, wordings = round(np.mean([row["right"] for row in of])), of[0]["wordings"]
-            ours = method == "ours_tasks"
-            v = np.median([row["v_by_task"] for row in of])
-            lines.append(
-                f"| {collection} | {'`discover` (ours)' if ours else TITLES[method]} | {len(of)} | "
-                f"{np.median([row['groups'] for row in of]):.0f} | {right if ours else '–'} | "
-                f"{wilson(right, wordings) if ours else '–'} | {v:.3f} |"
-            )
+            of = [row for row in by[collection, method] if "v_by_task" in row]
+            if of and collection != NOISE:
+                ours = method == "ours_tasks"
+                recall = [f"{round(np.mean([row['right'] for row in of]))}", _recall(of)] if ours else ["–", "–"]
+                cells = [collection, "`discover` (ours)" if ours else TITLES[method], f"{len(of)}"]
+                cells += [_median(of, "groups", 0), *recall, _median(of, "v_by_task")]
+                lines.append(f"| {' | '.join(cells)} |")
     (RESULTS / "discovery.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    lines = [
-        "| | seeds | groups | right | recall of wordings | V | noise in groups | case exact | seconds |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for method, title in TITLES.items():
-        of = [row for row in rows if row["method"] == method]
-        if not of:
-            continue
+def _median(of: Measured, name: str, digits: int = 3) -> str:
+    values = [row[name] for row in of if row.get(name) is not None]
+    return f"{np.median(values):.{digits}f}" if values else "–"
 
-        def total(name: str, of: Sequence[dict[str, Any]] = of) -> int:
-            return sum(row.get(name, 0) for row in of)
 
-        def median(name: str, of: Sequence[dict[str, Any]] = of) -> str:
-            values = [row[name] for row in of if row.get(name) is not None]
-            return f"{np.median(values):.3f}" if values else "–"
+def _recall(of: Measured) -> str:
+    return str(wilson(round(np.mean([row["right"] for row in of])), of[0]["wordings"]))
 
-        recall = str(wilson(round(total("right") / len(of)), of[0]["wordings"])) if total("wordings") else "–"
-        exact = f"{total('exact_cases') / total('cases'):.4f}" if total("cases") else "–"
-        noise = f"{total('noise_in_groups'):,} of {total('noise'):,}" if total("noise") else "–"
-        lines.append(
-            f"| {title} | {len(of)} | {float(median('groups')):.0f} | {float(median('right')):.0f} | {recall} | "
-            f"{median('v_all')} | {noise} | {exact} | "
-            f"{float(median('seconds')):.0f} |"
-        )
-    return lines
+
+def _wordings_line(title: str, of: Measured) -> str:
+    total = {name: sum(row.get(name, 0) for row in of) for name in ("wordings", "exact_cases", "cases", "noise")}
+    exact = f"{total['exact_cases'] / total['cases']:.4f}" if total["cases"] else "–"
+    inside = sum(row["noise_in_groups"] for row in of)
+    noise = f"{inside:,} of {total['noise']:,}" if total["noise"] else "–"
+    cells = [title, f"{len(of)}", _median(of, "groups", 0), _median(of, "right", 0)]
+    cells += [_recall(of) if total["wordings"] else "–", _median(of, "v_all"), noise, exact, _median(of, "seconds", 0)]
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
