@@ -24,7 +24,7 @@ from pydantic import Field
 from pydantic_core import PydanticCustomError
 
 from smallfirst.base.errors import ConfigError, did_you_mean
-from smallfirst.data.dataset import Message
+from smallfirst.data.dataset import Message, has_text
 from smallfirst.models.protocol import MAX_LOGPROBS, Completion, Request, ResponseFormat, Token
 from smallfirst.serving.errors import ApiError, place_of, validation_error
 
@@ -286,6 +286,10 @@ class _Common(pydantic.BaseModel):
         return self
 
     def parsed(self, request: Request) -> ParsedRequest:
+        asked = next(turn.content for turn in reversed(request.messages) if turn.role == "user")
+        if not has_text(asked):
+            param = "messages" if isinstance(self, ChatBody) else "prompt"
+            raise ApiError(400, "The text to answer is empty.", param=param, code="empty_text")
         options = self.stream_options or _StreamOptions()
         return ParsedRequest(self.model, request, self.stream, options.include_usage)
 

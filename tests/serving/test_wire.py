@@ -53,6 +53,14 @@ def text(**body: object) -> ParsedRequest:
     return parse_completion(json.dumps({"model": "m", "prompt": "hi", **body}).encode())
 
 
+@pytest.mark.parametrize("nothing", ["", " \n", "\u200b", [{"type": "text", "text": ""}]])
+def test_a_text_without_anything_to_read_is_refused(nothing):
+    system = {"role": "system", "content": "Sort the message."}
+    assert refused(chat, messages=[system, {"role": "user", "content": nothing}])["param"] == "messages"
+    if isinstance(nothing, str):
+        assert refused(text, prompt=nothing)["code"] == "empty_text"
+
+
 def refused(parse: typing.Callable[..., ParsedRequest], **body: object) -> dict[str, Any]:
     with pytest.raises(ApiError) as caught:
         parse(**body)

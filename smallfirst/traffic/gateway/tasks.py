@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from smallfirst.data.dataset import has_text
 from smallfirst.data.redaction import redact_body
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.models.pricing import PriceBook
@@ -114,8 +115,8 @@ class TakenOverTasks:
             return None
         task = self.tasks[found.task]
         closed = found.answer_format.kind == "label"
-        if why_not(route, raw, closed=closed) or (not closed and body != raw):
-            return None  # a redacted value must not stand in an answer
+        if why_not(route, raw, closed=closed) or (not closed and body != raw) or not has_text(found.text):
+            return None  # a redacted value must not stand in an answer, and of an empty case nothing is known
         again, may_ask = _asking_again(request, upstreams), upstreams.accepts(request, target, prompt.model)
         asked = TaskRequest(
             request.id, path, raw, found.text, again, found.answer_format, request.tenant, may_ask=may_ask
@@ -130,7 +131,7 @@ class TakenOverTasks:
         """Return the task that a prompt follows, and the case that it asks about."""
         self._look_at_file()
         found = self._matcher.find(prompt)
-        return (self.tasks[found.task], found) if found else None
+        return (self.tasks[found.task], found) if found and has_text(found.text) else None
 
     async def passed(self, request: GatewayRequest, answer: UpstreamAnswer) -> None:
         """Compare what the upstream answered to a request of a task with the small model's draft."""

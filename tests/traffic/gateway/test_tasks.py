@@ -119,6 +119,17 @@ def test_certified_drafts_are_answered_in_the_known_format(serve):
     assert json.loads(small[0][1].body)["id"] in {row.id for row in rows}
 
 
+def test_an_empty_case_is_the_upstreams_and_says_nothing_of_the_task(serve):
+    async def work(app: Application) -> None:
+        for text, known in (("", False), (" \n", False), (UNCERTAIN, True)):
+            asked = request(text)
+            assert await app.tasks.answer(asked, app) is None
+            assert asked.watched is known
+            assert (app.tasks.find(read_prompt(asked.path, asked.json())) is not None) is known
+
+    serve(work, share=1.0)
+
+
 def test_in_shadow_everything_passes_and_drafts_are_compared(serve):
     async def work(app: Application) -> None:
         for text, _ in CASES:
