@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.datasets import data_folder, read_lines
-from smallfirst.data.dataset import Dataset, Example, Message
+from benchmarks.datasets import data_folder
+from smallfirst.data.dataset import Dataset
+from smallfirst.data.sources.load import load_rows
 from smallfirst.measuring.out_of_fold import folds_of
 from smallfirst.models.linear.classifier import Estimator, LinearClassifier
 from smallfirst.tasks.classify import Classify
@@ -29,12 +30,8 @@ CASES = (
 
 
 def rows_of(file: Path) -> Dataset:
-    read = [row for row in read_lines(file) if row["label"] != "oos"]
-    made = (
-        Example(messages=(Message(role="user", content=row["text"]),), answer=row["label"], shape="label")
-        for row in read
-    )
-    return Dataset(name=file.stem, examples=tuple(made))
+    read = load_rows(file)
+    return read.subset(file.stem, tuple(example for example in read.examples if example.answer != "oos"))
 
 
 def right(model: LinearClassifier, rows: Dataset, task: Classify) -> list[bool]:

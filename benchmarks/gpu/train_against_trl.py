@@ -14,16 +14,14 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.datasets import ROOT
+from benchmarks.processes import printed
 
 ROWS_A_STEP, WARM_UP, STEPS = 32, 1, 4
 
@@ -117,11 +115,7 @@ def run(python: str, side: str, base: Path, asked: argparse.Namespace) -> float:
     command = [python, "-m", "benchmarks.gpu.train_against_trl", "--side", side, "--base", str(base)]
     command += ["--method", asked.method, "--tokens", str(asked.tokens), "--rows", str(asked.rows)]
     command += ["--checkpointing"] * asked.checkpointing
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        sys.exit(f"{side} failed:\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}")
-    return float(json.loads(done.stdout.strip().splitlines()[-1]))
+    return float(printed(command))
 
 
 def main() -> None:

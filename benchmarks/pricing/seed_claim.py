@@ -14,10 +14,7 @@ import argparse
 import asyncio
 import functools
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +26,7 @@ from typing import Any, NamedTuple
 import aiohttp
 
 from benchmarks.datasets import RESULTS, data_folder, hosted_rows, read_lines
+from benchmarks.processes import SMALLFIRST, processor_s, running
 from smallfirst.base.paths import state_of
 from smallfirst.base.progress import Progress
 from smallfirst.base.stats.intervals import clopper_pearson, wilson
@@ -67,7 +65,6 @@ prices: {machine: {usd_per_hour: 0.10, utilisation: 0.3}}
 }
 """Bars are set as a user would, before anything was measured. Invoices are split at random: known layouts."""
 PORT, CLIENTS, ROUNDS, WARM_UP = 8137, 16, 5, 100
-SERVE = "import sys; from smallfirst.interfaces.cli.main import main; sys.argv[0] = 'smallfirst'; main()"
 
 
 def run(folder: Path, name: str) -> None:
@@ -84,9 +81,8 @@ def run(folder: Path, name: str) -> None:
 @contextmanager
 def server(place: Path) -> Iterator[int]:
     """Serve the task; yield the process's id once it is ready."""
-    command = [sys.executable, "-c", SERVE, "serve", str(place), "--port", str(PORT), "--replay-large"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
-    try:
+    command = [*SMALLFIRST, "serve", str(place), "--port", str(PORT), "--replay-large"]
+    with running(command, log=place / "serve.log") as process:
         for _ in range(600):
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{PORT}/ready", timeout=5)
@@ -94,15 +90,6 @@ def server(place: Path) -> Iterator[int]:
             except OSError:
                 time.sleep(0.2)
         yield process.pid
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def processor_s(pid: int) -> float:
-    """Return user and system seconds of a process and its ended children, all threads."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def serve(folder: Path, name: str) -> None:

@@ -18,8 +18,9 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -84,18 +85,12 @@ class Scope(NamedTuple):
         return np.array([index[e.answer] for e in data.examples])
 
 
-def words(scope: Scope, folder: Path) -> LinearClassifier:
+def fitted(kind: Literal["words", "encoder"], scope: Scope, folder: Path) -> LinearClassifier:
     if not (folder / "smallfirst.json").exists():
-        manifest = Manifest(kind="words", task=scope.task, base="")
-        LinearClassifier.fit("words", scope.train, scope.task).save(folder, manifest)
-    return LinearClassifier.load(folder, read_manifest(folder))
-
-
-def frozen(scope: Scope, folder: Path) -> LinearClassifier:
-    if not (folder / "smallfirst.json").exists():
-        encoder = SentenceEncoder(find_weights(DEFAULT_ENCODER))
-        scorer = LinearClassifier.fit("encoder", scope.train, scope.task, encoder=encoder)
-        scorer.save(folder, Manifest(kind="encoder", task=scope.task, base=DEFAULT_ENCODER))
+        base = DEFAULT_ENCODER if kind == "encoder" else ""
+        encoder = SentenceEncoder(find_weights(base)) if base else None
+        scorer = LinearClassifier.fit(kind, scope.train, scope.task, encoder=encoder)
+        scorer.save(folder, Manifest(kind=kind, task=scope.task, base=base))
     return LinearClassifier.load(folder, read_manifest(folder))
 
 
@@ -111,8 +106,8 @@ def tuned(scope: Scope, folder: Path) -> LinearClassifier:
 
 
 MODELS: dict[str, tuple[Callable[[Scope, Path], LinearClassifier], str]] = {
-    "words": (words, "words + linear"),
-    "frozen": (frozen, "frozen MiniLM + linear"),
+    "words": (partial(fitted, "words"), "words + linear"),
+    "frozen": (partial(fitted, "encoder"), "frozen MiniLM + linear"),
     "tuned": (tuned, "fine-tuned MiniLM"),
 }
 

@@ -34,7 +34,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
+
 from benchmarks.datasets import RESULTS, processor
+from benchmarks.processes import SMALLFIRST, printed, processor_s, running
 from benchmarks.serving.gateway_ours import KEY, MODEL
 
 LOADS: dict[str, dict[str, dict[str, Any]]] = {
@@ -69,18 +72,10 @@ prices: {{tokens: {{instant: {{input_usd_per_mtok: 1, output_usd_per_mtok: 4}}}}
 
 
 class Running(NamedTuple):
-    """A gateway or the upstream."""
+    """A gateway."""
 
     port: int
-    process: subprocess.Popen[str]
-
-    def memory_mb(self) -> float:
-        lines = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
-
-    def busy_s(self) -> float:
-        parts = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        return (int(parts[11]) + int(parts[12])) / os.sysconf("SC_CLK_TCK")
+    pid: int
 
 
 class Seen(NamedTuple):
@@ -96,25 +91,6 @@ class Seen(NamedTuple):
     busy_ms: float
     """The gateway's processor time for each answer."""
     memory_mb: float
-
-
-def start(command: list[str], log: Path, **environment: str) -> subprocess.Popen[str]:
-    with log.open("w", encoding="utf-8") as errors:
-        env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=env)
-
-
-@contextmanager
-def stopped(process: subprocess.Popen[str]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def command_of(
@@ -134,8 +110,7 @@ def command_of(
     kept, home = "capture: {}\n" if side == "capture" else "", folder / side
     home.mkdir(exist_ok=True)
     (home / "gateway.yaml").write_text(SETTINGS.format(upstream=upstream) + kept, encoding="utf-8")
-    command = [sys.executable, "-m", "smallfirst.interfaces.cli.main", "proxy", str(home), "--port", str(port)]
-    return command, {"SMALLFIRST_HOME": str(home / "state")}
+    return [*SMALLFIRST, "proxy", str(home), "--port", str(port)], {"SMALLFIRST_HOME": str(home / "state")}
 
 
 def headers_of(side: str, upstream: int) -> dict[str, str]:
@@ -150,11 +125,11 @@ def gateway(side: str, upstream: int, folder: Path, given: argparse.Namespace) -
         port: int = free.getsockname()[1]
     command, environment = command_of(side, port, upstream, folder, given)
     bound = ["taskset", "-c", "0"] if given.question == "proxy" else []
-    process = start([*bound, *command], folder / f"{side}.log", **environment)
-    with stopped(process):
+    environment |= {"OMP_NUM_THREADS": "1"}
+    with running([*bound, *command], log=folder / f"{side}.log", **environment) as process:
         wait_for(port, process, folder)
         load(port, {"clients": 4}, 2, headers=headers_of(side, upstream))
-        yield Running(port, process)
+        yield Running(port, process.pid)
 
 
 def wait_for(port: int, process: subprocess.Popen[str], folder: Path) -> None:
@@ -171,8 +146,9 @@ def wait_for(port: int, process: subprocess.Popen[str], folder: Path) -> None:
 
 def load(port: int, kind: dict[str, Any], seconds: float, **more: Any) -> dict[str, Any]:
     order = {"port": port, "key": KEY, "model": MODEL, "seconds": seconds, **kind, **more}
-    command = [sys.executable, "-m", "benchmarks.serving.gateway_load", json.dumps(order)]
-    found: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    found: dict[str, Any] = json.loads(
+        printed([sys.executable, "-m", "benchmarks.serving.gateway_load", json.dumps(order)])
+    )
     return found
 
 
@@ -181,13 +157,13 @@ def measure(side: str, upstream: int, folder: Path, given: argparse.Namespace) -
     found: dict[str, Seen] = {}
     waiting = dict(LOADS[given.question])
     while waiting:
-        with gateway(side, upstream, folder, given) as running:
+        with gateway(side, upstream, folder, given) as one:
             while waiting:
                 name, kind = next(iter(waiting.items()))
                 del waiting[name]
-                alone, busy_s = load(upstream, kind, given.seconds), running.busy_s()
-                got = load(running.port, kind, given.seconds, headers=headers_of(side, upstream))
-                cost = running.busy_s() - busy_s, running.memory_mb()
+                alone, busy_s = load(upstream, kind, given.seconds), processor_s(one.pid)
+                got = load(one.port, kind, given.seconds, headers=headers_of(side, upstream))
+                cost = processor_s(one.pid) - busy_s, psutil.Process(one.pid).memory_info().rss / 2**20
                 found[name] = seen_of(got, alone, *cost)
                 print(side, name, found[name], flush=True)
                 if "first_p50_ms" in got:
@@ -241,7 +217,7 @@ def versions_of(given: argparse.Namespace) -> str:
     if given.litellm:
         asked = "import importlib.metadata as m; print('LiteLLM', m.version('litellm'))"
         command = [str(Path(given.litellm).with_name("python")), "-c", asked]
-        found.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+        found.append(printed(command))
     if given.portkey:
         package = next(Path(given.portkey).glob("node_modules/@portkey-ai/gateway/package.json"))
         found.append(f"Portkey {json.loads(package.read_text(encoding='utf-8'))['version']}")
@@ -273,8 +249,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         subprocess.run([sys.executable, "-m", "benchmarks.serving.gateway_ours", "fit", str(folder)], check=True)
-        upstream = start([sys.executable, "-m", "benchmarks.serving.gateway_upstream"], folder / "upstream.log")
-        with stopped(upstream):
+        upstreams = [sys.executable, "-m", "benchmarks.serving.gateway_upstream"]
+        with running(upstreams, log=folder / "upstream.log") as upstream:
             assert upstream.stdout is not None
             port = int(upstream.stdout.readline())
             for repetition in range(given.repeats):

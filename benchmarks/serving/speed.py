@@ -10,8 +10,7 @@ clients gets the same rows. A round restarts each server, one at a time, and the
 vLLM, which compiles for a minute or more, is started once and paused by a signal while others are measured. The settings
 of the peers are those that were the fastest on validation rows at equal accuracy (serving_speed.md has what was tried).
 
-Results are stored in FOLDER as they come, so an interrupted run continues; the page is written at the end. Three rounds
-take ten minutes on two cores.
+The page is written at the end. Three rounds take ten minutes on two cores.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from datetime import date
@@ -37,6 +37,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.datasets import RESULTS, processor
+from benchmarks.processes import printed
 from benchmarks.serving.servers import (
     Row,
     Server,
@@ -51,12 +52,13 @@ from benchmarks.serving.servers import (
     transformers,
     vllm,
 )  # fmt: skip
-from smallfirst.base.files import write_atomically
 from smallfirst.base.stats.intervals import wilson
 from smallfirst.models.manifest import Manifest, read_manifest
 
 LEVELS = (1, 8, 32)
 OURS = "smallfirst"
+Cells = dict[tuple[str, int], list[dict[str, Any]]]
+"""What each round measured, by server and clients."""
 
 
 def read_rows(path: Path, model: Path, manifest: Manifest) -> list[Row]:
@@ -136,66 +138,34 @@ def write_gguf(task: Path, home: Path, target: Path) -> None:
 
 def bound(model: Path, tokens: float, cores: Sequence[int]) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.serving.bound", str(model), str(tokens)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(len(cores))}
-    found: dict[str, Any] = json.loads(subprocess.run(command, env=environment, check=True, capture_output=True).stdout)
+    found: dict[str, Any] = json.loads(printed(command, OMP_NUM_THREADS=str(len(cores))))
     return found
-
-
-class Store:
-    """What was measured, in one JSON file."""
-
-    def __init__(self, folder: Path, plan: dict[str, Any]) -> None:
-        self.folder, self._path = folder, folder / "speed.json"
-        self.found: dict[str, Any] = {"plan": plan, "cells": {}, "bound": {}}
-        if self._path.exists():
-            self.found = json.loads(self._path.read_text())
-        if self.found["plan"] != plan:
-            sys.exit(f"{self._path} was made with {self.found['plan']}, not with {plan}: move it away")
-
-    def cell(self, side: str, clients: int, number: int) -> dict[str, Any] | None:
-        found: dict[str, Any] | None = self.found["cells"].get(f"{side}|{clients}|{number}")
-        return found
-
-    def cells(self, side: str, clients: int) -> list[dict[str, Any]]:
-        key = f"{side}|{clients}|"
-        return [cell for name, cell in sorted(self.found["cells"].items()) if name.startswith(key)]
-
-    def keep(self, side: str, clients: int, number: int, cell: dict[str, Any]) -> None:
-        self.found["cells"][f"{side}|{clients}|{number}"] = cell
-        self._write()
-
-    def keep_bound(self, number: int, bound: dict[str, Any]) -> None:
-        self.found["bound"][str(number)] = bound
-        self._write()
-
-    def _write(self) -> None:
-        write_atomically(self._path, json.dumps(self.found, indent=1).encode())
 
 
 class Rounds:
     """Measures sides; pauses those that are slow to start instead of ending them."""
 
-    def __init__(self, store: Store, others: Sequence[Row], stack: ExitStack) -> None:
-        self.store, self.others, self._stack = store, others, stack
+    def __init__(self, folder: Path, others: Sequence[Row], stack: ExitStack) -> None:
+        self.folder, self.others, self._stack = folder, others, stack
+        self.cells: Cells = defaultdict(list)
         self._kept: dict[str, Server] = {}
 
     def one_side(self, side: Side, number: int, rows: Sequence[Row]) -> None:
-        levels = [level for level in LEVELS if self.store.cell(side.name, level, number) is None]
-        groups = [[level] for level in levels] if side.for_clients else [levels]
+        groups = [[level] for level in LEVELS] if side.for_clients else [LEVELS]
         n = len(rows) // len(LEVELS)
-        for group in filter(None, groups):
+        for group in groups:
             with self._running(side, group[-1]) as server:
                 for level in group:
                     at = LEVELS.index(level) * n
                     cell = asyncio.run(measure(server, rows[at : at + n], self.others, clients=level))
-                    self.store.keep(side.name, level, number, cell)
+                    self.cells[side.name, level].append(cell)
                     say(f"round {number + 1}, {side.name}, {level} clients: {cell['requests_per_s']:.1f} requests/s")
 
     def _running(self, side: Side, clients: int) -> AbstractContextManager[Server]:
         if not side.slow_to_start:
-            return started(side, clients, self.store.folder, self.others[0])
+            return started(side, clients, self.folder, self.others[0])
         if side.name not in self._kept:
-            begun = started(side, clients, self.store.folder, self.others[0])
+            begun = started(side, clients, self.folder, self.others[0])
             self._kept[side.name] = self._stack.enter_context(begun)
         return awake(self._kept[side.name])
 
@@ -214,29 +184,25 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def write_page(path: Path, store: Store, sides: Sequence[str], levels: Sequence[int], tokens: float) -> None:
-    bounds = [found["bound"]["square"] for found in store.found["bound"].values()]
-    bound = statistics.median(bounds)
-    lines = ["# Classification over HTTP, side by side on two cores", "", *_what(store), ""]
-    lines += [*_bounds(store, tokens), ""]
-    for level in levels:
-        lines += ["## 1 client" if level == 1 else f"## {level} clients", "", *_table(store, sides, level, bound), ""]
-        lines += [*_against(store, sides, level), ""]
-    lines += ["## All rows", "", *_whole(store, sides, levels), ""]
-    lines += [HOW]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+def write_page(cells: Cells, bounds: list[dict[str, Any]], plan: dict[str, Any], sides: list[str]) -> None:
+    bound = statistics.median(found["bound"]["square"] for found in bounds)
+    lines = ["# Classification over HTTP, side by side on two cores", "", *_what(plan, len(bounds)), ""]
+    lines += [*_bounds(bounds, plan["tokens"]), ""]
+    for level in LEVELS:
+        lines += ["## 1 client" if level == 1 else f"## {level} clients", "", *_table(cells, sides, level, bound), ""]
+        lines += [*_against(cells, sides, level), ""]
+    lines += ["## All rows", "", *_whole(cells, sides), "", HOW]
+    (RESULTS / "serving_speed.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _what(store: Store) -> Iterator[str]:
-    plan, rounds = store.found["plan"], len(store.found["bound"])
+def _what(plan: dict[str, Any], rounds: int) -> Iterator[str]:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "xllamacpp"))
     yield f"{date.today()}, {plan['cores']} cores of {processor()}, Python {platform.python_version()}, {packages}."
     yield f"SmolLM2-135M, fine-tuned for Banking77 (weights {plan['weights']}). {rounds} rounds of {plan['rows']} test"
     yield "rows for each number of clients. By `python -m benchmarks.serving.speed`, which says how to run it."
 
 
-def _bounds(store: Store, tokens: float) -> Iterator[str]:
-    found = list(store.found["bound"].values())
+def _bounds(found: list[dict[str, Any]], tokens: float) -> Iterator[str]:
     square, own = (statistics.median(one[f"{name}_gflops"] for one in found) for name in ("square", "model"))
     allowed, less = (statistics.median(one["bound"][name] for one in found) for name in ("square", "model"))
     weights = found[0]["weights"] / 1e6
@@ -246,12 +212,12 @@ def _bounds(store: Store, tokens: float) -> Iterator[str]:
     yield f"32 prompts together the rate is {own:.0f} GFLOP/s, which would allow {less:.0f} requests/s."
 
 
-def _table(store: Store, sides: Sequence[str], level: int, bound: float) -> Iterator[str]:
+def _table(measured: Cells, sides: Sequence[str], level: int, bound: float) -> Iterator[str]:
     heads = "requests/s (least to most)", "p50 ms", "p95 ms", "p99 ms", "accuracy", "of the bound", "peak MB"
     yield f"| server | {' | '.join(heads)} |"
     yield "|---" * (len(heads) + 1) + "|"
     for side in sides:
-        cells = store.cells(side, level)
+        cells = measured[side, level]
         rates = sorted(cell["requests_per_s"] for cell in cells)
         ms = np.percentile([value for cell in cells for value in cell["ms"]], (50, 95, 99))
         n = sum(len(cell["ms"]) for cell in cells)
@@ -267,33 +233,33 @@ def _table(store: Store, sides: Sequence[str], level: int, bound: float) -> Iter
         yield f"| {side} | {' | '.join(shown)} |"
 
 
-def _against(store: Store, sides: Sequence[str], level: int) -> Iterator[str]:
+def _against(cells: Cells, sides: Sequence[str], level: int) -> Iterator[str]:
     """Return ours over the best peer, by rate and by p50."""
     peers = [side for side in sides if side != OURS]
     if OURS not in sides or not peers:
         return
 
     def rate(side: str) -> float:
-        return float(statistics.median(cell["requests_per_s"] for cell in store.cells(side, level)))
+        return float(statistics.median(cell["requests_per_s"] for cell in cells[side, level]))
 
     def p50(side: str) -> float:
-        return float(statistics.median(value for cell in store.cells(side, level) for value in cell["ms"]))
+        return float(statistics.median(value for cell in cells[side, level] for value in cell["ms"]))
 
     fastest, first = max(peers, key=rate), min(peers, key=p50)
     yield f"Ours answers {rate(OURS) / rate(fastest):.2f} times the requests/s of the fastest peer ({fastest});"
     yield f"its p50 is {p50(OURS) / p50(first):.2f} times the lowest of a peer ({first})."
 
 
-def _whole(store: Store, sides: Sequence[str], levels: Sequence[int]) -> Iterator[str]:
+def _whole(measured: Cells, sides: Sequence[str]) -> Iterator[str]:
     """Return accuracy over all rows, agreement with ours, and the time to start."""
 
     def said(side: str) -> list[str | None]:
-        return [label for level in levels for cell in store.cells(side, level) for label in cell["said"]]
+        return [label for level in LEVELS for cell in measured[side, level] for label in cell["said"]]
 
     yield "| server | accuracy | other answers than ours | start s (median) |"
     yield "|---|---|---|---|"
     for side in sides:
-        cells = [cell for level in levels for cell in store.cells(side, level)]
+        cells = [cell for level in LEVELS for cell in measured[side, level]]
         found = wilson(sum(cell["right"] for cell in cells), len(said(side)))
         other = sum(a != b for a, b in zip(said(side), said(OURS), strict=True)) if OURS in sides else 0
         yield f"| {side} | {found} n={found.n} | {other} | {statistics.median(cell['start_s'] for cell in cells):.0f} |"
@@ -333,23 +299,22 @@ def main() -> None:
 
     data = read_task_file(wanted.task).data
     test, others = (read_rows(Path(path), model, manifest) for path in (data.test, data.validation))
-    plan = {"weights": manifest.weights_fingerprint, "rows": wanted.rows, "cores": len(wanted.cores)}
-    store = Store(wanted.work, plan)
+    plan: dict[str, Any] = {"weights": manifest.weights_fingerprint, "rows": wanted.rows, "cores": len(wanted.cores)}
     say(f"load of the machine before the rounds: {os.getloadavg()[0]:.1f}; nothing else should run")
     n, began = wanted.rows * len(LEVELS), time.monotonic()
     if n * wanted.rounds > len(test):
         sys.exit(f"{wanted.rounds} rounds of {n} rows are more than the {len(test)} test rows")
-    tokens = sum(len(row.ids) for row in test) / len(test)
-    sides = all_sides(wanted, model, manifest)
+    plan["tokens"] = sum(len(row.ids) for row in test) / len(test)
+    sides, bounds = all_sides(wanted, model, manifest), list[dict[str, Any]]()
     with ExitStack() as stack:
-        rounds = Rounds(store, others, stack)
+        rounds = Rounds(wanted.work, others, stack)
         for number in range(wanted.rounds):
             turn = number * 2 % len(sides)
             for side in sides[turn:] + sides[:turn]:
                 rounds.one_side(side, number, test[number * n : (number + 1) * n])
-            store.keep_bound(number, bound(model, tokens, wanted.cores))
+            bounds.append(bound(model, plan["tokens"], wanted.cores))
     say(f"measured in {time.monotonic() - began:.0f} s")
-    write_page(RESULTS / "serving_speed.md", store, [side.name for side in sides], LEVELS, tokens)
+    write_page(rounds.cells, bounds, plan, [side.name for side in sides])
 
 
 if __name__ == "__main__":

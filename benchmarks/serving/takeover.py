@@ -20,12 +20,14 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
+from benchmarks.processes import SMALLFIRST, running
 from benchmarks.serving.takeover_upstream import ASKED, MODEL, Row, instructions, recorded, stream
 from smallfirst.base.stats.intervals import clopper_pearson, paired_difference
 from smallfirst.ledger.ledger import Ledger
@@ -50,30 +52,9 @@ class Answered(NamedTuple):
 
 
 def smallfirst(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    line = [
-        sys.executable,
-        "-c",
-        "from smallfirst.interfaces.cli.main import main; main(prog_name='smallfirst')",
-        *arguments,
-    ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    line = [*SMALLFIRST, *arguments]
     return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-
-
-class Served:
-    """A process that prints its address on its first line."""
-
-    def __init__(self, folder: Path, *line: str) -> None:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        self.process = subprocess.Popen(
-            [sys.executable, *line], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
-        )
-        assert self.process.stdout is not None
-        self.first_line = self.process.stdout.readline().strip()
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(60)
 
 
 async def ask(address: str, rows: list[Row]) -> list[Answered]:
@@ -126,21 +107,27 @@ def correct(task: Path, rows: list[Row], n: int) -> None:
     (task / "corrections.jsonl").write_text("\n".join(content) + "\n")
 
 
-def serve(folder: Path) -> tuple[Served, Served, str]:
-    served = Served(folder, "-m", "benchmarks.serving.takeover_upstream")
-    upstreams = {"default": {"base_url": f"http://127.0.0.1:{served.first_line}/v1"}}
-    settings = {"upstreams": upstreams, "capture": {"share": 1.0}, "prices": {"tokens": PRICES}}
-    (folder / "gateway.yaml").write_text(json.dumps(settings))
-    verb = "from smallfirst.interfaces.cli.main import main; main(prog_name='smallfirst')"
-    proxy = Served(folder, "-c", verb, "proxy", "--port", "0")
-    return served, proxy, next(word for word in proxy.first_line.split() if word.startswith("http"))
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Yield the address of the proxy, in front of the upstream, once both listen."""
+    upstream = [sys.executable, "-m", "benchmarks.serving.takeover_upstream"]
+    with running(upstream, folder=folder) as answers:
+        upstreams = {"default": {"base_url": f"http://127.0.0.1:{first_line(answers)}/v1"}}
+        settings = {"upstreams": upstreams, "capture": {"share": 1.0}, "prices": {"tokens": PRICES}}
+        (folder / "gateway.yaml").write_text(json.dumps(settings))
+        with running([*SMALLFIRST, "proxy", "--port", "0"], folder=folder) as proxy:
+            yield next(word for word in first_line(proxy).split() if word.startswith("http"))
+
+
+def first_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
 
 
 def learn(folder: Path, rows: list[Row], *, corrections: int, first: int, max_error: float) -> dict[str, Any]:
     """Send requests until the task is learnt; return what that took."""
-    served, proxy, address = serve(folder)
     found: dict[str, Any] = {"corrections": corrections, "max_error": max_error, "attempts": []}
-    try:
+    with served(folder) as address:
         asked, before = 0, list[Answered]()
         while not found.get("learnt"):
             step = STEP if asked else first
@@ -158,21 +145,14 @@ def learn(folder: Path, rows: list[Row], *, corrections: int, first: int, max_er
             found["learnt"] = json.loads(ran.stdout) if ran.returncode == 0 else None
             if asked > 8 * STEP:
                 raise SystemExit("never learnt")
-    finally:
-        proxy.stop()
-        served.stop()
     print(smallfirst(folder, "take-over", task.name, "--share", "1").stdout, flush=True)
     return found | {"requests_until_take_over": asked, "p50_before_ms": statistics.median(one.ms for one in before)}
 
 
 def after(folder: Path, rows: list[Row], found: dict[str, Any]) -> dict[str, Any]:
     """Send `rows` to the task that was taken over; return the figures."""
-    served, proxy, address = serve(folder)  # the proxy takes no request before the models are loaded
-    try:
+    with served(folder) as address:  # the proxy takes no request before the models are loaded
         answered = asyncio.run(ask(address, rows))
-    finally:
-        proxy.stop()
-        served.stop()
     return found | figures(answered, sum(one["minutes"] for one in found["attempts"])) | own_costs(folder, len(rows))
 
 
