@@ -6,9 +6,9 @@ python -m benchmarks.accuracy.table
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from benchmarks.datasets import RESULTS
+from smallfirst.base.stats.intervals import Estimate
 
 SETS = {
     "banking77": ("Banking77, 77 intents", "accuracy"),
@@ -26,10 +26,6 @@ PATHS = {
     "large": "Qwen2.5-Coder-1.5B, fair prompt",
     "routed": "routed",
 }
-
-
-def estimate(value: dict[str, Any]) -> str:
-    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
 def rows(name: str) -> list[str]:
@@ -51,8 +47,8 @@ def rows(name: str) -> list[str]:
         cells = [
             title if not lines else "",
             words,
-            estimate(figures["accuracy"]),
-            f"{measure} {estimate(second)}" if second else "",
+            str(Estimate(**figures["accuracy"])),
+            f"{measure} {Estimate(**second)}" if second else "",
             f"{figures['accuracy']['n']:,}",
             rate,
             f"{figures['p50_ms']:,.0f} ms",

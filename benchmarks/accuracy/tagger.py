@@ -142,13 +142,9 @@ def write_page(figures: dict[str, Any]) -> None:
     runs = [one for one in figures.values() if one["set"] not in MADE]
     made = [one for one in figures.values() if one["set"] in MADE]
     for one in runs:
-        whole, fresh = wilson(one["right"], one["n_test"]), wilson(one["right_fresh"], one["n_fresh"])
-        lines.append(
-            f"| {one['set']} | {Path(one['encoder']).name} | {one['n_train']:,} | {one['best_epoch']} of {one['epochs']}, "
-            f"{one['learning_rate']:g} | {one['minutes']:.0f} | {max(one['selection']):.3f} ({one['n_selection']}) | "
-            f"**{whole.value:.3f}** [{whole.low:.3f}, {whole.high:.3f}] ({one['n_test']:,}) | {fresh.value:.3f} ({fresh.n:,}) | "
-            f"{one['field_f1']:.3f} |"
-        )
+        fresh = wilson(one["right_fresh"], one["n_fresh"])
+        rate, chosen = f", {one['learning_rate']:g}", f" {max(one['selection']):.3f} ({one['n_selection']}) |"
+        lines.append(f"{_line(one, rate, chosen)} {fresh.value:.3f} ({fresh.n:,}) | {one['field_f1']:.3f} |")
     lines += _made_lines(made)
     lines += ["", "Fields that were wrong, by number of test rows:", ""]
     for one in runs:
@@ -159,6 +155,14 @@ def write_page(figures: dict[str, Any]) -> None:
             f"of the nine tenths {most:.3f}."
         )
     (RESULTS / "tagger.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _line(one: dict[str, Any], rate: str = "", chosen: str = "") -> str:
+    whole, epochs = wilson(one["right"], one["n_test"]), f"{one['best_epoch']} of {one['epochs']}{rate}"
+    return (
+        f"| {one['set']} | {Path(one['encoder']).name} | {one['n_train']:,} | {epochs} | {one['minutes']:.0f} |{chosen} "
+        f"**{whole.value:.3f}** [{whole.low:.3f}, {whole.high:.3f}] ({one['n_test']:,}) |"
+    )
 
 
 def _made_lines(made: list[dict[str, Any]]) -> list[str]:
@@ -172,13 +176,8 @@ def _made_lines(made: list[dict[str, Any]]) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for one in made:
-        whole = wilson(one["right"], one["n_test"])
         rate = f"{one['requests_per_s']:.1f}" if one.get("requests_per_s") else "-"
-        lines.append(
-            f"| {one['set']} | {Path(one['encoder']).name} | {one['n_train']:,} | {one['best_epoch']} of {one['epochs']} | "
-            f"{one['minutes']:.0f} | **{whole.value:.3f}** [{whole.low:.3f}, {whole.high:.3f}] ({one['n_test']:,}) | "
-            f"{one['field_f1']:.3f} | {rate} |"
-        )
+        lines.append(f"{_line(one)} {one['field_f1']:.3f} | {rate} |")
     return lines
 
 

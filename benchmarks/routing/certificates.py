@@ -80,6 +80,14 @@ def gsm8k() -> CalibrationSet:
     )
 
 
+def one_stage(confidence: np.ndarray, right: np.ndarray, **more: Any) -> CalibrationSet:
+    """Return rows of one free model, before a large model of which nothing is known unless `more` says so."""
+    n = len(right)
+    unknown: dict[str, Any] = {"asked": np.zeros(n, dtype=bool), "large_right": np.zeros(n, dtype=bool)}
+    rows = {"confidence": confidence[None].astype(float), "right": right[None], "cost_usd": np.zeros((2, n))}
+    return CalibrationSet(**rows, **unknown | more)
+
+
 def gsm8k_questions() -> list[str]:
     rows, fit = _gsm8k_rows()
     return [rows[i]["prompt"] for i in np.flatnonzero(~fit).tolist()]

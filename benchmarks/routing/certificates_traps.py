@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.datasets import data_folder, read_lines
-from benchmarks.routing.certificates import RESULT, TRAPS, TRIES, gsm8k, gsm8k_questions, share_of
+from benchmarks.routing.certificates import RESULT, TRAPS, TRIES, gsm8k, gsm8k_questions, one_stage, share_of
 from smallfirst.base.stats.sample_size import rows_for_error
 from smallfirst.data.copies import independent_rows
 from smallfirst.models.protocol import Request
@@ -182,7 +182,7 @@ def selections(
 def nothing_to_find() -> CalibrationSet:
     """Return rows of which at least 5.03 % are wrong from every confidence on: every certificate of 5 % is broken."""
     n_wrong = np.ceil(0.0503 * np.arange(10_001))
-    return _one_stage(np.linspace(1, 0, 10_000), n_wrong[1:] == n_wrong[:-1])
+    return one_stage(np.linspace(1, 0, 10_000), n_wrong[1:] == n_wrong[:-1])
 
 
 def tries_lines(name: str, pool: CalibrationSet, n: int, limit: float) -> list[str]:
@@ -224,18 +224,7 @@ def banking_words() -> tuple[CalibrationSet, list[str]]:
     held = [*rows["validation"], *rows["test"]]
     shares = model.predict_proba(words.transform([row["text"] for row in held]))
     right = (model.classes_[shares.argmax(1)] == np.array([row["label"] for row in held]))[None]
-    return _one_stage(shares.max(1), right[0]), [row["text"] for row in held]
-
-
-def _one_stage(confidence: np.ndarray, right: np.ndarray) -> CalibrationSet:
-    n = len(right)
-    return CalibrationSet(
-        confidence=confidence[None],
-        right=right[None],
-        cost_usd=np.zeros((2, n)),
-        asked=np.zeros(n, dtype=bool),
-        large_right=np.zeros(n, dtype=bool),
-    )
+    return one_stage(shares.max(1), right[0]), [row["text"] for row in held]
 
 
 def pool_lines(name: str, draws: int) -> list[str]:

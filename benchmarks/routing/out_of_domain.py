@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+from sklearn.metrics import roc_auc_score
 
 from benchmarks.datasets import RESULTS, data_folder, read_lines, task_file
 from smallfirst.base.stats import intervals as stats
@@ -159,7 +160,7 @@ class Answers(NamedTuple):
         both, is_oos = np.concatenate([test, oos]), np.repeat([False, True], [len(test), len(oos)])
 
         def auroc(rows: np.ndarray) -> float:
-            return _auroc(both[rows][~is_oos[rows]], both[rows][is_oos[rows]])
+            return float(roc_auc_score(is_oos[rows], both[rows]))
 
         def let_in(rows: np.ndarray) -> float:
             return float((both[rows][is_oos[rows]] <= np.quantile(both[rows][~is_oos[rows]], 0.95)).mean())
@@ -176,13 +177,6 @@ class Answers(NamedTuple):
             cells = [str(stats.wilson(int(one.sum()), n)) for one, n in shares]
             found.append(f"| {name} | {keep} | {' | '.join(cells)} |")
         return found
-
-
-def _auroc(own: np.ndarray, foreign: np.ndarray) -> float:
-    """Return P(a foreign row scores higher than an own one), ties halved."""
-    rising = np.sort(own)
-    below, above = (np.searchsorted(rising, foreign, side=side) for side in ("left", "right"))
-    return float((below + above).mean() / 2 / len(own))
 
 
 def clinc(folder: Path) -> dict[str, list[str]]:

@@ -67,20 +67,6 @@ def words(folder: Path) -> Model:
     return LabelModel(LinearClassifier.load(folder, manifest), manifest, name="words")
 
 
-class NeverAsked:
-    """Takes the place of the small model; a rule bypasses it."""
-
-    name = "small"
-
-    async def complete(self, request: object) -> object:
-        raise AssertionError
-
-    stream = complete
-
-    async def aclose(self) -> None:
-        """Holds nothing."""
-
-
 def main() -> None:
     if sys.argv[1] == "fit":
         fit(Path(sys.argv[2]))
@@ -89,11 +75,9 @@ def main() -> None:
     config = EndpointConfig(base_url=f"http://127.0.0.1:{port}/v1", model="instant", max_concurrency=64)
     price = TokenPrice(input_usd_per_mtok=1, output_usd_per_mtok=4)
     large = EndpointModel(config, PriceBook(tokens={"instant": price}))
-    if route == "words":
-        router = Router([Stage("small", words(folder))], large, CERTIFICATE)
-    else:
-        options = RouterOptions(policies=[RulePolicy(kind="rule", to="large", longer_than_chars=10)])
-        router = Router(NeverAsked(), large, CERTIFICATE, options=options)  # type: ignore[arg-type]
+    rule = RulePolicy(kind="rule", to="large", longer_than_chars=10)
+    options = RouterOptions(policies=[rule] if route == "rule" else [])
+    router = Router([Stage("small", words(folder))], large, CERTIFICATE, options=options)
     settings, ledger = ServeSettings(port=int(sys.argv[4]), max_queue=1024), Ledger(folder / "ledger.sqlite")
     with ledger.database.writer.begin() as connection:
         row = {"id": key_id(KEY), "owner": key_id(KEY), "name": "benchmark", "sha256": hash_key(KEY), "policy": "{}"}

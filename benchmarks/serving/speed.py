@@ -56,7 +56,7 @@ from smallfirst.base.stats.intervals import wilson
 from smallfirst.models.manifest import Manifest, read_manifest
 
 LEVELS = (1, 8, 32)
-OURS = "smallfirst"
+OURS, BOUND_S = "smallfirst", 1.5
 Cells = dict[tuple[str, int], list[dict[str, Any]]]
 """What each round measured, by server and clients."""
 
@@ -137,9 +137,51 @@ def write_gguf(task: Path, home: Path, target: Path) -> None:
 
 
 def bound(model: Path, tokens: float, cores: Sequence[int]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.serving.bound", str(model), str(tokens)]
+    """Return what `own_bound` finds in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.serving.speed", "--bound", model, tokens]
     found: dict[str, Any] = json.loads(printed(command, OMP_NUM_THREADS=str(len(cores))))
     return found
+
+
+def own_bound(model: Path, tokens: float) -> dict[str, Any]:
+    """Return the requests/s that the processor's bf16 matrix rate allows if prompts are read whole and nothing else takes time.
+
+    The rate in GFLOP/s is that on large square matrices (the best measured here) and that at the model's own shapes with
+    32 prompts together; each allows rate / (2 x weights outside the embedding x tokens of a prompt). Work that grows with
+    the prompt's square (attention) is not counted.
+    """
+    import torch
+
+    config = json.loads((model / "config.json").read_text())
+    shapes = layer_shapes(config)
+    weights = config["num_hidden_layers"] * sum(m * n for m, n in shapes)
+    with torch.inference_mode():
+        square, own = matrix_rate([(2048, 2048)], 2048), matrix_rate(shapes, round(LEVELS[-1] * tokens))
+    bound = {name: found / (2 * weights * tokens) for name, found in (("square", square), ("model", own))}
+    return {"square_gflops": square / 1e9, "model_gflops": own / 1e9, "weights": weights, "bound": bound}
+
+
+def matrix_rate(shapes: list[tuple[int, int]], rows: int) -> float:
+    """Return FLOP/s of multiplying `rows` vectors by matrices of these shapes (out, in), one after another."""
+    import torch
+    from torch.nn.functional import linear
+
+    pairs = [(torch.randn(rows, n, dtype=torch.bfloat16), torch.randn(m, n, dtype=torch.bfloat16)) for m, n in shapes]
+    for a, weight in pairs:
+        linear(a, weight)
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < BOUND_S:
+        for a, weight in pairs:
+            linear(a, weight)
+        count += 1
+    return count * sum(2 * rows * m * n for m, n in shapes) / (time.perf_counter() - began)
+
+
+def layer_shapes(config: dict[str, int]) -> list[tuple[int, int]]:
+    """Return the shapes of the matrices of one layer of a Llama model."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    keys = config["num_key_value_heads"] * hidden // config["num_attention_heads"]
+    return [(hidden, hidden), (keys, hidden), (keys, hidden), (hidden, hidden), *[(inner, hidden)] * 2, (hidden, inner)]
 
 
 class Rounds:
@@ -318,4 +360,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--bound"]:
+        print(json.dumps(own_bound(Path(sys.argv[2]), float(sys.argv[3]))))
+    else:
+        main()

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
+from benchmarks.routing.certificates import one_stage
+from benchmarks.routing.own_refused import StoredEncoder
 from benchmarks.serving.takeover_upstream import recorded
-from smallfirst.models.catalog import find_weights
-from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, open_encoder
 from smallfirst.models.linear.classifier import INVERSE_REGULARIZATION
 from smallfirst.routing.certificate.calibration_set import CalibrationSet
 from smallfirst.routing.certificate.certificate import Guarantee
@@ -32,27 +32,10 @@ TRAIN, VALIDATION, SELECTION = 0.6, 0.2, 0.2
 """Shares of the rows that train and validate; share of the validation rows that chooses and does not certify."""
 
 
-def vectors(folder: Path, texts: list[str]) -> np.ndarray:
-    """Return the encoder's vectors (texts, width), computed once and kept in `folder`."""
-    place = folder / "vectors.npy"
-    if not place.exists():
-        encoder = open_encoder(find_weights(DEFAULT_ENCODER))
-        np.save(place, np.concatenate([encoder.embed(texts[i : i + 256]) for i in range(0, len(texts), 256)]))
-    found: np.ndarray = np.load(place, allow_pickle=False)
-    return found
-
-
 def answers(confidence: np.ndarray, right: np.ndarray) -> CalibrationSet:
     """Return rows as the certificate reads them; the large model is right by definition."""
-    n = len(right)
-    return CalibrationSet(
-        confidence=confidence[None, :].astype(float),
-        right=right[None, :],
-        cost_usd=np.zeros((2, n)),
-        asked=np.ones(n, dtype=bool),
-        large_right=np.ones(n, dtype=bool),
-        judged_by="large",
-    )
+    always = np.ones(len(right), dtype=bool)
+    return one_stage(confidence, right, asked=always, large_right=always, judged_by="large")
 
 
 def draw(x: np.ndarray, said: np.ndarray, rng: np.random.Generator, n_rows: int) -> dict[str, float | bool]:
@@ -91,7 +74,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=3_000)
     arguments = parser.parse_args()
     rows = recorded("train") + recorded("test")
-    x = vectors(arguments.folder, [row["text"] for row in rows])
+    x = StoredEncoder(arguments.folder / "vectors.npz").embed([row["text"] for row in rows])
     said = np.array([row["answer"] for row in rows])
     found = []
     for number in range(arguments.draws):

@@ -157,14 +157,8 @@ def known_forms() -> list[SecretForm]:
 def unseen_forms() -> list[SecretForm]:
     """Return the 226 forms."""
     make = Forms(2)
-    _keys(make)
-    _configuration(make)
-    _passwords(make)
-    _people(make)
-    _payments(make)
-    _addresses(make)
-    _tickets(make)
-    _tool_calls(make)
+    for write in (_keys, _configuration, _passwords, _people, _payments_and_addresses, _tool_calls):
+        write(make)
     return make.forms
 
 
@@ -392,8 +386,8 @@ def _people(make: Forms) -> None:
     birth_date("my date of birth is the @@", "4th of July 1990")
 
 
-def _payments(make: Forms) -> None:
-    iban, card = map(make.of, ("iban", "card"))
+def _payments_and_addresses(make: Forms) -> None:
+    card, iban, phone, email, ip = map(make.of, ("card", "iban", "phone", "email", "ip"))
     card("Card: @@ exp 09/27", "5555 5555 5555 4444")
     card("charge @@", "378282246310005")
     card("mc 2-series @@", "2223 0031 2200 3222")
@@ -409,10 +403,6 @@ def _payments(make: Forms) -> None:
     iban("konto @@", "PL 61 1090 1014 0000 0712 1981 2874")
     iban("IBAN\u00a0@@", "NL91\u202fABNA\u202f0417\u202f1643\u202f00")
     iban("iban=@@", "CH93-0076-2011-6238-5295-7")
-
-
-def _addresses(make: Forms) -> None:
-    phone, email, ip = map(make.of, ("phone", "email", "ip"))
     email("From: Anna B <@@>\nSubject: Re: invoice", "anna.b+inv@mail.example.co.uk")
     email("mail me: @@", "ａｎｎａ＠ｅｘａｍｐｌｅ．ｃｏｍ")
     email("anna at-sign: @@", "anna(at)example.com")
@@ -432,10 +422,6 @@ def _addresses(make: Forms) -> None:
     phone("bel me op @@", "06-12345678")
     phone("звоните @@", "8 (912) 345-67-89")
     phone("電話 @@", "090-1234-5678")
-
-
-def _tickets(make: Forms) -> None:
-    phone, iban, card, email = map(make.of, ("phone", "iban", "card", "email"))
     phone("Hallo, mein Paket ist weg. Meine Handynummer: @@. Danke, A.", "0171-2345678")
     email("Bonjour, je n'arrive plus à me connecter avec @@ depuis lundi.", "a.martin@exemple.fr")
     iban("Buenas, cambien mi cuenta a @@ por favor", "ES91 2100 0418 4502 0005 1332")
