@@ -1,4 +1,4 @@
-"""Verbs about this installation: who may use its server."""
+"""Verbs about this installation: who may use its server, and an assistant that uses its verbs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smallfirst.base.progress import format_table
-from smallfirst.interfaces.cli.options import JSON, LEDGER, OF_TASK, VerbGroup
+from smallfirst.interfaces.cli.options import JSON, LEDGER, OF_TASK, VerbGroup, verb
 
 if TYPE_CHECKING:
     from smallfirst.ledger.keys import ApiKey, KeyStore
@@ -90,6 +90,17 @@ def revoke(name_or_id: str) -> None:
     """Take keys back, by their name or one's id: requests with them are refused from then on."""
     key = _key_store().revoke(name_or_id)
     click.echo(f"revoked {key.name} ({key.id})")
+
+
+@verb("smallfirst mcp", "claude mcp add smallfirst -- smallfirst mcp")
+def mcp() -> None:
+    """Let an assistant use check, run, tasks, explain, discover.
+
+    A Model Context Protocol server over standard input and output, for the tasks of the current folder.
+    """
+    from smallfirst.interfaces.cli.mcp_server import server
+
+    server.run()
 
 
 def _key_store() -> KeyStore:
