@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--label", default="", help="run every case below RUNS/LABEL")
     parser.add_argument("--ladder", nargs="+", help="candidates that task.yaml names; left out: none, the default")
     parser.add_argument("--reuse", default="", help="label whose fitted models full sets use again")
+    parser.add_argument("--most", type=int, default=MAX_GIVEN, help="rows given of a set in full")
     parser.add_argument("--cases", nargs="+", default=case_names(), help="such as snips-150; left out: all")
     parser.add_argument("--table", nargs="+", metavar="LABEL", help="write the page from the results of these labels")
     options = parser.parse_args()
@@ -69,7 +70,7 @@ def main() -> None:
             result = runs / options.label / f"{name}.json"
             if not result.exists():
                 reuse = fitted_case(name, runs, options.label, options.reuse)
-                found = run_case(read_case(name), runs / options.label / name, reuse, options.ladder)
+                found = run_case(read_case(name, options.most), runs / options.label / name, reuse, options.ladder)
                 result.write_text(json.dumps({"checkout": checkout, **found}, indent=2) + "\n", encoding="utf-8")
                 print(f"{name}: {found['minutes']} min, exit {found['exit_code']}: {found['verdict']}", flush=True)
     if options.table:
@@ -322,12 +323,12 @@ def case_names() -> list[str]:
     return [f"{source}-{n}" for source in SAMPLED for n in N_SAMPLES] + [f"{source}-full" for source in FULL]
 
 
-def read_case(name: str) -> Case:
-    """Return the case of this name, such as `snips-150` or `xsid-full`."""
+def read_case(name: str, most: int = MAX_GIVEN) -> Case:
+    """Return the case of this name, such as `snips-150` or `xsid-full`; of a set in full at most so many rows."""
     source, _, size = name.rpartition("-")
     train, test = read_source(source)
     if size == "full":
-        given = draw(train, MAX_GIVEN, seed=name.removeprefix(HOSTED))[0]
+        given = draw(train, most, seed=name.removeprefix(HOSTED))[0]
         n_labels = len({row.label for row in given})
         gate = MANY_LABELS_GATE if n_labels >= MANY_LABELS else FULL_GATE
         unseen = fresh(shuffled(test, source.removeprefix(HOSTED)), given)
