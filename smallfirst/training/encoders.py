@@ -237,7 +237,7 @@ def suited_to(config: TrainConfig, base: Path, *, frozen_share: float = 0.0) -> 
     """
     found = json.loads((base / "config.json").read_text(encoding="utf-8"))
     rate = min(LEARNING_RATE, LEARNING_RATE * (RATE_WIDTH / found["hidden_size"]) ** 2)
-    suited = {"learning_rate": rate, "frozen_layers": int(frozen_share * found["num_hidden_layers"])}
+    suited = {"learning_rate": rate, "frozen_layers": round(frozen_share * found["num_hidden_layers"])}
     return config.model_copy(update={name: suited[name] for name in suited if name not in config.model_fields_set})
 
 

@@ -99,9 +99,9 @@ class SmallConfig(Record):
     """Sentence encoder of the candidates `larger_encoder` and `larger_tuned`."""
     encoder_training: TrainConfig = TrainConfig(duration="6ep", patience=2, max_seq_tokens=256)
     """Training settings of the candidates `tuned`, `larger_tuned`, `tagger` and `reader`. `learning_rate` left out: by
-    the encoder's width, 2e-4 for 384 (MiniLM) and 5e-5 for 768 (mpnet). `frozen_layers` left out: half of the layers
-    where up to 1,000 rows teach labels, otherwise none. For labels, of longer texts than `max_seq_tokens` the beginning
-    is read. Settings of language models, such as `method`, are refused."""
+    the encoder's width, 2e-4 for 384 (MiniLM) and 5e-5 for 768 (mpnet). `frozen_layers` left out: a third of the
+    layers where up to 1,000 rows teach labels, otherwise none. For labels, of longer texts than `max_seq_tokens` the
+    beginning is read. Settings of language models, such as `method`, are refused."""
     vllm: VllmServer | None = None
     """The vLLM that runs the fine-tuned model, to measure it and to serve it; left out, PyTorch in this process."""
 
