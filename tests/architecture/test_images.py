@@ -12,6 +12,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import smallfirst
+
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
@@ -21,6 +23,14 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 ENTRY = re.compile(r"([a-z0-9-]+)==([^\s\\]+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)\n")
 PINNED = {name: version for name, version, _ in ENTRY.findall(LOCK)}
 LOCKED = [one for extra in ("serve", "postgres") for one in PROJECT["optional-dependencies"][extra]]
+
+
+def test_package_changelog_and_manifest_have_one_version() -> None:
+    version = PROJECT["version"]
+    assert smallfirst.__version__ == version
+    assert f"\n## {version} (" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    production = ROOT / "deploy" / "kubernetes" / "overlays" / "production" / "kustomization.yaml"
+    assert f"newTag: {version}}}" in production.read_text(encoding="utf-8")
 
 
 def test_what_the_image_copies_exists_and_is_not_ignored() -> None:
