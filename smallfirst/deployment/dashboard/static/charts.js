@@ -23,10 +23,11 @@ function steps(most, whole) {
  * `series` are {name, class, values}, from the ground up; `beside` is another value a bar, drawn as a mark across it;
  * `text` writes a value, `ticks` are the labels below the bars ('' leaves one out), `names` what a bar is called. */
 export function bars({ label, series, beside, names, ticks, text, whole = false }) {
-  const [width, height, left, top, bottom] = [innerWidth < 640 ? 360 : 500, 200, 66, 8, 26];
+  const [width, height, top, bottom] = [innerWidth < 640 ? 360 : 500, 200, 8, 26];
   const totals = names.map((_, index) => series.reduce((sum, one) => sum + one.values[index], 0));
   const most = Math.max(...totals, ...(beside?.values ?? []), 0);
   const axis = steps(most || 1, whole);
+  const left = 14 + 7.5 * Math.max(...axis.map((value) => text(value).length));  // figures of 13 px are 7.2 wide
   const y = (value) => top + (height - top - bottom) * (1 - value / axis.at(-1));
   const each = (width - left) / names.length;
   const column = (name, index) => {

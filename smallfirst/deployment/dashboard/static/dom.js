@@ -18,13 +18,14 @@ export const h = (name, attributes, ...children) => make(document.createElement(
 /** Return an SVG element. */
 export const s = (name, attributes, ...children) => make(document.createElementNS(SVG, name), attributes, children);
 
-/** Return a table whose first column names the rows; it scrolls by itself where it is too wide. */
+/** Return a table whose first column names the rows. Too wide, it scrolls by itself; on a phone each row is a list. */
 export function table(caption, heading, rows) {
+  const cell = (content, index) => h('td', { role: 'cell', 'data-name': heading[index + 1] }, content);
   return h('div', { class: 'wide', tabindex: 0, role: 'region', 'aria-label': caption },
-    h('table', {}, h('caption', { class: 'visually-hidden' }, caption),
-      h('thead', {}, h('tr', {}, heading.map((name) => h('th', { scope: 'col' }, name)))),
-      h('tbody', {}, rows.map(([first, ...rest]) =>
-        h('tr', {}, h('th', { scope: 'row' }, first), rest.map((cell) => h('td', {}, cell)))))));
+    h('table', { role: 'table' }, h('caption', { class: 'visually-hidden' }, caption),  // roles: as lists they would lose them
+      h('thead', { role: 'rowgroup' }, h('tr', { role: 'row' }, heading.map((name) => h('th', { scope: 'col', role: 'columnheader' }, name)))),
+      h('tbody', { role: 'rowgroup' }, rows.map(([first, ...rest]) =>
+        h('tr', { role: 'row' }, h('th', { scope: 'row', role: 'rowheader' }, first), rest.map(cell))))));
 }
 
 export class ApiError extends Error {

@@ -13,7 +13,7 @@ function row(one) {
       one.second_look && h('small', { class: 'soft' }, one.second_look),
       one.tenant_back && h('small', { class: 'bad' }, `stepped back for ${one.tenant_back.tenant} alone: ${one.tenant_back.why}`)],
     count(one.requests), one.bill_usd === null ? '–' : usd(one.bill_usd), small, one.saved_usd === null ? '–' : usd(one.saved_usd),
-    one.promise, one.teacher,
+    h('p', {}, one.promise || '–'), one.teacher,
   ];
 }
 
