@@ -79,6 +79,7 @@ def init(folder: Path, source: str | None, kind: str | None, good_enough: float 
     made = scaffold.scaffold(folder, source, chosen, good_enough)
     click.echo("\n".join(made.in_words))
     click.echo(f"wrote {made.task_yaml}\nnext: smallfirst check {folder}   then  smallfirst run {folder}")
+    click.echo(f"for a first result soon: smallfirst run {folder} --minutes 3")
 
 
 @verb("smallfirst check tickets", "smallfirst check tickets --json")

@@ -60,5 +60,6 @@ def test_init_from_rows_shows_them_and_the_next_commands(tmp_path: Path, monkeyp
         'classify: text "message" → label "topic" (2 different), 40 rows\n\n'
         "  text            label\n  my pin, day 0   pin\n  my card, day 1  card\n  my pin, day 2   pin\n\n"
         "wrote desk/task.yaml\nnext: smallfirst check desk   then  smallfirst run desk\n"
+        "for a first result soon: smallfirst run desk --minutes 3\n"
     )
     assert "columns: {text: message, label: topic}" in Path("desk/task.yaml").read_text()
