@@ -23,12 +23,12 @@ from smallfirst.base.files import try_lock
 from smallfirst.base.paths import home
 from smallfirst.base.progress import Progress
 from smallfirst.base.records import Record, fingerprint
+from smallfirst.base.stats.intervals import Estimate, wilson
 from smallfirst.data.copies import find_leaks
 from smallfirst.data.dataset import Dataset, Example, Message, RowFormat, fold_text, sample_rows
 from smallfirst.data.row_formats import ROW_FORMATS, Columns, to_row
 from smallfirst.data.sources.load import load_valid
 from smallfirst.ledger.expenses import note_recording
-from smallfirst.measuring.teacher_agreement import TeacherAgreement, TeacherAnswer, agreement_with_people
 from smallfirst.models.few_shot import fixed_shots
 from smallfirst.models.protocol import Model, Request
 from smallfirst.models.recorded import RecordedAnswer, Spending, SpendingCap, read_recording, record, request_key
@@ -59,6 +59,24 @@ class LabelOptions(Record):
     @property
     def record_path(self) -> Path:
         return self.out.with_name(f"{self.out.stem}.labels.json")
+
+
+class TeacherAgreement(Record):
+    """Agreement of a teacher with the people who labelled selection rows; None where it was not asked."""
+
+    accuracy: Estimate | None = None
+    """Share of rows on which it is right, Wilson interval; no answer is wrong."""
+    confident_accuracy: Estimate | None = None
+    """Share of right answers among its confident ones: the accuracy to expect of the training file."""
+
+    @property
+    def in_words(self) -> list[str]:
+        if self.accuracy is None or self.confident_accuracy is None:
+            return []
+        return [
+            f"it is right on {self.accuracy} of {self.accuracy.n} selection rows; "
+            f"where it was confident, on {self.confident_accuracy} of {self.confident_accuracy.n}"
+        ]
 
 
 class LabellingResult(RowsRecord):
@@ -136,13 +154,7 @@ def label(
     stopped = _ask(project, teacher, asked, path, options)
     answers = _answers(path, asked)
     outcomes = [_outcome(e, answers.get(e.text), project.task, options.min_confidence) for e in left.examples]
-    judged = [_outcome(e, answers[e.text], project.task, 0.0) for e in check.examples if e.text in answers]
-    trust = agreement_with_people(
-        [one.said for one in judged],
-        [one.example.golds for one in judged],
-        project.task,
-        min_confidence=options.min_confidence,
-    ).model_copy(update={"checked_on": "selection rows"})
+    checked = [_outcome(e, answers.get(e.text), project.task, options.min_confidence) for e in check.examples]
     result = LabellingResult(
         task=file.name,
         teacher=teacher.model.name,
@@ -151,7 +163,7 @@ def label(
         options=options,
         refused=refused,
         counts=dict(Counter(one.fate for one in outcomes)),
-        trust=trust,
+        trust=agreement_with_people(checked, project.task),
         paid_usd=_paid_usd(answers),
         stopped=stopped,
     )
@@ -314,28 +326,43 @@ def _need_consent(teacher: Labeller, missing: Sequence[Request], options: LabelO
 # What became of them
 
 
-class _Outcome(NamedTuple):
+class LabelOutcome(NamedTuple):
+    """What became of one row."""
+
     example: Example
     fate: Fate
-    said: TeacherAnswer
+    answer: str | None = None
+    confidence: float | None = None
 
 
-def _outcome(example: Example, answer: RecordedAnswer | None, task: Task, min_confidence: float) -> _Outcome:
+def _outcome(example: Example, answer: RecordedAnswer | None, task: Task, min_confidence: float) -> LabelOutcome:
+    """Return what became of a row; an answer is kept from that confidence on, at 0 also one without."""
     if answer is None:
-        return _Outcome(example, "unanswered", TeacherAnswer(None))
+        return LabelOutcome(example, "unanswered")
     # Open text that was cut off is no answer; a label or complete JSON before the cut is one.
     is_cut = answer.finish_reason == "length" and not task.closed and task.answer_schema() is None
-    said = TeacherAnswer(None if is_cut else task.parse(answer.answer), answer.confidence)
-    if said.answer is None:
-        return _Outcome(example, "unparseable", said)
-    return _Outcome(example, "kept" if said.is_confident(min_confidence) else "unsure", said)
+    said = None if is_cut else task.parse(answer.answer)
+    if said is None:
+        return LabelOutcome(example, "unparseable")
+    is_sure = min_confidence <= 0 or (answer.confidence is not None and answer.confidence >= min_confidence)
+    return LabelOutcome(example, "kept" if is_sure else "unsure", said, answer.confidence)
 
 
-def _training_row(one: _Outcome, columns: Columns, teacher: str) -> dict[str, Any]:
+def agreement_with_people(outcomes: Sequence[LabelOutcome], task: Task) -> TeacherAgreement:
+    """Return how often a teacher gives a right answer of people, over the rows that it was asked; empty without any."""
+    asked = [one for one in outcomes if one.fate != "unanswered"]
+    if not asked:
+        return TeacherAgreement()
+    right = [task.score(one.example.golds, one.answer) >= task.pass_score for one in asked]
+    sure = [ok for one, ok in zip(asked, right, strict=True) if one.fate == "kept"]
+    return TeacherAgreement(accuracy=wilson(sum(right), len(right)), confident_accuracy=wilson(sum(sure), len(sure)))
+
+
+def _training_row(one: LabelOutcome, columns: Columns, teacher: str) -> dict[str, Any]:
     """Return the row in the task's format and column names, with teacher, confidence and date beside it."""
-    answered = to_row(one.example.model_copy(update={"answer": one.said.answer}))
+    answered = to_row(one.example.model_copy(update={"answer": one.answer}))
     row = {getattr(columns, field): value for field, value in answered.items()}
-    source = {"teacher": teacher, "confidence": one.said.confidence, "labelled_on": _today()}
+    source = {"teacher": teacher, "confidence": one.confidence, "labelled_on": _today()}
     return row | source | row  # a row's own values win
 
 
