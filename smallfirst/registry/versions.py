@@ -151,22 +151,47 @@ def list_versions(name: str) -> list[ModelVersion]:
 
 def attach(name: str, version: int, filename: str, content: bytes) -> None:
     """Store `content` beside the version as `filename`, replacing an earlier one; it is not a verified model file."""
-    _stored(_row(name, version)).write_attachment(filename, content)
+    stored = _stored(_row(name, version))
+    if (local := stored.local_folder()) is not None:
+        write_atomically(local.parent / "attachments" / filename, content)
+        return
+    with store_errors(), tempfile.TemporaryDirectory() as temporary:
+        path = write_atomically(Path(temporary) / filename, content)
+        client().log_artifact(stored.run_id, str(path), f"{stored.entry}/attachments")
 
 
 def read_attachment(name: str, version: int, filename: str) -> bytes | None:
     """Return what `attach` stored under `filename`, or None."""
-    return _stored(_row(name, version)).read_attachment(filename)
+    stored = _stored(_row(name, version))
+    if (local := stored.local_folder()) is not None:
+        path = local.parent / "attachments" / filename
+        return path.read_bytes() if path.is_file() else None
+    folder, store = f"{stored.entry}/attachments", client()
+    with store_errors(), tempfile.TemporaryDirectory() as temporary:
+        if f"{folder}/{filename}" not in [item.path for item in store.list_artifacts(stored.run_id, folder)]:
+            return None
+        return Path(store.download_artifacts(stored.run_id, f"{folder}/{filename}", temporary)).read_bytes()
 
 
 def attach_folder(name: str, version: int, folder_name: str, paths: Iterable[Path]) -> None:
     """Store files and folders beside the version, for other machines; nothing where artifacts are on this one."""
-    _stored(_row(name, version)).write_folder(folder_name, paths)
+    stored = _stored(_row(name, version))
+    for path in paths if stored.local_folder() is None else ():
+        TrackedRun(client(), stored.run_id).log_artifact(path, f"{stored.entry}/{folder_name}")
 
 
 def fetch_folder(name: str, version: int, folder_name: str, to: Path) -> None:
     """Download what `attach_folder` stored to `to`, which does not exist yet; nothing if there is none."""
-    _stored(_row(name, version)).read_folder(folder_name, to)
+    stored, store = _stored(_row(name, version)), client()
+    with store_errors():
+        wanted = f"{stored.entry}/{folder_name}"
+        if stored.local_folder() is not None or not store.list_artifacts(stored.run_id, wanted):
+            return
+        to.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=to.parent, prefix=".") as temporary:
+            downloaded = Path(store.download_artifacts(stored.run_id, wanted, temporary))
+            with suppress(OSError):  # another process was faster
+                downloaded.rename(to)
 
 
 def check_name(name: str) -> str:
@@ -343,43 +368,6 @@ class StoredModel(Record):
             if not folder.is_dir():
                 shutil.move(downloaded, folder)
         return folder
-
-    def write_attachment(self, filename: str, content: bytes) -> None:
-        local = self.local_folder()
-        if local is not None:
-            write_atomically(local.parent / "attachments" / filename, content)
-            return
-        with store_errors(), tempfile.TemporaryDirectory() as temporary:
-            path = write_atomically(Path(temporary) / filename, content)
-            client().log_artifact(self.run_id, str(path), f"{self.entry}/attachments")
-
-    def read_attachment(self, filename: str) -> bytes | None:
-        local = self.local_folder()
-        if local is not None:
-            path = local.parent / "attachments" / filename
-            return path.read_bytes() if path.is_file() else None
-        wanted, store = f"{self.entry}/attachments/{filename}", client()
-        with store_errors(), tempfile.TemporaryDirectory() as temporary:
-            if wanted not in [item.path for item in store.list_artifacts(self.run_id, f"{self.entry}/attachments")]:
-                return None
-            return Path(store.download_artifacts(self.run_id, wanted, temporary)).read_bytes()
-
-    def write_folder(self, name: str, paths: Iterable[Path]) -> None:
-        """Upload files and folders beside the model as folder `name`, unless artifacts are on this machine."""
-        for path in paths if self.local_folder() is None else ():
-            TrackedRun(client(), self.run_id).log_artifact(path, f"{self.entry}/{name}")
-
-    def read_folder(self, name: str, to: Path) -> None:
-        """Download such a folder to `to`, which does not exist yet; nothing if there is none."""
-        wanted, store = f"{self.entry}/{name}", client()
-        with store_errors():
-            if self.local_folder() is not None or not store.list_artifacts(self.run_id, wanted):
-                return
-            to.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=to.parent, prefix=".") as temporary:
-                downloaded = Path(store.download_artifacts(self.run_id, wanted, temporary))
-                with suppress(OSError):  # another process was faster
-                    downloaded.rename(to)
 
 
 def upload(run_id: str, folder: Path, manifest: FileDigests) -> StoredModel:

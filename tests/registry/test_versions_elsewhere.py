@@ -49,10 +49,12 @@ def test_another_machine_fetches_what_a_server_needs(tmp_path: Path, monkeypatch
     go_round(tmp_path, tmp_path / "there", monkeypatch)
 
 
-def test_a_registry_on_this_machine_needs_no_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stored = StoredModel(run_id="r", entry="registered/1", source=(tmp_path / "model").as_uri())
-    stored.write_folder("run", [tmp_path / "missing"])
-    stored.read_folder("run", tmp_path / "to")
+def test_a_registry_on_this_machine_needs_no_copy(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "a.json").write_text("{}")
+    version = versions.register(tmp_path / "model", PASSED, name=NAME, run_id=None, tags={}).version
+    versions.attach_folder(NAME, version, "run", [tmp_path / "missing"])
+    versions.fetch_folder(NAME, version, "run", tmp_path / "to")
     assert not (tmp_path / "to").exists()
 
 
