@@ -15,35 +15,11 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple, get_args
 
+import sqlalchemy as sa
 from pydantic import AwareDatetime
 from pydantic.fields import FieldInfo
-from sqlalchemy import (
-    TIMESTAMP,
-    BigInteger,
-    Boolean,
-    Column,
-    Connection,
-    Dialect,
-    Double,
-    Engine,
-    Index,
-    Integer,
-    MetaData,
-    Table,
-    Text,
-    TypeDecorator,
-    UniqueConstraint,
-    create_engine,
-    event,
-    func,
-    inspect,
-    make_url,
-    select,
-    text,
-)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
-from sqlalchemy.pool import NullPool, QueuePool
 from sqlalchemy.schema import SchemaItem
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.types import TypeEngine
@@ -69,22 +45,22 @@ _LOCK = 8_347_201
 _FROZEN_S = 5
 """Seconds after which PostgreSQL ends a transaction whose process does not go on, so that others need not wait."""
 
-METADATA = MetaData()
+METADATA = sa.MetaData()
 
 
-class Moment(TypeDecorator[datetime]):
+class Moment(sa.TypeDecorator[datetime]):
     """A time: `timestamptz` in PostgreSQL; in SQLite text of a fixed width in UTC, whose order is the order in time."""
 
-    impl, cache_ok = Text, True
+    impl, cache_ok = sa.Text, True
 
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        return dialect.type_descriptor(TIMESTAMP(timezone=True) if dialect.name == "postgresql" else Text())
+    def load_dialect_impl(self, dialect: sa.Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(sa.TIMESTAMP(timezone=True) if dialect.name == "postgresql" else sa.Text())
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> Any:
         """Return the time as the database takes it."""
         return value if value is None or dialect.name == "postgresql" else utc_text(value)
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> datetime | None:
         return datetime.fromisoformat(value) if isinstance(value, str) else value and value.astimezone(UTC)
 
 
@@ -93,87 +69,102 @@ def utc_text(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="microseconds")
 
 
-_TYPES: dict[Any, type[TypeEngine[Any]]] = {int: BigInteger, float: Double, bool: Boolean, AwareDatetime: Moment}
+_TYPES: dict[Any, type[TypeEngine[Any]]] = {
+    int: sa.BigInteger,
+    float: sa.Double,
+    bool: sa.Boolean,
+    AwareDatetime: Moment,
+}
 
 
-def _column(name: str, field: FieldInfo) -> Column[Any]:
+def _column(name: str, field: FieldInfo) -> sa.Column[Any]:
     options = [*(get_args(field.annotation) or (field.annotation,))]
-    return Column(name, _TYPES.get(options[0], Text)(), nullable=NoneType in options)
+    return sa.Column(name, _TYPES.get(options[0], sa.Text)(), nullable=NoneType in options)
 
 
-def _of(name: str, kind: type[Entry], *more: SchemaItem) -> Table:
-    key: Column[int] = Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+def _of(name: str, kind: type[Entry], *more: SchemaItem) -> sa.Table:
+    key: sa.Column[int] = sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True)
     columns = [_column(*field) for field in kind.model_fields.items()]
-    return Table(name, METADATA, key, *columns, *more, sqlite_autoincrement=True)
+    return sa.Table(name, METADATA, key, *columns, *more, sqlite_autoincrement=True)
 
 
-TABLES: dict[type[Entry], Table] = {
+TABLES: dict[type[Entry], sa.Table] = {
     LedgerRow: _of(
         "answers",
         LedgerRow,
-        UniqueConstraint("id"),
-        Index("answers_at", "at"),
-        Index("answers_drawn", "task", sqlite_where=text("audited IS 1"), postgresql_where=text("audited IS true")),
+        sa.UniqueConstraint("id"),
+        sa.Index("answers_at", "at"),
+        sa.Index(
+            "answers_drawn", "task", sqlite_where=sa.text("audited IS 1"), postgresql_where=sa.text("audited IS true")
+        ),
     ),
-    AttemptRow: _of("attempts", AttemptRow, Index("attempts_id", "id")),
-    AuditRow: _of("audits", AuditRow, UniqueConstraint("id")),
-    ShadowRow: _of("shadows", ShadowRow, UniqueConstraint("task", "certificate", "text")),
-    FeedbackRow: _of("feedback", FeedbackRow, Index("feedback_id", "id")),
-    StateRow: _of("states", StateRow, Index("states_once", "task", "certificate", "after_audit", "cause", unique=True)),
-    ExpenseRow: _of("expenses", ExpenseRow, UniqueConstraint("id")),
+    AttemptRow: _of("attempts", AttemptRow, sa.Index("attempts_id", "id")),
+    AuditRow: _of("audits", AuditRow, sa.UniqueConstraint("id")),
+    ShadowRow: _of("shadows", ShadowRow, sa.UniqueConstraint("task", "certificate", "text")),
+    FeedbackRow: _of("feedback", FeedbackRow, sa.Index("feedback_id", "id")),
+    StateRow: _of(
+        "states", StateRow, sa.Index("states_once", "task", "certificate", "after_audit", "cause", unique=True)
+    ),
+    ExpenseRow: _of("expenses", ExpenseRow, sa.UniqueConstraint("id")),
 }
 KINDS = {table.name: kind for kind, table in TABLES.items()}
 """Kinds of entries by the names of their tables."""
 EXPIRING = (LedgerRow, AttemptRow, FeedbackRow)
 """Kinds whose old rows may go. Audits, shadows, states and expenses stay: promise and statement stand on them."""
 
-ABOUT = Table("about", METADATA, Column("format", Integer, nullable=False), Column("rows_since", Moment))
+ABOUT = sa.Table("about", METADATA, sa.Column("format", sa.Integer, nullable=False), sa.Column("rows_since", Moment))
 """One row. Rows of EXPIRING before `rows_since` may be deleted; triggers refuse every other change."""
 
 
-def _table(name: str, keys: Sequence[tuple[str, type[TypeEngine[Any]]]], *columns: SchemaItem) -> Table:
-    made = [Column(key, kind(), primary_key=True, autoincrement=False) for key, kind in keys]
-    return Table(name, METADATA, *made, *columns, sqlite_with_rowid=False)
+def _table(name: str, keys: Sequence[tuple[str, type[TypeEngine[Any]]]], *columns: SchemaItem) -> sa.Table:
+    made = [sa.Column(key, kind(), primary_key=True, autoincrement=False) for key, kind in keys]
+    return sa.Table(name, METADATA, *made, *columns, sqlite_with_rowid=False)
 
 
-def _number(name: str, kind: type[TypeEngine[Any]]) -> Column[Any]:
-    return Column(name, kind(), nullable=False, server_default=text("0"))
+def _number(name: str, kind: type[TypeEngine[Any]]) -> sa.Column[Any]:
+    return sa.Column(name, kind(), nullable=False, server_default=sa.text("0"))
 
 
-GROUPS = _table("sum_groups", [("id", BigInteger)], *(Column(name, Text, nullable=False) for name in DIMENSIONS))
+GROUPS = _table(
+    "sum_groups", [("id", sa.BigInteger)], *(sa.Column(name, sa.Text, nullable=False) for name in DIMENSIONS)
+)
 """Each combination of the fields by which is summed; `id` is a hash of them."""
-_HOUR = [("hour", BigInteger), ("group_id", BigInteger)]
+_HOUR = [("hour", sa.BigInteger), ("group_id", sa.BigInteger)]
 SUMS = _table("sums", _HOUR, *(_number(name, _TYPES[kind]) for name, kind in AMOUNTS.items()))
 """Sums of an hour, which is counted from 1970 in UTC."""
-LATENCIES = _table("latencies", [*_HOUR, ("bucket", BigInteger)], _number("n", BigInteger))
+LATENCIES = _table("latencies", [*_HOUR, ("bucket", sa.BigInteger)], _number("n", sa.BigInteger))
 """Answers of an hour by latency, in buckets as in `Sums`."""
 MACHINES = _table(
     "machine_hours",
-    [("hour", BigInteger), ("machine", Text), ("host", Text)],
-    *(_number(name, Double) for name in ("up_s", "busy_s", "noted_until")),
+    [("hour", sa.BigInteger), ("machine", sa.Text), ("host", sa.Text)],
+    *(_number(name, sa.Double) for name in ("up_s", "busy_s", "noted_until")),
 )
 """Seconds of an hour for which a host was up, and, under the empty host, for which models worked."""
-SHARED = _table("shared", [("name", Text)], _number("version", BigInteger), Column("value", Text, nullable=False))
+SHARED = _table(
+    "shared", [("name", sa.Text)], _number("version", sa.BigInteger), sa.Column("value", sa.Text, nullable=False)
+)
 """Values of `SharedState`."""
 BODIES = _table(
     "bodies",
-    [("id", Text)],
-    Column("at", Moment, nullable=False),
-    Column("request_text", Text),
-    Column("answer_text", Text),
-    Index("bodies_at", "at"),
+    [("id", sa.Text)],
+    sa.Column("at", Moment, nullable=False),
+    sa.Column("request_text", sa.Text),
+    sa.Column("answer_text", sa.Text),
+    sa.Index("bodies_at", "at"),
 )
 """Texts of entries, redacted, apart from the append-only rows: they are deleted after some days."""
 KEYS = _table(
     "keys",
-    [("id", Text)],
-    *(Column(name, Text, nullable=False) for name in ("name", "sha256", "owner", "policy")),
-    Column("created_at", Moment, nullable=False),
-    Column("revoked_at", Moment),
-    Column("ends_at", Moment),
+    [("id", sa.Text)],
+    *(sa.Column(name, sa.Text, nullable=False) for name in ("name", "sha256", "owner", "policy")),
+    sa.Column("created_at", Moment, nullable=False),
+    sa.Column("revoked_at", Moment),
+    sa.Column("ends_at", Moment),
 )
 """API keys, `policy` as JSON."""
-LIMITS = _table("limits", [("name", Text)], *(_number(name, Double) for name in ("level", "at", "per_minute", "taken")))
+LIMITS = _table(
+    "limits", [("name", sa.Text)], *(_number(name, sa.Double) for name in ("level", "at", "per_minute", "taken"))
+)
 """Token buckets of keys: units left at a time in seconds since 1970, and whether the last draw got what it wanted."""
 
 
@@ -194,18 +185,18 @@ class Database(NamedTuple):
     """Its path, or its URL without the password."""
     path: Path | None
     """None in PostgreSQL."""
-    writer: Engine
+    writer: sa.Engine
     """Holds one connection. A transaction of SQLite takes its lock at once."""
-    reader: Engine
+    reader: sa.Engine
 
-    def insert(self, table: Table) -> sqlite.Insert | postgresql.Insert:
+    def insert(self, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
         """Return an INSERT that may say what happens on a conflict."""
         return sqlite.insert(table) if self.path else postgresql.insert(table)
 
     def write(
         self,
-        connection: Connection,
-        table: Table,
+        connection: sa.Connection,
+        table: sa.Table,
         rows: Sequence[Mapping[str, Any]],
         add: Sequence[str] = (),
     ) -> None:
@@ -220,33 +211,33 @@ class Database(NamedTuple):
             values = [{name: without_nul(value) for name, value in row.items()} for row in rows]
         connection.exec_driver_sql(compiled.string, values if len(values) > 1 else values[0])
 
-    def short_write(self) -> AbstractContextManager[Connection]:
+    def short_write(self) -> AbstractContextManager[sa.Connection]:
         """Return a context with a connection for values beside the rows. It raises LedgerAway.
 
         In SQLite it holds a transaction; in PostgreSQL each statement is one of its own, so that none is left open.
         """
         return self._or_away(self.writer.begin if self.path else self._single.connect)
 
-    def short_read(self) -> AbstractContextManager[Connection]:
+    def short_read(self) -> AbstractContextManager[sa.Connection]:
         """Return the like for reading."""
         return self._or_away(self.reader.connect if self.path else self._single.connect)
 
     @property
-    def _single(self) -> Engine:
+    def _single(self) -> sa.Engine:
         return self.reader.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextmanager
-    def _or_away(self, connect: Callable[[], AbstractContextManager[Connection]]) -> Iterator[Connection]:
+    def _or_away(self, connect: Callable[[], AbstractContextManager[sa.Connection]]) -> Iterator[sa.Connection]:
         try:
             with connect() as connection:
                 yield connection
         except SQLAlchemyError as error:
             raise unavailable(self.place, "takes no value", error, LedgerAway) from None
 
-    def hold_order(self, connection: Connection) -> None:
+    def hold_order(self, connection: sa.Connection) -> None:
         """Let no other process number audits or change keys until the transaction ends: the order is one."""
         if self.path is None:  # SQLite has one writer at a time
-            connection.execute(select(func.pg_advisory_xact_lock(_LOCK + 1)))
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK + 1)))
 
     def close(self) -> None:
         """Close all connections. Safe to call twice."""
@@ -255,7 +246,7 @@ class Database(NamedTuple):
 
 
 @cache
-def _insert(dialect: Dialect, table: Table, names: tuple[str, ...], add: tuple[str, ...]) -> SQLCompiler:
+def _insert(dialect: sa.Dialect, table: sa.Table, names: tuple[str, ...], add: tuple[str, ...]) -> SQLCompiler:
     """Return a statement compiled once: to build and to look it up takes longer than to run it."""
     insert = sqlite.insert(table) if dialect.name == "sqlite" else postgresql.insert(table)
     if table.name not in KINDS:
@@ -273,7 +264,7 @@ def open_database(place: Path | str) -> Database:
     try:
         with database.writer.begin() as connection:
             if database.path is None:
-                connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
             if (found := _format(connection)) is None:
                 _make(connection)
     except (OSError, sqlite3.Error, SQLAlchemyError) as error:
@@ -304,17 +295,17 @@ def _in_file(path: Path) -> Database:
         path.touch(mode=0o600)
     except OSError as error:
         raise _unusable(str(path), error) from None
-    writer = create_engine("sqlite://", creator=connect, poolclass=QueuePool, pool_size=1, max_overflow=0)
-    event.listen(writer, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    writer = sa.create_engine("sqlite://", creator=connect, poolclass=sa.pool.QueuePool, pool_size=1, max_overflow=0)
+    sa.event.listen(writer, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
     # Each read has a connection of its own, so a long report never blocks the writer.
-    reader = create_engine("sqlite://", creator=lambda: connect(read_only=True), poolclass=NullPool)
+    reader = sa.create_engine("sqlite://", creator=lambda: connect(read_only=True), poolclass=sa.pool.NullPool)
     return Database(str(path), path, writer, reader)
 
 
 def _in_postgresql(place: str) -> Database:
     """Return the database of a URL, whose password may be in the environment (`?password_env=NAME`, PGPASSWORD)."""
     try:
-        url = make_url(place)
+        url = sa.make_url(place)
     except ArgumentError:
         raise _unusable("the ledger's URL", "it cannot be read") from None
     if url.get_backend_name() not in ("postgresql", "postgres"):
@@ -331,7 +322,7 @@ def _in_postgresql(place: str) -> Database:
         f" -c idle_in_transaction_session_timeout={_FROZEN_S}s",
     }
     engines = [
-        create_engine(
+        sa.create_engine(
             url.set(drivername="postgresql+psycopg"), connect_args=settings, pool_pre_ping=True, pool_size=size
         )
         for size in (1, 4)
@@ -364,14 +355,14 @@ def _unusable(place: str, why: object) -> ConfigError:
     return ConfigError(f"{place} cannot be used as a ledger: {why}", hint="choose another path for the ledger")
 
 
-def _format(connection: Connection) -> int | None:
+def _format(connection: sa.Connection) -> int | None:
     """Return the format of the ledger that is there; None if there is none yet."""
-    if inspect(connection).has_table(ABOUT.name):
-        return int(connection.execute(select(ABOUT.c.format)).scalar_one())
+    if sa.inspect(connection).has_table(ABOUT.name):
+        return int(connection.execute(sa.select(ABOUT.c.format)).scalar_one())
     return None
 
 
-def _make(connection: Connection) -> None:
+def _make(connection: sa.Connection) -> None:
     METADATA.create_all(connection)
     for statement in _triggers(connection.dialect.name):
         connection.exec_driver_sql(statement)

@@ -19,18 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import (
-    Boolean,
-    ColumnElement,
-    Executable,
-    Row,
-    Select,
-    Table,
-    case,
-    func,
-    literal,
-    select,
-)
+import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from smallfirst.base.errors import ConfigError, SmallfirstError
@@ -139,7 +128,9 @@ class Ledger:
         """
         self.database, self._keep_bodies = open_database(place), timedelta(days=keep_bodies_days)
         self.path, self.place = self.database.path, self.database.place
-        self._writer: GroupCommitWriter[tuple[Entry | Executable, ...]] = GroupCommitWriter(self._write, name="ledger")
+        self._writer: GroupCommitWriter[tuple[Entry | sa.Executable, ...]] = GroupCommitWriter(
+            self._write, name="ledger"
+        )
         self._closed = threading.Event()
         self._uptime: threading.Thread | None = None
         self._keep_rows_days = keep_rows_days
@@ -162,7 +153,7 @@ class Ledger:
         else:
             await self._writer.put_async(rows)
 
-    def _bodies_of(self, rows: Sequence[Entry]) -> Iterator[Executable]:
+    def _bodies_of(self, rows: Sequence[Entry]) -> Iterator[sa.Executable]:
         """Yield the statements that keep the texts of entries, redacted."""
         insert, now = self.database.insert(BODIES), datetime.now(UTC)
         columns = ("request_text", "answer_text")
@@ -194,9 +185,9 @@ class Ledger:
         while begin < until.timestamp():
             hour = int(begin // HOUR_S)
             end = min((hour + 1) * HOUR_S, until.timestamp())
-            noted = case((t.noted_until > begin, t.noted_until), else_=literal(begin))
-            known = {"up_s": t.up_s + case((noted < end, end - noted), else_=0.0),
-                     "noted_until": case((t.noted_until > end, t.noted_until), else_=end)}  # fmt: skip
+            noted = sa.case((t.noted_until > begin, t.noted_until), else_=sa.literal(begin))
+            known = {"up_s": t.up_s + sa.case((noted < end, end - noted), else_=0.0),
+                     "noted_until": sa.case((t.noted_until > end, t.noted_until), else_=end)}  # fmt: skip
             row = insert.values(
                 hour=hour, machine=machine, host=socket.gethostname(), up_s=end - begin, noted_until=end
             )
@@ -205,7 +196,7 @@ class Ledger:
 
     def expire_bodies(self) -> int:
         """Delete the questions and answers that are too old, whether or not new ones are kept; return their number."""
-        old = select(BODIES.c.id).where(BODIES.c.at < datetime.now(UTC) - self._keep_bodies)
+        old = sa.select(BODIES.c.id).where(BODIES.c.at < datetime.now(UTC) - self._keep_bodies)
         n_deleted = self._delete(BODIES.c.id, old)
         if n_deleted and self.path:  # the write-ahead log, which holds older pages, is emptied as well
             with self.database.writer.connect() as connection:
@@ -220,9 +211,9 @@ class Ledger:
         """
         self._writer.put((ABOUT.update().values(rows_since=before),))
         tables = [TABLES[kind] for kind in EXPIRING]
-        return sum(self._delete(t.c.seq, select(t.c.seq).where(t.c.at < before)) for t in tables)
+        return sum(self._delete(t.c.seq, sa.select(t.c.seq).where(t.c.at < before)) for t in tables)
 
-    def _delete(self, key: ColumnElement[Any], old: Select[Any]) -> int:
+    def _delete(self, key: sa.ColumnElement[Any], old: sa.Select[Any]) -> int:
         """Delete rows whose keys `old` finds, in parts, between which others write; return their number."""
         n_deleted = 0
         while found := self._read(old.limit(CHUNK)):
@@ -258,12 +249,12 @@ class Ledger:
         """
         found: dict[str, int] = {}
         with new.database.writer.begin() as into, self.database.reader.connect() as from_:
-            if any(into.execute(select(table).limit(1)).first() for table in TABLES.values()):
+            if any(into.execute(sa.select(table).limit(1)).first() for table in TABLES.values()):
                 raise ConfigError(f"{new.place} has rows already", hint="copy into a new database")
             into.execute(ABOUT.delete())
             for table in METADATA.sorted_tables:
                 names = [column for column in table.columns if column.name != "seq"]
-                wanted, found[table.name] = select(*names).order_by(*table.primary_key.columns), 0
+                wanted, found[table.name] = sa.select(*names).order_by(*table.primary_key.columns), 0
                 for rows in from_.execution_options(yield_per=CHUNK).execute(wanted).mappings().partitions():
                     into.execute(table.insert(), [dict(row) for row in rows])
                     found[table.name] += len(rows)
@@ -297,7 +288,7 @@ class Ledger:
         if (names := BODY.get(kind)) is None:
             return tuple(rows)
         oldest, bodies = datetime.now(UTC) - self._keep_bodies, dict[str, Mapping[str, Any]]()
-        wanted = select(BODIES.c.id, BODIES.c.request_text, BODIES.c.answer_text).where(BODIES.c.at >= oldest)
+        wanted = sa.select(BODIES.c.id, BODIES.c.request_text, BODIES.c.answer_text).where(BODIES.c.at >= oldest)
         for start in range(0, len(rows), 500):
             ids = [body_id(row) for row in rows[start : start + 500]]
             for kept in self._read(wanted.where(BODIES.c.id.in_(ids))):
@@ -306,7 +297,7 @@ class Ledger:
 
     def count(self, kind: type[E], **equal: str) -> int:
         """Return the number of entries of a kind whose fields equal those given."""
-        ((n,),) = self._read(_select(kind, None, None, equal).with_only_columns(func.count()))
+        ((n,),) = self._read(_select(kind, None, None, equal).with_only_columns(sa.func.count()))
         return int(n)
 
     def scan(
@@ -318,7 +309,7 @@ class Ledger:
         """
         seq = TABLES[kind].c.seq
         wanted, last = _select(kind, since, until, equal), 0
-        ((first, end),) = map(tuple, self._read(wanted.with_only_columns(func.min(seq), func.max(seq))))
+        ((first, end),) = map(tuple, self._read(wanted.with_only_columns(sa.func.min(seq), sa.func.max(seq))))
         last = (first or 1) - 1
         while end is not None and last < end:
             found = self._read(wanted.add_columns(seq).where(seq > last, seq <= end).order_by(seq).limit(CHUNK))
@@ -337,7 +328,7 @@ class Ledger:
         Raise LedgerUnavailable.
         """
         of = TABLES[AuditRow].c
-        query = select(of.seq, of.at, of.answered_at, of.wrong, of.weight, of.certified)
+        query = sa.select(of.seq, of.at, of.answered_at, of.wrong, of.weight, of.certified)
         query = query.where(of.task == task, of.certificate == certificate, of.seq > after)
         try:
             with self.database.reader.connect() as connection:
@@ -364,18 +355,18 @@ class Ledger:
             if name not in DIMENSIONS:
                 raise KeyError(name)
 
-        def grouped(table: Table, *amounts: str) -> Select[Any]:
+        def grouped(table: sa.Table, *amounts: str) -> sa.Select[Any]:
             """Return a SELECT of the period's first hour, `by`, then sums of `amounts`."""
             hours = 1 if every == "hour" else 24
-            period = table.c.hour // hours * hours if every else literal(0)
+            period = table.c.hour // hours * hours if every else sa.literal(0)
             numbers = [period.label("period"), table.c.group_id, *([table.c.bucket] if table is LATENCIES else [])]
-            groups = select(GROUPS.c.id).where(*(GROUPS.c[name] == value for name, value in equal.items()))
+            groups = sa.select(GROUPS.c.id).where(*(GROUPS.c[name] == value for name, value in equal.items()))
             where = [*_within(table.c.hour, since, until), *([table.c.group_id.in_(groups)] if equal else [])]
             # By numbers first: there are many rows, and to sort texts takes long.
-            sums = [func.sum(table.c[name]).label(name) for name in amounts]
-            some = select(*numbers, *sums).where(*where).group_by(*numbers).subquery()
+            sums = [sa.func.sum(table.c[name]).label(name) for name in amounts]
+            some = sa.select(*numbers, *sums).where(*where).group_by(*numbers).subquery()
             keys = [some.c.period, *(GROUPS.c[name] for name in by), *([some.c.bucket] if table is LATENCIES else [])]
-            found = select(*keys, *(func.sum(some.c[name]) for name in amounts))
+            found = sa.select(*keys, *(sa.func.sum(some.c[name]) for name in amounts))
             return found.join_from(some, GROUPS, some.c.group_id == GROUPS.c.id).group_by(*keys)
 
         found: dict[tuple[str, ...], dict[str, Any]] = {}
@@ -401,7 +392,7 @@ class Ledger:
     ) -> list[tuple[str, float, float]]:
         """Return task, propensity and the judge's cost in USD of audits by the large model of certified answers."""
         audits, answers = TABLES[AuditRow], TABLES[LedgerRow]
-        wanted = select(audits.c.task, audits.c.propensity, audits.c.cost_usd).join_from(
+        wanted = sa.select(audits.c.task, audits.c.propensity, audits.c.cost_usd).join_from(
             audits, answers, audits.c.id == answers.c.id
         )
         wanted = wanted.where(answers.c.certified.is_(True), audits.c.judged_by == "large")
@@ -420,10 +411,10 @@ class Ledger:
 
     def _machine_s(self, name: str, since: datetime | None, until: datetime | None) -> dict[str, float]:
         t = MACHINES.c
-        found = select(t.machine, func.sum(t[name])).where(*_within(t.hour, since, until)).group_by(t.machine)
-        return dict(map(tuple, self._read(found.having(func.sum(t[name]) > 0))))
+        found = sa.select(t.machine, sa.func.sum(t[name])).where(*_within(t.hour, since, until)).group_by(t.machine)
+        return dict(map(tuple, self._read(found.having(sa.func.sum(t[name]) > 0))))
 
-    def _read(self, wanted: Select[Any]) -> Sequence[Row[Any]]:
+    def _read(self, wanted: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
         with self.database.reader.connect() as connection:
             return connection.execute(wanted).all()
 
@@ -452,12 +443,12 @@ class Ledger:
                 _log.warning("%s", error)
             noted = now
 
-    def _write(self, entries: Sequence[tuple[Entry | Executable, ...]]) -> None:
+    def _write(self, entries: Sequence[tuple[Entry | sa.Executable, ...]]) -> None:
         rollup, statements = Rollup(), []
         kept: dict[type[Entry], list[dict[str, Any]]] = defaultdict(list)
         for entry in entries:
             for one in entry:
-                if isinstance(one, Executable):
+                if isinstance(one, sa.Executable):
                     statements.append(one)
                     continue
                 counted_only = len(entry) == 1 and isinstance(one, LedgerRow) and self._is_beyond_cap(one)
@@ -483,7 +474,7 @@ class Ledger:
         self._groups |= rollup.groups.keys()
 
     def _write_sums(self, write: Any, rollup: Rollup) -> None:
-        found: tuple[tuple[Table, Mapping[Any, Mapping[str, Any]], Sequence[str]], ...] = (
+        found: tuple[tuple[sa.Table, Mapping[Any, Mapping[str, Any]], Sequence[str]], ...] = (
             (GROUPS, {(id,): dict(zip(DIMENSIONS, rollup.groups[id], strict=True))
                       for id in rollup.groups.keys() - self._groups}, ()),
             (SUMS, {key: dict.fromkeys(AMOUNTS, 0) | more for key, more in rollup.sums.items()}, tuple(AMOUNTS)),
@@ -534,7 +525,9 @@ def body_id(entry: Entry) -> str:
     return f"{TABLES[type(entry)].name}/{getattr(entry, 'id', '')}"
 
 
-def _within(hour: ColumnElement[int], since: datetime | None, until: datetime | None) -> list[ColumnElement[bool]]:
+def _within(
+    hour: sa.ColumnElement[int], since: datetime | None, until: datetime | None
+) -> list[sa.ColumnElement[bool]]:
     """Return the conditions that an hour has a part in [since, until)."""
     return [
         *([hour >= hour_of(since)] if since else []),
@@ -542,18 +535,18 @@ def _within(hour: ColumnElement[int], since: datetime | None, until: datetime | 
     ]
 
 
-def _during(table: Table, since: datetime | None, until: datetime | None) -> list[ColumnElement[bool]]:
+def _during(table: sa.Table, since: datetime | None, until: datetime | None) -> list[sa.ColumnElement[bool]]:
     return [*([table.c.at >= since] if since else []), *([table.c.at < until] if until else [])]
 
 
-def _select(kind: type[Entry], since: datetime | None, until: datetime | None, equal: dict[str, str]) -> Select[Any]:
+def _select(kind: type[Entry], since: datetime | None, until: datetime | None, equal: dict[str, str]) -> sa.Select[Any]:
     table = TABLES[kind]
     where = _during(table, since, until)
     for name, value in equal.items():
         column = table.c[name]
-        where.append(column.is_(value in ("1", "true")) if isinstance(column.type, Boolean) else column == value)
-    return select(*(table.c[name] for name in kind.model_fields)).where(*where)
+        where.append(column.is_(value in ("1", "true")) if isinstance(column.type, sa.Boolean) else column == value)
+    return sa.select(*(table.c[name] for name in kind.model_fields)).where(*where)
 
 
-def _entry(kind: type[E], row: Row[Any]) -> E:
+def _entry(kind: type[E], row: sa.Row[Any]) -> E:
     return kind.model_validate(dict(zip(kind.model_fields, row, strict=False)))  # `scan` adds a column at the end
