@@ -176,27 +176,17 @@ def values_between(pieces: Sequence[str], text: str) -> tuple[str, ...] | None:
     return (*values, text[at:end])
 
 
-class TextPattern(Record):
-    """Constant pieces of one message, with a slot between each two of them."""
+class TurnPattern(Record):
+    """One message of a template: constant pieces, with a slot between each two of them."""
 
+    role: str
+    """system, user or assistant; an assistant's message is a solved example."""
     pieces: tuple[str, ...]
     """At least one; the message is pieces[0], slot, pieces[1], slot, …, pieces[-1]. The outer ones may be empty."""
 
     @property
     def n_slots(self) -> int:
         return len(self.pieces) - 1
-
-    def values(self, text: str) -> tuple[str, ...] | None:
-        """Return what stands in the slots, of each the shortest that fits; None if the text does not follow."""
-        return values_between(self.pieces, text)
-
-
-class TurnPattern(Record):
-    """One message of a template."""
-
-    role: str
-    """system, user or assistant; an assistant's message is a solved example."""
-    text: TextPattern
 
 
 class Template(Record):
@@ -216,7 +206,7 @@ class Template(Record):
 
     @property
     def n_slots(self) -> int:
-        return sum(turn.text.n_slots for turn in self.turns)
+        return sum(turn.n_slots for turn in self.turns)
 
     def values(self, prompt: Prompt) -> tuple[str, ...] | None:
         """Return what stands in the slots of all messages, in order; None if the prompt does not follow it."""
@@ -226,7 +216,7 @@ class Template(Record):
             return None
         values: tuple[str, ...] = ()
         for pattern, turn in zip(self.turns, prompt.turns, strict=True):
-            found = pattern.text.values(turn.text) if pattern.role == turn.role else None
+            found = values_between(pattern.pieces, turn.text) if pattern.role == turn.role else None
             if found is None:
                 return None
             values += found

@@ -20,22 +20,22 @@ from smallfirst.traffic.task_source import (
     TakeOvers,
     TaskTemplate,
     TemplateSlot,
-    TextPattern,
+    values_between,
 )
 from smallfirst.traffic.wire import ModelAnswer, Prompt, ToolCall, Turn
 
-PATTERN = TextPattern(pieces=("Ticket: ", "\nDate: ", "\nLabel:"))
+PIECES = ("Ticket: ", "\nDate: ", "\nLabel:")
 
 
 def test_values_stand_in_the_slots():
-    assert PATTERN.values("Ticket: lost card\nDate: today\nLabel:") == ("lost card", "today")
-    assert PATTERN.values("Ticket: lost card\nLabel:") is None
-    assert PATTERN.values("A ticket: lost\nDate: today\nLabel:") is None
+    assert values_between(PIECES, "Ticket: lost card\nDate: today\nLabel:") == ("lost card", "today")
+    assert values_between(PIECES, "Ticket: lost card\nLabel:") is None
+    assert values_between(PIECES, "A ticket: lost\nDate: today\nLabel:") is None
 
 
 @given(st.tuples(st.text(), st.text()).filter(lambda v: "\nDate: " not in v[0]))
 def test_what_is_filled_in_is_read_again(values):
-    assert PATTERN.values(f"Ticket: {values[0]}\nDate: {values[1]}\nLabel:") == values
+    assert values_between(PIECES, f"Ticket: {values[0]}\nDate: {values[1]}\nLabel:") == values
 
 
 def test_a_prompt_follows_in_all_of_its_messages_or_not_at_all():

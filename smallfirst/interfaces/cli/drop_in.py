@@ -152,7 +152,7 @@ def _in_words(found: Discovery) -> list[str]:
     rows = [["task", "answers", "requests", "bill a month", "can move", ""]]
     for task in found.tasks:
         at = task.outlook.moves
-        share = f"{at.share:.0%} [{at.low:.0%}, {at.high:.0%}]" if at else "-"
+        share = f"{at.value:.0%} [{at.low:.0%}, {at.high:.0%}]" if at else "-"
         answers = f"{len(task.labels)} {task.kind}" if task.labels else task.kind
         bill = "?" if task.usd_per_month is None else format_usd(task.usd_per_month)
         rows.append([task.name, answers, f"{task.n_requests:,}", bill, share, task.verdict])

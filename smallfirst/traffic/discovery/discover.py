@@ -26,7 +26,7 @@ from smallfirst.traffic.discovery.draft import (
     write_draft,
 )
 from smallfirst.traffic.discovery.mine import Miner
-from smallfirst.traffic.discovery.outlook import MIN_ROWS, NOTHING, Outlook, Share, foretell_labels
+from smallfirst.traffic.discovery.outlook import MIN_ROWS, Outlook, foretell_labels
 from smallfirst.traffic.discovery.tasks import (
     MONTH,
     MOST_CASES,
@@ -140,17 +140,12 @@ class Discovery(Record):
         return month_factor(self.days) * (others / self.n_drawn if self.n_drawn else 1.0)
 
     @property
-    def moving(self) -> Share:
+    def moving(self) -> Estimate:
         """Share of the bill that can move, or of the requests if no price is known. The ends add those of the tasks."""
-        total = self.cost_usd or float(sum(task.n_requests for task in self.tasks) + self.n_rest)
-        parts = []
-        for task in self.tasks:
-            weight = (task.cost_usd or 0.0) if self.cost_usd else task.n_requests
-            parts.append((weight / total if total else 0.0, task.outlook.moves or NOTHING))
-        share, low, high = (
-            round(sum(weight * getattr(one, end) for weight, one in parts), 4) for end in ("share", "low", "high")
-        )
-        return Share(share=share, low=low, high=high)
+        n = sum(task.n_requests for task in self.tasks) + self.n_rest
+        parts = [(_weight(task, self) / (self.cost_usd or n), at) for task in self.tasks if (at := task.outlook.moves)]
+        ends = {name: sum(share * getattr(at, name) for share, at in parts) for name in ("value", "low", "high")}
+        return Estimate(**{name: round(end, 4) for name, end in ends.items()}, n=n)
 
     @property
     def n_rest(self) -> int:
@@ -300,8 +295,8 @@ def _verdict(
         few = f"{outlook.n_certifying} of {n_rows} cases would certify, too few to show {max_error:.0%}"
         return "unclear", f"{few}: collect more"
     limit = f"{max_error:.0%} of the kept answers differing"
-    if at.share >= 0.01:
-        return "moves", f"{at.share:.0%} [{at.low:.0%}, {at.high:.0%}] of its requests can move with at most {limit}"
+    if at.value >= 0.01:
+        return "moves", f"{at.value:.0%} [{at.low:.0%}, {at.high:.0%}] of its requests can move with at most {limit}"
     verdict: Verdict = "unclear" if at.high >= 0.05 else "stays"
     return verdict, f"little can move with at most {limit} (up to {at.high:.0%})"
 
@@ -329,8 +324,8 @@ def _kind_of_rest(case: Case) -> str:
 def _shown(template: Template, names: Sequence[str]) -> str:
     left, lines = list(names), []
     for turn in template.turns:
-        pieces = [turn.text.pieces[0]]
-        for piece in turn.text.pieces[1:]:
+        pieces = [turn.pieces[0]]
+        for piece in turn.pieces[1:]:
             pieces += [f"⟨{left.pop(0)}⟩" if left else "⟨…⟩", piece]
         lines.append(f"{turn.role}: {''.join(pieces)}")
     return "\n\n".join(lines)[:_MOST_CHARACTERS]
@@ -390,7 +385,7 @@ def headline(found: Discovery) -> str:
         if any(task.verdict == "unclear" for task in found.tasks):
             return f"What of the {what} can move cannot be told yet"
         return f"Nothing of the {what} can be expected to move"
-    return f"About {at.share:.0%} of the {what} can move: between {at.low:.0%} and {at.high:.0%}"
+    return f"About {at.value:.0%} of the {what} can move: between {at.low:.0%} and {at.high:.0%}"
 
 
 def _weight(task: FoundTask, found: Discovery) -> float:

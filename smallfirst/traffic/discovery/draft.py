@@ -126,7 +126,7 @@ def source_of(task: RecurringTask, outlook: Outlook, teacher_of: TeacherOf = unk
         format_check=task.format_check,
         models=task.models,
         teacher=teacher_of(model, *task.models),
-        foretold_share=(share.share, share.low, share.high) if share else None,
+        foretold_share=(share.value, share.low, share.high) if share else None,
     )
 
 
@@ -246,7 +246,7 @@ def _task_yaml(task: RecurringTask, settings: dict[str, Any], files: Sequence[st
 def _about(task: RecurringTask) -> str:
     """Return the instruction of the largest wording on one line, slots as "…"."""
     turns = task.largest.template.template.turns
-    text = " ".join("…".join(turn.text.pieces) for turn in turns if turn.role != "assistant")
+    text = " ".join("…".join(turn.pieces) for turn in turns if turn.role != "assistant")
     return textwrap.shorten(text, _MOST_ABOUT, placeholder=" …")
 
 

@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import Generic, NamedTuple, TypeVar
 
 from smallfirst.traffic.discovery.templates import constant_pieces, has_mark, tokens, varies_by_nature, wordings
-from smallfirst.traffic.task_source import Template, TextPattern, TurnPattern
+from smallfirst.traffic.task_source import Template, TurnPattern
 from smallfirst.traffic.wire import Prompt, Turn
 
 MIN_REQUESTS = 20
@@ -163,7 +163,7 @@ class Miner(Generic[T]):
         n = len(found.members)
         if n < self.min_requests or len(set(found.values)) < _LEAST_CASES or found.n_continuing > _CONTINUE * n:
             return False
-        roles = [turn.role for turn in found.template.turns for _ in range(turn.text.n_slots)]
+        roles = [turn.role for turn in found.template.turns for _ in range(turn.n_slots)]
         for role, column in zip(roles, zip(*found.values, strict=True), strict=True):
             if role == "assistant" and len(set(column)) > len(column) / 2:
                 return False
@@ -192,7 +192,7 @@ def _aligned(prompts: Sequence[Prompt]) -> Template:
     turns = tuple(
         TurnPattern(
             role=sample[0].turns[i].role,
-            text=TextPattern(pieces=constant_pieces([prompt.turns[i].text for prompt in sample])),
+            pieces=constant_pieces([prompt.turns[i].text for prompt in sample]),
         )
         for i in range(len(sample[0].turns))
     )
@@ -201,7 +201,7 @@ def _aligned(prompts: Sequence[Prompt]) -> Template:
 
 def is_constant_enough(template: Template) -> bool:
     """True if there are several constant words, set apart from the case by a mark, another message or their number."""
-    pieces = [piece for turn in template.turns for piece in turn.text.pieces]
+    pieces = [piece for turn in template.turns for piece in turn.pieces]
     words = [token for piece in pieces for token in tokens(piece) if token.isalpha()]
     if (
         len(words) < _LEAST_WORDS
@@ -228,7 +228,7 @@ def _length(prompt: Prompt) -> int:
 
 
 def _constant_characters(template: Template) -> int:
-    return sum(len(piece.strip()) for turn in template.turns for piece in turn.text.pieces)
+    return sum(len(piece.strip()) for turn in template.turns for piece in turn.pieces)
 
 
 K = TypeVar("K")
@@ -247,7 +247,7 @@ def versions(
     A slot with up to four values, no dates or numbers, holds words of the prompt if the values replace each other in
     time, or if it stands within a sentence rather than after a mark such as a colon.
     """
-    pieces = [(turn.text.pieces, i) for turn in template.turns for i in range(turn.text.n_slots)]
+    pieces = [(turn.pieces, i) for turn in template.turns for i in range(turn.n_slots)]
     for (around, i), column in zip(pieces, zip(*values, strict=True), strict=True):
         if groups := _few(column, _LEAST_REPLACED):
             if all(map(_is_number, groups)):
@@ -299,8 +299,8 @@ def with_dates_open(template: Template, first: datetime, last: datetime) -> Temp
     """Return the template with a slot for each date in its constant text that lies in the years of its requests."""
     turns = []
     for turn in template.turns:
-        pieces = [part for piece in turn.text.pieces for part in _between_dates(piece, first.year, last.year)]
-        turns.append(turn.model_copy(update={"text": turn.text.model_copy(update={"pieces": tuple(pieces)})}))
+        pieces = [part for piece in turn.pieces for part in _between_dates(piece, first.year, last.year)]
+        turns.append(turn.model_copy(update={"pieces": tuple(pieces)}))
     return template.model_copy(update={"turns": tuple(turns)})
 
 
@@ -340,7 +340,7 @@ class Conversations:
     def starts_them(self, template: Template) -> bool:
         """True for a constant system prompt with whatever the user says, where requests continue earlier ones."""
         first, last = template.turns[0], template.turns[-1]
-        if first.role != "system" or first.text.n_slots or any(last.text.pieces):
+        if first.role != "system" or first.n_slots or any(last.pieces):
             return False
-        system = hash(Turn("system", first.text.pieces[0]))
+        system = hash(Turn("system", first.pieces[0]))
         return self._continued[system] >= max(_LEAST, _CONTINUED * self._by_system[system])

@@ -33,26 +33,14 @@ MOST_CASES, MOST_CHARACTERS = 2500, 600_000
 """Most cases that the cheap model looks at, and most characters of all together."""
 
 
-class Share(Record):
-    """The share of requests that can move, in [0, 1]."""
-
-    share: float
-    low: float
-    """Lower end of the 95 % interval: the cheap model, on unlucky calibration rows."""
-    high: float
-    """Upper end: the model of a run makes as few errors as are possible."""
-
-
-NOTHING = Share(share=0.0, low=0.0, high=0.0)
-
-
 class Outlook(Record):
     """What can be expected of a small model."""
 
     agreement: Estimate | None = None
     """Share of held-out cases in which a cheap model gives the large model's answer; None if none was tried."""
-    moves: Share | None = None
-    """What can move; None if nothing is foretold."""
+    moves: Estimate | None = None
+    """Share of requests that can move, with a 95 % interval: the cheap model on unlucky calibration rows, and a model
+    that makes as few errors as are possible. None if nothing is foretold."""
     n_certifying: int = 0
     """Rows that would certify in a run."""
     why: str = ""
@@ -142,4 +130,4 @@ def foretell(
     shares = (middle, min(low, middle), max(high, middle))
     share, low, high = (round(in_format * one, 4) for one in shares)
     agreement = wilson(int(held_out.right.sum()), n)
-    return Outlook(agreement=agreement, moves=Share(share=share, low=low, high=high), n_certifying=n_certifying)
+    return Outlook(agreement=agreement, moves=Estimate(value=share, low=low, high=high, n=n), n_certifying=n_certifying)

@@ -152,7 +152,7 @@ class Wording:
         """Take the template and the cases that follow it, oldest first."""
         found = [(case, filled) for case in cases if (filled := template.values(case.prompt)) is not None]
         self.cases = [case for case, _ in found]
-        asked = "\n".join(piece for turn in template.turns for piece in turn.text.pieces)
+        asked = "\n".join(piece for turn in template.turns for piece in turn.pieces)
         self.found: FoundFormat | None = find_format([case.answer for case in self.cases], asked)
         values = [filled for _, filled in found]
         answers = [as_text(self.value(case)) for case in self.cases]
@@ -209,7 +209,7 @@ class Wording:
         turns = self.template.template.turns
         solved = {n for n, turn in enumerate(turns[:-1]) if turn.role == "assistant"}
         asking = [turn for n, turn in enumerate(turns) if n not in solved and n + 1 not in solved]
-        text = " ".join(piece for turn in asking for piece in turn.text.pieces)
+        text = " ".join(piece for turn in asking for piece in turn.pieces)
         return frozenset(_WORDS.findall(text.casefold())) - frozenset(_WORDS.findall(" ".join(self.domain).casefold()))
 
     def _is_answer(self, text: str) -> bool:
@@ -277,9 +277,7 @@ def choose_slots(
 
 def _places(template: Template) -> list[_Place]:
     return [
-        _Place(number, turn.role, piece)
-        for number, turn in enumerate(template.turns)
-        for piece in turn.text.pieces[:-1]
+        _Place(number, turn.role, piece) for number, turn in enumerate(template.turns) for piece in turn.pieces[:-1]
     ]
 
 
@@ -468,7 +466,7 @@ def task_name_of(wording: Wording) -> str:
     if wording.found and wording.found.format.tool:
         return _as_name(wording.found.format.tool)
     labels = frozenset(word for label in wording.domain for word in re.findall(r"[a-z]+", label.casefold()))
-    text = " ".join(piece for turn in wording.template.template.turns for piece in turn.text.pieces)
+    text = " ".join(piece for turn in wording.template.template.turns for piece in turn.pieces)
     words = [word for word in re.findall(r"[a-z]{2,}", text.casefold()) if word not in _STOPWORDS]
     telling = list(dict.fromkeys(word for word in words if word not in labels)) or list(dict.fromkeys(words))
     return _as_name("-".join(telling[:_NAME_WORDS]))

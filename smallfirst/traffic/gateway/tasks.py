@@ -352,11 +352,11 @@ class TaskMatcher:
         for task, source in sources.items():
             for wording in source.templates:
                 template, form = wording.template, wording.answer_format or source.answer_format
-                first = template.turns[0].text.pieces[0][:PREFIX]
+                first = template.turns[0].pieces[0][:PREFIX]
                 kind = (template.tools, template.response_format, *(turn.role for turn in template.turns))
                 self._by_prefix[kind][first].append(_Wording(task, wording, source.models, form))
                 self._beginnings[kind[2:]].add(first.partition("[")[0])  # a placeholder stands for other text
-                constant = " ".join(piece for turn in template.turns for piece in turn.text.pieces)
+                constant = " ".join(piece for turn in template.turns for piece in turn.pieces)
                 words = frozenset(_WORD.findall(constant.lower()))
                 if len(words) >= MIN_WORDS and not question_of(template.response_format):
                     self._words.append((words, task, source.models))

@@ -69,7 +69,7 @@ def test_what_words_tell_can_move(found: tuple[Discovery, Path]) -> None:
     assert "shows when it is learnt" in discovery.tasks[1].why
     assert tickets.outlook.moves.low > 0.5
     assert discovery.moving.high <= 820 / 880
-    assert discovery.moving.share == pytest.approx(tickets.n_requests * tickets.outlook.moves.share / 880, abs=1e-3)
+    assert discovery.moving.value == pytest.approx(tickets.n_requests * tickets.outlook.moves.value / 880, abs=1e-3)
 
 
 def test_a_task_keeps_the_name_of_its_folder(tmp_path: Path) -> None:

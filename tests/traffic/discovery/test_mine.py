@@ -184,7 +184,7 @@ DAY = datetime(2026, 10, 5, 9, tzinfo=UTC)
 )
 def test_the_day_of_the_requests_is_a_slot(written):
     opened = with_dates_open(template(("user", f"Today is {written}. Since 2019-01-31: ", "")), DAY, DAY)
-    assert opened.turns[0].text.pieces == ("Today is ", ". Since 2019-01-31: ", "")
+    assert opened.turns[0].pieces == ("Today is ", ". Since 2019-01-31: ", "")
 
 
 def test_other_text_is_no_date():

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from fixtures.traffic import QUEUES, ticket
 
+from smallfirst.base.stats.intervals import Estimate
 from smallfirst.models.linear.tfidf import FOLDS
 from smallfirst.traffic.discovery import outlook
-from smallfirst.traffic.discovery.outlook import HeldOutAnswers, Share, drawn_cases, foretell, hold_out_labels
+from smallfirst.traffic.discovery.outlook import HeldOutAnswers, drawn_cases, foretell, hold_out_labels
 
 
 def held_out(n: int, accuracy_of_sure: float, accuracy_of_unsure: float, share_sure: float = 0.5) -> HeldOutAnswers:
@@ -20,7 +21,7 @@ def held_out(n: int, accuracy_of_sure: float, accuracy_of_unsure: float, share_s
     return HeldOutAnswers(confidence, rng.random(n) < np.where(sure, accuracy_of_sure, accuracy_of_unsure))
 
 
-def moves(one: HeldOutAnswers, max_error: float = 0.05, **more: float) -> Share:
+def moves(one: HeldOutAnswers, max_error: float = 0.05, **more: float) -> Estimate:
     found = foretell(one, max_error, **more).moves  # type: ignore[arg-type]
     assert found is not None
     return found
@@ -28,20 +29,20 @@ def moves(one: HeldOutAnswers, max_error: float = 0.05, **more: float) -> Share:
 
 def test_what_is_right_where_it_is_sure_can_move() -> None:
     found = moves(held_out(1000, 0.995, 0.3), 0.05, n_certifying=500)
-    assert 0 <= found.low <= found.share <= found.high
-    assert 0.4 < found.share < 0.6
+    assert 0 <= found.low <= found.value <= found.high
+    assert 0.4 < found.value < 0.6
 
 
 def test_chance_cannot_move() -> None:
     one = held_out(1000, 0.4, 0.4)
-    assert moves(one, 0.05, n_certifying=500).share == 0
+    assert moves(one, 0.05, n_certifying=500).value == 0
     assert moves(one, 0.1, n_certifying=500).high < 0.05
 
 
 def test_few_rows_show_less_than_many() -> None:
     one = held_out(1000, 0.98, 0.5)
     few, many = moves(one, 0.05, n_certifying=50), moves(one, 0.05, n_certifying=1000)
-    assert few.share < many.share
+    assert few.value < many.value
 
 
 def test_answers_of_another_form_do_not_move() -> None:
@@ -65,7 +66,7 @@ def test_shares_are_of_requests() -> None:
     """Sure cases are half of all; asked nine times as often as the others, they are nine tenths of the requests."""
     one = held_out(1000, 0.995, 0.3)
     found = moves(one._replace(n=np.where(one.confidence > 0.5, 9, 1)), n_certifying=500)
-    assert 0.85 < found.share < 0.95
+    assert 0.85 < found.value < 0.95
 
 
 def test_labels_that_words_tell_are_found_and_chance_is_not() -> None:
