@@ -32,7 +32,7 @@ from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.path.project.run_folder import RunFolder
 from smallfirst.path.project.task_file import TaskFile
 from smallfirst.routing.auto import AutoRouter, TaskSelector
-from smallfirst.routing.domain import PROFILE_FILE
+from smallfirst.routing.domain import PROFILE_FILE, TaskProfile
 from smallfirst.routing.monitor import not_watched
 from smallfirst.serving.errors import ApiError
 from smallfirst.serving.plugins import Plugin, PluginRequest, PluginRoute
@@ -227,8 +227,8 @@ class DeployedTasks(MonitoringRoutes):
         routers: dict[str, Model] = {
             name: ModelProxy(self.models, name, deployed.router) for name, deployed in known.items()
         }
-        folders = {name: (deployed.profile_folder, deployed.encoder) for name, deployed in known.items()}
-        selector = TaskSelector.load(folders, price=deployments[0].file.prices.machine)
+        profiles = {name: TaskProfile.load(one.profile_folder, one.encoder) for name, one in known.items()}
+        selector = TaskSelector(profiles, price=deployments[0].file.prices.machine)
         auto = AutoRouter(selector, routers, general)
         return ModelSet(AUTO, {AUTO: auto}, auto)
 

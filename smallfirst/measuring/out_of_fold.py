@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+from scipy import special
 
 from smallfirst.base.records import Record, fingerprint
 from smallfirst.data.copies import clusters
 from smallfirst.data.dataset import Dataset, Example
 from smallfirst.measuring.calibration import calibrate_answers, calibrate_labels
 from smallfirst.models.confidence import MIN_LOG_PROBABILITY
-from smallfirst.models.label_model import LabelLogProbs, likeliest, softmax
+from smallfirst.models.label_model import LabelLogProbs, likeliest
 from smallfirst.models.linear.classifier import (
     LinearClassifier,
     ScopedClassifier,
@@ -131,7 +132,8 @@ class FoldAnswers(Record):
             fields = answer.field_confidence
             return Completion(text=answer.text, confidence=confidence, field_confidence=fields, **usual)
         if task.closed:
-            return Completion(**likeliest(task.closed, softmax(nats, own.temperature)), completion_tokens=1, **usual)
+            likely = likeliest(task.closed, special.softmax(np.asarray(nats) / own.temperature))
+            return Completion(**likely, completion_tokens=1, **usual)
         odds = np.asarray(nats)
         return Completion(
             text=answer_labels(odds, task, own.label_threshold),

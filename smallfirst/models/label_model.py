@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from scipy import special
 
 from smallfirst.base.errors import ModelError
 from smallfirst.models.batching import SHORT_PASS, BatchWorker, estimated_tokens
@@ -64,7 +65,7 @@ class LabelAnswers(CallableModel, ABC):
     async def complete(self, request: Request) -> Completion:
         began = time.perf_counter()
         scored = await self._score(request.text, request.tenant, request.bill)
-        probabilities = softmax(scored.log_probabilities, self.manifest.temperature)
+        probabilities = special.softmax(self._logits(scored))
         return Completion(
             **likeliest(self.manifest.task.closed, probabilities),
             answered_by=self.name,
@@ -74,13 +75,11 @@ class LabelAnswers(CallableModel, ABC):
         )
 
     async def probabilities(self, texts: Sequence[str], bill: Bill | None = None) -> list[LabelScores]:
-        labels, temperature = self.manifest.task.closed, self.manifest.temperature
         return [
             LabelScores(
-                labels=labels,
-                probabilities=softmax(scored.log_probabilities, temperature).tolist(),
+                labels=self.manifest.task.closed,
+                probabilities=special.softmax(self._logits(scored)).tolist(),
                 n_tokens=scored.n_tokens,
-                cost_usd=self._price.cost_usd(scored.busy_s),
                 charges=(self._charge(scored),),
             )
             for scored in await asyncio.gather(*(self._score(text, bill=bill) for text in texts))
@@ -95,12 +94,15 @@ class LabelAnswers(CallableModel, ABC):
             raise ModelError(f"{self.name} could not answer: its label probabilities are not numbers")
         return scored
 
+    def _logits(self, scored: LabelLogProbs) -> np.ndarray:
+        return np.asarray(scored.log_probabilities, dtype=np.float64) / self.manifest.temperature
+
     def _charge(self, scored: LabelLogProbs) -> Charge:
         return self._price.charge(self.name, scored.busy_s, tokens_of(scored.n_tokens, 1))
 
     def _token(self, scored: LabelLogProbs, n_top: int) -> Token:
         labels = self.manifest.task.closed
-        logs = log_softmax(scored.log_probabilities, self.manifest.temperature)
+        logs = special.log_softmax(self._logits(scored))
         best = np.argsort(-logs)
         text = labels[best[0]]
         top = tuple((labels[i], float(logs[i])) for i in best[:n_top])
@@ -141,19 +143,3 @@ def likeliest(labels: Sequence[str], probabilities: Sequence[float] | np.ndarray
     best = np.argsort(-np.asarray(probabilities))[:5]
     alternatives = tuple((labels[i], float(probabilities[i])) for i in best)
     return {"text": alternatives[0][0], "confidence": alternatives[0][1], "alternatives": alternatives}
-
-
-def softmax(log_probabilities: Sequence[float] | np.ndarray, temperature: float) -> np.ndarray:
-    """Return probabilities from log-probabilities divided by `temperature`; the last axis sums to 1."""
-    scaled = np.asarray(log_probabilities, dtype=np.float64) / temperature
-    weights = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-    probabilities: np.ndarray = weights / weights.sum(axis=-1, keepdims=True)
-    return probabilities
-
-
-def log_softmax(log_probabilities: Sequence[float] | np.ndarray, temperature: float) -> np.ndarray:
-    """Return the logarithms of `softmax`, finite even where a probability is too small for a float."""
-    scaled = np.asarray(log_probabilities, dtype=np.float64) / temperature
-    scaled = scaled - scaled.max(axis=-1, keepdims=True)
-    logs: np.ndarray = scaled - np.log(np.exp(scaled).sum(axis=-1, keepdims=True))
-    return logs

@@ -116,11 +116,6 @@ def stated(model: str, usd: float | None, *, source: str = "stated by the model"
     return Charge(model=model, usd=usd, basis="billed", source=source, **known)
 
 
-def itemized(model: str, usd: float, charges: tuple[Charge, ...] = ()) -> tuple[Charge, ...]:
-    """Return the lines of a cost; one line where it is stated alone, none for 0."""
-    return charges or ((stated(model, usd),) if usd else ())
-
-
 def charges_json(charges: Iterable[Charge]) -> str | None:
     """Return the lines as the ledger keeps them, or None without any."""
     lines = [line.model_dump_json(exclude_defaults=True) for line in charges]

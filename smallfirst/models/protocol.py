@@ -22,7 +22,7 @@ from smallfirst.base.errors import ModelError
 from smallfirst.base.records import Record
 from smallfirst.base.sync import run_sync
 from smallfirst.data.dataset import Message
-from smallfirst.models.pricing import Charge, itemized, total_usd, with_purpose
+from smallfirst.models.pricing import Charge, stated, total_usd, with_purpose
 
 DEFAULT_MAX_TOKENS = 256
 """Most tokens of an answer unless a request says otherwise; evaluation asks so, and thus certificates are made so."""
@@ -233,7 +233,7 @@ class Completion(Record):
     def _itemized(cls, values: Any) -> Any:
         if not isinstance(values, dict) or values.get("charges") or not values.get("cost_usd"):
             return values
-        return {**values, "charges": itemized(str(values.get("answered_by")), values["cost_usd"])}
+        return {**values, "charges": (stated(str(values.get("answered_by")), values["cost_usd"]),)}
 
     @property
     def cached_tokens(self) -> int:
@@ -305,9 +305,8 @@ class LabelScores(NamedTuple):
     probabilities: list[float]
     """One per label, calibrated; they sum to 1."""
     n_tokens: int
-    cost_usd: float
     charges: tuple[Charge, ...] = ()
-    """The lines of `cost_usd`, where they are known."""
+    """The bill."""
 
 
 class LabelProbabilityModel(Protocol):

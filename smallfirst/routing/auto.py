@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Mapping
-from pathlib import Path
-from typing import Self
+from typing import NamedTuple
 
 from smallfirst.base.errors import ModelError
-from smallfirst.base.records import Record
 from smallfirst.models.batching import BatchWorker
-from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
-from smallfirst.models.pricing import Charge, MachinePrice, itemized
+from smallfirst.models.pricing import Charge, MachinePrice
 from smallfirst.models.protocol import (
     Capability,
     Chunk,
@@ -27,22 +24,15 @@ from smallfirst.routing.domain import TaskProfile
 from smallfirst.routing.policies import is_conversation
 
 
-class TaskSelection(Record):
+class TaskSelection(NamedTuple):
     """Where a request goes, and why."""
 
     task: str | None
     """The task; None for a request that belongs to none."""
-    scores: dict[str, float]
-    """Out-of-domain score by task, in [0, 1]."""
-    threshold: float | None
-    """Threshold of the task, or of the nearest one; None where no task was asked."""
-    why: str
-    """One sentence."""
-    cost_usd: float
-    """Cost of the selection in USD."""
+    step: RouteStep
+    """With the out-of-domain score and the threshold of the task, or of the nearest one."""
     charges: tuple[Charge, ...] = ()
-    """The lines of `cost_usd`."""
-    latency_ms: float
+    """What the selection cost."""
 
 
 class TaskSelector:
@@ -56,35 +46,18 @@ class TaskSelector:
         self.profiles = dict(profiles)
         self._price = price or MachinePrice()
 
-    @classmethod
-    def load(
-        cls, folders: Mapping[str, tuple[Path, SentenceEncoder | None]], *, price: MachinePrice | None = None
-    ) -> Self:
-        """Load profiles by task name, with the encoders of the models that answer. Raise ConfigError without one."""
-        return cls({name: TaskProfile.load(*of) for name, of in folders.items()}, price=price)
-
-    def select(self, request: Request | str) -> TaskSelection:
+    def select(self, request: Request) -> TaskSelection:
         """Return the task of a request, by its last user message; a conversation only goes to tasks that have some."""
-        began = time.perf_counter()
-        conversation = isinstance(request, Request) and is_conversation(request)
-        text = request if isinstance(request, str) else request.text
+        began, conversation = time.perf_counter(), is_conversation(request)
         asked = {n: p for n, p in self.profiles.items() if p.parameters.conversations or not conversation}
-        scores = {name: profile.measure([text])[0].ood_score for name, profile in asked.items()}
+        scores = {name: profile.measure([request.text])[0].ood_score for name, profile in asked.items()}
         task, why = self._decide(scores)
+        nearest = task or min(scores, key=scores.__getitem__, default=None)
+        of = {} if nearest is None else {"score": scores[nearest], "threshold": self.profiles[nearest].threshold}
         busy_s = time.perf_counter() - began
         charge = self._price.charge("auto", busy_s)
-        return TaskSelection(
-            task=task,
-            scores=scores,
-            threshold=self._threshold_of(task or min(scores, key=lambda name: scores[name], default=None)),
-            why=why,
-            cost_usd=charge.usd,
-            charges=(charge,),
-            latency_ms=busy_s * 1000,
-        )
-
-    def _threshold_of(self, task: str | None) -> float | None:
-        return None if task is None else self.profiles[task].threshold
+        paid = {"cost_usd": charge.usd or 0.0, "latency_ms": busy_s * 1000}
+        return TaskSelection(task, RouteStep(stage="auto", decision="passed on", why=why, **of, **paid), (charge,))
 
     def _decide(self, scores: Mapping[str, float]) -> tuple[str | None, str]:
         if not scores:
@@ -140,22 +113,12 @@ class AutoRouter:
         selection = await self._worker.submit(request)
         model = self.routers.get(selection.task) if selection.task else self.general
         if model is None:
-            raise ModelError(f"{self.name}: {selection.why}, and there is no general model to ask")
+            raise ModelError(f"{self.name}: {selection.step.why}, and there is no general model to ask")
         return selection, model
 
 
 def _with_selection(selection: TaskSelection, completion: Completion) -> Completion:
-    scores = selection.scores
-    step = RouteStep(
-        stage="auto",
-        decision="passed on",
-        why=selection.why,
-        score=scores.get(selection.task) if selection.task else min(scores.values(), default=None),
-        threshold=selection.threshold,
-        cost_usd=selection.cost_usd,
-        latency_ms=selection.latency_ms,
-    )
-    route = completion.route
+    step, route = selection.step, completion.route
     if route is None:
         last = RouteStep(
             stage="large",
@@ -165,9 +128,9 @@ def _with_selection(selection: TaskSelection, completion: Completion) -> Complet
             cost_usd=completion.cost_usd,
             latency_ms=completion.latency_ms,
         )
-        route = Route(stage="large", why=selection.why, certified=False, trail=(last,))
+        route = Route(stage="large", why=step.why, certified=False, trail=(last,))
     return completion.with_charges(
-        (*itemized("auto", selection.cost_usd, selection.charges), *completion.charges),
+        (*selection.charges, *completion.charges),
         route=route.model_copy(update={"trail": (step, *route.trail)}),
-        latency_ms=completion.latency_ms + selection.latency_ms,
+        latency_ms=completion.latency_ms + step.latency_ms,
     )

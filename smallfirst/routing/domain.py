@@ -227,10 +227,6 @@ class ScoreFusion(Record):
         ranks = tuple(ConformalScorer.fit(column) for column in own.T)
         return cls(ranks=ranks, fused=ConformalScorer.fit(_ranked_among_others(own).sum(axis=1)))
 
-    def nonconformity(self, scores: np.ndarray) -> np.ndarray:
-        total: np.ndarray = self.neg_log_p_values(scores).sum(axis=1)
-        return total
-
     def neg_log_p_values(self, scores: np.ndarray) -> np.ndarray:
         """Return each score's -log p-value in nats (rows, scores)."""
         return _neg_log_p_values(self.ranks, scores)
@@ -349,14 +345,12 @@ def has_profile(folder: Path) -> bool:
 
 
 class OodScore(NamedTuple):
-    """How unlike the task's own requests a request is."""
+    """How unlike the task's own requests a request is, and what it took to find out."""
 
     value: float
     """In [0, 1]; higher is less like them."""
-    cost_usd: float
+    charge: Charge
     latency_ms: float
-    charges: tuple[Charge, ...] = ()
-    """The lines of `cost_usd`, where they are known."""
     features: tuple[float, ...] = ()
     """What `Stage.acceptance` reads beside the confidence, each larger the less the request is like the task's."""
 
@@ -378,8 +372,7 @@ class OodGate:
         began = time.perf_counter()
         found, busy_s = await self._worker.submit(request.text)
         latency_ms = (time.perf_counter() - began) * 1000
-        charge = self._price.charge("domain", busy_s)
-        return OodScore(found.ood_score, charge.usd or 0.0, latency_ms, (charge,), found.features)
+        return OodScore(found.ood_score, self._price.charge("domain", busy_s), latency_ms, found.features)
 
     async def aclose(self) -> None:
         await self._worker.aclose()

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from smallfirst.base.errors import ModelError, NotRecorded
 from smallfirst.base.records import Record
-from smallfirst.models.pricing import Charge, itemized, total_usd, with_purpose
+from smallfirst.models.pricing import Charge, total_usd, with_purpose
 from smallfirst.models.protocol import (
     DEFAULT_MAX_TOKENS,
     CallableModel,
@@ -402,7 +402,7 @@ class RoutingAttempt:
         if detector is None:
             return None
         found, threshold = await detector.score(self.request), detector.threshold
-        self.charges += itemized("domain", found.cost_usd, found.charges)
+        self.charges += (found.charge,)
         self.latency_ms += found.latency_ms
         self.features = None if is_conversation(self.request) else found.features
         why = None
@@ -410,7 +410,7 @@ class RoutingAttempt:
             why = "a conversation, while this task expects a single message"
         elif found.value > threshold:
             why = f"unlike this task's requests (out-of-domain score {found.value:.2f}, threshold {threshold:.2f})"
-        paid = {"cost_usd": found.cost_usd, "latency_ms": found.latency_ms}
+        paid = {"cost_usd": found.charge.usd or 0.0, "latency_ms": found.latency_ms}
         self._add_step(
             "domain", "passed on", why or "belongs to the task", score=found.value, threshold=threshold, **paid
         )

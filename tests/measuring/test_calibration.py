@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import special
 from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
@@ -23,7 +24,6 @@ from smallfirst.measuring.calibration import (
     risk_coverage_curve,
 )
 from smallfirst.models.confidence import TIE_BREAK, Calibration, IsotonicCurve
-from smallfirst.models.label_model import softmax
 
 # The surest first: right, wrong, right, right, wrong; the order of rows is another.
 
@@ -33,7 +33,7 @@ def simulated(temperature: float, *, n: int = 12_000, labels: int = 6) -> tuple[
     draw = np.random.default_rng(3)
     logits = draw.normal(0, 2, (n, labels))
     confidences = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    truth = softmax(confidences, temperature)
+    truth = special.softmax(confidences / temperature, axis=1)
     gold = (truth.cumsum(axis=1) > draw.random((n, 1))).argmax(axis=1)
     return confidences, gold
 
@@ -46,7 +46,7 @@ def test_the_temperature_that_was_applied_is_found_again(temperature: float) -> 
 def test_the_fitted_temperature_leaves_less_calibration_error_and_the_same_answers() -> None:
     confidences, gold = simulated(2.0)
     right = confidences.argmax(axis=1) == gold
-    before, after = np.exp(confidences), softmax(confidences, fit_temperature(confidences, gold))
+    before, after = np.exp(confidences), special.softmax(confidences / fit_temperature(confidences, gold), axis=1)
     assert (after.argmax(axis=1) == before.argmax(axis=1)).all()
     assert expected_calibration_error(before.max(axis=1), right) > 0.1
     assert expected_calibration_error(after.max(axis=1), right) < 0.02

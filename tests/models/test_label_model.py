@@ -84,5 +84,5 @@ def test_probabilities_of_all_labels_come_in_label_order_with_their_cost() -> No
     assert len(found) == 2
     assert found[1].labels == LABELS
     assert found[1].probabilities == pytest.approx([math.sqrt(p) / whole for p in SLOPE])
-    assert (found[1].n_tokens, found[1].cost_usd) == (4, pytest.approx(0.0002))
+    assert (found[1].n_tokens, found[1].charges[0].usd) == (4, pytest.approx(0.0002))
     assert asyncio.run(model.probabilities([])) == []

@@ -56,7 +56,7 @@ class Able(Plain):
     capabilities = frozenset({Capability.LABEL_PROBABILITIES, Capability.READINESS})
 
     async def probabilities(self, texts: Sequence[str], bill=None) -> list[LabelScores]:
-        return [LabelScores(("a",), [1.0], 1, 0.0) for _ in texts]
+        return [LabelScores(("a",), [1.0], 1) for _ in texts]
 
     async def ready(self) -> None:
         self.log.append("ready")

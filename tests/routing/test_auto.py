@@ -15,6 +15,7 @@ from smallfirst.base.errors import DataError, ModelError
 from smallfirst.base.paths import state_of
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
+from smallfirst.models.pricing import stated
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, Route, RouteStep
 from smallfirst.routing.auto import AutoRouter, TaskSelection, TaskSelector
 from smallfirst.routing.domain import TaskProfile, fit_task_profile
@@ -25,9 +26,9 @@ class ByWord:
 
     def select(self, request: Request) -> TaskSelection:
         task = next((name for name in ("tickets", "claims") if name in request.text), None)
-        scores = {name: 0.1 if name == task else 0.99 for name in ("tickets", "claims")}
-        why = f"like {task}" if task else "belongs to no task"
-        return TaskSelection(task=task, scores=scores, threshold=0.97, why=why, cost_usd=0.001, latency_ms=2.0)
+        why, of = f"like {task}" if task else "belongs to no task", {"score": 0.1 if task else 0.99, "threshold": 0.97}
+        step = RouteStep(stage="auto", decision="passed on", why=why, **of, cost_usd=0.001, latency_ms=2.0)
+        return TaskSelection(task, step, (stated("auto", 0.001),))
 
 
 class NamedModel:
@@ -161,17 +162,17 @@ def table() -> TaskProfile:
 
 def test_each_request_goes_to_its_task_and_the_others_to_none(bank: TaskProfile, table: TaskProfile) -> None:
     selector = TaskSelector({"bank": bank, "table": table})
-    assert selector.select("where is my pin").task == "bank"
-    assert selector.select("book a booth for two people").task == "table"
-    assert [selector.select(text).task for text in OPEN] == [None] * len(OPEN)
+    assert selector.select(Request.ask("where is my pin")).task == "bank"
+    assert selector.select(Request.ask("book a booth for two people")).task == "table"
+    assert [selector.select(Request.ask(text)).task for text in OPEN] == [None] * len(OPEN)
 
 
 def test_a_conversation_goes_only_to_tasks_that_have_some(bank: TaskProfile) -> None:
     turns = tuple(Message(role=r, content=c) for r, c in (("user", "hi"), ("assistant", "hello")))
     request = Request(messages=(*turns, Message(role="user", content="where is my pin")))
     choice = TaskSelector({"bank": bank}).select(request)
-    assert (choice.task, choice.scores) == (None, {})
-    assert choice.why == "a conversation, while every task expects a single message"
+    assert (choice.task, choice.step.score, choice.step.threshold) == (None, None, None)
+    assert choice.step.why == "a conversation, while every task expects a single message"
     chat = fit_task_profile(*rows(BANK, turns=3))
     assert TaskSelector({"bank": bank, "chat": chat}).select(request).task == "chat"
     system = Request(messages=(Message(role="system", content="be brief"), request.messages[-1]))
@@ -229,9 +230,10 @@ def test_words_decide_without_torch_in_the_process(
     bank.save(tmp_path / "bank")
     table.save(tmp_path / "table")
     program = (
-        "import sys; from pathlib import Path; from smallfirst.routing.auto import TaskSelector\n"
-        f"at = Path({str(tmp_path)!r})\n"
-        "selector = TaskSelector.load({'bank': (at / 'bank', None), 'table': (at / 'table', None)})\n"
-        "print(selector.select('where is my pin').task, selector.select('write a poem').task, 'torch' in sys.modules)"
+        "import sys; from pathlib import Path; from smallfirst.models.protocol import Request\n"
+        "from smallfirst.routing.auto import TaskSelector; from smallfirst.routing.domain import TaskProfile\n"
+        f"selector = TaskSelector({{n: TaskProfile.load(Path({str(tmp_path)!r}) / n) for n in ('bank', 'table')}})\n"
+        "tasks = [selector.select(Request.ask(text)).task for text in ('where is my pin', 'write a poem')]\n"
+        "print(*tasks, 'torch' in sys.modules)"
     )
     assert light_process(program).split() == ["bank", "None", "False"]

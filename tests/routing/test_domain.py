@@ -75,7 +75,7 @@ def test_a_gate_measures_as_the_profile_that_was_saved(tmp_path: Path) -> None:
     assert gate.threshold == profile.threshold
     found, measured = asyncio.run(score(gate)), profile.measure(texts)
     assert [(one.value, one.features) for one in found] == [(one.ood_score, one.features) for one in measured]
-    assert min(min(one.cost_usd, one.latency_ms) for one in found) > 0
+    assert min(min(one.charge.usd or 0.0, one.latency_ms) for one in found) > 0
     least, most = (f([m.features[0] for m in part]) for f, part in ((min, measured[18:29]), (max, measured[:18])))
     assert least > most  # foreign texts are less like the task's own
     assert not has_profile(tmp_path / "none")
@@ -142,7 +142,7 @@ def test_at_most_the_declared_share_of_fresh_own_rows_is_beyond_the_limit(n: int
         ranks = ScoreFusion.fit(own)
         judged = _judge(ranks, _ranked_among_others(own), words=True)
         limit = own_limit([one.ood_score for one in judged], 0.02)
-        shares.append(np.mean(ranks.fused.ood_score(ranks.nonconformity(fresh)) > limit))
+        shares.append(np.mean(ranks.fused.ood_score(ranks.neg_log_p_values(fresh).sum(axis=1)) > limit))
     assert np.mean(shares) <= mean
     assert np.mean(np.array(shares) > 0.02) <= broken
     assert max(shares) > 0  # some are refused
@@ -169,7 +169,7 @@ def test_the_fused_score_is_valid_for_dependent_scores() -> None:
     draw = np.random.default_rng(3)
     one, fresh = draw.normal(size=1000), draw.normal(size=2000)
     fusion = ScoreFusion.fit(np.column_stack([one, one, one]))
-    found = fusion.nonconformity(np.column_stack([fresh, fresh, fresh]))
+    found = fusion.neg_log_p_values(np.column_stack([fresh, fresh, fresh])).sum(axis=1)
     assert (fusion.fused.ood_score(found) > 0.9).mean() == pytest.approx(0.1, abs=0.03)
 
 

@@ -17,7 +17,7 @@ from smallfirst.data.dataset import Message
 from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.model import GenerativeModel
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.pricing import total_usd
+from smallfirst.models.pricing import stated, total_usd
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, ResponseFormat
 from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, FieldCertificate, Guarantee, KeptFields
 from smallfirst.routing.domain import OodScore
@@ -89,7 +89,7 @@ class EssayDetector:
 
     async def score(self, request: Request) -> OodScore:
         self.events.append("domain")
-        return OodScore(0.9 if "essay" in request.text else 0.1, self.cost_usd, self.latency_ms)
+        return OodScore(0.9 if "essay" in request.text else 0.1, stated("domain", self.cost_usd), self.latency_ms)
 
     async def aclose(self) -> None:
         self.events.append("domain closed")

@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
+from scipy import special
 
 from smallfirst.base.errors import ModelError
-from smallfirst.models.label_model import likeliest, log_softmax, softmax
+from smallfirst.models.label_model import likeliest
 from smallfirst.models.manifest import Manifest
+from smallfirst.models.pricing import total_usd
 from smallfirst.models.protocol import (
     Bill,
     CallableModel,
@@ -50,7 +52,7 @@ class BlendModel(CallableModel):
             **likeliest(scored.labels, scored.probabilities),
             answered_by=self.name,
             latency_ms=(time.perf_counter() - began) * 1000,
-            cost_usd=scored.cost_usd,
+            cost_usd=total_usd(scored.charges),
             charges=scored.charges,
             prompt_tokens=scored.n_tokens,
             completion_tokens=1,
@@ -60,13 +62,12 @@ class BlendModel(CallableModel):
         weights = self.manifest.member_weights
         found = await asyncio.gather(*(label_scores(self._members[name], texts, bill) for name in weights))
         of_members = [log_probabilities(scores) for scores in found]
-        mixed = softmax(mix(of_members, list(weights.values())), self.manifest.temperature)
+        mixed = special.softmax(mix(of_members, list(weights.values())) / self.manifest.temperature, axis=1)
         return [
             LabelScores(
                 labels=self.manifest.task.closed,
                 probabilities=row.tolist(),
                 n_tokens=sum(scores[i].n_tokens for scores in found),
-                cost_usd=sum(scores[i].cost_usd for scores in found),
                 charges=tuple(charge for scores in found for charge in scores[i].charges),
             )
             for i, row in enumerate(mixed)
@@ -97,8 +98,8 @@ def log_probabilities(scores: Sequence[LabelScores]) -> np.ndarray:
 
 def mix(of_members: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
     """Return the log-probabilities (texts, labels) of the weighted geometric mean of the members', in nats."""
-    mixed = sum(weight * logs for weight, logs in zip(weights, of_members, strict=True))
-    return log_softmax(np.asarray(mixed), 1.0)
+    mixed: np.ndarray = special.log_softmax(np.tensordot(weights, of_members, axes=1), axis=1)
+    return mixed
 
 
 def choose_weights(of_members: Mapping[str, np.ndarray], gold: np.ndarray) -> dict[str, float]:

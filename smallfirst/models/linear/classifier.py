@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
+from scipy import special
 
 from smallfirst.base.files import sha256, write_atomically
 from smallfirst.base.records import Record
@@ -27,7 +28,7 @@ from smallfirst.data.dataset import Dataset
 from smallfirst.data.row_formats import to_json
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, REMEMBERED, SentenceEncoder, open_encoder
-from smallfirst.models.label_model import LabelLogProbs, LabelModel, log_softmax
+from smallfirst.models.label_model import LabelLogProbs, LabelModel
 from smallfirst.models.linear.tfidf import TfidfFeatures
 from smallfirst.models.manifest import INT8_FILE, Int8Check, Manifest, int8_allowed, read_manifest, write_manifest
 from smallfirst.models.protocol import Capability, Completion, Request, paid
@@ -95,9 +96,9 @@ class LinearClassifier:
         if not texts:
             return []
         began = time.perf_counter()
-        logits = np.asarray(self.features(list(texts)) @ self.weights.T) + self.bias  # (texts, labels)
+        logits = np.asarray(self.features(list(texts)) @ self.weights.T, np.float64) + self.bias  # (texts, labels)
         if not self.several_labels:
-            logits = log_softmax(logits, 1.0)
+            logits = special.log_softmax(logits, axis=1)
         busy_s = (time.perf_counter() - began) / len(texts)
         return [LabelLogProbs(row, 0, busy_s) for row in logits]
 
@@ -324,7 +325,7 @@ class ScopedClassifier:
         vectors, other = self.classifier.features(list(texts)), self.parameters.other
         logits = vectors @ self.classifier.weights.T + self.classifier.bias  # (texts, labels)
         own = np.delete(logits, other, axis=1)
-        every = log_softmax(logits, 1.0)
+        every = special.log_softmax(logits.astype(np.float64), axis=1)
         odds = every[:, other] - np.logaddexp.reduce(np.delete(every, other, axis=1), axis=1)
         return Measured(
             own_labels(every, other), np.column_stack([logit_features(own), self.profile.nonconformity(vectors), odds])
@@ -351,7 +352,7 @@ def load_classifier(folder: Path, manifest: Manifest) -> LinearClassifier | Scop
 
 def own_labels(logs: np.ndarray, other: int) -> np.ndarray:
     """Return the log-probabilities (texts, labels) of the labels in scope alone, -inf for `other`, in nats."""
-    found: np.ndarray = np.insert(log_softmax(np.delete(logs, other, axis=1), 1.0), other, -np.inf, axis=1)
+    found: np.ndarray = np.insert(special.log_softmax(np.delete(logs, other, axis=1), axis=1), other, -np.inf, axis=1)
     return found
 
 

@@ -18,9 +18,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from scipy import special
+
 from smallfirst.base.errors import BadAnswer, ConfigError, ModelError, Unavailable
 from smallfirst.base.files import sha256
-from smallfirst.models.label_model import LabelAnswers, LabelLogProbs, log_softmax
+from smallfirst.models.label_model import LabelAnswers, LabelLogProbs
 from smallfirst.models.local.tokenizer import encode_prompt, load_tokenizer
 from smallfirst.models.manifest import MANIFEST, Manifest, read_manifest
 from smallfirst.models.pricing import MachinePrice
@@ -171,7 +173,7 @@ class VllmLabelModel(LabelAnswers):
                 f"{self.name}: vLLM did not return the probability of every label token",
                 hint=f"it must know logprob_token_ids, and be started with --max-logprobs {n_labels} or more",
             ) from None
-        logs: list[float] = log_softmax(values, 1.0).tolist()
+        logs: list[float] = special.log_softmax(values).tolist()
         return logs
 
     async def ready(self) -> None:

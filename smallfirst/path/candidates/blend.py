@@ -8,11 +8,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from scipy import special
 
 from smallfirst.base.errors import NothingGained
 from smallfirst.measuring.calibration import fit_temperature
 from smallfirst.measuring.out_of_fold import IMPOSSIBLE, FoldAnswers, RawAnswer, folds_of
-from smallfirst.models.label_model import log_softmax
 from smallfirst.models.linear import blend
 from smallfirst.models.linear.blend import MEMBERS_FOLDER, label_scores, log_probabilities, mix
 from smallfirst.models.linear.classifier import gold_labels
@@ -74,7 +74,9 @@ class Blend(Candidate):
         found = {name: folds for name in _quick() if (folds := run_folder.folds(name)) is not None}
         _refuse_too_few(tuple(found))
         raw = {name: folds.log_probabilities() for name, folds in found.items()}
-        of_members = {name: log_softmax(raw[name], folds.manifest.temperature) for name, folds in found.items()}
+        of_members = {
+            name: special.log_softmax(raw[name] / folds.manifest.temperature, axis=1) for name, folds in found.items()
+        }
         gold = gold_labels([example.answer for example in rows.examples], task)
         each = np.arange(len(gold))
         known = np.all([logs[each, gold] > IMPOSSIBLE for logs in raw.values()], axis=0)

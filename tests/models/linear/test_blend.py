@@ -62,7 +62,7 @@ def test_a_blend_answers_from_its_own_folder_at_the_price_of_all(
         tempered = np.sqrt(single.probabilities)
         assert mixed.probabilities == pytest.approx(tempered / tempered.sum())
         assert (answer.text, answer.confidence) == (toy_rows.examples[0].answer, max(mixed.probabilities))
-        assert mixed.cost_usd > 0
+        assert answer.cost_usd > 0
         await blend.aclose()
         await alone.aclose()
 

@@ -220,7 +220,7 @@ class Scoring:
 
     async def probabilities(self, texts, bill=None):
         assert texts == ["My card"]
-        return [LabelScores(tuple(self.shares), list(self.shares.values()), 1, 0.0)]
+        return [LabelScores(tuple(self.shares), list(self.shares.values()), 1)]
 
 
 def ruled(text="loans", model=None, **alternatives):
