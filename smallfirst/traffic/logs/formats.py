@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from smallfirst.base.errors import Problem
 from smallfirst.base.extensions import Registry
+from smallfirst.data.sources.text_files import RawRow
 from smallfirst.models.pricing import whole
 from smallfirst.registry.runs import COST, INPUTS, KIND, MODEL, OUTPUTS, TOKENS, read_traces
 from smallfirst.traffic.exchange import Exchange
@@ -30,15 +31,6 @@ NO_TIME = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 """Of an exchange whose log has no times, until `read_logs` numbers them."""
 _STORED = ": was the content of messages stored?"
 Row = dict[str, Any]
-
-
-class LogRecord(NamedTuple):
-    """One object of a log."""
-
-    path: str
-    line: int
-    """Line, or number in its list, from 1."""
-    values: dict[str, Any]
 
 
 class Entry(NamedTuple):
@@ -75,7 +67,7 @@ class LogFormat(NamedTuple):
     """What is asked and answered in a record; what is none by its kind, such as a span of a tool, yields nothing."""
 
 
-def exchange_of(entry: Entry, record: LogRecord) -> Exchange | Problem:
+def exchange_of(entry: Entry, record: RawRow) -> Exchange | Problem:
     """Return the exchange, or why there is none."""
     request = request_body(entry.request)
     if request is None:
@@ -334,10 +326,10 @@ def _litellm(values: Row) -> Iterable[Entry]:
 # MLflow: traces as JSON, as rows of `search_traces`, and straight from a tracking store
 
 
-def experiment_records(address: str) -> Iterator[LogRecord]:
+def experiment_records(address: str) -> Iterator[RawRow]:
     """Yield the traces of `mlflow:EXPERIMENT`, newest first. Raise SmallfirstError if MLflow's store has none."""
     for n, text in enumerate(read_traces(address.partition(":")[2]), 1):
-        yield LogRecord(address, n, json.loads(text))
+        yield RawRow(address, n, json.loads(text))
 
 
 def _mlflow_spans(values: Row) -> list[Row]:

@@ -13,7 +13,7 @@ from smallfirst.data.importers.table import Converted, Table, as_object
 from smallfirst.data.sources.text_files import RawRow
 from smallfirst.traffic.discovery.templates import find_template
 from smallfirst.traffic.exchange import Exchange
-from smallfirst.traffic.logs.formats import PAIRS, LogRecord, holds_messages, is_batch
+from smallfirst.traffic.logs.formats import PAIRS, holds_messages, is_batch
 from smallfirst.traffic.logs.read import LogReader
 from smallfirst.traffic.task_source import values_between
 from smallfirst.traffic.wire import read_answer, read_prompt
@@ -30,11 +30,11 @@ class LogImporter:
     def convert(self, rows: Sequence[RawRow]) -> Converted:
         """Return the rows as a table. Raise ConfigError if only the requests or the responses of a batch are there."""
         reader, found = LogReader(tables=False), list[Exchange | Problem]()
-        for path, line, values in rows:
-            if isinstance(values, dict) and (is_batch(values) or reader.format_of(values)):
-                found += reader.read(LogRecord(path, line, values))
+        for row in rows:
+            if isinstance(row.values, dict) and (is_batch(row.values) or reader.format_of(row.values)):
+                found += reader.read(row)
             else:
-                found.append(Problem(path, line, "no request and answer in it"))
+                found.append(Problem(row.path, row.line, "no request and answer in it"))
         left = reader.left()
         if left and len(left) == len(rows):
             there = "requests" if "no response" in str(left[0]) else "responses"

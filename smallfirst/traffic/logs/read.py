@@ -17,7 +17,7 @@ from smallfirst.base.records import fingerprint
 from smallfirst.data.redaction import redact_body
 from smallfirst.data.sources.arrow import DELTA_LOG, PARQUET
 from smallfirst.data.sources.load import iterate_raw
-from smallfirst.data.sources.text_files import ReadBudget, file_format
+from smallfirst.data.sources.text_files import RawRow, ReadBudget, file_format
 from smallfirst.models.pricing import PriceBook
 from smallfirst.traffic.exchange import Exchange, billed
 from smallfirst.traffic.logs.formats import (
@@ -27,7 +27,6 @@ from smallfirst.traffic.logs.formats import (
     PAIRS,
     TABLE,
     LogFormat,
-    LogRecord,
     batch_entry,
     exchange_of,
     experiment_records,
@@ -37,6 +36,7 @@ from smallfirst.traffic.logs.formats import (
 
 ADDRESS = "mlflow:"
 """What an address of an experiment's traces begins with: `mlflow:support`."""
+_Values = tuple[RawRow, dict[str, Any]]
 MOST_PROBLEMS = 1000
 """Problems that are named; the last one counts the others."""
 
@@ -49,47 +49,51 @@ class LogReader:
         self._formats = [one for _, one in LOG_FORMATS] + [PAIRS, NESTED, *([TABLE] if tables else [])]
         self._last: LogFormat | None = None
         self._path = ""
-        self._waiting: tuple[dict[str, LogRecord], dict[str, LogRecord]] = ({}, {})
+        self._waiting: tuple[dict[str, _Values], dict[str, _Values]] = ({}, {})
         """Requests and responses of batches by `custom_id`."""
 
     def format_of(self, values: dict[str, Any]) -> LogFormat | None:
         """Return the first format that knows a record."""
         return next((one for one in self._formats if one.recognizes(values)), None)
 
-    def read(self, record: LogRecord) -> Iterator[Exchange | Problem]:
+    def read(self, record: RawRow) -> Iterator[Exchange | Problem]:
         """Yield the exchanges in a record, or why it is none."""
+        values = record.values
         try:
-            if is_batch(record.values):
-                yield from self._joined(record)
+            if isinstance(values, str):
+                yield Problem(*record[:2], values)
                 return
-            if self._path != record.path or self._last is None or not self._last.recognizes(record.values):
-                self._path, self._last = record.path, self.format_of(record.values)  # lines of a file are mostly alike
+            if is_batch(values):
+                yield from self._joined(record, values)
+                return
+            if self._path != record.path or self._last is None or not self._last.recognizes(values):
+                self._path, self._last = record.path, self.format_of(values)  # lines of a file are mostly alike
             if self._last is not None:
-                for entry in self._last.entries(record.values):
+                for entry in self._last.entries(values):
                     yield exchange_of(entry, record)
             else:
-                named = ", ".join(map(repr, list(record.values)[:8]))
+                named = ", ".join(map(repr, list(values)[:8]))
                 yield Problem(record.path, record.line, f"no request and answer in it; it has {named}")
         except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
             # Nobody else's format is known in all its variants: the record is lost, and the log is not.
             yield Problem(record.path, record.line, f"of another form than its format has: {error}"[:200])
 
-    def _joined(self, record: LogRecord) -> Iterator[Exchange | Problem]:
-        id, is_request = record.values["custom_id"], is_batch_request(record.values)
+    def _joined(self, record: RawRow, values: dict[str, Any]) -> Iterator[Exchange | Problem]:
+        id, is_request = values["custom_id"], is_batch_request(values)
         kept, others = self._waiting if is_request else self._waiting[::-1]
         other = others.pop(id, None)
         if other is None:
-            kept[id] = record
+            kept[id] = record, values
         else:
-            asked, answered = (record, other) if is_request else (other, record)
-            yield exchange_of(batch_entry(asked.values, answered.values), asked)
+            asked, answered = ((record, values), other) if is_request else (other, (record, values))
+            yield exchange_of(batch_entry(asked[1], answered[1]), asked[0])
 
     def left(self) -> list[Problem]:
         """Return the lines of batches whose other file was not read."""
         return [
             Problem(record.path, record.line, f"no {missing} to custom_id {id!r} in the batch's other file")
             for waiting, missing in zip(self._waiting, ("response", "request"), strict=True)
-            for id, record in waiting.items()
+            for id, (record, _) in waiting.items()
         ]
 
 
@@ -132,7 +136,7 @@ def _exchanges(places: Sequence[str | Path], problems: _Problems, prices: PriceB
         path = Path(place)
         at = datetime.fromtimestamp(path.stat().st_mtime, UTC) if path.exists() else datetime.now(UTC)
         for record in experiment_records(place) if isinstance(place, str) else file_records(path):
-            for one in [record] if isinstance(record, Problem) else reader.read(record):
+            for one in reader.read(record):
                 if isinstance(one, Problem):
                     problems.add(one)
                 elif whole := _whole(one, seen, at):
@@ -182,8 +186,8 @@ def log_files(source: Path) -> list[Path]:
     return known
 
 
-def file_records(file: Path) -> Iterator[LogRecord | Problem]:
-    """Yield the records of a file. One that cannot be read at all is one Problem."""
+def file_records(file: Path) -> Iterator[RawRow]:
+    """Yield the records of a file. One that cannot be read at all is one broken rule."""
     if file.is_dir() or file_format(file) in _TABLES:
         yield from _table_records(file)
         return
@@ -191,14 +195,14 @@ def file_records(file: Path) -> Iterator[LogRecord | Problem]:
         with _opened(file) as opened:
             yield from _json_records(str(file), opened)
     except (OSError, EOFError, zlib.error) as error:
-        yield Problem(str(file), 1, f"not readable: {error}")
+        yield RawRow(str(file), 1, f"not readable: {error}")
 
 
 def _opened(file: Path) -> IO[bytes]:
     return gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb")  # type: ignore[return-value]
 
 
-def _json_records(path: str, opened: IO[bytes]) -> Iterator[LogRecord | Problem]:
+def _json_records(path: str, opened: IO[bytes]) -> Iterator[RawRow]:
     """Yield one record a line, or those of one document if the first line is none by itself."""
     for number, line in enumerate(iter(lambda: opened.readline(MAX_LINE_BYTES), b""), 1):
         if not line.strip():
@@ -211,9 +215,9 @@ def _json_records(path: str, opened: IO[bytes]) -> Iterator[LogRecord | Problem]
                 yield from _of_document(path, whole)
                 return
             for n, text in enumerate([line, *rest.split(b"\n")], 1):  # the first line is broken
-                yield from _of_line(path, n, _parsed(text)) if text.strip() else ()
+                yield from [_record(path, n, _parsed(text))] if text.strip() else ()
             return
-        yield from _of_document(path, value) if number == 1 else _of_line(path, number, value)
+        yield from _of_document(path, value) if number == 1 else [_record(path, number, value)]
 
 
 def _parsed(raw: bytes) -> Any:
@@ -225,19 +229,17 @@ def _parsed(raw: bytes) -> Any:
     return "not a JSON object" if isinstance(value, str) else value
 
 
-def _of_line(path: str, number: int, value: Any) -> Iterator[LogRecord | Problem]:
-    if isinstance(value, dict):
-        held = value.get("_source")  # Elasticsearch's
-        yield LogRecord(path, number, held if isinstance(held, dict) else value)
-    else:
-        yield Problem(path, number, value if isinstance(value, str) else "not a JSON object")
+def _record(path: str, number: int, value: Any) -> RawRow:
+    if isinstance(value, dict) and isinstance(held := value.get("_source"), dict):  # Elasticsearch's
+        value = held
+    return RawRow(path, number, value if isinstance(value, dict | str) else "not a JSON object")
 
 
-def _of_document(path: str, value: Any) -> Iterator[LogRecord | Problem]:
+def _of_document(path: str, value: Any) -> Iterator[RawRow]:
     """Yield the items of a list, or of the list that a document holds, as APIs answer; else the object itself."""
     items = value if isinstance(value, list) else _held(value)
     for n, item in enumerate([value] if items is None else items, 1):
-        yield from _of_line(path, n, item)
+        yield _record(path, n, item)
 
 
 def _held(value: Any) -> list[Any] | None:
@@ -252,13 +254,12 @@ def _held(value: Any) -> list[Any] | None:
     return None
 
 
-def _table_records(file: Path) -> Iterator[LogRecord | Problem]:
+def _table_records(file: Path) -> Iterator[RawRow]:
     """Yield the rows of a table; one whose format has parts may be of any size."""
     budget = ReadBudget(str(file), sys.maxsize)
     if file.is_dir() or file_format(file) == PARQUET:
         budget.n_bytes = sys.maxsize
     try:
-        for path, line, values in iterate_raw(file, budget):
-            yield LogRecord(path, line, values) if isinstance(values, dict) else Problem(path, line, values)
+        yield from iterate_raw(file, budget)
     except DataError as error:
-        yield Problem(str(file), 1, str(error).splitlines()[0])
+        yield RawRow(str(file), 1, str(error).splitlines()[0])

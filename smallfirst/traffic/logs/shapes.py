@@ -192,17 +192,14 @@ def _from_list(value: list[Any]) -> dict[str, Any] | None:
 
 def _is_body(value: dict[str, Any]) -> bool:
     choices, output, kind = value.get("choices"), value.get("output"), value.get("object", value.get("type"))
+    items = [item.get("type") for item in output if isinstance(item, dict)] if isinstance(output, list) else []
     return bool(
         (isinstance(choices, list) and choices and isinstance(choices[0], dict))
-        or (isinstance(output, list) and (kind == "response" or any(_is_message(item) for item in output)))
+        or (isinstance(output, list) and (kind == "response" or "message" in items))
         or (kind == "message" and isinstance(value.get("content"), list))
         or (kind == "list" and isinstance(value.get("data"), list))
         or (isinstance(value.get("error"), dict) and value["error"].get("message"))
     )
-
-
-def _is_message(item: Any) -> bool:
-    return isinstance(item, dict) and item.get("type") == "message"
 
 
 def route_of(given: Any, request: Mapping[str, Any], response: Mapping[str, Any]) -> str:

@@ -8,9 +8,10 @@ import json
 import pytest
 from fixtures.logs import MESSAGES, RESPONSE
 
-from smallfirst.base.errors import ConfigError, Problem
+from smallfirst.base.errors import ConfigError
+from smallfirst.data.sources.text_files import RawRow
 from smallfirst.models.pricing import PriceBook, TokenPrice
-from smallfirst.traffic.logs.formats import LOG_FORMATS, Entry, LogFormat, LogRecord
+from smallfirst.traffic.logs.formats import LOG_FORMATS, Entry, LogFormat
 from smallfirst.traffic.logs.read import MOST_PROBLEMS, file_records, log_files, read_logs
 
 PAIR = {"request": {"model": "mine", "messages": MESSAGES}, "response": RESPONSE | {"model": "mine-2026"}}
@@ -135,18 +136,19 @@ def test_lines_lists_and_documents(tmp_path, text):
 
 def test_packed_files_and_tables(tmp_path):
     assert len(read(tmp_path / "log.jsonl.gz", gzip.compress(b'{"a": 1}\n{"a": 2}'))) == 2
-    assert read(tmp_path / "log.csv", "a,b\n1,2\n") == [LogRecord(str(tmp_path / "log.csv"), 2, {"a": "1", "b": "2"})]
+    assert read(tmp_path / "log.csv", "a,b\n1,2\n") == [RawRow(str(tmp_path / "log.csv"), 2, {"a": "1", "b": "2"})]
 
 
 @pytest.mark.parametrize("first", ['{"a": ', "[1, 2", "nonsense", '"text"', "3"])
 def test_broken_lines_are_named_and_the_rest_is_read(tmp_path, first):
     found = read(tmp_path / "log.jsonl", f'{first}\n{{"a": 2}}\n\xff\n[]\n')
-    assert [(type(one), one.line) for one in found] == [(Problem, 1), (LogRecord, 2), (Problem, 3), (Problem, 4)]
+    assert [type(one.values) for one in found] == [str, dict, str, str]
+    assert [one.line for one in found] == [1, 2, 3, 4]
 
 
 def test_a_file_that_cannot_be_unpacked_is_one_problem(tmp_path):
-    (problem,) = read(tmp_path / "log.jsonl.gz", b"no gzip")
-    assert "not readable" in problem.rule
+    (record,) = read(tmp_path / "log.jsonl.gz", b"no gzip")
+    assert "not readable" in record.values
 
 
 def test_files_of_a_folder(tmp_path):
