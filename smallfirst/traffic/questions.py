@@ -9,14 +9,14 @@ are read; options and the order of calls are left to the model that is asked. So
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
 from pydantic import Field
 
 from smallfirst.base.records import fingerprint
-from smallfirst.models.pricing import TokenUsage, read_usage
+from smallfirst.models.pricing import TokenUsage
 
 ROUTE = "/v1/decisions"
 MAX_QUESTIONS, MAX_CHOICES, MAX_LEVELS = 400, 255, 10
@@ -104,21 +104,6 @@ class QuestionAnswer(NamedTuple):
     def best(self) -> int:
         """Index of the likeliest option, the first of equals."""
         return max(range(len(self.probabilities)), key=self.probabilities.__getitem__)
-
-
-class DecisionUsage(NamedTuple):
-    """Tokens that answers took."""
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cached_tokens: int = 0
-    reasoning_tokens: int = 0
-
-    @classmethod
-    def of(cls, response: Mapping[str, Any]) -> DecisionUsage:
-        """Return the tokens that a response bills; what it leaves out counts as none."""
-        tokens = read_usage(response).tokens or TokenUsage()
-        return cls(tokens.prompt_tokens, tokens.completion_tokens, tokens.cached_tokens, tokens.reasoning_tokens)
 
 
 # Requests
@@ -328,18 +313,18 @@ def _read_answer(answer: Any, question: Question) -> QuestionAnswer:
 
 
 def write_response(
-    model: str, questions: Sequence[Question], answers: Sequence[QuestionAnswer], usage: DecisionUsage
+    model: str, questions: Sequence[Question], answers: Sequence[QuestionAnswer], usage: TokenUsage
 ) -> dict[str, Any]:
     """Return the response's body; what an upstream wrote stays as it is."""
     return {
         "answers": [_write_answer(question, answer) for question, answer in zip(questions, answers, strict=True)],
         "model": model,
         "usage": {
-            "input_tokens": usage.input_tokens,
-            "input_tokens_details": {"cache_write_tokens": 0, "cached_tokens": usage.cached_tokens},
-            "output_tokens": usage.output_tokens,
+            "input_tokens": usage.prompt_tokens,
+            "input_tokens_details": usage.model_dump(include={"cache_write_tokens", "cached_tokens"}),
+            "output_tokens": usage.completion_tokens,
             "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
-            "total_tokens": usage.input_tokens + usage.output_tokens,
+            "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         },
     }
 

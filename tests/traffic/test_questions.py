@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 
 import pytest
 
+from smallfirst.models.pricing import TokenUsage, read_usage
 from smallfirst.traffic.discovery.tasks import one_question_each
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.questions import (
-    DecisionUsage,
     QuestionAnswer,
     confidence_of,
     label_of,
@@ -21,6 +21,7 @@ from smallfirst.traffic.questions import (
 from smallfirst.traffic.wire import ModelAnswer, Turn, read_answer, read_prompt
 
 DECISIONS = "/v1/decisions"
+USAGE = TokenUsage(prompt_tokens=7, completion_tokens=2, cached_tokens=3)
 QUESTIONS = [
     {"type": "predicate", "instructions": "It is urgent.", "name": "urgent"},
     {"type": "choice", "instructions": "Paid?", "choices": [{"value": True}, {"value": "true"}, {"value": "open"}]},
@@ -83,22 +84,20 @@ def test_answers_come_back_as_they_were_and_in_their_order():
     questions = request().questions
     verdicts = read_response({"answers": ANSWERS}, questions)
     assert [one.probabilities for one in verdicts] == [(0.9, pytest.approx(0.1)), (0.3, 0.6, 0.1), (0.75, 0.25)]
-    assert write_response("m", questions, verdicts, DecisionUsage(7, 2, 3))["answers"] == ANSWERS
+    assert write_response("m", questions, verdicts, USAGE)["answers"] == ANSWERS
     computed = [QuestionAnswer(one.probabilities) for one in verdicts]
-    written = write_response("m", questions, computed, DecisionUsage(7, 2, 3))
+    written = write_response("m", questions, computed, USAGE)
     assert [one.get("choice") for one in written["answers"]] == [None, "true", None]
     assert written["answers"][2] == ANSWERS[2]
     assert written["usage"]["total_tokens"] == 9
     assert written["usage"]["input_tokens_details"]["cached_tokens"] == 3
-    assert DecisionUsage.of(written) == DecisionUsage(7, 2, 3)
+    assert read_usage(written).tokens == USAGE
 
 
 def test_a_refusal_stays_one_and_a_broken_answer_is_named():
     questions = request().questions[:1]
     (refused,) = read_response({"answers": [{"type": "refusal", "name": "urgent"}]}, questions)
-    assert write_response("m", questions, [refused], DecisionUsage())["answers"] == [
-        {"type": "refusal", "name": "urgent"}
-    ]
+    assert write_response("m", questions, [refused], TokenUsage())["answers"] == [{"type": "refusal", "name": "urgent"}]
     for answers in ([], [{"type": "score"}], [{"type": "predicate"}], [None], None):
         with pytest.raises(ValueError, match=r"expected|without its probabilities"):
             read_response({"answers": answers}, questions)

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from smallfirst.data.redaction import redact_body
+from smallfirst.models.pricing import TokenUsage, read_usage, tokens_of
 from smallfirst.models.protocol import label_probability_model
 from smallfirst.serving.wire import raw_headers
 from smallfirst.traffic.gateway.app import Handler
@@ -31,7 +32,6 @@ from smallfirst.traffic.gateway.upstreams import UpstreamFailed, Upstreams
 from smallfirst.traffic.questions import (
     ROUTE,
     DecisionRequest,
-    DecisionUsage,
     Question,
     QuestionAnswer,
     read_decision,
@@ -60,13 +60,14 @@ class UpstreamDecision(NamedTuple):
     """As it came."""
     answers: list[QuestionAnswer] | None
     """One a question; None if the upstream refused the request."""
-    usage: DecisionUsage = DecisionUsage()
+    usage: TokenUsage = TokenUsage()
     model: str = ""
     """As the response names it."""
 
     def body_of(self, question: Question, answer: QuestionAnswer, n: int) -> Json:
         """Return the response that the upstream would give to one of the `n` questions that it answered."""
-        return write_response(self.model, [question], [answer], DecisionUsage(*(one // n for one in self.usage)))
+        usage = TokenUsage(**{name: tokens // n for name, tokens in self.usage})
+        return write_response(self.model, [question], [answer], usage)
 
 
 class Answered(NamedTuple):
@@ -77,7 +78,7 @@ class Answered(NamedTuple):
     probabilities: Probabilities = "upstream"
     task: str = ""
     """Taken-over task that answered; empty for the upstream."""
-    usage: DecisionUsage = DecisionUsage()
+    usage: TokenUsage = TokenUsage()
     """Tokens of a small answer; those of an upstream's answers are counted together."""
 
     @property
@@ -168,7 +169,7 @@ async def _answer_here(question: Question, ruling: Ruling | None) -> Answered | 
     answer = QuestionAnswer(tuple(p / total for p in given)) if total else QuestionAnswer()
     if answer.refused or question.labels[answer.best] != small.text:
         return None  # the certificate is about the label: probabilities that prefer another one are not shown
-    usage = DecisionUsage(small.prompt_tokens, small.completion_tokens)
+    usage = tokens_of(small.prompt_tokens, small.completion_tokens)
     worth: Probabilities = "calibrated to the large model" if ruling.task.agreement else "calibrated"
     return Answered(answer, small.answered_by, worth, ruling.task.taken.task, usage)
 
@@ -188,7 +189,8 @@ async def _ask(
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         message = f'The upstream "{answer.upstream}" answered in no form of its shape: {error}.'
         raise UpstreamFailed(502, "upstream_invalid", message) from None
-    return UpstreamDecision(answer, answers, DecisionUsage.of(response), str(response.get("model") or asked.model))
+    usage = read_usage(response).tokens or TokenUsage()
+    return UpstreamDecision(answer, answers, usage, str(response.get("model") or asked.model))
 
 
 def _asking_again(
@@ -213,8 +215,8 @@ def _response(
 
     Only what the upstream answered is captured.
     """
-    usages = [*(one.usage for one in answered), said.usage if said else DecisionUsage()]
-    usage = DecisionUsage(*map(sum, zip(*usages, strict=True)))
+    usages = [*(one.usage for one in answered), *([said.usage] if said else [])]
+    usage = TokenUsage(**sum((Counter(dict(one)) for one in usages), Counter[str]()))
     body = write_response(said.model if said else asked.model, asked.questions, [a.answer for a in answered], usage)
     body["smallfirst"] = {"answers": [one.note for one in answered]}
     n = Counter("small" if one.task else "upstream" for one in answered)

@@ -252,4 +252,4 @@ def test_every_option_has_a_probability_or_the_upstream_answers(one, probabiliti
     answer = asyncio.run(_answer_here(asked.questions[0], one))
     assert (answer and answer.answer.probabilities) == (probabilities and pytest.approx(probabilities))
     if answer is not None:
-        assert (answer.by, answer.probabilities, answer.usage.input_tokens) == ("team-small@1", "calibrated", 3)
+        assert (answer.by, answer.probabilities, answer.usage.prompt_tokens) == ("team-small@1", "calibrated", 3)
