@@ -201,33 +201,39 @@ class EvaluatedRow(Record):
         return ScoredAnswer((self.gold, *self.also), self.answer, self.score, self.text)
 
 
-class Evaluation(Record):
+class Figures(Record):
+    """What is measured of a candidate."""
+
+    model: str
+    accuracy: Estimate
+    """Share of right answers, Wilson interval at 95 %."""
+    measures: dict[str, Estimate] = {}
+    """The task's own metrics by name (`macro_f1`, `field_f1`, `token_f1`), most important first."""
+    cost_usd_per_1k: float
+    """Mean cost of 1,000 answers in USD."""
+    p50_ms: float
+    """Median latency of one request."""
+    p95_ms: float
+    requests_per_s: float | None
+    """Rows per second with all rows in flight at once; None for recorded answers."""
+    note: str = ""
+    """Note for the reader, such as when and by what it was recorded."""
+
+
+class Evaluation(Figures):
     """One candidate measured on one split."""
 
     candidate: str
     """Short name of the candidate: `words`, `encoder`, `tuned`, `base`, `small`, `large`, `routed`."""
-    model: str
     task: str
     split: str
     """`calibration` or `test`."""
     dataset_fingerprint: str
     rows: tuple[EvaluatedRow, ...]
     """Every row, in dataset order."""
-    accuracy: Estimate
-    """Share of right answers, Wilson interval at 95 %."""
-    measures: dict[str, Estimate] = {}
-    """The task's own metrics by name (`macro_f1`, `field_f1`, `token_f1`), most important first."""
     parts: tuple[PartCounts, ...] = ()
-    cost_usd_per_1k: float
-    """Mean cost of 1,000 answers in USD."""
-    p50_ms: float
-    p95_ms: float
-    requests_per_s: float | None
-    """Rows per second with all rows in flight at once; None for recorded answers."""
     probes_ms: tuple[float, ...] = ()
     """Latency in ms of each request that was asked one at a time; empty if none was."""
-    note: str = ""
-    """Note for the reader, such as when and by what it was recorded."""
 
     @cached_property
     def by_key(self) -> dict[str, EvaluatedRow]:

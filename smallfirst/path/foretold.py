@@ -40,7 +40,7 @@ from smallfirst.measuring.evaluate import EvaluatedRow, Evaluation
 from smallfirst.measuring.gate import CheckInputs, ConfidenceLevel, Gate, run_checks
 from smallfirst.measuring.outcome import LabelsNeeded, Outcome
 from smallfirst.measuring.verdict import CheckResult
-from smallfirst.models.linear.tfidf import WORD_ERRORS, hold_out_labels
+from smallfirst.models.linear.tfidf import WORD_ERRORS, HeldOutAnswers, hold_out_labels
 from smallfirst.path.evaluate import LIMITED_PROBE_ROWS
 from smallfirst.path.finalists import LOOKS, MAX_FINALISTS
 from smallfirst.path.project.candidate_registry import candidate_names
@@ -128,13 +128,6 @@ class OpenQuestion(NamedTuple):
     """Rows more of the part."""
     n_now: int
     """Rows of the part that were counted."""
-
-
-class _Assumed(NamedTuple):
-    """Answers of a model as it may be."""
-
-    confidence: np.ndarray
-    right: np.ndarray
 
 
 def foretell(project: Project) -> Foretold:
@@ -229,7 +222,7 @@ def _certificate(project: Project) -> tuple[RequirementForecast | None, float, i
     return RequirementForecast(setting=PROMISE, in_words=words, reachable=n >= fewest), level, n
 
 
-def _word_model(project: Project) -> tuple[_Assumed | None, str]:
+def _word_model(project: Project) -> tuple[HeldOutAnswers | None, str]:
     """Return the answers of the linear model on words to rows that it did not learn, and what is assumed of a run's."""
     examples = sample_rows(project.rows.development, CASES).examples
     if not project.task.closed or len({example.answer for example in examples}) < 2:
@@ -237,16 +230,16 @@ def _word_model(project: Project) -> tuple[_Assumed | None, str]:
     found = hold_out_labels([example.text for example in examples], [example.answer for example in examples])
     right = wilson(int(found.right.sum()), len(found.right))
     words = f"from the errors of a linear model on words (right on {right} of {right.n} rows that it did not learn) "
-    return _Assumed(found.confidence, found.right), f"{words}to half of them"
+    return found, f"{words}to half of them"
 
 
-def _as_good(cases: _Assumed | None, left: float, allowed: float) -> _Assumed:
+def _as_good(cases: HeldOutAnswers | None, left: float, allowed: float) -> HeldOutAnswers:
     """Return the answers with a share `left` of their errors; without any, with `allowed` errors less as many."""
     luck = np.random.default_rng(0).random(len(cases.right) if cases else CASES)
     if cases is not None:
         return cases._replace(right=cases.right | (luck >= left))
     at_worst = left == WORD_ERRORS[0]
-    return _Assumed(luck, np.arange(CASES) % round(2 / allowed) > 0 if at_worst else np.ones(CASES, dtype=bool))
+    return HeldOutAnswers(luck, np.arange(CASES) % round(2 / allowed) > 0 if at_worst else np.ones(CASES, dtype=bool))
 
 
 def _asked_alone(project: Project) -> Gate:

@@ -9,8 +9,7 @@ from typing import Any
 
 from smallfirst.base.errors import DataError, GateFailed, ModelError, SmallfirstError, TrainingError
 from smallfirst.base.records import Record
-from smallfirst.base.stats.intervals import Estimate
-from smallfirst.measuring.evaluate import Evaluation
+from smallfirst.measuring.evaluate import Evaluation, Figures
 from smallfirst.measuring.outcome import Outcome
 from smallfirst.measuring.verdict import nearest_to_passing
 from smallfirst.models.pricing import format_usd
@@ -73,26 +72,11 @@ def read_run(run_folder: RunFolder) -> dict[str, Any]:
     return {**found, "minutes": fitted.minutes, "left_out": fitted.left_out | no_finalists(run_folder)}
 
 
-class PathSummary(Record):
+class PathSummary(Figures):
     """One path measured on test rows."""
 
-    model: str
-    accuracy: Estimate
-    """Share of correct answers."""
-    measures: dict[str, Estimate] = {}
-    """The task's other metrics by name."""
-    cost_usd_per_1k: float
-    """USD per 1,000 requests."""
-    p50_ms: float
-    """Median latency of one request."""
-    p95_ms: float
-    """95th percentile of the latency."""
-    requests_per_s: float | None
-    """Throughput with all rows in flight; None for recorded answers."""
     share: float
     """Share of requests that stay small, in [0, 1]; 1 for every path but the Router."""
-    note: str
-    """Remark of the evaluation, for example when answers were recorded."""
     model_mb: float | None = None
     """Size of its weights in MB (10⁶ bytes), about what it takes in memory; None if they are not here."""
 
@@ -206,11 +190,11 @@ def _sentences(summary: RunSummary) -> list[str]:
 
 def _path_summary(evaluation: Evaluation, run_folder: RunFolder) -> PathSummary:
     small = sum(evaluation.stays_small) / max(1, len(evaluation.rows))
-    rest = {"share": small if evaluation.candidate == "routed" else 1.0, "model_mb": None}
+    model_mb = None
     if evaluation.candidate in CANDIDATES.names():
-        rest["model_mb"] = model_bytes(run_folder.model_folder(evaluation.candidate)) / 1e6 or None
-    measured = {name: getattr(evaluation, name) for name in PathSummary.model_fields if name not in rest}
-    return PathSummary(**rest, **measured)
+        model_mb = model_bytes(run_folder.model_folder(evaluation.candidate)) / 1e6 or None
+    measured = {name: getattr(evaluation, name) for name in Figures.model_fields}
+    return PathSummary(share=small if evaluation.candidate == "routed" else 1.0, model_mb=model_mb, **measured)
 
 
 def next_steps(

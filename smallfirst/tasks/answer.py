@@ -6,11 +6,10 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-import numpy as np
 import pydantic
 
 from smallfirst.base.errors import did_you_mean
-from smallfirst.base.stats.intervals import Estimate, bootstrap_share, wilson
+from smallfirst.base.stats.intervals import Estimate, bootstrap_mean, wilson
 from smallfirst.data.dataset import RowFormat
 from smallfirst.tasks.labels import counts_by_label, label_metrics, parse_label
 from smallfirst.tasks.scorers import best_score, exact, normalize_answer, token_f1
@@ -89,9 +88,9 @@ class Answer(Task):
         if self.choices:
             return {**label_metrics(self.choices, rows), **abstaining}
         same = sum(best_score(exact, self._read(row.golds), row.answer) == 1.0 for row in rows)
-        found = {"token_f1": _mean([row.score for row in rows]), "exact_match": wilson(same, len(rows))}
+        found = {"token_f1": bootstrap_mean([row.score for row in rows]), "exact_match": wilson(same, len(rows))}
         if self.not_answerable:
-            found["answerable_f1"] = _mean([row.score for row in rows if not self._has_none(row.golds)])
+            found["answerable_f1"] = bootstrap_mean([row.score for row in rows if not self._has_none(row.golds)])
         return {**found, **abstaining}
 
     def parts(self, rows: Sequence[ScoredAnswer]) -> tuple[PartCounts, ...]:
@@ -119,8 +118,3 @@ def split_context(text: str) -> tuple[str, str]:
     """Return the context, empty if there is none, and the question: what is before and after the last blank line."""
     context, _, question = text.strip().replace("\r\n", "\n").rpartition("\n\n")
     return context.strip(), question.strip()
-
-
-def _mean(scores: Sequence[float]) -> Estimate:
-    values = np.array(scores, dtype=float)
-    return bootstrap_share(lambda at: float(values[at].mean()), len(values))

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
 import pydantic
 
-from smallfirst.base.stats.intervals import Estimate, bootstrap_share
+from smallfirst.base.stats.intervals import Estimate, bootstrap_mean
 from smallfirst.data.dataset import RowFormat
 from smallfirst.tasks.scorers import SCORERS, best_score, load_scorer
 from smallfirst.tasks.task import ScoredAnswer, Task
@@ -49,9 +48,8 @@ class Chat(Task):
 
     def measures(self, rows: Sequence[ScoredAnswer]) -> dict[str, Estimate]:
         """Return the mean of every scorer by its name, bootstrap interval. Calls each scorer on each row again."""
-        return {name: self._mean(name, rows) for name in self.scorers}
-
-    def _mean(self, name: str, rows: Sequence[ScoredAnswer]) -> Estimate:
-        scorer = load_scorer(name)
-        scores = np.array([best_score(scorer, row.golds, row.answer, question=row.text) for row in rows], dtype=float)
-        return bootstrap_share(lambda at: float(scores[at].mean()), len(scores))
+        found = {}
+        for name in self.scorers:
+            scorer = load_scorer(name)
+            found[name] = bootstrap_mean([best_score(scorer, row.golds, row.answer, question=row.text) for row in rows])
+        return found

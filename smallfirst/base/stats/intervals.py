@@ -92,7 +92,15 @@ def bootstrap_share(metric: Callable[[np.ndarray], float], n: int, *, resamples:
     """Return a `metric(row_indices)` in [0, 1] with `bootstrap_interval`. n = 0 gives [0, 1] around 0."""
     if n == 0:
         return Estimate(value=0.0, low=0.0, high=1.0, n=0)
-    return bootstrap_interval(*_resample(metric, n, resamples), n=n)
+    draw = np.random.default_rng(0)
+    values = np.array([metric(draw.integers(0, n, n)) for _ in range(resamples)])
+    return bootstrap_interval(metric(np.arange(n)), values, n=n)
+
+
+def bootstrap_mean(scores: Sequence[float]) -> Estimate:
+    """Return the mean of scores in [0, 1] as `bootstrap_share` does."""
+    values = np.array(scores, dtype=float)
+    return bootstrap_share(lambda at: float(values[at].mean()), len(values))
 
 
 def bootstrap_interval(value: float, values: np.ndarray, *, n: int, confidence: float = 0.95) -> Estimate:
@@ -173,11 +181,6 @@ def _wilson_ends(share: float, n: int, confidence: float) -> tuple[float, float]
     half = z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
     # At 0 and at 1 an end is the share itself, and rounding must not put it on the wrong side.
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
-
-
-def _resample(metric: Callable[[np.ndarray], float], n: int, resamples: int) -> tuple[float, np.ndarray]:
-    draw = np.random.default_rng(0)
-    return float(metric(np.arange(n))), np.array([metric(draw.integers(0, n, n)) for _ in range(resamples)])
 
 
 def paired_score_interval(only_first: int, only_second: int, n: int, *, confidence: float = 0.95) -> Estimate:
