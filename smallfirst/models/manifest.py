@@ -78,7 +78,8 @@ def base_sha256(base: Path) -> str:
     if base.is_file():
         return sha256(base)
     found = {path for pattern in BASE_FILES for path in base.rglob(pattern) if path.is_file() and path.name != MANIFEST}
-    return files_sha256(base, (path for path in found if not _is_hidden(path.relative_to(base))))
+    shown = (path for path in found if not any(part.startswith(".") for part in path.relative_to(base).parts))
+    return files_sha256(base, shown)
 
 
 def require_base(folder: Path, manifest: Manifest, base: Path) -> None:
@@ -116,10 +117,6 @@ def int8_allowed(folder: Path, manifest: Manifest) -> bool:
         return False
     found = Int8Check.load(folder / INT8_FILE)
     return found.kept and found.weights_fingerprint == manifest.weights_fingerprint.partition("-")[0]
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 class TrainedOn(Record):

@@ -242,7 +242,13 @@ def _write_chat(reply: Reply) -> Json:
     return {
         **_chat_head(reply, "chat.completion"),
         "choices": [choice],
-        "usage": _chat_usage(reply),
+        "usage": {
+            "prompt_tokens": reply.prompt_tokens,
+            "completion_tokens": reply.completion_tokens,
+            "total_tokens": reply.prompt_tokens + reply.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},
+        },
         "service_tier": "default",
     }
 
@@ -269,16 +275,6 @@ def _stream_chat(reply: Reply, whole: Json) -> Iterator[bytes]:
 def _chat_head(reply: Reply, kind: str) -> Json:
     named = {"id": reply.id, "object": kind, "created": reply.created, "model": reply.model}
     return {**named, "system_fingerprint": reply.fingerprint}
-
-
-def _chat_usage(reply: Reply) -> Json:
-    return {
-        "prompt_tokens": reply.prompt_tokens,
-        "completion_tokens": reply.completion_tokens,
-        "total_tokens": reply.prompt_tokens + reply.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
-        "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},
-    }
 
 
 # OpenAI's responses

@@ -405,7 +405,8 @@ class LlamaCppModel:
         self.output_format: OutputFormat | None = None
         """The format of every answer; None leaves it to the request."""
         if answers is not None:
-            self.output_format = OutputFormat(choice_grammar(answers), answers.__contains__, answers)
+            grammar = f"root ::= {' | '.join(map(json.dumps, answers))}"
+            self.output_format = OutputFormat(grammar, answers.__contains__, answers)
         elif schema is not None:
             self.output_format = json_format(schema)
         self._config, self._prices = config, prices
@@ -458,11 +459,6 @@ class LlamaCppModel:
         tokens, latency_ms = completion.charges[0].tokens, (time.perf_counter() - began) * 1000
         charge = self._prices.machine.charge(self.name, lease.busy_s, tokens)
         return completion.with_charges((charge,), answered_by=self.name, latency_ms=latency_ms)
-
-
-def choice_grammar(answers: tuple[str, ...]) -> str:
-    """Return a GBNF grammar for exactly these texts."""
-    return "root ::= " + " | ".join(json.dumps(answer) for answer in answers)
 
 
 def extra_body(output_format: OutputFormat, slot: EngineSlot) -> dict[str, Any]:

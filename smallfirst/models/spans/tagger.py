@@ -221,17 +221,14 @@ class Tagger:
         self, text: str, tokenized: TokenizedText, field: FieldPlan, own: Sequence[Mark]
     ) -> list[tuple[FoundValue, float]]:
         """Return the values of marked words that the schema allows, each with its log-probability."""
-        found = []
+        found, nodes = [], self._nodes[field.path]
         for mark in own:
             start, end = tokenized.places[mark.start][0], tokenized.places[mark.end - 1][1]
             values = (read_value(text[start:end], form) for form in field.forms)
-            value = next((v for v in values if v is not None and self._allows(field, v)), None)
+            value = next((v for v in values if v is not None and is_allowed(self._schema, nodes, v)), None)
             if value is not None:
                 found.append((FoundValue(start, value), mark.log_probability))
         return found
-
-    def _allows(self, field: FieldPlan, value: Any) -> bool:
-        return is_allowed(self._schema, self._nodes[field.path], value)
 
 
 def chosen_labels(field: FieldPlan, odds: np.ndarray, least: float) -> np.ndarray:

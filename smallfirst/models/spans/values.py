@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -56,8 +55,10 @@ def occurrences(text: str, value: Any, form: str, how: Normalizer = "exact") -> 
         return [(start, end) for start, end, read in _reads(text, form) if normalize_value(read, how) == wanted]
     if not isinstance(value, str) or not value.strip():
         return []
-    verbatim = (form, how) == ("text", "exact")
-    places = _verbatim_places(text, value.strip()) if verbatim else spelled_places(text, value)
+    if (form, how) == ("text", "exact"):
+        places = [place.span(1) for place in re.finditer(f"(?=({re.escape(value.strip())}))", text)]  # they may overlap
+    else:
+        places = spelled_places(text, value)
     return [(a, b) for a, b in places if normalize_value(read_value(text[a:b], form), how) == wanted]
 
 
@@ -102,12 +103,6 @@ def _is_within_word(text: str, at: int) -> bool:
     """Return True if the characters on both sides belong to a word; scripts without case may have no spaces."""
     sides = text[max(0, at - 1) : at + 1]
     return 0 < at < len(text) and all(c.isdigit() or c.lower() != c.upper() for c in sides)
-
-
-def _verbatim_places(text: str, value: str) -> Iterator[tuple[int, int]]:
-    at = -1
-    while (at := text.find(value, at + 1)) >= 0:
-        yield at, at + len(value)
 
 
 @functools.lru_cache(maxsize=4096)

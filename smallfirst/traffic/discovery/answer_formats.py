@@ -107,11 +107,6 @@ def _json_format(texts: Sequence[str]) -> AnswerFormat | None:
     return one.model_copy(update={"writing": find_writing(valid)})
 
 
-def _text_format(texts: Sequence[str]) -> AnswerFormat:
-    prefix, suffix = _frame(texts)
-    return AnswerFormat(kind="text", prefix=prefix, suffix=suffix)
-
-
 def frequent_labels(values: Sequence[str], asked: str = "") -> tuple[str, ...]:
     """Return the values of a closed set, most frequent first; empty if the values are no closed set.
 
@@ -122,18 +117,15 @@ def frequent_labels(values: Sequence[str], asked: str = "") -> tuple[str, ...]:
     labels = [
         value
         for value, n in counts.most_common()
-        if len(value) <= MAX_LABEL_CHARACTERS and (n >= MIN_PER_LABEL or _is_listed(value, asked))
+        if len(value) <= MAX_LABEL_CHARACTERS
+        and (n >= MIN_PER_LABEL or re.search(rf"(?<!\w){re.escape(value)}(?!\w)", asked))
     ]
     labelled = sum(counts[label] for label in labels)
     closed = len(labels) <= min(MAX_LABELS, len(values) / 2) and labelled >= MIN_LABELLED * max(1, len(values))
     return tuple(labels) if closed else ()
 
 
-def _is_listed(value: str, asked: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(value)}(?!\w)", asked) is not None
-
-
-def _frame(texts: Sequence[str]) -> tuple[str, str]:
+def _text_format(texts: Sequence[str]) -> AnswerFormat:
     """Return the constant text before and after the values: almost all answers have it, and it is no part of them."""
     counts = Counter(texts)
     prefix = _common(counts)
@@ -142,7 +134,7 @@ def _frame(texts: Sequence[str]) -> tuple[str, str]:
     rest = Counter({text[len(prefix) :][::-1]: n for text, n in counts.items() if text.startswith(prefix)})
     suffix = _common(rest)[::-1]
     suffix = suffix[len(re.match(r"[\w ]*", suffix)[0]) :]  # type: ignore[index]  # it matches nothing too
-    return prefix, suffix
+    return AnswerFormat(kind="text", prefix=prefix, suffix=suffix)
 
 
 def _is_frame(prefix: str) -> bool:

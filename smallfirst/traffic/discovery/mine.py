@@ -250,7 +250,7 @@ def versions(
     pieces = [(turn.pieces, i) for turn in template.turns for i in range(turn.n_slots)]
     for (around, i), column in zip(pieces, zip(*values, strict=True), strict=True):
         if groups := _few(column, _LEAST_REPLACED):
-            if all(map(_is_number, groups)):
+            if all(varies_by_nature(token) or not token.isalnum() for value in groups for token in tokens(value)):
                 continue
             times = [[at[k] for k in group] for group in groups.values()]
             in_sentence = bool(around[i].strip()) and not has_mark(around[i].rstrip(" ")[-1:])
@@ -258,10 +258,6 @@ def versions(
             if (in_sentence and is_frequent) or _replace_each_other(times):
                 return list(groups.values())
     return []
-
-
-def _is_number(value: str) -> bool:
-    return all(varies_by_nature(token) or not token.isalnum() for token in tokens(value))
 
 
 def _few(keys: Sequence[K], least: float) -> dict[K, list[int]]:

@@ -267,7 +267,8 @@ def choose_slots(
     places = _places(template)
     columns = [[row[i] for row in values] for i in range(len(places))]
     ignored = _examples(template, places, columns, is_answer)
-    ignored |= {i for i, column in enumerate(columns) if _is_stamp(column)}
+    stamps = [sum(_STAMP.fullmatch(value) is not None for value in column) for column in columns]
+    ignored |= {i for i, n in enumerate(stamps) if n >= 0.95 * len(values)}  # also where a few are missing
     left = [i for i in range(len(places)) if i not in ignored] or list(range(len(places)))
     longest = max(left, key=lambda i: _mean_length(columns[i]), default=0)
     kept = {i for i in left if i == longest or _counts(columns[i], answers)}
@@ -292,18 +293,9 @@ def _examples(
     solved = {n for n, turn in enumerate(template.turns) if turn.role == "assistant" and n < last}
     found = {i for i, place in enumerate(places) if place.turn in solved or place.turn + 1 in solved}
     for i, column in enumerate(columns):
-        if i > 0 and i - 1 not in found and places[i].turn == places[i - 1].turn and _are_answers(column, is_answer):
-            found |= {i - 1, i}
+        if i > 0 and i - 1 not in found and places[i].turn == places[i - 1].turn and len(set(column)) > 1:
+            found |= {i - 1, i} if sum(map(is_answer, column)) >= 0.8 * len(column) else set()
     return found
-
-
-def _are_answers(column: Sequence[str], is_answer: Callable[[str], bool]) -> bool:
-    return len(set(column)) > 1 and sum(map(is_answer, column)) >= 0.8 * len(column)
-
-
-def _is_stamp(column: Sequence[str]) -> bool:
-    """Return True for dates, numbers and identifiers, also where a few are missing."""
-    return sum(bool(_STAMP.fullmatch(value)) for value in column) >= 0.95 * len(column)
 
 
 def _mean_length(column: Sequence[str]) -> float:

@@ -242,12 +242,8 @@ def _without_silent(pieces: Sequence[str]) -> list[str]:
 
 def _are_numbers(values: Sequence[str]) -> bool:
     """True if (nearly) all values are dates, times, numbers or ids."""
-    n = sum(bool(value) and all(map(_is_of_number, tokens(value))) and len(value) < 40 for value in values)
-    return n >= 0.9 * len(values)
-
-
-def _is_of_number(token: str) -> bool:
-    return varies_by_nature(token) or token in _JOINTS
+    found = [all(varies_by_nature(t) or t in _JOINTS for t in tokens(v)) for v in values if 0 < len(v) < 40]
+    return sum(found) >= 0.9 * len(values)
 
 
 def _without_number(piece: str) -> str:
