@@ -159,10 +159,6 @@ class CountedRows(Record):
     grouped: bool = False
 
     @property
-    def n_counted(self) -> int:
-        return self.n_rows - self.n_leaked - self.n_seen_groups - self.n_repeats
-
-    @property
     def in_words(self) -> str:
         """One sentence; empty if every row counts."""
         unit = "group" if self.grouped else "text, copies and near-copies together"
@@ -172,7 +168,8 @@ class CountedRows(Record):
             (self.n_repeats, f"repeat another: one row counts for each {unit}"),
         ]
         given = [f"{n:,} {words}" for n, words in reasons if n]
-        return f"{self.n_counted:,} of {self.n_rows:,} calibration rows count: {'; '.join(given)}" if given else ""
+        n_counted = self.n_rows - sum(n for n, _ in reasons)
+        return f"{n_counted:,} of {self.n_rows:,} calibration rows count: {'; '.join(given)}" if given else ""
 
 
 def independent_rows(texts: Sequence[str], *, groups: Sequence[str] | None = None) -> list[int]:

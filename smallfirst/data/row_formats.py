@@ -342,17 +342,13 @@ class Folding:
             if field in _ANSWERS:
                 folded[key] = self._each(folded[key], _as_text)
                 if folded[key] is not None and folded[key] != values[key]:
-                    self._count(f'numbers, or true and false, in "{key}"', path, line)
+                    self.count(f'numbers, or true and false, in "{key}"', path, line)
             before = folded[key]
             if field in _TRIMMED.get(layout.shape, ()):
                 folded[key] = self._each(before, lambda value: value.strip() if isinstance(value, str) else value)
                 if folded[key] != before:
-                    self._count(f'spaces around "{key}"', path, line)
+                    self.count(f'spaces around "{key}"', path, line)
         return folded
-
-    def skip_empty(self, path: str, line: int) -> None:
-        """Note an empty row, which is left out."""
-        self._count("empty rows", path, line)
 
     @property
     def notes(self) -> tuple[Finding, ...]:
@@ -363,7 +359,8 @@ class Folding:
             for what, n in self._n.items()
         )
 
-    def _count(self, what: str, path: str, line: int) -> None:
+    def count(self, what: str, path: str, line: int) -> None:
+        """Note a row that is left out or read otherwise, by one of the words of `notes`."""
         self._n[what] += 1
         if len(self._places[what]) < N_PLACES:
             self._places[what].append(f"{path}:{line}")

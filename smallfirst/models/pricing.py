@@ -10,6 +10,7 @@ import datetime
 import functools
 import json
 import math
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Annotated, Any, Literal, NamedTuple
@@ -135,6 +136,17 @@ def format_usd(amount: float, significant: int = 2) -> str:
     while round(amount, digits) < 10 ** (significant - 1 - digits) and digits < 9:
         digits += 1
     return f"${amount:.{digits}f}"
+
+
+class BusyTime:
+    """The part of a machine's time that one request pays for, from now on."""
+
+    def __init__(self, share: float) -> None:
+        self._share, self._started_s = share, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return (time.perf_counter() - self._started_s) * self._share
 
 
 class MachinePrice(Record):
@@ -278,10 +290,6 @@ class PriceBook(Record):
             source=price.source or self.source,
             rates=used,
         )
-
-    def source_of(self, model: str, *, api_url: str | None = None) -> str:
-        """Return where the token price of `model` comes from, in words. Raise PriceUnknown."""
-        return self.charge(model, TokenUsage(), api_url=api_url).source
 
     def _unknown(self, model: str, why: str, *, more: str = "") -> PriceUnknown:
         name = json.dumps(model, ensure_ascii=False)

@@ -47,7 +47,9 @@ class HiddenStateProfile:
 
     def nonconformity(self, hidden: np.ndarray) -> np.ndarray:
         """Return the STATE_FEATURES (texts, 2), float64."""
-        return np.column_stack([self._mahalanobis(hidden), self._neighbour(hidden)])
+        white = hidden @ self.whitening
+        squares = (white**2).sum(axis=1, keepdims=True) - 2 * white @ self.means.T + (self.means**2).sum(axis=1)
+        return np.column_stack([np.sqrt(np.maximum(squares.min(axis=1), 0)), self._neighbour(hidden)])
 
     def save(self, path: Path) -> None:
         from safetensors.numpy import save
@@ -59,12 +61,6 @@ class HiddenStateProfile:
         from safetensors.numpy import load_file
 
         return cls(**load_file(path))
-
-    def _mahalanobis(self, hidden: np.ndarray) -> np.ndarray:
-        white = hidden @ self.whitening
-        squares = (white**2).sum(axis=1, keepdims=True) - 2 * white @ self.means.T + (self.means**2).sum(axis=1)
-        distance: np.ndarray = np.sqrt(np.maximum(squares.min(axis=1), 0))
-        return distance
 
     def _neighbour(self, hidden: np.ndarray) -> np.ndarray:
         unit, k = _unit(hidden), min(N_NEIGHBOURS, len(self.rows))

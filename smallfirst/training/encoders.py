@@ -35,7 +35,7 @@ from smallfirst.models.local.weights import keep_freed_memory, weights_fingerpri
 from smallfirst.models.manifest import Int8Check, Manifest
 from smallfirst.tasks.task import Task
 from smallfirst.training.config import Precision, TrainConfig, ValidationResult, epoch_passes
-from smallfirst.training.loop import Backend, MasterAdamW, epoch_batches, measured_rows
+from smallfirst.training.loop import MasterAdamW, epoch_batches, measured_rows
 from smallfirst.training.precision import DTYPES, ChosenPrecision, fastest_precision, in_precision, set_precision
 from smallfirst.training.recipe import PreparedData, Recipe, RowsOfTask, encode_rows
 
@@ -278,13 +278,7 @@ class ReadFold(Record):
 class _Wrapped:
     def __init__(self, recipe: EncoderRecipeLike) -> None:
         self.recipe, self.name, self.train_rows = recipe, recipe.name, recipe.train_rows
-
-    @property
-    def backend(self) -> Backend:
-        return self.recipe.backend
-
-    def prepare(self, tokenizer: Any, config: TrainConfig, base: str) -> PreparedData:
-        return self.recipe.prepare(tokenizer, config, base)
+        self.backend, self.prepare = recipe.backend, recipe.prepare
 
 
 class FoldRecipe(_Wrapped):

@@ -152,7 +152,7 @@ def book(**prices: Any) -> PriceBook:
 def test_own_price_comes_before_the_catalogue() -> None:
     # 2,000 tokens at $1 and 100 at $3 per million
     assert OWN.charge("gpt-4o-mini", tokens_of(2000, 100)).usd == pytest.approx(0.0023)
-    assert OWN.source_of("gpt-4o-mini") == "task.yaml"
+    assert OWN.charge("gpt-4o-mini", TokenUsage()).source == "task.yaml"
 
 
 def test_every_kind_of_token_has_its_price_and_none_is_paid_twice() -> None:

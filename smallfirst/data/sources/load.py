@@ -227,7 +227,7 @@ class _Parser:
             self._layout = detect_layout(self._keys, self._columns, answered=self._allowed is not None)
         layout = self._layout
         if is_empty_row(values, None if isinstance(layout, str) else layout):
-            self.folding.skip_empty(path, line)
+            self.folding.count("empty rows", path, line)
             return None
         if isinstance(layout, str):
             return _Parsed(path, line, [layout])

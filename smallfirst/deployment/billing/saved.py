@@ -259,13 +259,8 @@ def evaluated_costs(folders: Mapping[str, Path | None]) -> dict[str, Amount]:
         with state_of(folder) if folder else nullcontext(), suppress(StageMissing, ConfigError):
             large = RunFolder.latest(task).evaluation("large", "test")
             if large and any(row.cost_usd for row in large.rows):
-                found[task] = mean_cost([row.cost_usd for row in large.rows])
+                found[task] = _mean_of_groups([(1, row.cost_usd) for row in large.rows])
     return found
-
-
-def mean_cost(costs: Sequence[float]) -> Amount:
-    """Return the mean cost of independent requests, at least one, in USD."""
-    return _mean_of_groups([(1, usd) for usd in costs])
 
 
 def _hour(at: datetime, *, up: bool = False) -> datetime:

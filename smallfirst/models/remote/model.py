@@ -350,7 +350,7 @@ def is_priced_by_tokens(config: EndpointConfig, prices: PriceBook) -> bool:
     if config.priced_by in ("machine", "billed"):
         return config.priced_by == "billed"
     try:
-        prices.source_of(config.model, api_url=config.base_url)
+        prices.charge(config.model, TokenUsage(), api_url=config.base_url)
     except PriceUnknown:
         if config.is_loopback and config.priced_by is None:
             return False

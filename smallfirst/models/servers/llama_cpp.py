@@ -28,7 +28,7 @@ from pydantic import Field
 from smallfirst.base.errors import ConfigError, MissingExtra, Unavailable
 from smallfirst.base.paths import child_environment
 from smallfirst.base.records import Record
-from smallfirst.models.pricing import PriceBook
+from smallfirst.models.pricing import BusyTime, PriceBook
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
 from smallfirst.models.remote.client import CircuitBreaker
 from smallfirst.models.remote.config import EndpointConfig
@@ -253,14 +253,7 @@ class Lease(NamedTuple):
 
     process: LlamaCppProcess
     slot: EngineSlot
-    share: float
-    """Part of the machine's time that the request pays for, in (0, 1]."""
-    started_s: float
-    """When it got the slot, on `time.perf_counter`."""
-
-    @property
-    def busy_s(self) -> float:
-        return (time.perf_counter() - self.started_s) * self.share
+    busy: BusyTime
 
 
 class LlamaCppServer:
@@ -312,7 +305,7 @@ class LlamaCppServer:
         """Wait for a slot and for the engine. Raise Unavailable."""
         async with self.slots.acquire(request.tenant, timeout_s=self.config.timeout_s) as slot:
             process = await asyncio.to_thread(self.process)
-            yield Lease(process, slot, 1 / (self.config.slots - self.slots.n_free), time.perf_counter())
+            yield Lease(process, slot, BusyTime(1 / (self.config.slots - self.slots.n_free)))
 
     def _end_crashed(self, process: LlamaCppProcess) -> None:
         """Count a crash. Hold the lock."""
@@ -457,7 +450,7 @@ class LlamaCppModel:
 
     def _priced(self, completion: Completion, began: float, lease: Lease) -> Completion:
         tokens, latency_ms = completion.charges[0].tokens, (time.perf_counter() - began) * 1000
-        charge = self._prices.machine.charge(self.name, lease.busy_s, tokens)
+        charge = self._prices.machine.charge(self.name, lease.busy.seconds, tokens)
         return completion.with_charges((charge,), answered_by=self.name, latency_ms=latency_ms)
 
 

@@ -11,7 +11,6 @@ import hmac
 import json
 import os
 import re
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -25,7 +24,7 @@ from smallfirst.base.files import sha256
 from smallfirst.models.label_model import LabelAnswers, LabelLogProbs
 from smallfirst.models.local.tokenizer import encode_prompt, load_tokenizer
 from smallfirst.models.manifest import MANIFEST, Manifest, read_manifest
-from smallfirst.models.pricing import MachinePrice
+from smallfirst.models.pricing import BusyTime, MachinePrice
 from smallfirst.models.protocol import Bill
 from smallfirst.models.remote.client import EndpointClient
 from smallfirst.models.remote.config import EndpointConfig, VllmServer
@@ -129,17 +128,6 @@ class VllmRoute:
                 f"reaches it; or start it with --lora-modules {self.served_name}={self._adapter}",
             )
         self._is_loaded = True
-
-
-class BusyTime:
-    """The part of a machine's time that one request pays for, from now on."""
-
-    def __init__(self, share: float) -> None:
-        self._share, self._started_s = share, time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        return (time.perf_counter() - self._started_s) * self._share
 
 
 class VllmLabelModel(LabelAnswers):

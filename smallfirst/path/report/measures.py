@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from smallfirst.base.stats.intervals import Estimate
@@ -182,19 +182,18 @@ class PartRow(NamedTuple):
 
 def part_rows(evaluation: Evaluation, *, fields: bool) -> tuple[PartRow, ...]:
     """Return one row for each label or field, worst F1 first; those that never occur come last."""
-    errors = _field_errors(evaluation) if fields else _label_errors(evaluation)
+    errors: dict[str, list[EvaluatedRow]] = defaultdict(list)
+    for row in surest_errors(evaluation):
+        for name in _wrong_fields(row, evaluation.parts) if fields else _wrong_labels(row):
+            errors[name].append(row)
     rows = [PartRow(part, tuple(errors.get(part.name, ())[:N_ERRORS])) for part in evaluation.parts]
     return tuple(sorted(rows, key=lambda row: row.rank))
 
 
-def _label_errors(evaluation: Evaluation) -> Mapping[str, list[EvaluatedRow]]:
-    found: dict[str, list[EvaluatedRow]] = defaultdict(list)
-    for row in surest_errors(evaluation):
-        gold, said = _labels(row.gold), _labels(row.answer)
-        # Of several labels those that were missed or wrongly added; of one just the right one.
-        for label in (gold ^ said) if row.gold.startswith("[") else gold:
-            found[label].append(row)
-    return found
+def _wrong_labels(row: EvaluatedRow) -> frozenset[str]:
+    """Return, of several labels, those that were missed or wrongly added; of one just the right one."""
+    gold = _labels(row.gold)
+    return gold ^ _labels(row.answer) if row.gold.startswith("[") else gold
 
 
 def _labels(answer: str | None) -> frozenset[str]:
@@ -205,11 +204,6 @@ def _labels(answer: str | None) -> frozenset[str]:
     return frozenset(map(str, several)) if several is not None else frozenset([answer] if answer is not None else [])
 
 
-def _field_errors(evaluation: Evaluation) -> Mapping[str, list[EvaluatedRow]]:
-    found: dict[str, list[EvaluatedRow]] = defaultdict(list)
-    for row in surest_errors(evaluation):
-        paths = [pair.path for pair in differing_fields(row)]
-        for part in evaluation.parts:
-            if any(is_within(path, part.name) for path in paths):
-                found[part.name].append(row)
-    return found
+def _wrong_fields(row: EvaluatedRow, parts: Sequence[PartCounts]) -> list[str]:
+    paths = [pair.path for pair in differing_fields(row)]
+    return [part.name for part in parts if any(is_within(path, part.name) for path in paths)]

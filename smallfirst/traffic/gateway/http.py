@@ -102,16 +102,12 @@ class GatewayResponse(NamedTuple):
     """What to keep as an exchange; None: nothing. A small model's own answers must not be: nobody learns from them."""
 
 
-def is_stream(headers: RawHeaders) -> bool:
-    """Return True for server-sent events."""
-    return header_of(headers, b"content-type").lower().startswith("text/event-stream")
-
-
 def read_response(headers: RawHeaders, body: bytes) -> dict[str, Any] | None:
     """Return an upstream's answer in the form without streaming; None if it cannot be read, or is no JSON object."""
     try:
         plain = _decompressed(body, header_of(headers, b"content-encoding").strip().lower())
-        value = read_stream(plain) if is_stream(headers) else json.loads(plain)
+        is_stream = header_of(headers, b"content-type").lower().startswith("text/event-stream")
+        value = read_stream(plain) if is_stream else json.loads(plain)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, zlib.error):
         return None
     return value if isinstance(value, dict) else None

@@ -109,7 +109,10 @@ class Upstreams:
         """Return where a whole request goes, and its body with the model's name there."""
         model = model_of(request) if self.settings.models and request.body else None
         target = self.target(model, request.headers)
-        return target, request.body if target.model in (None, model) else with_model(request, target.model or "")
+        if target.model in (None, model):
+            return target, request.body
+        named = json.dumps({**(request.json() or {}), "model": target.model}, ensure_ascii=False)
+        return target, named.encode("utf-8", "surrogatepass")
 
     async def send(
         self, request: GatewayRequest, target: Target, body: bytes | AsyncIterator[bytes], *, readable: bool = False
@@ -265,11 +268,6 @@ def model_of(request: GatewayRequest) -> str | None:
     """Return the model that a JSON body names at its top level; None if there is none."""
     model = (request.json() or {}).get("model")
     return model if isinstance(model, str) else None
-
-
-def with_model(request: GatewayRequest, name: str) -> bytes:
-    """Return the body with another name of its model."""
-    return json.dumps({**(request.json() or {}), "model": name}, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
 async def pass_back(response: Response, client: Client, copy: Copy | None, before_end: Callable[[], None]) -> None:

@@ -158,11 +158,6 @@ def _pair(values: Row) -> Iterable[Entry]:
     return [_entry(values, {"messages": chat}, find_bodies(held)[1] if response is None else response)]
 
 
-def _nested(values: Row) -> Iterable[Entry]:
-    """Bodies of the API anywhere in a record, under whatever names a program of one's own has given them."""
-    return [_entry(values, *find_bodies(values))]
-
-
 def _is_table(values: Row) -> bool:
     row = _lowered(values)
     return any(name in row for name in _PROMPTS) and any(name in row for name in _ANSWERS)
@@ -534,5 +529,8 @@ LOG_FORMATS: Registry[LogFormat] = Registry(
 )
 """Formats of one record each, in the order in which they are tried; a batch, of two, comes before them."""
 PAIRS = LogFormat(is_pair, _pair)
-NESTED = LogFormat(lambda values: None not in find_bodies(values), _nested)
+NESTED = LogFormat(
+    lambda values: None not in find_bodies(values), lambda values: [_entry(values, *find_bodies(values))]
+)
+"""Bodies of the API anywhere in a record, under whatever names a program of one's own has given them."""
 TABLE = LogFormat(_is_table, _table)
