@@ -201,7 +201,7 @@ class EvaluatedRow(Record):
         return ScoredAnswer((self.gold, *self.also), self.answer, self.score, self.text)
 
 
-class Figures(Record):
+class MeasuredFigures(Record):
     """What is measured of a candidate."""
 
     model: str
@@ -220,7 +220,7 @@ class Figures(Record):
     """Note for the reader, such as when and by what it was recorded."""
 
 
-class Evaluation(Figures):
+class Evaluation(MeasuredFigures):
     """One candidate measured on one split."""
 
     candidate: str

@@ -9,7 +9,7 @@ from typing import Any
 
 from smallfirst.base.errors import DataError, GateFailed, ModelError, SmallfirstError, TrainingError
 from smallfirst.base.records import Record
-from smallfirst.measuring.evaluate import Evaluation, Figures
+from smallfirst.measuring.evaluate import Evaluation, MeasuredFigures
 from smallfirst.measuring.outcome import Outcome
 from smallfirst.measuring.verdict import nearest_to_passing
 from smallfirst.models.pricing import format_usd
@@ -72,7 +72,7 @@ def read_run(run_folder: RunFolder) -> dict[str, Any]:
     return {**found, "minutes": fitted.minutes, "left_out": fitted.left_out | no_finalists(run_folder)}
 
 
-class PathSummary(Figures):
+class PathSummary(MeasuredFigures):
     """One path measured on test rows."""
 
     share: float
@@ -193,7 +193,7 @@ def _path_summary(evaluation: Evaluation, run_folder: RunFolder) -> PathSummary:
     model_mb = None
     if evaluation.candidate in CANDIDATES.names():
         model_mb = model_bytes(run_folder.model_folder(evaluation.candidate)) / 1e6 or None
-    measured = {name: getattr(evaluation, name) for name in Figures.model_fields}
+    measured = {name: getattr(evaluation, name) for name in MeasuredFigures.model_fields}
     return PathSummary(share=small if evaluation.candidate == "routed" else 1.0, model_mb=model_mb, **measured)
 
 
