@@ -114,7 +114,6 @@ def test_a_task_kind(install: Install, tmp_path: Path) -> None:
     settings = {"name": "parity", "kind": "yes_no", "ladder": ["words"], "gate": {"accuracy_at_least": 0.01}}
     run_stages(write_task(tmp_path, rows, settings))
     evaluation = RunFolder.latest("parity").evaluation("words", "test")
-    assert evaluation is not None
     assert evaluation.measures.keys() == {"yes_precision"}
     assert {row.answer for row in evaluation.rows} <= {"yes", "no"}
     assert [row.score for row in evaluation.rows] == [float(row.answer == row.gold) for row in evaluation.rows]
@@ -132,7 +131,6 @@ def test_a_policy(install: Install) -> None:
     settings: Any = yaml.safe_load(install("Add a policy")["task.yaml"])["routing"]
     routing = parse_record(RoutingConfig, settings, where="task.yaml")
     decision = apply_policies(routing.policies, Request.ask("Where is it? And when?"))
-    assert decision is not None
     assert (decision.to, decision.policy, decision.why) == ("large", "questions", "2 questions")
     assert apply_policies(routing.policies, Request.ask("Where is it?")) is None
 

@@ -58,7 +58,6 @@ def test_services_wait_for_those_that_are_healthy_and_listen_to_this_machine_alo
     assert ports
     assert all(port.startswith("127.0.0.1:") for port in ports)
     version = re.search(r"^mlflow-skinny==(\S+)", (ROOT / "requirements.lock").read_text(encoding="utf-8"), re.M)
-    assert version is not None
     assert services["mlflow"]["image"].endswith(f":v{version[1]}")
 
 

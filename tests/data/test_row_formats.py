@@ -147,7 +147,6 @@ def test_a_row_may_carry_its_group_and_the_model_that_answered_it() -> None:
     assert isinstance(found, RowLayout)
     example, broken = parse_row(row, found, path="p", line=1, labels=None)
     assert broken == []
-    assert example is not None
     assert (example.group, example.source) == ("7", "big-1")
     assert rules(row | {"customer": " "}, columns=Columns(group="customer")) == ['"customer" must be text or a number']
     assert rules({"text": "a", "label": "b"}, columns=Columns(group="customer")) == [
@@ -171,7 +170,6 @@ def test_columns_named_as_tags_are_kept_beside_the_row() -> None:
     assert found.shape == "label"
     example, problems = parse_row(row, found, path="x", line=1, labels=None)
     assert problems == []
-    assert example is not None
     assert example.tags == {"channel": "web chat", "customer": "7"}
     assert rules(row | {"channel": None}, columns=columns) == ['"channel" must be text or a number']
     assert rules({"text": "a", "label": "b", "channel": "x"}, columns=columns) == [

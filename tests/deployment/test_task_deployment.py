@@ -54,7 +54,6 @@ def test_a_certificate_made_inside_the_domain_is_not_served_without_the_gate(des
     versions.attach("main.desk.toy", version, PARTS, parts.model_dump_json().encode())
     router = deployment.load(TargetVersions(version)).router
     detector = router.router.ood_detector
-    assert detector is not None
     foreign = "Explain, with 12 equations, why the ΔG of photosynthesis is +2,870 kJ"
     for inside, text in {True: rows.train.examples[0].text, False: foreign}.items():
         assert (asyncio.run(detector.score(Request.ask(text))).value <= detector.threshold) == inside
@@ -109,7 +108,6 @@ def test_what_went_live_by_its_gate_is_served_without_a_certificate_and_a_shadow
     router = deployment.load(TargetVersions(first)).router
     assert (router.monitor.state, router.standing.promise) == ("live", "")
     answer = asyncio.run(router.complete(Request.ask("where is my card")))
-    assert answer.route is not None
     assert (answer.route.stage, answer.route.certified) == ("small", False)
     assert (
         answer.route.why == "answered without a promise: the model passed its gate alone, and no certificate was issued"

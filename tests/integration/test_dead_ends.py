@@ -113,7 +113,6 @@ def test_without_certificate_what_passed_the_gate_is_served_and_says_so(hunt: Hu
     write(hunt, rows(150), **GATE)
     found = hunt.follow()
     assert (found.commands, found.codes) == (["run", "serve"], [0, 0])
-    assert found.answer is not None
     assert "answered without a promise" in json.dumps(found.answer)
     assert found.answer["smallfirst"]["guarantee"] is None
 
@@ -147,7 +146,6 @@ def test_without_certificate_the_large_model_answers_once_it_is_up(hunt: Hunt) -
         assert len(list(home().glob("tasks/tickets/*/candidates.json"))) == n_runs == 1  # the same run went on
         assert (found.commands, found.codes) == (["run --resume", "serve"], [3, 0])
         assert large.asked[-1]["messages"][-1]["content"] == json.loads(hunt.body)["messages"][-1]["content"]
-    assert found.answer is not None
     assert found.answer["choices"][0]["message"]["content"] == "fees"
 
 
@@ -157,7 +155,6 @@ def test_a_failing_gate_asks_for_labels_or_a_signature(hunt: Hunt) -> None:
     assert (found.commands, found.codes) == (["run", "review --labels suspects.jsonl"], [3, 0])
     assert "fill in `answer` where the given one is wrong" in found.output
     setting = re.search(r"add  relabels: (\S+)  under data: in task.yaml", found.output)
-    assert setting is not None
     data = {"train": "rows.jsonl", "relabels": setting[1]}
     assert (hunt.folder / setting[1]).resolve() == (hunt.folder.parent / "suspects.jsonl").resolve()
     write(hunt, rows(150, noise=0.5), data=data)

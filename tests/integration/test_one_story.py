@@ -97,7 +97,6 @@ def write(folder: Path, n: dict[str, int], routing: dict[str, Any], **settings: 
 def told_by_run(file: TaskFile, summary: RunSummary) -> dict[str, Facts]:
     """Return the facts of what a run prints and writes, by surface."""
     folder, outcome = RunFolder.latest("desk"), summary.outcome
-    assert outcome is not None
     saved = folder.find(Outcome, OUTCOME)
     assert saved is not None
     html = (folder.path / "report.html").read_text(encoding="utf-8")
@@ -230,7 +229,6 @@ def test_no_two_surfaces_disagree(case: str, tmp_path: Path, empty_store: Path) 
             assert ran.exit_code == 0, ran.output
             told = {verb[0]: facts_in(ran.output)} | told if verb[0] == "promote" else told
         outcome = RunFolder.latest("desk").find(Outcome, OUTCOME)
-        assert outcome is not None
         assert "Signed for by Ada (a pilot)." in outcome.sentence
         html = (RunFolder.latest("desk").path / "report.html").read_text(encoding="utf-8")
         told = {"record": facts_of(outcome), "promote": told["promote"], "report": facts_in(first_screen(html))}
@@ -240,7 +238,6 @@ def test_no_two_surfaces_disagree(case: str, tmp_path: Path, empty_store: Path) 
         _nothing_is_served(file, outcome)
         return
     assert (outcome.rest, bool(outcome.promise)) == (wanted["rest"], wanted["promise"])
-    assert outcome.share_small is not None
     assert (outcome.share_small.value == 1) == wanted["all"]
     assert outcome.watched_by == wanted.get("watched_by", outcome.watched_by)
     assert ("Unwatched" in outcome.sentence) == (not outcome.watched_by)
@@ -248,7 +245,6 @@ def test_no_two_surfaces_disagree(case: str, tmp_path: Path, empty_store: Path) 
         bool(outcome.watched_by) and outcome.kind == "small alone"
     )
     if outcome.promise:
-        assert outcome.share_promised is not None
         assert outcome.share_promised.value <= outcome.share_small.value
     elif outcome.gate != "signed":
         assert outcome.labels_needed is not None
@@ -330,7 +326,6 @@ def _nothing_is_served(file: TaskFile, outcome: Outcome) -> None:
         assert facts_in(deployed.describe()["desk"])["promise"] == ""
         asked = Request.ask(text_and_label("test", 0)[0])
         route = run_sync(deployed.models["desk"].complete(asked)).route
-        assert route is not None
         assert (route.stage, route.certified) == ("large", False)
         asyncio.run(deployed.aclose())
     else:
@@ -342,9 +337,7 @@ def _nothing_is_served(file: TaskFile, outcome: Outcome) -> None:
 def one_number_of_missing_rows_is_told(file: TaskFile, summary: RunSummary, error: BaseException | None) -> None:
     """Every text that speaks of missing rows names as many."""
     outcome, folder = summary.outcome, RunFolder.latest("desk")
-    assert outcome is not None
     needed = outcome.labels_needed
-    assert needed is not None
     html = (folder.path / "report.html").read_text(encoding="utf-8")
     after = check_stage(Project.read(file, Progress(quiet=True)))
     told = {

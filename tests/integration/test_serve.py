@@ -67,7 +67,6 @@ def test_a_told_server_drains_and_exits_with_0(
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER, str(path), str(drain_s)], stdout=subprocess.PIPE, text=True
     )
-    assert server.stdout is not None
     first = server.stdout.readline()
     assert first.startswith("smallfirst serves slow at http://127.0.0.1:")
     port = first.rsplit(":", 1)[1].removesuffix("/v1\n")

@@ -60,7 +60,6 @@ def test_a_linear_task_runs_without_pytorch_and_is_served_by_its_extra_alone(tmp
         assert list(outcome["paths"]) == ["large", "words", "routed"]
         assert outcome["promoted"]["candidate"] == "words"
         fitted = run_folder.fitted()
-        assert fitted is not None
         assert (fitted.ladder, fitted.fitted) == (("words",), ("words",))
         assert outcome["minutes"]["words"] == fitted.minutes["words"] < 1
         assert "Fitted in: words" in (run_folder.path / "report.html").read_text(encoding="utf-8")
@@ -68,7 +67,6 @@ def test_a_linear_task_runs_without_pytorch_and_is_served_by_its_extra_alone(tmp
         code = WITHOUT.format(names=NOT_SERVE) + MAIN
         command = [sys.executable, "-c", code, "serve", str(tmp_path), "--port", "0"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
-            assert server.stdout is not None
             lines: list[str] = []
             try:
                 while not (found := re.search(r"http://127.0.0.1:\d+/v1", lines[-1] if lines else "")):

@@ -105,7 +105,6 @@ def test_a_kind_goes_the_whole_path(kind: str, tmp_path: Path, tiny_folder: Path
     assert f"promoted main.tests.{kind} version 1 @champion" in format_summary(outcome)
     [answer] = served(file, ASKED)  # by its gate alone: four rows certify nothing
     assert answer.answered_by == f"{file.name}-small@1"
-    assert answer.route is not None
     why = "answered without a promise: the model passed its gate alone, and no certificate was issued"
     assert (answer.route.certified, answer.route.why) == (False, why)
     if kind == "extract":  # valid, however little was learnt, unless its tokens ran out
@@ -152,7 +151,6 @@ def test_a_training_that_was_broken_off_is_gone_on_with(tmp_path: Path, tiny_fol
     with pytest.raises(KeyboardInterrupt):
         pipeline.train_stage(project._replace(progress=Interrupting(quiet=True)))
     broken = RunFolder.unfinished("broken")
-    assert broken is not None
     run_folder = pipeline.train_stage(project, resume=True)
     assert run_folder.path == broken.path
     begun = [e for e in EventLog(broken.path / "events.jsonl").read() if e.kind == "CREATED"]

@@ -149,7 +149,6 @@ LARGE = evaluation([False] * 4 + [True] * 190 + [False] * 6, candidate="large")
 
 def test_a_person_may_call_wrong_what_the_gate_allows_and_the_large_model_what_it_gets_wrong_itself() -> None:
     found = AuditedAccuracy.of(Gate(accuracy_at_least=0.8), SMALL, LARGE)
-    assert found is not None
     assert found.words == "at most 20 % of all small answers wrong"
     assert found.limits["person"] == pytest.approx(0.2)
     assert found.limits["large"] == pytest.approx(0.2 + upper_bound(4, 200, confidence=0.95))
@@ -158,7 +157,6 @@ def test_a_person_may_call_wrong_what_the_gate_allows_and_the_large_model_what_i
 def test_beside_the_large_model_as_much_may_be_wrong_as_that_has_and_the_margin() -> None:
     gate = Gate(accuracy_at_least=None, not_worse_than_large_by=0.05)
     found = AuditedAccuracy.of(gate, SMALL, LARGE)
-    assert found is not None
     by_person = 0.05 + upper_bound(10, 200, confidence=0.975)
     assert found.limits["person"] == pytest.approx(by_person)
     assert found.limits["large"] == pytest.approx(by_person + upper_bound(4, 200, confidence=0.975))
@@ -175,5 +173,4 @@ def test_no_audit_can_break_another_metric_or_a_limit_of_all_or_nothing(threshol
 
 def test_where_the_large_model_was_not_measured_only_a_person_can_judge() -> None:
     found = AuditedAccuracy.of(Gate(accuracy_at_least=0.8), SMALL, None)
-    assert found is not None
     assert found.limits == {"person": pytest.approx(0.2)}

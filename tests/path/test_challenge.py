@@ -116,7 +116,6 @@ def test_a_challenge_that_loses_changes_nothing_and_one_that_wins_goes_live_cert
     assert error is None
     assert aliases() == {"previous": 1, "champion": 3, CHALLENGER: 2}
     assert versions.read_attachment("main.tests.toy", 3, "certificate.json")
-    assert won.promoted is not None
     assert won.promoted.version == 3
     log = json.loads(versions.read_attachment("main.tests.toy", 1, COMPARISON_LOG) or b"")
     assert log == [Path(one.report).parent.name for one in (lost, won)]

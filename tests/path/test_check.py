@@ -41,7 +41,6 @@ def test_the_needs_are_those_of_the_run_that_would_follow(tmp_path: Path, tiny_f
 
     project = desk(tmp_path, tiny_folder)
     needs = check_stage(project).needs
-    assert needs is not None
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_folder)
     recipe = TaskRecipe(project.task, project.rows.train, project.rows.selection)
     lengths = [len(row.ids) for row in recipe.prepare(tokenizer, project.file.small.training, "tiny").rows]
@@ -108,7 +107,6 @@ def test_what_a_run_can_end_with_is_in_the_report_and_the_json(tmp_path: Path) -
     found = check_stage(desk(tmp_path, "no-such-model", more="gate: {accuracy_at_least: 0.5}\n"))
     n = len(desk(tmp_path, "no-such-model").rows.test)
     assert f"gate: {n} test rows show accuracy at least 0.500 only from a measured " in found.in_words
-    assert found.foretold.certificate is not None
     whats = {finding.what.removeprefix("certificate: ") for finding in found.rows.findings}
     assert found.foretold.certificate.in_words in whats
     values = json.loads(found.in_json)

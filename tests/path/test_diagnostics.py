@@ -80,7 +80,6 @@ def test_a_row_that_stands_in_both_is_found_once_for_the_same_rows(project: Proj
 
 def test_an_evaluation_without_copies_has_every_other_row(project: Project, run_folder: RunFolder) -> None:
     leaks, whole = find_split_leaks(project, run_folder), run_folder.evaluation("large", "test")
-    assert whole is not None
     clean = without_copies(project, whole, leaks)
     assert [row.key for row in clean.rows] == [row.key for row in whole.rows[:-1]]  # the last test row is a copy
     assert (clean.accuracy.n, clean.split) == (11, "test")

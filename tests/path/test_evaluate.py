@@ -36,14 +36,12 @@ def test_finalists_are_fixed_before_held_out_rows_are_answered_and_then_stay(
     (found,) = evaluate_stage(project, run_folder)
     assert answered == [("words", "calibration", True), ("words", "test", True)]
     chosen = run_folder.evaluation("words", "choosing")
-    assert chosen is not None
     assert chosen.accuracy.n == len(project.rows.development)
     assert chosen.cost_usd_per_1k > 0
     assert chosen.probes_ms == ()  # the final model has seen these rows: it is asked for its cost alone
     assert found.accuracy.n == len(project.rows.test)
     assert run_folder.evaluation("words", "selection") is None
     finalists = run_folder.find(Finalists, FINALISTS)
-    assert finalists is not None
     assert finalists.names == ("words",)
     answered.clear()
     evaluate_stage(project, run_folder, resume=True)

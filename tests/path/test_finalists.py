@@ -190,7 +190,6 @@ def test_a_row_that_some_stage_was_not_asked_does_not_certify(tmp_path: Path) ->
     of = project(tmp_path, ahead=["words"])
     run_folder = run_of(of, tmp_path, finalists=("encoder",))
     half = run_folder.evaluation("words", "test")
-    assert half is not None
     run_folder.save_evaluation(half.model_copy(update={"candidate": "encoder", "rows": half.rows[:5]}))
     assert find_joined(of, run_folder, "encoder").n_test == 5
 

@@ -63,7 +63,6 @@ def test_an_accuracy_is_shown_up_to_so_many_wrong_rows(tmp_path: Path) -> None:
 def test_an_accuracy_that_too_few_rows_cannot_show_is_a_finding_with_the_one_number(tmp_path: Path) -> None:
     found = foretell(project_of(tmp_path, test=18, more="gate: {accuracy_at_least: 0.8}\n"))  # 18 / 22.709 = 0.793
     assert not found.gate[0].reachable
-    assert found.fewest is not None
     assert found.fewest.files["test.jsonl"] >= 1
     finding, *_ = found.findings
     assert finding.level == "fix"
@@ -113,25 +112,21 @@ def test_the_certificate_is_foretold_at_the_level_of_the_next_look(tmp_path: Pat
     )
     project = project_of(tmp_path, calibration=63)
     enough = foretell(project).certificate
-    assert enough is not None
     assert "if, say, the 63 most confident answers are all right" in enough.in_words
     texts = {fingerprint(fold_text(example.text)) for example in project.rows.calibration.examples}
     (home() / "tasks" / "desk").mkdir(parents=True)
     count_look(LookRequest(home() / "tasks" / "desk" / LOOKS), texts, "another guarantee")
     later = foretell(project).certificate
-    assert later is not None
     assert not later.reachable  # a later look at the same rows takes more of them
 
 
 def test_the_errors_assumed_are_said_and_the_chances_lie_between_them(tmp_path: Path) -> None:
     found = foretell(rows(tmp_path, 300, n_plain=8))
     assert found.assumption.startswith("from the errors of a linear model on words (right on 0.8")  # 0.8 + 0.2 / 3
-    assert found.chance_gate is not None
     assert found.chance_certificate is not None
     for low, high in (found.chance_gate, found.chance_certificate):
         assert 0 <= low <= high <= 1
     assert found.chance_gate[1] > 0.8  # half of 13 % errors on 60 rows, of which 0.8 is asked
-    assert found.fewest is not None
     assert found.most is None or found.most.n_data_rows >= found.fewest.n_data_rows
     assert "rows: about " in "\n".join(found.in_words)
 
@@ -152,13 +147,11 @@ def test_of_one_file_the_question_that_takes_most_rows_decides_and_the_least_cha
     n_test, n_cal = len(project.rows.test), len(project.rows.calibration)
     gate, certificate = question("test", n_test, 0.6, n_test), question("calibration", 3 * n_cal, 0.75, n_cal)
     found = rows_to_label(project, [gate, certificate])
-    assert found is not None
     assert (found.n_data_rows, found.chance) == (600, 0.6)  # three times 200 rows give three times as many of each part
     assert found.in_words == "about 600 more rows in rows.jsonl (chance 60 %)"
     assert found.with_price.endswith(", for about $60.00 by a person")
     # Where test rows certify as well, twice as many rows of the file count, so half as many are missing.
     both = rows_to_label(project, [question("calibration", 3 * n_cal, 0.75, 2 * n_cal)])
-    assert both is not None
     assert both.n_data_rows == 300
     never = question("test", 20_000, 0.02, 40)
     assert rows_to_label(project, [never]) is None
@@ -166,14 +159,12 @@ def test_of_one_file_the_question_that_takes_most_rows_decides_and_the_least_cha
     assert rows_to_label(project, [never, certificate]) == rows_to_label(project, [certificate])
     bare = project._replace(rows=project.rows.model_copy(update={"test": project.rows.test.subset("none", ())}))
     found = rows_to_label(bare, [question("test", 10, 0.75, 0)])
-    assert found is not None
     assert found.n_data_rows == 50  # without a row of the part: a fifth of the file
 
 
 def test_files_of_their_own_grow_by_what_each_lacks(tmp_path: Path) -> None:
     project = project_of(tmp_path, calibration=40)
     found = rows_to_label(project, [question("test", 7, 0.75, 60), question("calibration", 10, 0.7, 40)])
-    assert found is not None
     n_validation = sum(map(len, (project.rows.selection, project.rows.calibration, project.rows.left_out)))
     assert found.files == {"test.jsonl": 7, "validation.jsonl": -(-10 * n_validation // 40)}
     assert found.n_data_rows == sum(found.files.values())
@@ -195,5 +186,4 @@ def test_of_all_candidates_the_one_that_takes_fewest_rows_is_asked_for(
     assert (first.checks[0].more_rows, second.checks[0].more_rows) == (370, 160)
     GateVerdicts(winner=None, verdicts=verdicts).save(run_folder.path / VERDICTS)
     found = labels_needed(project, run_folder)
-    assert found is not None
     assert found.n_data_rows == pytest.approx(160 * 200 / len(project.rows.test), rel=0.1)

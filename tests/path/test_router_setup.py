@@ -151,7 +151,6 @@ def test_the_gain_is_fitted_on_selection_rows_and_recorded_answers_of_the_large_
     held = HeldOut(of.rows.selection, {"small": [asyncio.run(ask(Small(), e)) for e in rows]})
     assert GainModel.load(tmp_path / GAIN) is None
     found, again = asyncio.run(fit_gain(of, held, "small", tmp_path)), GainModel.load(tmp_path / GAIN)
-    assert again is not None
     assert again.fitted == found.fitted
     assert set(found.fitted.models) == {"small"}  # no large model: taken to be always right
     asked = rows[: len(rows) // 2]  # it says billing to everything
@@ -263,7 +262,6 @@ def test_the_domain_check_compares_what_the_model_that_answers_reads(
 
     def compared(candidate: str) -> str:
         found = fit_profile(of, run_folder, candidate)
-        assert found is not None
         return found.parameters.encoder
 
     assert [compared(name) for name in ("words", "encoder", "tuned")] == ["", str(tiny_encoder_folder), OWN]

@@ -61,7 +61,6 @@ def test_few_rows_are_answered_out_of_fold_and_then_fitted_together(
 
     for name, n_folds in zip(LADDER, (5, 5, 3), strict=True):
         folds = run_folder.folds(name)
-        assert folds is not None
         assert (folds.n_folds, len(folds.answers)) == (n_folds, len(rows))
         assert folds.dataset_fingerprint == rows.content_fingerprint
         said = [one.text == e.answer for one, e in zip(folds.completions(name), rows.examples, strict=True)]
@@ -72,7 +71,6 @@ def test_few_rows_are_answered_out_of_fold_and_then_fitted_together(
         assert seen == TrainedOn.of(rows)
     tuned = run_folder.folds("tuned")
     run = Run.load(run_folder.path / "tuned" / "run.json")
-    assert tuned is not None
     assert (run.n_train, run.best_epoch) == (len(rows), tuned.best_epoch)
     assert run.config.frozen_layers == 1  # of two: few rows
     assert [score for _, score in run.validation_curve] == list(tuned.curve[: len(run.validation_curve)])
@@ -83,7 +81,6 @@ def test_a_fine_tune_that_will_not_win_ends_with_its_first_fold(tmp_path: Path, 
     project = few_rows(tmp_path, tiny_encoder_folder)
     run_folder = train_stage(project)
     found = run_folder.fitted()
-    assert found is not None
     assert found.fitted == ("words", "encoder")
     assert set(found.scores) == {"words", "encoder"}
     assert re.fullmatch(
@@ -110,7 +107,6 @@ def test_a_larger_fine_tune_ends_with_its_first_fold_if_it_gains_less_than_the_c
 def test_what_has_no_weights_here_is_left_out_unless_nothing_remains(tmp_path: Path) -> None:
     missing = {"base": "nobody/base", "encoder": "nobody/encoder"}
     found = train_stage(task_of(tmp_path / "labels", {"train": things(90)}, small=missing)).fitted()
-    assert found is not None
     assert found.fitted == ("words",)
     assert set(found.left_out) == {"encoder", "tuned", "small", "blend"}
     assert "nobody/encoder" in found.left_out["encoder"]

@@ -58,7 +58,6 @@ SCORE = fitted()
 def test_a_feature_that_would_help_with_the_wrong_sign_gets_no_weight() -> None:
     own, (foreign, far) = both_kinds(2)
     turned = AcceptanceScore.fit((own[0], -own[1], own[2]), (foreign, -far))
-    assert turned is not None
     assert turned.weights[1] == 0
     assert min(turned.weights) >= 0
 

@@ -71,7 +71,6 @@ def test_a_gate_measures_as_the_profile_that_was_saved(tmp_path: Path) -> None:
         return found
 
     gate = OodGate(TaskProfile.load(tmp_path / "signature"))
-    assert gate is not None
     assert gate.threshold == profile.threshold
     found, measured = asyncio.run(score(gate)), profile.measure(texts)
     assert [(one.value, one.features) for one in found] == [(one.ood_score, one.features) for one in measured]

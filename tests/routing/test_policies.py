@@ -81,10 +81,8 @@ def test_a_policy_applies_where_all_its_conditions_hold(
 def test_the_first_policy_that_applies_decides_and_says_why() -> None:
     policies = [rule(contains=("card",), to="small"), RulePolicy(kind="rule", to="large")]
     found = apply_policies(policies, asked("my CARD is lost"))
-    assert found is not None
     assert (found.to, found.policy, found.why) == ("small", "rule", "contains 'card'")
     other = apply_policies(policies, asked("my house"))
-    assert other is not None
     assert other.to == "large"
     assert apply_policies([], asked("x")) is None
 
@@ -122,7 +120,6 @@ class Lengths:
 def test_what_is_too_hard_for_the_small_model_goes_past_it() -> None:
     policy = DifficultyPolicy(kind="difficulty", below=0.3)
     found = apply_policies([policy], asked("long one"), Lengths())
-    assert found is not None
     assert (found.to, found.score, found.threshold) == ("large", 0.125, 0.3)
     assert apply_policies([policy], asked("abc"), Lengths()) is None
     assert apply_policies([policy], asked("long one")) is None
@@ -131,7 +128,6 @@ def test_what_is_too_hard_for_the_small_model_goes_past_it() -> None:
 def test_what_the_large_model_gains_on_goes_there_and_what_is_hard_for_both_does_not() -> None:
     policy = GainPolicy(kind="gain", above=0.7)
     found = apply_policies([policy], asked("long one"), Lengths())
-    assert found is not None
     assert (found.to, found.policy, found.score, found.threshold) == ("large", "gain", 0.875, 0.7)
     assert apply_policies([policy], asked("abc"), Lengths()) is None
     assert apply_policies([policy], asked("too long for everybody"), Lengths()) is None
@@ -139,7 +135,6 @@ def test_what_the_large_model_gains_on_goes_there_and_what_is_hard_for_both_does
     share = GainPolicy(kind="gain", share=0.1, to="challenger")
     assert apply_policies([share], asked("long one"), Lengths()) is None  # 0.875 is not among the highest tenth
     found = apply_policies([share], asked("a longer one"), Lengths())
-    assert found is not None
     assert (found.to, found.threshold) == ("challenger", 0.9)
 
 

@@ -187,7 +187,6 @@ def serving(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     environment = {**os.environ, **cluster.environment}
     command = [sys.executable, "-c", SERVE, str(tmp_path / "ledger.db")]
     process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
     started = process.stdout.readline()
     assert started.startswith("smallfirst serves with 2 replicas at http://127.0.0.1:")
     yield Serving(started.rsplit(" ", 1)[1].strip(), tmp_path, process)

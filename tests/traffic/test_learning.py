@@ -27,7 +27,6 @@ def test_a_task_is_learnt_in_shadow_and_promises_agreement(learnt):
     assert not found.promises_accuracy
     assert found.share > 0.5
     assert "each text counted once (95 %); right is what the large model answered" in "\n".join(found.in_words)
-    assert found.differ is not None
     assert (found.differ.value, found.differ.n) == (0, 3 * 48)  # each text was asked three times
     worse = found.model_copy(update={"differ": wilson(30, 40)})
     assert "counted by requests, 75.0% [" in "\n".join(worse.in_words)
@@ -139,7 +138,6 @@ def test_a_text_weighs_as_many_requests_as_asked_it() -> None:
         evaluated_row(str(i), "a", "b" if i in (0, 4) else "a", text=f"Text {i}!", certified=i != 4) for i in range(5)
     ]
     differ = requests_that_differ(rows, asked)
-    assert differ is not None
     assert (differ.value, differ.n) == (0.75, 12)
     assert differ.low < 0.75 < differ.high
     assert requests_that_differ([row.model_copy(update={"certified": False}) for row in rows], asked) is None

@@ -271,7 +271,6 @@ def test_the_exam_judges_by_loss_and_lets_a_person_read(tiny_folder: Path, monke
     )
     manifest = recipe.prepare(tokenizer, SHORT, "tiny").manifest
     exam = recipe.validate(model, tokenizer, manifest)
-    assert exam is not None
     ((figures, samples),) = heard
     assert (exam.measure, exam.value) == ("minus_eval_loss", -figures["eval_loss"])
     assert figures["eval_perplexity"] == pytest.approx(math.exp(figures["eval_loss"]))

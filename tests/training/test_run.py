@@ -304,7 +304,6 @@ def saved(value: float, n: int = 3) -> tuple[dict[str, torch.Tensor], dict[str, 
 
 def step_of(checkpoints: CheckpointStore) -> int:
     found = checkpoints.latest()
-    assert found is not None
     return int(found.figures["step"])
 
 

@@ -179,7 +179,6 @@ def test_a_share_of_bad_rows_may_be_left_out_and_each_is_named(tmp_path: Path) -
     read = load_noted(path, skip_bad_rows_up_to=0.05)
     assert len(read.data) == 38
     note = read.skipped
-    assert note is not None
     assert note.what == f"bad rows that were left out of {path}: 2 of 40"
     assert note.where == (
         f"{path}:39 not a JSON object: each line must be {{…}}",

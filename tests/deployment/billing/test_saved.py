@@ -59,14 +59,11 @@ def test_audits_stand_for_the_answers_that_were_not_drawn(ledger: Ledger) -> Non
     ledger.append(answer("l", "large", 9.0), audit("l", 0.01, 0.1))
     (found,) = savings(ledger, None, None)
     assert found.basis == "audits"
-    assert found.large_usd is not None
     assert found.large_usd.usd == pytest.approx((6 * 2 * 2 + 6 * 4 * 5) / (6 * 2 + 6 * 4))  # 4
     # Variance of a Hájek mean under Poisson sampling: sum of (1 - p) / p^2 (c - 4)^2, here 6 * 2 * 4 + 6 * 12 * 1.
     error = np.sqrt((6 * 2 * 4 + 6 * 12 * 1) * 12 / 11) / 36
     assert found.large_usd.high_usd == pytest.approx(4 + 2.200985 * error, rel=1e-6)  # Student's t with 11 df
-    assert found.would_have_usd is not None
     assert found.would_have_usd.usd == pytest.approx(160)
-    assert found.saved_usd is not None
     assert found.saved_usd.usd == pytest.approx(160 - 40 * 0.1 - 6 * 2 - 6 * 5 - 0.01)
     assert (found.n_small, found.n_large, found.share_small) == (40, 1, 40 / 41)
     assert "drawn at random" in found.in_words
@@ -78,7 +75,6 @@ def test_where_every_answer_was_audited_the_saving_is_exact() -> None:
     for i in range(20):
         account.audits.add(0.5 + i, 1.0)
     saved = account.saving("t").saved_usd
-    assert saved is not None
     assert (saved.usd, saved.low_usd, saved.high_usd) == pytest.approx((199.8, 199.8, 199.8))
 
 
@@ -88,7 +84,6 @@ def test_small_answers_that_cost_more_than_the_large_model_save_less_than_nothin
     account.audit_usd = 0.5
     found = account.saving("t", Amount(usd=0.01, low_usd=0.0, high_usd=0.02, n=50))
     assert found.basis == "evaluation"
-    assert found.saved_usd is not None
     assert (found.saved_usd.usd, found.saved_usd.low_usd) == pytest.approx((-2.5, -3.5))
     assert found.in_words.startswith("saved −$2.50 (95 %: −$3.50 to −$1.50): the mean on 50 rows")
 
@@ -100,9 +95,7 @@ def test_without_audits_the_escalated_answers_tell_their_drafts_apart() -> None:
     account.add_answers("large", "h2", 2, 5.0)
     found = account.saving("t", Amount(usd=9.0, low_usd=9.0, high_usd=9.0, n=1))
     assert found.basis == "escalated"
-    assert found.would_have_usd is not None
     assert found.would_have_usd.usd == pytest.approx(10 * 8.0 / 4)
-    assert found.saved_usd is not None
     assert found.saved_usd.usd == pytest.approx(20.0 - 0.3)
     one_hour = Account()
     one_hour.add_answers("large", "h", 3, 3.0)
@@ -128,7 +121,6 @@ def test_a_saving_that_nothing_tells_is_unknown_and_so_is_the_total() -> None:
     assert (unknown.saved_usd, unknown.basis, unknown.n_small) == (None, "unknown", 10)
     assert "unknown" in unknown.in_words
     both = total([other.saving("a", halves[0]), other.saving("b", halves[1])]).saved_usd
-    assert both is not None
     assert both.half_usd == pytest.approx(5.0)  # independent: 3 and 4 add as the sides of a triangle
     assert total([]).saved_usd is None
 

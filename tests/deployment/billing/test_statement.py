@@ -100,9 +100,7 @@ def test_it_says_what_was_paid_proven_and_saved(ledger: Ledger, tmp_path: Path) 
         "training": (1, 1.0),
     }
     assert found.total_usd == pytest.approx(7.41 + 1.0 - 0.2)
-    assert found.saving.saved_usd is not None
     assert found.saving.saved_usd.usd == pytest.approx(20 * 0.3 - 0.2 - 0.01 - 6.0)
-    assert found.net_usd is not None
     assert found.net_usd.usd == pytest.approx(20 * 0.3 - 0.2 - 0.01 - 6.0 - 1.0 - 0.8)
     (proof,) = found.figures.proofs
     assert (proof.wrong.n, proof.n_wrong, proof.wrong.value, proof.judged_by) == (20, 1, 0.05, {"large": 20})

@@ -77,7 +77,6 @@ def test_kept_traffic_is_read_with_the_terms_of_its_teacher(here: Path) -> None:
     found = Discovery.model_validate_json(done.stdout)
     assert found.sources == ("kept traffic",)
     source = TaskSource.of(here / "discovered" / found.tasks[0].name)
-    assert source is not None
     assert source.teacher.licence == "no training"
     assert not source.teacher.training_allowed
 

@@ -335,11 +335,9 @@ def test_an_error_names_the_rows_and_no_path_of_the_server(start_api: Any) -> No
     other.log.append("FAILED", f"its process died 4 times; the last lines of {other.output}:\nsecret line")
     client = start_api().client()
     error = client.fine_tuning.jobs.retrieve(job.name).error
-    assert error is not None
     assert (error.code, error.param) == ("invalid_file", "training_file")
     assert error.message == f"1 of 2 rows cannot be used:\n  {id}.jsonl:7  900 tokens; the limit is 512"
     error = client.fine_tuning.jobs.retrieve(other.name).error
-    assert error is not None
     assert (error.code, error.param, error.message) == ("training_failed", None, "its process died 4 times")
     assert public_message(f"no weights in {state_folder()}/weights", job) == "no weights in …/weights"
     (event,) = client.fine_tuning.jobs.list_events(other.name, limit=1).data

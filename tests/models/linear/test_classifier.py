@@ -206,7 +206,6 @@ def classifier() -> LinearClassifier:
 def test_far_texts_are_other_although_the_label_was_hardly_taught(classifier: LinearClassifier) -> None:
     manifest = Manifest(kind="encoder", task=SCOPED, base="")
     scoped = ScopedClassifier.fit(classifier, data(40, 3, 0), data(40, 20, 1), manifest)
-    assert scoped is not None
     test = data(100, 100, 2)
     assert recall(scoped, test, other=True) > max(0.9, recall(classifier, test, other=True))
     assert recall(scoped, test, other=False) > 0.95
@@ -243,7 +242,6 @@ def test_what_was_fitted_is_loaded_with_the_model(
     classifier = LinearClassifier.fit("encoder", toy_rows, task, encoder=encoder)
     manifest = classifier.save(tmp_path, Manifest(kind="encoder", task=task, base=str(tiny_encoder_folder)))
     scoped = ScopedClassifier.fit(classifier, toy_rows, selection, manifest)
-    assert scoped is not None
     written = scoped.save(tmp_path, manifest)
     assert written.weights_fingerprint != manifest.weights_fingerprint
     texts = [example.text for example in selection.examples]
@@ -302,12 +300,10 @@ def test_an_encoder_is_checked_and_read_as_it_was_decided(
     exact = LinearClassifier.fit("encoder", toy_rows, toy_task, encoder=open_encoder(tiny_encoder_folder))
     manifest = exact.save(tmp_path, Manifest(kind="encoder", task=toy_task, base=str(tiny_encoder_folder)))
     found = check_int8(tmp_path, Dataset(name="selection", examples=toy_selection.examples * 10))
-    assert found is not None
     assert found.agreement.n == 240
     assert Int8Check.load(tmp_path / INT8_FILE) == found
     found.model_copy(update={"kept": kept}).save(tmp_path / INT8_FILE)
     loaded = LinearClassifier.load(tmp_path, manifest)
-    assert loaded.encoder is not None
     assert loaded.encoder.int8 is kept
     later = manifest.model_copy(update={"weights_fingerprint": f"{manifest.weights_fingerprint}-1234"})
     assert int8_allowed(tmp_path, later) is kept

@@ -49,7 +49,6 @@ def test_probabilities_are_those_of_the_label_tokens_after_the_prompt(scorer: La
 
 
 def test_a_loaded_model_is_packed_and_gives_the_same_probabilities(loaded: LabelScorer, texts: list[str]) -> None:
-    assert loaded.packed is not None
     assert loaded.packed._shared.ids == tuple(loaded.prefix) == (loaded.tokenizer.bos_token_id,)
     plain = LabelScorer(loaded.model, loaded.tokenizer, loaded.manifest)
     assert plain.packed is None

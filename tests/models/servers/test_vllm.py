@@ -43,7 +43,6 @@ async def test_probabilities_are_those_of_pytorch(computing: ScriptedVllm, adapt
     model, reference = loaded(adapter, computing), LabelModel(scorer, scorer.manifest)
     temperature = 1.5
     scoring = label_probability_model(model)
-    assert scoring is not None
     for text, found, expected in zip(TEXTS, await scoring.probabilities(TEXTS), scorer.score(TEXTS), strict=True):
         logs = torch.tensor(expected.log_probabilities) / temperature
         assert found.probabilities == pytest.approx(logs.softmax(-1).tolist(), abs=1e-5), text

@@ -39,7 +39,6 @@ def test_a_run_leaves_out_a_blend_that_gains_nothing(project: Project, monkeypat
     run_folder = train_stage(project)
     assert [candidate.name for candidate in fitted_candidates(project, run_folder)] == ["words", "encoder"]
     found = run_folder.fitted()
-    assert found is not None
     labels = {"labels": pytest.approx(2 * 0.5)}  # a person answered two probable label errors
     hours = sum(found.minutes.values()) / 60
     assert spent_once(project.file.folder, "desk") == {"training": pytest.approx(0.1 * hours), **labels}

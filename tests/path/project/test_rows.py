@@ -130,7 +130,6 @@ def test_rows_out_of_scope_train_nothing_and_stand_among_the_foreign_ones(tmp_pa
     rows = found.rows
     assert found.task.closed == ("a", "b")
     assert (len(rows.train), len(rows.selection) + len(rows.calibration), len(rows.test)) == (40, 40, 40)
-    assert rows.open_ended is not None
     assert sorted(e.text.split()[0] for e in rows.open_ended.examples) == ["train"] * 10 + ["validation"] * 6
     assert [e.text for e in rows.foreign_test.examples] == [f"test poem number {i}" for i in range(5)]
     assert rows.notes[-1].what.startswith('21 rows of "oos" (10 train, ')

@@ -64,7 +64,6 @@ with only_run("desk"):
 def other_run() -> subprocess.Popen[str]:
     """Another process in a run of the task `desk`."""
     process = subprocess.Popen([sys.executable, "-c", HOLDS], stdin=-1, stdout=-1, text=True)
-    assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     return process
 

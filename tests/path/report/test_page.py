@@ -355,7 +355,6 @@ def test_hostile_texts_are_shown_and_never_run(kind: str, samples: Samples) -> N
 def test_thousands_of_long_rows_still_make_a_page_under_two_megabytes(samples: Samples) -> None:
     data = samples["classify"]
     small = data.evaluation("small")
-    assert small is not None
     many = tuple(
         small.rows[i % 400].model_copy(
             update={"key": f"k{i}", "text": "<&> " * 1000, "gold": f"label_{i % 900}", "answer": None, "correct": False}

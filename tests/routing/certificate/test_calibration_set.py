@@ -41,7 +41,6 @@ def test_the_tables_have_a_line_a_stage_and_a_column_a_row() -> None:
     assert rows.cost_usd.tolist() == [[0.1] * 3, [0.2] * 3, [3.0] * 3]
     assert (rows.asked.tolist(), rows.large_right.tolist()) == ([False, True, False], [False, True, False])
     assert rows.foreign.tolist() == [[0.1, 0.2], [0.3, 0.4]]
-    assert rows.selection is not None
     assert rows.selection.n == 3
     assert not CalibrationSet.of([small], large, judged_by="large").paired.any()
     assert len(rows.texts) == 3

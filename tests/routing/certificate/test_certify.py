@@ -212,7 +212,6 @@ def with_fields() -> Evaluation:
 def test_a_certificate_may_be_about_fields_alone() -> None:
     found = certified(with_fields(), None, Guarantee(max_error=None, max_wrong_fields=0.1))
     assert found.issued
-    assert found.fields is not None
     assert (found.evidence.n_labels, found.evidence.n_accepted) == (200, found.fields.whole.n_rows_kept)
     assert f"{found.fields.each.n_kept} of 400 fields are kept" in found.report.why
     assert not found.covers("{}", 1.0)  # no limit is on whole answers

@@ -95,7 +95,6 @@ def test_answers_by_chance_do_not_move() -> None:
     (task,) = discover(log, max_error=0.1).tasks
     assert task.verdict == "stays"
     assert task.folder == ""
-    assert task.outlook.agreement is not None
     assert task.outlook.agreement.value < 0.65
 
 

@@ -44,7 +44,6 @@ IMAGE = [{"role": "user", "content": [{"type": "input_image", "image_url": "data
 def of_question() -> TaskSource:
     """The learnt task as if it had been found in recorded decisions."""
     prompt = read_prompt(DECISIONS, {"model": "big", "input": "", "questions": [QUEUE]})
-    assert prompt is not None
     asked = template(("system", prompt.turns[0].text), ("user", "", ""), response_format=prompt.response_format)
     wording = TaskTemplate(template=asked, slots=(TemplateSlot(name="text"),))
     plain = source().answer_format.model_copy(update={"prefix": ""})
@@ -141,13 +140,11 @@ def test_some_questions_are_answered_small_and_the_rest_by_one_call(serve):
         judges.append(app.judge)
         asked = {"model": "big", "input": CASE, "questions": [URGENT, QUEUE, ANGER]}
         response = await app.ask(URGENT, QUEUE, ANGER)
-        assert response is not None
         assert app.judge.asked == [[URGENT, ANGER]]
         responses.append(json.loads(response.body))
         headers = dict(response.headers)
         assert headers[b"x-smallfirst-answered"] == b"1 small, 2 upstream"
         assert (headers[b"x-request-id"], headers[b"x-ratelimit-remaining-requests"]) == (b"r1", b"9")
-        assert response.captured is not None
         kept, answer = map(json.loads, (response.captured.request, response.captured.answer.body))
         assert kept == {**asked, "questions": [URGENT, ANGER]}
         assert answer["answers"] == responses[0]["answers"][::2]
@@ -173,7 +170,6 @@ def test_some_questions_are_answered_small_and_the_rest_by_one_call(serve):
 def test_all_answered_small_needs_no_upstream_and_nothing_is_captured(serve):
     async def work(app: Application) -> None:
         response = await app.ask(QUEUE)
-        assert response is not None
         assert not app.judge.asked
         assert (response.captured, json.loads(response.body)["model"]) == (None, "big")
         assert dict(response.headers)[b"x-smallfirst-answered"] == b"1 small"
@@ -184,7 +180,6 @@ def test_all_answered_small_needs_no_upstream_and_nothing_is_captured(serve):
 def test_in_shadow_the_upstream_answers_and_is_noted(serve):
     async def work(app: Application) -> None:
         response = await app.ask(URGENT, QUEUE)
-        assert response is not None
         assert app.judge.asked == [[URGENT, QUEUE]]
         assert dict(response.headers)[b"x-smallfirst-answered"] == b"2 upstream"
 
@@ -200,7 +195,6 @@ def test_an_answer_in_no_form_is_an_error_and_a_refusal_comes_back_as_it_was(ser
         assert failed.value.status == 502
         app.judge.says = (429, body)
         response = await app.ask(URGENT, QUEUE)
-        assert response is not None
         assert (response.status, response.body, dict(response.headers)[b"retry-after"]) == (429, body, b"3")
 
     assert serve(work) == []  # no small answer is counted
@@ -248,7 +242,6 @@ def ruled(text="loans", model=None, **alternatives):
 )
 def test_every_option_has_a_probability_or_the_upstream_answers(one, probabilities):
     asked = read_decision({"model": "big", "input": "My card", "questions": [QUEUE]})
-    assert asked is not None
     answer = asyncio.run(_answer_here(asked.questions[0], one))
     assert (answer and answer.answer.probabilities) == (probabilities and pytest.approx(probabilities))
     if answer is not None:

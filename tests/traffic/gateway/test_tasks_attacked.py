@@ -208,7 +208,6 @@ def test_one_tenants_changed_prompt_ends_the_saving_of_that_tenant_alone(shared:
     assert shared.asks(5, "bob") == {"200": 5}
     assert shared.asks(5, "ada") == {"small": 5}
     back = shared.task.tenant_back
-    assert back is not None
     assert (shared.task.state, back.tenant, back.cause) == ("live", "bob", "prompt")
     assert "all end with" in back.why
 

@@ -237,8 +237,6 @@ def test_one_exchange_in_many_logs(read_records: ReadRecords, records: list[Any]
     (one,), problems = read_records(*records, name=name)
     assert problems == []
     prompt, said = read_prompt(one.route, one.request), read_answer(one.route, one.response)
-    assert prompt is not None
-    assert said is not None
     assert (prompt.turns, said.text) == (ASKED, "lost_card")
     found = {"route": "/v1/chat/completions"} | expected
     assert {field: getattr(one, field) for field in found} == found

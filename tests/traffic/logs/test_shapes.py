@@ -36,7 +36,6 @@ def test_one_request_in_many_shapes(given):
     body = request_body(given)
     assert body is not None
     prompt = read_prompt(CHAT, body)
-    assert prompt is not None
     assert prompt.turns == ASKED
 
 
