@@ -29,7 +29,6 @@ CERTAIN = [text for text, _ in cases(40, seed=5)]
 
 
 async def answer(request: web.Request) -> web.Response:
-    """The large model's."""
     message = {"role": "assistant", "content": "Queue: cards"}
     usage = {"prompt_tokens": 4, "completion_tokens": 1}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}

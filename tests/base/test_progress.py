@@ -44,7 +44,6 @@ class Clock:
 
 
 def wait_for(text: Callable[[], str]) -> str:
-    """The first text that is not empty."""
     for _ in range(1000):
         if found := text():
             return found

@@ -16,7 +16,6 @@ def plenty(name: str, n: int, *more: tuple[str, str]) -> Dataset:
 
 
 def found(report: CheckReport, start: str) -> Finding:
-    """The one finding whose text starts so."""
     [finding] = [f for f in report.findings if f.what.startswith(start)]
     return finding
 

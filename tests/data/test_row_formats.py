@@ -9,7 +9,6 @@ from smallfirst.data.row_formats import Columns, Folding, RowLayout, detect_layo
 
 
 def rules(row: dict[str, Any], *, columns: Columns | None = None, answered: bool = False) -> list[str]:
-    """Every rule that the row breaks."""
     found = detect_layout(row, columns or Columns(), answered=answered)
     if isinstance(found, str):
         return [found]

@@ -18,8 +18,6 @@ from smallfirst.tasks.classify import Classify
 
 
 class Says(WholeModel):
-    """Answers with its own name."""
-
     def __init__(self, name: str) -> None:
         self.name, self.closed = name, 0
 

@@ -38,7 +38,6 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 
 def answered(ledger: Ledger, id: str, *, task: str = TASK, differs: bool = False, **values: Any) -> None:
-    """An answer, younger than those before."""
     at = NOON + timedelta(seconds=len(ledger.rows()))
     trail = [{"stage": "large", "decision": "answered", "why": "asked last", "differs": differs}]
     row = {

@@ -216,7 +216,6 @@ def test_a_running_server_follows_without_a_dropped_request(desk, ledger: Ledger
 
 
 def follow_and_stop(clients: list[Client]) -> None:
-    """Promote and roll back while the clients ask."""
     for client in clients:
         client.start()
     try:

@@ -35,7 +35,6 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def kill(job: JobFolder, eventually: Eventually) -> None:
-    """Kill the process that carries the job out."""
     os.kill(process_id(job), signal.SIGKILL)
     eventually(lambda: not job.alive)
 

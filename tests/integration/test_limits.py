@@ -168,13 +168,9 @@ def test_a_label_reserves_one_token(start, tmp_path: Path) -> None:
 
 
 class OneToken(LabelModel):
-    """Says that its answers have one token."""
-
     max_answer_tokens = 1
 
 
 class Unsure(LabelModel):
-    """Drafts a label that no certificate accepts."""
-
     async def complete(self, request: Request) -> Completion:
         return (await super().complete(request)).model_copy(update={"confidence": 0.1, "route": None})

@@ -66,7 +66,6 @@ ANSWERS = {
 
 
 async def read(reader: asyncio.StreamReader) -> Told:
-    """Read a request or an answer."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     headers = [(name.lower(), value.strip()) for name, _, value in (line.partition(":") for line in head[1:] if line)]
     given, body = dict(headers), b""
@@ -126,7 +125,6 @@ async def _cancel_all() -> None:
 
 @contextmanager
 def proxy(port: int) -> Iterator[int]:
-    """The proxy in front of a port."""
     values = {"upstreams": {"default": {"base_url": f"http://127.0.0.1:{port}/v1"}}, "max_buffered_bytes": 4096}
     with run_gateway(Gateway(GatewaySettings.model_validate(values)), socket.create_server(("127.0.0.1", 0))) as found:
         yield found

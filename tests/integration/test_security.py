@@ -39,7 +39,6 @@ def key_store(tmp_path: Path) -> KeyStore:
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """All log lines of the test."""
     caplog.set_level(logging.DEBUG)
     return caplog
 

@@ -54,8 +54,6 @@ class Scripted:
 
 
 class Down(Scripted):
-    """Never answers."""
-
     async def complete(self, request: Request) -> Completion:
         raise Unavailable("down")
 

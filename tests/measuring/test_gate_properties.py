@@ -73,7 +73,6 @@ def gates(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def judged(measured: Measured, gate: dict[str, Any], case: Case, *, comparisons: int = 1) -> Verdict:
-    """The verdict on the small model of the case."""
     figures = {"measures": {"macro_f1": case.figure}, "p50_ms": 0.4, "p95_ms": 0.8, "cost_usd_per_1k": 0.05}
     small = measured(case.small, scores=case.small_scores, **figures)
     large = measured(case.large, scores=case.large_scores, candidate="large", cost_usd_per_1k=0.1)

@@ -12,7 +12,6 @@ from smallfirst.models.base_size import BaseSize, read_base_size
 
 
 def model_of(folder: Path, **changes: Any) -> Any:
-    """A seeded Llama written to `folder`."""
     import torch
     import transformers
 

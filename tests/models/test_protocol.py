@@ -31,8 +31,6 @@ from smallfirst.tasks.classify import Classify
 
 
 class Plain:
-    """Answers with its own name."""
-
     capabilities: frozenset[Capability] = frozenset()
 
     def __init__(self, name: str) -> None:

@@ -88,8 +88,6 @@ def rows(*answers: str, confidence: float | None = None) -> list[ParityRow]:
 
 
 class Says:
-    """Always one answer."""
-
     capabilities: frozenset[Capability] = frozenset()
 
     name = "says"

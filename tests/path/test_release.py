@@ -21,7 +21,6 @@ from smallfirst.path.router_setup import RouterParts
 
 
 def project_of(**settings: Any) -> Project:
-    """A project of these settings, without rows."""
     file = TaskFile.model_validate({"name": "desk", "data": {"train": "train.jsonl"}, **settings})
     return Project(file, cast(Any, None), cast(Any, None), cast(Any, None))
 

@@ -62,7 +62,6 @@ def state(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A model folder with a file in a subfolder."""
     folder = tmp_path / "model"
     (folder / "tokenizer").mkdir(parents=True)
     (folder / "weights.safetensors").write_bytes(b"\x01" * 1000)

@@ -32,8 +32,6 @@ class ByWord:
 
 
 class NamedModel:
-    """Says its name; a Router if it has a route."""
-
     capabilities: frozenset[Capability] = frozenset({Capability.STREAM})
 
     def __init__(self, name: str, *, routed: bool = True) -> None:

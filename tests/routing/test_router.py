@@ -273,8 +273,6 @@ class Halved:
 
 
 class Measured(EssayDetector):
-    """With the score as a feature."""
-
     async def score(self, request: Request) -> OodScore:
         found = await super().score(request)
         return found._replace(features=(found.value,))
@@ -383,8 +381,6 @@ def test_a_stage_outside_the_cascade_is_reached_by_a_policy_only() -> None:
 
 
 class Json(Echo):
-    """Answer with JSON whose fields have confidences."""
-
     def __init__(self, **field_confidence: float) -> None:
         super().__init__("small")
         self.field_confidence = field_confidence

@@ -128,7 +128,6 @@ def test_work_is_cancelled_when_the_client_leaves(start, echo, stream: bool) -> 
 
 @pytest.fixture
 def keys(tmp_path: Path) -> tuple[KeyStore, str, str]:
-    """A key store with two keys."""
     store = KeyStore(tmp_path / "keys.db")
     return store, store.create("one", KeyPolicy())[1], store.create("other", KeyPolicy())[1]
 

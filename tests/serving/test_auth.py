@@ -23,7 +23,6 @@ BODY = {"model": "m", "messages": HELLO}
 
 @pytest.fixture
 def keyed(tmp_path) -> tuple[KeyStore, str]:
-    """A key store, and its key."""
     store = KeyStore(tmp_path / "keys.db")
     return store, store.create("desk", KeyPolicy())[1]
 

@@ -164,7 +164,6 @@ class Serving(NamedTuple):
         return httpx.post(f"{self.url}/chat/completions", json=asking(seconds), timeout=60)
 
     def begun(self) -> Counter[int]:
-        """Answers that each process has begun."""
         return Counter(int(path.name.split("-")[1]) for path in self.folder.glob("began-*"))
 
     def pids(self, at_least: int = 2) -> set[int]:

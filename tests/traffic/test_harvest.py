@@ -52,8 +52,6 @@ Said = Callable[[str], FeedbackRow | AuditRow]
 
 
 class Book:
-    """A hand-made ledger."""
-
     def __init__(self, path: Path) -> None:
         self.path, self.ledger, self.n = path, Ledger(path), 0
 

@@ -114,7 +114,6 @@ CALL = ModelAnswer("", (ToolCall("file", '{"queue": "cards"}'),), "tool_calls")
 
 
 def written(route: str, answer: ModelAnswer, **body: object) -> tuple[str, bytes]:
-    """Content type and body."""
     return write_reply(route, Reply(new_id(route), body, answer, 7, 2, "gpt-large", "fp_1", 1_700_000_000))
 
 

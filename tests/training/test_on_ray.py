@@ -44,7 +44,6 @@ do_work(Path(folder), on_step=on_step)
 
 @pytest.fixture(scope="module")
 def alone(bench: Bench, tmp_path_factory: pytest.TempPathFactory, module_home: None) -> Run:
-    """The run of one process."""
     folder = prepared(bench, tmp_path_factory.mktemp("alone"))
     do_work(folder)
     return Run.load(folder / "run.json")

@@ -29,7 +29,6 @@ def parquet(path: Path, table: Any, **options: Any) -> Path:
 
 
 def problems(path: Path, **options: Any) -> list[tuple[str, int, str]]:
-    """File name, row and rule of every problem."""
     return [(Path(p.path).name, p.line, p.rule) for p in load_valid(path, **options)[1]]
 
 
@@ -177,7 +176,6 @@ def write(folder: Path, table: Any, **options: Any) -> Path:
 
 
 def read(address: Path | str) -> tuple[str, list[str]]:
-    """Name and texts."""
     data = load_rows(address)
     return data.name, [e.text for e in data.examples]
 

@@ -64,7 +64,6 @@ def desk_task(tmp_path: Path, toy_rows: Dataset, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def words(tmp_path: Path, toy_rows: Dataset, toy_task: Classify) -> str:
-    """The folder of a linear model of the toy task."""
     folder = tmp_path / "words"
     folder.mkdir()
     LinearClassifier.fit("words", toy_rows, toy_task).save(folder, Manifest(kind="words", task=toy_task, base=""))
@@ -72,7 +71,6 @@ def words(tmp_path: Path, toy_rows: Dataset, toy_task: Classify) -> str:
 
 
 def name_large(task: Path, large: Large, *, key: str = "TOY_KEY") -> None:
-    """Name the server as the task's large model."""
     endpoint = {"base_url": large.url, "model": "gpt-4o-mini", "api_key_env": key, "max_retries": 0}
     settings = {"name": "toy", "data": {"train": "train.jsonl"}, "large": {"endpoint": endpoint}}
     (task / "task.yaml").write_text(json.dumps({**settings, "prices": {"tokens": PRICE}}))

@@ -179,7 +179,6 @@ class TwoTasks:
     """A ledger in which two tasks kept a machine busy for 900 and 300 s of 2 hours, at a stated utilisation of 0.3."""
 
     def sums(self, *_: object, **__: object) -> tuple[Sums, ...]:
-        """Sums by task and kind."""
         usd = 0.12 / 3600 / 0.3
         return (
             Sums(task="a", kind="answer", busy_s=600, machine_usd=600 * usd),
@@ -189,11 +188,9 @@ class TwoTasks:
         )
 
     def busy(self, *_: object) -> dict[str, float]:
-        """Seconds busy by machine."""
         return {"": 1200.0}
 
     def uptime(self, *_: object) -> dict[str, float]:
-        """Seconds up by machine."""
         return {"": 7200.0}
 
 

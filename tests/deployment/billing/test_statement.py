@@ -240,7 +240,6 @@ def _about(values: dict[str, object]) -> dict[str, object]:
 
 
 def sign(signed: dict[str, Any], folder: Path) -> None:
-    """Sign what was changed, as a sender could."""
     signed["signature"] = base64.b64encode(KEYS.sign(canonical(signed["statement"]))).decode()
     (folder / "statement.json").write_bytes(canonical(signed))
 

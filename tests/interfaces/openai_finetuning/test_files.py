@@ -22,7 +22,6 @@ ROWS = ('name="file"; filename="rows.jsonl"', "{}")
 
 
 def stored() -> list[Path]:
-    """Every file below the folder of uploads."""
     return sorted(path for path in (home() / "files").rglob("*") if path.is_file())
 
 

@@ -49,7 +49,6 @@ def upload(client: openai.OpenAI, content: bytes) -> str:
 
 
 def until(client: openai.OpenAI, id: str, *statuses: str) -> Any:
-    """The job once it has one of these statuses."""
     end = time.monotonic() + TIMEOUT_S
     while (job := client.fine_tuning.jobs.retrieve(id)).status not in statuses:
         assert job.status in ("validating_files", "queued", "running"), job.error

@@ -41,7 +41,6 @@ NASTY = {
 
 
 def spell(grammar: Grammar, tokenizer: Any, text: str) -> bool:
-    """True if the grammar accepts exactly this text."""
     state = grammar.start()
     done = tokenizer.decode(state.forced())
     while not state.finished:

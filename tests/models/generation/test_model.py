@@ -67,8 +67,6 @@ def ask(model: Model, *requests: Request) -> list[Completion]:
 
 
 def stream(model: Model, request: Request) -> list[Chunk]:
-    """All chunks; the model is closed."""
-
     async def play() -> list[Chunk]:
         chunks = [chunk async for chunk in model.stream(request)]
         await model.aclose()

@@ -31,7 +31,6 @@ Deed = Callable[[socket.socket], bool]
 
 
 def reply(status: str, body: bytes = b"", *headers: str) -> Deed:
-    """Answers, and keeps the connection."""
     lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers, "", ""]
 
     def do(line: socket.socket) -> bool:
@@ -42,8 +41,6 @@ def reply(status: str, body: bytes = b"", *headers: str) -> Deed:
 
 
 def say_and_hang_up(content: bytes) -> Deed:
-    """Sends something, then closes the connection."""
-
     def do(line: socket.socket) -> bool:
         line.sendall(content)
         return False
@@ -52,7 +49,6 @@ def say_and_hang_up(content: bytes) -> Deed:
 
 
 def say_nothing(line: socket.socket) -> bool:
-    """Waits until the client hangs up."""
     line.recv(1)
     return False
 
@@ -120,7 +116,6 @@ class Server:
 
 
 def _head(said: BinaryIO) -> str:
-    """A request's head; empty if the client has gone."""
     lines = []
     while (line := said.readline()) not in (b"", b"\r\n"):
         lines.append(line)

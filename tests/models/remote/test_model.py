@@ -52,8 +52,6 @@ def together(n: int) -> Deed:
 
 
 def completions(model: Model, n: int = 1, **settings: Any) -> list[Completion]:
-    """The answers to `n` requests at once."""
-
     async def ask() -> list[Completion]:
         asked = Request.ask("Hi").model_copy(update=settings)
         return await asyncio.gather(*(model.complete(asked) for _ in range(n)))

@@ -35,8 +35,6 @@ REQUEST = Request.ask("the card", max_tokens=8)
 
 @pytest.fixture
 def made(tmp_path: Path, tiny_folder: Path, vllm: ScriptedVllm) -> Callable[[str], GenerativeModel]:
-    """A model on the scripted vLLM."""
-
     def make(task: str) -> GenerativeModel:
         manifest = Manifest(kind="generative", task=TASKS[task], base="tiny")
         folder = adapter_folder(tmp_path / task, tiny_folder, manifest)

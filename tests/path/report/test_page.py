@@ -240,7 +240,6 @@ def plain(words: str) -> str:
 
 @pytest.fixture(scope="module")
 def pages(samples: Samples) -> dict[str, str]:
-    """The page of each kind."""
     return {kind: render(data) for kind, data in samples.items()}
 
 

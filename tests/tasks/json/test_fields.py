@@ -25,7 +25,6 @@ from smallfirst.tasks.task import PartCounts, ScoredAnswer
 
 
 def shown(canonical: str) -> dict[str, list[str]]:
-    """Texts that the spans cut out."""
     return {path: [canonical[start:end] for start, end in found] for path, found in value_spans(canonical).items()}
 
 

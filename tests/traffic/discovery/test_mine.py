@@ -29,7 +29,6 @@ def exchange(i, *turns, **more):
 
 
 def mine(log):
-    """The requests of each template."""
     miner = Miner()
     for one in log:
         miner.add(one.id, one.at, read_prompt(one.route, one.request))

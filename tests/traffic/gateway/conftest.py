@@ -49,8 +49,6 @@ class Upstream:
 
 
 def answer(body: bytes, status: str = "200 OK", *headers: str) -> Script:
-    """A script that answers at once."""
-
     async def script(_: Asked, writer: asyncio.StreamWriter) -> None:
         lines = [f"HTTP/1.1 {status}", "Content-Type: application/json", f"Content-Length: {len(body)}", *headers]
         writer.write("\r\n".join([*lines, "", ""]).encode() + body)
@@ -75,8 +73,6 @@ async def _chunks(reader: asyncio.StreamReader) -> bytes:
 
 
 class Proxied(NamedTuple):
-    """The proxy and what stands behind it."""
-
     gateway: Gateway
     port: int
     upstream: Upstream
@@ -132,7 +128,6 @@ def _upstream() -> Iterator[Upstream]:
 
 @pytest.fixture
 def proxied(proxied_once: Proxied) -> Proxied:
-    """The proxy, its upstreams without a past."""
     gateway = proxied_once.gateway
     gateway.local, gateway.settings = None, settings(proxied_once.upstream.port, proxied_once.other.port)
     gateway.upstreams.settings = gateway.settings

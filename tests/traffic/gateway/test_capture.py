@@ -57,8 +57,6 @@ def test_exchanges_are_kept_by_another_process_which_ends_with_this_one(tmp_path
 
 
 class Unstarted(Capture):
-    """Without its process."""
-
     def _start(self) -> None:
         self._read_fd, self._wake_fd = os.pipe()
 
@@ -124,8 +122,6 @@ def test_an_entry_that_never_fits_is_refused() -> None:
 
 
 class FullDisk(CaptureStore):
-    """Takes nothing the first few times."""
-
     def __init__(self, path: Path, times: int) -> None:
         super().__init__(path)
         self.times = times

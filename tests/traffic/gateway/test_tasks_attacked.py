@@ -33,8 +33,6 @@ CHAT = "/v1/chat/completions"
 
 
 class Upstream:
-    """Answers whoever has a valid credential."""
-
     def __init__(self, model: str) -> None:
         self.model, self.valid, self.status, self.n_asked = model, {VALID}, 200, 0
         self.wrong: Callable[[str], bool] = lambda text: False
