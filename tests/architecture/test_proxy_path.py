@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
-import socket
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
-from aiohttp import web
+from fixtures.endpoints import completion, http_server
 from fixtures.takeover import SYSTEM, TEACHER, LearntTask, cases
 
 from smallfirst.ledger.keys import KeyPolicy, KeyStore
@@ -28,26 +27,12 @@ MOST_PASSED, MOST_TAKEN_OVER = 10, 27
 CERTAIN = [text for text, _ in cases(40, seed=5)]
 
 
-async def answer(request: web.Request) -> web.Response:
-    message = {"role": "assistant", "content": "Queue: cards"}
-    usage = {"prompt_tokens": 4, "completion_tokens": 1}
-    choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    return web.json_response({"id": "x", "model": TEACHER, "choices": [choice], "usage": usage})
-
-
 def entered_files(learnt: LearntTask, tmp_path: Path, system: str) -> tuple[set[str], httpx.Response]:
     """Return the files that each of some equal requests enters, the first aside: not what a clock starts meanwhile."""
 
     async def ask() -> tuple[set[str], httpx.Response]:
-        app = web.Application()
-        app.router.add_post("/v1/chat/completions", answer)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        listener = socket.create_server(("127.0.0.1", 0))
-        await web.SockSite(runner, listener).start()
-        upstream = {"base_url": f"http://127.0.0.1:{listener.getsockname()[1]}/v1"}
+        upstream = {"base_url": f"{address}/v1"}
         settings = GatewaySettings.model_validate({"upstreams": {"default": upstream}, "capture": {}})
-        assert settings.capture is not None
         ledger, keys = Ledger(tmp_path / "ledger.db"), KeyStore(tmp_path / "keys.db")
         ledger.start()
         _, key = keys.create("desk", KeyPolicy())
@@ -68,10 +53,10 @@ def entered_files(learnt: LearntTask, tmp_path: Path, system: str) -> tuple[set[
                     await gateway.local._background.wait()  # type: ignore[union-attr]
                     found.append(set(entered.files))
         await gateway.aclose()
-        await runner.cleanup()
         return set.intersection(*found[1:]), response
 
-    return asyncio.run(ask())
+    with http_server(lambda *_: (200, completion("Queue: cards", TEACHER))) as address:
+        return asyncio.run(ask())
 
 
 @pytest.fixture

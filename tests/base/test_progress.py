@@ -6,10 +6,9 @@ import contextlib
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 
 import pytest
+from fixtures.waiting import until
 
 from smallfirst.base.progress import Activity, Progress
 
@@ -41,14 +40,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-def wait_for(text: Callable[[], str]) -> str:
-    for _ in range(1000):
-        if found := text():
-            return found
-        time.sleep(0.01)
-    raise AssertionError("nothing was written")
 
 
 def test_a_step_under_way_says_how_much_is_done_how_fast_and_how_long_the_rest_takes() -> None:
@@ -105,7 +96,7 @@ def test_in_a_pipe_the_innermost_step_is_told_once_a_minute_without_a_line(capsy
 
 def test_the_line_comes_by_itself_though_nothing_reports(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(line_every_s=0.01).step("embedding"):
-        assert wait_for(lambda: capsys.readouterr().err).startswith("[00:00] embedding: 0s so far")
+        assert until(lambda: capsys.readouterr().err).startswith("[00:00] embedding: 0s so far")
     with Progress(line_every_s=0.0, quiet=True).step("embedding"):
         pass
     assert capsys.readouterr().err == ""

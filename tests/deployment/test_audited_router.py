@@ -9,11 +9,11 @@ import asyncio
 import random
 import sqlite3
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import pytest
 from fixtures.certificates import certificate as make_certificate
 from fixtures.loop_lag import MAX_LAG_S, LoopLag
 from fixtures.server import WholeModel
+from fixtures.waiting import until
 
 from smallfirst.base.errors import Unavailable
 from smallfirst.deployment.audited_router import AuditedRouter, AuditSettings
@@ -344,11 +345,6 @@ def settled(client: httpx.Client, n: int) -> Any:
     return found
 
 
-def until_audited(ledger: Ledger, id: str) -> None:
-    while not ledger.entries(AuditRow, id=id):
-        time.sleep(0.01)
-
-
 def test_over_http_feedback_is_taken_by_id_and_refused_with_the_field_at_fault(
     server: tuple[Setting, httpx.Client],
 ) -> None:
@@ -422,7 +418,7 @@ def test_a_user_judges_own_answers_only_and_moves_no_bound(ledger: Ledger, tmp_p
         client.headers["authorization"] = f"Bearer {keys['user']}"
         ids = [chat(client)["id"] for _ in range(30)]
         for id in ids:
-            until_audited(ledger, id)
+            until(partial(ledger.entries, AuditRow, id=id))
             assert give("other", id, "wrong") == (404, None)
             assert give("user", id, "wrong") == (200, False)
         monitor = setting.live.monitor

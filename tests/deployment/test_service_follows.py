@@ -8,10 +8,12 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 
 import httpx
 import pytest
+from fixtures.waiting import until
 
 from smallfirst.base.errors import ModelError
 from smallfirst.base.paths import home
@@ -215,6 +217,10 @@ def test_a_running_server_follows_without_a_dropped_request(desk, ledger: Ledger
     _is_explained(ledger, sum(len(c.answers) for c in clients))
 
 
+def everyone_got(clients: list[Client], who: str, after_s: float) -> bool:
+    return all(any(at > after_s and by == who for at, _, by in client.answers[-50:]) for client in clients)
+
+
 def follow_and_stop(clients: list[Client]) -> None:
     for client in clients:
         client.start()
@@ -224,10 +230,11 @@ def follow_and_stop(clients: list[Client]) -> None:
             (lambda: versions.promote("main.desk.toy", 2), "toy-small@2"),
             (lambda: versions.rollback("main.desk.toy"), "toy-small@1"),
         ):
-            _wait_for(clients, "toy-small@1" if expected.endswith("2") else "toy-small@2", moved[-1])
+            other = "toy-small@1" if expected.endswith("2") else "toy-small@2"
+            until(partial(everyone_got, clients, other, moved[-1]))
             move()
             moved.append(time.monotonic())
-            _wait_for(clients, expected, moved[-1])
+            until(partial(everyone_got, clients, expected, moved[-1]))
     finally:
         for client in clients:
             client.stopped.set()
@@ -246,13 +253,6 @@ def _is_explained(ledger: Ledger, n: int) -> None:
         "the registry's aliases moved from version 1 to version 2, which answers",
         "the registry's aliases moved from version 2 to version 1, which answers",
     ]
-
-
-def _wait_for(clients: list[Client], who: str, after_s: float) -> None:
-    end = time.monotonic() + 60
-    while not all(any(at > after_s and by == who for at, _, by in c.answers[-50:]) for c in clients):
-        assert time.monotonic() < end, [c.answers[-1:] for c in clients]
-        time.sleep(0.02)
 
 
 def test_the_challengers_alias_is_followed_too(desk, ledger: Ledger) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import threading
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -18,6 +17,7 @@ import httpx
 import pytest
 from fixtures.certificates import certificate
 from fixtures.server import RunningServer, WholeModel
+from fixtures.waiting import until
 
 from smallfirst.base.records import parse_record
 from smallfirst.ledger.rows import LedgerRow
@@ -114,9 +114,7 @@ class Desk:
         body = {**CHAT, "model": "hosted", "stream": True}
         with httpx.stream("POST", f"{self.running.url}/v1/chat/completions", json=body, timeout=30) as answer:
             next(line for line in answer.iter_lines() if "maybe" in line)
-        until = time.monotonic() + 20
-        while len(self.ledger.rows()) == n and time.monotonic() < until:
-            time.sleep(0.01)
+        until(lambda: len(self.ledger.rows()) > n)
         left.set()
         return self.ledger.rows()[-1]
 

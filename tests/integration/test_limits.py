@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import httpx
 import pytest
 from fixtures.certificates import certificate
 from fixtures.server import LabelModel, RunningServer, WholeModel, run_server
+from fixtures.waiting import until
 
 from smallfirst.ledger.keys import KeyPolicy, KeyStore
 from smallfirst.ledger.ledger import Ledger
@@ -86,11 +86,8 @@ def leave(server: RunningServer, key: str = "none", *, after: int = N_WORDS, **v
 
 def row(server: RunningServer, n: int = 1) -> LedgerRow:
     """The last of `n` rows, once it is written."""
-    end = time.monotonic() + 10
-    while len(rows := server.ledger.rows()) < n:
-        assert time.monotonic() < end, rows
-        time.sleep(0.01)
-    return rows[-1]
+    until(lambda: len(server.ledger.rows()) >= n)
+    return server.ledger.rows()[-1]
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -7,16 +7,13 @@ import gzip
 import itertools
 import json
 import random
-import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
 import openai
 import pytest
-from fixtures.gateway import run_gateway
+from fixtures.gateway import raw_upstream, read_message, run_gateway
 
 from smallfirst.traffic.gateway.app import Gateway
 from smallfirst.traffic.settings import GatewaySettings
@@ -66,17 +63,8 @@ ANSWERS = {
 
 
 async def read(reader: asyncio.StreamReader) -> Told:
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-    headers = [(name.lower(), value.strip()) for name, _, value in (line.partition(":") for line in head[1:] if line)]
-    given, body = dict(headers), b""
-    if given.get("transfer-encoding") == "chunked":
-        while size := int(await reader.readline(), 16):
-            body += await reader.readexactly(size)
-            await reader.readexactly(2)
-        await reader.readline()
-    else:
-        body = await reader.readexactly(int(given.get("content-length", 0)))
-    return Told(head[0], [one for one in headers if one[0] not in OF_CONNECTION], body)
+    line, headers, body = await read_message(reader)
+    return Told(line, [one for one in headers if one[0] not in OF_CONNECTION], body)
 
 
 def wire(told: Told, pieces: int = 0) -> bytes:
@@ -89,8 +77,7 @@ def wire(told: Told, pieces: int = 0) -> bytes:
     return head.encode("latin-1") + b"".join(b"%x\r\n%b\r\n" % (len(cut), cut) for cut in cuts) + b"0\r\n\r\n"
 
 
-@contextmanager
-def upstream(answers: dict[str, Told], seen: list[Told]) -> Iterator[int]:
+def upstream(answers: dict[str, Told], seen: list[Told]) -> AbstractContextManager[int]:
     """An upstream in a thread: it gives the answer that `x-answer` or the path names, and keeps what it saw."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -105,29 +92,12 @@ def upstream(answers: dict[str, Told], seen: list[Told]) -> Iterator[int]:
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
 
-    listener = socket.create_server(("127.0.0.1", 0))
-    loop = asyncio.new_event_loop()
-    loop.run_until_complete(asyncio.start_server(serve, sock=listener))
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    yield listener.getsockname()[1]
-    asyncio.run_coroutine_threadsafe(_cancel_all(), loop).result()
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
+    return raw_upstream(serve)
 
 
-async def _cancel_all() -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
-
-
-@contextmanager
-def proxy(port: int) -> Iterator[int]:
+def proxy(port: int) -> AbstractContextManager[int]:
     values = {"upstreams": {"default": {"base_url": f"http://127.0.0.1:{port}/v1"}}, "max_buffered_bytes": 4096}
-    with run_gateway(Gateway(GatewaySettings.model_validate(values)), socket.create_server(("127.0.0.1", 0))) as found:
-        yield found
+    return run_gateway(Gateway(GatewaySettings.model_validate(values)))
 
 
 def test_requests_and_answers_of_every_kind_are_the_same_bytes() -> None:

@@ -15,6 +15,7 @@ import httpx
 import pytest
 from fixtures.cli import call
 from fixtures.takeover import LearntTask, cases, write_draft
+from fixtures.waiting import until
 
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, LedgerRow, ShadowRow, StateRow
@@ -54,7 +55,7 @@ def ask_until_taken(proxies: list[Proxy], texts: list[str]) -> Counter[str]:
             given[proxies[(i + again) % len(proxies)].ask(text=text)] += 1
         if i == N - 10:
             assert not proxies[0].task.second_look
-    proxies[0].wait(lambda: bool(proxies[0].task.second_look))
+    until(lambda: bool(proxies[0].task.second_look))
     return given
 
 
@@ -82,7 +83,7 @@ def test_the_second_look_is_taken_once_announced_and_answers(
         assert taken.second_look.startswith("The second look, over 23 calibration rows and 80 texts in shadow, shows")
         assert taken.promise.startswith("at most 10 % of kept answers wrong, each text counted once")
         for one in proxies:
-            one.wait(lambda one=one: {task.serves for task in one.tasks()} == {taken.serves})
+            until(lambda one=one: {task.serves for task in one.tasks()} == {taken.serves})
         after = sum((one.asks(30, "", *[text for text, _ in cases(*LATER)]) for one in proxies), Counter[str]())
         assert after["small"] > 40
         page = httpx.get(f"http://127.0.0.1:{proxy.port}/v1/smallfirst/tasks").json()

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import threading
-import time
 import traceback
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
 import pytest
+from fixtures.endpoints import http_server
 from fixtures.jobs import TIMEOUT_S, job_spec
 from fixtures.server import run_server
+from fixtures.waiting import until
 
 from smallfirst.base.errors import SmallfirstError
 from smallfirst.base.paths import home
@@ -32,23 +30,8 @@ TRACKING = f"http://ada:{CANARY}@127.0.0.1:9/mlflow?token={CANARY}"
 @pytest.fixture
 def echoing() -> Iterator[str]:
     """The address of an upstream that refuses every request and quotes all its headers."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            content = json.dumps({"error": {"message": f"I refuse {dict(self.headers)}"}}).encode()
-            self.send_response(401)
-            self.send_header("content-length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: object) -> None:
-            """Prints nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/v1"
-    server.shutdown()
-    server.server_close()
+    with http_server(lambda _, headers, __: (401, {"error": {"message": f"I refuse {dict(headers)}"}})) as address:
+        yield f"{address}/v1"
 
 
 @pytest.fixture
@@ -87,9 +70,7 @@ def test_no_secret_reaches_a_file_a_log_or_an_answer(
             shown += [f"{answer.headers} {answer.text}" for answer in answers]
     ledger.close()
     job = queue.submit(job_spec(train_rows=str(tmp_path / "none.jsonl")))
-    end = time.monotonic() + TIMEOUT_S
-    while not job.ended and time.monotonic() < end:
-        time.sleep(0.1)
+    until(lambda: job.ended, seconds=TIMEOUT_S)
     shown += [*(str(event) for event in job.events), caplog.text]
     with pytest.raises(SmallfirstError, match=r"http://\*\*\*@127\.0\.0\.1:9") as refused, store_errors():
         client().get_experiment_by_name("toys")

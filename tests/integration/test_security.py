@@ -9,7 +9,6 @@ import os
 import re
 import socket
 import threading
-import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from fixtures.endpoints import large_server
+from fixtures.waiting import until
 from starlette.routing import Route
 
 from smallfirst.ledger.keys import KeyPolicy, KeyStore
@@ -59,9 +59,7 @@ def test_06_requests_leave_nothing_behind(start, label) -> None:
     for _ in range(2):
         for n in range(60):
             chat(server, model="m" if n % 2 else "../none")
-        end = time.monotonic() + 5
-        while server.n_connections and time.monotonic() < end:
-            time.sleep(0.01)
+        until(lambda: not server.n_connections)
         sizes.append((len(os.listdir("/proc/self/fd")), threading.active_count()))
     assert sizes[1][0] <= sizes[0][0] + 1
     assert sizes[1][1] <= sizes[0][1]

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fixtures.waiting import until
 
 from smallfirst.ledger.keys import KeyPolicy, KeyStore
 from smallfirst.serving.admission import Shares, Turns, body_chunks
@@ -21,14 +22,6 @@ from smallfirst.serving.settings import ServeSettings
 
 HELLO: list[Any] = [{"role": "user", "content": "hello small world"}]
 BODY = {"model": "m", "messages": HELLO}
-
-
-def wait_for(condition: Any) -> None:
-    """Returns when `condition()` is true; fails after five seconds."""
-    end = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < end, "waited for 5 s"
-        time.sleep(0.01)
 
 
 def test_bodies_that_cannot_be_read_are_refused_and_recorded(start, label) -> None:
@@ -84,7 +77,7 @@ def test_beyond_the_queue_requests_are_refused_and_told_when_to_come_back(start,
     ]
     for thread in threads:
         thread.start()
-    wait_for(lambda: len(answers) == 1)  # two have places, one is refused at once
+    until(lambda: len(answers) == 1)  # two have places, one is refused at once
     assert answers[0].status_code == 503
     assert answers[0].headers["retry-after"] == "2"
     assert answers[0].json()["error"]["code"] == "overloaded"
@@ -120,7 +113,7 @@ def test_work_is_cancelled_when_the_client_leaves(start, echo, stream: bool) -> 
         client.sendall(head.encode() + body)
         assert echo.started.wait(5)
     assert echo.cancelled.wait(5)
-    wait_for(server.ledger.rows)
+    until(server.ledger.rows)
     assert [(row.status, row.error_code) for row in server.ledger.rows()] == [(499, "client_disconnected")]
     echo.gate.set()
     assert httpx.post(f"{server.url}/v1/chat/completions", json=BODY).status_code == 200  # its place is free
@@ -160,7 +153,7 @@ def test_slow_senders_of_one_key_keep_no_other_out(start, keys, label) -> None:
         refused = lines[-1].recv(4096)  # beyond the key's own share
         assert refused.startswith(b"HTTP/1.1 429 ")
         assert b"share of the server's requests" in refused
-    wait_for(lambda: ask(server, one).status_code == 200)
+    until(lambda: ask(server, one).status_code == 200)
 
 
 def test_answers_of_one_key_keep_no_other_out(start, keys, echo, label) -> None:
@@ -173,7 +166,7 @@ def test_answers_of_one_key_keep_no_other_out(start, keys, echo, label) -> None:
     ]
     for thread in threads:
         thread.start()
-    wait_for(lambda: len(statuses) == 14)
+    until(lambda: len(statuses) == 14)
     assert statuses == [429] * 14  # of eight places it has six, of four turns three
     assert ask(server, other, model="label").status_code == 200
     echo.gate.set()

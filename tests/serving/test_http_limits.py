@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from fixtures.server import RunningServer
+from fixtures.waiting import until
 
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request
 from smallfirst.serving.http_limits import ConnectionLimits
@@ -155,15 +155,12 @@ def test_one_address_leaves_connections_to_others(start, label) -> None:
     server = start(m=label, limits=ConnectionLimits(max_connections=8))
     held = [socket.create_connection(("127.0.0.1", server.port), source_address=("127.0.0.2", 0)) for _ in range(8)]
     try:
-        end = time.monotonic() + 5
-        while server.n_connections != 6:  # the other two were told that there are too many
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        until(lambda: server.n_connections == 6)  # the other two were told that there are too many
         assert httpx.get(f"{server.url}/health").status_code == 200
     finally:
         for line in held:
             line.close()
-    _until_alone(server)
+    until(lambda: not server.n_connections)
 
 
 def test_a_refused_client_that_goes_on_sending_is_cut_off(start, label) -> None:
@@ -171,7 +168,7 @@ def test_a_refused_client_that_goes_on_sending_is_cut_off(start, label) -> None:
     head = b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n"
     drip = [step for _ in range(40) for step in (b"x" * 100, 0.05)]
     assert server.raw(head, *drip).startswith(b"HTTP/1.1 404 ")
-    _until_alone(server)
+    until(lambda: not server.n_connections)
 
 
 class Flood:
@@ -198,7 +195,7 @@ def test_a_client_that_takes_nothing_in_is_cut_off(start) -> None:
     body = BODY[:-1] + b', "stream": true}'
     with socket.create_connection(("127.0.0.1", server.port)) as line:
         line.sendall(post(length(len(body)), body=body))
-        _until_alone(server)
+        until(lambda: not server.n_connections)
         watch = select.poll()
         watch.register(line, 0)
         assert watch.poll(2_000)  # the kernel holds nothing for it either: the connection was reset
@@ -221,18 +218,9 @@ def test_a_client_that_takes_in_slowly_is_not_cut_off(start) -> None:
 def test_a_connection_too_many_is_told_so(start, label) -> None:
     server = start(m=label, limits=ConnectionLimits(max_connections=2))
     held = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(2)]
-    while server.n_connections < 2:
-        time.sleep(0.01)
+    until(lambda: server.n_connections == 2)
     assert status(server.raw()) == 503
     for line in held:
         line.close()
-    _until_alone(server)
+    until(lambda: not server.n_connections)
     assert httpx.get(f"{server.url}/health").status_code == 200
-
-
-def _until_alone(server: RunningServer) -> None:
-    """Returns when the server holds no connection; fails after ten seconds."""
-    end = time.monotonic() + 10
-    while server.n_connections:
-        assert time.monotonic() < end, "the connection is still held"
-        time.sleep(0.02)

@@ -20,6 +20,7 @@ import openai
 import pytest
 from fixtures.ray_cluster import RayCluster
 from fixtures.replica_service import service_of
+from fixtures.waiting import until, until_async
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
@@ -119,8 +120,7 @@ def test_a_replica_stops_when_its_requests_are_done_and_cuts_off_the_rest(tmp_pa
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             quick, slow = (asyncio.create_task(client.post(PATH, json=asking(s))) for s in (0.2, 60))
-            while app.n_running < 2:
-                await asyncio.sleep(0.01)
+            await until_async(lambda: app.n_running == 2)
             assert await app.stop() == 1
             assert (await quick).status_code == 200
             assert (await slow).json()["error"]["code"] == "stopping"
@@ -222,8 +222,7 @@ def a_kill_costs_the_requests_of_that_replica_alone(serving: Serving) -> None:
     before = serving.begun()
     for thread in threads:
         thread.start()
-    while not {killed, other} <= set(serving.begun() - before):
-        time.sleep(0.01)
+    until(lambda: {killed, other} <= set(serving.begun() - before))
     os.kill(killed, signal.SIGKILL)
     for thread in threads:
         thread.join()
@@ -245,8 +244,7 @@ def told_to_stop_they_finish_their_requests_and_close_their_models(serving: Serv
     thread = threading.Thread(target=lambda: answers.append(serving.ask(2)))
     before = serving.begun()
     thread.start()
-    while not serving.begun() - before:
-        time.sleep(0.01)
+    until(lambda: serving.begun() - before)
     serving.process.send_signal(signal.SIGTERM)
     thread.join()
     assert answers[0].status_code == 200

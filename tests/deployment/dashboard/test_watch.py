@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import httpx
 import pytest
 from fixtures.certificates import certificate
 from fixtures.dashboard import DashboardServer, LargeModel, SmallModel
+from fixtures.waiting import until
 
 from smallfirst.base.stats.intervals import wilson
 from smallfirst.deployment.billing.saved import machine_costs, savings
@@ -148,10 +148,12 @@ def test_audits_that_break_the_promise_raise_an_alarm_on_the_page(dashboard: Das
     about = {"task": "tickets", "certificate": router.certificate, "propensity": 1.0, "judged_by": "person"}
     audits = ({"id": f"a{i}", "at": datetime.now(UTC), "wrong": True, **about} for i in range(9))
     dashboard.ledger.append(*map(AuditRow.model_validate, audits))
-    end = time.monotonic() + 20
-    while router.monitor.state != "fallback" and time.monotonic() < end:  # audits are read once a second
+
+    def asked_again() -> bool:  # audits are read once a second
         client.post(f"{dashboard.url}/v1/chat/completions", json=body).raise_for_status()
-        time.sleep(0.2)
+        return router.monitor.state == "fallback"
+
+    until(asked_again)
     page.reload()
     page.get_by_text("Fallback: the large model answers").wait_for()
     assert "audited answers were wrong" in page.get_by_role("region", name="Alarms").inner_text()

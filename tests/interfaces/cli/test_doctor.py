@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from fixtures.cli import call, failed
+from fixtures.endpoints import http_server
 
 from smallfirst.base.paths import state_folder
 from smallfirst.interfaces.cli import doctor
@@ -24,30 +22,6 @@ def task_file(folder: Path, more: str = "") -> TaskFile:
 
 def found(name: str, file: TaskFile | None = None, *, ask_large: bool = False) -> Diagnosis:
     return next(one for one in examine(file, ask_large=ask_large) if one.name == name)
-
-
-@contextmanager
-def endpoint(status: int) -> Iterator[tuple[str, list[str]]]:
-    """The address of a server that answers every GET with `status`, and the paths and keys that it was asked with."""
-    asked: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(f"{self.path} {self.headers.get('Authorization')}")
-            self.send_response(status)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            """Stay silent."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def test_a_machine_without_a_task_is_looked_at_and_nothing_is_created() -> None:
@@ -79,7 +53,13 @@ def test_an_endpoint_is_asked_on_request_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, level: str
 ) -> None:
     monkeypatch.setenv("BIG_KEY", "sk-1")
-    with endpoint(status) as (url, asked):
+    asked: list[str] = []
+
+    def answer(path: str, headers: Mapping[str, str], _: bytes) -> tuple[int, None]:
+        asked.append(f"{path} {headers.get('Authorization')}")
+        return status, None
+
+    with http_server(answer) as url:
         file = task_file(tmp_path, f"large: {{endpoint: {{base_url: {url}/v1, model: m, api_key_env: BIG_KEY}}}}")
         assert found("large model", file).what == f"{url}/v1, not asked"
         assert asked == []

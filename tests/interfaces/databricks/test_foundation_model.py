@@ -7,7 +7,6 @@ import inspect
 import json
 import os
 import sys
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 from fixtures import warm_processes
 from fixtures.jobs import TIMEOUT_S, create_job, job_spec
+from fixtures.waiting import until
 
 from smallfirst.base.errors import ConfigError
 from smallfirst.base.files import try_lock
@@ -127,15 +127,9 @@ def test_a_run_outlives_the_process_that_created_it_and_its_model_answers(
     assert status in ("Pending", "Starting", "Queued")
     rows.unlink()  # what it learns from was read at create()
 
-    run: Any = name
-    end = time.monotonic() + TIMEOUT_S
-    while True:  # as DSPy waits
-        run = fm.get(run)
-        if run.status.display_name == "Completed":
-            break
-        assert run.status.display_name != "Failed", run.details
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    until(lambda: fm.get(name).status.display_name in ("Completed", "Failed"), seconds=TIMEOUT_S)  # as DSPy waits
+    run = fm.get(name)
+    assert run.status.display_name == "Completed", run.details
 
     types = [event.type for event in fm.get_events(run, follow=True)]
     assert types[0] == "CREATED"

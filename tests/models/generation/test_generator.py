@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import jsonschema
 import pytest
 import torch
+from fixtures.waiting import until_async
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -228,13 +229,6 @@ def several(generator: Generator, n: int = 12, **settings: Any) -> list[Generati
     ]
 
 
-async def until(true: Callable[[], bool]) -> None:
-    """Wait for another thread; fail after 20 seconds."""
-    async with asyncio.timeout(20):
-        while not true():
-            await asyncio.sleep(0.002)
-
-
 @pytest.mark.parametrize("limits", [{}, {"batch_rows": 3, "batch_tokens": 150}])
 def test_answers_do_not_depend_on_what_waits_with_them(endless: Generator, limits: dict[str, int]) -> None:
     grammars = [
@@ -284,7 +278,7 @@ def test_a_cancelled_answer_ends_within_a_step_and_is_reported(endless: Generato
         answer = worker.stream(ENDLESS, cut_off.append)
         if how == "generate":
             task = asyncio.create_task(worker.generate(ENDLESS, cut_off.append))
-            await until(lambda: worker.n_waiting == 1)
+            await until_async(lambda: worker.n_waiting == 1)
             await asyncio.sleep(0.05)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):

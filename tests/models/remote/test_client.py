@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 import pytest
+from fixtures.waiting import until_async
 
 from smallfirst.base.errors import AnswerLost, BadAnswer, ModelError, RateLimited, Unavailable
 from smallfirst.models.pricing import PriceBook, TokenPrice
@@ -285,8 +286,7 @@ def test_a_cancelled_request_gives_up_its_connection_and_its_slot(server: Server
 
     async def leave() -> str:
         task = asyncio.create_task(model.complete(asked))
-        while not server.heads:
-            await asyncio.sleep(0.01)
+        await until_async(lambda: server.heads)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         return (await model.complete(asked)).text

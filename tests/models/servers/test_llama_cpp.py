@@ -28,8 +28,8 @@ from fixtures.tiny_llama import (  # noqa: F401
     given_gguf,
     has_ended,
     opened,
-    until,
 )
+from fixtures.waiting import until, until_async
 
 from smallfirst.base.errors import BadAnswer, Unavailable
 from smallfirst.models.pricing import PriceBook
@@ -241,7 +241,7 @@ async def test_stopping_an_engine_that_is_starting_ends_it(
     monkeypatch.setattr(LlamaCppProcess, "wait_until_it_answers", wait)
     server = LlamaCppServer(config)
     task = asyncio.create_task(asyncio.to_thread(server.process))
-    await until(lambda: bool(started))
+    await until_async(lambda: bool(started))
     server.stop()
     with pytest.raises(Unavailable, match="did not load"):
         await task
@@ -256,7 +256,7 @@ async def test_abandoned_request_frees_its_slot(config: LlamaCppConfig, whole: b
         if whole:
             server = model.server()
             task = asyncio.create_task(model.complete(LONG))
-            await until(lambda: server.slots.n_free == 0)
+            await until_async(lambda: server.slots.n_free == 0)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
         else:
@@ -277,7 +277,7 @@ async def test_latency_counts_the_wait_for_a_slot_and_the_cost_does_not(
         slots = model.server().slots
         async with slots.acquire("", timeout_s=60):
             waiting = asyncio.create_task(model.complete(SHORT))
-            await until(lambda: slots.n_queued == 1)
+            await until_async(lambda: slots.n_queued == 1)
             now_s += 100
         found = await waiting
         assert (found.latency_ms, found.cost_usd) == (100_000, 0)
@@ -338,7 +338,7 @@ def test_child_ends_with_its_parent(tiny_gguf: Path) -> None:
             child, folders = child_of(parent.pid), os.listdir(short)
             parent.kill()
         assert (said, len(folders)) == (b"answered\n", 1)
-        asyncio.run(until(lambda: has_ended(child)))
+        until(lambda: has_ended(child))
         assert os.listdir(short) == []
 
 

@@ -6,11 +6,11 @@ import asyncio
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, suppress
 from typing import Any, NamedTuple
 
 import pytest
-from fixtures.gateway import run_gateway
+from fixtures.gateway import raw_upstream, read_message, run_gateway
 
 from smallfirst.traffic.gateway.app import Gateway
 from smallfirst.traffic.settings import GatewaySettings
@@ -29,21 +29,18 @@ class Asked(NamedTuple):
 class Upstream:
     """Answers every request with `script` and keeps what it was asked."""
 
-    def __init__(self, port: int) -> None:
-        self.port = port
+    def __init__(self) -> None:
+        self.port = 0
         self.asked: list[Asked] = []
         self.script: Script = answer(b"{}")
         self.closed = threading.Event()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while (head := await _head(reader)) is not None:
-            line, headers = head
-            if "content-length" in headers:
-                body = await reader.readexactly(int(headers["content-length"]))
-            else:
-                body = await _chunks(reader) if "transfer-encoding" in headers else b""
-            self.asked.append(Asked(line, headers, body))
-            await self.script(self.asked[-1], writer)
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                line, headers, body = await read_message(reader)
+                self.asked.append(Asked(line, dict(headers), body))
+                await self.script(self.asked[-1], writer)
         self.closed.set()
         writer.close()
 
@@ -54,22 +51,6 @@ def answer(body: bytes, status: str = "200 OK", *headers: str) -> Script:
         writer.write("\r\n".join([*lines, "", ""]).encode() + body)
 
     return script
-
-
-async def _head(reader: asyncio.StreamReader) -> tuple[str, dict[str, str]] | None:
-    try:
-        line, *rest = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")[:-2]
-    except (asyncio.IncompleteReadError, ConnectionError):
-        return None
-    return line, {name.lower(): value.strip() for name, _, value in (header.partition(":") for header in rest)}
-
-
-async def _chunks(reader: asyncio.StreamReader) -> bytes:
-    body = b""
-    while size := int(await reader.readline(), 16):
-        body += (await reader.readexactly(size + 2))[:-2]
-    await reader.readline()
-    return body
 
 
 class Proxied(NamedTuple):
@@ -108,22 +89,12 @@ def _second(port: int) -> dict[str, Any]:
 def proxied_once() -> Iterator[Proxied]:
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         patch.setenv("SECOND_KEY", "sk-second")
-        upstreams = [stack.enter_context(_upstream()) for _ in range(2)]
+        upstreams = [Upstream(), Upstream()]
+        for upstream in upstreams:
+            upstream.port = stack.enter_context(raw_upstream(upstream.serve))
         gateway = Gateway(settings(*(upstream.port for upstream in upstreams)))
-        port = stack.enter_context(run_gateway(gateway, socket.create_server(("127.0.0.1", 0))))
+        port = stack.enter_context(run_gateway(gateway))
         yield Proxied(gateway, port, *upstreams)
-
-
-@contextmanager
-def _upstream() -> Iterator[Upstream]:
-    listener = socket.create_server(("127.0.0.1", 0))
-    upstream, loop = Upstream(listener.getsockname()[1]), asyncio.new_event_loop()
-    loop.run_until_complete(asyncio.start_server(upstream.serve, sock=listener))
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    yield upstream
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 
 import pytest
+from fixtures.waiting import until
 
 from smallfirst.serving.errors import ApiError
 from smallfirst.traffic.gateway.app import Handler
@@ -213,10 +213,7 @@ def test_a_stream_is_kept_though_its_client_goes_at_the_mark_of_its_end(
             seen += line.recv(65536)
     assert proxied.upstream.closed.wait(10)  # the upstream's work ends with its client
     assert kept.bodies == [b"data: {}\n\n" + mark] * n_kept
-    for _ in range(500 * n_kept):
-        if small.seen:
-            break
-        time.sleep(0.01)
+    until(lambda: len(small.seen) == n_kept)
     assert [answer.body for _, answer in small.seen] == kept.bodies
 
 

@@ -12,6 +12,7 @@ import pytest
 from fixtures.gateway import OpenUpstreams
 from fixtures.takeover import NOUNS, TEACHER, LearntTask, cases, source
 from fixtures.traffic import template
+from fixtures.waiting import until_async
 
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import LedgerRow
@@ -108,8 +109,8 @@ def serve(learnt: LearntTask, tmp_path, monkeypatch):
             await tasks.start()
             application = Application(tasks)
             await work(application)
-            while application.routes._background._running or tasks.tasks["queues"].router._tasks:
-                await asyncio.sleep(0.01)
+            router = tasks.tasks["queues"].router
+            await until_async(lambda: not application.routes._background._running and not router._tasks)
             await tasks.aclose()
 
         asyncio.run(session())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,8 +117,7 @@ def test_the_proxy_has_a_page_of_its_tasks(chromium: Any, tmp_path: Path) -> Non
     routes = {**task_routes(tmp_path, tmp_path), **page_routes(ledger, local)}
     settings = GatewaySettings.model_validate({"upstreams": {"main": {"base_url": "http://127.0.0.1:9/v1"}}})
     gateway = Gateway(settings, local=local, access=Access(store), routes=routes)
-    listener = socket.create_server(("127.0.0.1", 0))
-    with run_gateway(gateway, listener) as port:
+    with run_gateway(gateway) as port:
         local.tasks[TASK] = SimpleNamespace(router=tickets_router(ledger), close=None)  # type: ignore[assignment]
         url = f"http://127.0.0.1:{port}"
         found = httpx.get(url)

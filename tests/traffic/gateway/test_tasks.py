@@ -13,6 +13,7 @@ import pytest
 from fixtures.gateway import OpenUpstreams
 from fixtures.takeover import SYSTEM, TEACHER, LearntTask, cases
 from fixtures.traffic import template
+from fixtures.waiting import until_async
 
 from smallfirst.base.records import fingerprint
 from smallfirst.data.dataset import fold_text
@@ -134,10 +135,7 @@ def test_in_shadow_everything_passes_and_drafts_are_compared(serve):
     async def work(app: Application) -> None:
         for text, _ in CASES:
             assert await app.ask_about(text) is None
-        for _ in range(200):
-            await asyncio.sleep(0.01)
-            if not app.tasks.tasks["queues"].router._tasks:
-                break
+        await until_async(lambda: not app.tasks.tasks["queues"].router._tasks)
 
     ledger, _ = serve(work, share=0.0)
     audits = ledger.entries(AuditRow)
@@ -162,11 +160,9 @@ def test_in_shadow_only_what_could_be_learnt_from_counts_for_the_second_look(ser
         file = learnt.takeovers
         file.put(file.get("queues").moved("stepped back", cause="prompt", why="test"))
         await app.ask_about(CASES[0][0])  # sees that the file has changed
-        while app.tasks.tasks["queues"].taken.state != "stepped back":
-            await asyncio.sleep(0.001)
+        await until_async(lambda: app.tasks.tasks["queues"].taken.state == "stepped back")
         await app.ask_about(others[30][0])
-        while app.tasks.tasks["queues"].router._tasks:
-            await asyncio.sleep(0.001)
+        await until_async(lambda: not app.tasks.tasks["queues"].router._tasks)
 
     ledger, _ = serve(work, share=0.0)
     rows = ledger.entries(ShadowRow)
@@ -198,8 +194,7 @@ def test_audits_that_break_the_promise_lead_back(serve):
         asked = 0
         for text, _ in CASES:
             asked += await app.ask_about(text, stream=True) is not None
-            while app.tasks.tasks["queues"].router._tasks:
-                await asyncio.sleep(0.001)
+            await until_async(lambda: not app.tasks.tasks["queues"].router._tasks)
         assert 3 < asked == app.again < 20
 
     ledger, file = serve(work, share=1.0)
@@ -215,10 +210,7 @@ def test_a_share_is_drawn_and_a_command_is_followed_while_it_runs(serve, learnt)
         assert 60 < sum(small) < 140
         learnt.takeovers.put(learnt.takeovers.get("queues").moved("shadow", cause="person", why="", share=0.0))
         await app.ask_about(CASES[0][0])  # sees that the file has changed
-        for _ in range(100):
-            await asyncio.sleep(0.01)
-            if app.tasks.tasks["queues"].taken.state == "shadow":
-                break
+        await until_async(lambda: app.tasks.tasks["queues"].taken.state == "shadow")
         assert await app.ask_about(CASES[0][0]) is None
 
     serve(work, share=0.5)

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import http.client
 import json
-import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fixtures.cli import call
+from fixtures.endpoints import completion, http_server
 from fixtures.gateway import run_gateway
 from fixtures.takeover import NOUNS, SYSTEM, TEACHER, LearntTask, cases
+from fixtures.waiting import until
 
 from smallfirst.ledger.keys import KeyPolicy, KeyStore
 from smallfirst.ledger.ledger import Ledger
@@ -34,48 +33,29 @@ CHAT = "/v1/chat/completions"
 
 class Upstream:
     def __init__(self, model: str) -> None:
-        self.model, self.valid, self.status, self.n_asked = model, {VALID}, 200, 0
+        self.model, self.valid, self.status, self.n_asked, self.url = model, {VALID}, 200, 0, ""
         self.wrong: Callable[[str], bool] = lambda text: False
-        upstream = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                given = [self.headers[name] for name in ("authorization", "x-api-key", "api-key")]
-                status = upstream.status if upstream.valid & set(given) else 401
-                upstream.n_asked += 1
-                text = body["messages"][-1]["content"]
-                words = text.split()
-                rank = min if upstream.wrong(text) else max
-                label = rank(NOUNS, key=lambda queue: sum(word in NOUNS[queue] for word in words))
-                message = {"role": "assistant", "content": f"Queue: {label}"}
-                said = {"message": message, "index": 0, "finish_reason": "stop"}
-                named = upstream.model if body["model"] == "big" else body["model"]
-                answer = {"id": f"up-{upstream.n_asked}", "model": named, "choices": [said]} if status == 200 else {}
-                content = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("content-type", "application/json")
-                self.send_header("content-length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_: Any) -> None: ...
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+    def answer(self, _: str, headers: Mapping[str, str], sent: bytes) -> tuple[int, dict[str, Any]]:
+        """Answer whoever has a valid credential."""
+        self.n_asked += 1
+        if not self.valid & {headers[name] for name in ("authorization", "x-api-key", "api-key")}:
+            return 401, {}
+        body = json.loads(sent)
+        text = body["messages"][-1]["content"]
+        rank = min if self.wrong(text) else max
+        label = rank(NOUNS, key=lambda queue: sum(word in NOUNS[queue] for word in text.split()))
+        named = self.model if body["model"] == "big" else body["model"]
+        said = completion(f"Queue: {label}", named, f"up-{self.n_asked}")
+        return self.status, said if self.status == 200 else {}
 
 
 @contextmanager
 def upstream(model: str = TEACHER) -> Iterator[Upstream]:
     one = Upstream(model)
-    thread = threading.Thread(target=one.server.serve_forever, daemon=True)
-    thread.start()
-    yield one
-    one.server.shutdown()
-    one.server.server_close()
-    thread.join()
+    with http_server(one.answer) as address:
+        one.url = f"{address}/v1"
+        yield one
 
 
 class Proxy:
@@ -123,18 +103,11 @@ class Proxy:
     def restore(self) -> None:
         """What `smallfirst take-over queues --share 1` does, until the proxy has followed."""
         at = self.file.put(self.task.moved("live", cause="person", why="taken over by a person", share=1.0)).changed_at
-        self.wait(lambda: {task.taken.changed_at for task in self.tasks()} == {at})
+        until(lambda: {task.taken.changed_at for task in self.tasks()} == {at})
 
     def tasks(self) -> Any:
         self.ask(next(iter(self.keys), ""), CERTAIN[0])  # a request makes the proxy look at the file
         return self.local.tasks.values()
-
-    def wait(self, until: Callable[[], bool]) -> None:
-        for _ in range(400):
-            if until():
-                return
-            time.sleep(0.02)
-        raise AssertionError("it never happened")
 
 
 @pytest.fixture
@@ -250,7 +223,7 @@ def test_who_may_not_ask_the_upstream_gets_no_small_answer(started: Callable[...
     big.valid = {VALID}
     assert proxy.asks(3)["small"] == 2
     big.valid = set()
-    proxy.wait(lambda: proxy.ask() == "401")  # an audit was refused
+    until(lambda: proxy.ask() == "401")  # an audit was refused
     assert proxy.asks(3) == {"401": 3}
 
 
@@ -292,11 +265,11 @@ def test_processes_share_rights_and_their_ends(
     one, two = (started({"default": big}) for _ in range(2))
     assert one.ask() == "200"
     before = big.n_asked
-    two.wait(lambda: two.ask() == "small")
+    until(lambda: two.ask() == "small")
     assert two.asks(3) == {"small": 3}
     assert big.n_asked - before <= 20
     big.valid = set()
     assert two.ask(text=UNCERTAIN) == "401"
-    one.wait(lambda: one.ask() == "401")
+    until(lambda: one.ask() == "401")
     assert one.asks(3) == two.asks(3) == {"401": 3}
     assert b"sk-valid" not in b"".join(file.read_bytes() for file in Path(".smallfirst").rglob("*.*") if file.is_file())
