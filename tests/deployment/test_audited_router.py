@@ -21,7 +21,7 @@ import httpx
 import pytest
 from fixtures.certificates import certificate as make_certificate
 from fixtures.loop_lag import MAX_LAG_S, LoopLag
-from fixtures.server import WholeModel
+from fixtures.server import SayingModel
 from fixtures.waiting import until
 
 from smallfirst.base.errors import Unavailable
@@ -38,25 +38,18 @@ from smallfirst.routing.router import Router
 from smallfirst.serving.settings import ServeSettings
 
 
-class Says(WholeModel):
-    """Answers with `text`, surely; `wrong` and `down` may be changed while it runs."""
+class Says(SayingModel):
+    """Answers surely; `wrong` and `down` may be changed while it runs."""
 
-    def __init__(self, name: str, *, confidence: float = 0.9, cost_usd: float = 0.0) -> None:
-        self.name, self.confidence, self.cost_usd = name, confidence, cost_usd
-        self.wrong = self.down = False
-        self.asked, self.last = 0, Request.ask("")
+    wrong = down = False
+
+    def __init__(self, name: str, *, cost_usd: float = 0.0) -> None:
+        super().__init__(name, lambda _: "wrong" if self.wrong else "refund", confidence=0.9, cost_usd=cost_usd)
 
     async def complete(self, request: Request) -> Completion:
-        self.asked, self.last = self.asked + 1, request
         if self.down:
             raise Unavailable("down")
-        return Completion(
-            text="wrong" if self.wrong else "refund",
-            answered_by=self.name,
-            latency_ms=1.0,
-            cost_usd=self.cost_usd,
-            confidence=self.confidence,
-        )
+        return await super().complete(request)
 
 
 def certificate(*, issued: bool = True) -> Certificate:
@@ -98,7 +91,7 @@ class Setting:
         for _ in range(n):
             request = Request.ask("where is my card").model_copy(update=settings)
             found.append(await self.live.complete(request))
-            id = f"chatcmpl-{self.small.asked}-{self.large.asked}"
+            id = f"chatcmpl-{len(self.small.asked)}-{len(self.large.asked)}"
             route = found[-1].route
             row = LedgerRow.model_validate(
                 {
@@ -159,7 +152,7 @@ def test_an_audit_asks_the_judge_with_the_settings_of_the_certificate(ledger: Le
     setting.small.capabilities = frozenset({Capability.CHOSEN})
     (answer,) = asyncio.run(setting.ask(temperature=1.5, stop=("e",), max_tokens=2, tags={"user": "u"}))
     assert (answer.answered_by, answer.route.audited) == ("small", True)
-    assert setting.large.last.model_copy(update={"bill": None}) == Request(
+    assert setting.large.asked[-1].model_copy(update={"bill": None}) == Request(
         messages=Request.ask("where is my card").messages, tags={"user": "u"}
     )
 
@@ -191,7 +184,7 @@ def test_chance_alone_chooses_audits_at_the_stated_share(ledger: Ledger) -> None
     found = asyncio.run(setting.ask(400))
     audited = sum(answer.route.audited for answer in found if answer.route)
     assert 50 < audited < 112  # 80 ± 4 sigma
-    assert len(ledger.entries(AuditRow)) == audited == setting.large.asked
+    assert len(ledger.entries(AuditRow)) == audited == len(setting.large.asked)
     assert {a.propensity for a in ledger.entries(AuditRow)} == {0.2}
 
 
@@ -464,7 +457,7 @@ def test_two_processes_on_one_ledger_count_each_audit_once(ledger: Ledger) -> No
         slow = first.large.complete
 
         async def held(request: Any) -> Any:
-            id = f"chatcmpl-{first.small.asked}-{first.large.asked}"
+            id = f"chatcmpl-{len(first.small.asked)}-{len(first.large.asked)}"
             verdicts = [one.live.feedback(said(id, "right")) for one in settings for _ in range(14)]
             found = await asyncio.gather(slow(request), *verdicts)
             return found[0]

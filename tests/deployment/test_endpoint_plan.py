@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from fixtures.endpoints import NAME, register_words
-from fixtures.server import WholeModel
+from fixtures.server import SayingModel
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.deployment.endpoint_plan import TrafficSplit, load_endpoint
@@ -17,23 +17,12 @@ from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Req
 from smallfirst.tasks.classify import Classify
 
 
-class Says(WholeModel):
-    def __init__(self, name: str) -> None:
-        self.name, self.closed = name, 0
-
-    async def complete(self, request: Request) -> Completion:
-        return Completion(text=self.name, answered_by=self.name, latency_ms=1, cost_usd=0.5, confidence=0.7)
-
-    async def aclose(self) -> None:
-        self.closed += 1
-
-
 def ask(model: Model, text: str = "where is my card", **tags: str) -> Completion:
     return asyncio.run(model.complete(Request.ask(text).model_copy(update={"tags": tags})))
 
 
 def split(**percent: int) -> TrafficSplit:
-    models = {name: Says(name) for name in percent}
+    models = {name: SayingModel(name, cost_usd=0.5, confidence=0.7) for name in percent}
     return TrafficSplit("desk", models, percent, chance=random.Random(1).random)
 
 

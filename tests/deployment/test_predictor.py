@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fixtures.endpoints import PASSED
+from fixtures.server import WholeModel
 
 import smallfirst as sf
 from smallfirst.base.errors import ConfigError
@@ -17,12 +17,12 @@ from smallfirst.data.dataset import Dataset
 from smallfirst.deployment.predictor import Predictor
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.protocol import Capability, Chunk, Completion, LabelScores, Request, stream_in_one_chunk
+from smallfirst.models.protocol import Capability, Completion, LabelScores, Request
 
 KNOWN = {"a card": (0.9, 0.1), "a fee": (0.2, 0.8)}
 
 
-class Labels:
+class Labels(WholeModel):
     """A model that knows two texts."""
 
     name = "by hand"
@@ -32,9 +32,6 @@ class Labels:
         cards, fees = KNOWN[request.text]
         text = "cards" if cards > fees else "fees"
         return Completion(text=text, answered_by=self.name, latency_ms=1, cost_usd=0, confidence=max(cards, fees))
-
-    def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        return stream_in_one_chunk(self, request)
 
     async def probabilities(self, texts: list[str], bill=None) -> list[LabelScores]:
         return [LabelScores(("cards", "fees"), list(KNOWN[text]), 1) for text in texts]

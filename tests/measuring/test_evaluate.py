@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
+from fixtures.server import WholeModel
 
 from smallfirst.base.errors import Unavailable
 from smallfirst.base.stats.intervals import wilson
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.measuring.evaluate import Evaluation, EvaluationSetup, compare, evaluate, restrict_to_rows
-from smallfirst.models.protocol import Capability, Chunk, Completion, Request, Route, stream_in_one_chunk
+from smallfirst.models.protocol import Completion, Request, Route
 from smallfirst.tasks.classify import Classify
 
 TASK = Classify(name="desk", labels=("red", "green", "blue"))
 GOLD = {"rose": "red", "fire": "red", "grass": "green", "sea": "blue", "sky": "blue"}
 
 
-class Scripted:
+class Scripted(WholeModel):
     """Answers from a script; a request takes 10 ms for each request that is in flight with it."""
-
-    capabilities: frozenset[Capability] = frozenset()
 
     name = "scripted-1"
 
@@ -45,12 +43,6 @@ class Scripted:
             confidence=0.75,
             route=self.routes.get(request.text),
         )
-
-    def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        return stream_in_one_chunk(self, request)
-
-    async def aclose(self) -> None:
-        """Holds nothing."""
 
 
 class Down(Scripted):

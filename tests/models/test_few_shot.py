@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,34 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 from fixtures.rows import answered_rows
+from fixtures.server import SayingModel
 
 from smallfirst.models.few_shot import NearestShots, PromptedModel, fixed_shots
-from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_in_one_chunk
+from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.tasks.classify import Classify
 from smallfirst.tasks.task import Shot
 
 TASK = Classify(name="cards", labels=("card_lost", "card_stolen"))
 
 
-class Parrot:
-    """Always answers `text` and records the requests."""
-
-    name = "parrot"
-    capabilities: frozenset[Capability] = frozenset()
-
-    def __init__(self, text: str) -> None:
-        self.text, self.n_closed = text, 0
-        self.requests: list[Request] = []
-
-    async def complete(self, request: Request) -> Completion:
-        self.requests.append(request)
-        return Completion(text=self.text, answered_by=self.name, latency_ms=1, cost_usd=0.5)
-
-    def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        return stream_in_one_chunk(self, request)
-
-    async def aclose(self) -> None:
-        self.n_closed += 1
+def parrot(text: str = "card_lost") -> SayingModel:
+    return SayingModel("parrot", text, cost_usd=0.5)
 
 
 class Echo:
@@ -56,7 +40,7 @@ def ask(model: Model, max_tokens: int = 256) -> Completion:
     ("text", "answer"), [("Label: **Card lost**.", "card_lost"), ("I cannot tell.", "I cannot tell.")]
 )
 def test_the_answer_is_the_parsed_label_or_else_the_models_own_words(text: str, answer: str) -> None:
-    model = PromptedModel(Parrot(text), TASK)
+    model = PromptedModel(parrot(text), TASK)
     found = ask(model)
     assert (found.text, found.answered_by, found.cost_usd) == (answer, "parrot", 0.5)
 
@@ -67,9 +51,9 @@ def test_the_answer_is_the_parsed_label_or_else_the_models_own_words(text: str, 
 
 
 def test_instructions_and_examples_come_before_the_text() -> None:
-    parrot = Parrot("card_lost")
-    ask(PromptedModel(parrot, TASK, shots=[Shot("fixed", "card_lost")], selector=Echo()))
-    system, *turns = parrot.requests[0].messages
+    said = parrot()
+    ask(PromptedModel(said, TASK, shots=[Shot("fixed", "card_lost")], selector=Echo()))
+    system, *turns = said.asked[0].messages
     assert (system.role, "- card_stolen" in system.content) == ("system", True)
     assert [(turn.role, turn.content) for turn in turns] == [
         ("user", "fixed"),
@@ -126,12 +110,12 @@ def test_the_nearest_rows_are_shown_and_their_vectors_kept_until_rows_or_encoder
 
 
 def test_the_answer_is_short_and_closing_closes_the_general_model() -> None:
-    parrot = Parrot("card_lost")
-    model = PromptedModel(parrot, TASK)
+    said = parrot()
+    model = PromptedModel(said, TASK)
     assert isinstance(model, Model)
     assert model.name == "parrot"
     ask(model)
     ask(model, max_tokens=5)
-    assert [request.max_tokens for request in parrot.requests] == [32, 5]
+    assert [request.max_tokens for request in said.asked] == [32, 5]
     asyncio.run(model.aclose())
-    assert parrot.n_closed == 1
+    assert said.closed == 1

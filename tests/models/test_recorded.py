@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.server import WholeModel
 
 from smallfirst.base.errors import BadAnswer, DataError, SpendingLimitReached, Unavailable
 from smallfirst.base.progress import ProgressCallback, no_progress
 from smallfirst.models.pricing import TokenUsage, stated
-from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_in_one_chunk
+from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.models.recorded import ReplayModel, Spending, SpendingCap, record, request_key
 
 HEADER: dict[str, Any] = {"made_at": "2026-11-25", "smallfirst": "0.1.0", "prompt": "Classify."}
 TEXTS = ("one", "two", "three", "four")
 
 
-class Shout:
+class Shout(WholeModel):
     """Answers in capitals; cannot answer the texts in `bad`, and is down for those in `down`."""
-
-    capabilities: frozenset[Capability] = frozenset()
 
     def __init__(self, *, bad: str = "", down: str = "", name: str = "shout") -> None:
         self.name = name
@@ -38,12 +36,6 @@ class Shout:
         if request.text in self.down:
             raise Unavailable("large model down")
         return Completion(text=request.text.upper(), answered_by=self.name, latency_ms=1.26, cost_usd=0.1)
-
-    def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        return stream_in_one_chunk(self, request)
-
-    async def aclose(self) -> None:
-        pass
 
 
 def run(

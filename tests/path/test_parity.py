@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from fixtures.deployment import measured
+from fixtures.server import SayingModel
 
 from smallfirst.base.errors import StageMissing
 from smallfirst.interfaces.cli.main import CommandGroup
 from smallfirst.interfaces.cli.path import parity
 from smallfirst.models.loading import load_model
-from smallfirst.models.protocol import Capability, Completion, Request, stream_in_one_chunk
+from smallfirst.models.protocol import Request
 from smallfirst.path.parity import (
     ParityFailed,
     ParityResult,
@@ -87,31 +87,12 @@ def rows(*answers: str, confidence: float | None = None) -> list[ParityRow]:
     return [ParityRow(f"k{i}", asked, answer, confidence) for i, answer in enumerate(answers)]
 
 
-class Says:
-    capabilities: frozenset[Capability] = frozenset()
-
-    name = "says"
-
-    def __init__(self, text: str, confidence: float | None = None) -> None:
-        self.text, self.confidence, self.closed = text, confidence, False
-
-    async def complete(self, request: Request) -> Completion:
-        said = {"text": self.text, "confidence": self.confidence}
-        return Completion(**said, answered_by=self.name, latency_ms=1.0, cost_usd=0.0)
-
-    def stream(self, request: Request) -> Any:
-        return stream_in_one_chunk(self, request)
-
-    async def aclose(self) -> None:
-        self.closed = True
-
-
 TASK = Classify(name="t", labels=("left", "right", "up"))
 
 
 def checked(asked: list[ParityRow], confidence: float | None = 0.41) -> ParityResult:
     """What is found of an endpoint that always says `left`, with this confidence."""
-    with serve_on_loopback({"says": Says("left", confidence)}) as address:
+    with serve_on_loopback({"says": SayingModel("says", "left", confidence=confidence)}) as address:
         return asyncio.run(check_parity(address, "says", asked, task=TASK))
 
 
@@ -141,7 +122,7 @@ def test_a_few_ties_are_shown_and_do_not_block(
 
 
 def test_an_endpoint_that_refuses_or_is_not_there_differs_in_every_row() -> None:
-    with serve_on_loopback({"says": (model := Says("left"))}) as address:
+    with serve_on_loopback({"says": (model := SayingModel("says", "left"))}) as address:
         unknown = asyncio.run(check_parity(address, "other", rows("left"), task=TASK))
         refused = asyncio.run(check_parity(Address(address.base_url, "wrong"), "says", rows("left"), task=TASK))
     assert model.closed

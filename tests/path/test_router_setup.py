@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fixtures.certificates import certificate as make_certificate
 from fixtures.preflight import task_of
+from fixtures.server import SayingModel
 
 from smallfirst.base.errors import StageMissing
 from smallfirst.data.dataset import Dataset
@@ -18,7 +18,7 @@ from smallfirst.measuring.out_of_fold import FoldAnswers, RawAnswer
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.linear.classifier import ENCODER_FOLDER, LinearClassifier
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
+from smallfirst.models.protocol import Completion, Request
 from smallfirst.models.recorded import record
 from smallfirst.path import router_setup
 from smallfirst.path.calibrate import served_rows
@@ -52,36 +52,17 @@ def number(text: str) -> int:
     return int(text.split()[1])
 
 
-class Words:
+def words() -> SayingModel:
     """Right on even rows, on odd ones it says the other label; always sure."""
-
-    capabilities: frozenset[Capability] = frozenset()
-
-    name = "words"
-
-    async def complete(self, request: Request) -> Completion:
-        n = number(request.text)
-        label = LABELS[0] if n % 2 == 0 else LABELS[1]
-        return Completion(text=label, answered_by=self.name, latency_ms=1.0, cost_usd=0.0, confidence=0.8)
-
-    def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        return stream_in_one_chunk(self, request)
-
-    async def aclose(self) -> None:
-        """Holds nothing."""
+    return SayingModel("words", lambda request: LABELS[number(request.text) % 2], confidence=0.8)
 
 
-class Small(Words):
+def small() -> SayingModel:
     """Always says billing with the same confidence: only the words' view tells when it is wrong."""
-
-    name = "small"
-
-    async def complete(self, request: Request) -> Completion:
-        found = await super().complete(request)
-        return found.model_copy(update={"text": LABELS[0], "confidence": 0.7})
+    return SayingModel("small", LABELS[0], confidence=0.7)
 
 
-async def ask(model: Words, example: Any) -> Completion:
+async def ask(model: SayingModel, example: Any) -> Completion:
     return await model.complete(Request(messages=example.messages))
 
 
@@ -102,33 +83,34 @@ def folds_of_small(of: Project) -> FoldAnswers:
 
 
 def test_scores_are_fitted_on_out_of_fold_answers_where_every_stage_has_them(tmp_path: Path) -> None:
-    apart, small, words = even_rows(tmp_path), Stage("small", Small()), Stage("words", Words())
+    apart, drafting, first = even_rows(tmp_path), Stage("small", small()), Stage("words", words())
     folds = {"small": folds_of_small(apart)}
     data = apart.file.data.model_copy(update={"exchangeable": True})
     of = apart._replace(file=apart.file.model_copy(update={"data": data}))
-    held = asyncio.run(held_out_drafts(of, (small,), folds))
+    held = asyncio.run(held_out_drafts(of, (drafting,), folds))
     assert held.rows == of.rows.development
     assert [one.text for one in held.drafts["small"]] == [one.text for one in folds["small"].completions("small")]
     # The words have seen the training rows: only selection rows are left for both.
-    both = asyncio.run(held_out_drafts(of, (words, small), folds))
+    both = asyncio.run(held_out_drafts(of, (first, drafting), folds))
     assert both.rows == of.rows.selection
     assert both.drafts["small"] == held.drafts["small"][-len(both.rows) :]
     # Of files of their own, training rows may be unlike those that certify.
-    own = asyncio.run(held_out_drafts(apart, (small,), folds))
+    own = asyncio.run(held_out_drafts(apart, (drafting,), folds))
     assert (own.rows, own.drafts["small"]) == (both.rows, both.drafts["small"])
 
 
-class Chatty(Words):
+def chatty() -> SayingModel:
     """Answers any request, always sure; own rows are right."""
 
-    async def complete(self, request: Request) -> Completion:
+    def said(request: Request) -> str:
         own = request.text.split()[0] in ("train", "validation", "test")
-        label = LABELS[number(request.text) % 2] if own else LABELS[0]
-        return Completion(text=label, answered_by=self.name, latency_ms=1.0, cost_usd=0.0, confidence=0.8)
+        return LABELS[number(request.text) % 2 if own else 0]
+
+    return SayingModel("words", said, confidence=0.8)
 
 
 def test_foreign_requests_lower_the_confidence_with_which_a_draft_is_served(tmp_path: Path) -> None:
-    of, stages = even_rows(tmp_path), (Stage("small", Chatty()),)
+    of, stages = even_rows(tmp_path), (Stage("small", chatty()),)
     profile = fit_task_profile(of.rows.train, of.rows.selection)
     held = asyncio.run(held_out_drafts(of, stages))
     assert held.rows == of.rows.selection
@@ -148,14 +130,14 @@ def test_foreign_requests_lower_the_confidence_with_which_a_draft_is_served(tmp_
 def test_the_gain_is_fitted_on_selection_rows_and_recorded_answers_of_the_large_model(tmp_path: Path) -> None:
     of = even_rows(tmp_path)
     rows = of.rows.selection.examples
-    held = HeldOut(of.rows.selection, {"small": [asyncio.run(ask(Small(), e)) for e in rows]})
+    held = HeldOut(of.rows.selection, {"small": [asyncio.run(ask(small(), e)) for e in rows]})
     assert GainModel.load(tmp_path / GAIN) is None
     found, again = asyncio.run(fit_gain(of, held, "small", tmp_path)), GainModel.load(tmp_path / GAIN)
     assert again.fitted == found.fitted
     assert set(found.fitted.models) == {"small"}  # no large model: taken to be always right
     asked = rows[: len(rows) // 2]  # it says billing to everything
     header = {"model": "large", "made_at": "2026-01-01", "smallfirst": "0", "n": len(asked)}
-    asyncio.run(record(Small(), [Request(messages=e.messages) for e in asked], tmp_path / "l.jsonl", header=header))
+    asyncio.run(record(small(), [Request(messages=e.messages) for e in asked], tmp_path / "l.jsonl", header=header))
     large = LargeConfig(recorded=tmp_path / "l.jsonl")
     with_large = of._replace(file=of.file.model_copy(update={"large": large}))
     known = asyncio.run(fit_gain(with_large, held, "small", tmp_path)).fitted.models["large"]
@@ -219,14 +201,14 @@ def test_where_the_confidence_counts_the_distance_every_row_certifies(tmp_path: 
     assert list(rows.examples) == list(of.rows.calibration.examples)
     assert (filters, limits) == ({"domain check": True, "policies": []}, [])
     off = project(tmp_path, ["a"], domain="off").file
-    assert load_ood_detector(off, run_folder, SCORED, Small()) is None
+    assert load_ood_detector(off, run_folder, SCORED, small()) is None
     default = off.model_copy(update={"routing": RoutingConfig()})
-    assert load_ood_detector(default, run_folder, RouterParts(), Small()) is None  # its calibration had no check
+    assert load_ood_detector(default, run_folder, RouterParts(), small()) is None  # its calibration had no check
 
 
 def test_a_certificate_is_served_behind_its_own_filters_only(tmp_path: Path) -> None:
     of, run_folder = gated(tmp_path)
-    detector = load_ood_detector(of.file, run_folder, SCORED, Small())
+    detector = load_ood_detector(of.file, run_folder, SCORED, small())
     certificate = make_certificate(filters=served_filters(of.file, checked=detector is not None))
     check_filters(certificate, of.file, detector)
     with pytest.raises(StageMissing, match="desk: its certificate holds behind the domain check of its calibration"):

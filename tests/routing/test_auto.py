@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from fixtures.light_process import LightProcess
+from fixtures.server import SayingModel
 
 from smallfirst.base.errors import DataError, ModelError
 from smallfirst.base.paths import state_of
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.pricing import stated
-from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, Route, RouteStep
+from smallfirst.models.protocol import Chunk, Completion, Model, Request, Route, RouteStep
 from smallfirst.routing.auto import AutoRouter, TaskSelection, TaskSelector
 from smallfirst.routing.domain import TaskProfile, fit_task_profile
 
@@ -31,33 +31,14 @@ class ByWord:
         return TaskSelection(task, step, (stated("auto", 0.001),))
 
 
-class NamedModel:
-    capabilities: frozenset[Capability] = frozenset({Capability.STREAM})
-
-    def __init__(self, name: str, *, routed: bool = True) -> None:
-        self.name, self.routed, self.closed = name, routed, 0
-
-    async def complete(self, request: Request) -> Completion:
-        step = RouteStep(stage="small", decision="kept", why="sure")
-        route = Route(stage="small", why="sure", certified=True, task=self.name, trail=(step,))
-        return Completion(
-            text=self.name,
-            answered_by=self.name,
-            latency_ms=10.0,
-            cost_usd=0.1,
-            route=route if self.routed else None,
-        )
-
-    async def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        yield Chunk(text=self.name)
-        yield Chunk(completion=await self.complete(request))
-
-    async def aclose(self) -> None:
-        self.closed += 1
+def named(name: str, *, routed: bool = True) -> SayingModel:
+    step = RouteStep(stage="small", decision="kept", why="sure")
+    route = Route(stage="small", why="sure", certified=True, task=name, trail=(step,))
+    return SayingModel(name, latency_ms=10.0, cost_usd=0.1, route=route if routed else None)
 
 
-def made(general: NamedModel | None = None) -> AutoRouter:
-    routers: dict[str, Model] = {"tickets": NamedModel("tickets"), "claims": NamedModel("claims")}
+def made(general: SayingModel | None = None) -> AutoRouter:
+    routers: dict[str, Model] = {"tickets": named("tickets"), "claims": named("claims")}
     return AutoRouter(ByWord(), routers, general)  # type: ignore[arg-type]
 
 
@@ -82,7 +63,7 @@ def test_a_request_goes_to_its_task_and_says_how_that_was_found() -> None:
 
 
 def test_a_request_of_no_task_goes_to_the_general_model_uncertified() -> None:
-    answer = ask(made(NamedModel("big", routed=False)), "write a poem")
+    answer = ask(made(named("big", routed=False)), "write a poem")
     assert answer.text == "big"
     assert (answer.route.stage, answer.route.task, answer.route.certified) == ("large", "", False)
     assert [(s.stage, s.decision) for s in answer.route.trail] == [("auto", "passed on"), ("large", "answered")]

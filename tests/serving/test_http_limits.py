@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from fixtures.server import WholeModel
 from fixtures.waiting import until
 
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request
@@ -171,23 +172,17 @@ def test_a_refused_client_that_goes_on_sending_is_cut_off(start, label) -> None:
     until(lambda: not server.n_connections)
 
 
-class Flood:
+class Flood(WholeModel):
     """Forty megabytes, piece by piece."""
 
     capabilities: frozenset[Capability] = frozenset({Capability.STREAM})
 
     name = "flood"
 
-    async def complete(self, request: Request) -> Completion:
-        raise NotImplementedError
-
     async def stream(self, request: Request) -> Iterator[Chunk]:  # type: ignore[override]
         for _ in range(400):
             yield Chunk(text="x" * 100_000)
         yield Chunk(completion=Completion(text="x", answered_by=self.name, latency_ms=1, cost_usd=0))
-
-    async def aclose(self) -> None:
-        """Holds nothing."""
 
 
 def test_a_client_that_takes_nothing_in_is_cut_off(start) -> None:

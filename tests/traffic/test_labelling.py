@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fixtures.endpoints import large_server
 from fixtures.expenses import spent_once
-from fixtures.server import WholeModel
+from fixtures.server import SayingModel
 
 from smallfirst.base.errors import BadAnswer, ConfigError, DataError
 from smallfirst.base.progress import Progress
@@ -74,39 +74,26 @@ def texts(folder: Path, numbers: range = range(8)) -> Path:
     return write(folder / "rows.jsonl", [{"text": text(i)} for i in numbers])
 
 
-class Oracle(WholeModel):
-    """Knows the right label, or says what `says` says; counts, and may break down at its n-th request."""
+class Oracle(SayingModel):
+    """Knows the right label, or says what `says` says; it may break down at its n-th request."""
 
     def __init__(
         self,
         says: Callable[[Request], str] = lambda request: gold(request.text),
         *,
-        cost_usd: float = COST,
         confidence: Callable[[str], float | None] = lambda text: None,
         breaks: dict[int, BaseException] | None = None,
     ) -> None:
-        self.name = "oracle"
-        self.says, self.cost_usd, self.confidence, self.breaks = says, cost_usd, confidence, breaks or {}
-        self.asked: list[Request] = []
+        super().__init__("oracle", says, cost_usd=COST)
+        self.confidence, self.breaks = confidence, breaks or {}
         self.answered: list[str] = []
-        self.open = True
 
     async def complete(self, request: Request) -> Completion:
-        self.asked.append(request)
-        n = len(self.asked)
-        if n in self.breaks:
-            raise self.breaks[n]
+        found = await super().complete(request)
+        if len(self.asked) in self.breaks:
+            raise self.breaks[len(self.asked)]
         self.answered.append(request.text)
-        return Completion(
-            text=self.says(request),
-            answered_by=self.name,
-            latency_ms=1.0,
-            cost_usd=self.cost_usd,
-            confidence=self.confidence(request.text),
-        )
-
-    async def aclose(self) -> None:
-        self.open = False
+        return found.model_copy(update={"confidence": self.confidence(request.text)})
 
 
 def options(folder: Path, **values: Any) -> LabelOptions:
@@ -149,7 +136,7 @@ def test_labelled_rows_are_training_rows_that_say_where_they_come_from(tmp_path:
     assert all((row["teacher"], row["confidence"]) == ("oracle", 0.75) for row in rows)
     assert all(row["labelled_on"] == found.made_at for row in rows)
     assert LabellingResult.load(tmp_path / "labelled.labels.json") == found
-    assert not model.open
+    assert model.closed
     # Named together with the training rows they are what the task trains on.
     both = (tmp_path / "train.jsonl").read_text() + (tmp_path / "labelled.jsonl").read_text()
     (tmp_path / "train.jsonl").write_text(both)

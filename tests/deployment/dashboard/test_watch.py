@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from fixtures.certificates import certificate
-from fixtures.dashboard import DashboardServer, LargeModel, SmallModel
+from fixtures.dashboard import DashboardServer, SmallModel, large_model
 from fixtures.waiting import until
 
 from smallfirst.base.stats.intervals import wilson
@@ -117,7 +117,7 @@ def test_all_tasks_have_a_line_each_and_other_models_are_no_task(ledger: Ledger)
 def test_the_share_kept_small_is_held_against_calibration_rows_where_the_certificate_decides() -> None:
     def router(policies: tuple[Policy, ...] = (), **changes: Any) -> Router:
         changed = certificate(0.8, **{"n_labels": 400, "n_accepted": 100, **changes})
-        return Router(SmallModel(), LargeModel(), changed, options=RouterOptions(policies=policies))
+        return Router(SmallModel(), large_model(), changed, options=RouterOptions(policies=policies))
 
     assert covered_before(router()) == wilson(100, 400).model_dump()
     assert covered_before(router(below="keep")) is None  # all stay small
