@@ -6,7 +6,6 @@ import ast
 import contextlib
 import importlib
 import inspect
-import json
 import os
 import pydoc
 import re
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.preflight import write_task
 
 import smallfirst
 from smallfirst.path.project.candidate_registry import CANDIDATES
@@ -37,16 +37,9 @@ def test_the_page_s_code_runs_from_rows_to_a_served_router(
         for i in range(40)
         for word, label in (("card", "cards"), ("fee", "fees"), ("pin", "codes"))
     ]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    file = {
-        "name": "desk",
-        "data": {"train": "train.jsonl"},
-        "ladder": ["words", "small"],
-        "small": {"base": str(tiny_folder), "training": {"duration": "1ba"}},
-        "gate": {"accuracy_at_least": 0.01},
-        "routing": {"small": "words"},
-    }
-    (tmp_path / "task.yaml").write_text(json.dumps(file), encoding="utf-8")
+    small = {"base": str(tiny_folder), "training": {"duration": "1ba"}}
+    settings = {"gate": {"accuracy_at_least": 0.01}, "routing": {"small": "words"}}
+    write_task(tmp_path, {"train": rows}, ladder=["words", "small"], small=small, **settings)
     (tmp_path / "base").symlink_to(tiny_folder)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(CANDIDATES, "_loaded", dict(CANDIDATES._loaded))

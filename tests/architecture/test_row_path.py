@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import sys
 import threading
@@ -12,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from fixtures.preflight import write_task
 
 from smallfirst.base.progress import Progress
 from smallfirst.data.dataset import Dataset, Example
@@ -22,7 +23,6 @@ from smallfirst.path.calibrate import certify_candidate
 from smallfirst.path.evaluate import evaluate_stage
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import CERTIFICATE
-from smallfirst.path.project.task_file import TaskFile, read_task_file
 from smallfirst.path.train import train_stage
 from smallfirst.registry.runs import open_run
 from smallfirst.routing.certificate.calibration_set import CalibrationSet, CascadeOutcome
@@ -94,14 +94,6 @@ def touched_files(is_row: Callable[[Any], bool]) -> Iterator[set[str]]:
         threading.setprofile(None)  # type: ignore[arg-type]
 
 
-def write_task(folder: Path, settings: str, **rows: list[dict[str, str]]) -> TaskFile:
-    for part, of_part in rows.items():
-        (folder / f"{part}.jsonl").write_text("\n".join(map(json.dumps, of_part)), encoding="utf-8")
-    files = ", ".join(f"{part}: {part}.jsonl" for part in rows)
-    (folder / "task.yaml").write_text(f"name: desk\n{settings}\ndata: {{{files}}}\n", encoding="utf-8")
-    return read_task_file(folder)
-
-
 def check_few_and_documented(touched: set[str], page: str, *, at_most: int) -> None:
     text = (DOCUMENT.parent / page).read_text(encoding="utf-8")
     documented = re.findall(r"^\d+\. `(smallfirst/[\w/]+\.py)`", text, re.MULTILINE)
@@ -112,7 +104,7 @@ def check_few_and_documented(touched: set[str], page: str, *, at_most: int) -> N
 def test_a_training_row_passes_through_few_files(tiny_folder: Path, tmp_path: Path) -> None:
     labels = (f"{MARK} card", f"{MARK} refund")
     rows = [{"text": f"{MARK} {i} where is my {label}", "label": label} for i in range(6) for label in labels]
-    file = write_task(tmp_path, "labels: [zebra card, zebra refund]", train=rows)
+    file = write_task(tmp_path, {"train": rows}, labels=list(labels))
     config = TrainConfig(duration="2ba", batch_tokens=64, max_seq_tokens=64)
 
     def stop(_: StepMetrics) -> None:
@@ -135,7 +127,7 @@ def test_a_calibration_row_passes_through_few_files(tmp_path: Path) -> None:
         ]
         for part, n in (("train", 8), ("validation", 12), ("test", 8))
     }
-    file = write_task(tmp_path, "labels: [card, refund, hours]\nladder: [words]", **rows)
+    file = write_task(tmp_path, rows, labels=list(LABELS), ladder=["words"])
     quiet = Progress(quiet=True)
     texts = {row.text for row in Project.read(file, quiet).rows.calibration.examples}
     with touched_files(is_row_of(texts)) as touched:

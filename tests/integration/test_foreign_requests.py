@@ -10,12 +10,13 @@ from typing import Any
 
 import httpx
 import pytest
+from fixtures.preflight import write_task
 from fixtures.server import run_server
 
 from smallfirst.deployment.task_deployment import TaskDeployment
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.path.project.run_folder import DomainCounts, RunFolder
-from smallfirst.path.project.task_file import read_task_file
+from smallfirst.path.project.task_file import TaskFile
 from smallfirst.path.run import run
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.router import REFUSAL
@@ -50,7 +51,7 @@ ELSEWHERE = (
 )
 
 
-def write_task(folder: Path, **out_of_scope: object) -> Path:
+def written(folder: Path) -> TaskFile:
     texts = [
         (f"{wish.format(name)}{end}", label)
         for label, of in THINGS.items()
@@ -59,24 +60,18 @@ def write_task(folder: Path, **out_of_scope: object) -> Path:
         for end in ENDS
     ]
     texts += [(f"{text} for guest {i}", "oos") for text in ELSEWHERE for i in range(25)]
-    lines = [json.dumps({"text": text, "label": label}) for text, label in texts]
-    (folder / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    settings = {
-        "name": "desk",
-        "data": {"train": "train.jsonl", "out_of_scope_label": "oos"},
-        "ladder": ["words"],
-        "routing": {"out_of_scope": out_of_scope, "guarantee": {"max_error": 0.1}},
-    }
-    (folder / "task.yaml").write_text(json.dumps(settings), encoding="utf-8")
-    return folder / "task.yaml"
+    rows = [{"text": text, "label": label} for text, label in texts]
+    routing = {"out_of_scope": {}, "guarantee": {"max_error": 0.1}}
+    return write_task(folder, {"train": rows}, data={"out_of_scope_label": "oos"}, ladder=["words"], routing=routing)
 
 
 @pytest.fixture
 def url(tmp_path: Path) -> Iterator[str]:
     """The address of the task, trained, certified and served."""
-    run(write_task(tmp_path))
+    file = written(tmp_path)
+    run(file)
     ledger = Ledger(tmp_path / "ledger.db")
-    task = TaskDeployment(read_task_file(tmp_path), ledger)
+    task = TaskDeployment(file, ledger)
     deployed = task.load(task.target_versions())
     with run_server({"desk": deployed.router}, ledger) as server:
         yield f"http://127.0.0.1:{server.port}/v1/chat/completions"

@@ -18,6 +18,7 @@ import httpx
 import pytest
 from click.testing import CliRunner
 from fixtures.one_story import Facts, disagreements, facts_in, facts_of, first_screen
+from fixtures.preflight import write_task
 from fixtures.server import run_server
 
 from smallfirst.base.errors import RegistryError
@@ -37,7 +38,7 @@ from smallfirst.path.check import check_stage
 from smallfirst.path.finalists import LOOKS
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import OUTCOME, RunFolder
-from smallfirst.path.project.task_file import TaskFile, read_task_file
+from smallfirst.path.project.task_file import TaskFile
 from smallfirst.path.run import try_run
 from smallfirst.path.summary import RunSummary, format_summary
 from smallfirst.registry import versions
@@ -65,9 +66,6 @@ def text_and_label(name: str, i: int) -> tuple[str, str]:
 def write(folder: Path, n: dict[str, int], routing: dict[str, Any], **settings: Any) -> TaskFile:
     """Write a task whose large model has recorded right answers to its rows."""
     pairs = {name: [text_and_label(name, i) for i in range({**N, **n}[name])] for name in N}
-    for name, rows in pairs.items():
-        lines = [json.dumps(dict(zip(("text", "label"), row, strict=True))) for row in rows]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     answers = [
         RecordedAnswer(
             key=request_key(Request(messages=(Message(role="user", content=text),))),
@@ -83,15 +81,8 @@ def write(folder: Path, n: dict[str, int], routing: dict[str, Any], **settings: 
     header = RecordingHeader(model="big", made_at="2026-11-30", smallfirst="0", n=len(answers))
     lines = [json.dumps({"recorded": header.model_dump(mode="json")}), *(one.model_dump_json() for one in answers)]
     (folder / "large.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    values = {
-        "name": "desk",
-        "ladder": ["words"],
-        "data": {name: f"{name}.jsonl" for name in N},
-        "routing": {"domain": "off", **routing},
-        **settings,
-    }
-    (folder / "task.yaml").write_text(json.dumps(values), encoding="utf-8")
-    return read_task_file(folder)
+    parts = {name: [{"text": text, "label": label} for text, label in rows] for name, rows in pairs.items()}
+    return write_task(folder, parts, ladder=["words"], routing={"domain": "off", **routing}, **settings)
 
 
 def told_by_run(file: TaskFile, summary: RunSummary) -> dict[str, Facts]:

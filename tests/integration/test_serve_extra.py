@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 from fixtures.endpoints import large_server
 from fixtures.entry_points import PYPROJECT
+from fixtures.preflight import write_task
 
 from smallfirst.base.errors import EXTRAS
 from smallfirst.path.project.run_folder import RunFolder
@@ -28,29 +29,21 @@ NOT_SERVE = {name for name, extra in EXTRAS.items() if extra != "serve"}
 MAIN = "from smallfirst.interfaces.cli.main import main\nmain()"
 
 
-def write_task(folder: Path, url: str) -> None:
+def write_desk(folder: Path, url: str) -> None:
     """A task that words answer, with a large model at an address."""
     rows = [
         {"text": f"{word} number {i} of {i * 7919 % 1000}", "label": label}
         for i in range(60)
         for word, label in (("card", "cards"), ("fee", "fees"), ("pin", "codes"))
     ]
-    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    settings = {
-        "name": "desk",
-        "data": {"train": "train.jsonl"},
-        "ladder": ["words"],
-        "minutes": 20,
-        "gate": {"accuracy_at_least": 0.8},
-        "large": {"endpoint": {"base_url": url, "model": "big", "priced_by": "machine", "api_key_env": "NO_KEY"}},
-    }
-    (folder / "task.yaml").write_text(json.dumps(settings), encoding="utf-8")
+    large = {"endpoint": {"base_url": url, "model": "big", "priced_by": "machine", "api_key_env": "NO_KEY"}}
+    write_task(folder, {"train": rows}, ladder=["words"], minutes=20, gate={"accuracy_at_least": 0.8}, large=large)
 
 
 def test_a_linear_task_runs_without_pytorch_and_is_served_by_its_extra_alone(tmp_path: Path) -> None:
     """The one test that starts the command line's `run` and `serve` in processes of their own."""
     with large_server("fees") as large:
-        write_task(tmp_path, large.url)
+        write_desk(tmp_path, large.url)
         code = WITHOUT.format(names={"torch", "transformers", "peft"}) + MAIN
         ran = subprocess.run(
             [sys.executable, "-c", code, "run", str(tmp_path), "--json"], capture_output=True, text=True

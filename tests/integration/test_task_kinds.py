@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.preflight import write_task
 
 from smallfirst.base.errors import DataError, StageMissing
 from smallfirst.base.paths import home
@@ -20,7 +21,7 @@ from smallfirst.models.protocol import Completion, Request
 from smallfirst.path import run as pipeline
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import RunFolder
-from smallfirst.path.project.task_file import TaskFile, read_task_file
+from smallfirst.path.project.task_file import TaskFile
 from smallfirst.path.summary import RunSummary, format_summary
 from smallfirst.registry import versions
 from smallfirst.training.events import EventLog
@@ -51,21 +52,15 @@ def rows(kind: str) -> list[dict[str, Any]]:
 
 
 def task_file(folder: Path, kind: str, base: Path, name: str = "", **settings: Any) -> TaskFile:
-    """A task.yaml (JSON is YAML) and its rows."""
-    lines = "".join(json.dumps(row) + "\n" for row in rows(kind))
-    (folder / "train.jsonl").write_text(lines, encoding="utf-8")
-    file = {
+    values = {
         "name": name or f"{kind}-desk",
         "kind": "classify" if kind == "multiple" else kind,
-        "data": {"train": "train.jsonl"},
         "small": {"base": str(base), "training": {"duration": "4ba", "learning_rate": 3e-3}},
         "register_to": f"main.tests.{name or kind}",
         "gate": {"accuracy_at_least": 0.0},
         **({"multiple": True} if kind == "multiple" else {}),
-        **settings,
     }
-    (folder / "task.yaml").write_text(json.dumps(file), encoding="utf-8")
-    return read_task_file(folder)
+    return write_task(folder, {"train": rows(kind)}, **(values | settings))
 
 
 def served(file: TaskFile, *texts: str) -> list[Completion]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from fixtures.evaluations import evaluated_row, evaluation_of
+from fixtures.preflight import write_rows, write_task
 from scipy import stats
 
 from smallfirst.base.errors import GateFailed, RegistryError, StageMissing
@@ -60,27 +61,21 @@ CALIBRATION = ("tell me more about your {}", "hello, {} question")
 TEST = ("a {} it is", "one {} more", "{} {}", "is there any {} left", "no {} for us")
 
 
-def write(path: Path, frames: tuple[str, ...], places: tuple[int, ...]) -> Path:
-    rows = [
+def rows(frames: tuple[str, ...], places: tuple[int, ...]) -> list[dict[str, str]]:
+    return [
         {"text": frame.replace("{}", nouns[i]), "label": label}
         for frame in frames
         for i in places
         for label, nouns in NOUNS.items()
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 @pytest.fixture
 def task(tmp_path: Path) -> Path:
     """A task whose rows show one noun of each label, while three are asked about."""
-    write(tmp_path / "train.jsonl", TRAIN, (0,))
-    write(tmp_path / "validation.jsonl", CALIBRATION, (0, 1, 2))
-    write(tmp_path / "test.jsonl", TEST, (0, 1, 2))
-    settings = {"name": "toy", "ladder": ["words"], "gate": {"accuracy_at_least": 0.05}}
-    data = {name: f"{name}.jsonl" for name in ("train", "validation", "test")}
-    file = {**settings, "data": data, "register_to": "main.tests.toy"}
-    (tmp_path / "task.yaml").write_text(json.dumps(file), encoding="utf-8")
+    parts = {"train": rows(TRAIN, (0,)), "validation": rows(CALIBRATION, (0, 1, 2)), "test": rows(TEST, (0, 1, 2))}
+    settings = {"ladder": ["words"], "gate": {"accuracy_at_least": 0.05}, "register_to": "main.tests.toy"}
+    write_task(tmp_path, parts, name="toy", **settings)
     return tmp_path
 
 
@@ -111,7 +106,7 @@ def test_a_challenge_that_loses_changes_nothing_and_one_that_wins_goes_live_cert
     assert Path(lost.report).exists()
     assert lost.promoted is None
 
-    write(task / "telling.jsonl", TRAIN, (1, 2))
+    write_rows(task / "telling.jsonl", rows(TRAIN, (1, 2)))
     won, error = ran(task, "telling.jsonl")
     assert error is None
     assert aliases() == {"previous": 1, "champion": 3, CHALLENGER: 2}
@@ -121,7 +116,7 @@ def test_a_challenge_that_loses_changes_nothing_and_one_that_wins_goes_live_cert
     assert log == [Path(one.report).parent.name for one in (lost, won)]
     assert first.report not in (lost.report, won.report)
 
-    write(task / "test.jsonl", TEST[1:], (0, 1, 2))
+    write_rows(task / "test.jsonl", rows(TEST[1:], (0, 1, 2)))
     _, error = ran(task, "telling.jsonl")
     assert isinstance(error, StageMissing)
     assert "not measured on the current test rows" in str(error)

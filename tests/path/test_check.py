@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from fixtures.preflight import task_of, things
 
-from smallfirst.base.progress import Progress
 from smallfirst.path import check as module
 from smallfirst.path.check import check_stage
 from smallfirst.path.project.project import Project
-from smallfirst.path.project.task_file import read_task_file
 from smallfirst.training.estimates import FreeMemory
 from smallfirst.training.recipe import TaskRecipe
 
@@ -21,19 +21,8 @@ LONG = "card " * 60
 
 def desk(folder: Path, base: object, *, more: str = "", rows: list[dict[str, Any]] | None = None) -> Project:
     """A task of 90 rows, or of these, with this base model."""
-    things = ("card", "fee", "pin")
-    frames = ("where is my {}, number {}", "{} of day {} is wrong", "question {}: {}")
-    made = [
-        {"text": frame.format(things[i % 3], f"{i}{i * 7919 % 1000}"), "label": things[i % 3]}
-        for frame in frames
-        for i in range(30)
-    ]
-    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows or made))
-    training = "{duration: 2ep, batch_tokens: 128, max_seq_tokens: 64}"
-    (folder / "task.yaml").write_text(
-        f"name: desk\ndata: {{train: train.jsonl}}\nsmall: {{base: {base}, training: {training}}}\n{more}"
-    )
-    return Project.read(read_task_file(folder), Progress(quiet=True))
+    small = {"base": str(base), "training": {"duration": "2ep", "batch_tokens": 128, "max_seq_tokens": 64}}
+    return task_of(folder, {"train": rows or things(90)}, small=small, **(yaml.safe_load(more) or {}))
 
 
 def test_the_needs_are_those_of_the_run_that_would_follow(tmp_path: Path, tiny_folder: Path) -> None:

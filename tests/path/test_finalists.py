@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from fixtures.evaluations import evaluated_row, evaluation_of
-from fixtures.preflight import task_of
+from fixtures.preflight import task_of, write_rows
 from fixtures.rows import text_rows
 
 from smallfirst.measuring.evaluate import EvaluatedRow, Evaluation, compare
@@ -43,11 +42,6 @@ def texts(part: str, n: int) -> list[str]:
     return [f"{part} {i} {' '.join(draw.permutation(WORDS)[:6])}" for i in range(n)]
 
 
-def write(path: Path, rows: list[dict[str, str]]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
 def labelled(part: str, n: int, **more: str) -> list[dict[str, str]]:
     return [
         {"text": text, "label": "ab"[i % 2], "case": f"{part} {i}", **more} for i, text in enumerate(texts(part, n))
@@ -56,11 +50,11 @@ def labelled(part: str, n: int, **more: str) -> list[dict[str, str]]:
 
 def project(folder: Path, *, split: bool = True, data: dict[str, Any] | None = None, **routing: Any) -> Project:
     """Rows that the run splits itself, or files of each part; a gate of 0.6."""
-    write(folder / "train.jsonl", labelled("train", 120))
+    write_rows(folder / "train.jsonl", labelled("train", 120))
     named: dict[str, Any] = {"train": "train.jsonl"}
     for part, n in () if split else (("validation", 60), ("test", 40)):
         if not (folder / f"{part}.jsonl").exists():
-            write(folder / f"{part}.jsonl", labelled(part, n))
+            write_rows(folder / f"{part}.jsonl", labelled(part, n))
         named[part] = f"{part}.jsonl"
     more = {"labels": ["a", "b"], "routing": routing, "gate": {"accuracy_at_least": 0.6}}
     return task_of(folder, {}, data=named | (data or {}), **more)
@@ -167,8 +161,8 @@ def test_files_that_the_user_gave_certify_together_only_where_they_are_declared_
 def test_the_same_judge_labels_both(
     tmp_path: Path, validation: dict[str, str], test: dict[str, str], routing: dict[str, Any], why_not: str
 ) -> None:
-    write(tmp_path / "validation.jsonl", labelled("validation", 60, **validation))
-    write(tmp_path / "test.jsonl", labelled("test", 40, **test))
+    write_rows(tmp_path / "validation.jsonl", labelled("validation", 60, **validation))
+    write_rows(tmp_path / "test.jsonl", labelled("test", 40, **test))
     found = joined(project(tmp_path, split=False, data={"exchangeable": True}, **routing), tmp_path).why_not
     assert why_not in found
     assert bool(found) == bool(why_not)
@@ -180,7 +174,7 @@ def test_copies_and_members_of_a_group_count_once_over_both(tmp_path: Path) -> N
     own[1]["text"] = texts("validation", 60)[5]
     own[2]["case"] = own[3]["case"] = "one case"
     own[4]["case"] = "validation 7"
-    write(tmp_path / "test.jsonl", own)
+    write_rows(tmp_path / "test.jsonl", own)
     of = project(tmp_path, split=False, data={"exchangeable": True, "columns": {"group": "case"}})
     found = joined(of, tmp_path)
     assert (found.why_not, found.n_test) == ("", 40 - 2 - 1 - 1)
@@ -231,7 +225,7 @@ def set_routing(of: Project, **settings: Any) -> Project:
 @pytest.fixture
 def many(tmp_path: Path) -> Project:
     """200 test rows."""
-    write(tmp_path / "test.jsonl", labelled("test", 200))
+    write_rows(tmp_path / "test.jsonl", labelled("test", 200))
     return project(tmp_path, split=False)
 
 

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.preflight import task_of, write_rows
 
 from smallfirst.base.errors import ConfigError
-from smallfirst.base.progress import Progress
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, FeedbackRow, LedgerRow
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.rows import with_harvested
-from smallfirst.path.project.task_file import read_task_file
 from smallfirst.traffic.harvest import HarvestResult, harvest, record_path
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -28,23 +27,19 @@ TRAIN = {
 }
 
 
-def write(path: Path, rows: dict[str, str]) -> None:
-    path.write_text("".join(json.dumps({"text": t, "label": a}) + "\n" for t, a in rows.items()), encoding="utf-8")
+def labelled(rows: dict[str, str]) -> list[dict[str, str]]:
+    return [{"text": text, "label": label} for text, label in rows.items()]
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    write(tmp_path / "train.jsonl", TRAIN)
-    calibration = {f"calibrating text {word} about cards": "card_arrival" for word in WORDS}
-    write(tmp_path / "validation.jsonl", calibration)
-    write(tmp_path / "test.jsonl", {"the envelope has not come yet, write to me@example.com please": "card_arrival"})
-    file = {
-        "name": "toy",
-        "labels": ["card_arrival", "refund_request", "lost_pin"],
-        "data": {"train": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"},
+    parts = {
+        "train": TRAIN,
+        "validation": {f"calibrating text {word} about cards": "card_arrival" for word in WORDS},
+        "test": {"the envelope has not come yet, write to me@example.com please": "card_arrival"},
     }
-    (tmp_path / "task.yaml").write_text(json.dumps(file), encoding="utf-8")
-    return Project.read(read_task_file(tmp_path), Progress(quiet=True))
+    labels = ["card_arrival", "refund_request", "lost_pin"]
+    return task_of(tmp_path, {part: labelled(rows) for part, rows in parts.items()}, name="toy", labels=labels)
 
 
 Said = Callable[[str], FeedbackRow | AuditRow]
@@ -214,23 +209,18 @@ def test_what_is_personal_is_out_before_anything_is_written(book: Book, reap: Re
 
 
 def test_answers_in_json_are_redacted_by_value_and_stay_answers(book: Book, tmp_path: Path) -> None:
-    rows = [{"text": f"say {word}", "target": {"word": word}} for word in WORDS]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
-    for name in ("validation", "test"):
-        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": f"in {name}", "target": {"word": "x"}}) + "\n")
-    schema = {
-        "type": "object",
-        "properties": {"word": {"type": "string"}, "n": {"type": "integer"}},
-        "required": ["word"],
-        "additionalProperties": False,
-    }
-    data = {name: f"{name}.jsonl" for name in ("train", "validation", "test")}
-    file = {"name": "toy", "kind": "extract", "schema": schema, "data": data | {"columns": {"text": "body"}}}
-    for name in data.values():
-        path = tmp_path / name
-        path.write_text(path.read_text().replace('"text"', '"body"'), encoding="utf-8")
-    (tmp_path / "task.yaml").write_text(json.dumps(file), encoding="utf-8")
-    project = Project.read(read_task_file(tmp_path), Progress(quiet=True))
+    word, number = {"type": "string"}, {"type": "integer"}
+    schema = {"type": "object", "properties": {"word": word, "n": number}, "required": ["word"]}
+    parts = {"train": WORDS, "validation": ("in validation",), "test": ("in test",)}
+    rows = {part: [{"body": f"say {one}", "target": {"word": one}} for one in words] for part, words in parts.items()}
+    project = task_of(
+        tmp_path,
+        rows,
+        name="toy",
+        kind="extract",
+        schema=schema | {"additionalProperties": False},
+        data={"columns": {"text": "body"}},
+    )
     book.answer("write to bob@example.com about the word", '{"word": "bob@example.com"}', "large")
     book.answer("charge card 4111111111111111", '{"word": "card", "n": 4111111111111111}', "large")
     result = harvest(project, out=tmp_path / "out.jsonl")
@@ -270,7 +260,7 @@ def test_harvested_rows_join_the_training_rows_and_nothing_else(project: Project
     again = project._replace(rows=grown)
     assert harvest(again, out=out).n_rows == 1  # its own earlier rows are no rows of the task
     assert harvest(again, out=tmp_path / "b.jsonl").refused == {"known": 1}
-    write(out, {"Where is my CARD": "lost_pin"})
+    write_rows(out, labelled({"Where is my CARD": "lost_pin"}))
     assert (
         with_harvested(project.rows, out, columns=project.file.data.columns, labels=project.task.closed) == project.rows
     )  # people's row stands

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fixtures.endpoints import large_server
 from fixtures.expenses import spent_once
+from fixtures.preflight import write_rows, write_task
 from fixtures.server import SayingModel
 
 from smallfirst.base.errors import BadAnswer, ConfigError, DataError
@@ -34,7 +35,7 @@ from smallfirst.traffic.labelling import (
     large_model_teacher,
 )
 
-LABELS = ("card", "fee", "pin")
+LABELS, PARTS = ("card", "fee", "pin"), ("train", "validation", "test")
 QUIET = Progress(quiet=True)
 COST, WORST = 1 / 64, 2 / 64
 """Exact in binary, so that sums can be compared."""
@@ -50,28 +51,19 @@ def gold(words: str) -> str:
     return LABELS[int(words.split()[0][1:-1]) % 3]
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 def labelled_rows(numbers: range) -> list[dict[str, Any]]:
     return [{"text": text(i), "label": gold(text(i))} for i in numbers]
 
 
 def task(folder: Path, **changes: Any) -> TaskFile:
     """A task of 12 training, 10 validation and 6 test rows; 4 of the validation rows choose (texts 100 to 127)."""
-    write(folder / "train.jsonl", labelled_rows(range(100, 112)))
-    write(folder / "validation.jsonl", labelled_rows(range(112, 122)))
-    write(folder / "test.jsonl", labelled_rows(range(122, 128)))
-    files = {"train": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"}
-    values = {"name": "desk", "data": files, "routing": {"selection_share": 0.5}, **changes}
-    (folder / "task.yaml").write_text(json.dumps(values), encoding="utf-8")
-    return read_task_file(folder)
+    places = {"train": range(100, 112), "validation": range(112, 122), "test": range(122, 128)}
+    parts = {part: labelled_rows(numbers) for part, numbers in places.items()}
+    return write_task(folder, parts, **({"routing": {"selection_share": 0.5}} | changes))
 
 
 def texts(folder: Path, numbers: range = range(8)) -> Path:
-    return write(folder / "rows.jsonl", [{"text": text(i)} for i in numbers])
+    return write_rows(folder / "rows.jsonl", [{"text": text(i)} for i in numbers])
 
 
 class Oracle(SayingModel):
@@ -175,14 +167,11 @@ SHOP = {"type": "object", "properties": {"item": {"type": "string"}}}
 def test_every_kind_of_task_gets_rows_of_its_own_shape(
     tmp_path: Path, settings: Any, known: Any, unlabelled: Any, said: str, made: Any
 ) -> None:
-    for part in ("train", "validation", "test"):
-        write(tmp_path / f"{part}.jsonl", [known])
     columns = settings.get("columns", {})
-    data = {part: f"{part}.jsonl" for part in ("train", "validation", "test")} | {"columns": columns}
     settings = {name: value for name, value in settings.items() if name != "columns"}
-    (tmp_path / "task.yaml").write_text(json.dumps({"name": "desk", "data": data, **settings}))
-    rows = write(tmp_path / "rows.jsonl", [unlabelled])
-    run(tmp_path, Oracle(lambda request: said), file=read_task_file(tmp_path), rows=rows)
+    file = write_task(tmp_path, {part: [known] for part in PARTS}, data={"columns": columns}, **settings)
+    rows = write_rows(tmp_path / "rows.jsonl", [unlabelled])
+    run(tmp_path, Oracle(lambda request: said), file=file, rows=rows)
     (row,) = out(tmp_path)
     assert {key: row[key] for key in made} == made
     names = Columns(**columns)
@@ -214,11 +203,9 @@ def test_open_text_that_was_cut_off_is_no_answer_but_a_label_before_the_cut_is(t
             return (await super().complete(request)).model_copy(update={"finish_reason": "length"})
 
     assert run(tmp_path, Cut(lambda request: "card, because")).counts["kept"] == 8
-    for part in ("train", "validation", "test"):
-        write(tmp_path / f"{part}.jsonl", [{"prompt": "hello", "response": "hi there"}])
-    values = json.loads((tmp_path / "task.yaml").read_text()) | {"kind": "chat"}
-    (tmp_path / "task.yaml").write_text(json.dumps(values))
-    found = run(tmp_path, Cut(lambda request: "farewell"), file=read_task_file(tmp_path), way="way-2")
+    rows = {part: [{"prompt": "hello", "response": "hi there"}] for part in PARTS}
+    file = write_task(tmp_path, rows, kind="chat", routing={"selection_share": 0.5})
+    found = run(tmp_path, Cut(lambda request: "farewell"), file=file, way="way-2")
     assert found.counts == {"unparseable": 8}
 
 
@@ -261,11 +248,8 @@ def test_agreement_with_people_by_hand() -> None:
 
 
 def test_texts_of_held_out_rows_are_refused_and_every_row_is_counted_once(tmp_path: Path) -> None:
-    task(tmp_path)
-    write(tmp_path / "open.jsonl", [{"prompt": text(200)}])
-    values = json.loads((tmp_path / "task.yaml").read_text())
-    values["data"]["open_ended"] = "open.jsonl"
-    (tmp_path / "task.yaml").write_text(json.dumps(values))
+    write_rows(tmp_path / "open.jsonl", [{"prompt": text(200)}])
+    file = task(tmp_path, data={"open_ended": "open.jsonl"})
     rows = [
         {"text": text(1)},
         {"text": text(1).upper() + "!"},  # repeated
@@ -275,7 +259,7 @@ def test_texts_of_held_out_rows_are_refused_and_every_row_is_counted_once(tmp_pa
         {"text": text(2)},
     ]
     model = Oracle()
-    found = run(tmp_path, model, file=read_task_file(tmp_path), rows=write(tmp_path / "rows.jsonl", rows))
+    found = run(tmp_path, model, file=file, rows=write_rows(tmp_path / "rows.jsonl", rows))
     assert [r.text for r in model.asked] == [text(1), text(2)]
     assert list(found.refused.values()) == [1, 17, 1]
     assert found.counts == {"kept": 2}
@@ -391,8 +375,10 @@ def test_without_a_large_model_that_answers_it_is_said_what_to_add(tmp_path: Pat
 
 def test_a_file_with_answers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"its rows have answers already \(text \+ label\)"):
-        run(tmp_path, Oracle(), rows=write(tmp_path / "rows.jsonl", labelled_rows(range(3))))
-    some = write(tmp_path / "rows.jsonl", [{"text": text(1)}, {"text": text(2)}, {"text": text(3), "label": "card"}])
+        run(tmp_path, Oracle(), rows=write_rows(tmp_path / "rows.jsonl", labelled_rows(range(3))))
+    some = write_rows(
+        tmp_path / "rows.jsonl", [{"text": text(1)}, {"text": text(2)}, {"text": text(3), "label": "card"}]
+    )
     with pytest.raises(DataError, match="1 rows are no text without an answer"):
         run(tmp_path, Oracle(), rows=some)
 
