@@ -21,13 +21,13 @@ from smallfirst.traffic.gateway.app import Gateway
 from smallfirst.traffic.gateway.capture import Capture
 from smallfirst.traffic.gateway.tasks import TakenOverTasks
 from smallfirst.traffic.settings import GatewaySettings
-from tests.architecture.test_request_path import DOCUMENT, EnteredFiles
+from tests.architecture.test_request_path import DOCUMENT, entered_files
 
 MOST_PASSED, MOST_TAKEN_OVER = 10, 27
 CERTAIN = [text for text, _ in cases(40, seed=5)]
 
 
-def entered_files(learnt: LearntTask, tmp_path: Path, system: str) -> tuple[set[str], httpx.Response]:
+def files_behind(learnt: LearntTask, tmp_path: Path, system: str) -> tuple[set[str], httpx.Response]:
     """Return the files that each of some equal requests enters, the first aside: not what a clock starts meanwhile."""
 
     async def ask() -> tuple[set[str], httpx.Response]:
@@ -44,14 +44,14 @@ def entered_files(learnt: LearntTask, tmp_path: Path, system: str) -> tuple[set[
         transport = httpx.ASGITransport(gateway)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers) as client:
             found: list[set[str]] = []
-            with EnteredFiles() as entered:
+            with entered_files() as entered:
                 for text in CERTAIN[:4]:
-                    entered.files.clear()
+                    entered.clear()
                     messages = [{"role": "system", "content": system}, {"role": "user", "content": f"Message: {text}"}]
                     body: dict[str, Any] = {"model": "big", "messages": messages}
                     response = await client.post("/v1/chat/completions", json=body)
                     await gateway.local._background.wait()  # type: ignore[union-attr]
-                    found.append(set(entered.files))
+                    found.append(set(entered))
         await gateway.aclose()
         return set.intersection(*found[1:]), response
 
@@ -82,7 +82,7 @@ def live(learnt: LearntTask, tmp_path: Path) -> LearntTask:
 def test_a_proxied_request_passes_through_few_files_and_these_are_documented(
     live: LearntTask, tmp_path: Path, system: str, heading: str, most: int, small: bool
 ) -> None:
-    entered, response = entered_files(live, tmp_path, system)
+    entered, response = files_behind(live, tmp_path, system)
     assert (response.status_code, "x-smallfirst-task" in response.headers) == (200, small)
     section = DOCUMENT.read_text(encoding="utf-8").partition(heading)[2].partition("\n## ")[0]
     documented = re.findall(r"^\d+\. `(smallfirst/[\w/]+\.py)`", section, re.MULTILINE)

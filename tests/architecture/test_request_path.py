@@ -6,6 +6,8 @@ import asyncio
 import re
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -43,25 +45,33 @@ def replay(name: str, answer: str) -> ReplayModel:
     return ReplayModel(header, [recorded], path="recording.jsonl")
 
 
-class EnteredFiles:
-    """The package's files with a function that is called inside the context, also in threads that start there."""
+@contextmanager
+def entered_files(holds: Callable[[Any], bool] | None = None) -> Iterator[set[str]]:
+    """Yield the package's files with a function that is called inside the block, in any thread.
 
-    def __init__(self) -> None:
-        self.files: set[str] = set()
+    With `holds`, only those in which it is true of an argument or a result.
+    """
+    files = set[str]()
 
-    def __enter__(self) -> EnteredFiles:
-        sys.setprofile(self._profile)
-        threading.setprofile(self._profile)
-        return self
+    def profile(frame: FrameType, event: str, result: Any) -> None:
+        code = frame.f_code
+        if event not in ("call", "return") or not code.co_filename.startswith(str(PACKAGE)):
+            return
+        file = f"smallfirst{code.co_filename.removeprefix(str(PACKAGE))}"
+        if file not in files and holds is None and event == "call":
+            files.add(file)
+        elif file not in files and holds is not None:
+            names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+            given = [frame.f_locals.get(name) for name in names] if event == "call" else [result]
+            files.update([file] if any(map(holds, given)) else [])
 
-    def __exit__(self, *_: object) -> None:
+    sys.setprofile(profile)
+    threading.setprofile(profile)
+    try:
+        yield files
+    finally:
         sys.setprofile(None)
         threading.setprofile(None)  # type: ignore[arg-type]
-
-    def _profile(self, frame: FrameType, event: str, _: Any) -> None:
-        file = frame.f_code.co_filename
-        if event == "call" and file.startswith(str(PACKAGE)):
-            self.files.add(f"smallfirst/{Path(file).relative_to(PACKAGE)}")
 
 
 def test_a_chat_request_passes_through_few_files_and_these_are_documented(tmp_path: Path) -> None:
@@ -75,11 +85,11 @@ def test_a_chat_request_passes_through_few_files_and_these_are_documented(tmp_pa
         headers = {"authorization": f"Bearer {key}"}
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers) as client:
-            with EnteredFiles() as entered:
+            with entered_files() as entered:
                 await client.post("/v1/chat/completions", json=body)  # start-up
-                entered.files.clear()
+                entered.clear()
                 response = await client.post("/v1/chat/completions", json=body)
-        return entered.files, response
+        return entered, response
 
     entered, response = asyncio.run(ask())
     ledger.close()

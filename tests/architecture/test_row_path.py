@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from fixtures.preflight import write_task
@@ -30,7 +26,7 @@ from smallfirst.training.config import TokenizedRow, TrainConfig
 from smallfirst.training.loop import StepMetrics
 from smallfirst.training.recipe import TaskRecipe
 from smallfirst.training.run import train
-from tests.architecture.test_request_path import DOCUMENT, PACKAGE
+from tests.architecture.test_request_path import DOCUMENT, entered_files
 
 MARK = "zebra"
 """A word of every training row's text and of every label."""
@@ -68,32 +64,6 @@ def is_row_of(texts: set[str]) -> Callable[[Any], bool]:
     return holds
 
 
-@contextmanager
-def touched_files(is_row: Callable[[Any], bool]) -> Iterator[set[str]]:
-    """Yield the package's files with a function that is given or returns a row inside the block, in any thread."""
-    files, seen = set[str](), set[str]()
-
-    def profile(frame: FrameType, event: str, argument: Any) -> None:
-        code = frame.f_code
-        if event not in ("call", "return") or not code.co_filename.startswith(str(PACKAGE)):
-            return
-        if (file := code.co_filename) in seen:
-            return
-        names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-        given = [frame.f_locals.get(name) for name in names] if event == "call" else [argument]
-        if any(map(is_row, given)):
-            seen.add(file)
-            files.add(f"smallfirst/{Path(file).relative_to(PACKAGE)}")
-
-    sys.setprofile(profile)
-    threading.setprofile(profile)
-    try:
-        yield files
-    finally:
-        sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]
-
-
 def check_few_and_documented(touched: set[str], page: str, *, at_most: int) -> None:
     text = (DOCUMENT.parent / page).read_text(encoding="utf-8")
     documented = re.findall(r"^\d+\. `(smallfirst/[\w/]+\.py)`", text, re.MULTILINE)
@@ -110,7 +80,7 @@ def test_a_training_row_passes_through_few_files(tiny_folder: Path, tmp_path: Pa
     def stop(_: StepMetrics) -> None:
         raise Stop
 
-    with open_run("toy", "path") as tracked, contextlib.suppress(Stop), touched_files(is_training_row) as touched:
+    with open_run("toy", "path") as tracked, contextlib.suppress(Stop), entered_files(is_training_row) as touched:
         project = Project.read(file)
         recipe = TaskRecipe(project.task, project.rows.train, project.rows.selection)
         train(recipe, config, base=("tiny", tiny_folder), tracked=tracked, folder=tmp_path / "run", on_step=stop)
@@ -130,7 +100,7 @@ def test_a_calibration_row_passes_through_few_files(tmp_path: Path) -> None:
     file = write_task(tmp_path, rows, labels=list(LABELS), ladder=["words"])
     quiet = Progress(quiet=True)
     texts = {row.text for row in Project.read(file, quiet).rows.calibration.examples}
-    with touched_files(is_row_of(texts)) as touched:
+    with entered_files(is_row_of(texts)) as touched:
         project = Project.read(file, quiet)
         run_folder = train_stage(project)
         evaluate_stage(project, run_folder)

@@ -13,7 +13,7 @@ from smallfirst.deployment.billing.statement import make, month_of
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, LedgerRow
 from smallfirst.models.pricing import PriceBook, charges_json
-from tests.architecture.test_request_path import DOCUMENT, EnteredFiles
+from tests.architecture.test_request_path import DOCUMENT, entered_files
 
 MAX_FILES = 14
 NOON = datetime(2026, 11, 10, 12, tzinfo=UTC)
@@ -27,12 +27,12 @@ def record_and_bill(ledger: Ledger, key: Ed25519PrivateKey, name: str, folder: P
     answer = LedgerRow.model_validate({"served_name": "tickets", "status": 200, "latency_ms": 1.0, **paid, **route}
                                       | {"id": name, "at": NOON})  # fmt: skip
     audit = {"task": "tickets", "certificate": "c", "propensity": 0.5, "wrong": False, "judged_by": "large"}
-    with EnteredFiles() as entered:
+    with entered_files() as entered:
         ledger.append(answer)
         ledger.append(AuditRow.model_validate({"id": name, "at": NOON, "cost_usd": 0.01, **audit}))
         machines = machine_costs(ledger, PriceBook(), *month_of("2026-11"))
         make(ledger, "2026-11", folder / name, key=key, machines=machines, now=datetime(2026, 12, 2, tzinfo=UTC))
-    return entered.files
+    return entered
 
 
 def test_a_usage_passes_through_few_files_to_the_statement_and_these_are_documented(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from fixtures.waiting import until
+from fixtures.waiting import Clock, until
 
 from smallfirst.base.progress import Activity, Progress
 
@@ -30,16 +30,6 @@ with progress.step("measuring"), progress.bar("asking big", 8) as update:
     progress.log("half")
     time.sleep(0.3)
 """
-
-
-class Clock:
-    """Stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_a_step_under_way_says_how_much_is_done_how_fast_and_how_long_the_rest_takes() -> None:

@@ -34,6 +34,7 @@ def ask(start: Any, model: Any) -> tuple[httpx.Response, Any, list[tuple[str, fl
     [
         ([OK], 200, "", [("answered", PRICE)]),
         ([BUSY, reply("429 Slow Down"), OK], 200, "", [("HTTP 503", 0), ("HTTP 429", 0), ("answered", PRICE)]),
+        ([reply("425 Too Early"), OK], 200, "", [("HTTP 425", 0), ("answered", PRICE)]),
         ([reply("500 Oops"), OK], 502, f"{LOST}: status 500.", [("HTTP 500", None)]),
         ([say_and_hang_up(b""), OK], 502, f"{LOST}: the connection broke off.", [("broken off", None)]),
         (

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fixtures.waiting import Clock
 
 from smallfirst.ledger.database import open_database
 from smallfirst.ledger.keys import KeyPolicy, KeyStore
@@ -23,19 +24,9 @@ from smallfirst.serving.errors import ApiError
 BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hello small world"}]}
 
 
-class Clock:
-    """A clock that stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(100.0)
 
 
 @pytest.fixture
@@ -75,12 +66,12 @@ def test_a_bucket_holds_a_minute_and_fills_evenly(place: Path | str, clock: Cloc
         bucket = Bucket("b", 120, database, clock)
         assert asyncio.run(bucket.take(120)) == 0
         assert asyncio.run(bucket.take(1)) == pytest.approx(0.5)  # two a second
-        clock.now_s += 10
+        clock.now += 10
         assert bucket.level == pytest.approx(20)
         assert bucket.wait_s(20) == pytest.approx(0)
         assert bucket.wait_s(500) == pytest.approx(50)  # more than a minute's worth: until it is full
         assert asyncio.run(bucket.take(20)) == 0
-        clock.now_s += 3600
+        clock.now += 3600
         assert bucket.level == 120
         assert asyncio.run(Bucket("b", 10, database, clock).take(11)) == 0  # a limit that changed starts full
         assert asyncio.run(Bucket("b", 10, database, clock).take(1)) == pytest.approx(12)
@@ -105,7 +96,7 @@ def test_requests_beyond_the_minute_are_refused_and_cost_nothing(quota: Any, clo
         "param": None,
         "code": "rate_limit_exceeded",
     }
-    clock.now_s += 30
+    clock.now += 30
     assert asyncio.run(send()) == {
         "x-ratelimit-limit-requests": "2",
         "x-ratelimit-remaining-requests": "0",
@@ -128,7 +119,7 @@ def test_tokens_are_taken_by_estimate_and_settled_by_use(quota: Any, clock: Cloc
             bill.add(completion(40))
             bill.add(completion(20))
         assert remaining() == "540"
-        clock.now_s += REFUSED_S
+        clock.now += REFUSED_S
         async with allowance.tokens(110):
             pass  # no answer: the estimate stands
         assert remaining() == "440"
@@ -137,7 +128,7 @@ def test_tokens_are_taken_by_estimate_and_settled_by_use(quota: Any, clock: Cloc
 
     in_order(use())
     assert refused(allowance.request()).headers == {"retry-after": "50"}
-    clock.now_s += 50
+    clock.now += 50
     asyncio.run(allowance.request().__aenter__())
 
 
@@ -190,7 +181,7 @@ def test_processes_together_never_pass_more_than_the_limit(quota: Any, clock: Cl
     async def work() -> None:
         nonlocal passed
         for step in range(150):
-            clock.now_s += 0.4
+            clock.now += 0.4
             alive = quotas if step < 100 else quotas[1:]
             passed += sum([await sent(one) for one in draw.choices(alive, weights=[6, 3, 1][-len(alive) :], k=12)])
 
@@ -221,7 +212,7 @@ def test_who_is_refused_all_the_time_asks_the_database_once_a_second(quota: Any,
     one._requests._draw = lambda *units: draws.append(units) or draw(*units)
     assert [asyncio.run(sent(one)) for _ in range(50)] == [True] + [False] * 49
     assert len(draws) == 2
-    clock.now_s += 60
+    clock.now += 60
     assert asyncio.run(sent(one))
 
 

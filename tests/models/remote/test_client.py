@@ -236,18 +236,6 @@ def test_a_request_that_may_be_paid_is_sent_once_and_its_cost_is_unknown(
     assert [(a.endpoint, a.model, a.outcome, a.cost_usd) for a in bill.attempts] == [(server.url, "big", outcome, None)]
 
 
-def test_attempts_at_which_nothing_was_done_are_free_and_the_answer_has_its_cost(server: Server) -> None:
-    server.deeds = [reply("429 Too Many Requests"), BUSY, reply("425 Too Early"), OK]
-    bill = Bill()
-    assert ask(server.model(), bill) == "yes"
-    assert [(a.outcome, a.cost_usd) for a in bill.attempts] == [
-        ("HTTP 429", 0),
-        ("HTTP 503", 0),
-        ("HTTP 425", 0),
-        ("answered", pytest.approx(16e-6)),
-    ]
-
-
 def test_an_endpoint_that_cannot_be_reached_is_tried_again(server: Server) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from fixtures.waiting import Clock
 
 from smallfirst.base.errors import ConfigError
 from smallfirst.ledger.keys import KeyPolicy, KeyStore
@@ -84,18 +85,11 @@ BIG = "https://big.example/v1"
 KEY = (b"authorization", b"Bearer sk-one")
 
 
-class Clock:
-    now = 1e9
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class Sides:
     """Processes over one ledger."""
 
     def __init__(self, ledger: Ledger) -> None:
-        self.ledger, self.clock, self.made = ledger, Clock(), list[Credentials]()
+        self.ledger, self.clock, self.made = ledger, Clock(1e9), list[Credentials]()
 
     async def another(self) -> Credentials:
         self.made.append(Credentials(self.ledger.shared, clock=self.clock))
