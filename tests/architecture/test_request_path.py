@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import sys
 import threading
@@ -74,24 +73,19 @@ def entered_files(holds: Callable[[Any], bool] | None = None) -> Iterator[set[st
         threading.setprofile(None)  # type: ignore[arg-type]
 
 
-def test_a_chat_request_passes_through_few_files_and_these_are_documented(tmp_path: Path) -> None:
+async def test_a_chat_request_passes_through_few_files_and_these_are_documented(tmp_path: Path) -> None:
     ledger, key_store = Ledger(tmp_path / "ledger.db"), KeyStore(tmp_path / "keys.db")
     _, key = key_store.create("desk", KeyPolicy(requests_per_minute=100, tokens_per_minute=100_000))
     router = Router(replay("small", "refund"), replay("large", "card_arrival"), certificate(0.5), name="tickets")
     body = {"model": "tickets", "messages": [{"role": "user", "content": QUESTION}]}
-
-    async def ask() -> tuple[set[str], httpx.Response]:
-        app = build_app({"tickets": router}, ledger=ledger, settings=ServeSettings(), key_store=key_store)
-        headers = {"authorization": f"Bearer {key}"}
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers) as client:
-            with entered_files() as entered:
-                await client.post("/v1/chat/completions", json=body)  # start-up
-                entered.clear()
-                response = await client.post("/v1/chat/completions", json=body)
-        return entered, response
-
-    entered, response = asyncio.run(ask())
+    app = build_app({"tickets": router}, ledger=ledger, settings=ServeSettings(), key_store=key_store)
+    headers = {"authorization": f"Bearer {key}"}
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers) as client:
+        with entered_files() as entered:
+            await client.post("/v1/chat/completions", json=body)  # start-up
+            entered.clear()
+            response = await client.post("/v1/chat/completions", json=body)
     ledger.close()
     assert response.json()["choices"][0]["message"]["content"] == "card_arrival"
     section = DOCUMENT.read_text(encoding="utf-8").partition("\n## ")[0]

@@ -245,22 +245,18 @@ def test_a_person_judges_audits_where_they_are_asked_and_no_other_answers(ledger
     assert len(ledger.entries(FeedbackRow)) == 40
 
 
-def test_very_many_audits_of_other_processes_do_not_hold_the_loop(ledger: Ledger) -> None:
+async def test_very_many_audits_of_other_processes_do_not_hold_the_loop(ledger: Ledger) -> None:
     setting = Setting(ledger)
-    asyncio.run(setting.ask())
+    await setting.ask()
     columns = "at, answered_at, task, certificate, propensity, weight, wrong, judged_by, certified, cost_usd"
     with closing(sqlite3.connect(ledger.path)) as connection, connection:
         numbers = "WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)"
         connection.execute(f"INSERT INTO audits (id, {columns}) {numbers} SELECT 'a' || i, {columns} FROM n, audits")
     lag = LoopLag()
-
-    async def follow() -> None:
-        beating = asyncio.create_task(lag.beat())
-        await asyncio.sleep(0)
-        await setting.live.audits.follow()
-        beating.cancel()
-
-    asyncio.run(follow())
+    beating = asyncio.create_task(lag.beat())
+    await asyncio.sleep(0)
+    await setting.live.audits.follow()
+    beating.cancel()
     assert setting.live.monitor.live_error.n == 20_001
     assert lag.worst_s < MAX_LAG_S
     assert Setting(ledger).live.monitor.live_error.n == 20_001
@@ -449,27 +445,23 @@ def test_a_report_of_a_user_leaves_the_answer_in_the_queue(ledger: Ledger) -> No
     assert setting.live.monitor.live_error.n == 1
 
 
-def test_two_processes_on_one_ledger_count_each_audit_once(ledger: Ledger) -> None:
+async def test_two_processes_on_one_ledger_count_each_audit_once(ledger: Ledger) -> None:
     settings = [Setting(ledger), Setting(Ledger(ledger.path))]
     first, second = settings
-
-    async def race() -> None:
-        slow = first.large.complete
-
-        async def held(request: Any) -> Any:
-            id = f"chatcmpl-{len(first.small.asked)}-{len(first.large.asked)}"
-            verdicts = [one.live.feedback(said(id, "right")) for one in settings for _ in range(14)]
-            found = await asyncio.gather(slow(request), *verdicts)
-            return found[0]
-
-        first.large.complete = held  # type: ignore[method-assign]
-        await first.ask(10)
-
     for one in settings:
         one.ledger.count = lambda *_, **__: 0  # type: ignore[method-assign]  # each looks before another has written
-    asyncio.run(race())
+    slow = first.large.complete
+
+    async def held(request: Any) -> Any:
+        id = f"chatcmpl-{len(first.small.asked)}-{len(first.large.asked)}"
+        verdicts = [one.live.feedback(said(id, "right")) for one in settings for _ in range(14)]
+        found = await asyncio.gather(slow(request), *verdicts)
+        return found[0]
+
+    first.large.complete = held  # type: ignore[method-assign]
+    await first.ask(10)
     for one in settings:
-        asyncio.run(one.live.audits.follow())
+        await one.live.audits.follow()
     second.ledger.close()
     drawn = [row.id for row in ledger.entries(LedgerRow) if row.certified and row.audited]
     assert {audit.judged_by for audit in ledger.entries(AuditRow)} == {"person"}  # quicker than the large model

@@ -41,25 +41,21 @@ def changes(ledger: Ledger) -> list[tuple[str, str, str]]:
     return [(row.before, row.after, row.cause) for row in ledger.entries(StateRow)]
 
 
-def test_an_alarm_of_one_process_stops_the_small_model_in_all_and_is_written_once(place: Path | str) -> None:
+async def test_an_alarm_of_one_process_stops_the_small_model_in_all_and_is_written_once(place: Path | str) -> None:
     ledgers = [Ledger(place) for _ in range(3)]
     first, second, third = settings = [Setting(ledger) for ledger in ledgers]
     second.small.asked, third.small.asked = 1_000, 2_000  # ids of their own
     assert second.changes == [("", "live")]
-
-    async def work() -> None:
-        first.small.wrong = True
-        await first.ask(8)
-        assert first.live.monitor.state == "fallback"
-        await asyncio.gather(*(one.live.audits.follow() for one in settings))
-        assert [one.live.paused for one in settings] == ["the guarantee was found broken on live answers"] * 3
-        assert (await second.ask())[0].answered_by == "large"
-        first.small.wrong = False
-        while third.live.monitor.state != "live":  # its audits bring the guarantee back for all
-            await third.ask(20)
-        await asyncio.gather(*(one.live.audits.follow() for one in settings))
-
-    asyncio.run(work())
+    first.small.wrong = True
+    await first.ask(8)
+    assert first.live.monitor.state == "fallback"
+    await asyncio.gather(*(one.live.audits.follow() for one in settings))
+    assert [one.live.paused for one in settings] == ["the guarantee was found broken on live answers"] * 3
+    assert (await second.ask())[0].answered_by == "large"
+    first.small.wrong = False
+    while third.live.monitor.state != "live":  # its audits bring the guarantee back for all
+        await third.ask(20)
+    await asyncio.gather(*(one.live.audits.follow() for one in settings))
     assert first.changes == [("", "live"), ("live", "fallback"), ("fallback", "live")]
     again = Setting(ledgers[0])
     assert {one.live.monitor.state for one in (*settings, again)} == {"live"}
@@ -69,24 +65,20 @@ def test_an_alarm_of_one_process_stops_the_small_model_in_all_and_is_written_onc
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_whoever_writes_what_and_reads_when_all_agree_with_a_process_that_reads_all_at_once(
+async def test_whoever_writes_what_and_reads_when_all_agree_with_a_process_that_reads_all_at_once(
     tmp_path: Path, seed: int
 ) -> None:
     """Audits by four processes of which each reads now and then."""
     draw, ledger = random.Random(seed), Ledger(tmp_path / "ledger.db")
     followers = [follower(ledger) for _ in range(4)]
-
-    async def work() -> None:
-        for n in range(120):
-            bad = n % 60 < 24
-            late = {"answered_at": datetime.now(UTC) - timedelta(seconds=draw.random() < 0.1)}
-            ledger.append(audit(f"a{n}", wrong=draw.random() < (0.5 if bad else 0.01), **late))
-            if draw.random() < 0.3:
-                await draw.choice(followers).follow()
-        for one in followers:
-            await one.follow()
-
-    asyncio.run(work())
+    for n in range(120):
+        bad = n % 60 < 24
+        late = {"answered_at": datetime.now(UTC) - timedelta(seconds=draw.random() < 0.1)}
+        ledger.append(audit(f"a{n}", wrong=draw.random() < (0.5 if bad else 0.01), **late))
+        if draw.random() < 0.3:
+            await draw.choice(followers).follow()
+    for one in followers:
+        await one.follow()
     assert len({repr(seen(one)) for one in (*followers, follower(ledger))}) == 1
     rows = [(row.cause, row.after_audit) for row in ledger.entries(StateRow)]
     assert len(rows) == len(set(rows))

@@ -13,7 +13,7 @@ from fixtures.server import SayingModel
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.deployment.endpoint_plan import TrafficSplit, load_endpoint
-from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request
+from smallfirst.models.protocol import Capability, Completion, Model, Request
 from smallfirst.tasks.classify import Classify
 
 
@@ -51,11 +51,8 @@ def test_an_answer_says_which_entity_gave_it_and_why() -> None:
     assert (both.route.certified, both.route.confidence) == (False, 0.7)
 
 
-def test_a_stream_is_told_of_the_same_way() -> None:
-    async def pieces() -> list[Chunk]:
-        return [chunk async for chunk in split(ours=100).stream(Request.ask("a"))]
-
-    found = asyncio.run(pieces())
+async def test_a_stream_is_told_of_the_same_way() -> None:
+    found = [chunk async for chunk in split(ours=100).stream(Request.ask("a"))]
     assert found[0].text == "ours"
     assert found[-1].completion.route.stage == "ours"
 

@@ -50,83 +50,68 @@ async def under_way(proxy: Model) -> asyncio.Task[Completion]:
     return task
 
 
-def test_a_request_ends_where_it_began_and_the_next_one_goes_to_the_new_crew() -> None:
-    async def change() -> None:
-        old, new, models = Gated("old"), Gated("new"), HotSwapModels()
-        models.put([model_set(old)])
-        proxy = models["toy"]
-        before = await under_way(proxy)
-        models.put([model_set(new)])
-        new.gate.set()
-        async with asyncio.timeout(20):
-            assert (await proxy.complete(ASKED)).text == "new"  # the very proxy that was looked up before the change
-            assert (await models["toy"].complete(ASKED)).text == "new"
-        assert models.take_idle(idle_s=0) == []
-        assert not before.done()
-        old.gate.set()
-        assert (await before).text == "old"
-        assert models.take_idle(idle_s=60) == []  # it lingers
-        assert [c.slot for c in models.take_idle(idle_s=0)] == ["toy"]
-        assert models.take_idle(idle_s=0) == []  # given out once
-        assert (models.retired, old.closed) == ([], 0)
-
-    asyncio.run(change())
+async def test_a_request_ends_where_it_began_and_the_next_one_goes_to_the_new_crew() -> None:
+    old, new, models = Gated("old"), Gated("new"), HotSwapModels()
+    models.put([model_set(old)])
+    proxy = models["toy"]
+    before = await under_way(proxy)
+    models.put([model_set(new)])
+    new.gate.set()
+    async with asyncio.timeout(20):
+        assert (await proxy.complete(ASKED)).text == "new"  # the very proxy that was looked up before the change
+        assert (await models["toy"].complete(ASKED)).text == "new"
+    assert models.take_idle(idle_s=0) == []
+    assert not before.done()
+    old.gate.set()
+    assert (await before).text == "old"
+    assert models.take_idle(idle_s=60) == []  # it lingers
+    assert [c.slot for c in models.take_idle(idle_s=0)] == ["toy"]
+    assert models.take_idle(idle_s=0) == []  # given out once
+    assert (models.retired, old.closed) == ([], 0)
 
 
-def test_a_stream_that_is_left_gives_its_place_back_and_ends_the_models_stream() -> None:
-    async def change() -> None:
-        old, models = Gated("old"), HotSwapModels()
-        models.put([model_set(old)])
-        pieces: Any = models["toy"].stream(ASKED)
-        assert (await anext(pieces)).text == "old"
-        models.put([model_set(Gated("new"))])
-        assert models.take_idle(idle_s=0) == []
-        await pieces.aclose()
-        assert old.n_ended == 1
-        assert len(models.take_idle(idle_s=0)) == 1
-
-    asyncio.run(change())
+async def test_a_stream_that_is_left_gives_its_place_back_and_ends_the_models_stream() -> None:
+    old, models = Gated("old"), HotSwapModels()
+    models.put([model_set(old)])
+    pieces: Any = models["toy"].stream(ASKED)
+    assert (await anext(pieces)).text == "old"
+    models.put([model_set(Gated("new"))])
+    assert models.take_idle(idle_s=0) == []
+    await pieces.aclose()
+    assert old.n_ended == 1
+    assert len(models.take_idle(idle_s=0)) == 1
 
 
-def test_a_failure_gives_its_place_back_too() -> None:
-    async def change() -> None:
-        old, models = Gated("old"), HotSwapModels()
-        old.closed, _ = 1, old.gate.set()
-        models.put([model_set(old)])
-        with pytest.raises(ModelError, match="old is closed"):
-            await models["toy"].complete(ASKED)
-        models.put([], without=("toy",))
-        assert len(models.take_idle(idle_s=0)) == 1
-
-    asyncio.run(change())
+async def test_a_failure_gives_its_place_back_too() -> None:
+    old, models = Gated("old"), HotSwapModels()
+    old.closed, _ = 1, old.gate.set()
+    models.put([model_set(old)])
+    with pytest.raises(ModelError, match="old is closed"):
+        await models["toy"].complete(ASKED)
+    models.put([], without=("toy",))
+    assert len(models.take_idle(idle_s=0)) == 1
 
 
-def test_slots_come_and_go_by_name_and_the_rest_stays() -> None:
-    async def change() -> None:
-        a, auto, models = Gated("a"), Gated("auto"), HotSwapModels()
-        models.put([model_set(a), model_set(auto, "auto", "auto")])
-        names = iter(models)
-        assert next(names) == "toy"
-        models.put([], without=("auto",))
-        assert list(names) == ["auto"]  # whoever was going through the names is not disturbed
-        assert (list(models), len(models), "auto" in models) == (["toy"], 1, False)
-        assert models.active["toy"].models == {"toy": a}
-        await models.aclose()
-        assert (a.closed, auto.closed, list(models)) == (1, 1, [])
-        with pytest.raises(ModelError, match="toy is no longer served"):
-            await ModelProxy(models, "toy", a).complete(ASKED)
-
-    asyncio.run(change())
+async def test_slots_come_and_go_by_name_and_the_rest_stays() -> None:
+    a, auto, models = Gated("a"), Gated("auto"), HotSwapModels()
+    models.put([model_set(a), model_set(auto, "auto", "auto")])
+    names = iter(models)
+    assert next(names) == "toy"
+    models.put([], without=("auto",))
+    assert list(names) == ["auto"]  # whoever was going through the names is not disturbed
+    assert (list(models), len(models), "auto" in models) == (["toy"], 1, False)
+    assert models.active["toy"].models == {"toy": a}
+    await models.aclose()
+    assert (a.closed, auto.closed, list(models)) == (1, 1, [])
+    with pytest.raises(ModelError, match="toy is no longer served"):
+        await ModelProxy(models, "toy", a).complete(ASKED)
 
 
-def test_a_shared_model_stays_open() -> None:
-    async def change() -> None:
-        large = Gated("large")
-        large.gate.set()
-        kept = SharedModel(large)
-        await kept.aclose()
-        assert (await kept.complete(ASKED)).text == "large"
-        assert [c.text async for c in kept.stream(ASKED)] == ["large", ""]
-        assert (kept.name, large.closed) == ("large", 0)
-
-    asyncio.run(change())
+async def test_a_shared_model_stays_open() -> None:
+    large = Gated("large")
+    large.gate.set()
+    kept = SharedModel(large)
+    await kept.aclose()
+    assert (await kept.complete(ASKED)).text == "large"
+    assert [c.text async for c in kept.stream(ASKED)] == ["large", ""]
+    assert (kept.name, large.closed) == ("large", 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -78,11 +77,8 @@ def test_score_is_the_share_of_right_answers(model: Predictor) -> None:
         model.score(["a card"], ["cards", "fees"])
 
 
-def test_it_works_in_a_running_event_loop(model: Predictor) -> None:
-    async def inside_a_notebook() -> tuple[str, float]:
-        return model.predict("a fee"), model.predict_proba("a fee")[1]
-
-    assert asyncio.run(inside_a_notebook()) == ("fees", 0.8)
+async def test_it_works_in_a_running_event_loop(model: Predictor) -> None:
+    assert (model.predict("a fee"), model.predict_proba("a fee")[1]) == ("fees", 0.8)
 
 
 def test_json_answers_are_values_and_what_cannot_be_read_is_none() -> None:

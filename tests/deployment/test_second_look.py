@@ -226,7 +226,7 @@ def test_each_text_counts_once_and_what_the_run_knew_never(toy: Toy) -> None:
     ledger.close()
 
 
-def test_a_server_whose_version_drafts_in_shadow_makes_it_champion(toy: Toy) -> None:
+async def test_a_server_whose_version_drafts_in_shadow_makes_it_champion(toy: Toy) -> None:
     ledger = Ledger(home() / "ledger.db")
     router = Router([Stage("small", Drafts())], Drafts(), toy.before, name="toy")
     looks = SecondLooks(router, lambda one, other: one == other, ledger, toy.file, toy.version, toy.run)
@@ -238,17 +238,13 @@ def test_a_server_whose_version_drafts_in_shadow_makes_it_champion(toy: Toy) -> 
         outcome=Outcome(kind="keep the large model"),
         second_look=looks,
     )
-
-    async def serve() -> None:
-        assert served.monitor.state == "shadow"
-        for i in range(60):
-            request = Request.ask(f"new {i}")
-            answer = await served.complete(request)
-            assert answer.route.stage == "large"
-            served.answered(f"r{i}", request, answer)
-            await asyncio.gather(*served._tasks)
-
-    asyncio.run(serve())
+    assert served.monitor.state == "shadow"
+    for i in range(60):
+        request = Request.ask(f"new {i}")
+        answer = await served.complete(request)
+        assert answer.route.stage == "large"
+        served.answered(f"r{i}", request, answer)
+        await asyncio.gather(*served._tasks)
     certificate, outcome, aliases, tags = toy.attached
     assert (certificate, outcome.kind, aliases) == (looks.taken.certificate, "small first", ("champion", "shadow"))
     assert _status(served)["second_look"] == tags["second_look"]

@@ -29,38 +29,30 @@ class Book:
         self.batches.append(list(items))
 
 
-def test_what_waits_together_is_written_together_in_order() -> None:
+async def test_what_waits_together_is_written_together_in_order() -> None:
     book = Book()
     book.open.clear()
-
-    async def five() -> None:
-        first = asyncio.create_task(book.writer.put_async(0))
-        await asyncio.to_thread(book.begun.wait, 5)
-        rest = [asyncio.create_task(book.writer.put_async(n)) for n in range(1, 5)]
-        await asyncio.sleep(0)
-        assert not any(task.done() for task in (first, *rest))
-        book.open.set()
-        await asyncio.gather(first, *rest)
-
-    asyncio.run(five())
+    first = asyncio.create_task(book.writer.put_async(0))
+    await asyncio.to_thread(book.begun.wait, 5)
+    rest = [asyncio.create_task(book.writer.put_async(n)) for n in range(1, 5)]
+    await asyncio.sleep(0)
+    assert not any(task.done() for task in (first, *rest))
+    book.open.set()
+    await asyncio.gather(first, *rest)
     assert book.batches == [[0], [1, 2, 3, 4]]
     book.writer.put(5)
     assert book.batches[-1] == [5]
 
 
-def test_of_a_crowd_only_those_at_fault_fail() -> None:
+async def test_of_a_crowd_only_those_at_fault_fail() -> None:
     book = Book()
     book.open.clear()
-
-    async def four() -> list[BaseException | None]:
-        first = asyncio.create_task(book.writer.put_async(0))
-        await asyncio.to_thread(book.begun.wait, 5)
-        rest = [asyncio.create_task(book.writer.put_async(n)) for n in (1, -2, 3)]
-        await asyncio.sleep(0)
-        book.open.set()
-        return await asyncio.gather(first, *rest, return_exceptions=True)
-
-    results = asyncio.run(four())
+    first = asyncio.create_task(book.writer.put_async(0))
+    await asyncio.to_thread(book.begun.wait, 5)
+    rest = [asyncio.create_task(book.writer.put_async(n)) for n in (1, -2, 3)]
+    await asyncio.sleep(0)
+    book.open.set()
+    results = await asyncio.gather(first, *rest, return_exceptions=True)
     assert [str(result) for result in results] == ["None", "None", "-2 is negative", "None"]
     assert book.batches == [[0], [1], [3]]
 

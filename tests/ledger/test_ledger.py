@@ -91,20 +91,17 @@ def test_rows_can_be_neither_changed_nor_deleted_nor_doubled(place: Path | str) 
     ledger.close()
 
 
-def test_rows_from_many_threads_and_an_event_loop_all_arrive(place: Path | str) -> None:
+async def test_rows_from_many_threads_and_an_event_loop_all_arrive(place: Path | str) -> None:
     ledger = Ledger(place)
 
     def append_some(prefix: str) -> None:
         for number in range(20):
             ledger.append(answer(f"{prefix}{number}"))
 
-    async def append_in_order() -> None:
-        await asyncio.gather(*(ledger.append_async(answer(f"loop{n}")) for n in range(20)))
-
     threads = [threading.Thread(target=append_some, args=(prefix,)) for prefix in "xyz"]
     for thread in threads:
         thread.start()
-    asyncio.run(append_in_order())
+    await asyncio.gather(*(ledger.append_async(answer(f"loop{n}")) for n in range(20)))
     for thread in threads:
         thread.join()
     ids = [row.id for row in ledger.rows()]
@@ -113,32 +110,24 @@ def test_rows_from_many_threads_and_an_event_loop_all_arrive(place: Path | str) 
     ledger.close()
 
 
-def test_a_row_is_written_with_its_text_even_if_the_one_who_waits_is_cancelled(place: Path | str) -> None:
+async def test_a_row_is_written_with_its_text_even_if_the_one_who_waits_is_cancelled(place: Path | str) -> None:
     ledger = Ledger(place)
-
-    async def leave() -> None:
-        busy = threading.Event()
-        ledger._writer._thread.submit(busy.wait)  # the row has to queue behind this
-        waiting = asyncio.create_task(ledger.append_async(answer("a", answer_text="said")))
-        await asyncio.sleep(0)
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
-        busy.set()
-
-    asyncio.run(leave())
+    busy = threading.Event()
+    ledger._writer._thread.submit(busy.wait)  # the row has to queue behind this
+    waiting = asyncio.create_task(ledger.append_async(answer("a", answer_text="said")))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    busy.set()
     ledger.close()
     assert [(row.id, row.answer_text) for row in Ledger(place).rows()] == [("a", "said")]
 
 
-def test_rows_that_come_together_share_a_transaction_and_a_doubled_one_fails_alone(place: Path | str) -> None:
+async def test_rows_that_come_together_share_a_transaction_and_a_doubled_one_fails_alone(place: Path | str) -> None:
     ledger = Ledger(place)
     ledger.append(answer("a"))
-
-    async def together() -> list[BaseException | None]:
-        rows = (answer(id) for id in ("b", "a", "c"))
-        return await asyncio.gather(*map(ledger.append_async, rows), return_exceptions=True)
-
-    results = asyncio.run(together())
+    rows = (answer(id) for id in ("b", "a", "c"))
+    results = await asyncio.gather(*map(ledger.append_async, rows), return_exceptions=True)
     assert [type(result) for result in results] == [type(None), AlreadyRecorded, type(None)]
     assert [row.id for row in ledger.rows()] == ["a", "b", "c"]
     ledger.close()

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
 from smallfirst.base.errors import ModelError
 from smallfirst.models.batching import BatchBudget, BatchWorker, ThroughputEstimate, usable_cores
-
-R = TypeVar("R")
 
 
 class Doubling:
@@ -34,16 +33,8 @@ class Doubling:
         return [2 * n for n in numbers]
 
 
-def use(play: Callable[[BatchWorker[int, int]], Awaitable[R]], doubling: Doubling | None = None, **settings: Any) -> R:
-    async def run() -> R:
-        worker: BatchWorker[int, int] = BatchWorker(
-            doubling or Doubling(), name="doubling", **({"max_batch_size": 9} | settings)
-        )
-        found = await play(worker)
-        await worker.aclose()
-        return found
-
-    return asyncio.run(run())
+def work_of(doubling: Doubling, **settings: Any) -> aclosing[BatchWorker[int, int]]:
+    return aclosing(BatchWorker(doubling, name="doubling", **({"max_batch_size": 9} | settings)))
 
 
 async def queue_behind(doubling: Doubling, worker: BatchWorker[int, int], *numbers: int) -> list[object]:
@@ -58,43 +49,35 @@ async def queue_behind(doubling: Doubling, worker: BatchWorker[int, int], *numbe
     return list(await asyncio.gather(*tasks, return_exceptions=True))
 
 
-def test_waiting_items_are_computed_together_up_to_the_limit() -> None:
+async def test_waiting_items_are_computed_together_up_to_the_limit() -> None:
     doubling = Doubling()
-    found = use(lambda worker: queue_behind(doubling, worker, 1, 2, 3, 4, 5, 6), doubling, max_batch_size=3)
-    assert found == [2, 4, 6, 8, 10, 12]
+    async with work_of(doubling, max_batch_size=3) as worker:
+        assert await queue_behind(doubling, worker, 1, 2, 3, 4, 5, 6) == [2, 4, 6, 8, 10, 12]
     assert doubling.batches == [[1], [2, 3, 4], [5, 6]]
 
 
-def test_one_bad_item_fails_alone_and_the_worker_lives_on() -> None:
+async def test_one_bad_item_fails_alone_and_the_worker_lives_on() -> None:
     doubling = Doubling()
-
-    async def play(worker: BatchWorker[int, int]) -> list[object]:
-        return [*await queue_behind(doubling, worker, 1, 2, 13, 3), await worker.submit(4)]
-
-    *found, after = use(play, doubling)
-    assert [found[0], found[1], found[3], after] == [2, 4, 6, 8]
+    async with work_of(doubling) as worker:
+        found = await queue_behind(doubling, worker, 1, 2, 13, 3)
+        assert [found[0], found[1], found[3], await worker.submit(4)] == [2, 4, 6, 8]
     assert isinstance(found[2], ModelError)
     assert "doubling could not answer: unlucky" in str(found[2])
     assert doubling.batches == [[1], [2, 13, 3], [2], [13], [3], [4]]
 
 
-def test_a_closed_worker_refuses_and_may_be_closed_twice() -> None:
-    async def play(worker: BatchWorker[int, int]) -> None:
+async def test_a_closed_worker_refuses_and_may_be_closed_twice() -> None:
+    async with work_of(Doubling()) as worker:
         await worker.aclose()
         with pytest.raises(ModelError, match="doubling is closed"):
             await worker.submit(1)
 
-    use(play)
 
-
-def test_a_batch_is_as_large_as_its_budget_allows() -> None:
+async def test_a_batch_is_as_large_as_its_budget_allows() -> None:
     doubling = Doubling()
-
-    async def play(worker: BatchWorker[int, int]) -> None:
+    async with work_of(doubling, size=lambda n: n, budget=BatchBudget(seconds=0.0, full=10)) as worker:
         await worker.submit(1)  # from now on the throughput is known
         await queue_behind(doubling, worker, 1, 4, 5, 2, 40, 3)
-
-    use(play, doubling, size=lambda n: n, budget=BatchBudget(seconds=0.0, full=10))
     # 4 + 5 fit into 10, 2 more do not; 40 is a batch of its own.
     assert doubling.batches[1:] == [[1], [4, 5], [2], [40], [3]]
 

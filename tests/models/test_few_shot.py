@@ -39,15 +39,11 @@ def ask(model: Model, max_tokens: int = 256) -> Completion:
 @pytest.mark.parametrize(
     ("text", "answer"), [("Label: **Card lost**.", "card_lost"), ("I cannot tell.", "I cannot tell.")]
 )
-def test_the_answer_is_the_parsed_label_or_else_the_models_own_words(text: str, answer: str) -> None:
+async def test_the_answer_is_the_parsed_label_or_else_the_models_own_words(text: str, answer: str) -> None:
     model = PromptedModel(parrot(text), TASK)
-    found = ask(model)
+    found = await model.complete(Request.ask("it is gone"))
     assert (found.text, found.answered_by, found.cost_usd) == (answer, "parrot", 0.5)
-
-    async def chunks() -> list[str]:
-        return [chunk.text async for chunk in model.stream(Request.ask("it is gone"))]
-
-    assert asyncio.run(chunks()) == [answer, ""]
+    assert [chunk.text async for chunk in model.stream(Request.ask("it is gone"))] == [answer, ""]
 
 
 def test_instructions_and_examples_come_before_the_text() -> None:

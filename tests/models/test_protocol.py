@@ -68,21 +68,17 @@ class Redirected(DelegatingModel):
         yield self.target
 
 
-def test_calls_and_capabilities_are_those_of_the_wrapped_model() -> None:
+async def test_calls_and_capabilities_are_those_of_the_wrapped_model() -> None:
     able = Able("able")
     model = DelegatingModel(able, name="desk")
-
-    async def play() -> None:
-        assert (model.name, DelegatingModel(able).name, model.capabilities) == ("desk", "able", Able.capabilities)
-        assert (await model.complete(Request.ask("x"))).text == "able"
-        chunks = model.stream(Request.ask("x"))
-        assert (await anext(chunks)).text == "able"
-        await chunks.aclose()  # type: ignore[attr-defined]
-        assert (await model.probabilities(["x"]))[0].labels == ("a",)
-        await model.ready()
-        await model.aclose()
-
-    asyncio.run(play())
+    assert (model.name, DelegatingModel(able).name, model.capabilities) == ("desk", "able", Able.capabilities)
+    assert (await model.complete(Request.ask("x"))).text == "able"
+    chunks = model.stream(Request.ask("x"))
+    assert (await anext(chunks)).text == "able"
+    await chunks.aclose()  # type: ignore[attr-defined]
+    assert (await model.probabilities(["x"]))[0].labels == ("a",)
+    await model.ready()
+    await model.aclose()
     assert able.log == ["able", "stream closed", "ready", "closed"]
 
 

@@ -193,25 +193,19 @@ def test_file_without_a_header_is_refused(tmp_path: Path, line: Any, rule: str) 
 # --- the cap
 
 
-def test_a_request_waits_for_what_another_may_release() -> None:
-    async def work() -> tuple[float | None, float | None, float]:
-        cap = SpendingCap(1.0, 0.3)
-        first = await cap.reserve(0.5)
-        waiting = asyncio.create_task(cap.reserve(0.5))
-        await asyncio.sleep(0)
-        assert not waiting.done()
-        await cap.release(0.5, 0.1)
-        return first, await waiting, cap.spent_usd
-
-    assert asyncio.run(work()) == (0.5, 0.5, 0.4)
+async def test_a_request_waits_for_what_another_may_release() -> None:
+    cap = SpendingCap(1.0, 0.3)
+    first = await cap.reserve(0.5)
+    waiting = asyncio.create_task(cap.reserve(0.5))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    await cap.release(0.5, 0.1)
+    assert (first, await waiting, cap.spent_usd) == (0.5, 0.5, 0.4)
 
 
-def test_an_answer_above_its_worst_case_raises_that_of_all_later_ones() -> None:
-    async def work() -> float | None:
-        cap = SpendingCap(1.0)
-        assert await cap.reserve(0.2) == 0.2
-        await cap.release(0.2, 0.4)
-        assert await cap.reserve(0.2) == 0.4
-        return await SpendingCap(0.1).reserve(0.2)
-
-    assert asyncio.run(work()) is None
+async def test_an_answer_above_its_worst_case_raises_that_of_all_later_ones() -> None:
+    cap = SpendingCap(1.0)
+    assert await cap.reserve(0.2) == 0.2
+    await cap.release(0.2, 0.4)
+    assert await cap.reserve(0.2) == 0.4
+    assert await SpendingCap(0.1).reserve(0.2) is None

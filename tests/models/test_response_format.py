@@ -7,7 +7,6 @@ import threading
 from typing import Any
 
 import pytest
-from fixtures.event_loop import in_loop
 
 from smallfirst.base.errors import BadAnswer, ConfigError, RequestRefused
 from smallfirst.models import response_format
@@ -97,7 +96,6 @@ def test_a_schema_that_an_engine_would_drop_is_refused(schema: dict[str, Any], w
         json_format(schema)
 
 
-@in_loop
 async def test_only_an_answer_in_the_format_or_cut_off_passes_the_check() -> None:
     def answer(text: str, **more: Any) -> Completion:
         return Completion(text=text, answered_by="big", latency_ms=1, cost_usd=0, **more)

@@ -254,7 +254,7 @@ def test_the_domain_check_compares_what_the_model_that_answers_reads(
 
 
 @pytest.mark.parametrize("candidate", ["encoder", "tuned"])
-def test_a_request_is_read_once_by_the_check_and_the_model(
+async def test_a_request_is_read_once_by_the_check_and_the_model(
     candidate: str, tmp_path: Path, tiny_encoder_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of, run_folder = fitted_models(tmp_path, tiny_encoder_folder)
@@ -262,14 +262,10 @@ def test_a_request_is_read_once_by_the_check_and_the_model(
     read: list[str] = []
     own = SentenceEncoder.tokens
     monkeypatch.setattr(SentenceEncoder, "tokens", lambda self, text: [read.append(text), own(self, text)][1])
-
-    async def ask() -> None:
-        model = load_small(of.file, run_folder.model_folder(candidate), name="small")
-        detector = load_ood_detector(of.file, run_folder, SCORED, model)
-        stage = Stage("small", model, AcceptanceScore(weights=(1.0, 0.5, 0.5), intercept=0.0, n_own=40, n_foreign=40))
-        router = Router((stage,), None, make_certificate(), ood_detector=detector)
-        await asyncio.gather(*(router.complete(Request.ask(f"where is card {i}")) for i in range(20)))
-        await router.aclose()
-
-    asyncio.run(ask())
+    model = load_small(of.file, run_folder.model_folder(candidate), name="small")
+    detector = load_ood_detector(of.file, run_folder, SCORED, model)
+    stage = Stage("small", model, AcceptanceScore(weights=(1.0, 0.5, 0.5), intercept=0.0, n_own=40, n_foreign=40))
+    router = Router((stage,), None, make_certificate(), ood_detector=detector)
+    await asyncio.gather(*(router.complete(Request.ask(f"where is card {i}")) for i in range(20)))
+    await router.aclose()
     assert sorted(read) == sorted(f"where is card {i}" for i in range(20))

@@ -16,7 +16,7 @@ from smallfirst.base.paths import state_of
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.pricing import stated
-from smallfirst.models.protocol import Chunk, Completion, Model, Request, Route, RouteStep
+from smallfirst.models.protocol import Completion, Model, Request, Route, RouteStep
 from smallfirst.routing.auto import AutoRouter, TaskSelection, TaskSelector
 from smallfirst.routing.domain import TaskProfile, fit_task_profile
 
@@ -75,14 +75,10 @@ def test_without_a_general_model_a_foreign_request_is_an_error_that_says_so() ->
         ask(made(), "write a poem")
 
 
-def test_a_stream_carries_the_same_route() -> None:
-    async def collect() -> list[Chunk]:
-        auto = made()
-        chunks = [chunk async for chunk in auto.stream(Request.ask("my tickets"))]
-        await auto.aclose()
-        return chunks
-
-    chunks = asyncio.run(collect())
+async def test_a_stream_carries_the_same_route() -> None:
+    auto = made()
+    chunks = [chunk async for chunk in auto.stream(Request.ask("my tickets"))]
+    await auto.aclose()
     assert [chunk.text for chunk in chunks] == ["tickets", ""]
     completion = chunks[-1].completion
     assert [step.stage for step in completion.route.trail] == ["auto", "small"]

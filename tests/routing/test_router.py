@@ -299,21 +299,16 @@ def test_one_score_of_confidence_and_distance_decides(threshold: float, text: st
 
 
 @pytest.mark.parametrize(("confidence", "stage"), [(0.9, "small"), (0.2, "large")])
-def test_no_text_is_streamed_before_it_is_decided_who_answers(confidence: float, stage: str) -> None:
+async def test_no_text_is_streamed_before_it_is_decided_who_answers(confidence: float, stage: str) -> None:
     events: list[str] = []
     router = Router(Echo("small", confidence=confidence, events=events), Echo("large", events=events), certificate(0.8))
-
-    async def collect() -> list[Chunk]:
-        chunks = []
-        async for chunk in router.stream(Request.ask("hello")):
-            events.append("text" if chunk.text else "end")
-            chunks.append(chunk)
-        return chunks
-
-    chunks = asyncio.run(collect())
+    chunks = []
+    async for chunk in router.stream(Request.ask("hello")):
+        events.append("text" if chunk.text else "end")
+        chunks.append(chunk)
     assert events == [*(["small", "text"] if stage == "small" else ["small", "large", "text", "text"]), "end"]
     assert "".join(chunk.text for chunk in chunks) == f"{stage}: hello"
-    assert chunks[-1].completion == ask(router, "hello")
+    assert chunks[-1].completion == await router.complete(Request.ask("hello"))
 
 
 def test_closing_closes_every_model_once() -> None:

@@ -177,42 +177,36 @@ def test_shares_leave_a_quarter_and_are_given_back() -> None:
         assert not shares.fits("b")
 
 
-def test_keys_take_turns_and_whoever_leaves_the_queue_takes_none() -> None:
-    async def main() -> None:
-        turns, order = Turns(1), list[str]()
+async def test_keys_take_turns_and_whoever_leaves_the_queue_takes_none() -> None:
+    turns, order = Turns(1), list[str]()
 
-        async def work(key: str, name: str) -> None:
-            async with turns.turn(key):
-                order.append(name)
-                await asyncio.sleep(0)
-
-        async with asyncio.TaskGroup() as group, turns.turn("z"):
-            waiting = [group.create_task(work(name[0], name)) for name in ("a1", "a2", "a3", "a4", "b1")]
+    async def work(key: str, name: str) -> None:
+        async with turns.turn(key):
+            order.append(name)
             await asyncio.sleep(0)
-            waiting[1].cancel()
-            await asyncio.sleep(0)
-            assert order == []
-        assert order == ["a1", "b1", "a3", "a4"]
-        assert turns.used == 0
 
-    asyncio.run(main())
+    async with asyncio.TaskGroup() as group, turns.turn("z"):
+        waiting = [group.create_task(work(name[0], name)) for name in ("a1", "a2", "a3", "a4", "b1")]
+        await asyncio.sleep(0)
+        waiting[1].cancel()
+        await asyncio.sleep(0)
+        assert order == []
+    assert order == ["a1", "b1", "a3", "a4"]
+    assert turns.used == 0
 
 
-def test_a_turn_that_is_granted_to_one_who_leaves_goes_on_to_the_next() -> None:
-    async def main() -> None:
-        turns = Turns(1)
+async def test_a_turn_that_is_granted_to_one_who_leaves_goes_on_to_the_next() -> None:
+    turns = Turns(1)
 
-        async def work(key: str) -> None:
-            async with turns.turn(key):
-                pass
+    async def work(key: str) -> None:
+        async with turns.turn(key):
+            pass
 
-        async with turns.turn("z"):
-            tasks = [asyncio.create_task(work(key)) for key in ("a", "b")]
-            await asyncio.sleep(0)
-        tasks[0].cancel()  # its turn is granted, and it does not know yet
-        await asyncio.gather(*tasks, return_exceptions=True)
-        assert tasks[0].cancelled()
-        assert tasks[1].done()
-        assert turns.used == 0
-
-    asyncio.run(main())
+    async with turns.turn("z"):
+        tasks = [asyncio.create_task(work(key)) for key in ("a", "b")]
+        await asyncio.sleep(0)
+    tasks[0].cancel()  # its turn is granted, and it does not know yet
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert tasks[0].cancelled()
+    assert tasks[1].done()
+    assert turns.used == 0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, closing
+from contextlib import AbstractAsyncContextManager, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,43 +41,34 @@ def completion(tokens: int) -> Completion:
     )
 
 
-def in_order(work: Coroutine[Any, Any, Any]) -> Any:
-    """Run with one thread for the database, so that what is settled is there for the next request."""
-
-    async def run() -> Any:
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
-        return await work
-
-    return asyncio.run(run())
+def in_order() -> None:
+    """From now on there is one thread for the database: what is settled is there for the next request."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
 
 
-def refused(context: AbstractAsyncContextManager[Any]) -> ApiError:
-    async def enter() -> None:
-        async with context:
-            raise AssertionError
-
+async def refused(context: AbstractAsyncContextManager[Any]) -> ApiError:
     with pytest.raises(ApiError) as caught:
-        asyncio.run(enter())
+        await context.__aenter__()
     return caught.value
 
 
-def test_a_bucket_holds_a_minute_and_fills_evenly(place: Path | str, clock: Clock) -> None:
+async def test_a_bucket_holds_a_minute_and_fills_evenly(place: Path | str, clock: Clock) -> None:
     with closing(open_database(place)) as database:
         bucket = Bucket("b", 120, database, clock)
-        assert asyncio.run(bucket.take(120)) == 0
-        assert asyncio.run(bucket.take(1)) == pytest.approx(0.5)  # two a second
+        assert await bucket.take(120) == 0
+        assert await bucket.take(1) == pytest.approx(0.5)  # two a second
         clock.now += 10
         assert bucket.level == pytest.approx(20)
         assert bucket.wait_s(20) == pytest.approx(0)
         assert bucket.wait_s(500) == pytest.approx(50)  # more than a minute's worth: until it is full
-        assert asyncio.run(bucket.take(20)) == 0
+        assert await bucket.take(20) == 0
         clock.now += 3600
         assert bucket.level == 120
-        assert asyncio.run(Bucket("b", 10, database, clock).take(11)) == 0  # a limit that changed starts full
-        assert asyncio.run(Bucket("b", 10, database, clock).take(1)) == pytest.approx(12)
+        assert await Bucket("b", 10, database, clock).take(11) == 0  # a limit that changed starts full
+        assert await Bucket("b", 10, database, clock).take(1) == pytest.approx(12)
 
 
-def test_requests_beyond_the_minute_are_refused_and_cost_nothing(quota: Any, clock: Clock) -> None:
+async def test_requests_beyond_the_minute_are_refused_and_cost_nothing(quota: Any, clock: Clock) -> None:
     allowance = quota(requests_per_minute=2)
 
     async def send() -> dict[str, str]:
@@ -85,9 +76,9 @@ def test_requests_beyond_the_minute_are_refused_and_cost_nothing(quota: Any, clo
             return allowance.headers()
 
     for _ in range(2):
-        asyncio.run(send())
+        await send()
     for _ in range(3):
-        error = refused(allowance.request())
+        error = await refused(allowance.request())
     assert error.status == 429
     assert error.headers == {"retry-after": "30"}
     assert error.body["error"] == {
@@ -97,7 +88,7 @@ def test_requests_beyond_the_minute_are_refused_and_cost_nothing(quota: Any, clo
         "code": "rate_limit_exceeded",
     }
     clock.now += 30
-    assert asyncio.run(send()) == {
+    assert await send() == {
         "x-ratelimit-limit-requests": "2",
         "x-ratelimit-remaining-requests": "0",
         "x-ratelimit-reset-requests": "1m0s",
@@ -105,63 +96,50 @@ def test_requests_beyond_the_minute_are_refused_and_cost_nothing(quota: Any, clo
     assert allowance.n_in_flight == 0
 
 
-def test_tokens_are_taken_by_estimate_and_settled_by_use(quota: Any, clock: Clock) -> None:
+async def test_tokens_are_taken_by_estimate_and_settled_by_use(quota: Any, clock: Clock) -> None:
     allowance = quota(tokens_per_minute=600)
 
     def remaining() -> str:
         return allowance.headers()["x-ratelimit-remaining-tokens"]
 
-    async def use() -> None:
-        async with allowance.tokens(500) as bill:
-            assert remaining() == "100"
-            with pytest.raises(ApiError, match="600 tokens a minute"):
-                await allowance.tokens(101).__aenter__()
-            bill.add(completion(40))
-            bill.add(completion(20))
-        assert remaining() == "540"
-        clock.now += REFUSED_S
-        async with allowance.tokens(110):
-            pass  # no answer: the estimate stands
-        assert remaining() == "440"
-        async with allowance.tokens(10) as bill:
-            bill.add(completion(940))  # 500 into debt: 50 seconds at ten a second
-
-    in_order(use())
-    assert refused(allowance.request()).headers == {"retry-after": "50"}
+    in_order()
+    async with allowance.tokens(500) as bill:
+        assert remaining() == "100"
+        with pytest.raises(ApiError, match="600 tokens a minute"):
+            await allowance.tokens(101).__aenter__()
+        bill.add(completion(40))
+        bill.add(completion(20))
+    assert remaining() == "540"
+    clock.now += REFUSED_S
+    async with allowance.tokens(110):
+        pass  # no answer: the estimate stands
+    assert remaining() == "440"
+    async with allowance.tokens(10) as bill:
+        bill.add(completion(940))  # 500 into debt: 50 seconds at ten a second
+    assert (await refused(allowance.request())).headers == {"retry-after": "50"}
     clock.now += 50
-    asyncio.run(allowance.request().__aenter__())
+    await allowance.request().__aenter__()
 
 
-def test_an_estimate_above_a_minutes_worth_waits_for_a_full_bucket(quota: Any, clock: Clock) -> None:
+async def test_an_estimate_above_a_minutes_worth_waits_for_a_full_bucket(quota: Any, clock: Clock) -> None:
     allowance = quota(tokens_per_minute=60)
-
-    async def use() -> None:
-        async with allowance.tokens(1_000) as bill:
-            bill.add(completion(30))
-
-    in_order(use())
+    in_order()
+    async with allowance.tokens(1_000) as bill:
+        bill.add(completion(30))
     assert allowance.headers()["x-ratelimit-remaining-tokens"] == "30"
-    assert refused(allowance.tokens(1_000)).headers == {"retry-after": "30"}
-    assert refused(allowance.tokens(31)).headers == {"retry-after": "1"}  # what was put back is there once only
+    assert (await refused(allowance.tokens(1_000))).headers == {"retry-after": "30"}
+    assert (await refused(allowance.tokens(31))).headers == {"retry-after": "1"}  # what was put back is there once only
 
 
-def test_requests_at_once_are_bounded_and_given_back_after_a_failure(quota: Any) -> None:
+async def test_requests_at_once_are_bounded_and_given_back_after_a_failure(quota: Any) -> None:
     allowance = quota(max_in_flight=1)
-
-    async def fail_inside() -> None:
+    with suppress(KeyError):
         async with allowance.request():
             with pytest.raises(ApiError, match="1 requests under way"):
                 await allowance.request().__aenter__()
             raise KeyError
-
-    with pytest.raises(KeyError):
-        asyncio.run(fail_inside())
-
-    async def again() -> None:
-        async with allowance.request():
-            assert allowance.headers() == {}
-
-    asyncio.run(again())
+    async with allowance.request():
+        assert allowance.headers() == {}
 
 
 async def sent(quota: Quota, tokens: int = 0) -> bool:
@@ -174,36 +152,29 @@ async def sent(quota: Quota, tokens: int = 0) -> bool:
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_processes_together_never_pass_more_than_the_limit(quota: Any, clock: Clock, seed: int) -> None:
+async def test_processes_together_never_pass_more_than_the_limit(quota: Any, clock: Clock, seed: int) -> None:
     """Three times the limit of 600 a minute, at three processes unevenly; one is killed in between."""
     draw, quotas, passed = random.Random(seed), [quota(requests_per_minute=600) for _ in range(3)], 0
-
-    async def work() -> None:
-        nonlocal passed
-        for step in range(150):
-            clock.now += 0.4
-            alive = quotas if step < 100 else quotas[1:]
-            passed += sum([await sent(one) for one in draw.choices(alive, weights=[6, 3, 1][-len(alive) :], k=12)])
-
-    in_order(work())
+    in_order()
+    for step in range(150):
+        clock.now += 0.4
+        alive = quotas if step < 100 else quotas[1:]
+        passed += sum([await sent(one) for one in draw.choices(alive, weights=[6, 3, 1][-len(alive) :], k=12)])
     most = 600 + 60 * 10  # a full bucket, and a minute
     assert most - 12 - 3 * 10 <= passed <= most  # a process may hold a second's worth
 
 
-def test_what_is_not_used_is_there_for_the_other_processes_and_a_debt_holds_for_all(quota: Any, clock: Clock) -> None:
+async def test_what_is_not_used_is_there_for_other_processes_and_a_debt_holds_for_all(quota: Any, clock: Clock) -> None:
     first, second = (quota(requests_per_minute=60, tokens_per_minute=6_000) for _ in range(2))
-
-    async def work() -> None:
-        assert await sent(first, 5_000)
-        assert await sent(second, 3_000)
-        assert second.headers()["x-ratelimit-remaining-requests"] == "58"
-        async with first.tokens(100) as bill:
-            bill.used = 7_000
-        with pytest.raises(ApiError, match="6000 tokens a minute"):
-            await second.tokens(101).__aenter__()  # it holds a second's worth
-        assert not await sent(second)  # it knows of the debt now, before a body is read
-
-    in_order(work())
+    in_order()
+    assert await sent(first, 5_000)
+    assert await sent(second, 3_000)
+    assert second.headers()["x-ratelimit-remaining-requests"] == "58"
+    async with first.tokens(100) as bill:
+        bill.used = 7_000
+    with pytest.raises(ApiError, match="6000 tokens a minute"):
+        await second.tokens(101).__aenter__()  # it holds a second's worth
+    assert not await sent(second)  # it knows of the debt now, before a body is read
 
 
 def test_who_is_refused_all_the_time_asks_the_database_once_a_second(quota: Any, clock: Clock) -> None:

@@ -114,19 +114,16 @@ def test_a_client_cannot_steer_serve_by_headers() -> None:
     assert client.get("/", headers=sent).json() == plain
 
 
-def test_a_replica_stops_when_its_requests_are_done_and_cuts_off_the_rest(tmp_path: Path) -> None:
-    async def main() -> None:
-        app = ReplicaApp(service_of([str(tmp_path / "ledger.db"), "1"]))
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-            quick, slow = (asyncio.create_task(client.post(PATH, json=asking(s))) for s in (0.2, 60))
-            await until_async(lambda: app.n_running == 2)
-            assert await app.stop() == 1
-            assert (await quick).status_code == 200
-            assert (await slow).json()["error"]["code"] == "stopping"
-            assert (await client.post(PATH, json=asking(0))).json()["error"]["code"] == "stopping"
-
-    asyncio.run(main())
+async def test_a_replica_stops_when_its_requests_are_done_and_cuts_off_the_rest(tmp_path: Path) -> None:
+    app = ReplicaApp(service_of([str(tmp_path / "ledger.db"), "1"]))
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        quick, slow = (asyncio.create_task(client.post(PATH, json=asking(s))) for s in (0.2, 60))
+        await until_async(lambda: app.n_running == 2)
+        assert await app.stop() == 1
+        assert (await quick).status_code == 200
+        assert (await slow).json()["error"]["code"] == "stopping"
+        assert (await client.post(PATH, json=asking(0))).json()["error"]["code"] == "stopping"
 
 
 def test_a_replica_closes_models_and_ledger_with_its_lifespan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ import threading
 from collections.abc import AsyncIterator
 
 import pytest
-from fixtures.event_loop import in_loop
 from jinja2.exceptions import TemplateError
 
 from smallfirst.base.errors import ConfigError, RegistryError, Unavailable
@@ -76,7 +75,6 @@ class Shelf:
         return (await self.model(name).complete(Request.ask(text))).text
 
 
-@in_loop
 async def test_the_one_not_used_for_longest_makes_room() -> None:
     shelf = Shelf(most=2)
     for name in "abacb":
@@ -86,14 +84,12 @@ async def test_the_one_not_used_for_longest_makes_room() -> None:
     assert sorted(shelf.story[6:]) == ["-b", "-c"]
 
 
-@in_loop
 async def test_a_model_is_loaded_once_for_all_who_ask_at_the_same_time() -> None:
     shelf = Shelf(most=1)
     assert await asyncio.gather(*(shelf.ask("a") for _ in range(5))) == ["a"] * 5
     assert shelf.story == ["+a"]
 
 
-@in_loop
 async def test_one_that_answers_is_not_closed_and_another_waits_for_its_turn() -> None:
     shelf = Shelf(most=1)
     await shelf.ask("a")
@@ -110,7 +106,6 @@ async def test_one_that_answers_is_not_closed_and_another_waits_for_its_turn() -
         assert most <= 1, shelf.story
 
 
-@in_loop
 async def test_who_leaves_while_it_loads_stops_it_for_nobody() -> None:
     shelf = Shelf(most=1)
     shelf.may_load.clear()
@@ -125,7 +120,6 @@ async def test_who_leaves_while_it_loads_stops_it_for_nobody() -> None:
     assert shelf.story == ["+a", "-a", "+b"]
 
 
-@in_loop
 async def test_who_leaves_while_room_is_made_leaves_no_gap() -> None:
     shelf = Shelf(most=1)
     shelf.may_load.clear()
@@ -141,7 +135,6 @@ async def test_who_leaves_while_room_is_made_leaves_no_gap() -> None:
     assert shelf.story == ["+a", "-a", "+c"]
 
 
-@in_loop
 async def test_a_model_that_cannot_be_loaded_is_tried_again() -> None:
     shelf = Shelf(most=1)
     for error in (RegistryError("damaged"), ConfigError("no model")):
@@ -156,7 +149,6 @@ async def test_a_model_that_cannot_be_loaded_is_tried_again() -> None:
     ("error", "code"),
     [(ConfigError("too long"), "context_length_exceeded"), (TemplateError("roles must alternate"), None)],
 )
-@in_loop
 async def test_a_conversation_it_cannot_read_is_the_fault_of_the_request(error: Exception, code: str | None) -> None:
     shelf = Shelf(most=1)
     await shelf.ask("a")
@@ -168,7 +160,6 @@ async def test_a_conversation_it_cannot_read_is_the_fault_of_the_request(error: 
         _ = [chunk async for chunk in shelf.model("a").stream(ASK)]
 
 
-@in_loop
 async def test_an_answer_in_pieces_keeps_the_model_until_its_end() -> None:
     shelf = Shelf(most=1)
     stream = shelf.model("a").stream(ASK)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 import jsonschema
 import pytest
@@ -198,7 +199,6 @@ def test_few_widths_are_computed_and_no_padding_is_kept(tiny_fp32: tuple[Any, An
     assert len(seen - {1, 78}) == 15
 
 
-R = TypeVar("R")
 ENDLESS = GenerationRequest([5, 6, 7], 100_000)
 
 
@@ -207,18 +207,15 @@ def endless(lively: tuple[Any, Any]) -> Generator:
     return Generator(*lively, end=-1)  # no answer ends before its tokens run out
 
 
-def use(generator: Generator, play: Callable[[GenerationWorker], Awaitable[R]]) -> R:
-    """Return the result of `play`; the worker ends after it."""
-
-    async def run() -> R:
-        worker = GenerationWorker(generator, name="tiny")
-        try:
-            return await asyncio.wait_for(play(worker), 60)
-        finally:
-            worker._closed = True  # requests left by a failed test must not delay the end
-            await worker.aclose()
-
-    return asyncio.run(run())
+@asynccontextmanager
+async def work_of(generator: Generator) -> AsyncIterator[GenerationWorker]:
+    worker = GenerationWorker(generator, name="tiny")
+    try:
+        async with asyncio.timeout(60):
+            yield worker
+    finally:
+        worker._closed = True  # requests left by a failed test must not delay the end
+        await worker.aclose()
 
 
 def several(generator: Generator, n: int = 12, **settings: Any) -> list[GenerationRequest]:
@@ -230,7 +227,7 @@ def several(generator: Generator, n: int = 12, **settings: Any) -> list[Generati
 
 
 @pytest.mark.parametrize("limits", [{}, {"batch_rows": 3, "batch_tokens": 150}])
-def test_answers_do_not_depend_on_what_waits_with_them(endless: Generator, limits: dict[str, int]) -> None:
+async def test_answers_do_not_depend_on_what_waits_with_them(endless: Generator, limits: dict[str, int]) -> None:
     grammars = [
         None,
         *(Grammar.compile(one, endless.tokenizer) for one in ({"enum": ["a", "bc"]}, {"type": "integer"})),
@@ -239,30 +236,25 @@ def test_answers_do_not_depend_on_what_waits_with_them(endless: Generator, limit
     asked += [*several(endless), *several(endless, 6, temperature=1.3, seed=7)]
     wanted = [endless.generate([request])[0] for request in asked]
     vars(endless).update(limits)
-
-    async def play(worker: GenerationWorker) -> list[GenerationResult]:
-        tasks = []
+    tasks = []
+    async with work_of(endless) as worker:
         for i, request in enumerate(asked):
             tasks.append(asyncio.create_task(worker.generate(request)))
             if i % 3 == 2:  # the next ones arrive while these run
                 await asyncio.sleep(0.01)
-        return await asyncio.gather(*tasks)
-
-    for found, expected in zip(use(endless, play), wanted, strict=True):
+        answers = await asyncio.gather(*tasks)
+    for found, expected in zip(answers, wanted, strict=True):
         assert (found.token_ids, found.text) == (expected.token_ids, expected.text)
         assert found.log_probabilities == pytest.approx(expected.log_probabilities, abs=1e-4)
 
 
 @pytest.mark.parametrize("stops", [False, True])
-def test_deltas_come_early_and_add_up_without_a_stop_text(endless: Generator, stops: bool) -> None:
+async def test_deltas_come_early_and_add_up_without_a_stop_text(endless: Generator, stops: bool) -> None:
     request = several(endless)[1]._replace(max_tokens=30)
     whole = endless.generate([request])[0].text
     request = request._replace(stop=(whole[11:14],) if stops else ())
-
-    async def play(worker: GenerationWorker) -> list[str | GenerationResult]:
-        return [event async for event in worker.stream(request)]
-
-    *deltas, result = use(endless, play)
+    async with work_of(endless) as worker:
+        *deltas, result = [event async for event in worker.stream(request)]
     assert isinstance(result, GenerationResult)
     assert result.text == (whole[: whole.find(whole[11:14])] if stops else whole)
     assert "".join(map(str, deltas)) == result.text.strip()
@@ -270,10 +262,9 @@ def test_deltas_come_early_and_add_up_without_a_stop_text(endless: Generator, st
 
 
 @pytest.mark.parametrize("how", ["generate", "stream"])
-def test_a_cancelled_answer_ends_within_a_step_and_is_reported(endless: Generator, how: str) -> None:
+async def test_a_cancelled_answer_ends_within_a_step_and_is_reported(endless: Generator, how: str) -> None:
     cut_off: list[GeneratedSequence] = []
-
-    async def play(worker: GenerationWorker) -> GenerationResult:
+    async with work_of(endless) as worker:
         await worker.generate(ENDLESS._replace(max_tokens=1), cut_off.append)  # is returned, so not reported
         answer = worker.stream(ENDLESS, cut_off.append)
         if how == "generate":
@@ -288,23 +279,18 @@ def test_a_cancelled_answer_ends_within_a_step_and_is_reported(endless: Generato
             await answer.aclose()
             assert [sequence.request for sequence in cut_off] == [ENDLESS]
         assert worker.n_waiting == 0
-        return await worker.generate(GenerationRequest([5], 3))  # is not kept waiting
-
-    assert len(use(endless, play).token_ids) == 3
+        assert len((await worker.generate(GenerationRequest([5], 3))).token_ids) == 3  # is not kept waiting
 
 
-def test_what_fails_fails_with_the_models_name_and_the_next_are_answered(endless: Generator) -> None:
+async def test_what_fails_fails_with_the_models_name_and_the_next_are_answered(endless: Generator) -> None:
     broken = Grammar.compile({"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 2}, endless.tokenizer)
     broken._matcher.consume_token(0)
-
-    async def play(worker: GenerationWorker) -> list[GenerationResult | BaseException]:
-        seeded = GenerationRequest([5], 3, temperature=1.0, seed=10**30)  # no random generator takes such a seed
+    seeded = GenerationRequest([5], 3, temperature=1.0, seed=10**30)  # no random generator takes such a seed
+    async with work_of(endless) as worker:
         with pytest.raises(ModelError, match="tiny could not answer"):
             await worker.generate(GenerationRequest([10**9], 3))  # no such token
         asked = [seeded, GenerationRequest([6], 9, grammar=broken), GenerationRequest([5], 9)]
-        return await asyncio.gather(*map(worker.generate, asked), return_exceptions=True)
-
-    *failed, found = use(endless, play)
+        *failed, found = await asyncio.gather(*map(worker.generate, asked), return_exceptions=True)
     assert [type(one) for one in failed] == [ModelError, ModelError]
     assert isinstance(found, GenerationResult)
     assert found.token_ids == endless.generate([GenerationRequest([5], 9)])[0].token_ids

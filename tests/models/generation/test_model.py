@@ -151,24 +151,20 @@ def test_a_request_may_give_free_text_a_format_but_not_change_the_tasks(lively: 
         ask(for_task(lively, EXTRACT), REQUEST.model_copy(update={"response_format": other}))
 
 
-def test_readiness_is_shown_by_reading_one_token(lively: Loaded) -> None:
+async def test_readiness_is_shown_by_reading_one_token(lively: Loaded) -> None:
     read: list[int] = []
     hook = lively[0].model.register_forward_hook(lambda *_: read.append(1))
     model = for_task(lively)
     assert Capability.READINESS in model.capabilities
-
-    async def play() -> None:
+    await model.ready()
+    assert read == [1]
+    with torch.no_grad():
+        lively[0].model.norm.weight.fill_(float("nan"))
+    with pytest.raises(ModelError, match="computes no numbers"):
         await model.ready()
-        assert read == [1]
-        with torch.no_grad():
-            lively[0].model.norm.weight.fill_(float("nan"))
-        with pytest.raises(ModelError, match="computes no numbers"):
-            await model.ready()
-        await model.aclose()
-        with pytest.raises(ModelError, match="closed"):
-            await model.ready()
-
-    asyncio.run(play())
+    await model.aclose()
+    with pytest.raises(ModelError, match="closed"):
+        await model.ready()
     hook.remove()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +42,7 @@ def test_models_that_err_apart_are_mixed_and_a_copy_or_noise_is_left_out() -> No
     assert choose_weights({"first": first, "copy": first}, gold) == {"first": 1.0}
 
 
-def test_a_blend_answers_from_its_own_folder_at_the_price_of_all(
+async def test_a_blend_answers_from_its_own_folder_at_the_price_of_all(
     toy_task: Classify, toy_rows: Dataset, tmp_path: Path
 ) -> None:
     for name in ("words", "again"):
@@ -54,16 +53,12 @@ def test_a_blend_answers_from_its_own_folder_at_the_price_of_all(
     price = MachinePrice(usd_per_hour=1.0)
     blend, alone = load_model(tmp_path, price=price), load_model(tmp_path / MEMBERS_FOLDER / "words", price=price)
     assert blend.capabilities == {Capability.CHOSEN, Capability.LABEL_PROBABILITIES, Capability.READINESS}
-
-    async def ask() -> None:
-        text = toy_rows.examples[0].text
-        mixed, single = [(await label_probability_model(m).probabilities([text]))[0] for m in (blend, alone)]  # type: ignore[union-attr]
-        answer = await blend.complete(Request.ask(text))
-        tempered = np.sqrt(single.probabilities)
-        assert mixed.probabilities == pytest.approx(tempered / tempered.sum())
-        assert (answer.text, answer.confidence) == (toy_rows.examples[0].answer, max(mixed.probabilities))
-        assert answer.cost_usd > 0
-        await blend.aclose()
-        await alone.aclose()
-
-    asyncio.run(ask())
+    text = toy_rows.examples[0].text
+    mixed, single = [(await label_probability_model(m).probabilities([text]))[0] for m in (blend, alone)]  # type: ignore[union-attr]
+    answer = await blend.complete(Request.ask(text))
+    tempered = np.sqrt(single.probabilities)
+    assert mixed.probabilities == pytest.approx(tempered / tempered.sum())
+    assert (answer.text, answer.confidence) == (toy_rows.examples[0].answer, max(mixed.probabilities))
+    assert answer.cost_usd > 0
+    await blend.aclose()
+    await alone.aclose()

@@ -154,15 +154,11 @@ def streamed(model: EndpointModel) -> list[str]:
 # --- what goes over the line ---------------------------------------------------------------------
 
 
-def test_the_key_goes_along_and_no_cookie_comes_back(server: Server) -> None:
+async def test_the_key_goes_along_and_no_cookie_comes_back(server: Server) -> None:
     server.deeds = [reply("200 OK", BODY, "Set-Cookie: a=b; Path=/"), OK]
     model = server.model()
-
-    async def twice() -> None:
-        await model.complete(Request.ask("one"))
-        await model.complete(Request.ask("two"))
-
-    asyncio.run(twice())
+    await model.complete(Request.ask("one"))
+    await model.complete(Request.ask("two"))
     assert "Authorization: Bearer sk-secret" in server.heads[1]
     assert "cookie" not in server.heads[1].lower()
     assert server.n_lines == 1  # the connection was used again
@@ -268,20 +264,16 @@ def test_a_stream_that_ends_early_is_an_error(server: Server, ending: bytes) -> 
     assert len(server.heads) == 1
 
 
-def test_a_cancelled_request_gives_up_its_connection_and_its_slot(server: Server) -> None:
+async def test_a_cancelled_request_gives_up_its_connection_and_its_slot(server: Server) -> None:
     server.deeds = [say_nothing, OK]
     model = server.model(max_concurrency=1, timeout_s=600)
-
-    async def leave() -> str:
-        task = asyncio.create_task(model.complete(asked))
-        await until_async(lambda: server.heads)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        return (await model.complete(asked)).text
-
     bill = Bill()
     asked = Request.ask("Is it?").model_copy(update={"bill": bill})
-    assert asyncio.run(leave()) == "yes"
+    task = asyncio.create_task(model.complete(asked))
+    await until_async(lambda: server.heads)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert (await model.complete(asked)).text == "yes"
     assert [(a.outcome, a.cost_usd is None) for a in bill.attempts] == [("abandoned", True), ("answered", False)]
 
 

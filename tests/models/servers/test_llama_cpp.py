@@ -19,7 +19,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fixtures.event_loop import in_loop
 from fixtures.tiny_llama import (  # noqa: F401
     LABELS,
     child_of,
@@ -68,7 +67,6 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return bodies
 
 
-@in_loop
 async def test_a_file_that_is_no_gguf_says_so_and_is_not_tried_for_ever(tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
     path = tmp_path / "broken.gguf"
@@ -81,7 +79,6 @@ async def test_a_file_that_is_no_gguf_says_so_and_is_not_tried_for_ever(tmp_path
             await model.complete(SHORT)
 
 
-@in_loop
 async def test_answers_are_limited_to_those_given(config: LlamaCppConfig) -> None:
     async with opened(config, answers=LABELS) as model:
         assert isinstance(model, Model)
@@ -96,7 +93,6 @@ async def test_answers_are_limited_to_those_given(config: LlamaCppConfig) -> Non
         assert (await model.complete(formed(CLOSED))).text in LABELS  # whatever the request asks for
 
 
-@in_loop
 async def test_tenants_never_reuse_each_others_prompts(config: LlamaCppConfig) -> None:
     async with opened(config.model_copy(update={"slots": 1})) as model:
         first, own, other, back, again = [await reused(model, tenant) for tenant in ("ann", "ann", "bob", "ann", "ann")]
@@ -119,7 +115,6 @@ async def reused(model: LlamaCppModel, tenant: str) -> int:
     return int(reply["usage"]["prompt_tokens_details"]["cached_tokens"])
 
 
-@in_loop
 async def test_only_known_fields_reach_the_engine(config: LlamaCppConfig, sent: list[dict[str, Any]]) -> None:
     request = formed(CLOSED).model_copy(update={"tags": {"n_discard": "-1"}, "tenant": "ann", "stop": ("#",)})
     async with opened(config) as model:
@@ -132,7 +127,6 @@ async def test_only_known_fields_reach_the_engine(config: LlamaCppConfig, sent: 
     assert (second["id_slot"], second["cache_prompt"]) == (0, True)
 
 
-@in_loop
 async def test_answer_follows_the_format_of_the_request(config: LlamaCppConfig) -> None:
     async with opened(config) as model:
         *free, last = [piece async for piece in model.stream(Request.ask("Hi", max_tokens=4))]
@@ -169,7 +163,6 @@ async def in_flight(model: LlamaCppModel, request: Request) -> AsyncIterator[asy
     await asyncio.gather(task, return_exceptions=True)
 
 
-@in_loop
 async def test_crash_fails_the_requests_in_flight_and_the_next_one_restarts_the_engine(config: LlamaCppConfig) -> None:
     async with (
         opened(config.model_copy(update={"context_tokens": 16384})) as model,
@@ -199,7 +192,6 @@ def test_crashes_in_a_row_are_refused_for_a_while(config: LlamaCppConfig) -> Non
     server.stop()
 
 
-@in_loop
 async def test_hanging_engine_is_killed_while_somebody_waits(
     config: LlamaCppConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,7 +210,6 @@ async def test_hanging_engine_is_killed_while_somebody_waits(
                 await task
 
 
-@in_loop
 async def test_one_process_is_started_though_who_asked_first_leaves(config: LlamaCppConfig) -> None:
     async with opened(config) as model:
         tasks = [asyncio.create_task(process_of(model)) for _ in range(4)]
@@ -227,7 +218,6 @@ async def test_one_process_is_started_though_who_asked_first_leaves(config: Llam
         assert len({process.pid for process in await asyncio.gather(*tasks)}) == 1
 
 
-@in_loop
 async def test_stopping_an_engine_that_is_starting_ends_it(
     config: LlamaCppConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,7 +239,6 @@ async def test_stopping_an_engine_that_is_starting_ends_it(
 
 
 @pytest.mark.parametrize("whole", [True, False])
-@in_loop
 async def test_abandoned_request_frees_its_slot(config: LlamaCppConfig, whole: bool) -> None:
     async with opened(config.model_copy(update={"slots": 1, "context_tokens": 16384})) as model:
         await model.ready()
@@ -267,7 +256,6 @@ async def test_abandoned_request_frees_its_slot(config: LlamaCppConfig, whole: b
         assert model.server().slots.n_free == 1
 
 
-@in_loop
 async def test_latency_counts_the_wait_for_a_slot_and_the_cost_does_not(
     config: LlamaCppConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,7 +271,6 @@ async def test_latency_counts_the_wait_for_a_slot_and_the_cost_does_not(
         assert (found.latency_ms, found.cost_usd) == (100_000, 0)
 
 
-@in_loop
 async def test_models_of_one_file_share_a_process_that_ends_with_the_last_of_them(config: LlamaCppConfig) -> None:
     model, other = (LlamaCppModel(config, PriceBook()) for _ in range(2))
     await model.complete(SHORT)
@@ -297,7 +284,6 @@ async def test_models_of_one_file_share_a_process_that_ends_with_the_last_of_the
     assert has_ended(process.pid)
 
 
-@in_loop
 async def test_nobody_else_reaches_the_engine(config: LlamaCppConfig) -> None:
     async with opened(config) as model:
         await model.ready()
@@ -364,7 +350,6 @@ async def queued(slots: SlotPool, tenant: str) -> asyncio.Task[EngineSlot]:
     return task
 
 
-@in_loop
 async def test_tenants_get_their_own_slot_back_and_the_longest_idle_one_otherwise() -> None:
     two = SlotPool(2, name="engine")
     # cid takes bob's slot, idle for longest; bob then takes ann's; ann is left with cid's.
@@ -373,7 +358,6 @@ async def test_tenants_get_their_own_slot_back_and_the_longest_idle_one_otherwis
     ]
 
 
-@in_loop
 async def test_the_queue_is_served_in_order_bounded_for_tenants_and_left_by_who_gives_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -397,7 +381,6 @@ async def test_the_queue_is_served_in_order_bounded_for_tenants_and_left_by_who_
     assert [slot.may_reuse_cache for slot in slots[:4]] == [False, False, False, True]
 
 
-@in_loop
 async def test_cache_is_not_reused_where_the_last_prompt_may_not_have_been_read() -> None:
     """The slot is b's by name, and what it has cached may still be a's."""
     one = SlotPool(1, name="engine")
@@ -408,7 +391,7 @@ async def test_cache_is_not_reused_where_the_last_prompt_may_not_have_been_read(
     assert await visit(one, "b") == EngineSlot(0, False)
 
 
-def test_event_loops_share_the_slots() -> None:
+async def test_event_loops_share_the_slots() -> None:
     one, held, release = SlotPool(1, name="engine"), threading.Event(), threading.Event()
 
     async def hold_until_released() -> None:
@@ -416,15 +399,12 @@ def test_event_loops_share_the_slots() -> None:
             held.set()
             await asyncio.to_thread(release.wait)
 
-    async def wait_for_it() -> EngineSlot:
-        task = await queued(one, "b")
-        assert one.n_queued == 1
-        release.set()
-        return await task
-
     other = threading.Thread(target=asyncio.run, args=(hold_until_released(),))
     other.start()
     held.wait()
-    assert asyncio.run(wait_for_it()) == EngineSlot(0, False)
+    task = await queued(one, "b")
+    assert one.n_queued == 1
+    release.set()
+    assert await task == EngineSlot(0, False)
     other.join()
     assert one.n_free == 1

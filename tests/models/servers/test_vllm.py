@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures.event_loop import in_loop
 from fixtures.vllm_server import ScriptedVllm, adapter_folder, scored_by, top_logprobs
 
 from smallfirst.base.errors import BadAnswer, ConfigError, Unavailable
@@ -38,7 +37,6 @@ def loaded(folder: Path, vllm: ScriptedVllm) -> Model:
     return load_model(folder, name="tickets-small@3", vllm=VllmServer(url=f"{vllm.url}/v1"))
 
 
-@in_loop
 async def test_probabilities_are_those_of_pytorch(computing: ScriptedVllm, adapter: Path, scorer: LabelScorer) -> None:
     model, reference = loaded(adapter, computing), LabelModel(scorer, scorer.manifest)
     temperature = 1.5
@@ -55,7 +53,6 @@ async def test_probabilities_are_those_of_pytorch(computing: ScriptedVllm, adapt
     await reference.aclose()
 
 
-@in_loop
 async def test_adapter_is_loaded_once_and_again_after_a_restart(computing: ScriptedVllm, adapter: Path) -> None:
     model = loaded(adapter, computing)
     await asyncio.gather(*(model.complete(Request.ask(text)) for text in TEXTS))
@@ -69,7 +66,6 @@ async def test_adapter_is_loaded_once_and_again_after_a_restart(computing: Scrip
     await model.aclose()
 
 
-@in_loop
 async def test_tenants_prompts_are_salted_apart(computing: ScriptedVllm, adapter: Path) -> None:
     model = loaded(adapter, computing)
     for tenant in ("ann", "ann", "bob"):
@@ -80,7 +76,6 @@ async def test_tenants_prompts_are_salted_apart(computing: ScriptedVllm, adapter
 
 
 @pytest.mark.parametrize("answer", [{}, {"choices": []}, top_logprobs({5: -0.1}), [1], top_logprobs({5: math.nan})])
-@in_loop
 async def test_answer_without_every_label_is_refused(vllm: ScriptedVllm, adapter: Path, answer: Any) -> None:
     vllm.complete = lambda _: answer
     model = loaded(adapter, vllm)
@@ -89,7 +84,6 @@ async def test_answer_without_every_label_is_refused(vllm: ScriptedVllm, adapter
     await model.aclose()
 
 
-@in_loop
 async def test_adapter_that_is_there_is_taken_and_one_that_cannot_be_loaded_says_what_to_do(
     computing: ScriptedVllm, adapter: Path
 ) -> None:

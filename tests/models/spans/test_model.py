@@ -9,7 +9,7 @@ import pytest
 
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.pricing import MachinePrice
-from smallfirst.models.protocol import Completion, Model, Request
+from smallfirst.models.protocol import Model, Request
 from smallfirst.models.spans.model import SpanAnswer, SpanModel
 from smallfirst.tasks.extract import Extract
 
@@ -28,19 +28,15 @@ class FirstWord:
         return [SpanAnswer(f'{{"city": "{t.split()[0]}"}}', 0.8, {"city": 0.9}, len(t.split()), 0.36) for t in texts]
 
 
-def test_each_request_gets_its_own_answer_with_confidences_cost_and_tokens() -> None:
+async def test_each_request_gets_its_own_answer_with_confidences_cost_and_tokens() -> None:
     scorer = FirstWord()
-
-    async def play() -> list[Completion]:
-        model = SpanModel(scorer, MANIFEST, price=MachinePrice(usd_per_hour=1.0, utilisation=0.5))
-        assert isinstance(model, Model)
-        assert model.max_answer_tokens == 9
-        found = await asyncio.gather(*(model.complete(Request.ask(text)) for text in ("Bern in May", "Rome", "Oslo")))
-        await model.ready()  # a piece of real work
-        await model.aclose()
-        return found
-
-    answer, *others = asyncio.run(play())
+    model = SpanModel(scorer, MANIFEST, price=MachinePrice(usd_per_hour=1.0, utilisation=0.5))
+    assert isinstance(model, Model)
+    assert model.max_answer_tokens == 9
+    asked = map(Request.ask, ("Bern in May", "Rome", "Oslo"))
+    answer, *others = await asyncio.gather(*map(model.complete, asked))
+    await model.ready()  # a piece of real work
+    await model.aclose()
     assert scorer.read == ["Bern in May", "Rome", "Oslo", "ready"]
     assert [one.text for one in others] == ['{"city": "Rome"}', '{"city": "Oslo"}']
     assert (answer.text, answer.answered_by) == ('{"city": "Bern"}', "cities")

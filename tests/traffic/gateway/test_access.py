@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -111,29 +112,19 @@ class Sides:
         return self.ledger.shared.version("accepted credentials")
 
 
-Work = Callable[[Sides], Awaitable[None]]
+@asynccontextmanager
+async def sides_over(ledger: Ledger) -> AsyncIterator[Sides]:
+    sides = Sides(ledger)
+    try:
+        yield sides
+    finally:
+        for one in sides.made:
+            await one.aclose()
+        ledger.close()
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Callable[[Work], None]:
-    def running(work: Work) -> None:
-        async def session() -> None:
-            ledger = Ledger(tmp_path / "ledger.db")
-            sides = Sides(ledger)
-            try:
-                await work(sides)
-            finally:
-                for one in sides.made:
-                    await one.aclose()
-                ledger.close()
-
-        asyncio.run(session())
-
-    return running
-
-
-def test_a_2xx_is_good_for_its_time_and_a_refusal_ends_it(run: Callable[[Work], None]) -> None:
-    async def work(sides: Sides) -> None:
+async def test_a_2xx_is_good_for_its_time_and_a_refusal_ends_it(tmp_path: Path) -> None:
+    async with sides_over(Ledger(tmp_path / "ledger.db")) as sides:
         one = await sides.another()
         assert not sides.ask(one, 200, KEY)
         sides.clock.now += 3599
@@ -157,8 +148,6 @@ def test_a_2xx_is_good_for_its_time_and_a_refusal_ends_it(run: Callable[[Work], 
         one.answered(asked_before, BIG, 200)  # an answer to what was asked before does not undo it
         assert not sides.ask(one, None, KEY)
 
-    run(work)
-
 
 @pytest.mark.parametrize(
     "other",
@@ -176,8 +165,8 @@ def test_a_2xx_is_good_for_its_time_and_a_refusal_ends_it(run: Callable[[Work], 
         {"upstream": "https://other.example/v1"},
     ],
 )
-def test_it_is_good_for_nothing_else(run: Callable[[Work], None], other: dict) -> None:
-    async def work(sides: Sides) -> None:
+async def test_it_is_good_for_nothing_else(tmp_path: Path, other: dict) -> None:
+    async with sides_over(Ledger(tmp_path / "ledger.db")) as sides:
         one = await sides.another()
         sides.ask(one, 200, KEY)
         assert sides.ask(one, None, KEY, (b"user-agent", b"any"), (b"x-request-id", b"7"))
@@ -185,15 +174,13 @@ def test_it_is_good_for_nothing_else(run: Callable[[Work], None], other: dict) -
         assert not sides.ask(one, 200, *headers, **other)
         assert sides.ask(one, None, *headers, **other)
 
-    run(work)
 
-
-def test_what_was_refused_leaves_nothing_and_what_was_accepted_is_bounded(
-    run: Callable[[Work], None], monkeypatch: pytest.MonkeyPatch
+async def test_what_was_refused_leaves_nothing_and_what_was_accepted_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(access, "MOST", 20)
 
-    async def work(sides: Sides) -> None:
+    async with sides_over(Ledger(tmp_path / "ledger.db")) as sides:
         one = await sides.another()
         for n in range(1000):
             sides.ask(one, 401, (b"authorization", b"%d" % n))
@@ -213,13 +200,9 @@ def test_what_was_refused_leaves_nothing_and_what_was_accepted_is_bounded(
         await one._sync()
         assert len(one._known) == 1  # what is too old is forgotten
 
-    run(work)
 
-
-def test_a_credential_in_use_is_written_once_in_five_minutes_and_never_itself(
-    run: Callable[[Work], None], tmp_path: Path
-) -> None:
-    async def work(sides: Sides) -> None:
+async def test_a_credential_in_use_is_written_once_in_five_minutes_and_never_itself(tmp_path: Path) -> None:
+    async with sides_over(Ledger(tmp_path / "ledger.db")) as sides:
         one = await sides.another()
         for _ in range(3600):
             sides.clock.now += 1
@@ -231,11 +214,9 @@ def test_a_credential_in_use_is_written_once_in_five_minutes_and_never_itself(
         assert b"accepted credentials" in stored
         assert b"sk-one" not in stored
 
-    run(work)
 
-
-def test_processes_learn_from_each_other_and_a_restart_forgets_nothing(run: Callable[[Work], None]) -> None:
-    async def work(sides: Sides) -> None:
+async def test_processes_learn_from_each_other_and_a_restart_forgets_nothing(tmp_path: Path) -> None:
+    async with sides_over(Ledger(tmp_path / "ledger.db")) as sides:
         one, two = await sides.another(), await sides.another()
         sides.ask(one, 200, KEY)
         await one._sync()
@@ -248,5 +229,3 @@ def test_processes_learn_from_each_other_and_a_restart_forgets_nothing(run: Call
         await two._sync()
         await one._sync()
         assert not sides.ask(one, None, KEY)
-
-    run(work)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 from types import SimpleNamespace
 from typing import Any
 
@@ -96,63 +97,50 @@ class Application:
 
 @pytest.fixture
 def serve(learnt: LearntTask, tmp_path, monkeypatch):
-    """Run `work` in front of the learnt question; return the rows of the ledger afterwards."""
+    """An application in front of the learnt question; afterwards it has the rows of the ledger."""
     monkeypatch.setattr(TaskSource, "of", classmethod(lambda cls, folder: of_question()))
 
-    def run(work: Callable[[Application], Awaitable[None]], *, share: float = 1.0) -> list[LedgerRow]:
+    @asynccontextmanager
+    async def run(share: float = 1.0) -> AsyncIterator[Application]:
         file = learnt.takeovers
         if share:
             file.put(file.get("queues").moved("live", cause="person", why="test", share=share))
-
-        async def session() -> None:
-            tasks = TakenOverTasks(Ledger(tmp_path / "ledger.db"), file, poll_interval_s=0)
-            await tasks.start()
-            application = Application(tasks)
-            await work(application)
-            router = tasks.tasks["queues"].router
-            await until_async(lambda: not application.routes._background._running and not router._tasks)
-            await tasks.aclose()
-
-        asyncio.run(session())
-        ledger = Ledger(tmp_path / "ledger.db")
-        rows = list(ledger.entries(LedgerRow))
-        ledger.close()
-        return rows
+        tasks = TakenOverTasks(Ledger(tmp_path / "ledger.db"), file, poll_interval_s=0)
+        await tasks.start()
+        application = Application(tasks)
+        yield application
+        router = tasks.tasks["queues"].router
+        await until_async(lambda: not application.routes._background._running and not router._tasks)
+        await tasks.aclose()
+        with closing(Ledger(tmp_path / "ledger.db")) as ledger:
+            application.rows = list(ledger.entries(LedgerRow))
 
     return run
 
 
-def test_what_no_task_has_to_do_with_passes_as_it_is(serve, monkeypatch):
-    async def work(app: Application) -> None:
+async def test_what_no_task_has_to_do_with_passes_as_it_is(serve, monkeypatch):
+    async with serve() as app:
         for more in ({}, {"input": IMAGE}, {"newer": "form"}, {"body": b"(compressed)"}):
             assert await app.ask(*([QUEUE] if more else [URGENT]), **more) is None
         monkeypatch.setattr(LiveTask, "rule", None)  # a task that fails
         assert await app.ask(QUEUE) is None
         assert not app.judge.asked
+    assert app.rows == []
 
-    assert serve(work) == []
 
-
-def test_some_questions_are_answered_small_and_the_rest_by_one_call(serve):
-    responses: list[Json] = []
-    judges: list[Judge] = []
-
-    async def work(app: Application) -> None:
-        judges.append(app.judge)
+async def test_some_questions_are_answered_small_and_the_rest_by_one_call(serve):
+    async with serve() as app:
         asked = {"model": "big", "input": CASE, "questions": [URGENT, QUEUE, ANGER]}
         response = await app.ask(URGENT, QUEUE, ANGER)
         assert app.judge.asked == [[URGENT, ANGER]]
-        responses.append(json.loads(response.body))
+        body = json.loads(response.body)
         headers = dict(response.headers)
         assert headers[b"x-smallfirst-answered"] == b"1 small, 2 upstream"
         assert (headers[b"x-request-id"], headers[b"x-ratelimit-remaining-requests"]) == (b"r1", b"9")
         kept, answer = map(json.loads, (response.captured.request, response.captured.answer.body))
         assert kept == {**asked, "questions": [URGENT, ANGER]}
-        assert answer["answers"] == responses[0]["answers"][::2]
+        assert answer["answers"] == body["answers"][::2]
         assert response.captured.answer.upstream == "default"
-
-    rows = serve(work)
-    (body,), (judge,) = responses, judges
     urgent, queue, anger = body["answers"]
     assert (urgent, anger) == (_answered(URGENT, ""), _answered(ANGER, ""))
     assert (queue["name"], queue["choice"]) == ("queue", CASES[CASE])
@@ -163,33 +151,30 @@ def test_some_questions_are_answered_small_and_the_rest_by_one_call(serve):
     notes = body["smallfirst"]["answers"]
     assert (notes[0], notes[2]) == (upstream, upstream)
     assert {**notes[1], "answered_by": ""} == {**small, "answered_by": ""}
-    assert [(row.certified, row.id) for row in rows] == [(True, "r1#1")]
-    assert body["usage"]["input_tokens"] == 60 + rows[0].prompt_tokens
-    assert judge.asked[1:] == [[QUEUE]]  # an audit
+    assert [(row.certified, row.id) for row in app.rows] == [(True, "r1#1")]
+    assert body["usage"]["input_tokens"] == 60 + app.rows[0].prompt_tokens
+    assert app.judge.asked[1:] == [[QUEUE]]  # an audit
 
 
-def test_all_answered_small_needs_no_upstream_and_nothing_is_captured(serve):
-    async def work(app: Application) -> None:
+async def test_all_answered_small_needs_no_upstream_and_nothing_is_captured(serve):
+    async with serve() as app:
         response = await app.ask(QUEUE)
         assert not app.judge.asked
         assert (response.captured, json.loads(response.body)["model"]) == (None, "big")
         assert dict(response.headers)[b"x-smallfirst-answered"] == b"1 small"
 
-    serve(work)
 
-
-def test_in_shadow_the_upstream_answers_and_is_noted(serve):
-    async def work(app: Application) -> None:
+async def test_in_shadow_the_upstream_answers_and_is_noted(serve):
+    async with serve(0.0) as app:
         response = await app.ask(URGENT, QUEUE)
         assert app.judge.asked == [[URGENT, QUEUE]]
         assert dict(response.headers)[b"x-smallfirst-answered"] == b"2 upstream"
-
-    assert [(row.id, row.answered_by) for row in serve(work, share=0.0)] == [("r1#1", TEACHER)]
+    assert [(row.id, row.answered_by) for row in app.rows] == [("r1#1", TEACHER)]
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"answers": []}', b'{"answers": [1, 2]}'])
-def test_an_answer_in_no_form_is_an_error_and_a_refusal_comes_back_as_it_was(serve, body):
-    async def work(app: Application) -> None:
+async def test_an_answer_in_no_form_is_an_error_and_a_refusal_comes_back_as_it_was(serve, body):
+    async with serve() as app:
         app.judge.says = (200, body)
         with pytest.raises(UpstreamFailed, match="in no form of its shape") as failed:
             await app.ask(URGENT, QUEUE, ANGER)
@@ -197,8 +182,7 @@ def test_an_answer_in_no_form_is_an_error_and_a_refusal_comes_back_as_it_was(ser
         app.judge.says = (429, body)
         response = await app.ask(URGENT, QUEUE)
         assert (response.status, response.body, dict(response.headers)[b"retry-after"]) == (429, body, b"3")
-
-    assert serve(work) == []  # no small answer is counted
+    assert app.rows == []  # no small answer is counted
 
 
 # The probability of every option

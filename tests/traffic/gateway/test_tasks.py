@@ -6,7 +6,8 @@ import asyncio
 import json
 import logging
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -23,7 +24,6 @@ from smallfirst.traffic.gateway.http import BackgroundTasks, GatewayRequest, Gat
 from smallfirst.traffic.gateway.tasks import TakenOverTasks, TaskMatcher, why_not
 from smallfirst.traffic.task_source import (
     AnswerFormat,
-    TakeOvers,
     TaskSource,
     TaskTemplate,
     Teacher,
@@ -70,43 +70,33 @@ class Application(OpenUpstreams):
         return UpstreamAnswer(200, [], json.dumps(body).encode(), "default", 400.0)
 
 
-Work = Callable[[Application], Awaitable[None]]
-
-
 @pytest.fixture
 def serve(learnt: LearntTask, tmp_path):
-    """Run `work` in front of the learnt task with a live share; return the ledger and the file afterwards."""
+    """An application in front of the learnt task with a live share; afterwards it has the ledger as it was left."""
 
-    def run(work: Work, *, share: float) -> tuple[Ledger, TakeOvers]:
+    @asynccontextmanager
+    async def run(share: float) -> AsyncIterator[Application]:
         file = learnt.takeovers
         if share:
             file.put(file.get("queues").moved("live", cause="person", why="test", share=share))
-
-        async def session() -> None:
-            tasks = TakenOverTasks(Ledger(tmp_path / "ledger.db"), file, poll_interval_s=0)
-            application = Application(tasks)
-            await tasks.start()
-            assert set(tasks.tasks) == {"queues"}
-            try:
-                await work(application)
-            finally:
-                await tasks.aclose()
-
-        asyncio.run(session())
-        return Ledger(tmp_path / "ledger.db"), file
+        tasks = TakenOverTasks(Ledger(tmp_path / "ledger.db"), file, poll_interval_s=0)
+        application = Application(tasks)
+        await tasks.start()
+        assert set(tasks.tasks) == {"queues"}
+        try:
+            yield application
+        finally:
+            await tasks.aclose()
+        application.ledger = Ledger(tmp_path / "ledger.db")
 
     return run
 
 
-def test_certified_drafts_are_answered_in_the_known_format(serve):
-    found: list[tuple[str, GatewayResponse | None]] = []
-
-    async def work(app: Application) -> None:
-        found.extend([(label, await app.ask_about(text, max_tokens=20)) for text, label in CASES])
+async def test_certified_drafts_are_answered_in_the_known_format(serve):
+    async with serve(1.0) as app:
+        found = [(label, await app.ask_about(text, max_tokens=20)) for text, label in CASES]
         assert await app.ask_about(CASES[0][0], logprobs=True) is None
         assert await app.ask_about(UNCERTAIN) is None
-
-    ledger, _ = serve(work, share=1.0)
     small = [(label, response) for label, response in found if response is not None]
     assert len(small) > 30
     for label, response in small:
@@ -114,41 +104,37 @@ def test_certified_drafts_are_answered_in_the_known_format(serve):
         assert body["choices"][0]["message"]["content"] == f"Queue: {label}"
         assert body["model"] == TEACHER
         assert (b"x-smallfirst-task", b"queues") in response.headers
-    rows = ledger.entries(LedgerRow)
+    rows = app.ledger.entries(LedgerRow)
     assert sum(row.stage != "large" for row in rows) == len(small)
     assert {row.stage for row in rows if not row.certified} == {"large"}
     assert json.loads(small[0][1].body)["id"] in {row.id for row in rows}
 
 
-def test_an_empty_case_is_the_upstreams_and_says_nothing_of_the_task(serve):
-    async def work(app: Application) -> None:
+async def test_an_empty_case_is_the_upstreams_and_says_nothing_of_the_task(serve):
+    async with serve(1.0) as app:
         for text, known in (("", False), (" \n", False), (UNCERTAIN, True)):
             asked = request(text)
             assert await app.tasks.answer(asked, app) is None
             assert asked.watched is known
             assert (app.tasks.find(read_prompt(asked.path, asked.json())) is not None) is known
 
-    serve(work, share=1.0)
 
-
-def test_in_shadow_everything_passes_and_drafts_are_compared(serve):
-    async def work(app: Application) -> None:
+async def test_in_shadow_everything_passes_and_drafts_are_compared(serve):
+    async with serve(0.0) as app:
         for text, _ in CASES:
             assert await app.ask_about(text) is None
         await until_async(lambda: not app.tasks.tasks["queues"].router._tasks)
-
-    ledger, _ = serve(work, share=0.0)
-    audits = ledger.entries(AuditRow)
+    audits = app.ledger.entries(AuditRow)
     assert len(audits) > 30
     assert not any(audit.wrong for audit in audits)
-    assert {row.answered_by for row in ledger.entries(LedgerRow)} == {TEACHER}
+    assert {row.answered_by for row in app.ledger.entries(LedgerRow)} == {TEACHER}
 
 
-def test_in_shadow_only_what_could_be_learnt_from_counts_for_the_second_look(serve, learnt):
+async def test_in_shadow_only_what_could_be_learnt_from_counts_for_the_second_look(serve, learnt):
     others = cases(40, seed=6)
     uncounted = {"format": "I would say {}", "model": "big-2026-06-01", "finished": "length"}
 
-    async def work(app: Application) -> None:
+    async with serve(0.0) as app:
         for text in [UNCERTAIN, *(text for text, _ in [*CASES, *CASES[:5], *cases(240)[:9]])]:
             await app.ask_about(text)
         for (name, value), texts in zip(uncounted.items(), (others[:9], others[9:18], others[18:27]), strict=True):
@@ -163,9 +149,7 @@ def test_in_shadow_only_what_could_be_learnt_from_counts_for_the_second_look(ser
         await until_async(lambda: app.tasks.tasks["queues"].taken.state == "stepped back")
         await app.ask_about(others[30][0])
         await until_async(lambda: not app.tasks.tasks["queues"].router._tasks)
-
-    ledger, _ = serve(work, share=0.0)
-    rows = ledger.entries(ShadowRow)
+    rows = app.ledger.entries(ShadowRow)
     known = {fold_text(text) for text, _ in cases(240)}
     new = {fold_text(text) for text in (UNCERTAIN, *(text for text, _ in CASES))} - known
     assert {row.text for row in rows} == {fingerprint(text) for text in new}
@@ -175,45 +159,40 @@ def test_in_shadow_only_what_could_be_learnt_from_counts_for_the_second_look(ser
     assert not any(row.wrong for row in rows if row is not uncertain)
 
 
-def test_another_model_upstream_leads_back_at_once(serve):
-    async def work(app: Application) -> None:
+async def test_another_model_upstream_leads_back_at_once(serve, learnt):
+    async with serve(1.0) as app:
         app.model = "big-2026-06-01"
         assert await app.ask_about(UNCERTAIN) is None
         assert await app.ask_about(CASES[0][0]) is None
-
-    ledger, file = serve(work, share=1.0)
-    taken = file.get("queues")
+    taken = learnt.takeovers.get("queues")
     assert (taken.state, taken.cause, taken.share) == ("stepped back", "model", 1.0)
     assert "big-2026-06-01" in taken.why
-    assert [row.after for row in ledger.entries(StateRow) if not row.certificate] == ["stepped back"]
+    assert [row.after for row in app.ledger.entries(StateRow) if not row.certificate] == ["stepped back"]
 
 
-def test_audits_that_break_the_promise_lead_back(serve):
-    async def work(app: Application) -> None:
+async def test_audits_that_break_the_promise_lead_back(serve, learnt):
+    async with serve(1.0) as app:
         app.right = dict.fromkeys(app.right, "another queue")  # the model has changed behind its name
         asked = 0
         for text, _ in CASES:
             asked += await app.ask_about(text, stream=True) is not None
             await until_async(lambda: not app.tasks.tasks["queues"].router._tasks)
         assert 3 < asked == app.again < 20
-
-    ledger, file = serve(work, share=1.0)
-    assert (file.get("queues").state, file.get("queues").cause) == ("stepped back", "guarantee")
-    assert "does not hold" in file.get("queues").why
-    audits = ledger.entries(AuditRow)
+    taken = learnt.takeovers.get("queues")
+    assert (taken.state, taken.cause) == ("stepped back", "guarantee")
+    assert "does not hold" in taken.why
+    audits = app.ledger.entries(AuditRow)
     assert all(audit.wrong for audit in audits[:3])
 
 
-def test_a_share_is_drawn_and_a_command_is_followed_while_it_runs(serve, learnt):
-    async def work(app: Application) -> None:
+async def test_a_share_is_drawn_and_a_command_is_followed_while_it_runs(serve, learnt):
+    async with serve(0.5) as app:
         small = [await app.ask_about(CASES[0][0]) is not None for _ in range(200)]
         assert 60 < sum(small) < 140
         learnt.takeovers.put(learnt.takeovers.get("queues").moved("shadow", cause="person", why="", share=0.0))
         await app.ask_about(CASES[0][0])  # sees that the file has changed
         await until_async(lambda: app.tasks.tasks["queues"].taken.state == "shadow")
         assert await app.ask_about(CASES[0][0]) is None
-
-    serve(work, share=0.5)
 
 
 INTENTS = "You sort messages of a bank's customers. Answer with one of these intents: lost card, refund, pin."
