@@ -117,11 +117,6 @@ def fold_text(text: str) -> str:
     return re.sub(r"[\W_]+", " ", plain).strip() or " ".join(plain.split())
 
 
-def has_text(text: str) -> bool:
-    """Return True if there is something to read in `text`: more than spaces and characters without a shape."""
-    return any(character.isprintable() and not character.isspace() for character in text)
-
-
 class Splits(Record):
     """Three parts of one dataset, each in file order, with no text in two of them."""
 

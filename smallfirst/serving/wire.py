@@ -24,7 +24,7 @@ from pydantic import Field
 from pydantic_core import PydanticCustomError
 
 from smallfirst.base.errors import ConfigError, did_you_mean
-from smallfirst.data.dataset import Message, has_text
+from smallfirst.data.dataset import Message
 from smallfirst.models.protocol import MAX_LOGPROBS, Completion, Request, ResponseFormat, Token
 from smallfirst.serving.errors import ApiError, place_of, validation_error
 
@@ -120,6 +120,11 @@ def parse_json_object(body: bytes) -> dict[str, Any]:
         raise ApiError(400, "The body must be a JSON object.", code="invalid_json")
     check_json(value)
     return value
+
+
+def has_text(text: str) -> bool:
+    """Return True if there is something to read in `text`: more than spaces and characters without a shape."""
+    return any(character.isprintable() and not character.isspace() for character in text)
 
 
 def check_json(value: Any) -> int:

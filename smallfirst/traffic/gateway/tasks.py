@@ -12,11 +12,10 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from smallfirst.data.dataset import has_text
 from smallfirst.data.redaction import redact_body
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.models.pricing import PriceBook
-from smallfirst.serving.wire import raw_headers, system_fingerprint
+from smallfirst.serving.wire import has_text, raw_headers, system_fingerprint
 from smallfirst.traffic.gateway.access import Credentials
 from smallfirst.traffic.gateway.http import (
     BackgroundTasks,
