@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from fixtures.evaluations import evaluated_row, evaluation_of
+from fixtures.report import make_evaluation, make_report
 from hypothesis import given
 from hypothesis import strategies as st
 
 from smallfirst.base.stats.intervals import paired_difference, wilson
 from smallfirst.measuring.evaluate import EvaluatedRow
-from smallfirst.path.report.data import ReportData
 from smallfirst.path.report.measures import (
     FieldPair,
     break_even_requests,
@@ -26,11 +25,10 @@ from smallfirst.path.report.measures import (
 )
 from smallfirst.tasks.task import PartCounts
 
-Make = Callable[..., ReportData]
 GOLD = {"guest": {"name": "Ada", "city": "Porto"}, "nights": 3, "extras": ["cot"], "note": None}
 
 
-def test_each_candidate_is_paired_with_the_large_model(make_report: Make, make_evaluation: Callable[..., Any]) -> None:
+def test_each_candidate_is_paired_with_the_large_model() -> None:
     linear = make_evaluation("words", "ffffcccc", cost_usd_per_1k=0.001)  # wrong on every row
     reference, pairs = paired_candidates(make_report(evaluations=(linear, *make_report().evaluations)))
     assert (reference, [*pairs]) == ("large", ["words", "small", "routed"])
@@ -46,7 +44,7 @@ def test_training_is_paid_back_when_the_saving_has_reached_its_cost() -> None:
     assert break_even_requests(3.9, 0.05, 0.05) is None  # not cheaper
 
 
-def test_routed_cost_is_drafts_plus_the_large_part(make_report: Make) -> None:
+def test_routed_cost_is_drafts_plus_the_large_part() -> None:
     small, large, routed = path_costs(make_report())
     # Two of eight rows went large at $2 per 1,000; all eight had a draft at $0.05 per 1,000.
     assert routed.large_part_usd_per_1k == pytest.approx(0.5)
@@ -116,7 +114,7 @@ def test_an_answer_never_differs_from_itself(value: Any) -> None:
     assert differing_fields(row(value, gold=value)) == []
 
 
-def test_labels_come_worst_first_with_their_mistakes(make_report: Make) -> None:
+def test_labels_come_worst_first_with_their_mistakes() -> None:
     small = make_report().evaluations[0]
     card, fee = part_rows(small, fields=False)
     # Row 3 is a card question answered fee: F1 is 2·3/(4 + 3) for card and 2·4/(4 + 5) for fee.

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fixtures.html_page import Page
-from fixtures.report import DOMAIN_COUNTS, outcome
+from fixtures.report import DOMAIN_COUNTS, make_certificate, make_evaluation, make_report, make_verdict, outcome
 
 from smallfirst.base.stats.intervals import wilson
 from smallfirst.data.copies import Leak, LeakReport
@@ -21,19 +19,17 @@ from smallfirst.path.report.formats import percent
 from smallfirst.path.report.page import render, save
 from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, GroupCertificate, RiskResult
 
-Make = Callable[..., ReportData]
 KINDS = ("classify", "extract", "answer", "chat")
 SECTIONS = "gate candidates routing confidence mistakes rows latency-section money change how evidence verdict"
 EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
 Samples = dict[str, ReportData]
-Build = Callable[..., Any]
 
 
 def words(data: ReportData) -> str:
     return Page(render(data)).words
 
 
-def test_figures_in_the_table_are_the_records(make_report: Make) -> None:
+def test_figures_in_the_table_are_the_records() -> None:
     seen = words(make_report())
     # 7 of 8 right: Wilson 0.529 to 0.978.
     assert "small chosen of those that pass small-model 8 0.875 [0.529, 0.978] 0.812 [0.438, 0.938]" in seen
@@ -46,9 +42,7 @@ def test_figures_in_the_table_are_the_records(make_report: Make) -> None:
     assert "At the certified threshold 70 of 100 calibration rows stay small, 1 of them wrong" in seen
 
 
-def test_four_cards_say_in_a_line_what_each_path_is_and_how_it_stands(
-    make_report: Make, make_evaluation: Build, make_verdict: Build
-) -> None:
+def test_four_cards_say_in_a_line_what_each_path_is_and_how_it_stands() -> None:
     encoder = make_evaluation("encoder", "cccfffff", cost_usd_per_1k=0.01)
     verdicts = (make_verdict("encoder", passed=True), make_verdict("small", passed=False))
     evaluations = (encoder, *make_report().evaluations)
@@ -61,9 +55,7 @@ def test_four_cards_say_in_a_line_what_each_path_is_and_how_it_stands(
     assert "not checked" not in page
 
 
-def test_confidence_and_mistakes_are_those_of_the_recommended_candidate(
-    make_report: Make, make_evaluation: Build, make_verdict: Build
-) -> None:
+def test_confidence_and_mistakes_are_those_of_the_recommended_candidate() -> None:
     encoder = make_evaluation("encoder", "cffffffc", cost_usd_per_1k=0.01, confidences=(0.9,) * 8)
     verdicts = (make_verdict("encoder", passed=True), make_verdict("small", passed=True))
     changes = {"evaluations": (encoder, *make_report().evaluations), "verdicts": verdicts}
@@ -81,7 +73,7 @@ def test_confidence_and_mistakes_are_those_of_the_recommended_candidate(
     assert "encoder is wrong on 4 of 8 test rows." in words(failed)
 
 
-def test_money_on_the_page_adds_up(make_report: Make) -> None:
+def test_money_on_the_page_adds_up() -> None:
     seen = words(make_report())
     # 10,000 requests: large $20, small $0.50, routed $5.50 of which $0.50 per 1,000 is large.
     # $3.90 of training over $1.95 and $1.45 saved per 1,000 requests.
@@ -89,7 +81,7 @@ def test_money_on_the_page_adds_up(make_report: Make) -> None:
     assert "routed $0.55 $0.50 $5.50 $14.50 2,690" in seen
 
 
-def test_a_refused_certificate_says_why_and_guarantees_nothing(make_report: Make, make_certificate: Build) -> None:
+def test_a_refused_certificate_says_why_and_guarantees_nothing() -> None:
     refused = make_certificate(issued=False, why="Too few labels: 300 more are needed.", threshold=1.1)
     without = {"promise": "", "share_promised": None, "watched_by": ""}
     seen = words(make_report(certificate=refused, outcome=outcome("small alone", **without)))
@@ -104,7 +96,7 @@ def test_a_refused_certificate_says_why_and_guarantees_nothing(make_report: Make
     assert "✓" not in beside.split("Gate")[0]
 
 
-def test_what_is_guaranteed_and_what_happens_below_stand_in_tables(make_report: Make, make_certificate: Build) -> None:
+def test_what_is_guaranteed_and_what_happens_below_stand_in_tables() -> None:
     assert "What is guaranteed" not in words(make_report())  # an older certificate has no record of it
     label = {"threshold": 0.8, "n_accepted": 60, "n_errors": 0, "error_bound": 0.09, "labels_missing": None}
     certificate = make_certificate(
@@ -125,19 +117,19 @@ def test_what_is_guaranteed_and_what_happens_below_stand_in_tables(make_report: 
     assert "It speaks of requests drawn like its rows." in seen
 
 
-def test_requests_outside_the_task_are_counted(make_report: Make) -> None:
+def test_requests_outside_the_task_are_counted() -> None:
     seen = words(make_report(domain=DOMAIN_COUNTS))
     for line in DOMAIN_COUNTS.in_words:
         assert " ".join(line.split()[1:]) in seen
 
 
-def test_a_page_can_be_made_again_from_the_stored_record(make_report: Make, tmp_path: Path) -> None:
+def test_a_page_can_be_made_again_from_the_stored_record(tmp_path: Path) -> None:
     page = save(make_report(), tmp_path / "deep" / "report.html").read_text(encoding="utf-8")
     stored = make_report().save(tmp_path / "report.json")
     assert render(ReportData.load(stored)) == page
 
 
-def test_what_refuses_a_part_of_the_requests_is_the_path_that_is_live(make_report: Make) -> None:
+def test_what_refuses_a_part_of_the_requests_is_the_path_that_is_live() -> None:
     refusing = outcome("small alone", share_small=wilson(7, 8), rest="refused", promise="", share_promised=None)
     data = make_report(outcome=refusing, certificate=None)
     assert data.evaluation("routed") is not None
@@ -151,7 +143,7 @@ def test_what_refuses_a_part_of_the_requests_is_the_path_that_is_live(make_repor
 LIVE = "It is live as main.default.tickets version 1 @champion."
 
 
-def test_what_to_do_names_what_is_live_and_what_it_saves(make_report: Make, make_evaluation: Build) -> None:
+def test_what_to_do_names_what_is_live_and_what_it_saves() -> None:
     alone, (small, large, _) = outcome("small alone"), make_report().evaluations
     # 10,000 requests at $2.00 against $0.050 per 1,000; routed costs $0.55.
     assert f"{LIVE} At 10,000 requests a month it saves about $19.50 a month." in words(make_report(outcome=alone))
@@ -167,9 +159,7 @@ def test_what_to_do_names_what_is_live_and_what_it_saves(make_report: Make, make
     assert "Consider “words + linear” (leave routing.small out)" in seen
 
 
-def test_if_nothing_passes_the_nearest_path_is_named_and_rows_that_would_decide_it(
-    make_report: Make, make_verdict: Build
-) -> None:
+def test_if_nothing_passes_the_nearest_path_is_named_and_rows_that_would_decide_it() -> None:
     failing, kept = make_verdict("small", passed=False), Outcome(kind="keep the large model", large=True)
     nearest = (
         "Keep sending every request to the large model. The nearest, “fine-tuned small model”, fails "
@@ -187,7 +177,7 @@ def test_if_nothing_passes_the_nearest_path_is_named_and_rows_that_would_decide_
     )
 
 
-def test_what_answers_is_compared_with_the_large_model(make_report: Make, make_evaluation: Build) -> None:
+def test_what_answers_is_compared_with_the_large_model() -> None:
     # Routed and large are right on the same rows: 1.96 · sqrt(1 / 10 / 10) = 0.196 (Agresti and Min).
     same = "No difference from the large model in right answers was found (+0.0 points [−19.6, +19.6])."
     assert same in words(make_report(outcome=outcome()))
@@ -197,7 +187,7 @@ def test_what_answers_is_compared_with_the_large_model(make_report: Make, make_e
     assert "“fine-tuned small model” is right more often than the large model, by +100.0 points" in gain
 
 
-def test_what_to_know_before_trusting_the_figures_stands_beside_them(make_report: Make, make_verdict: Build) -> None:
+def test_what_to_know_before_trusting_the_figures_stands_beside_them() -> None:
     assert "Before you trust" not in words(make_report())
     small, large, _ = make_report().evaluations
     other = large.model_copy(update={"dataset_fingerprint": "other", "split": "calibration"})
@@ -210,7 +200,7 @@ def test_what_to_know_before_trusting_the_figures_stands_beside_them(make_report
     assert "“fine-tuned small model” passed by a signed override, not by measurement: Ada, because “pilot”." in seen
 
 
-def test_leaks_are_counted_and_warned_of_where_too_few_other_rows_are_left(make_report: Make) -> None:
+def test_leaks_are_counted_and_warned_of_where_too_few_other_rows_are_left() -> None:
     def leaks(n: int, *keys: str) -> LeakReport:
         found = tuple(Leak(key=key, test="test.jsonl:1", train="train.jsonl:9") for key in keys)
         return LeakReport(n_test=n, test_fingerprint="f", leaks=found)
@@ -226,7 +216,7 @@ def test_leaks_are_counted_and_warned_of_where_too_few_other_rows_are_left(make_
     assert "None of the 9 test rows" in words(make_report(leaks=leaks(9)))
 
 
-def test_the_accuracy_threshold_could_be_moved_so_far(make_report: Make, make_verdict: Build) -> None:
+def test_the_accuracy_threshold_could_be_moved_so_far() -> None:
     passing, failing = make_report(), make_report(verdicts=(make_verdict("small", passed=False),), winner=None)
     start = "Up to an accuracy threshold of 0.529 (now 0.700) “fine-tuned small model” would"
     assert f"{start} still pass." in words(passing)
