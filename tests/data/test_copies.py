@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import numpy as np
 import pytest
+from fixtures.rows import text_rows
 from fixtures.rows import text_rows as rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smallfirst.data.copies import clusters, count_rows, find_leaks, independent_rows
-from smallfirst.data.dataset import Dataset, Example, Message
+from smallfirst.data.dataset import Dataset
 from smallfirst.routing.certificate.certificate import Guarantee
 from smallfirst.routing.certificate.threshold_search import search_threshold
 
@@ -67,12 +69,7 @@ def test_a_copy_is_found_with_the_first_row_that_it_repeats(text: str, line: int
     assert found.test_fingerprint == test.content_fingerprint
 
 
-def labelled(*texts: str, group: str = "") -> Dataset:
-    made = (
-        Example(messages=(Message(role="user", content=text),), answer="a", shape="label", line=i, group=group)
-        for i, text in enumerate(texts, start=1)
-    )
-    return Dataset(name="rows", examples=tuple(made))
+labelled = partial(text_rows, "rows")
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from fixtures.rows import answered_rows
 from fixtures.server import WholeModel
 
 from smallfirst.base.errors import Unavailable
 from smallfirst.base.stats.intervals import wilson
-from smallfirst.data.dataset import Dataset, Example, Message
+from smallfirst.data.dataset import Dataset
 from smallfirst.measuring.evaluate import Evaluation, EvaluationSetup, compare, evaluate, restrict_to_rows
 from smallfirst.models.protocol import Completion, Request, Route
 from smallfirst.tasks.classify import Classify
@@ -51,10 +52,7 @@ class Down(Scripted):
 
 
 def rows(*texts: str) -> Dataset:
-    examples = (
-        Example(messages=(Message(role="user", content=text),), answer=GOLD[text], shape="label") for text in texts
-    )
-    return Dataset(name="rows", examples=tuple(examples))
+    return answered_rows("rows", *((text, GOLD[text]) for text in texts))
 
 
 def measured(script: dict[str, str], candidate: str, *texts: str, probe: int = 0) -> Evaluation:

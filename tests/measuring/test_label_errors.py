@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fixtures.evaluations import evaluated_row
+from fixtures.rows import example
 
 from smallfirst.base.errors import DataError
-from smallfirst.data.dataset import Dataset, Example, Message
+from smallfirst.data.dataset import Dataset, Example
 from smallfirst.measuring.evaluate import EvaluatedRow
 from smallfirst.measuring.label_errors import apply_relabels, find_label_errors, write_suspects
 
@@ -59,11 +60,9 @@ def test_wrong_labels_put_into_clean_rows_are_found_first() -> None:
     assert [row.confidence for row in found] == sorted((row.confidence for row in found), reverse=True)
 
 
-def example(text: str, answer: str, *, also: tuple[str, ...] = ()) -> Example:
-    return Example(messages=(Message(role="user", content=text),), answer=answer, also=also, shape="label", line=7)
-
-
-DATA = Dataset(name="test.jsonl", examples=(example("one", "a"), example("two\u2028lines", "b", also=("c",))))
+DATA = Dataset(
+    name="test.jsonl", examples=(example("one", "a", line=7), example("two\u2028lines", "b", also=("c",), line=7))
+)
 
 
 def suspect(of: Example, said: str) -> EvaluatedRow:
@@ -88,7 +87,7 @@ def test_a_file_goes_to_a_person_and_comes_back_as_new_answers(tmp_path: Path) -
     corrected = apply_relabels(DATA, path, labels=("a", "b", "c"))
     assert corrected.examples[0] == one
     assert (corrected.examples[1].answer, corrected.examples[1].also, corrected.examples[1].line) == ("c", (), 7)
-    assert corrected.examples[1].key == example("two\u2028lines", "c").key
+    assert corrected.examples[1].key == example("two\u2028lines", "c", line=7).key
     assert corrected.content_fingerprint != DATA.content_fingerprint
     assert apply_relabels(corrected, path) == corrected
 

@@ -6,8 +6,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from fixtures.rows import example, text_rows
 
-from smallfirst.data.dataset import Dataset, Example, Message
+from smallfirst.data.dataset import Dataset, Example
 from smallfirst.measuring.calibration import fit_temperature
 from smallfirst.measuring.out_of_fold import FoldAnswers, RawAnswer, best_epoch, calibrate_spans, folds_of
 from smallfirst.models.manifest import Manifest
@@ -15,10 +16,6 @@ from smallfirst.tasks.classify import Classify
 from smallfirst.tasks.extract import Extract
 
 LABELS = ("card", "fee")
-
-
-def example(text: str, label: str, group: str = "") -> Example:
-    return Example(messages=(Message(role="user", content=text),), answer=label, shape="label", group=group)
 
 
 def rows_of(*examples: Example) -> Dataset:
@@ -103,12 +100,7 @@ def test_texts_out_of_scope_are_told_by_signals_that_are_weighed_on_all_folds() 
 def test_answers_that_are_no_labels_are_calibrated_by_their_log_probabilities() -> None:
     task = {"kind": "answer", "name": "desk", "about": "", "not_answerable": ""}
     manifest = Manifest.model_validate({"kind": "reader", "task": task, "base": "mini"})
-    rows = rows_of(
-        *(
-            Example(messages=(Message(role="user", content=f"q {i}"),), answer="at 7", shape="question")
-            for i in range(80)
-        )
-    )
+    rows = text_rows("rows", *(f"q {i}" for i in range(80)), answer="at 7", shape="question")
     raw = [RawAnswer(text="at 7" if i % 4 else "at 8", nats=(-0.1 if i % 4 else -2.0,)) for i in range(80)]
     found = FoldAnswers.fit(raw, rows, manifest, 3)
     answers = found.completions("reader")
@@ -123,7 +115,7 @@ def test_labels_beside_spans_have_the_median_of_the_folds_thresholds() -> None:
     task = Extract(name="desk", json_schema={"type": "object", "properties": {"a": {"type": "string"}}})
     manifest = Manifest(kind="tagger", task=task, base="")
     answers = [RawAnswer(nats=(-1.0,), text='{"a": "b"}', label_threshold=t) for t in (0.2, 0.4, 0.6)]
-    row = Example(messages=(Message(role="user", content="b"),), answer='{"a": "b"}', shape="target")
+    row = example("b", '{"a": "b"}', shape="target")
     score, fitted = calibrate_spans(manifest, [row] * 3, answers)
     assert (score, fitted.label_threshold) == (1.0, 0.4)
     assert calibrate_spans(manifest, [], [])[1].label_threshold == 0.5

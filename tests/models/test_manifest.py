@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from fixtures.rows import example
 
 from smallfirst.base.errors import ConfigError, DataError
-from smallfirst.data.dataset import Dataset, Example, Message
+from smallfirst.data.dataset import Dataset
 from smallfirst.models.manifest import TRAINED_ON, Manifest, TrainedOn, read_manifest, refuse_seen_rows, write_manifest
 from smallfirst.tasks.classify import Classify
 
@@ -27,13 +28,8 @@ def test_a_manifest_with_a_wrong_key_names_file_and_key(tmp_path: Path) -> None:
 
 
 def rows_of(*pairs: tuple[str, str]) -> Dataset:
-    examples = (
-        Example(
-            messages=(Message(role="user", content=text),), answer="a", shape="label", path="v.jsonl", line=i, group=g
-        )
-        for i, (text, g) in enumerate(pairs, 1)
-    )
-    return Dataset(name="rows", examples=tuple(examples))
+    made = (example(text, "a", path="v.jsonl", line=i, group=group) for i, (text, group) in enumerate(pairs, 1))
+    return Dataset(name="rows", examples=tuple(made))
 
 
 def test_copies_and_groups_of_its_rows_are_refused_by_line(tmp_path: Path) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 from fixtures.preflight import project_of
+from fixtures.rows import answered_rows
 
 from smallfirst.base.errors import BadAnswer, StageMissing
 from smallfirst.base.progress import Progress
-from smallfirst.data.dataset import Dataset, Example, Message
+from smallfirst.data.dataset import Dataset
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded import ReplayModel, request_key
 from smallfirst.path.large_model import (
@@ -37,11 +39,7 @@ ANSWER = (
 )
 
 
-def dataset(*pairs: tuple[str, str]) -> Dataset:
-    examples = (
-        Example(messages=(Message(role="user", content=text),), answer=answer, shape="label") for text, answer in pairs
-    )
-    return Dataset(name="rows", examples=tuple(examples))
+dataset = partial(answered_rows, "rows")
 
 
 def task_file(folder: Path, large: LargeConfig | None) -> TaskFile:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from fixtures.rows import text_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallfirst.data.dataset import Dataset, Example, Message
+from smallfirst.data.dataset import Dataset
 from smallfirst.routing.acceptance import (
     MIN_OWN_ROWS,
     AcceptanceScore,
@@ -83,10 +84,7 @@ def test_fitting_and_certifying_rows_share_no_text() -> None:
 
 
 def test_open_ended_requests_of_the_task_certify_without_the_bundled_ones() -> None:
-    made = tuple(
-        Example(messages=(Message(role="user", content=f"please write essay {i}"),), answer="", shape="text")
-        for i in range(60)
-    )
-    fitting, certifying = foreign_rows(Dataset(name="open", examples=made))
-    assert texts(certifying) < {example.text for example in made}
-    assert texts(fitting) == ({example.text for example in made} - texts(certifying)) | texts(bundled_requests())
+    made = text_rows("open", *(f"please write essay {i}" for i in range(60)), answer="", shape="text")
+    fitting, certifying = foreign_rows(made)
+    assert texts(certifying) < texts(made)
+    assert texts(fitting) == (texts(made) - texts(certifying)) | texts(bundled_requests())

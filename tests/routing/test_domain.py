@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures.rows import example
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from smallfirst.data.dataset import Dataset, Example, Message
+from smallfirst.data.dataset import Dataset
 from smallfirst.models.protocol import Request
 from smallfirst.routing.domain import (
     KNOTS,
@@ -52,8 +53,7 @@ UNSEEN_OTHER = (
 
 
 def dataset(texts: list[str] | tuple[str, ...], answer: str) -> Dataset:
-    examples = (Example(messages=(Message(role="user", content=text),), answer=answer, shape="label") for text in texts)
-    return Dataset(name="rows", examples=tuple(examples))
+    return Dataset(name="rows", examples=tuple(example(text, answer) for text in texts))
 
 
 OWN = dataset([wish.format(thing) for wish in WISHES[:3] for thing in THINGS], "a")

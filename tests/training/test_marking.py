@@ -13,7 +13,7 @@ from fixtures.rows import answered_rows
 from fixtures.training import answers, fine_tune
 
 from smallfirst.base.errors import ConfigError
-from smallfirst.data.dataset import Dataset, Example, Message
+from smallfirst.data.dataset import Dataset
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.spans.reader import ContextWindow, PointerNetwork
@@ -50,7 +50,7 @@ THINGS = ("card", "envelope", "parcel", "refund", "pin", "passcode", "currency",
 
 
 def rows(name: str, numbers: range) -> Dataset:
-    def example(n: int) -> Example:
+    def row(n: int) -> tuple[str, str]:
         thing, kind, count = THINGS[n % 8], ("lost", "late")[n // 8 % 2], n % 5 + 2 if n % 3 else None
         about = f"{count} times" if count else "again"
         text = f"my {thing} is {'gone' if kind == 'lost' else 'slow'} {about} please"
@@ -58,9 +58,9 @@ def rows(name: str, numbers: range) -> Dataset:
         topics = topics if n % 5 else []
         text += " never mind" * (not topics)
         answer = json.dumps({"thing": thing, "count": count, "kind": kind, "topics": topics})
-        return Example(messages=(Message(role="user", content=text),), answer=answer, shape="target", path=name, line=n)
+        return text, answer
 
-    return Dataset(name=name, examples=tuple(map(example, numbers)))
+    return answered_rows(name, *map(row, numbers), shape="target")
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from fixtures.rows import example
 from fixtures.training import Bench, Killed, answers, event_kinds, fine_tune, killing
 from safetensors.torch import load_file
 
 from smallfirst.base.errors import Cancelled, DataError, TrainingError
-from smallfirst.data.dataset import Dataset, Example, Message
+from smallfirst.data.dataset import Dataset
 from smallfirst.models.local.tokenizer import choose_label_tokens
 from smallfirst.models.local.weights import load_causal, weights_fingerprint
 from smallfirst.models.manifest import Manifest, base_sha256, read_manifest
@@ -90,7 +91,7 @@ def test_the_folder_is_a_model_that_answers_as_well_as_it_was_judged(
     best = max(value for _, value in run.validation_curve)
     assert best > 0.7
     assert accuracy(run.folder, bench.selection) == best
-    for answer in answers(run.folder, *(example.text for example in bench.rows.examples)):
+    for answer in answers(run.folder, *(row.text for row in bench.rows.examples)):
         assert answer.text in bench.task.labels
         assert 0.25 < (answer.confidence or 0) <= 1
     manifest = read_manifest(run.folder)
@@ -172,9 +173,7 @@ def test_an_interrupt_is_told_and_the_best_model_so_far_stays(bench: Bench, tmp_
 
 
 def test_rows_that_cannot_be_trained_on_fail_before_the_first_step(bench: Bench, tmp_path: Path) -> None:
-    bad = Example(
-        messages=(Message(role="user", content="what"),), answer="nonsense", shape="label", path="train.jsonl", line=49
-    )
+    bad = example("what", "nonsense", path="train.jsonl", line=49)
     rows = bench.rows.subset("train", (*bench.rows.examples, bad))
     with pytest.raises(DataError) as caught:
         bench.train(FULL, tmp_path, rows=rows)

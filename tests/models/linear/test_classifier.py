@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures.rows import answered_rows
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.measuring.calibration import calibrate_labels
@@ -39,11 +41,7 @@ class Letters:
         return np.array([[text.count(letter) for letter in "abc"] for text in texts], dtype=np.float32)
 
 
-def rows(*pairs: tuple[str, str]) -> Dataset:
-    made = tuple(
-        Example(messages=(Message(role="user", content=text),), answer=answer, shape="label") for text, answer in pairs
-    )
-    return Dataset(name="rows", examples=made)
+rows = partial(answered_rows, "rows")
 
 
 def texts_of(data: Dataset) -> list[str]:
@@ -123,8 +121,8 @@ def several_rows() -> Dataset:
         labels = [label for j, label in enumerate(TASK.labels) if i >> j & 1]
         text = f"case {i}: {' and '.join(labels) or 'hello'}"
         answer = str(TASK.parse(str(labels).replace("'", '"')))
-        made.append(Example(messages=(Message(role="user", content=text),), answer=answer, shape="labels"))
-    return Dataset(name="rows", examples=tuple(made))
+        made.append((text, answer))
+    return rows(*made, shape="labels")
 
 
 def test_a_label_is_answered_from_its_threshold_on() -> None:
@@ -180,11 +178,7 @@ def data(n: int, n_other: int, seed: int) -> Dataset:
     draw = np.random.default_rng(seed)
     points = [(label, np.array(at) + draw.normal(0, 0.05, 3)) for label, at in CENTRES.items() for _ in range(n)]
     points += [("none", draw.normal(0, 1, 3) - (1, 1, 0)) for _ in range(n_other)]
-    examples = tuple(
-        Example(messages=(Message(role="user", content=" ".join(f"{x:.4f}" for x in at)),), answer=label, shape="label")
-        for label, at in points
-    )
-    return Dataset(name="rows", examples=examples)
+    return rows(*((" ".join(f"{x:.4f}" for x in at), label) for label, at in points))
 
 
 def answers(scorer: ScopedClassifier | LinearClassifier, rows: Dataset) -> list[str]:

@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 import pytest
+from fixtures.rows import example
 
-from smallfirst.data.dataset import Example, Message
+from smallfirst.data.dataset import Example
 from smallfirst.models.spans.plan import (
     AnswerPlan,
     FieldPlan,
@@ -77,14 +78,14 @@ def test_a_value_is_held_to_its_own_node() -> None:
 CITIES = ("Bern", "Rome", "Oslo", "Paris", "Bonn", "Graz", "Lyon", "Nice", "Kiel", "Ulm", "Riga", "Bari")
 
 
-def example(text: str, answer: Any) -> Example:
-    return Example(messages=(Message(role="user", content=text),), answer=json.dumps(answer), shape="target")
+def json_row(text: str, answer: Any) -> Example:
+    return example(text, json.dumps(answer), shape="target")
 
 
 def learned(rows: list[tuple[str, Any]], **settings: Any) -> tuple[Extract, AnswerPlan, str]:
     schema = settings.pop("schema", None) or infer_schema([answer for _, answer in rows])
     task = Extract(name="toy", json_schema=schema, **settings)
-    plan = learn_plan(task, [example(*row) for row in rows])
+    plan = learn_plan(task, [json_row(*row) for row in rows])
     return task, plan, plan.why
 
 
@@ -114,7 +115,7 @@ def test_whether_a_point_parts_thousands_is_learned_from_the_rows() -> None:
     rows = [(f"{word} {amount}", {"amount": value}) for word, amount, value in POINTS]
     task, plan, why = learned(rows)
     assert [field.forms for field in plan.fields] == [("thousands",)]
-    assert [[one.places for one in align(task, plan, parse_row(example(*row)))] for row in rows[:1]] == [[((4, 9),)]]
+    assert [[one.places for one in align(task, plan, parse_row(json_row(*row)))] for row in rows[:1]] == [[((4, 9),)]]
     assert why == ""
 
 
@@ -133,7 +134,7 @@ def test_values_broken_over_lines_are_marked_and_given_back_as_the_rows_write_th
 
     task, plan, why = learned(rows(", "))
     assert (plan.fields[0].forms, plan.fields[0].exact, why) == (("spaced",), 35 / 36, "")
-    (placed,) = align(task, plan, parse_row(example(*rows(", ")[0])))
+    (placed,) = align(task, plan, parse_row(json_row(*rows(", ")[0])))
     assert placed.places == ((5, 31),)
     bare = [(text.replace(",\n", " \n"), answer) for text, answer in rows(", ")]
     assert learned(bare)[1].fields[0].forms == ("commas",)
@@ -200,7 +201,9 @@ def test_a_value_of_a_schemas_list_is_closed_and_one_that_must_be_there_is_marke
 def test_every_place_of_a_value_is_kept_and_list_items_follow_one_another() -> None:
     task, plan, _ = learned([("Bern, Rome, Bern: Oslo or Oslo", {"to": ["Bern", "Rome", "Bern"], "by": "Oslo"})] * 20)
     found = align(
-        task, plan, parse_row(example("Bern, Rome, Bern: Oslo or Oslo", {"to": ["Bern", "Rome", "Bern"], "by": "Oslo"}))
+        task,
+        plan,
+        parse_row(json_row("Bern, Rome, Bern: Oslo or Oslo", {"to": ["Bern", "Rome", "Bern"], "by": "Oslo"})),
     )
     by_path = [(plan.spans[value.field].path, value.places) for value in found]
     assert [places for path, places in by_path if path == "to"] == [((0, 4),), ((6, 10),), ((12, 16),)]
