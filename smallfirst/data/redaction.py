@@ -16,21 +16,7 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from smallfirst.data.detectors import (
-    ANY_DATE,
-    WORDS,
-    find_cards,
-    find_emails,
-    find_ibans,
-    find_ips,
-    find_keys,
-    find_labelled,
-    find_persons,
-    find_phones,
-    find_urls,
-    is_secret,
-    merged_spans,
-)
+from smallfirst.data import detectors
 
 KINDS = ("url", "key", "password", "cookie", "email", "iban", "card", "national_id", "birth_date", "ip", "phone")
 """Of finds that overlap, the first of these kinds names the whole."""
@@ -123,17 +109,18 @@ def _find(text: str) -> list[tuple[int, int, str]]:
     lowered = text.lower()
     if len(lowered) != len(text):  # a capital that becomes two small letters
         lowered = "".join(c.lower()[0] for c in text)
-    found = [(*span, "url") for span in find_urls(text)]
-    found += [(*span, "key") for span in find_keys(text)]
-    found += find_labelled(text, lowered)
-    found += [(*span, "email") for span in find_emails(text, lowered)]
+    found = [(*span, "url") for span in detectors.find_urls(text)]
+    found += [(*span, "key") for span in detectors.find_keys(text)]
+    found += detectors.find_labelled(text, lowered)
+    found += [(*span, "email") for span in detectors.find_emails(text, lowered)]
     if _DIGIT.search(text):
-        found += [(*span, "national_id") for span in find_persons(text)]
-        found += [(*span, "ip") for span in find_ips(text)]
+        found += [(*span, "national_id") for span in detectors.find_persons(text)]
+        found += [(*span, "ip") for span in detectors.find_ips(text)]
         windows = [(max(0, m.start() - 16), min(len(text), m.end() + 8)) for m in _CLUSTER.finditer(text)]
-        for window in merged_spans(windows):
-            for kind, search in (("iban", find_ibans), ("card", find_cards), ("phone", find_phones)):
-                found += [(*span, kind) for span in search(text, *window)]
+        for window in detectors.merged_spans(windows):
+            found += [(*span, "iban") for span in detectors.find_ibans(text, *window)]
+            found += [(*span, "card") for span in detectors.find_cards(text, *window)]
+            found += [(*span, "phone") for span in detectors.find_phones(text, *window)]
     joined: list[tuple[int, int, str]] = []
     for start, end, kind in sorted(found):
         if joined and start < joined[-1][1]:
@@ -147,8 +134,9 @@ def _find(text: str) -> list[tuple[int, int, str]]:
 # JSON: a name tells what its value is
 
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[_\-.\s]+")
-_KINDS = {word.lower().replace("-", " ").strip("_:. "): kind for kind, words in WORDS.items() for word in words}
-_KINDS |= {word.replace(" ", ""): kind for kind, words in WORDS.items() for word in words if " " in word}
+_WORDS = [(word, kind) for kind, words in detectors.WORDS.items() for word in words]
+_KINDS = {word.lower().replace("-", " ").strip("_:. "): kind for word, kind in _WORDS}
+_KINDS |= {word.replace(" ", ""): kind for word, kind in _WORDS if " " in word}
 _KINDS |= {"cookie": "cookie", "cookies": "cookie", "birthdate": "birth_date", "key": "", "bearer": ""}
 
 
@@ -173,11 +161,11 @@ def is_labelled(name: str, value: str) -> str:
     if not kind or len(text) > 4000:
         return ""
     if kind in ("password", "key"):
-        return kind if is_secret(kind, name, text) and (kind == "key" or len(text) <= 128) else ""
+        return kind if detectors.is_secret(kind, name, text) and (kind == "key" or len(text) <= 128) else ""
     if kind == "cookie":
         return kind if "=" in text else ""
     if kind == "birth_date":
-        return kind if ANY_DATE.search(text) and len(text) <= 40 else ""
+        return kind if detectors.ANY_DATE.search(text) and len(text) <= 40 else ""
     fewest = {"code": 3, "national_id": 5, "phone": 6, "card": 12}[kind]
     if n_digits < fewest or len(text) > 40 or (kind != "national_id" and any(c.isalpha() for c in text)):
         return ""

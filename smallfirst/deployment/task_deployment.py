@@ -22,24 +22,11 @@ from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.protocol import Model, Request
 from smallfirst.path import large_model as large_path
+from smallfirst.path import router_setup
 from smallfirst.path.parity import PARITY, VLLM_PARITY, ParityResult
 from smallfirst.path.project.project import Project, load_small, small_engine
 from smallfirst.path.project.run_folder import OUTCOME, RunFolder
 from smallfirst.path.project.task_file import RoutingConfig, TaskFile
-from smallfirst.path.router_setup import (
-    PARTS,
-    PROFILE_FOLDER,
-    RUN,
-    RouterParts,
-    challenger_stages,
-    check_filters,
-    load_ood_detector,
-    own_encoder,
-    routes_to_challenger,
-    routing_rules,
-    stages_ahead,
-    versioned_name,
-)
 from smallfirst.registry import versions
 from smallfirst.registry.versions import ModelVersion
 from smallfirst.routing.certificate.certificate import Certificate
@@ -84,7 +71,7 @@ class DeployedVersion(NamedTuple):
     @property
     def encoder(self) -> SentenceEncoder | None:
         """The one that the model which answers last reads with."""
-        return own_encoder(self.router.router.stages[-1].model)
+        return router_setup.own_encoder(self.router.router.stages[-1].model)
 
     async def aclose(self) -> None:
         await self.models.aclose()
@@ -114,7 +101,7 @@ class TaskDeployment:
 
     def _read(self, *, live: bool, instead: Model | None) -> None:
         file = self.file
-        if self.target_versions().challenger is None and routes_to_challenger(file):
+        if self.target_versions().challenger is None and router_setup.routes_to_challenger(file):
             raise RegistryError(
                 f"{file.name}: a policy leads to the challenger, and no version of {file.register_to} is called so",
                 hint="smallfirst run task.yaml --challenge, or leave out the policy",
@@ -150,7 +137,7 @@ class TaskDeployment:
                 hint="smallfirst run task.yaml   says at its end what is missing",
             )
         champion = named.get(versions.CHAMPION, named.get(versions.SHADOW, 0))
-        challenger = named.get(CHALLENGER) if routes_to_challenger(self.file) else None
+        challenger = named.get(CHALLENGER) if router_setup.routes_to_challenger(self.file) else None
         return TargetVersions(champion, challenger, looks.get(champion, ""))
 
     def certified(self, version: int) -> bool:
@@ -179,23 +166,25 @@ class TaskDeployment:
         # The version's own run, not the newest one: that may be a challenger's that has lost.
         run = version.tags.get("run")
         if run and not (folder := home() / "tasks" / file.name / run).exists():
-            versions.fetch_folder(version.name, version.version, RUN, folder)
+            versions.fetch_folder(version.name, version.version, router_setup.RUN, folder)
         run_folder = RunFolder.latest(file.name, run)
         where = f"{version.name} version {version.version}"
         certificate = Certificate.from_json(_attached(version, CERTIFICATE), where=f"the certificate of {where}")
-        parts = RouterParts.from_json(_attached(version, PARTS, b"{}"), where=f"the parts of {where}")
+        parts = router_setup.RouterParts.from_json(
+            _attached(version, router_setup.PARTS, b"{}"), where=f"the parts of {where}"
+        )
         raw = versions.read_attachment(version.name, version.version, OUTCOME)
         outcome = Outcome.from_json(raw, where=f"the outcome of {where}") if raw else None
         self._check_fallback(certificate, outcome)
         self._check_engine(version)
-        ahead = stages_ahead(file, run_folder, version=version.version)
+        ahead = router_setup.stages_ahead(file, run_folder, version=version.version)
         loaded += [stage.model for stage in ahead]
-        name = versioned_name(f"{file.name}-small", version.version)
+        name = router_setup.versioned_name(f"{file.name}-small", version.version)
         small = load_small(file, version.folder, name=name)
         loaded.append(small)
-        detector = load_ood_detector(file, run_folder, parts, small)
-        check_filters(certificate, file, detector)
-        beside = challenger_stages(file, wanted.challenger) if wanted.challenger is not None else ()
+        detector = router_setup.load_ood_detector(file, run_folder, parts, small)
+        router_setup.check_filters(certificate, file, detector)
+        beside = router_setup.challenger_stages(file, wanted.challenger) if wanted.challenger is not None else ()
         loaded += [stage.model for stage in beside]
         if trial is not None:
             trial(loaded)
@@ -205,7 +194,7 @@ class TaskDeployment:
             certificate,
             general=self.general,
             ood_detector=detector,
-            options=routing_rules(file, parts.large_usd, run_folder.path, beside),
+            options=router_setup.routing_rules(file, parts.large_usd, run_folder.path, beside),
             name=file.name,
         )
         outcome = self._outcome_here(outcome) if outcome else outcome_of(router)
@@ -223,7 +212,8 @@ class TaskDeployment:
         if self.general is not None:
             models[f"{file.name}-large"] = self.general.inner
         served = ModelSet(file.name, models, audited)
-        return DeployedVersion(wanted, audited, served, run_folder.path / PROFILE_FOLDER, read_look(version))
+        profile = run_folder.path / router_setup.PROFILE_FOLDER
+        return DeployedVersion(wanted, audited, served, profile, read_look(version))
 
     def _second_look(self, router: Router, version: ModelVersion, run_folder: RunFolder) -> SecondLooks | None:
         """Return what collects drafts in shadow; None if no second look is to come."""

@@ -18,30 +18,13 @@ from smallfirst.data.dataset import Dataset, fold_text
 from smallfirst.measuring.evaluate import Evaluation, EvaluationSetup, restrict_to_rows
 from smallfirst.models.manifest import read_manifest, refuse_seen_rows
 from smallfirst.models.protocol import Request
+from smallfirst.path import router_setup
 from smallfirst.path.evaluate import measure_router
 from smallfirst.path.finalists import LOOKS, JoinedRows, chosen_by, find_joined
 from smallfirst.path.project.candidate_registry import FINE_TUNED
 from smallfirst.path.project.candidates import get_candidate
 from smallfirst.path.project.project import Project, labelled_by, own_validation, shown_as
 from smallfirst.path.project.run_folder import CERTIFICATE, Promotion, RunFolder
-from smallfirst.path.router_setup import (
-    CHEAP,
-    GAIN,
-    PARTS,
-    PROFILE_FOLDER,
-    RUN,
-    RouterParts,
-    accepted_confidences,
-    cascade_stages,
-    fit_acceptance,
-    fit_gain,
-    fit_profile,
-    foreign_drafts,
-    held_out_drafts,
-    served_filters,
-    serves_domain_check,
-    with_confidences,
-)
 from smallfirst.registry import versions
 from smallfirst.routing.certificate.calibration_set import CalibrationSet
 from smallfirst.routing.certificate.certificate import Certificate, Guarantee
@@ -64,7 +47,7 @@ class Certified(Record):
     plan: Literal["small alone", "small first"] = "small alone"
     """What it was made for: the candidate after its gate alone, or for the part that the certificate covers."""
     certificate: Certificate
-    parts: RouterParts
+    parts: router_setup.RouterParts
     """With which it is served."""
     confidence: dict[str, float] = {}
     """By key of the calibration and selection rows that a second look counts: confidence of the last stage's draft."""
@@ -80,7 +63,7 @@ class CalibratedCascade(NamedTuple):
     rows: CalibrationSet
     guarantee: Guarantee
     """With what counts once."""
-    parts: RouterParts
+    parts: router_setup.RouterParts
     filters: dict[str, Any]
     """What requests pass before they reach the cascade."""
     rests_on: tuple[str, ...]
@@ -97,17 +80,17 @@ async def build_calibration_set(
     Raise StageMissing if a stage was not evaluated, DataError where a model was fitted on some of the rows.
     """
     file, names = project.file, {**{name: name for name in project.file.routing.ahead}, FINE_TUNED: candidate}
-    profile = fit_profile(project, run_folder, candidate)
-    stages = cascade_stages(project, run_folder, get_candidate(candidate).load(project, run_folder))
+    profile = router_setup.fit_profile(project, run_folder, candidate)
+    stages = router_setup.cascade_stages(project, run_folder, get_candidate(candidate).load(project, run_folder))
     try:
         folds = {stage: one for stage, name in names.items() if (one := run_folder.folds(name)) is not None}
-        held = await held_out_drafts(project, stages, folds)
-        parts = await fit_acceptance(project, stages, held, profile)
+        held = await router_setup.held_out_drafts(project, stages, folds)
+        parts = await router_setup.fit_acceptance(project, stages, held, profile)
         if any(policy.uses_gain for policy in file.routing.policies):
-            await fit_gain(project, held, FINE_TUNED, run_folder.path)
-        chosen_on = await accepted_confidences(parts, stages, held.rows, held.drafts, profile=profile)
-        served = await accepted_confidences(parts, stages, joined.rows, profile=profile)
-        foreign = await foreign_drafts(project, parts, stages, profile)
+            await router_setup.fit_gain(project, held, FINE_TUNED, run_folder.path)
+        chosen_on = await router_setup.accepted_confidences(parts, stages, held.rows, held.drafts, profile=profile)
+        served = await router_setup.accepted_confidences(parts, stages, joined.rows, profile=profile)
+        foreign = await router_setup.foreign_drafts(project, parts, stages, profile)
     finally:
         for stage in stages:
             await stage.model.aclose()
@@ -115,7 +98,7 @@ async def build_calibration_set(
     for name in names.values():
         refuse_seen_rows(run_folder.model_folder(name), rows)
     drafts = [
-        with_confidences(_measured_on(project, run_folder, name, rows), served.get(stage, {}))
+        router_setup.with_confidences(_measured_on(project, run_folder, name, rows), served.get(stage, {}))
         for stage, name in names.items()
     ]
     asked = run_folder.evaluation("large", "calibration") is not None
@@ -139,14 +122,15 @@ async def build_calibration_set(
 
 
 def served_rows(
-    project: Project, run_folder: RunFolder, parts: RouterParts, rows: Dataset
+    project: Project, run_folder: RunFolder, parts: router_setup.RouterParts, rows: Dataset
 ) -> tuple[Dataset, dict[str, Any], list[str]]:
     """Return those of `rows` that reach the cascade when they are served, through which filters, and what is told.
 
     Policies and the check for conversations are applied as the Router applies them; random splits are left out.
     """
     policies, own = project.file.routing.policies, []
-    checked, gain = serves_domain_check(project.file, run_folder, parts), GainModel.load(run_folder.path / GAIN)
+    checked = router_setup.serves_domain_check(project.file, run_folder, parts)
+    gain = GainModel.load(run_folder.path / router_setup.GAIN)
     fixed = [policy for policy in policies if policy.kind != "split"]
     for example in rows.examples:
         request = Request(messages=example.messages)
@@ -161,7 +145,7 @@ def served_rows(
         if policy.kind == "split" or getattr(policy, "tags", None):
             like = "calibration rows are not parted by it, so the other requests are taken to be like them"
             limits.append(f"a {'split' if policy.kind == 'split' else 'rule on tags'} leads to {policy.to}: {like}")
-    return rows.subset(rows.name, tuple(own)), served_filters(project.file, checked=checked), limits
+    return rows.subset(rows.name, tuple(own)), router_setup.served_filters(project.file, checked=checked), limits
 
 
 def selection_drafts(
@@ -182,7 +166,7 @@ def selection_drafts(
     drafts = []
     for stage, one in found.items():
         rows = tuple(row for row in one.rows if row.key in common)
-        drafts.append(with_confidences(one.model_copy(update={"rows": rows}), confidences.get(stage, {})))
+        drafts.append(router_setup.with_confidences(one.model_copy(update={"rows": rows}), confidences.get(stage, {})))
     return drafts
 
 
@@ -334,11 +318,9 @@ def attach_certified(promotion: Promotion, found: Certified, run_folder: RunFold
 
     With what a server needs of the run where that is not on its machine: cheap models, and what recognises the task.
     """
-    kept = {PROFILE_FOLDER, GAIN, *(run_folder.model_folder(name).name for name in CHEAP)}
+    cheap = {run_folder.model_folder(name).name for name in router_setup.CHEAP}
+    kept = {router_setup.PROFILE_FOLDER, router_setup.GAIN, *cheap}
     paths = [path for path in run_folder.path.iterdir() if path.name in kept or path.suffix == ".json"]
-    versions.attach_folder(promotion.name, promotion.version, RUN, paths)
-    for filename, record in (
-        (CERTIFICATE, found.certificate),
-        (PARTS, found.parts),
-    ):
+    versions.attach_folder(promotion.name, promotion.version, router_setup.RUN, paths)
+    for filename, record in ((CERTIFICATE, found.certificate), (router_setup.PARTS, found.parts)):
         versions.attach(promotion.name, promotion.version, filename, record.model_dump_json(indent=2).encode())

@@ -14,7 +14,6 @@ from smallfirst.base.progress import Progress
 from smallfirst.base.sync import outside_event_loop
 from smallfirst.measuring.outcome import Outcome
 from smallfirst.measuring.verdict import format_verdict
-from smallfirst.path.calibrate import calibrate_stage
 from smallfirst.path.challenge import Champion, champion_of, contest
 from smallfirst.path.check import PreflightReport, check_stage
 from smallfirst.path.evaluate import evaluate_stage
@@ -30,15 +29,12 @@ from smallfirst.path.release import (
     plans_stage,
     promote_stage,
     shadow_stage,
-    small_first_stage,
 )
 from smallfirst.path.report.page import report_stage
 from smallfirst.path.summary import RunSummary, hint_of, next_steps, summarize_run
 from smallfirst.path.train import train_stage
 
-__all__ = ["calibrate_stage", "check", "check_stage", "chosen_candidate", "decide_outcome", "evaluate_stage"]
-__all__ += ["gate_and_release", "gate_stage", "promote_stage", "report_stage", "run", "small_first_stage"]
-__all__ += ["train_stage", "try_run"]
+__all__ = ["check", "evaluate_stage", "gate_and_release", "run", "train_stage", "try_run"]
 
 
 def check(task: str | Path | TaskFile) -> PreflightReport:

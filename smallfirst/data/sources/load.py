@@ -32,6 +32,7 @@ from smallfirst.data.row_formats import (
     is_empty_row,
     parse_row,
 )
+from smallfirst.data.sources import folders
 from smallfirst.data.sources.arrow import (
     DELTA_LOG,
     PARQUET,
@@ -39,17 +40,6 @@ from smallfirst.data.sources.arrow import (
     parquet_files,
     read_delta,
     read_parquet,
-)
-from smallfirst.data.sources.folders import (
-    TEXT_SUFFIXES,
-    FoundFile,
-    folder_from_variable,
-    is_volume,
-    label_folders,
-    list_files,
-    read_texts,
-    safe_join,
-    volume_path,
 )
 from smallfirst.data.sources.text_files import FORMATS, RawRow, ReadBudget, file_format, read_text_file, suggest_files
 from smallfirst.data.sources.workbooks import WORKBOOKS, read_workbook
@@ -242,8 +232,8 @@ def _find(text: str, folder: Path) -> _Source:
         raise DataError(f"{text!r}: an address has no NUL character")
     pinned = _PINNED.fullmatch(text)
     plain, version = (pinned["address"], int(pinned["version"])) if pinned else (text, None)
-    if is_volume(text):
-        return _at(volume_path(plain), version)
+    if folders.is_volume(text):
+        return _at(folders.volume_path(plain), version)
     if _SCHEME.match(text):
         raise DataError(f"{text}: not read from there", hint="copy it to this machine, then name the file or folder")
     path = folder / text
@@ -252,7 +242,7 @@ def _find(text: str, folder: Path) -> _Source:
     if version is not None and (folder / plain).exists():
         return _at(folder / plain, version)
     kind = file_format(path)
-    if kind in (PARQUET, *TEXT_SUFFIXES, *WORKBOOKS):
+    if kind in (PARQUET, *folders.TEXT_SUFFIXES, *WORKBOOKS):
         raise DataError(f"{path}: no such file", hint=suggest_files(path.parent, path.name))
     if kind not in FORMATS and _TABLE.fullmatch(plain):
         return _delta(_table_folder(plain, path), plain, version)
@@ -266,18 +256,18 @@ def _at(path: Path, version: int | None = None) -> _Source:
     if version is not None or (path / DELTA_LOG).is_dir():
         return _delta(path, name, version)
     if path.is_dir():
-        files = list_files(path)
+        files = folders.list_files(path)
         suffixes = {file.path.suffix.lower() for file in files}
-        if PARQUET in suffixes and suffixes & set(TEXT_SUFFIXES):
+        if PARQUET in suffixes and suffixes & set(folders.TEXT_SUFFIXES):
             raise DataError(f"{path}: holds both Parquet and text", hint="move one kind into a folder of its own")
         if PARQUET in suffixes:
             reader = partial(read_parquet, parquet_files(path))
-        elif suffixes & set(TEXT_SUFFIXES):
-            reader = partial(read_texts, files, labelled=label_folders(path, files))
+        elif suffixes & set(folders.TEXT_SUFFIXES):
+            reader = partial(folders.read_texts, files, labelled=folders.label_folders(path, files))
     elif suffix in WORKBOOKS:
         reader = partial(read_workbook, path)
-    elif suffix in (PARQUET, *TEXT_SUFFIXES):
-        reader = partial(read_parquet if suffix == PARQUET else read_texts, [FoundFile(path, None)])
+    elif suffix in (PARQUET, *folders.TEXT_SUFFIXES):
+        reader = partial(read_parquet if suffix == PARQUET else folders.read_texts, [folders.FoundFile(path, None)])
     return _Source(str(path), name, reader)
 
 
@@ -289,13 +279,13 @@ def _delta(folder: Path, name: str, version: int | None) -> _Source:
 
 def _table_folder(name: str, path: Path) -> Path:
     """Return the folder of a table named catalog.schema.table. Raise DataError naming the nearest, or how to set it."""
-    root = folder_from_variable(TABLES_VARIABLE)
+    root = folders.folder_from_variable(TABLES_VARIABLE)
     if root is None:
         raise DataError(
             f"{name}: neither a file ({path}) nor, without {TABLES_VARIABLE}, a table that can be found",
             hint=f"set {TABLES_VARIABLE} to the folder that holds catalog/schema/table, or give the table's folder",
         )
-    folder = safe_join(root, name.split("."))
+    folder = folders.safe_join(root, name.split("."))
     if not folder.is_dir():
         there = [".".join(log.parent.relative_to(root).parts) for log in root.glob(f"*/*/*/{DELTA_LOG}")]
         raise DataError(f"{name}: no such table below {root}{did_you_mean(name, there)}", hint=f"ls {root}/*/*")

@@ -14,17 +14,7 @@ from smallfirst.base.files import write_atomically
 from smallfirst.base.records import Record
 from smallfirst.base.stats.intervals import Estimate
 from smallfirst.path.report.page import render_page
-from smallfirst.traffic.discovery.draft import (
-    CaseRow,
-    TeacherOf,
-    known_name,
-    n_certifying,
-    rows_of,
-    source_of,
-    task_settings,
-    unknown_terms,
-    write_draft,
-)
+from smallfirst.traffic.discovery import draft
 from smallfirst.traffic.discovery.mine import Miner
 from smallfirst.traffic.discovery.outlook import MIN_ROWS, Outlook, foretell_labels
 from smallfirst.traffic.discovery.tasks import (
@@ -171,7 +161,7 @@ def discover(
     sources: Sequence[str] = (),
     out: Path | None = None,
     max_error: float = MAX_ERROR,
-    teacher_of: TeacherOf = unknown_terms,
+    teacher_of: draft.TeacherOf = draft.unknown_terms,
     problems: Sequence[object] = (),
     most: int = MOST_CASES,
     log: Callable[[str], None] = lambda _: None,
@@ -212,23 +202,23 @@ def discover(
 
 def _settled_name(task: RecurringTask, out: Path | None, taken: Sequence[str]) -> str:
     """Return the name that an earlier discovery gave to the task, if any."""
-    known = known_name([one.template.template.id for one in task.wordings], out) if out and out.is_dir() else None
+    known = draft.known_name([one.template.template.id for one in task.wordings], out) if out and out.is_dir() else None
     return known if known and known not in taken else task.name
 
 
 def _judge(
-    task: RecurringTask, out: Path | None, max_error: float, teacher_of: TeacherOf, per_month: float
+    task: RecurringTask, out: Path | None, max_error: float, teacher_of: draft.TeacherOf, per_month: float
 ) -> FoundTask:
-    rows = rows_of(task)
-    settings = task_settings(task, rows)
+    rows = draft.rows_of(task)
+    settings = draft.task_settings(task, rows)
     outlook = _outlook(task, rows, settings, max_error)
     verdict, why = _verdict(task, settings, outlook, max_error, len(rows))
     folder = ""
     if out and not isinstance(settings, str) and rows:
-        source = source_of(task, outlook, teacher_of)
+        source = draft.source_of(task, outlook, teacher_of)
         if source is not None:
             folder = str(out / task.name)
-            write_draft(task, source, settings, rows, out / task.name, max_error)
+            draft.write_draft(task, source, settings, rows, out / task.name, max_error)
     cases = [case for case, _, _ in task.cases]
     cost = total_cost_usd(cases)
     return FoundTask(
@@ -266,7 +256,7 @@ def _judge(
 
 
 def _outlook(
-    task: RecurringTask, rows: Sequence[CaseRow], settings: Mapping[str, object] | str, max_error: float
+    task: RecurringTask, rows: Sequence[draft.CaseRow], settings: Mapping[str, object] | str, max_error: float
 ) -> Outlook:
     """Return what a cheap model's answers foretell of labels; of other answers nothing is."""
     if isinstance(settings, str) or task.kind != "labels":
@@ -277,7 +267,7 @@ def _outlook(
     return foretell_labels(
         [(row.drawn.text, row.usual.value, row.drawn.value, row.n) for row in rows],
         max_error,
-        n_certifying=n_certifying(len(rows)),
+        n_certifying=draft.n_certifying(len(rows)),
         in_format=min(1.0, sum(row.n for row in rows) / max(1, n_finished)),
         repeatable=task.repeats.high,
     )
@@ -342,7 +332,7 @@ def _answer_in_words(task: RecurringTask) -> str:
     return shown + (f" and {others} other way{'s' if others > 1 else ''} of writing it" if others else "")
 
 
-def _examples(rows: Sequence[CaseRow]) -> tuple[tuple[str, str], ...]:
+def _examples(rows: Sequence[draft.CaseRow]) -> tuple[tuple[str, str], ...]:
     """Return a few cases with different answers, the most frequent first."""
     shown: dict[str, str] = {}
     for row in sorted(rows, key=lambda row: -row.n):
