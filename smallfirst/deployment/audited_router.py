@@ -176,10 +176,6 @@ class AuditedRouter(DelegatingModel):
         by_gate = any(watch.exceeded and watch.quantity.by_gate for watch in self.monitor.watches)
         return f"the {'gate' if by_gate else 'guarantee'} was found broken on live answers"
 
-    def note_version(self, before: str, why: str) -> None:
-        """Write to the ledger that another version answers, or why none does. Raise LedgerUnavailable."""
-        self.ledger.append(self.audits.row(before, self.monitor.state, why, "version"))
-
     def gave(self, completion: Completion) -> bool:
         """Return True if one of the Router's own models wrote the answer: their names contain the version."""
         return completion.answered_by in self._own_models

@@ -119,7 +119,14 @@ class HotSwapModels(Mapping[str, Model]):
         return len(self._proxies)
 
 
-class ModelProxy(DelegatingModel):
+class SharedModel(DelegatingModel):
+    """A model that several sets share: it stays open when one of them is closed."""
+
+    async def aclose(self) -> None:
+        """Do nothing: whoever created the model closes it."""
+
+
+class ModelProxy(SharedModel):
     """A served name, itself a Model: each request goes to the model that has the name when the request begins."""
 
     def __init__(self, models: HotSwapModels, served_name: str, model: Model) -> None:
@@ -130,16 +137,6 @@ class ModelProxy(DelegatingModel):
     def _target(self) -> Iterator[Model]:
         with self._models.lease(self._served_name) as model:
             yield model
-
-    async def aclose(self) -> None:
-        """Do nothing: HotSwapModels closes its sets."""
-
-
-class SharedModel(DelegatingModel):
-    """A model that several sets share: it stays open when one of them is closed."""
-
-    async def aclose(self) -> None:
-        """Do nothing: whoever created the model closes it."""
 
 
 _log = logging.getLogger("smallfirst.serving")

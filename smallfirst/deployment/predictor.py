@@ -91,13 +91,11 @@ class Predictor:
         completions = self.complete(texts)
         if len(completions) != len(answers):
             raise ConfigError(f"{len(completions):,} texts and {len(answers):,} answers: there must be one each")
-        pairs = zip(completions, answers, strict=True)
-        right = [self._is_right(found, answer) for found, answer in pairs]
-        return sum(right) / max(1, len(right))
-
-    def _is_right(self, found: Completion, answer: Any) -> bool:
-        gold = self.task.parse(_text(answer)) or _text(answer)
-        return self.task.score([gold], self.task.parse(found.text)) >= self.task.pass_score
+        n_right = 0
+        for found, answer in zip(completions, answers, strict=True):
+            gold = self.task.parse(_text(answer)) or _text(answer)
+            n_right += self.task.score([gold], self.task.parse(found.text)) >= self.task.pass_score
+        return n_right / max(1, len(completions))
 
     def close(self) -> None:
         """Free the model's threads and processes."""

@@ -210,7 +210,7 @@ class DeployedTasks(MonitoringRoutes):
         """Log a change and write it to the ledger, so that explanations of answers show it."""
         _log.warning("%s: %s", router.name, why)
         try:
-            router.note_version(before, why)
+            router.ledger.append(router.audits.row(before, router.monitor.state, why, "version"))
         except Exception:  # a change of version does not depend on a full disk
             _log.exception("%s: the ledger did not take a row", router.name)
 

@@ -266,7 +266,10 @@ def open_database(place: Path | str) -> Database:
             if database.path is None:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
             if (found := _format(connection)) is None:
-                _make(connection)
+                METADATA.create_all(connection)
+                for statement in _triggers(connection.dialect.name):
+                    connection.exec_driver_sql(statement)
+                connection.execute(ABOUT.insert().values(format=FORMAT))
     except (OSError, sqlite3.Error, SQLAlchemyError) as error:
         database.close()
         raise _unusable(database.place, reason(error)) from None
@@ -360,13 +363,6 @@ def _format(connection: sa.Connection) -> int | None:
     if sa.inspect(connection).has_table(ABOUT.name):
         return int(connection.execute(sa.select(ABOUT.c.format)).scalar_one())
     return None
-
-
-def _make(connection: sa.Connection) -> None:
-    METADATA.create_all(connection)
-    for statement in _triggers(connection.dialect.name):
-        connection.exec_driver_sql(statement)
-    connection.execute(ABOUT.insert().values(format=FORMAT))
 
 
 _REFUSAL = "the ledger is append-only"

@@ -8,7 +8,7 @@ were allowed.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -420,6 +420,21 @@ class CallableModel:
 
     def __repr__(self: Model) -> str:
         return f"{type(self).__name__}({self.name!r})"
+
+
+class MembersModel(CallableModel):
+    """A base of Models that are made of others, which they own."""
+
+    members: Collection[Model]
+
+    async def ready(self) -> None:
+        for member in self.members:
+            if (able := probed_model(member)) is not None:
+                await able.ready()
+
+    async def aclose(self) -> None:
+        for member in self.members:
+            await member.aclose()
 
 
 @contextmanager

@@ -318,16 +318,11 @@ class RefitRecipe(_Wrapped):
         return ValidationResult(curve[min(self._epoch, len(curve)) - 1], manifest.model_copy(update=fitted))
 
 
-class JoinedFolds(NamedTuple):
-    """The folds of one fine-tune together."""
+def join_folds(folds: Sequence[Fold], read: Sequence[ReadFold]) -> tuple[dict[int, RawAnswer], list[float]]:
+    """Return each row's answer after the epoch that is best on the other folds, so that no row chooses its own.
 
-    answers: dict[int, RawAnswer]
-    curve: list[float]
-    """Mean score after each epoch, in [0, 1]."""
-
-
-def join_folds(folds: Sequence[Fold], read: Sequence[ReadFold]) -> JoinedFolds:
-    """Return each row's answer after the epoch that is best on the other folds, so that no row chooses its own."""
+    And the mean score after each epoch, in [0, 1].
+    """
     n_epochs = min(len(one.scores) for one in read)
     scores = np.array([one.scores[:n_epochs] for one in read])  # (folds, epochs)
     sizes = np.array([len(fold.at) for fold in folds], dtype=float)
@@ -338,4 +333,4 @@ def join_folds(folds: Sequence[Fold], read: Sequence[ReadFold]) -> JoinedFolds:
         epoch = best_epoch((weights @ others / weights.sum()).tolist())
         answers |= dict(zip(fold.at, one.answers[epoch - 1], strict=True))
     curve = (sizes @ scores / sizes.sum()).tolist()
-    return JoinedFolds(dict(sorted(answers.items())), curve)
+    return dict(sorted(answers.items())), curve

@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
@@ -185,22 +186,19 @@ def run_beside(work: Callable[[], Any], look: Callable[[], None]) -> None:
 
     The work has a thread of its own, since Ray would handle Ctrl-C in the main thread in a way of its own.
     """
-    failed: list[BaseException] = []
+    done: Future[Any] = Future()
 
     def run() -> None:
         try:
-            work()
+            done.set_result(work())
         except BaseException as error:
-            failed.append(error)
+            done.set_exception(error)
 
-    thread = Thread(target=run, daemon=True)
-    thread.start()
-    while thread.is_alive():
+    Thread(target=run, daemon=True).start()
+    while not wait([done], LOOK_EVERY_S).done:
         look()
-        thread.join(LOOK_EVERY_S)
     look()
-    if failed:
-        raise failed[0]
+    done.result()
 
 
 def shares(ray: Any, n_workers: int) -> dict[str, float]:

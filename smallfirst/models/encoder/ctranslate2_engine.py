@@ -26,7 +26,7 @@ two busy cores, and 560 by one pass on both."""
 PARTS = 2
 """Parts of a batch for each pass at the same time, so that a slow one holds up little."""
 FAMILIES = ("bert", "mpnet")
-"""Model types of transformers that are built here."""
+"""Model types of transformers that are built here, and read without padding by `packed_states`."""
 MPNET_FIRST_POSITION = 2
 """Row of the first token in MPNet's table of positions."""
 MPNET_MAX_DISTANCE = 128

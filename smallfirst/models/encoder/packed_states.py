@@ -14,8 +14,6 @@ import torch.nn.functional as F
 
 from smallfirst.models.local.packed_rows import PackedRows, RowGroup
 
-FAMILIES = ("bert", "mpnet")
-"""Model types of transformers that are read here."""
 SHORT_TOKENS = 192
 """Rows up to this long attend faster in bf16 by two products and a softmax than by PyTorch's fused kernel."""
 
@@ -23,7 +21,7 @@ SHORT_TOKENS = 192
 def packed_states(
     model: Any, packed: PackedRows, states: torch.Tensor | None = None, *, layers: slice = slice(None)
 ) -> torch.Tensor:
-    """Return the hidden states (tokens, width) of a model of FAMILIES after these layers.
+    """Return the hidden states (tokens, width) of a BERT or an MPNet after these layers.
 
     `states` are those below the layers; None: the embeddings. Gradients and dropout are the model's.
     """

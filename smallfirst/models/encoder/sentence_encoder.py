@@ -16,7 +16,7 @@ import numpy as np
 
 from smallfirst.base.sync import run_in_thread
 from smallfirst.models.batching import length_batches, run_in_compute_thread
-from smallfirst.models.encoder.ctranslate2_engine import CTranslate2Encoder, unsupported_reason
+from smallfirst.models.encoder.ctranslate2_engine import FAMILIES, CTranslate2Encoder, unsupported_reason
 from smallfirst.models.local.tokenizer import import_transformers, load_pretrained, refuse_remote_code
 from smallfirst.models.local.weights import weights_fingerprint
 
@@ -140,8 +140,6 @@ class SentenceEncoder:
 
         It is kept in memory, 1.5 kB a token for MiniLM. At least one layer is trained. Only BERT and MPNet are frozen.
         """
-        from smallfirst.models.encoder.packed_states import FAMILIES
-
         if self.model.config.model_type in FAMILIES:
             self._n_frozen = min(n_layers, len(self.model.encoder.layer) - 1)
             self.model.requires_grad_(False)
@@ -172,7 +170,7 @@ class SentenceEncoder:
         """
         import torch
 
-        from smallfirst.models.encoder.packed_states import FAMILIES, packed_states
+        from smallfirst.models.encoder.packed_states import packed_states
         from smallfirst.models.local.packed_rows import pack_rows, pad_right
 
         mask = pad_right([[1] * len(row) for row in encoded])

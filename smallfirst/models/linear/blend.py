@@ -16,14 +16,13 @@ from smallfirst.models.manifest import Manifest
 from smallfirst.models.pricing import total_usd
 from smallfirst.models.protocol import (
     Bill,
-    CallableModel,
     Capability,
     Completion,
     LabelScores,
+    MembersModel,
     Model,
     Request,
     label_probability_model,
-    probed_model,
 )
 
 MEMBERS_FOLDER = "members"
@@ -35,7 +34,7 @@ LEAST_GAIN = 0.02
 """Share of the loss on selection rows that a further member must save, to be worth its price."""
 
 
-class BlendModel(CallableModel):
+class BlendModel(MembersModel):
     """Members asked at the same time; the answer has their summed price and the time of the slowest."""
 
     max_answer_tokens = 1
@@ -43,7 +42,8 @@ class BlendModel(CallableModel):
 
     def __init__(self, members: Mapping[str, Model], manifest: Manifest, *, name: str = "") -> None:
         """Take the members by name; `manifest.member_weights` says how much each counts."""
-        self.name, self.manifest, self._members = name or manifest.task.name, manifest, members
+        self.name, self.manifest, self._by_name = name or manifest.task.name, manifest, members
+        self.members = members.values()
 
     async def complete(self, request: Request) -> Completion:
         began = time.perf_counter()
@@ -60,7 +60,7 @@ class BlendModel(CallableModel):
 
     async def probabilities(self, texts: Sequence[str], bill: Bill | None = None) -> list[LabelScores]:
         weights = self.manifest.member_weights
-        found = await asyncio.gather(*(label_scores(self._members[name], texts, bill) for name in weights))
+        found = await asyncio.gather(*(label_scores(self._by_name[name], texts, bill) for name in weights))
         of_members = [log_probabilities(scores) for scores in found]
         mixed = special.softmax(mix(of_members, list(weights.values())) / self.manifest.temperature, axis=1)
         return [
@@ -72,15 +72,6 @@ class BlendModel(CallableModel):
             )
             for i, row in enumerate(mixed)
         ]
-
-    async def ready(self) -> None:
-        for member in self._members.values():
-            if (able := probed_model(member)) is not None:
-                await able.ready()
-
-    async def aclose(self) -> None:
-        for member in self._members.values():
-            await member.aclose()
 
 
 async def label_scores(model: Model, texts: Sequence[str], bill: Bill | None = None) -> list[LabelScores]:

@@ -11,25 +11,25 @@ from typing import Any
 
 from smallfirst.models.confidence import MIN_LOG_PROBABILITY
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.protocol import CallableModel, Capability, Completion, Model, Request, probed_model
+from smallfirst.models.protocol import Capability, Completion, MembersModel, Model, Request
 
 MEMBERS = ("marked", "written")
 """Folders below `members` in the model's folder: the tagger, and the language model."""
 
 
-class JoinedModel(CallableModel):
+class JoinedModel(MembersModel):
     """Members asked at the same time, each for its own fields; the answer has their summed price."""
 
     capabilities = frozenset({Capability.READINESS})
 
     def __init__(self, members: Sequence[Model], manifest: Manifest, *, name: str = "") -> None:
-        self.name, self.manifest, self._members = name or manifest.task.name, manifest, members
+        self.name, self.manifest, self.members = name or manifest.task.name, manifest, members
         self.max_answer_tokens = manifest.task.max_answer_tokens
 
     async def complete(self, request: Request) -> Completion:
         """Return all fields; the confidence is that of both answers, calibrated. Raise as the members do."""
         began = time.perf_counter()
-        parts = await asyncio.gather(*(member.complete(request) for member in self._members))
+        parts = await asyncio.gather(*(member.complete(request) for member in self.members))
         answer = self.manifest.task.parse(joined := self.join(parts))
         return Completion(
             text=answer or joined,
@@ -48,7 +48,7 @@ class JoinedModel(CallableModel):
         """Return for each text the answer and the members' log-probabilities in nats, before any calibration."""
 
         async def ask(text: str) -> tuple[str, list[float]]:
-            parts = await asyncio.gather(*(member.complete(Request.ask(text)) for member in self._members))
+            parts = await asyncio.gather(*(member.complete(Request.ask(text)) for member in self.members))
             return self.join(parts), nats(parts)
 
         return list(await asyncio.gather(*map(ask, texts)))
@@ -63,15 +63,6 @@ class JoinedModel(CallableModel):
             except (ValueError, TypeError):
                 continue
         return json.dumps(fields, ensure_ascii=False)
-
-    async def ready(self) -> None:
-        for member in self._members:
-            if (able := probed_model(member)) is not None:
-                await able.ready()
-
-    async def aclose(self) -> None:
-        for member in self._members:
-            await member.aclose()
 
 
 def nats(parts: Sequence[Completion]) -> list[float]:

@@ -163,15 +163,11 @@ def _complete(value: Any, node: Schema, schema: Schema) -> Any:
         if name in value:
             ordered[name] = _complete(value[name], held, schema)
         elif name in option.get("required", ()):
-            empty = _empty(alternatives(schema, held))
-            if empty is not None:
+            kinds = {kind for option in alternatives(schema, held) for kind in allowed_types(option)}
+            empty = "null" if "null" in kinds else "{}" if "object" in kinds else "[]" if "array" in kinds else ""
+            if empty:
                 ordered[name] = _complete(json.loads(empty), held, schema)
     return ordered
-
-
-def _empty(options: Sequence[Schema]) -> str | None:
-    kinds = [kind for option in options for kind in allowed_types(option)]
-    return "null" if "null" in kinds else "{}" if "object" in kinds else "[]" if "array" in kinds else None
 
 
 def node_at(schema: Schema, way: Sequence[str]) -> list[Schema]:

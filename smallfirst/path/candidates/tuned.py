@@ -98,14 +98,14 @@ class TunedEncoder(Candidate):
             read.append(ReadFold.load(done))
             precision = precision or read[-1].int8
             shutil.rmtree(place / "training", ignore_errors=True)
-            joined = join_folds(folds[:number], read)
-            answered = rows.subset("answered so far", tuple(rows.examples[i] for i in joined.answers))
+            answers, curve = join_folds(folds[:number], read)
+            answered = rows.subset("answered so far", tuple(rows.examples[i] for i in answers))
             found = FoldAnswers.fit(
-                list(joined.answers.values()),
+                list(answers.values()),
                 answered if number < len(folds) else rows,
                 read[0].manifest,
                 len(folds),
-                curve=joined.curve,
+                curve=curve,
                 int8=precision,
             )
             if number < len(folds):

@@ -130,7 +130,9 @@ class Gateway:
             await self._admitted(request, client, models)
 
     async def _admitted(self, request: GatewayRequest, client: Client, models: tuple[str, ...]) -> None:
-        request.body, more = await client.read(self._most_buffered)
+        # With models on several upstreams the name must be known before anything is sent to one of them.
+        most = max(self.settings.max_buffered_bytes, MAX_ROUTED_BYTES if self.settings.models else 0)
+        request.body, more = await client.read(most)
         if models and not may_ask(request, models):
             raise ApiError(403, "This key may not use this model.", code="model_not_allowed")
         if more:
@@ -142,12 +144,6 @@ class Gateway:
         else:
             await client.answer(response)
             self._keep(request, response.captured)
-
-    @property
-    def _most_buffered(self) -> int:
-        """With models on several upstreams the name must be known before anything is sent to one of them."""
-        settings = self.settings
-        return max(settings.max_buffered_bytes, MAX_ROUTED_BYTES if settings.models else 0)
 
     async def _own_answer(self, request: GatewayRequest) -> GatewayResponse | None:
         handler = self.routes.get((request.method, request.path))

@@ -31,6 +31,7 @@ from fixtures.tiny_llama import (  # noqa: F401
 from fixtures.waiting import until, until_async
 
 from smallfirst.base.errors import BadAnswer, Unavailable
+from smallfirst.models import pricing
 from smallfirst.models.pricing import PriceBook
 from smallfirst.models.protocol import Capability, Model, Request
 from smallfirst.models.remote.http import UNIX_SOCKET_URL, BlockingSession, HttpResponse, HttpSession
@@ -260,7 +261,8 @@ async def test_latency_counts_the_wait_for_a_slot_and_the_cost_does_not(
     config: LlamaCppConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = 0.0
-    monkeypatch.setattr(llama_cpp, "time", SimpleNamespace(perf_counter=lambda: now_s, monotonic=time.monotonic))
+    for module in (llama_cpp, pricing):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now_s, monotonic=time.monotonic))
     async with opened(config.model_copy(update={"slots": 1})) as model:
         slots = model.server().slots
         async with slots.acquire("", timeout_s=60):
