@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar
 
@@ -159,14 +160,11 @@ def encode_rows(parts: Sequence[Dataset], encode: Callable[[Example], R | str], 
 
 def are_json_objects(rows: Dataset) -> bool:
     """Return True if most answers are JSON objects."""
-    return 2 * sum(_is_json_object(example.answer) for example in rows.examples) > len(rows)
-
-
-def _is_json_object(text: str) -> bool:
-    try:
-        return text.lstrip().startswith("{") and isinstance(json.loads(text), dict)
-    except ValueError:
-        return False
+    n_objects = 0
+    for example in rows.examples:
+        with suppress(ValueError):
+            n_objects += isinstance(json.loads(example.answer), dict)
+    return 2 * n_objects > len(rows)
 
 
 IM_END = "<|im_end|>"

@@ -17,6 +17,7 @@ from smallfirst.ledger.ledger import Ledger
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.models.pricing import PriceBook
 from smallfirst.models.protocol import Model
+from smallfirst.routing.auto import AutoRouter
 from smallfirst.serving.plugins import ApiError, Plugin, PluginRequest, PluginRoute, Response, current_caller
 
 HEADERS = {
@@ -35,9 +36,6 @@ def page_files() -> Iterator[tuple[str, bytes, Mapping[str, str]]]:
         path = "/" if file.name == "index.html" else f"/dashboard/{file.name}"
         content_type = f"{_TYPES[file.name.rpartition('.')[2]]}; charset=utf-8"
         yield path, file.read_bytes(), {"content-type": content_type, **HEADERS}
-
-
-AUTO = "auto"
 
 
 class Dashboard(Plugin):
@@ -70,7 +68,7 @@ class Dashboard(Plugin):
         """Say who asks and what there is to ask: the tasks, `auto` among them, and the single models."""
         caller = current_caller()
         usable = [name for name in self._models if caller.may_use(name)]
-        tasks = [name for name in usable if name in self._routers or name == AUTO]
+        tasks = [name for name in usable if name in self._routers or name == AutoRouter.name]
         return {
             "at": "server",
             "role": call.role,

@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from scipy import special
@@ -108,17 +109,14 @@ class Blend(Candidate):
 
     def _write(self, project: Project, run_folder: RunFolder, weights: dict[str, float], temperature: float) -> None:
         target = run_folder.model_folder(self.name)
-        shutil.rmtree(target, ignore_errors=True)
-        folders = {name: run_folder.model_folder(name) for name in weights}
-        for name, folder in folders.items():
-            shutil.copytree(folder, target / MEMBERS_FOLDER / name, copy_function=link_file)
+        prints = copy_members({name: run_folder.model_folder(name) for name in weights}, target)
         manifest = Manifest(
             kind="blend",
             task=project.task,
             base="",
             member_weights=weights,
             temperature=temperature,
-            weights_fingerprint="-".join(read_manifest(folder).weights_fingerprint for folder in folders.values()),
+            weights_fingerprint=prints,
         )
         write_manifest(target, manifest)
 
@@ -143,7 +141,15 @@ def _in_words(weights: Mapping[str, float]) -> str:
     return ", ".join(f"{weight:.0%} {name}" for name, weight in weights.items())
 
 
-def link_file(source: str, target: str) -> None:
+def copy_members(folders: Mapping[str, Path], target: Path) -> str:
+    """Put the members' folders, by name, in place of what is in `target`; return their fingerprints."""
+    shutil.rmtree(target, ignore_errors=True)
+    for name, folder in folders.items():
+        shutil.copytree(folder, target / MEMBERS_FOLDER / name, copy_function=_link)
+    return "-".join(read_manifest(folder).weights_fingerprint for folder in folders.values())
+
+
+def _link(source: str, target: str) -> None:
     """Link a file that nobody changes any more; copy it where the file system cannot."""
     try:
         os.link(source, target)

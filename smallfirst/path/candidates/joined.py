@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.measuring.calibration import calibrate_answers
-from smallfirst.models.linear.blend import MEMBERS_FOLDER
-from smallfirst.models.manifest import Manifest, read_manifest, write_manifest
+from smallfirst.models.manifest import Manifest, write_manifest
 from smallfirst.models.spans.joined import MEMBERS, JoinedModel
-from smallfirst.path.candidates.blend import link_file
+from smallfirst.path.candidates.blend import copy_members
 from smallfirst.path.candidates.language_model import fine_tune
 from smallfirst.path.candidates.tuned import TAGGER, field_plan
 from smallfirst.path.project.candidates import Candidate
@@ -61,10 +59,7 @@ class _TaggerAndSmall(Candidate):
         return self._join(project, [folder / "model" for folder in folders], target)
 
     def _join(self, project: Project, folders: list[Path], target: Path) -> float:
-        shutil.rmtree(target, ignore_errors=True)
-        for name, folder in zip(MEMBERS, folders, strict=True):
-            shutil.copytree(folder, target / MEMBERS_FOLDER / name, copy_function=link_file)
-        prints = "-".join(read_manifest(folder).weights_fingerprint for folder in folders)
+        prints = copy_members(dict(zip(MEMBERS, folders, strict=True)), target)
         manifest = Manifest(kind="joined", task=project.task, base=project.file.small.base, weights_fingerprint=prints)
         write_manifest(target, manifest)
         rows = project.rows.selection.examples

@@ -147,15 +147,12 @@ def wrong_fields(
     said = _parsed(answer)
     if said is None:
         return tuple(names)
-    found = [_differing(names, _parsed(gold), said, normalise) for gold in golds]
-    return min(found, key=len, default=tuple(names))
 
-
-def _differing(names: Sequence[str], gold: Any, said: Any, normalise: Normalizers) -> tuple[str, ...]:
     def key(answer: Any, name: str) -> Hashable:
         return comparison_key({name: answer.get(name)}, normalise)
 
-    return tuple(name for name in names if key(gold, name) != key(said, name))
+    found = [tuple(name for name in names if key(gold, name) != key(said, name)) for gold in map(_parsed, golds)]
+    return min(found, key=len, default=tuple(names))
 
 
 def field_metrics(rows: Sequence[ScoredAnswer], normalise: Normalizers) -> dict[str, Estimate]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from smallfirst.base.errors import ConfigError, did_you_mean
+from smallfirst.base.progress import one_line
 from smallfirst.tasks.json.fields import field_path, list_items_path
 
 Schema = Mapping[str, Any]
@@ -88,7 +89,7 @@ def _problems_of_json(schema: Any) -> list[str]:
 def _problems_of_form(schema: Schema) -> list[str]:
     try:
         errors = Draft202012Validator(Draft202012Validator.META_SCHEMA).iter_errors(schema)
-        return [f"{_shown(tuple(map(str, error.path)))}: {_short(error.message)}" for error in errors]
+        return [f"{_shown(tuple(map(str, error.path)))}: {one_line(error.message, 120)}" for error in errors]
     except RecursionError:
         return ["root: nested too deep"]
 
@@ -137,7 +138,7 @@ class _Walk:
         if "%" in reference or resolve_reference(self.schema, reference) is None:
             known = [f"#/{key}/{name}" for key in DEFINITIONS for name in self.schema.get(key, ())]
             rule = "nothing is fetched, and no definition has this name" + did_you_mean(reference, known)
-            self.wrong(place, f'"$ref": "{_short(reference)}": {rule}')
+            self.wrong(place, f'"$ref": "{one_line(reference, 120)}": {rule}')
             return False
         if reference in bare:
             self.wrong(place, f'"$ref": "{reference}" says nothing but itself')
@@ -164,7 +165,8 @@ class _Walk:
             self.wrong(place, "enum is empty: nothing is allowed")
         for value in allowed_values(node):
             if json_type(value) not in SCALARS:
-                self.wrong(place, f"allowed value {_short(json.dumps(value))} is no text, number, boolean or null")
+                shown = one_line(json.dumps(value), 120)
+                self.wrong(place, f"allowed value {shown} is no text, number, boolean or null")
 
     def _inside(self, node: Schema, place: JsonPath) -> Iterator[tuple[JsonPath, Any]]:
         """Yield the nodes of what a list or an object holds, each with the end of its place."""
@@ -188,16 +190,12 @@ class _Walk:
         for name in node.get("required", ()):
             if name not in fields:
                 near = did_you_mean(name, fields)
-                self.wrong(place, f'required field "{_short(name)}" is not under properties{near}')
+                self.wrong(place, f'required field "{one_line(name, 120)}" is not under properties{near}')
 
 
 def _shown(place: JsonPath) -> str:
     path = ".".join(place) or "root"
     return path if len(path) <= 120 else f"…{path[-119:]}"  # the end says most
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 120 else f"{text[:117]}…"
 
 
 def allowed_types(node: Schema) -> tuple[str, ...]:
@@ -250,7 +248,7 @@ def text_problem(node: Schema) -> str | None:
     if (n := len(node.get("pattern", ""))) > MAX_PATTERN_CHARACTERS:
         return f"pattern of {n:,} characters; at most {MAX_PATTERN_CHARACTERS} are allowed"
     matcher = _text_matcher(node.get("pattern"), node.get("format"))
-    return f"cannot be kept by the grammar: {_short(_line(matcher.get_error()))}" if matcher.is_error() else None
+    return f"cannot be kept by the grammar: {one_line(matcher.get_error(), 120)}" if matcher.is_error() else None
 
 
 def keeps_text(text: str, node: Schema) -> bool:
@@ -289,11 +287,7 @@ def grammar_problem(schema: Schema) -> str | None:
 
     grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema))
     _, messages = LLMatcher.validate_grammar_with_warnings(grammar, byte_tokenizer())
-    return _line(messages[0]) if messages else None  # a warning means that some keyword would be ignored
-
-
-def _line(message: str) -> str:
-    return " ".join(message.split())
+    return " ".join(messages[0].split()) if messages else None  # a warning means that some keyword would be ignored
 
 
 def closed_schema(schema: Schema) -> dict[str, Any]:
