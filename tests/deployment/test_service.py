@@ -92,6 +92,7 @@ def test_the_choice_of_the_task_is_billed_at_the_machine_price_of_the_first_task
         "desk": SimpleNamespace(deployed=deployed, deployment=SimpleNamespace(file=priced, general=None))
     }  # type: ignore[dict-item]
     given: list[MachinePrice] = []
-    monkeypatch.setattr(service.TaskSelector, "load", lambda folders, *, price: given.append(price))
+    monkeypatch.setattr(service.TaskProfile, "load", lambda *folder_and_encoder: None)
+    monkeypatch.setattr(service, "TaskSelector", lambda profiles, *, price: given.append(price))
     assert served._create_auto() is not None
     assert [price.usd_per_hour for price in given] == [7.0]
