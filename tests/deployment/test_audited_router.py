@@ -39,17 +39,18 @@ from smallfirst.serving.settings import ServeSettings
 
 
 class Says(SayingModel):
-    """Answers surely; `wrong` and `down` may be changed while it runs."""
+    """Answers surely; `confidence`, `wrong` and `down` may be changed while it runs."""
 
+    confidence = 0.9
     wrong = down = False
 
     def __init__(self, name: str, *, cost_usd: float = 0.0) -> None:
-        super().__init__(name, lambda _: "wrong" if self.wrong else "refund", confidence=0.9, cost_usd=cost_usd)
+        super().__init__(name, lambda _: "wrong" if self.wrong else "refund", cost_usd=cost_usd)
 
     async def complete(self, request: Request) -> Completion:
         if self.down:
             raise Unavailable("down")
-        return await super().complete(request)
+        return (await super().complete(request)).model_copy(update={"confidence": self.confidence})
 
 
 def certificate(*, issued: bool = True) -> Certificate:

@@ -18,6 +18,8 @@ from smallfirst.ledger.rows import AuditRow, StateRow
 from smallfirst.models.protocol import Request
 from smallfirst.routing.monitor import Monitor, MonitorSettings, Quantity
 
+ASKED = Request.ask("hi")
+
 
 def follower(ledger: Ledger) -> Audits:
     quantity = Quantity("error", 0.05, "at most 5 % of kept answers wrong")
@@ -44,7 +46,7 @@ def changes(ledger: Ledger) -> list[tuple[str, str, str]]:
 async def test_an_alarm_of_one_process_stops_the_small_model_in_all_and_is_written_once(place: Path | str) -> None:
     ledgers = [Ledger(place) for _ in range(3)]
     first, second, third = settings = [Setting(ledger) for ledger in ledgers]
-    second.small.asked, third.small.asked = 1_000, 2_000  # ids of their own
+    second.small.asked, third.small.asked = [ASKED] * 1_000, [ASKED] * 2_000  # ids of their own
     assert second.changes == [("", "live")]
     first.small.wrong = True
     await first.ask(8)
@@ -106,9 +108,9 @@ def test_no_answer_is_decided_on_a_state_that_cannot_be_read(tmp_path: Path, mon
     monkeypatch.setattr(ledger, "audits", away)
     setting.live.audits._read_at_s -= 2
     with pytest.raises(LedgerAway, match="no connection"):
-        asyncio.run(setting.live.complete(Request.ask("hi")))
+        asyncio.run(setting.live.complete(ASKED))
     monkeypatch.undo()
-    assert setting.small.asked == 1
+    assert len(setting.small.asked) == 1
     asyncio.run(setting.ask())
     assert not issubclass(LedgerAway, ModelError)
     ledger.close()

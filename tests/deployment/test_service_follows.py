@@ -147,25 +147,29 @@ def test_aliases_that_cannot_be_looked_up_change_nothing(
     asyncio.run(deployed.aclose())
 
 
-async def test_an_audit_counts_for_the_version_that_gave_the_answer(desk, ledger: Ledger) -> None:
+def test_an_audit_counts_for_the_version_that_gave_the_answer(desk, ledger: Ledger) -> None:
     deployed = start(desk, ledger, 0, 1)
     old = deployed.by_task["toy"]
     versions.promote("main.desk.toy", 2)
-    late = await deployed.models["toy"].complete(Request.ask(TEXT))
-    assert await asyncio.to_thread(deployed.watcher.poll) == ["toy"]
-    new = deployed.by_task["toy"]
-    assert new is not old
-    audited: dict[str, list[str]] = {"old": [], "new": []}
-    for which, router in (("old", old), ("new", new)):
-        router.answered = lambda id, _, answer, to=audited[which]: to.extend([id] * answer.route.audited)
-    drawn = late.model_copy(update={"route": late.route and late.route.model_copy(update={"audited": True})})
-    deployed.answered("chatcmpl-1", Request.ask(TEXT), drawn)
-    assert audited == {"old": ["chatcmpl-1"], "new": []}
-    fresh = await deployed.models["toy"].complete(Request.ask(TEXT))
-    drawn = fresh.model_copy(update={"route": fresh.route and fresh.route.model_copy(update={"audited": True})})
-    deployed.answered("chatcmpl-2", Request.ask(TEXT), drawn)
-    assert audited == {"old": ["chatcmpl-1"], "new": ["chatcmpl-2"]}
-    await deployed.aclose()
+
+    async def finish_after_the_change() -> None:
+        late = await deployed.models["toy"].complete(Request.ask(TEXT))
+        assert await asyncio.to_thread(deployed.watcher.poll) == ["toy"]
+        new = deployed.by_task["toy"]
+        assert new is not old
+        audited: dict[str, list[str]] = {"old": [], "new": []}
+        for which, router in (("old", old), ("new", new)):
+            router.answered = lambda id, _, answer, to=audited[which]: to.extend([id] * answer.route.audited)
+        drawn = late.model_copy(update={"route": late.route and late.route.model_copy(update={"audited": True})})
+        deployed.answered("chatcmpl-1", Request.ask(TEXT), drawn)
+        assert audited == {"old": ["chatcmpl-1"], "new": []}
+        fresh = await deployed.models["toy"].complete(Request.ask(TEXT))
+        drawn = fresh.model_copy(update={"route": fresh.route and fresh.route.model_copy(update={"audited": True})})
+        deployed.answered("chatcmpl-2", Request.ask(TEXT), drawn)
+        assert audited == {"old": ["chatcmpl-1"], "new": ["chatcmpl-2"]}
+        await deployed.aclose()
+
+    asyncio.run(finish_after_the_change())
 
 
 class Client(threading.Thread):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def test_it_suits_where_some_fields_stand_in_the_text_and_others_do_not(tmp_path
     assert TAGGER_AND_SMALL.why_unsuitable(project_of(tmp_path, written)) == "no field stands in the texts"
 
 
-async def test_both_are_fitted_on_their_own_fields_and_answer_together(
+def test_both_are_fitted_on_their_own_fields_and_answer_together(
     tmp_path: Path, tiny_encoder_folder: Path, tiny_folder: Path
 ) -> None:
     training = {"duration": "1ep", "batch_tokens": 256, "max_seq_tokens": 128}
@@ -53,9 +54,14 @@ async def test_both_are_fitted_on_their_own_fields_and_answer_together(
     }
     assert names == {"marked": ["order"], "written": ["reply"]}
     assert read_manifest(folder).task == project.task
-    model = load_model(folder)
-    said = await model.complete(Request.ask(project.rows.test.examples[0].text))
-    await model.aclose()
+
+    async def answer() -> Completion:
+        model = load_model(folder)
+        said = await model.complete(Request.ask(project.rows.test.examples[0].text))
+        await model.aclose()
+        return said
+
+    said = asyncio.run(answer())
     assert list(json.loads(said.text))[-1] == "order"
     assert "order" in said.field_confidence
     assert said.prompt_tokens > 0

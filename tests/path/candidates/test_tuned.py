@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fixtures.preflight import task_of
 
-from smallfirst.models.protocol import Request
+from smallfirst.models.protocol import Completion, Request
 from smallfirst.path.candidates.tuned import READER, TAGGER
 from smallfirst.path.check import check_stage
 from smallfirst.path.project.project import Project
@@ -97,15 +98,20 @@ def test_the_reader_suits_rows_whose_answers_stand_in_their_contexts(
     assert bool(found) == bool(reason)
 
 
-async def test_the_reader_is_fitted_into_a_run_folder_and_answers_from_there(
+def test_the_reader_is_fitted_into_a_run_folder_and_answers_from_there(
     tmp_path: Path, tiny_encoder_folder: Path
 ) -> None:
     small = {"encoder": str(tiny_encoder_folder), "encoder_training": {"duration": "1ep"}}
     project, run_folder = project_of(tmp_path, HERE, "answer", small=small), RunFolder(tmp_path / "run")
     READER.fit(project, run_folder)
-    model = READER.load(project, run_folder)
-    said = await model.complete(Request.ask(project.rows.test.examples[0].text))
-    await model.aclose()
+
+    async def answer() -> Completion:
+        model = READER.load(project, run_folder)
+        said = await model.complete(Request.ask(project.rows.test.examples[0].text))
+        await model.aclose()
+        return said
+
+    said = asyncio.run(answer())
     assert said.text in HERE[0]["context"]
     assert said.confidence is not None
     assert 0 < said.confidence < 1
