@@ -220,6 +220,11 @@ def key_id(key: str) -> str:
     return found[1] if found else ""
 
 
+def key_ids(text: str) -> list[str]:
+    """Return the ids of the keys that stand anywhere in a text."""
+    return _WITH_ID.findall(text)
+
+
 def hash_key(key: str) -> str:
     """Return the SHA-256 of a key in hex."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()

@@ -365,7 +365,7 @@ class AuthMiddleware:
         if self._hosts and _host_name(headers.getlist("host")) not in self._hosts:
             raise ApiError(403, "The Host header names another server.", code="host_not_allowed")
         if not self._keys.needed:
-            check_local(headers.getlist("host"), headers.getlist("origin"))
+            check_local(headers.getlist)
             return _NO_KEY_NEEDED
         caller = self._keys.caller(_key(headers))
         open_to = self._user | self._judge if caller.may_judge else self._user
@@ -382,12 +382,17 @@ def _key(headers: Headers) -> str:
     return key.strip() if scheme.lower() == "bearer" else ""
 
 
-def check_local(hosts: Sequence[str], origins: Sequence[str]) -> None:
-    """Raise ApiError 403 unless the Host and Origin headers name this machine: no page from elsewhere may ask."""
-    if not is_loopback(_host_name(hosts)):
+def check_local(given: Callable[[str], Sequence[str]]) -> None:
+    """Raise ApiError 403 unless a request's headers name this machine: no page from elsewhere may ask.
+
+    `given` returns the values of a header. A browser sends no Origin with what an image or a link asks for.
+    """
+    if not is_loopback(_host_name(given("host"))):
         message = "Without API keys only requests to localhost are answered; the Host header names another host."
         raise ApiError(403, message, code="host_not_allowed")
-    if not all(is_loopback(_name_in(origin.partition("://")[2])) for origin in origins):
+    origins = given("origin")
+    elsewhere = not origins and "cross-site" in given("sec-fetch-site")
+    if elsewhere or not all(is_loopback(_name_in(origin.partition("://")[2])) for origin in origins):
         raise ApiError(403, "Without API keys pages from elsewhere are not answered.", code="origin_not_allowed")
 
 

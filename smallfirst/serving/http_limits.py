@@ -33,6 +33,9 @@ _LENGTH = re.compile(rb"\ncontent-length[ \t]*:([^\r\n]*)", re.IGNORECASE)
 _CODING = re.compile(rb"\ntransfer-encoding[ \t]*:", re.IGNORECASE)
 _REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large", 503: b"Unavailable"}
 
+_LATE_S = 0.1
+"""Seconds by which a timer may be late."""
+
 Phase = Literal["head", "body", "rest", "none"]
 """What the client must send: a head, a body, the rest of a body whose request is answered, or nothing."""
 
@@ -40,6 +43,8 @@ Phase = Literal["head", "body", "rest", "none"]
 class ConnectionLimits(Record):
     """Limits of connections."""
 
+    silent_s: float = 60.0
+    """Longest time from the start of a connection to its first byte; then it is closed without a word."""
     head_s: float = 10.0
     """Longest time from the first byte of a head to its last."""
     body_s: float = 10.0
@@ -168,7 +173,7 @@ class LimitedProtocol(H11Protocol):
 
     def _watch(self, n_bytes: int) -> None:
         phase = self._now()
-        if phase != self._phase:
+        if phase != self._phase or (n_bytes and self._silent):  # a head's time begins with its first byte
             self._phase, self._since_s, self._n_bytes = phase, time.monotonic(), 0
             if self._timer is not None:
                 self._timer.cancel()
@@ -179,8 +184,13 @@ class LimitedProtocol(H11Protocol):
         if self._timer is None and not self.transport.is_closing():
             self._timer = self.loop.call_later(self._left_s(), self._ring)
 
+    @property
+    def _silent(self) -> bool:
+        """True until the first byte of the connection."""
+        return self.cycle is None and not self._n_bytes
+
     def _left_s(self) -> float:
-        given_s = self.limits.head_s
+        given_s = self.limits.silent_s if self._silent else self.limits.head_s
         if self._phase == "body":
             given_s = self.limits.body_s + self._n_bytes / self.limits.body_bytes_per_s
         return self._since_s + given_s - time.monotonic()
@@ -190,8 +200,13 @@ class LimitedProtocol(H11Protocol):
         self._timer = None
         if self.flow.read_paused:
             self._since_s = time.monotonic()
-        if (left_s := self._left_s()) > 0:
+        if (left_s := self._left_s()) < -_LATE_S:  # the process was kept from reading what may have come meanwhile
+            self._since_s -= 2 * left_s
+            left_s = -left_s
+        if left_s > 0:
             self._timer = self.loop.call_later(left_s, self._ring)
+        elif self._silent:
+            self.transport.close()
         elif not self.transport.is_closing():
             self._refuse(408, "The rest of the request did not come in time.", "request_timeout")
 

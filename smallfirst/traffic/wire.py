@@ -6,9 +6,11 @@ OpenAI's chat completions and responses, and Anthropic's messages; completions a
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from smallfirst.traffic.questions import ROUTE, DecisionRequest, Question, read_decision, read_label
 
@@ -123,9 +125,13 @@ def text_of(content: Any) -> tuple[str, bool]:
         return content, False
     if not isinstance(content, Sequence):
         return "", True
-    texts = [part if isinstance(part, str) else part.get("text") for part in content if isinstance(part, (str, dict))]
+    texts = [part.get("text") if isinstance(part, dict) and _is_text(part) else part for part in content]
     words = [text for text in texts if isinstance(text, str)]
     return "\n".join(words), len(words) < len(content)
+
+
+def _is_text(part: Json) -> bool:
+    return part.get("type", "text") in ("text", "input_text", "output_text")
 
 
 def objects(items: Any) -> list[Json]:
@@ -479,6 +485,7 @@ DIALECTS = {
 }
 """By the end of the path."""
 _QUESTION = "question"
+_DEPLOYMENT = re.compile(r"/deployments/([^/]+)/")
 
 
 def route_of(path: str) -> str | None:
@@ -489,13 +496,15 @@ def route_of(path: str) -> str | None:
 def read_prompt(path: str, request: Json) -> Prompt | None:
     """Return what a request asks; None on routes without messages, such as embeddings, and for a malformed body.
 
-    A decision of one question reads as its words and its state.
+    A decision of one question reads as its words and its state. The model is a deployment's where the path names one.
     """
     if path == ROUTE:
         asked = read_decision(request)
         alone = asked is not None and len(asked.questions) == 1
         return question_prompt(asked.model, asked.questions[0], asked) if asked is not None and alone else None
-    return None if "embeddings" in path or "moderations" in path else request_prompt(request)
+    prompt = None if "embeddings" in path or "moderations" in path else request_prompt(request)
+    named = _DEPLOYMENT.search(path)
+    return prompt._replace(model=unquote(named[1])) if prompt is not None and named else prompt
 
 
 def read_answer(path: str, response: Json) -> ModelAnswer | None:

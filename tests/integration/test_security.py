@@ -10,6 +10,7 @@ import re
 import socket
 import threading
 import tomllib
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,18 @@ from fixtures.endpoints import large_server
 from fixtures.waiting import until
 from starlette.routing import Route
 
+from smallfirst.deployment.dashboard.plugin import Dashboard
+from smallfirst.deployment.service import MonitoringRoutes
+from smallfirst.interfaces.mlflow_deployments import endpoints
+from smallfirst.interfaces.openai_finetuning.plugin import create_plugin
 from smallfirst.ledger.keys import KeyPolicy, KeyStore
+from smallfirst.ledger.ledger import Ledger
 from smallfirst.models.pricing import PriceBook, TokenPrice
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.models.remote.config import EndpointConfig
 from smallfirst.models.remote.model import EndpointModel
 from smallfirst.serving.app import build_app
+from smallfirst.serving.plugins import PluginContext
 from smallfirst.serving.settings import ServeSettings
 
 HELLO: list[Any] = [{"role": "user", "content": "hello small world"}]
@@ -93,6 +100,45 @@ def test_09_every_route_but_two_needs_a_key_and_the_administrators_one_of_theirs
         assert as_admin.status_code == status
     rewritten = {"x-original-url": "/health", "x-rewrite-url": "/health", "x-forwarded-prefix": "/health"}
     assert httpx.get(f"{server.url}/metrics", headers=rewritten).status_code == 401
+
+
+USER = {"/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/feedback", "/v1/files", "/invocations"}
+USER |= {"/endpoints", "/serving-endpoints", "/v1/dashboard/session", "/v1/dashboard/answers"}
+JUDGE = {"/v1/queue"}
+ADMIN = {"/metrics", "/api/2.0/serving-endpoints", "/v1/routers", "/v1/dashboard/watch"}
+
+
+def test_09_every_route_of_a_server_with_all_plugins_has_its_roles(
+    start, key_store, label, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path / "home"))
+    with closing(Ledger(tmp_path / "routes.db")) as ledger:
+        made = [make(PluginContext({"m": label}, enabled=True)) for make in (endpoints.create_plugin, create_plugin)]
+        plugins = [*filter(None, made), MonitoringRoutes([], ledger), Dashboard({"m": label}, ledger, {})]
+        app = build_app({"m": label}, ledger=ledger, settings=ServeSettings(), plugins=plugins)
+        policies = {role: KeyPolicy(role=role) for role in ("user", "judge", "admin")}
+        policies["limited"] = KeyPolicy(models=("other",))
+        keys = {name: key_store.create(name, policy)[1] for name, policy in policies.items()}
+        server = start(key_store=key_store, plugins=plugins, m=label)
+        for route in app.routes:
+            assert isinstance(route, Route)
+            above = route.path.partition("/{")[0]
+            public = above in ("/health", "/ready", "/") or above.startswith("/dashboard/")
+            allowed = {"admin"} | ({"judge"} if above in USER | JUDGE else set())
+            allowed |= {"user", "limited"} if above in USER else set()
+            if above.startswith("/v1/fine_tuning"):
+                continue
+            assert public or above in USER | JUDGE | ADMIN, route.path
+            for method in (route.methods or set()) - {"HEAD"}:
+                url = server.url + re.sub(r"{[^}]*}", "x", route.path)
+                found = {
+                    name: httpx.request(method, url, headers={"authorization": f"Bearer {key}"}).status_code
+                    for name, key in [("nobody", "none"), *keys.items()]
+                }
+                assert {name for name, status in found.items() if status not in (401, 403)} == (
+                    set(found) if public else allowed
+                ), (method, route.path)
+                assert found["nobody"] == (found["admin"] if public else 401)
 
 
 def test_09_hosts_that_are_not_named_are_refused_with_a_key_as_well(start, key_store, label) -> None:

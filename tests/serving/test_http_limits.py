@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import select
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import pytest
+import uvicorn
+import uvloop
 from fixtures.server import WholeModel
 from fixtures.waiting import until
+from uvicorn.server import ServerState
 
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request
-from smallfirst.serving.http_limits import ConnectionLimits
+from smallfirst.serving.http_limits import ConnectionLimits, limited_protocol
 
-QUICK = ConnectionLimits(head_s=0.4, body_s=0.4, unread_s=0.6)
+QUICK = ConnectionLimits(silent_s=1.5, head_s=0.4, body_s=0.4, unread_s=0.6)
 BODY = b'{"model": "m", "messages": [{"role": "user", "content": "hello"}]}'
 INNER = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -97,19 +102,55 @@ def test_large_heads_are_refused_however_they_come(start, label, lines: list[byt
 @pytest.mark.parametrize(
     "sent",
     [
-        [],
+        [b"P"],
         [b"POST /v1/chat"],
         [post(length())[:60], *[step for n in range(9) for step in (b"X-%d: a\r\n" % n, 0.1)]],
         [post(length(), body=b"")],
         [post(length(), body=BODY[:9]), *[step for n in range(9, 18) for step in (BODY[n : n + 1], 0.1)]],
         [post(b"Transfer-Encoding: chunked", body=b"5\r\nhel")],
     ],
-    ids=["nothing", "half a line", "a header now and then", "no body", "a byte now and then", "half a chunk"],
+    ids=["a byte", "half a line", "a header now and then", "no body", "a byte now and then", "half a chunk"],
 )
 def test_a_client_that_does_not_finish_is_told_so_and_cut_off(start, label, sent: list[bytes | float]) -> None:
     server = start(m=label, limits=QUICK)
     assert status(server.raw(*sent)) == 408
     assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+def test_the_time_of_a_head_begins_with_its_first_byte(start, label) -> None:
+    server = start(m=label, limits=QUICK)
+    whole = post(length(), b"Connection: close")
+    assert server.raw(0.9, whole).startswith(b"HTTP/1.1 200 ")  # who connects on a busy machine may send late
+    assert status(server.raw(0.9, whole[:20])) == 408
+    assert server.raw() == b""  # who never sends is let go without a word
+    until(lambda: not server.n_connections)
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_what_has_come_while_the_process_could_not_read_is_read(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """uvloop runs its timers before it reads."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def ask() -> bytes:
+        config = uvicorn.Config(app, http=limited_protocol(QUICK), lifespan="off", log_config=None)
+        config.load()
+        state = ServerState()
+        running = asyncio.get_running_loop()
+        server = await running.create_server(
+            lambda: config.http_protocol_class(config=config, server_state=state, app_state={}), "127.0.0.1", 0
+        )
+        with socket.create_connection(server.sockets[0].getsockname()[:2]) as line:
+            line.sendall(b"GET / HTTP/1.1\r\n")
+            await asyncio.sleep(0.1)
+            line.sendall(b"Host: localhost\r\nConnection: close\r\n\r\n")
+            time.sleep(1)
+            return await asyncio.to_thread(line.recv, 1000)
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        assert runner.run(ask()).startswith(b"HTTP/1.1 204 ")
 
 
 def test_the_second_request_of_a_connection_has_a_clock_as_well(start, label) -> None:

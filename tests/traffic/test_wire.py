@@ -73,6 +73,20 @@ def test_any_json_is_read_without_an_error(wrong):
     read_answer(MESSAGES, {"content": wrong, "stop_reason": wrong})
 
 
+@pytest.mark.parametrize("kind", ["image_url", "file", "thinking"])
+def test_a_part_that_has_a_text_and_is_none_is_left_out(kind):
+    found = read_prompt(CHAT, {"messages": [{"role": "user", "content": [{"type": kind, "text": "My card is lost"}]}]})
+    assert found is not None
+    assert (found.turns, found.has_media) == ((Turn("user", ""),), True)
+
+
+def test_a_deployment_is_the_model():
+    body = {"model": "gpt-4o", "messages": [{"role": "user", "content": "a"}]}
+    found = read_prompt("/v1/deployments/org%2Fdesk/chat/completions", body)
+    assert found is not None
+    assert found.model == "org/desk"
+
+
 def test_embeddings_and_malformed_bodies_ask_nothing():
     assert read_prompt("/v1/embeddings", {"input": ["a", "b"]}) is None
     assert read_prompt(CHAT, {"messages": "no"}) == Prompt("", (Turn("user", "no"),))

@@ -14,19 +14,30 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import unicodedata
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
+from typing import Any
+from urllib.parse import parse_qsl, unquote, unquote_to_bytes
 
 from smallfirst.base.errors import ConfigError
 from smallfirst.ledger.database import LedgerAway
-from smallfirst.ledger.keys import KeyStore, key_id
+from smallfirst.ledger.keys import KeyStore, key_id, key_ids
 from smallfirst.ledger.shared_state import SharedState
 from smallfirst.models.remote.config import is_loopback
 from smallfirst.serving.auth import KeyCheck, check_local
 from smallfirst.serving.errors import ApiError, ledger_away
-from smallfirst.traffic.gateway.http import GatewayRequest
+from smallfirst.traffic.gateway.http import (
+    GatewayRequest,
+    GatewayResponse,
+    UpstreamAnswer,
+    json_response,
+    read_response,
+)
+from smallfirst.traffic.wire import objects
 
 KEY_HEADER = b"x-smallfirst-key"
 OWN_PATHS = ("/v1/smallfirst/", "/v1/dashboard/")
@@ -56,20 +67,23 @@ class Access:
         await self._keys.refresh()
         if not self._keys.needed:
             if not self._everybody:
-                check_local(_all(request, b"host"), _all(request, b"origin"))
+                check_local(lambda name: _all(request, name.encode()))
             yield ()
             return
-        place, presented = _presented(request)
-        caller = self._keys.caller(presented)
+        caller = self._keys.caller(_presented(request))
         if request.path.startswith(OWN_PATHS) and caller.policy.role != "admin":
             raise ApiError(403, "This path needs a key with the role admin.", code="admin_only")
         request.tenant = caller.name
-        request.headers = [(name, value) for name, value in request.headers if name != place]
+        request.headers = [pair for pair in request.headers if not self._has_key(pair[1].decode("latin-1"))]
         try:
             async with caller.quota.request() if caller.quota else nullcontext():
                 yield caller.policy.models
         except LedgerAway:
             raise ledger_away() from None
+
+    def _has_key(self, value: str) -> bool:
+        """Return True if a key of this proxy is in a header's value: none goes upstream, wherever it stands."""
+        return self._key_store is not None and any(map(self._key_store.find, key_ids(value)))
 
 
 def check_exposure(host: str, key_store: KeyStore, *, everybody: bool) -> None:
@@ -81,23 +95,113 @@ def check_exposure(host: str, key_store: KeyStore, *, everybody: bool) -> None:
         )
 
 
-def may_ask(request: GatewayRequest, models: tuple[str, ...]) -> bool:
-    """Return True if a request with a body names one of `models`; one without a body names none."""
-    return not request.body or (request.json() or {}).get("model") in models
-
-
-def _presented(request: GatewayRequest) -> tuple[bytes, str]:
-    """Return the header that holds a key of the proxy, and the key; empty if none does."""
+def _presented(request: GatewayRequest) -> str:
+    """Return the key of the proxy that a request comes with; empty if it comes with none."""
     for place in _PLACES:
         for value in _all(request, place):
-            key = value.removeprefix("Bearer ").strip()
+            key = _key_in(value)
             if place == KEY_HEADER or key_id(key):
-                return place, key
-    return b"", ""
+                return key
+    return ""
+
+
+def _key_in(value: str) -> str:
+    scheme, _, key = value.strip().rpartition(" ")
+    return key if scheme.strip().lower() in ("", "bearer") else ""
 
 
 def _all(request: GatewayRequest, name: bytes) -> Sequence[str]:
     return [value.decode("latin-1") for key, value in request.headers if key == name]
+
+
+# What may be asked
+
+_MOST_ESCAPED = 4
+"""Times that a path may be escaped."""
+_CHARACTER = re.compile(r"%u([0-9a-f]{4})", re.IGNORECASE)
+_BETWEEN = re.compile(r"[/\\?#]")
+
+
+def check_path(path: str) -> None:
+    """Raise ApiError if any server could read a step up in a path, however it is escaped: it is passed on as it is."""
+    left: str | None = path
+    for _ in range(_MOST_ESCAPED + 1):
+        before, left = left, _unescaped(left) if left is not None else None
+    steps = [] if left is None else [step.partition(";")[0].strip() for step in _BETWEEN.split(left)]
+    if left is None or left != before or "#" in path or not left.isprintable() or {".", ".."} & set(steps):
+        raise ApiError(400, "The path has . or .. in it, or what may be read so.", code="invalid_path")
+
+
+def _unescaped(path: str) -> str | None:
+    """Return a path with one layer of escapes less; None for what is no UTF-8, such as a dot of two bytes."""
+    try:
+        text = unquote_to_bytes(path.encode()).decode()
+    except UnicodeDecodeError:
+        return None
+    return unicodedata.normalize("NFKC", _CHARACTER.sub(lambda found: chr(int(found[1], 16)), text))
+
+
+_ROUTE = re.compile(
+    r"/v1/(?:(?:deployments|engines)/([^/]+)/)?(chat/completions|completions|responses|responses/input_tokens|messages"
+    r"|messages/count_tokens|embeddings|moderations|decisions|rerank|images/generations|audio/speech)"
+)
+_ONE_MODEL = re.compile(r"/v1/models/(.+)")
+_JSON_KIND = re.compile(rb"(?:application/json(?: *; *charset=\"?utf-?8\"?)?)?", re.IGNORECASE)
+_REDIRECTS = frozenset({b"x-original-url", b"x-rewrite-url", b"x-http-method-override", b"x-http-method"})
+"""Headers by which some servers take a request for another one."""
+_NAMING = ("model", "deployment", "fallback")
+"""Parts of the names of members and parameters that name models."""
+_DATA = frozenset({"messages", "input", "prompt", "system", "instructions", "metadata", "documents", "query"})
+"""Members of a body that name none, whatever is in them."""
+
+
+def read_head(request: GatewayRequest) -> tuple[str, str] | None:
+    """Return the route of a POST of JSON and the model in its path, or an empty text; None for all else."""
+    found = _ROUTE.fullmatch(request.path)
+    coded = request.header(b"content-encoding") or not _JSON_KIND.fullmatch(request.header(b"content-type"))
+    if found is None or request.method != "POST" or coded or not _plain(request):
+        return None
+    return found[2], unquote(found[1] or "")
+
+
+def _plain(request: GatewayRequest) -> bool:
+    return not any(name in _REDIRECTS for name, _ in request.headers)
+
+
+def may_ask(request: GatewayRequest, models: Sequence[str]) -> bool:
+    """Return True if a request names a model where its route has it, and one of `models` wherever it names any."""
+    if request.method == "GET":
+        told = _ONE_MODEL.fullmatch(request.path)
+        return told is not None and _plain(request) and not request.body and unquote(told[1]) in models
+    head, body = read_head(request), request.json()
+    if head is None or body is None or not isinstance(body.get("model") or head[1] or None, str):
+        return False
+    query = parse_qsl(request.query.decode("latin-1").replace(";", "&"), keep_blank_values=True)
+    named = [*_named(query), *_named((name, value) for name, value in body.items() if name not in _DATA)]
+    return all(name in models for name in named) and head[1] in ("", *models)
+
+
+def _named(members: Iterable[tuple[str, Any]]) -> Iterator[str]:
+    """Yield what members name as models, themselves and what is in them; a schema's field of that name is none."""
+    waiting = list(members)
+    while waiting:
+        name, value = waiting.pop()
+        naming = any(part in name.casefold() for part in _NAMING)
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, dict) and not (naming and "fallback" in name.casefold()):
+                waiting += one.items()
+            elif naming and one is not None:
+                yield str(one)
+            elif isinstance(one, list):
+                waiting.append(("", one))
+
+
+def only_models(answer: UpstreamAnswer, models: Sequence[str]) -> GatewayResponse:
+    """Return the upstream's list of models without the others."""
+    if answer.status != 200:
+        return GatewayResponse(answer.status, answer.headers, answer.body)
+    listed = objects((read_response(answer.headers, answer.body) or {}).get("data"))
+    return json_response({"object": "list", "data": [one for one in listed if one.get("id") in models]})
 
 
 # Credentials of clients

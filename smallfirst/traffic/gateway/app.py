@@ -9,7 +9,6 @@ import asyncio
 import gc
 import logging
 import math
-import re
 import socket
 import time
 from collections import Counter
@@ -24,7 +23,7 @@ from smallfirst.data.redaction import redact_logs
 from smallfirst.serving.admission import cancel_on_disconnect
 from smallfirst.serving.errors import ApiError, ClientDisconnected, server_error
 from smallfirst.serving.http_limits import ConnectionLimits, limited_protocol
-from smallfirst.traffic.gateway.access import Access, may_ask
+from smallfirst.traffic.gateway.access import OWN_PATHS, Access, check_path, may_ask, only_models
 from smallfirst.traffic.gateway.capture import Capture
 from smallfirst.traffic.gateway.http import (
     BrokenOff,
@@ -47,10 +46,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("smallfirst.gateway")
 MAX_ROUTED_BYTES = 64 * 1024 * 1024
-"""With `models`, the largest request body: it is read whole, since its model says where it goes."""
+"""Largest request body whose model's name decides something, with `models` or a limited key: it is read whole."""
 _MOST_COPIED = 4 * 1024 * 1024
 """Answers of more bytes are not handed to `TakenOverTasks.passed`."""
-_DOTS = re.compile(r"(?:^|/)(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
 
 Handler = Callable[[GatewayRequest, Upstreams], Awaitable[GatewayResponse | None]]
 """An own route. It gets the whole request and the upstreams; with None the request is passed on."""
@@ -130,20 +128,30 @@ class Gateway:
             await self._admitted(request, client, models)
 
     async def _admitted(self, request: GatewayRequest, client: Client, models: tuple[str, ...]) -> None:
-        # With models on several upstreams the name must be known before anything is sent to one of them.
-        most = max(self.settings.max_buffered_bytes, MAX_ROUTED_BYTES if self.settings.models else 0)
+        # Where a model's name decides, it must be known before anything is sent to an upstream.
+        most = max(self.settings.max_buffered_bytes, MAX_ROUTED_BYTES if self.settings.models or models else 0)
         request.body, more = await client.read(most)
-        if models and not may_ask(request, models):
-            raise ApiError(403, "This key may not use this model.", code="model_not_allowed")
+        response = await self._of_limited_key(request, models) if models else None
         if more:
             await self._pass_while_it_arrives(request, client)
             return
-        response = await self._own_answer(request)
+        response = response or await self._own_answer(request)
         if response is None:
             await self._exchange(request, client, *self.upstreams.place(request))
         else:
             await client.answer(response)
             self._keep(request, response.captured)
+
+    async def _of_limited_key(self, request: GatewayRequest, models: tuple[str, ...]) -> GatewayResponse | None:
+        """Return the list of the models that may be asked for, where it is wanted; None: the request is allowed."""
+        if (request.method, request.path, request.body) == ("GET", "/v1/models", b""):
+            return only_models(await self.upstreams.ask(request), models)
+        if not (request.path.startswith(OWN_PATHS) or may_ask(request, models)):
+            message = (
+                f"This key may use {', '.join(models)} alone, by a POST of JSON that names it once, and GET /v1/models."
+            )
+            raise ApiError(403, message, code="model_not_allowed")
+        return None
 
     async def _own_answer(self, request: GatewayRequest) -> GatewayResponse | None:
         handler = self.routes.get((request.method, request.path))
@@ -221,8 +229,7 @@ def check_passable(request: GatewayRequest) -> None:
             f"Only paths below /v1 are passed on, not {request.path[:100]}; the client's base URL must end in /v1."
         )
         raise ApiError(404, message, code="not_below_v1")
-    if _DOTS.search(request.path):
-        raise ApiError(400, "The path has . or .. in it.", code="invalid_path")
+    check_path(request.path)
 
 
 async def _health(_: GatewayRequest, __: Upstreams) -> GatewayResponse:

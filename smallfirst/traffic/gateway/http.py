@@ -56,10 +56,13 @@ class GatewayRequest:
     _json: Any = _UNREAD
 
     def json(self) -> dict[str, Any] | None:
-        """Return the body as JSON, parsed once: share it, do not change it. None if it is not an object."""
+        """Return the body as JSON, parsed once: share it, do not change it.
+
+        None if it is no object, or one that parsers read differently: no UTF-8, NaN, or a name twice in an object.
+        """
         if self._json is _UNREAD:
             try:
-                value = json.loads(self.body) if self.body else None
+                value = json.loads(self.body.decode(), object_pairs_hook=_once, parse_constant=int)  # NaN is no int
             except (ValueError, RecursionError):
                 value = None
             self._json = value if isinstance(value, dict) else None
@@ -69,6 +72,12 @@ class GatewayRequest:
     def header(self, name: bytes) -> bytes:
         """Return a header's value by its name in lower case, or an empty string."""
         return next((value for key, value in self.headers if key == name), b"")
+
+
+def _once(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(members)) < len(members):
+        raise ValueError("a name stands twice in an object")
+    return found
 
 
 class UpstreamAnswer(NamedTuple):

@@ -10,13 +10,16 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+import pydantic
+from pydantic import Field
 
 from smallfirst.data.redaction import redact_body
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.models.pricing import PriceBook
 from smallfirst.serving.wire import has_text, raw_headers, system_fingerprint
-from smallfirst.traffic.gateway.access import Credentials
+from smallfirst.traffic.gateway.access import Credentials, read_head
 from smallfirst.traffic.gateway.http import (
     BackgroundTasks,
     GatewayRequest,
@@ -28,6 +31,7 @@ from smallfirst.traffic.gateway.http import (
 from smallfirst.traffic.gateway.upstreams import UpstreamFailed, Upstreams
 from smallfirst.traffic.task_source import AnswerFormat, TakeOver, TakeOvers, TaskSource, TaskTemplate
 from smallfirst.traffic.wire import (
+    DIALECTS,
     Json,
     ModelAnswer,
     Prompt,
@@ -35,7 +39,6 @@ from smallfirst.traffic.wire import (
     new_id,
     question_of,
     read_prompt,
-    route_of,
     write_reply,
 )
 
@@ -80,21 +83,21 @@ class TakenOverTasks:
         self._failed: dict[str, TakeOver] = {}
         self._waiting: dict[str, Ruling | _Missed] = {}
         self._background = BackgroundTasks()
-        self._looked_at, self._stamp = time.monotonic(), 0
+        self._stamp = 0
+        self._following: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Load what the file names; a task that cannot be loaded is logged, and its requests pass."""
         self._stamp = self._file.stamp
         await self.credentials.start()
         self._use(await asyncio.to_thread(self._loaded))
+        self._following = asyncio.create_task(self._follow())
 
     async def answer(self, request: GatewayRequest, upstreams: Upstreams) -> GatewayResponse | None:
         """Return the small model's certified answer, or None: the request is passed on."""
-        path, raw = request.path, request.json()
-        route = route_of(path)
+        path, raw, route = request.path, request.json(), _answered_route(request)
         if route is None or raw is None:
             return None
-        self._look_at_file()
         if not self.tasks:
             return None
         prompt = read_prompt(path, raw)
@@ -121,14 +124,13 @@ class TakenOverTasks:
             request.id, path, raw, found.text, again, found.answer_format, request.tenant, may_ask=may_ask
         )
         ruling = await task.rule(asked)
-        if ruling.small is None or ruling.answer is None or why_not(route, raw, ruling.answer, closed=closed):
+        if ruling.small is None or ruling.answer is None or why_not_this(raw, ruling.answer):
             self._await_upstream(request, ruling)
             return None
         return await _reply(route, ruling._replace(asked=asked._replace(id=new_id(route))))
 
     def find(self, prompt: Prompt) -> tuple[LiveTask, Match] | None:
         """Return the task that a prompt follows, and the case that it asks about."""
-        self._look_at_file()
         found = self._matcher.find(prompt)
         return (self.tasks[found.task], found) if found and has_text(found.text) else None
 
@@ -148,6 +150,8 @@ class TakenOverTasks:
 
     async def aclose(self) -> None:
         """Finish what is under way and free all models."""
+        if self._following is not None:
+            self._following.cancel()
         await self._background.wait()
         await self.credentials.aclose()
         for task in self.tasks.values():
@@ -160,20 +164,24 @@ class TakenOverTasks:
         if len(self._waiting) > MAX_WAITING:
             del self._waiting[next(iter(self._waiting))]
 
-    def _look_at_file(self) -> None:
-        now = time.monotonic()
-        if now - self._looked_at < self._interval_s:
-            return
-        self._looked_at = now
-        if (stamp := self._file.stamp) != self._stamp:
-            self._stamp = stamp
-            self._background.start(self._follow())
-
     async def _follow(self) -> None:
-        replaced = await asyncio.to_thread(self._loaded)
-        for task in self._use(replaced):
-            await asyncio.sleep(self._interval_s)  # requests that are under way still use it
-            await task.aclose()
+        """Follow the file, whether or not there are requests."""
+        while True:
+            await asyncio.sleep(self._interval_s)
+            if (stamp := self._file.stamp) == self._stamp:
+                continue
+            self._stamp = stamp
+            try:
+                replaced = self._use(await asyncio.to_thread(self._loaded))
+            except Exception:
+                _log.exception("what is taken over cannot be followed")
+                continue
+            for task in replaced:
+                self._background.start(self._end(task))
+
+    async def _end(self, task: LiveTask) -> None:
+        await asyncio.sleep(self._interval_s)  # requests that are under way still use it
+        await task.aclose()
 
     def _loaded(self) -> dict[str, LiveTask]:
         """Return the tasks of the file, those that have not changed as they are."""
@@ -182,14 +190,12 @@ class TakenOverTasks:
             return {}
         from smallfirst.traffic.gateway.live_task import LiveTask
 
-        found: dict[str, LiveTask] = {}
+        known = {name: self.tasks[name] for name in wanted if name in self.tasks}
+        found = {name: running for name, running in known.items() if running.serves == wanted[name].serves}
+        for name, running in found.items():
+            running.follow(wanted[name])  # before others are loaded, which takes seconds
         for name, taken in wanted.items():
-            running = self.tasks.get(name)
-            if running is not None and running.serves == taken.serves:
-                running.follow(taken)
-                found[name] = running
-                continue
-            if self._failed.get(name) == taken:
+            if name in found or self._failed.get(name) == taken:
                 continue
             try:
                 given = (self._file.update, self._one_tenant, self._prices)
@@ -197,8 +203,7 @@ class TakenOverTasks:
             except Exception as error:
                 self._failed[name] = taken
                 _log.error("%s is not served, its requests pass: %s", name, error)
-                if running is not None:
-                    found[name] = running
+                found |= {name: known[name]} if name in known else {}
         return found
 
     def _use(self, tasks: dict[str, LiveTask]) -> list[LiveTask]:
@@ -206,6 +211,15 @@ class TakenOverTasks:
         before, self.tasks = self.tasks, tasks
         self._matcher = TaskMatcher({name: task.source for name, task in tasks.items()})
         return [task for name, task in before.items() if tasks.get(name) is not task]
+
+
+_QUERY = re.compile(rb"(?:api-version=[\w.-]*|beta=true)?")
+
+
+def _answered_route(request: GatewayRequest) -> str | None:
+    """Return the route on which a small model may answer a request; None if it is on none."""
+    head = read_head(request)
+    return head[0] if head and head[0] in DIALECTS and _QUERY.fullmatch(request.query) else None
 
 
 async def _reply(route: str, ruling: Ruling) -> GatewayResponse:
@@ -245,47 +259,102 @@ def _asking_again(request: GatewayRequest, upstreams: Upstreams) -> Callable[[],
 
 # Whether an answer of one's own can stand for the upstream's
 
-_COMMON = frozenset(
-    {
-        "model", "stream", "temperature", "top_p", "user", "metadata", "tools", "tool_choice", "store", "seed", "stop",
-        "parallel_tool_calls", "service_tier", "prompt_cache_key", "safety_identifier", "stream_options", "n",
-    }
-)  # fmt: skip
-_CHAT = "messages max_tokens max_completion_tokens response_format reasoning_effort verbosity presence_penalty"
-_KNOWN = {
-    "chat/completions": _COMMON.union(f"{_CHAT} frequency_penalty logprobs functions prompt_cache_retention".split()),
-    "responses": _COMMON.union(
-        ["input", "instructions", "max_output_tokens", "text", "reasoning", "truncation", "include"]
+_STRICT = pydantic.ConfigDict(strict=True, extra="forbid")
+_Nothing = Annotated[list[Any], Field(max_length=0)] | None
+
+
+class _PlainText(pydantic.BaseModel):
+    model_config = _STRICT
+
+    type: Literal["text", "input_text", "output_text"]
+    text: str
+    cache_control: dict[str, Any] | None = None
+    annotations: _Nothing = None
+    logprobs: _Nothing = None
+
+
+class _PlainMessage(pydantic.BaseModel):
+    model_config = _STRICT
+
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[_PlainText]
+    id: str | None = None
+    name: str | None = None
+    status: str | None = None
+    refusal: None = None
+    annotations: _Nothing = None
+
+
+_SHARE = Annotated[float, Field(ge=0, le=1)]
+_KINDS: Mapping[Any, str] = {
+    str: "model user service_tier safety_identifier prompt_cache_key prompt_cache_retention reasoning_effort verbosity",
+    bool: "stream parallel_tool_calls store logprobs",
+    int: "seed top_k",
+    dict[str, Any]: "metadata response_format text",
+    list[dict[str, Any]]: "tools functions",
+    list[_PlainMessage]: "messages",
+    str | list[_PlainMessage]: "input",
+    str | list[_PlainText]: "instructions system",
+    str | list[str]: "stop stop_sequences",
+    Literal["none", "auto", "required"] | dict[str, Any]: "tool_choice",
+    Literal["auto", "disabled"]: "truncation",
+    dict[Literal["include_usage", "include_obfuscation"], bool | None]: "stream_options",
+    dict[Literal["effort"], str | None]: "reasoning",
+    Annotated[float, Field(ge=0, le=2)]: "temperature",
+    _SHARE: "top_p",
+    Annotated[float, Field(ge=-2, le=2)]: "presence_penalty frequency_penalty",
+    Annotated[int, Field(ge=1)]: "max_tokens max_completion_tokens max_output_tokens",
+    Annotated[int, Field(ge=1, le=1)]: "n",
+    _Nothing: "include",
+}
+"""What may stand in a request that asks for its answer alone: no second one, no probabilities, nothing kept."""
+_KIND = {name: kind for kind, names in _KINDS.items() for name in names.split()}
+_COMMON = (
+    "model stream temperature top_p user metadata tools tool_choice store seed stop parallel_tool_calls service_tier "
+    "prompt_cache_key safety_identifier stream_options n"
+)
+
+
+def _shape(names: str, **kinds: Any) -> type[pydantic.BaseModel]:
+    fields: dict[str, Any] = {name: (kinds.get(name, _KIND[name]), None) for name in f"{_COMMON} {names}".split()}
+    return pydantic.create_model("Asked", __config__=_STRICT, **fields)
+
+
+_SHAPES: Mapping[str, type[pydantic.BaseModel]] = {
+    "chat/completions": _shape(
+        "messages max_tokens max_completion_tokens response_format reasoning_effort verbosity presence_penalty "
+        "frequency_penalty logprobs functions prompt_cache_retention"
     ),
-    "messages": _COMMON.union(["messages", "system", "max_tokens", "top_k", "stop_sequences"]),
+    "responses": _shape("input instructions max_output_tokens text reasoning truncation include"),
+    "messages": _shape("messages system max_tokens top_k stop_sequences", temperature=_SHARE),
 }
-"""Settings of each route that do not change what a task's answer is."""
-_DEFAULTS: dict[str, tuple[Any, ...]] = {
-    "n": (None, 1),
-    "logprobs": (None, False),
-    "store": (None, False),
-    "include": (None, []),
-}
-"""Values of settings that ask for nothing more than the answer: no second one, no probabilities, nothing kept."""
-_LIKELIEST = {"temperature": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+"""By route the settings that do not change what a task's answer is."""
+_SAMPLING = {"temperature": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 """The providers' own values; a client that sets a higher one asks for another answer than the likeliest."""
+_MOST = {"store": False, "logprobs": False, **_SAMPLING}
 _BYTES_PER_TOKEN = 3
 """Fewest bytes of an answer that a token is taken to cover."""
 
 
-def why_not(route: str, body: Json, answer: ModelAnswer | None = None, *, closed: bool = False) -> str:
-    """Return why `answer`, if it is known already, cannot stand for the upstream's, in a clause; empty if it can.
+def why_not(route: str, body: Json, *, closed: bool = False) -> str:
+    """Return why no answer of one's own can stand for the upstream's, in a clause; empty if one can.
 
     `closed`: it is one of the task's labels, which is chosen and not written, whatever settings of sampling there are.
     """
-    for name, value in body.items():
-        if name not in _KNOWN[route] and value is not None:
-            return f"it sets {name}"
-        sampled = not closed and isinstance(value, int | float) and value > _LIKELIEST.get(name, value)
-        if sampled or (name in _DEFAULTS and value not in _DEFAULTS[name]):
-            return f"it asks for {name}: {value}"
-    if answer is None:
-        return ""
+    given = {name: value for name, value in body.items() if value is not None}
+    try:
+        _SHAPES[route].model_validate(given)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0])
+        return f"it sets {name}" if first["type"] == "extra_forbidden" else f"it asks for {name}: {body.get(name)}"
+    more = next((name for name, most in _MOST.items() if given.get(name, most) > most), None)
+    return "" if more is None or (closed and more in _SAMPLING) else f"it asks for {more}: {given[more]}"
+
+
+def why_not_this(body: Json, answer: ModelAnswer) -> str:
+    """Return why `answer` cannot stand for the upstream's to an understood request, in a clause; empty if it can."""
     called = [call.name for call in answer.tool_calls]
     if wrong := _wrong_tools(body.get("tool_choice"), called):
         return wrong
@@ -294,7 +363,7 @@ def why_not(route: str, body: Json, answer: ModelAnswer | None = None, *, closed
     if any(text in written for text in ([stop] if isinstance(stop, str) else stop)):
         return "a stop sequence is in the answer"
     most = [body.get(name) for name in ("max_tokens", "max_completion_tokens", "max_output_tokens")]
-    limits = [limit for limit in most if isinstance(limit, int)]
+    limits = [limit for limit in most if limit is not None]
     if limits and len(written.encode()) > _BYTES_PER_TOKEN * min(limits):
         return "the answer may be longer than the request allows"
     return ""

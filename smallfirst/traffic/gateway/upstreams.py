@@ -25,6 +25,7 @@ from smallfirst.traffic.gateway.http import (
     GatewayRequest,
     RawHeaders,
     UpstreamAnswer,
+    header_of,
 )
 from smallfirst.traffic.settings import GatewaySettings, UpstreamSettings
 
@@ -86,15 +87,22 @@ class Upstreams:
             await one.session.close()
 
     def target(self, model: str | None, headers: RawHeaders = []) -> Target:  # noqa: B006
-        """Return where a request for `model` goes; a header of the client's comes first, then `models`."""
-        for name, value in headers:
-            if name == UPSTREAM_HEADER and (chosen := value.decode("latin-1")) in self._open:
+        """Return where a request for `model` goes; a header of the client's comes first, then `models`.
+
+        Raise ApiError if the header names no upstream.
+        """
+        if chosen := header_of(headers, UPSTREAM_HEADER):
+            if chosen in self._open:
                 return Target(chosen)
+            message = f"{UPSTREAM_HEADER.decode()}: no upstream is called {chosen[:100]!r}."
+            raise ApiError(400, message, code="unknown_upstream")
         route = self.settings.models.get(model) if model is not None else None
         return Target(route.upstream, route.name) if route else self._first
 
     def own_target(self, request: GatewayRequest, model: str) -> Target | None:
-        """Return where requests for `model` go; None if this one goes elsewhere, since its client chose that."""
+        """Return where requests for `model` go; None if this one goes elsewhere, or its client says where."""
+        if request.header(UPSTREAM_HEADER):
+            return None
         own = self.target(model)
         return own if self.place(request)[0] == own else None
 
@@ -167,6 +175,16 @@ _WRITABLE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 """Bytes of header values that our own server can send; aiohttp reads others as well. https://www.rfc-editor.org/rfc/rfc9110#section-5.5"""
 
 
+_INERT = re.compile(
+    rb"(?:application/(?:[\w.-]+\+)?json|application/(?:octet-stream|x-ndjson|jsonl)|text/(?:event-stream|plain|csv)"
+    rb"|(?:audio|video)/[\w.+-]+|image/(?:png|jpeg|gif|webp))(?: *;[^,]*)?",
+    re.IGNORECASE,
+)
+"""Content types of which no browser makes a page."""
+_SANDBOX = ((b"content-security-policy", b"sandbox"), (b"x-content-type-options", b"nosniff"))
+"""Added to all others: the proxy's own page has the same origin, and nothing of an upstream runs in it."""
+
+
 class Response:
     """An upstream's response whose body is read piece by piece."""
 
@@ -176,8 +194,13 @@ class Response:
         named = {part.strip() for value in values for part in value.lower().encode().split(b",")}
         dropped = HOP_BY_HOP | named if named else HOP_BY_HOP
         self.headers: RawHeaders = [
-            (key, value) for name, value in response.raw_headers if (key := name.lower()) not in dropped
+            (key, value)
+            for name, value in response.raw_headers
+            if (key := name.lower()) not in dropped and not key.startswith(OWN_PREFIX)
         ]
+        kinds = [value for key, value in self.headers if key == b"content-type"]
+        if self.status not in (204, 304) and not (len(kinds) == 1 and _INERT.fullmatch(kinds[0])):
+            self.headers += _SANDBOX
 
     @property
     def length(self) -> int | None:

@@ -12,7 +12,7 @@ from smallfirst.serving.errors import ApiError
 from smallfirst.traffic.gateway.app import Handler
 from smallfirst.traffic.gateway.http import GatewayRequest, GatewayResponse, UpstreamAnswer, json_response
 from smallfirst.traffic.gateway.upstreams import Upstreams
-from tests.traffic.gateway.conftest import Proxied, answer, settings
+from tests.traffic.gateway.conftest import Proxied, Script, answer, settings
 
 CHAT = json.dumps({"messages": [{"role": "user", "content": "Grüße"}], "model": "gpt-4o"}, ensure_ascii=False).encode()
 
@@ -234,3 +234,81 @@ def test_a_client_that_offers_another_protocol_is_answered_in_this_one(proxied: 
     head = offer.replace("Connection: close", "Connection: close, Upgrade, HTTP2-Settings")
     assert proxied.send(head, CHAT)[0].split()[1] == "200"
     assert proxied.upstream.asked[0].body == CHAT
+
+
+def raw(content: bytes) -> Script:
+    """An upstream that sends these bytes and closes the connection."""
+
+    async def script(_: object, writer: asyncio.StreamWriter) -> None:
+        writer.write(content)
+        writer.close()
+
+    return script
+
+
+def test_headers_of_the_proxy_come_from_the_proxy_alone(proxied: Proxied) -> None:
+    lies = ("X-Smallfirst-Task: claims", "x-smallfirst-certified: true", "X-Smallfirst-Error: upstream_timeout")
+    proxied.upstream.script = answer(b"{}", "200 OK", *lies, "X-Request-Id: r")
+    _, headers, _ = proxied.send(post("/v1/chat/completions"), CHAT)
+    assert {name for name in headers if name.lower().startswith("x-")} == {"x-request-id"}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "inert"),
+    [
+        (["application/json; charset=utf-8"], True),
+        (["text/event-stream"], True),
+        (["audio/mpeg"], True),
+        (["image/png"], True),
+        (["text/html"], False),
+        (["TEXT/HTML; charset=utf-8"], False),
+        (["application/xhtml+xml"], False),
+        (["image/svg+xml"], False),
+        (["text/xml"], False),
+        (["multipart/x-mixed-replace; boundary=x"], False),
+        (["application/json;,text/html"], False),
+        (["application/json", "text/html"], False),
+        ([], False),
+    ],
+)
+def test_what_a_browser_would_run_gets_no_origin(proxied: Proxied, kinds: list[str], inert: bool) -> None:
+    head = "".join(
+        f"{line}\r\n" for line in ["HTTP/1.1 200 OK", "Content-Length: 2", *(f"Content-Type: {k}" for k in kinds)]
+    )
+    proxied.upstream.script = raw(f"{head}\r\n{{}}".encode())
+    _, headers, body = proxied.send("GET /v1/page HTTP/1.1\nHost: localhost\nConnection: close")
+    added = {"content-security-policy": "sandbox", "x-content-type-options": "nosniff"}
+    assert {name: headers.get(name) for name in added} == (dict.fromkeys(added) if inert else added)
+    assert body == b"{}"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        *(f"HTTP/1.1 {status} Odd" for status in (999, 600, 199, 101, "-1", "2000", "20x")),
+        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3",
+        "HTTP/1.1 200 OK\r\nContent-Length: -2",
+        "HTTP/1.1 200 OK\r\nX-A: a\x00b",
+        "HTTP/1.1 200 OK\r\nX A: b",
+        "SMTP 200 OK",
+    ],
+)
+def test_what_is_not_http_is_502(proxied: Proxied, head: str) -> None:
+    proxied.upstream.script = raw(f"{head}\r\n\r\n{{}}".encode())
+    assert code(proxied.send(post("/v1/chat/completions"), CHAT))[0] == "502 Bad Gateway"
+
+
+def test_a_length_beside_chunks_is_not_passed_on(proxied: Proxied) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n"
+    proxied.upstream.script = raw(head + b"5\r\nhello\r\n0\r\n\r\n")
+    status, headers, body = proxied.send(post("/v1/chat/completions"), CHAT)
+    assert (status.split()[1], "hello" in body.decode(), "content-length" in headers) in (
+        ("200", True, False),
+        ("502", False, True),
+    )
+
+
+def test_an_upstream_that_a_client_names_must_be_there(proxied: Proxied) -> None:
+    sent = proxied.send(post("/v1/responses", CHAT, "X-Smallfirst-Upstream: nobody"), CHAT)
+    assert code(sent) == ("400 Bad Request", "unknown_upstream")
+    assert proxied.upstream.asked == []

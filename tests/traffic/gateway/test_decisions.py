@@ -105,7 +105,7 @@ def serve(learnt: LearntTask, tmp_path, monkeypatch):
         file = learnt.takeovers
         if share:
             file.put(file.get("queues").moved("live", cause="person", why="test", share=share))
-        tasks = TakenOverTasks(Ledger(tmp_path / "ledger.db"), file, poll_interval_s=0)
+        tasks = TakenOverTasks(Ledger(tmp_path / "ledger.db"), file, poll_interval_s=0.001)
         await tasks.start()
         application = Application(tasks)
         yield application

@@ -21,7 +21,7 @@ from smallfirst.data.dataset import fold_text
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, LedgerRow, ShadowRow, StateRow
 from smallfirst.traffic.gateway.http import BackgroundTasks, GatewayRequest, GatewayResponse, UpstreamAnswer
-from smallfirst.traffic.gateway.tasks import TakenOverTasks, TaskMatcher, why_not
+from smallfirst.traffic.gateway.tasks import TakenOverTasks, TaskMatcher, why_not, why_not_this
 from smallfirst.traffic.task_source import (
     AnswerFormat,
     TaskSource,
@@ -79,7 +79,7 @@ def serve(learnt: LearntTask, tmp_path):
         file = learnt.takeovers
         if share:
             file.put(file.get("queues").moved("live", cause="person", why="test", share=share))
-        tasks = TakenOverTasks(Ledger(tmp_path / "ledger.db"), file, poll_interval_s=0)
+        tasks = TakenOverTasks(Ledger(tmp_path / "ledger.db"), file, poll_interval_s=0.001)
         application = Application(tasks)
         await tasks.start()
         assert set(tasks.tasks) == {"queues"}
@@ -293,21 +293,39 @@ ASKED_CHAT = {"model": "m", "messages": [], "temperature": 0, "stream": True, "s
         ({"logprobs": True}, "it asks for logprobs: True"),
         ({"store": True}, "it asks for store: True"),
         ({"web_search_options": {}}, "it sets web_search_options"),
+        ({"n": True}, "it asks for n: True"),
+        ({"logprobs": 0}, "it asks for logprobs: 0"),
+        ({"temperature": 99}, "it asks for temperature: 99"),
+        ({"temperature": "hot"}, "it asks for temperature: hot"),
+        ({"max_tokens": "1"}, "it asks for max_tokens: 1"),
+        ({"max_tokens": 0}, "it asks for max_tokens: 0"),
+        ({"stream": "false"}, "it asks for stream: false"),
+        ({"Model": "m"}, "it sets Model"),
+        ({"messages": [{"role": "user", "content": "a", "audio": {"id": "b"}}]}, "it sets messages"),
+    ],
+)
+def test_a_setting_that_asks_for_more_passes_the_request_on(changes: dict[str, Any], why: str) -> None:
+    assert why_not("chat/completions", ASKED_CHAT | changes, closed=True) == why
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
         ({"stop": [" card"]}, "a stop sequence is in the answer"),
         ({"max_tokens": 3}, "the answer may be longer than the request allows"),
         ({"max_completion_tokens": 4}, ""),
     ],
 )
-def test_a_setting_that_asks_for_more_passes_the_request_on(changes, why):
-    assert why_not("chat/completions", ASKED_CHAT | changes, ModelAnswer("lost card !")) == why
+def test_an_answer_that_breaks_a_limit_is_not_given(changes: dict[str, Any], why: str) -> None:
+    assert why_not_this(ASKED_CHAT | changes, ModelAnswer("lost card !")) == why
 
 
 @pytest.mark.parametrize("setting", [{"temperature": 1.5}, {"presence_penalty": 0.5}, {"frequency_penalty": 1}])
-def test_an_answer_that_is_written_is_the_upstreams_where_a_less_likely_one_is_wanted(setting):
+def test_an_answer_that_is_written_is_the_upstreams_where_a_less_likely_one_is_wanted(setting: dict[str, Any]) -> None:
     (name, value), usual = *setting.items(), {"temperature": 0.7, "top_p": 0.9, "presence_penalty": 0, "seed": 4}
-    assert why_not("chat/completions", ASKED_CHAT | setting, ModelAnswer("lost card")) == f"it asks for {name}: {value}"
-    assert why_not("chat/completions", ASKED_CHAT | setting, ModelAnswer("lost_card"), closed=True) == ""
-    assert why_not("chat/completions", ASKED_CHAT | usual, ModelAnswer("lost card")) == ""
+    assert why_not("chat/completions", ASKED_CHAT | setting) == f"it asks for {name}: {value}"
+    assert why_not("chat/completions", ASKED_CHAT | setting, closed=True) == ""
+    assert why_not("chat/completions", ASKED_CHAT | usual) == ""
 
 
 @pytest.mark.parametrize(
@@ -327,12 +345,12 @@ def test_an_answer_that_is_written_is_the_upstreams_where_a_less_likely_one_is_w
         ({"type": "tool", "name": "other"}, ["route"], "it asks for a call of other"),
     ],
 )
-def test_an_answer_that_breaks_the_choice_of_tools_is_not_given(choice, called, why):
+def test_an_answer_that_breaks_the_choice_of_tools_is_not_given(choice: Any, called: list[str], why: str) -> None:
     answer = ModelAnswer("lost", tuple(ToolCall(name, "{}") for name in called))
-    assert why_not("chat/completions", ASKED_CHAT | {"tool_choice": choice}, answer) == why
+    assert why_not_this(ASKED_CHAT | {"tool_choice": choice}, answer) == why
 
 
-def test_a_response_that_continues_another_one_is_not_answered():
+def test_a_response_that_continues_another_one_is_not_answered() -> None:
     body = {"model": "m", "input": "lost", "previous_response_id": "resp_1"}
     assert why_not("responses", body) == "it sets previous_response_id"
     assert not why_not("responses", {"model": "m", "input": "lost", "max_output_tokens": 16})

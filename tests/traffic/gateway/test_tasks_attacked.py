@@ -84,11 +84,16 @@ class Proxy:
         """Return `small`, or the status of the upstream's answer."""
         messages = [{"role": "system", "content": system}, {"role": "user", "content": f"Message: {text}"}]
         body = json.dumps({"model": model, "messages": messages, "temperature": 0})
-        headers = {"content-type": "application/json", **{k.replace("_", "-"): v for k, v in more.items()}}
-        headers |= {"x-smallfirst-key": self.keys[tenant]} if tenant else {}
-        headers |= {header: credential} if credential else {}
+        more |= {"x-smallfirst-key": self.keys[tenant]} if tenant else {}
+        more |= {header: credential} if credential else {}
+        return self.send(path, body.encode(), **more)
+
+    def send(self, path: str, body: bytes, **headers: str) -> str:
+        """Return `small`, or the status of the upstream's answer to a body as it is."""
+        named = {"content-type": "application/json"}
+        named |= {name.replace("_", "-"): value for name, value in headers.items()}
         line = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-        line.request("POST", path, body, headers)
+        line.request("POST", path, body, named)
         response = line.getresponse()
         response.read()
         line.close()
@@ -106,7 +111,6 @@ class Proxy:
         until(lambda: {task.taken.changed_at for task in self.tasks()} == {at})
 
     def tasks(self) -> Any:
-        self.ask(next(iter(self.keys), ""), CERTAIN[0])  # a request makes the proxy look at the file
         return self.local.tasks.values()
 
 
@@ -132,9 +136,9 @@ def started(learnt: LearntTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             ran = call("proxy", "gateway.yaml", "--port", "0")
             assert ran.exit_code == 0, ran.output
             gateway, listener = made.pop()
+            gateway.local._interval_s = 0.01
             proxy = Proxy(running.enter_context(run_gateway(gateway, listener)), keys, file)
             proxy.local = gateway.local
-            proxy.local._interval_s = 0.0
             return proxy
 
         yield start
@@ -273,3 +277,57 @@ def test_processes_share_rights_and_their_ends(
     until(lambda: one.ask() == "401")
     assert one.asks(3) == two.asks(3) == {"401": 3}
     assert b"sk-valid" not in b"".join(file.read_bytes() for file in Path(".smallfirst").rglob("*.*") if file.is_file())
+
+
+def asked(text: Any = f"Message: {CERTAIN[0]}", **more: Any) -> str:
+    """A request of the task, as JSON."""
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
+    return json.dumps({"model": "big", "messages": messages, **more})
+
+
+PARTS = {"type": "text", "text": f"Message: {CERTAIN[0]}"}
+PLAIN = asked()
+OTHER_WAYS: list[tuple[str, str, dict[str, str]]] = [
+    ("/v1/deployments/other/chat/completions", PLAIN, {}),
+    ("/v1/x/y/chat/completions", PLAIN, {}),
+    ("/v1/%63hat/completions", PLAIN, {}),
+    (f"{CHAT}?model=other", PLAIN, {}),
+    (CHAT, PLAIN, {"x_smallfirst_upstream": "default"}),
+    (CHAT, PLAIN, {"content_type": "text/plain"}),
+    (CHAT, PLAIN, {"x_http_method_override": "DELETE"}),
+    (CHAT, PLAIN.replace('"model"', '"model": "other", "model"'), {}),
+    (CHAT, PLAIN.replace('"messages"', '"messages": [], "messages"'), {}),
+    (CHAT, PLAIN.replace('{"role": "user"', '{"content": "a poem", "role": "user"'), {}),
+    (CHAT, f"\ufeff{PLAIN}", {}),
+    (CHAT, asked(temperature=float("nan")), {}),
+    (CHAT, asked([PARTS | {"type": "image_url"}]), {}),
+    (CHAT, asked([PARTS | {"type": "file", "file": {"file_id": "f"}}]), {}),
+    (CHAT, asked([PARTS | {"image_url": {"url": "data:,"}}]), {}),
+    *((CHAT, asked(temperature=value), {}) for value in (99, -1, "hot", True, [0])),
+    *((CHAT, asked(n=value), {}) for value in (True, 1.0, "1", 2)),
+    *((CHAT, asked(max_tokens=value), {}) for value in ("1", True, 0, -1, 2.5)),
+    *((CHAT, asked(stream=value), {}) for value in ("false", 0, "")),
+    *((CHAT, asked(logprobs=value), {}) for value in (0, "", [], True)),
+    (CHAT, asked(Messages=[]), {}),
+]
+
+
+def test_only_what_is_wholly_understood_is_answered_small(started: Callable[..., Proxy], big: Upstream) -> None:
+    proxy = started({"default": big})
+    for path in (CHAT, "/v1/deployments/big/chat/completions"):
+        found = [proxy.send(path, body.encode(), authorization=VALID) for body in (PLAIN, PLAIN, asked([PARTS]))]
+        assert found == ["200", "small", "small"]
+    azure = PLAIN.replace('"big"', '"gpt-4o"').encode()  # a deployment is what answers, whatever the body names
+    assert proxy.send("/v1/deployments/big/chat/completions", azure, authorization=VALID) == "small"
+    usual = {"temperature": 1, "n": 1, "max_tokens": 64, "stream": False, "logprobs": False, "seed": 4, "user": "a"}
+    assert proxy.send(CHAT, asked(**usual).encode(), authorization=VALID) == "small"
+    sent = [(way, proxy.send(way[0], way[1].encode(), authorization=VALID, **way[2])) for way in OTHER_WAYS * 2]
+    assert [way for way, found in sent if found == "small"] == []
+
+
+def test_what_is_given_back_ends_before_the_next_request(started: Callable[..., Proxy], big: Upstream) -> None:
+    proxy = started({"default": big})
+    assert proxy.asks(3)["small"] == 2
+    proxy.file.put(proxy.task.moved("shadow", cause="person", why="given back by a person", share=0.0))
+    until(lambda: {task.taken.state for task in proxy.tasks()} == {"shadow"})  # nobody asks meanwhile
+    assert proxy.ask() == "200"
