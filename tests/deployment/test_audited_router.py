@@ -121,13 +121,6 @@ class Setting:
         return [(row.before, row.after) for row in self.ledger.entries(StateRow)]
 
 
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    made = Ledger(tmp_path / "ledger.db")
-    yield made
-    made.close()
-
-
 def fall_back(setting: Setting) -> None:
     setting.live.monitor._enter("fallback", datetime.now(UTC))
 

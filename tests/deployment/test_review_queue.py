@@ -30,13 +30,6 @@ NOON = datetime.now(UTC) - timedelta(hours=1)
 TASK = "tickets"
 
 
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    made = Ledger(tmp_path / "ledger.db")
-    yield made
-    made.close()
-
-
 def answered(ledger: Ledger, id: str, *, task: str = TASK, differs: bool = False, **values: Any) -> None:
     at = NOON + timedelta(seconds=len(ledger.rows()))
     trail = [{"stage": "large", "decision": "answered", "why": "asked last", "differs": differs}]
@@ -121,7 +114,7 @@ def test_http_and_the_command_line_list_the_same_answers(
     assert [entry["id"] for entry in listed["data"]] == expected
     assert listed["reasons"] == {"audit": 2, "reported": 1, "unsure": 1, "disagreement": 2, "near": 3}
     (tmp_path / "task.yaml").write_text(f"name: {TASK}\ndata: {{train: train.jsonl}}\n")
-    command = [str(tmp_path), "--ledger", str(tmp_path / "ledger.db"), "--json"]
+    command = [str(tmp_path), "--ledger", str(ledger.path), "--json"]
     shown = CliRunner().invoke(review, command, catch_exceptions=False)
     found = json.loads(shown.output)
     assert [entry["id"] for entry in found["data"]] == expected

@@ -7,7 +7,6 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 
@@ -16,7 +15,6 @@ import pytest
 from fixtures.waiting import until
 
 from smallfirst.base.errors import ModelError
-from smallfirst.base.paths import home
 from smallfirst.deployment import service
 from smallfirst.deployment.service import DeployedTasks, deploy
 from smallfirst.interfaces.cli.improve import explanation, in_words
@@ -26,13 +24,6 @@ from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.registry import versions
 
 TEXT = "where is my card"
-
-
-@pytest.fixture
-def ledger() -> Iterator[Ledger]:
-    opened = Ledger(home() / "ledger.db")
-    yield opened
-    opened.close()
 
 
 def answer(model: Model, text: str = TEXT) -> Completion:

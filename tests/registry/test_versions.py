@@ -37,17 +37,6 @@ PASSED = Verdict(candidate="small", checks=(GOOD,), passed=True, evaluation_fing
 FAILED = Verdict(candidate="small", checks=(GOOD, SLOW), passed=False, evaluation_fingerprint="e1")
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with its tables made, to be copied: making them takes a second."""
-    folder = tmp_path_factory.mktemp("empty")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SMALLFIRST_HOME", str(folder))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        client().search_experiments()
-    return folder / "mlflow.db"
-
-
 @pytest.fixture(autouse=True)
 def state(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The state folder of one test, with a path that needs quoting."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -32,13 +31,6 @@ from smallfirst.models.pricing import MachinePrice, PriceBook
 from smallfirst.path.project.run_folder import FITTED, FittedCandidates, RunFolder
 
 NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    opened = Ledger(tmp_path / "ledger.db")
-    yield opened
-    opened.close()
 
 
 def answer(id: str, stage: str, usd: float | None, **more: Any) -> LedgerRow:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -73,13 +73,6 @@ def fill(ledger: Ledger) -> None:
         ExpenseRow(id="run", at=NOON, task="t", kind="training", cost_usd=1.0),
         StateRow(at=NOON, task="t", before="live", after="drift", why="confidence fell", certificate="c1"),
     )
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    opened = Ledger(tmp_path / "ledger.db")
-    yield opened
-    opened.close()
 
 
 def made(ledger: Ledger, folder: Path) -> Statement:
