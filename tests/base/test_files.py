@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
+from fixtures.waiting import beside
 
 from smallfirst.base.files import is_locked, locked, try_lock, write_atomically
 
@@ -36,11 +36,8 @@ def test_a_write_that_fails_keeps_the_old_file(tmp_path: Path, monkeypatch: pyte
 
 def test_threads_that_write_the_same_file_never_mix(tmp_path: Path) -> None:
     path, contents = tmp_path / "file", [bytes([i]) * 50_000 for i in range(8)]
-    threads = [threading.Thread(target=write_atomically, args=(path, content)) for content in contents * 4]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with beside(write_atomically, *((path, content) for content in contents * 4)):
+        pass
     assert path.read_bytes() in contents
     assert list(tmp_path.iterdir()) == [path]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.waiting import beside
 from sqlalchemy.exc import DBAPIError
 
 from smallfirst.base.errors import ConfigError
@@ -98,12 +99,8 @@ async def test_rows_from_many_threads_and_an_event_loop_all_arrive(place: Path |
         for number in range(20):
             ledger.append(answer(f"{prefix}{number}"))
 
-    threads = [threading.Thread(target=append_some, args=(prefix,)) for prefix in "xyz"]
-    for thread in threads:
-        thread.start()
-    await asyncio.gather(*(ledger.append_async(answer(f"loop{n}")) for n in range(20)))
-    for thread in threads:
-        thread.join()
+    with beside(append_some, "x", "y", "z"):
+        await asyncio.gather(*(ledger.append_async(answer(f"loop{n}")) for n in range(20)))
     ids = [row.id for row in ledger.rows()]
     assert len(ids) == 80
     assert [id for id in ids if id.startswith("loop")] == [f"loop{n}" for n in range(20)]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.waiting import beside
 
 from smallfirst.ledger.ledger import Ledger, LedgerAway
 
@@ -23,11 +23,8 @@ def test_values_that_several_replace_at_once_count_every_change(place: Path | st
     def work(ledger: Ledger) -> None:
         seen.extend(ledger.shared.replace("n", count) for _ in range(30))
 
-    threads = [threading.Thread(target=work, args=(ledger,)) for ledger in ledgers for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with beside(work, *((ledger,) for ledger in ledgers * 2)):
+        pass
     assert sorted(seen) == list(range(180))
     state = ledgers[0].shared
     assert (state.get("n"), state.version("n"), state.get("other"), state.version("other")) == (180, 180, None, 0)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import random
-import threading
 from collections import Counter, defaultdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from fixtures.waiting import beside
 
 from smallfirst.ledger import ledger as ledger_module
 from smallfirst.ledger.ledger import Ledger
@@ -144,11 +144,8 @@ def test_two_processes_count_the_same_hours_together(place: Path | str) -> None:
         for row in mine:
             ledger.append(row)
 
-    threads = [threading.Thread(target=write, args=(one, rows[i::2])) for i, one in enumerate(ledgers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with beside(write, *((one, rows[i::2]) for i, one in enumerate(ledgers))):
+        pass
     for ledger in ledgers:
         assert sum(one.n for one in ledger.sums()) == len(ledger.rows()) == len(rows)
         ledger.close()

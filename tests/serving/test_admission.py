@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fixtures.waiting import until
+from fixtures.waiting import beside, until
 
 from smallfirst.ledger.keys import KeyPolicy, KeyStore
 from smallfirst.serving.admission import Shares, Turns
@@ -56,19 +55,13 @@ def test_beyond_the_queue_requests_are_refused_and_told_when_to_come_back(start,
     server = start(ServeSettings(max_in_flight=1, max_queue=1), m=echo)
     url = f"{server.url}/v1/chat/completions"
     answers: list[httpx.Response] = []
-    threads = [
-        threading.Thread(target=lambda: answers.append(httpx.post(url, json=BODY, timeout=20))) for _ in range(3)
-    ]
-    for thread in threads:
-        thread.start()
-    until(lambda: len(answers) == 1)  # two have places, one is refused at once
-    assert answers[0].status_code == 503
-    assert answers[0].headers["retry-after"] == "2"
-    assert answers[0].json()["error"]["code"] == "overloaded"
-    assert httpx.get(f"{server.url}/health").status_code == 200
-    echo.gate.set()
-    for thread in threads:
-        thread.join()
+    with beside(lambda: answers.append(httpx.post(url, json=BODY, timeout=20)), (), (), ()):
+        until(lambda: len(answers) == 1)  # two have places, one is refused at once
+        assert answers[0].status_code == 503
+        assert answers[0].headers["retry-after"] == "2"
+        assert answers[0].json()["error"]["code"] == "overloaded"
+        assert httpx.get(f"{server.url}/health").status_code == 200
+        echo.gate.set()
     assert [answer.status_code for answer in answers] == [503, 200, 200]
     assert httpx.post(url, json=BODY).status_code == 200  # places are given back
 
@@ -145,17 +138,11 @@ def test_answers_of_one_key_keep_no_other_out(start, keys, echo, label) -> None:
     echo.gate.clear()
     server = start(ServeSettings(max_in_flight=4, max_queue=4), key_store=store, m=echo, label=label)
     statuses: list[int] = []
-    threads = [
-        threading.Thread(target=lambda: statuses.append(ask(server, one, stream=True).status_code)) for _ in range(20)
-    ]
-    for thread in threads:
-        thread.start()
-    until(lambda: len(statuses) == 14)
-    assert statuses == [429] * 14  # of eight places it has six, of four turns three
-    assert ask(server, other, model="label").status_code == 200
-    echo.gate.set()
-    for thread in threads:
-        thread.join()
+    with beside(lambda: statuses.append(ask(server, one, stream=True).status_code), *[()] * 20):
+        until(lambda: len(statuses) == 14)
+        assert statuses == [429] * 14  # of eight places it has six, of four turns three
+        assert ask(server, other, model="label").status_code == 200
+        echo.gate.set()
     assert statuses[14:] == [200] * 6
 
 

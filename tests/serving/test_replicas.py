@@ -20,7 +20,7 @@ import openai
 import pytest
 from fixtures.ray_cluster import RayCluster
 from fixtures.replica_service import service_of
-from fixtures.waiting import until, until_async
+from fixtures.waiting import beside, until, until_async
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
@@ -215,14 +215,10 @@ def answers_streams_and_errors_are_those_of_one_server(serving: Serving) -> None
 def a_kill_costs_the_requests_of_that_replica_alone(serving: Serving) -> None:
     killed, other = serving.pids()
     answers: list[httpx.Response] = []
-    threads = [threading.Thread(target=lambda: answers.append(serving.ask(5))) for _ in range(6)]
     before = serving.begun()
-    for thread in threads:
-        thread.start()
-    until(lambda: {killed, other} <= set(serving.begun() - before))
-    os.kill(killed, signal.SIGKILL)
-    for thread in threads:
-        thread.join()
+    with beside(lambda: answers.append(serving.ask(5)), *[()] * 6):
+        until(lambda: {killed, other} <= set(serving.begun() - before))
+        os.kill(killed, signal.SIGKILL)
     assert {answer.status_code for answer in answers} == {200, 502}
     for answer in answers:
         if answer.status_code == 502:

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from fixtures.endpoints import NAME, config, register_words
 from fixtures.server import RunningServer, run_server
+from fixtures.waiting import beside
 
 from smallfirst.base.errors import RegistryError
 from smallfirst.data.dataset import Dataset
@@ -107,15 +108,11 @@ def test_a_config_changes_without_a_dropped_request(plugin: Endpoints, server: R
             statuses.append(reply.status_code)
             seen.add(reply.json()["smallfirst"]["route"])
 
-    threads = [threading.Thread(target=keep_asking) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for first in (0, 100, 0):
-        plugin.update("desk", {"traffic_config": config(first=first)["traffic_config"]})
-        assert ask(server).json()["smallfirst"]["route"] == ("tickets" if first else "next")
-    over.set()
-    for thread in threads:
-        thread.join()
+    with beside(keep_asking, (), (), ()):
+        for first in (0, 100, 0):
+            plugin.update("desk", {"traffic_config": config(first=first)["traffic_config"]})
+            assert ask(server).json()["smallfirst"]["route"] == ("tickets" if first else "next")
+        over.set()
     assert set(statuses) == {200}
     assert seen == {"tickets", "next"}
 
