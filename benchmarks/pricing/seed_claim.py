@@ -17,7 +17,7 @@ import json
 import statistics
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
@@ -242,6 +242,11 @@ def times(value: float) -> str:
     return f"**{value:.1f}**" if 5 <= value <= 10 else f"{value:.0f}" if value > 10 else f"{value:.1f}"
 
 
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(cells)} |".replace("|  |", "| |") for cells in (columns, *rows)]
+    return [lines[0], "|" + "---|" * len(columns), *lines[1:]]
+
+
 class Set:
     """One set: its recorded bill and what was measured of its served task."""
 
@@ -267,18 +272,16 @@ class Set:
         own, n = self.served[self.name], self.served[self.name]["n"]
         small = self.served[f"{self.name}-small"]
         wrong = clopper_pearson(own["certified_wrong"], own["certified"])
-        found = [f"\n## {self.name}: {self.mean_tokens()} (n={len(self.rows):,})", ""]
-        found += [
-            f"| | accuracy | stays small | processor time | own cost per 1,000 at {' / '.join(f'{u:.0%}' for u in UTILISATIONS)} |",
-            "|---|---|---|---|---|",
-        ]
+        rows = []
         for title, one, plan in (("small first", own, self.first), ("small alone", small, self.alone)):
             busy = [1000 * s for s in one["busy_s"]]
             usd = " / ".join(format_usd(1000 * plan.own_usd(u)) for u in UTILISATIONS)
             right, kept = wilson(one["right"], one["n"]), wilson(one["n_small"], one["n"])
-            found.append(
-                f"| {title} | {right}, n={one['n']:,} | {kept} | {statistics.median(busy):.1f} ms ({min(busy):.1f} to {max(busy):.1f}) | {usd} |"
-            )
+            spread = f"{statistics.median(busy):.1f} ms ({min(busy):.1f} to {max(busy):.1f})"
+            rows.append((title, f"{right}, n={one['n']:,}", str(kept), spread, usd))
+        cost = f"own cost per 1,000 at {' / '.join(f'{u:.0%}' for u in UTILISATIONS)}"
+        found = [f"\n## {self.name}: {self.mean_tokens()} (n={len(self.rows):,})", ""]
+        found += table(("", "accuracy", "stays small", "processor time", cost), rows)
         found += [
             "",
             f"Certified answers wrong: {own['certified_wrong']} of {own['certified']:,}, {wrong} (promised: at most 0.05). The run took {self.minutes:.0f} min on the busy machine "
@@ -289,39 +292,25 @@ class Set:
 
     def _ratio_table(self) -> list[str]:
         ways = [f"{name}, {u:.0%}" for name in ("first", "alone") for u in UTILISATIONS]
-        found = [
-            "Hosted cost over small cost, later months (small *first* and *alone*, by utilisation; five to ten in bold):",
-            "",
-        ]
-        found += [
-            "| price | cache | hosted per 1,000 | " + " | ".join(ways) + " |",
-            "|---|---|---|" + "---|" * len(ways),
-        ]
+        rows = []
         for (model, cache), cost in self.costs.items():
             cells = [times(cost / plan.usd_per_1k(cost, u)) for plan in (self.first, self.alone) for u in UTILISATIONS]
-            found.append(f"| {model} | {cache} | {format_usd(cost)} | " + " | ".join(cells) + " |")
-        return [*found, ""]
+            rows.append((model, cache, format_usd(cost), *cells))
+        said = "Hosted cost over small cost, later months (small *first* and *alone*, by utilisation; five to ten in bold):"
+        return [said, "", *table(("price", "cache", "hosted per 1,000", *ways), rows), ""]
 
     def _volume_table(self) -> list[str]:
+        rows = []
+        for (model, cache), cost in self.costs.items():
+            cells = [times(cost / (self.first.usd_per_1k(cost, 0.3) + 1000 * self.once_usd(cost) / n)) for n in VOLUMES]
+            rows.append((model, cache, *cells, *(self._volume(cost, ratio) for ratio in (1, 5))))
+        first = [f"first month, {n:,}" for n in VOLUMES]
         found = [
             "By requests a month, small first at 30 %: the first month, with training and evaluation; and a machine that this task has for itself, never",
             "switched off:",
             "",
         ]
-        found += [
-            "| price | cache | "
-            + " | ".join(f"first month, {n:,}" for n in VOLUMES)
-            + " | own machine pays from | five times from |",
-            "|---|---|" + "---|" * (len(VOLUMES) + 2),
-        ]
-        for (model, cache), cost in self.costs.items():
-            cells = [times(cost / (self.first.usd_per_1k(cost, 0.3) + 1000 * self.once_usd(cost) / n)) for n in VOLUMES]
-            found.append(
-                f"| {model} | {cache} | "
-                + " | ".join([*cells, *(self._volume(cost, ratio) for ratio in (1, 5))])
-                + " |"
-            )
-        return [*found, ""]
+        return [*found, *table(("price", "cache", *first, "own machine pays from", "five times from"), rows), ""]
 
     def _volume(self, cost: float, ratio: float) -> str:
         """Requests a month from which a dedicated machine makes hosted `ratio` times as dear; none beyond its capacity."""
@@ -338,29 +327,17 @@ def write(sets: Mapping[str, tuple[Sequence[Mapping[str, Any]], Path]]) -> None:
     for one in found:
         for title, plan in (("first", one.first), ("alone", one.alone)):
             ratios = one.ratios(plan)
-            kinds = {
-                "above 10": sum(r > 10 for r in ratios),
-                "5 to 10": sum(5 <= r <= 10 for r in ratios),
-                "1 to 5": sum(1 < r < 5 for r in ratios),
-                "dearer": sum(r <= 1 for r in ratios),
-            }
-            counts.append(
-                f"| {one.name}, small {title} | " + " | ".join(f"{k} of {len(ratios)}" for k in kinds.values()) + " |"
-            )
-    lines = [
-        HEAD.format(
-            today=date.today().isoformat(),
-            source=source.partition(":")[0],
-            tokens=tokens,
-            hour=USD_PER_HOUR,
-            audited=AUDITED,
-        )
-    ]
-    lines += [
-        "| of all prices, caches and utilisations below | above 10 times | 5 to 10 | 1 to 5 | dearer |",
-        "|---|---|---|---|---|",
-        *counts,
-    ]
+            kinds = [
+                sum(r > 10 for r in ratios),
+                sum(5 <= r <= 10 for r in ratios),
+                sum(1 < r < 5 for r in ratios),
+                sum(r <= 1 for r in ratios),
+            ]
+            counts.append((f"{one.name}, small {title}", *(f"{k} of {len(ratios)}" for k in kinds)))
+    given = {"source": source.partition(":")[0], "tokens": tokens, "hour": USD_PER_HOUR, "audited": AUDITED}
+    lines = [HEAD.format(today=date.today().isoformat(), **given)]
+    columns = ("of all prices, caches and utilisations below", "above 10 times", "5 to 10", "1 to 5", "dearer")
+    lines += table(columns, counts)
     for one in found:
         lines += one.lines()
     shares = (0.5, 0.8, 0.9, 0.95, 0.98, 1.0)

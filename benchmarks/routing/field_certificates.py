@@ -188,25 +188,18 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("--draws", type=int, default=1000)
-    parser.add_argument("--only", default="")
     wanted = parser.parse_args()
     out, draws = wanted.out, wanted.draws
-    sections: dict[str, tuple[str, Callable[[], Iterator[str]]]] = {
-        "fields": ("Restaurant-8k, five fields", lambda: restaurant8k(out, draws)),
-        "templates": ("Invoices, eight fields, new layouts", lambda: invoices(out, draws)),
-    }
-    for name, (title, make) in sections.items():
-        if wanted.only in ("", name):
-            lines = []
-            for line in make():
-                print(line, flush=True)
-                lines.append(line)
-            (out / f"section-{name}.md").write_text(f"## {title}\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
-    written = [
-        (out / f"section-{name}.md").read_text(encoding="utf-8")
-        for name in sections
-        if (out / f"section-{name}.md").exists()
-    ]
+    written = []
+    for title, make in (
+        ("Restaurant-8k, five fields", restaurant8k),
+        ("Invoices, eight fields, new layouts", invoices),
+    ):
+        lines = [f"## {title}\n"]
+        for line in make(out, draws):
+            print(line, flush=True)
+            lines.append(line)
+        written.append("\n".join(lines) + "\n")
     command = f"`python -m benchmarks.routing.field_certificates OUT --draws {draws}`"
     head = (
         f"# Certificates of fields and groups\n\n{command}, {date(2026, 11, 27)}, 2 shared cores "

@@ -174,9 +174,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--way", default="way-1")
     arguments = parser.parse_args()
-    (source,) = (arguments.folder / arguments.way / "discovered").glob("*/source.json")
+    (source,) = (arguments.folder / "way-1" / "discovered").glob("*/source.json")
     rows, results = recorded("test"), list[dict[str, Any]]()
     for seed in range(arguments.repeats):
         for change in CHANGES:
