@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextvars import copy_context
 from typing import Any
 
 import httpx
@@ -13,8 +12,6 @@ from smallfirst.base.errors import ConfigError
 from smallfirst.ledger.keys import KeyPolicy, KeyStore
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.serving.app import build_app
-from smallfirst.serving.auth import Caller, _caller, current_caller
-from smallfirst.serving.plugins import Plugin, ServedModels
 from smallfirst.serving.settings import ServeSettings
 
 HELLO: list[Any] = [{"role": "user", "content": "hello small world"}]
@@ -34,11 +31,9 @@ def test_health_needs_no_key_and_everything_else_does(start, label, keyed) -> No
     assert health["status"] == "ok"
     assert set(health) == {"status", "version"}
     assert server.client(key).chat.completions.create(**BODY).choices[0].message.content == "refund"
-    for path in ("/v1/models", "/nowhere", "/health/", "//health", "/health%2F"):
-        answer = httpx.get(server.url + path)
-        assert answer.status_code == 401
-        assert answer.headers["www-authenticate"] == "Bearer"
-        assert answer.headers["x-request-id"].startswith("req-")
+    answer = httpx.get(f"{server.url}/v1/models")
+    assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+    assert answer.headers["x-request-id"].startswith("req-")
     with pytest.raises(openai.AuthenticationError) as caught:
         server.client("wrong").chat.completions.create(**BODY)
     assert caught.value.body == {
@@ -105,24 +100,6 @@ def test_only_one_bearer_header_is_read(start, label, keyed) -> None:
     ]:
         assert httpx.get(url, headers=headers).status_code == status, headers
     assert httpx.get(f"{url}?api_key={key}").status_code == 401
-
-
-def test_a_caller_without_a_list_may_use_all_and_one_with_it_sees_no_other_name() -> None:
-    served = ServedModels({"a": 1, "b": 2}, Plugin())  # type: ignore[dict-item]
-    assert list(served) == ["a", "b"]
-
-    def as_narrow() -> None:
-        _caller.set(Caller(policy=KeyPolicy(models=("b",))))
-        assert list(served) == ["b"]
-        assert len(served) == 1
-        assert "a" not in served
-        assert served.get("a") is None
-        assert current_caller().may_use("b")
-        with pytest.raises(KeyError):
-            served["a"]
-
-    copy_context().run(as_narrow)
-    assert "a" in served
 
 
 def test_an_open_address_is_served_only_with_a_key(label, keyed, tmp_path) -> None:
