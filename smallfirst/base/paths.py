@@ -1,13 +1,15 @@
-"""Paths of the state folder and of the MLflow store in it, and the environment of child processes.
+"""Paths of the state folder, of the MLflow store in it and of weights, and the environment of child processes.
 
 Runs, registered models and the ledger are in `.smallfirst` beside `task.yaml`, wherever the process stands, so a
 project is moved or deleted as one folder. It is created when something is written. Projects share models only if
-SMALLFIRST_HOME or MLFLOW_TRACKING_URI points them to one place.
+SMALLFIRST_HOME or MLFLOW_TRACKING_URI points them to one place. Base weights are the user's: they are fetched once for
+all projects.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -74,16 +76,19 @@ def state_folder(start: Path | None = None) -> Path:
     return next((folder / STATE for folder in within if (folder / STATE).is_dir()), project / STATE)
 
 
-def state_folders() -> list[Path]:
-    """Return the state folder, and then those of this user that exist above the task and the current folder.
+def weights_folders() -> list[Path]:
+    """Return the folders of downloaded weights: first the one to fetch into, then older ones that may hold some.
 
-    For what belongs to no project, such as downloaded weights.
+    It is in `SMALLFIRST_HOME` if set, else in the user's caches (`platformdirs.user_cache_dir`). Weights were in the
+    state folder before, or in one of this user's above the task or the current folder.
     """
     found = [state_folder()]
     if not os.environ.get("SMALLFIRST_HOME", "").strip():
+        caches = "~/Library/Caches" if sys.platform == "darwin" else os.environ.get("XDG_CACHE_HOME", "").strip()
+        found.insert(0, Path(caches or "~/.cache").expanduser() / "smallfirst")
         for start in filter(None, (_project.get(), Path.cwd())):
             found += [place for above in (start, *start.parents) if _is_own(place := above / STATE)]
-    return list(dict.fromkeys(found))
+    return [folder / "weights" for folder in dict.fromkeys(found)]
 
 
 def home() -> Path:

@@ -155,7 +155,7 @@ def _class_counts(data: Dataset) -> dict[str, int]:
 def _by_text(examples: Iterable[Example]) -> dict[str, list[Example]]:
     groups: dict[str, list[Example]] = defaultdict(list)
     for example in examples:
-        groups[fold_text(example.asked)].append(example)
+        groups[example.folded].append(example)
     return groups
 
 
@@ -200,7 +200,7 @@ def _repeats(splits: Mapping[str, Dataset]) -> Iterator[Finding]:
         for example in data.examples:
             # To train on, another answer makes another row; a held-out text is one observation.
             answer = example.answer if name == "train" else ""
-            earlier = first.setdefault((fold_text(example.asked), answer), example)
+            earlier = first.setdefault((example.folded, answer), example)
             if earlier is not example:
                 where.append(f"{example.place} repeats {earlier.place}")
         if where:

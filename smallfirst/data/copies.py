@@ -1,21 +1,30 @@
 """Copies among rows: near-duplicates, leaks between splits, and the rows that count as independent observations.
 
-Nearly equal are texts whose word sets have a Jaccard similarity of at least 0.9. That is exact, yet only rows under the
-same rare word are compared (prefix filtering, Chaudhuri, Ganti and Kaushik 2006). Words in over half of all texts do
-not count, or a prompt template would make all rows alike. A language written without spaces is one word per clause.
+Nearly equal are texts whose word sets have a Jaccard similarity of at least 0.9. That is exact, yet only rows that
+share a rare word (Chaudhuri, Ganti and Kaushik 2006) and a part of their words (Arasu, Ganti and Kaushik 2006) are
+compared, in arrays. Words in over half of all texts do not count, or a prompt template would make all rows alike. A
+language written without spaces is one word per clause.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import chain, pairwise
+
+import numpy as np
 
 from smallfirst.base.records import Record, fingerprint
 from smallfirst.data.dataset import Dataset, Example, fold_text
 
 MIN_ROWS_FOR_BOILERPLATE = 50
 """Below this many texts, words in most of them are content, not a shared template."""
+MAX_EQUAL = 8
+"""Sets of so many words that are nearly equal are equal."""
+MAX_PARTED = 3
+"""Most words that sets differ in which are compared in parts."""
+PAIRS_AT_ONCE = 100_000
 MIN_CLEAN_ROWS = 50
 """Rows without a copy in the training rows that a test needs; half of its rows where it has fewer than 100."""
 
@@ -27,57 +36,111 @@ def clusters(texts: Sequence[str], groups: Sequence[str] | None = None) -> list[
     """
     from scipy.cluster.hierarchy import DisjointSet
 
-    folded, same, found = [fold_text(text) for text in texts], dict[str, int](), DisjointSet(range(len(texts)))
-    of_group: dict[str, int] = {}
+    folded, found = [fold_text(text) for text in texts], DisjointSet(range(len(texts)))
+    same, of_group = dict[str, int](), dict[str, int]()
+    words, ends = _word_sets(folded)
+    first = _first_of_set(words, ends)
     for i, group in enumerate(groups or ()):
         found.merge(i, of_group.setdefault(group, i) if group else i)
-    index = WordIndex(_ranks(folded))
     for i, text in enumerate(folded):
-        words = index.words(text)
-        for j in (same.setdefault(_bare(text), i), *index.near(words)):
-            found.merge(i, j)
-        index.add(words)
-    first: dict[int, int] = {}
-    return [first.setdefault(found[i], i) for i in range(len(texts))]
+        found.merge(i, same.setdefault(_bare(text), i))
+        found.merge(i, first[i])
+    for i, j in _similar(words, ends, first):
+        found.merge(i, j)
+    number: dict[int, int] = {}
+    return [number.setdefault(found[i], i) for i in range(len(texts))]
 
 
-class WordIndex:
-    """Word sets of texts, by the ranks of their words, found again by their rarest words."""
-
-    def __init__(self, rank: dict[str, int]) -> None:
-        self._rank = rank
-        self._rows: list[frozenset[int]] = []
-        self._by_word: dict[int, list[int]] = defaultdict(list)
-        self._first: dict[frozenset[int], int] = {}
-
-    def words(self, text: str) -> frozenset[int]:
-        return frozenset(self._rank[word] for word in text.split() if word in self._rank)
-
-    def add(self, words: frozenset[int]) -> None:
-        i = len(self._rows)
-        self._rows.append(words)
-        if self._first.setdefault(words, i) == i:  # one row of each word set is enough to find it
-            for word in _rarest(words):
-                self._by_word[word].append(i)
-
-    def near(self, words: frozenset[int]) -> Iterator[int]:
-        """Yield the rows of a Jaccard similarity of at least 0.9, which is 19 |a △ b| ≤ |a| + |b|."""
-        for i in dict.fromkeys(i for word in _rarest(words) for i in self._by_word.get(word, ())):
-            if 19 * len(words ^ self._rows[i]) <= len(words) + len(self._rows[i]):
-                yield i
+def _first_of_set(words: np.ndarray, ends: np.ndarray) -> list[int]:
+    """Return for each text the first one of the same words; itself where no word counts."""
+    first: dict[bytes, int] = {}
+    spans = enumerate(pairwise(ends.tolist()))
+    return [first.setdefault(words[a:b].tobytes(), i) if a < b else i for i, (a, b) in spans]
 
 
-def _rarest(words: frozenset[int]) -> Sequence[int]:
-    """Return so many words that a similar set must share one of them: n - ⌈0.9 n⌉ + 1."""
-    return sorted(words)[: len(words) // 10 + 1]
+def _word_sets(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the words of all texts that count, by rank from the rarest, (n_words,), and where each text's end.
 
-
-def _ranks(texts: Sequence[str]) -> dict[str, int]:
-    """Return the rank of every word that counts, the rarest having rank 0."""
-    n_with = Counter(word for text in texts for word in set(text.split()))
+    The ends, (n_texts + 1,), begin with 0. Of each text they are in ascending order, each once.
+    """
+    number: dict[str, int] = defaultdict(lambda: len(number))
+    split = [text.split() for text in texts]
+    ids = np.fromiter(map(number.__getitem__, chain.from_iterable(split)), np.int64)
+    row, n = np.repeat(np.arange(len(texts)), [len(words) for words in split]), max(1, len(number))
+    both = np.sort(row * n + ids)
+    row, ids = np.divmod(both[np.diff(both, prepend=-1) > 0], n)  # each word of a text once
+    n_with = np.bincount(ids, minlength=n)
+    rank = np.empty(n, np.int64)
+    rank[np.argsort(n_with, kind="stable")] = np.arange(n)
     most = len(texts) / 2 if len(texts) >= MIN_ROWS_FOR_BOILERPLATE else len(texts)
-    ordered = sorted(n_with, key=lambda word: (n_with[word], word))
-    return {word: rank for rank, word in enumerate(ordered) if n_with[word] <= most}
+    counts = n_with[ids] <= most
+    row, ids = np.divmod(np.sort(row[counts] * n + rank[ids[counts]]), n)
+    return ids, np.searchsorted(row, np.arange(len(texts) + 1))
+
+
+def _similar(
+    words: np.ndarray, ends: np.ndarray, rows: Sequence[int], n_known: int | None = None
+) -> Iterator[tuple[int, int]]:
+    """Yield the pairs of `rows`, the earlier one last, whose word sets have a Jaccard similarity of at least 0.9.
+
+    With `n_known` only pairs of a row before that number and one from there on. Such sets, 19 |a △ b| ≤ |a| + |b|,
+    share one of their n - ⌈0.9 n⌉ + 1 rarest words, and are equal in one of d + 1 parts if they differ in d words.
+    Pairs that share both are compared.
+    """
+    size, chosen = np.diff(ends), np.unique(np.array(rows, np.int64))
+    chosen = chosen[size[chosen] > MAX_EQUAL]
+    if not len(chosen):
+        return
+    hashed = _mixed(words + 1)
+    low, high = ((size + -(-9 * size // 10)) // 19, (size + 10 * size // 9) // 19)  # words that a pair may differ in
+    keys, owners = list[np.ndarray](), list[np.ndarray]()
+    for d in range(1, MAX_PARTED + 2):
+        parted = d <= MAX_PARTED  # the rare words of longer texts are rare enough
+        some = chosen[(high[chosen] >= d) & ((low[chosen] <= d) | (not parted))]
+        for part in range(d + 1 if parted else 1):
+            in_part = np.where((hashed % np.uint64(d + 1) == part) & parted, hashed, np.uint64(0))
+            sums = np.concatenate((np.zeros(1, np.uint64), np.cumsum(in_part)))
+            equal = sums[ends[some + 1]] - sums[ends[some]]
+            for k in range(size[some].max(initial=0) // 10 + 1):
+                has = size[some] // 10 >= k
+                rarest = words[ends[some[has]] + k].astype(np.uint64)
+                keys.append(_mixed(_mixed(equal[has] + np.uint64(8 * part + d)) + rarest))
+                owners.append(some[has])
+    key, owner = np.concatenate(keys), np.concatenate(owners)
+    order = np.lexsort((owner, key))
+    key, owner, first = key[order], owner[order], np.arange(len(order))
+    for offset in range(1, len(order)):
+        first = first[first < len(order) - offset]
+        first = first[key[first] == key[first + offset]]
+        if not len(first):
+            return
+        old, new = owner[first], owner[first + offset]
+        if n_known is not None:
+            across = (old < n_known) & (new >= n_known)
+            old, new = old[across], new[across]
+        for block in range(0, len(old), PAIRS_AT_ONCE):
+            a, b = old[block : block + PAIRS_AT_ONCE], new[block : block + PAIRS_AT_ONCE]
+            near = 19 * _n_different(words, ends, a, b) <= size[a] + size[b]
+            yield from zip(b[near].tolist(), a[near].tolist(), strict=True)
+
+
+def _n_different(words: np.ndarray, ends: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return for each pair of rows how many words are in one of them alone, (n_pairs,)."""
+    both, pair = np.concatenate((a, b)), np.tile(np.arange(len(a)), 2)
+    sizes = ends[both + 1] - ends[both]
+    places = np.arange(sizes.sum()) + np.repeat(ends[both] - (np.cumsum(sizes) - sizes), sizes)
+    found = np.sort(np.repeat(pair, sizes) * (words.max() + 1) + words[places])
+    twice = found[1:][found[1:] == found[:-1]] // (words.max() + 1)
+    different: np.ndarray = sizes[: len(a)] + sizes[len(a) :] - 2 * np.bincount(twice, minlength=len(a))
+    return different
+
+
+def _mixed(numbers: np.ndarray) -> np.ndarray:
+    """Return 64 bits of each number that look drawn (splitmix64, Steele, Lea and Flood 2014)."""
+    z = numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
 
 
 # Leaks: test rows that are also training rows, but for case, punctuation and spacing, or in nine of ten words
@@ -122,15 +185,16 @@ def min_clean_rows(n_test: int) -> int:
 
 def find_leaks(train: Dataset, test: Dataset) -> LeakReport:
     """Return the test rows that ask what a training row asks, or nearly. Answers are not compared."""
-    known, new = ([fold_text(row.asked) for row in data.examples] for data in (train, test))
-    index, same = WordIndex(_ranks([*known, *new])), dict[str, int]()
-    for i, text in enumerate(known):
+    texts, n = [row.folded for row in (*train.examples, *test.examples)], len(train)
+    words, ends = _word_sets(texts)
+    first, same, near = _first_of_set(words, ends), dict[str, int](), dict[int, int]()
+    for i, text in enumerate(texts[:n]):
         same.setdefault(_bare(text), i)
-        index.add(index.words(text))
+    for new, known in _similar(words, ends, first, n):
+        near[new] = min(known, near.get(new, known))
     leaks = []
-    for row, text in zip(test.examples, new, strict=True):
-        found = same.get(_bare(text))
-        found = next(index.near(index.words(text)), None) if found is None else found
+    for row, text, like in zip(test.examples, texts[n:], first[n:], strict=True):
+        found = same.get(_bare(text), like if like < n else near.get(like))
         if found is not None:
             leaks.append(Leak(key=row.key, test=row.place, train=train.examples[found].place))
     return LeakReport(n_test=len(test), test_fingerprint=test.content_fingerprint, leaks=tuple(leaks))

@@ -77,6 +77,11 @@ class Example(Record):
         return "\n".join(m.content for m in self.messages if m.role != "system")
 
     @cached_property
+    def folded(self) -> str:
+        """What is asked, without its dress (`fold_text`)."""
+        return fold_text(self.asked)
+
+    @cached_property
     def key(self) -> str:
         """16 hex digits from the content alone: equal rows have equal keys wherever they stand."""
         content: list[object] = [[[m.role, m.content] for m in self.messages], self.answer]
@@ -174,7 +179,7 @@ def sample_rows(data: Dataset, n: int | None) -> Dataset:
 
 def _unit(example: Example) -> str:
     """Return what stays together: the group, or else the text without its dress."""
-    return f"group\0{example.group}" if example.group else fold_text(example.asked)
+    return f"group\0{example.group}" if example.group else example.folded
 
 
 def _by_label(data: Dataset) -> dict[str, dict[str, int]]:
@@ -182,17 +187,17 @@ def _by_label(data: Dataset) -> dict[str, dict[str, int]]:
 
     Units with a row that a model labelled are left out, unless it labelled all: then the rows are about that model.
     """
-    labels: dict[str, Counter[str]] = {}
     by_people = any(not example.source for example in data.examples)
     models = {_unit(example) for example in data.examples if example.source and by_people}
-    for example in data.examples:
-        label = example.answer if example.shape == "label" else ""
-        labels.setdefault(_unit(example), Counter())[label] += 1
+    n_rows = Counter((_unit(e), e.answer if e.shape == "label" else "") for e in data.examples)
+    total, usual = Counter[str](), dict[str, tuple[int, str]]()
+    for (unit, label), n in n_rows.items():
+        total[unit] += n
+        usual[unit] = min(usual.get(unit, (0, "")), (-n, label))
     found: dict[str, dict[str, int]] = {}
-    for unit, counts in labels.items():
+    for unit, (_, label) in usual.items():
         if unit not in models:
-            label = min(counts, key=lambda label: (-counts[label], label))
-            found.setdefault(label, {})[unit] = counts.total()
+            found.setdefault(label, {})[unit] = total[unit]
     return found
 
 

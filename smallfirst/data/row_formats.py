@@ -85,6 +85,8 @@ class RowLayout(NamedTuple):
 
     shape: RowFormat
     keys: dict[str, str]
+    own_keys: tuple[str, ...]
+    """Those that make the row: neither its group, its source nor a tag."""
 
 
 def detect_layout(keys: Collection[str], columns: Columns, *, answered: bool = False) -> RowLayout | str:
@@ -106,12 +108,13 @@ def detect_layout(keys: Collection[str], columns: Columns, *, answered: bool = F
         fits = named
     if fits:
         fields = [*_FIELDS[fits[0]], *(["context"] if "context" in names and fits != ["chat"] else [])]
-        return RowLayout(fits[0], {field: names[field] for field in fields} | beside)
+        own = {field: names[field] for field in fields}
+        return RowLayout(fits[0], own | beside, tuple(own.values()))
     alone = all(key == names.get("text") for key in names.values()) and bool(names)
     must = answered or "label" in columns.model_fields_set
     strays = [key.casefold() for key in keys if key not in names.values()][:_KEYS_LOOKED_AT]
     if alone and not must and not difflib.get_close_matches(columns.label.casefold(), strays, n=1, cutoff=0.75):
-        return RowLayout("text", {"text": names["text"]} | beside)
+        return RowLayout("text", {"text": names["text"]} | beside, (names["text"],))
     return _what_is_missing(keys, names, columns)
 
 
@@ -323,9 +326,7 @@ N_PLACES = 3
 
 def is_empty_row(values: Mapping[str, Any], layout: RowLayout | None = None) -> bool:
     """Return True if nothing stands in the row, or in the columns that make it."""
-    beside = ("group", "source", TAG)
-    keys = values if layout is None else [key for field, key in layout.keys.items() if not field.startswith(beside)]
-    return all(is_blank(values[key]) for key in keys)
+    return all(is_blank(values[key]) for key in (values if layout is None else layout.own_keys))
 
 
 class Folding:
@@ -339,7 +340,7 @@ class Folding:
         """Return the row with labels as text and no spaces around what is compared as a whole."""
         folded = dict(values)
         for field, key in layout.keys.items():
-            if field in _ANSWERS:
+            if field in _ANSWERS and not isinstance(folded[key], str):
                 folded[key] = self._each(folded[key], _as_text)
                 if folded[key] is not None and folded[key] != values[key]:
                     self.count(f'numbers, or true and false, in "{key}"', path, line)
@@ -379,7 +380,9 @@ def scalar_text(value: Any) -> str:
 
 def is_blank(value: Any) -> bool:
     """Return True for what says nothing: null, NaN, an empty text or list."""
-    return value is None or value != value or value in ([], {}) or (isinstance(value, str) and not value.strip())
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or value != value or value in ([], {})
 
 
 def _as_text(value: Any) -> Any:

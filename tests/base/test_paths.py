@@ -12,9 +12,9 @@ from smallfirst.base.paths import (
     child_environment,
     home,
     state_folder,
-    state_folders,
     state_of,
     tracking_uri,
+    weights_folders,
 )
 from smallfirst.path.project.run_folder import RunFolder
 from smallfirst.registry.versions import resolve
@@ -69,16 +69,21 @@ def test_an_existing_state_folder_of_the_repository_is_used_but_none_from_outsid
     assert state_folder(task) == task / ".smallfirst"
 
 
-def test_weights_are_shared_by_all_projects_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_fetched_once_for_the_user_and_found_where_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = tmp_path / "tickets"
     task.mkdir()
     (task / "task.yaml").touch()
     (tmp_path / ".smallfirst").mkdir()
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     with state_of(task):
-        assert state_folders()[:2] == [task / ".smallfirst", tmp_path / ".smallfirst"]
+        older = [task / ".smallfirst" / "weights", tmp_path / ".smallfirst" / "weights"]
+        assert weights_folders()[:3] == [tmp_path / "caches" / "smallfirst" / "weights", *older]
     monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path / "only"))
-    assert state_folders() == [tmp_path / "only"]
+    assert weights_folders() == [tmp_path / "only" / "weights"]
 
 
 def test_looking_creates_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from fixtures.rows import text_rows as rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smallfirst.data import copies
 from smallfirst.data.copies import clusters, count_rows, find_leaks, independent_rows
 from smallfirst.data.dataset import Dataset
 from smallfirst.routing.certificate.certificate import Guarantee
@@ -29,10 +30,22 @@ def test_a_shared_template_does_not_make_rows_alike() -> None:
 
 
 sentences = st.lists(st.lists(st.sampled_from("abcdefghijkl"), min_size=1, max_size=14).map(" ".join), max_size=8)
+LONG = [f"w{i}" for i in range(60)]
 
 
-@settings(max_examples=150, deadline=None)
-@given(sentences, sentences)
+@st.composite
+def long_texts(draw: st.DrawFn) -> list[str]:
+    """The first words of a long text, some of them missing and some other ones added."""
+    made = []
+    for _ in range(draw(st.integers(1, 8))):
+        words = LONG[: draw(st.sampled_from((9, 10, 12, 18, 19, 20, 28, 37, 38, 40, 48, 60)))]
+        gone, more = (draw(st.sets(st.sampled_from(words), max_size=3)), draw(st.sets(st.sampled_from("abc"))))
+        made.append(" ".join([*(word for word in words if word not in gone), *sorted(more)]))
+    return made
+
+
+@settings(max_examples=300, deadline=None)
+@given(sentences | long_texts(), sentences | long_texts())
 def test_exactly_the_texts_with_a_similar_one_are_found(known: list[str], new: list[str]) -> None:
     def alike(a: str, b: str) -> bool:
         x, y = set(a.split()), set(b.split())
@@ -41,6 +54,15 @@ def test_exactly_the_texts_with_a_similar_one_are_found(known: list[str], new: l
     found = {leak.test: leak.train for leak in find_leaks(rows("train", *known), rows("test", *new)).leaks}
     assert set(found) == {f"test:{j}" for j, t in enumerate(new, 1) if any(alike(t, k) for k in known)}
     assert all(alike(new[int(a[5:]) - 1], known[int(b[6:]) - 1]) for a, b in found.items())
+
+
+def test_few_pairs_are_compared_where_all_words_are_frequent(monkeypatch) -> None:
+    draw, compared = random.Random(0), []
+    texts = [" ".join(draw.sample(LONG, 14)) for _ in range(2_000)]
+    count = copies._n_different
+    monkeypatch.setattr(copies, "_n_different", lambda *given: compared.append(len(given[2])) or count(*given))
+    assert len(set(clusters(texts))) == 2_000
+    assert sum(compared) < 2_000
 
 
 TRAIN = rows("train.jsonl", "Where is my card?", "I want a refund", TEN, "where is my card")

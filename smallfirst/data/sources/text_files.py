@@ -82,9 +82,10 @@ class ReadBudget:
 
     def take(self, n_bytes: int, n_rows: int = 0) -> None:
         """Count so much as read. Raise DataError if that is too much."""
-        self.claim(n_bytes, n_rows)
         self.n_bytes -= n_bytes
         self.n_rows -= n_rows
+        if self.n_bytes < 0 or self.n_rows < 0:
+            self.claim(0)
 
 
 # The files
@@ -416,7 +417,7 @@ def _row(record: TableRecord, header: Sequence[str]) -> NumberedRow:
         return line, fields
     while len(fields) > len(header) and not fields[-1].strip():  # Excel writes empty fields to the right
         fields = fields[:-1]
-    if not any(field.strip() for field in fields):
+    if not any(map(str.strip, fields)):
         return line, {}
     if len(fields) != len(header):
         return line, f"{len(fields)} fields where the header has {len(header)}"

