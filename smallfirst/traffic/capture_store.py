@@ -74,6 +74,14 @@ class Cipher:
         return hmac.digest(self._key[32:], b"smallfirst capture", "sha256")
 
 
+def is_store(path: Path) -> bool:
+    """Return True if a CaptureStore wrote the file."""
+    if not path.is_file() or path.open("rb").read(16) != b"SQLite format 3\0":
+        return False
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as reader:
+        return {"exchanges", "encryption"} <= {name for (name,) in reader.execute("SELECT name FROM sqlite_master")}
+
+
 class CaptureStore:
     """A file of exchanges. Any thread may append; each reader has a connection of its own."""
 

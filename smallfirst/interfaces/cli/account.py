@@ -137,16 +137,22 @@ def statement(
     """Write or check the signed statement of a month.
 
     It says what was asked, promised, proven, paid and saved, with a row for each request: a page, CSV and JSON, signed
-    with the key in the state folder. Without a TASK it is about all that the ledger of this folder holds.
+    with the key in the state folder. TASK may be the name of a task that was taken over. Without one it is about all
+    that the ledger of this folder holds.
     """
     from smallfirst.base.paths import home, state_of
     from smallfirst.deployment.billing import statement as statements
     from smallfirst.deployment.billing.saved import machine_costs
     from smallfirst.path.project.task_file import read_task_file
+    from smallfirst.traffic.gateway.page import learnt_folders
+    from smallfirst.traffic.task_source import TakeOvers
 
-    files = [read_task_file(path) for path in task_yamls or ([Path()] if Path("task.yaml").exists() else [])]
+    taken = {} if verify else learnt_folders(TakeOvers().read())
+    learnt = {path: taken[str(path)] for path in task_yamls if str(path) in taken and not path.exists()}
+    named = [learnt.get(path, path) for path in task_yamls]
+    files = [read_task_file(path) for path in named or ([Path()] if Path("task.yaml").exists() else [])]
     with ExitStack() as opened:
-        if files:  # the ledger of a server is that of its first task
+        if files and not learnt:  # the ledger of a server is that of its first task
             opened.enter_context(state_of(files[0].folder))
         if public_key == "own":
             public_key = statements.public_text(statements.signing_key(home()))
@@ -163,7 +169,6 @@ def statement(
             rows = opened.enter_context(read_ledger())
             month = month or datetime.now(UTC).strftime("%Y-%m")
             out, (since, until) = out or Path(f"statement-{month}"), statements.month_of(month)
-            named = bool(task_yamls)
             machines = [
                 one
                 for file in (files if named else files[:1])

@@ -286,7 +286,8 @@ def _verdict(
         return "unclear", f"{few}: collect more"
     limit = f"{max_error:.0%} of the kept answers differing"
     if at.value >= 0.01:
-        return "moves", f"{at.value:.0%} [{at.low:.0%}, {at.high:.0%}] of its requests can move with at most {limit}"
+        told = f"{at.value:.0%} [{at.low:.0%}, {at.high:.0%}] of its requests can move with at most {limit}"
+        return ("moves", told) if at.low >= 0.01 else ("unclear", f"{told}, or nothing: learn tells, or collect more")
     verdict: Verdict = "unclear" if at.high >= 0.05 else "stays"
     return verdict, f"little can move with at most {limit} (up to {at.high:.0%})"
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import random
+import uuid
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ from smallfirst.base.stats.intervals import upper_bound
 from smallfirst.base.stats.sequential import GuaranteeTest
 from smallfirst.deployment.second_look import SecondLook
 from smallfirst.deployment.task_deployment import DeployedVersion, TargetVersions, TaskDeployment
-from smallfirst.ledger.ledger import Ledger
+from smallfirst.ledger.ledger import AlreadyRecorded, Ledger
 from smallfirst.ledger.rows import LedgerRow, StateRow
 from smallfirst.models.pricing import Charge, PriceBook, TokenUsage, read_usage, stated
 from smallfirst.models.protocol import CallableModel, Capability, Completion, Request, Route, paid
@@ -282,7 +283,14 @@ class LiveTask:
             **usage_columns(completion),
             **route_columns(route),
         )
-        self._background.start(self._ledger.append_async(row))
+        self._background.start(self._record(row))
+
+    async def _record(self, row: LedgerRow) -> None:
+        """Write the row; under an id of its own where the upstream has given its id to another answer before."""
+        try:
+            await self._ledger.append_async(row)
+        except AlreadyRecorded:
+            await self._ledger.append_async(row.model_copy(update={"id": f"{row.id}#{uuid.uuid4().hex[:8]}"}))
 
 
 class Upstream(CallableModel):

@@ -65,7 +65,7 @@ class TaskLine(Record):
         expected = "foretold " if self.state == "found" and self.small_share is not None else ""
         return (
             self.task,
-            f"{self.requests:,}",
+            f"{self.requests:,} a month" if self.state == "found" else f"{self.requests:,}",
             "" if self.bill_usd is None else format_usd(self.bill_usd),
             state if self.training_allowed else f"{state}, measuring only",
             "" if self.small_share is None else f"{expected}{self.small_share:.0%}",

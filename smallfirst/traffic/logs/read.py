@@ -19,6 +19,7 @@ from smallfirst.data.sources.arrow import DELTA_LOG, PARQUET
 from smallfirst.data.sources.load import iterate_raw
 from smallfirst.data.sources.text_files import RawRow, ReadBudget, file_format
 from smallfirst.models.pricing import PriceBook
+from smallfirst.traffic.capture_store import CaptureStore, is_store
 from smallfirst.traffic.exchange import Exchange, billed
 from smallfirst.traffic.logs.formats import (
     LOG_FORMATS,
@@ -33,6 +34,7 @@ from smallfirst.traffic.logs.formats import (
     is_batch,
     is_batch_request,
 )
+from smallfirst.traffic.settings import CaptureSettings
 
 ADDRESS = "mlflow:"
 """What an address of an experiment's traces begins with: `mlflow:support`."""
@@ -102,9 +104,9 @@ def read_logs(
 ) -> tuple[Iterator[Exchange], list[Problem]]:
     """Return the exchanges in files, folders and MLflow experiments (`mlflow:NAME`), and the problems met.
 
-    Exchanges come in the order of the logs; the list of problems grows while they are read. Bodies are redacted like
-    captured ones. A price that the log does not have is taken from `prices`, then from the catalogue. Raise ConfigError
-    for a source that does not exist.
+    A file that the proxy has kept is one as well. Exchanges come in the order of the logs; the list of problems grows
+    while they are read. Bodies are redacted like captured ones. A price that the log does not have is taken from
+    `prices`, then from the catalogue. Raise ConfigError for a source that does not exist.
     """
     places: list[str | Path] = []
     for source in sources:
@@ -134,6 +136,9 @@ def _exchanges(places: Sequence[str | Path], problems: _Problems, prices: PriceB
     seen.execute("CREATE TABLE seen (id BLOB PRIMARY KEY, content TEXT) WITHOUT ROWID")
     for place in places:
         path = Path(place)
+        if is_store(path):
+            yield from CaptureStore(path, key=CaptureSettings().key()).exchanges()
+            continue
         at = datetime.fromtimestamp(path.stat().st_mtime, UTC) if path.exists() else datetime.now(UTC)
         for record in experiment_records(place) if isinstance(place, str) else file_records(path):
             for one in reader.read(record):

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from smallfirst.base.paths import state_of
+from smallfirst.base.paths import ledger_place, state_of
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import ExpenseRow, LedgerRow
 from smallfirst.path.project.run_folder import RunFolder
+from smallfirst.traffic.task_source import LEARNT, TakeOver, TakeOvers
 from tests.deployment.billing.test_statement import fill
 from tests.fixtures.cli import call, failed, measured
 
@@ -75,6 +76,24 @@ def test_a_month_is_written_shown_and_checked(tmp_path: Path, monkeypatch: pytes
     page = tmp_path / "statement-2026-11" / "statement.html"
     page.write_text(page.read_text().replace("<h1>", "<h1>Paid. "))
     assert "statement.html was changed" in failed(call("statement", "--verify", "statement-2026-11"), 2)
+
+
+def test_a_statement_knows_a_task_by_the_name_that_was_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+    ledger = Ledger(ledger_place(create=True))
+    fill(ledger)
+    ledger.close()
+    learnt = tmp_path / "discovered" / "t" / LEARNT
+    learnt.mkdir(parents=True)
+    (learnt / "task.yaml").write_text("name: t\ndata: {train: rows.jsonl}\n")
+    TakeOvers().put(TakeOver(task="t", folder=learnt.parent))
+    made = call("statement", "t", "--month", "2026-11")
+    assert made.exit_code == 0, made.output
+    assert "t: saved" in made.output
+    assert "no such file" in failed(call("statement", "u", "--month", "2026-11"), 2)
 
 
 def test_without_a_ledger_it_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

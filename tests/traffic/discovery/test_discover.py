@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fixtures.html_page import Page
 from fixtures.traffic import SAYINGS, SORT, exchange, read_bookings, sorted_tickets
 
+from smallfirst.base.stats.intervals import Estimate
 from smallfirst.path.project.task_file import read_task_file
 from smallfirst.traffic.discovery.discover import (
     Discovery,
+    _verdict,
     discover,
     headline,
     month_factor,
@@ -70,6 +73,13 @@ def test_what_words_tell_can_move(found: tuple[Discovery, Path]) -> None:
     assert tickets.outlook.moves.low > 0.5
     assert discovery.moving.high <= 820 / 880
     assert discovery.moving.value == pytest.approx(tickets.n_requests * tickets.outlook.moves.value / 880, abs=1e-3)
+
+
+def test_what_may_be_nothing_is_not_said_to_move(found: tuple[Discovery, Path]) -> None:
+    outlook = found[0].tasks[0].outlook
+    for low, verdict in ((0.0, "unclear"), (0.02, "moves")):
+        may = outlook.model_copy(update={"moves": Estimate(value=0.47, low=low, high=0.99, n=300)})
+        assert _verdict(SimpleNamespace(kind="labels"), {}, may, 0.05, 300)[0] == verdict
 
 
 def test_a_task_keeps_the_name_of_its_folder(tmp_path: Path) -> None:

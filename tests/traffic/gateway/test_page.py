@@ -92,6 +92,7 @@ def test_the_verb_prints_it(state):
     assert notes.split("  ")[0] == "sort-customer"
     assert "found, measuring only" in notes
     assert "foretold" in notes
+    assert "150 a month" in notes
     assert "live, 50% of requests" in tickets
     assert why == f"mails has stepped back: {WHY}"
     TakeOvers().update(

@@ -119,6 +119,20 @@ async def test_an_empty_case_is_the_upstreams_and_says_nothing_of_the_task(serve
             assert (app.tasks.find(read_prompt(asked.path, asked.json())) is not None) is known
 
 
+async def test_an_upstream_that_repeats_its_ids_loses_no_answer(serve, caplog):
+    async with serve(0.0) as app:
+        written = app.response
+        app.response = lambda asked: written(asked)._replace(
+            body=written(asked).body.replace(b'"id": "', b'"id": "same", "_": "')
+        )
+        for text, _ in CASES[:5]:
+            assert await app.ask_about(text) is None
+    ids = [row.id for row in app.ledger.entries(LedgerRow)]
+    assert len(ids) == 5
+    assert {id.partition("#")[0] for id in ids} == {"same"}
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 async def test_in_shadow_everything_passes_and_drafts_are_compared(serve):
     async with serve(0.0) as app:
         for text, _ in CASES:

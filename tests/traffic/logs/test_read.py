@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sqlite3
 
 import pytest
 from fixtures.logs import MESSAGES, RESPONSE
@@ -11,6 +12,7 @@ from fixtures.logs import MESSAGES, RESPONSE
 from smallfirst.base.errors import ConfigError
 from smallfirst.data.sources.text_files import RawRow
 from smallfirst.models.pricing import PriceBook, TokenPrice
+from smallfirst.traffic.capture_store import CaptureStore, is_store
 from smallfirst.traffic.logs.formats import LOG_FORMATS, Entry, LogFormat
 from smallfirst.traffic.logs.read import MOST_PROBLEMS, file_records, log_files, read_logs
 
@@ -26,6 +28,20 @@ def test_a_folder_of_several_formats(tmp_path):
         (2, "broken JSON: Expecting value: line 1 column 1 (char 0)"),
         (3, "no request and answer in it; it has 'level', 'port'"),
     ]
+
+
+def test_logs_and_what_the_proxy_has_kept_are_read_together(tmp_path):
+    (tmp_path / "a.jsonl").write_text(f"{json.dumps(PAIR)}\n")
+    (logged,), _ = read_logs([tmp_path])
+    store = CaptureStore(tmp_path / "capture.db")
+    store.append([logged.model_copy(update={"id": "kept"})])
+    store.close()
+    found, problems = read_logs([tmp_path / "a.jsonl", tmp_path / "capture.db"])
+    assert [one.id for one in found] == [logged.id, "kept"]
+    assert problems == []
+    with sqlite3.connect(tmp_path / "other.db") as other:
+        other.execute("CREATE TABLE exchanges (id TEXT)")
+    assert not is_store(tmp_path / "other.db")
 
 
 def test_each_file_is_recognized_anew(tmp_path):
