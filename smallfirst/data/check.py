@@ -49,8 +49,23 @@ def severity_of(n: int, of: int, *, small: Severity, large: Severity, bar: float
     return large if n > bar * max(of, 1) else small
 
 
+def joined_by(labels: Iterable[str]) -> str:
+    """Return the character that joins several labels in some of these, such as "|" in Login|Refund; empty if none does.
+
+    Taken apart they are fewer, and short.
+    """
+    different = set(labels)
+    for separator in "|;,":
+        parts = {part.strip() for label in different for part in label.split(separator)}
+        if "" not in parts and len(parts) < len(different) and max(map(len, parts)) <= MAX_LABEL:
+            return separator
+    return ""
+
+
 # The check
 
+MAX_LABEL = 80
+"""Characters of a label, at most, where labels are told from texts."""
 MIN_CLASS_ROWS = 5
 """Fewer rows of a label cannot be learned and measured at once."""
 MAX_IMBALANCE = 10
@@ -244,6 +259,10 @@ def _classes(train: Dataset) -> Iterator[Finding]:
     if counts[most] >= MAX_IMBALANCE * counts[fewest]:
         what = f'"{most}" has {counts[most]:,} train rows, "{fewest}" has {counts[fewest]:,}'
         yield make_finding("note", what, "rare labels will be answered worst: look at each, not at the mean", n=1)
+    if separator := joined_by(counts):
+        what = f'labels that seem to be several, joined by "{separator}"'
+        rule = "lists of labels are several labels a text: smallfirst init makes them from such a column"
+        yield make_finding("note", what, rule, [f'"{label}": {n}' for label, n in counts.items() if separator in label])
     spellings: dict[str, list[str]] = defaultdict(list)
     for label in counts:
         spellings[fold_text(label)].append(label)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from smallfirst.base.errors import ConfigError, DataError, Problem
 from smallfirst.base.extensions import Registry
+from smallfirst.data.check import joined_by
 from smallfirst.data.importers.table import (
     MARGIN,
     Converted,
@@ -105,9 +106,15 @@ class Guess(NamedTuple):
     @property
     def in_words(self) -> str:
         """The reading in words: `classify: text "Mail" → label "Topic" (7 different)`."""
-        n_labels = len({row["label"] for row in self.rows}) if "label" in self.columns else 0
+        n_labels = len({row["label"] for row in self.usable}) if "label" in self.columns else 0
         title = f"{self.title}, " if self.title else ""
         return f"{title}{_in_words(self.kind, self.columns)}{f' ({n_labels} different)' if n_labels else ''}"
+
+    @property
+    def usable(self) -> list[dict[str, Any]]:
+        """The rows that have a text and a label, where one is asked for."""
+        own = [role for role in ("text", "question", "label") if role in self.columns]
+        return [row for row in self.rows if not any(is_blank(row[role]) for role in own if role in row)]
 
     @property
     def other_columns(self) -> list[str]:
@@ -128,7 +135,7 @@ def guess(source: Source, chosen: Mapping[str, str], where: str) -> Guess:
     good = [row for row in source.rows if isinstance(row.values, dict)]
     unused = [Problem(row.path, row.line, row.values) for row in source.rows if isinstance(row.values, str)]
     if not good:
-        raise DataError(f"{where}: no row can be read", unused)
+        raise DataError(f"{where}: {'no row can be read' if unused else 'there are no rows, at most a header'}", unused)
     importer = _importer_of(good)
     converted = importer.convert(good) if importer else None
     if importer and converted and not converted.table.rows:
@@ -137,6 +144,11 @@ def guess(source: Source, chosen: Mapping[str, str], where: str) -> Guess:
     readings = read_table(table, chosen)
     if not readings:
         raise _nothing_answers(where, table, chosen)
+    label = readings[0].columns.get("label")
+    if label and converted is None and not source.parts and "label" not in chosen:
+        converted = _taken_apart(table.rows, label)
+        table = converted.table if converted else table
+        readings = read_table(table, chosen) if converted else readings
     best = readings[0]
     return Guess(
         kind=best.kind,
@@ -148,6 +160,18 @@ def guess(source: Source, chosen: Mapping[str, str], where: str) -> Guess:
         unused=(*unused, *(converted.unused if converted else ())),
         others=_others(readings),
     )
+
+
+def _taken_apart(rows: Sequence[Mapping[str, Any]], name: str) -> Converted | None:
+    """Return the rows with lists of labels where the column joins several, such as Login|Refund; None elsewhere."""
+    given = [as_text(row[name]) for row in rows if not is_blank(row.get(name))]
+    separator = joined_by(given)
+    if not separator:
+        return None
+    lists = [[part.strip() for part in as_text(row.get(name) or "").split(separator) if part.strip()] for row in rows]
+    table = Table([{**row, name: labels or None} for row, labels in zip(rows, lists, strict=True)])
+    note = f'"{name}" has several labels a text, joined by "{separator}"; with --label {name} they are one'
+    return Converted(table, notes=(note,))
 
 
 def _importer_of(rows: Sequence[RawRow]) -> Importer | None:

@@ -16,11 +16,11 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from smallfirst.base.errors import DataError, Problem, did_you_mean
 from smallfirst.data.check import Finding, make_finding
@@ -92,7 +92,7 @@ def note_skipped(problems: Sequence[Problem], n_bad: int, n_good: int, up_to: fl
 
 
 def load_rows(
-    address: str | Path,
+    address: object,
     *,
     columns: Columns = DEFAULT_COLUMNS,
     labels: Sequence[str] | None = None,
@@ -101,6 +101,8 @@ def load_rows(
 ) -> Dataset:
     """Return all rows of the source in order, paths relative to `folder`, answers among `labels` if given.
 
+    `address` is a path or another address of the list above; or the rows: dictionaries, a DataFrame, a Dataset of
+    `datasets`, an Arrow table.
     Reading a text file takes at most five times its size and some 3 kB a row. Raise DataError with its first
     MAX_PROBLEMS Problems if any row is bad, there are more than `max_rows` or the source cannot be read, ConfigError
     for a wrong environment variable, MissingExtra.
@@ -109,7 +111,7 @@ def load_rows(
 
 
 def load_noted(
-    address: str | Path,
+    address: object,
     *,
     columns: Columns = DEFAULT_COLUMNS,
     labels: Sequence[str] | None = None,
@@ -118,7 +120,7 @@ def load_noted(
     skip_bad_rows_up_to: float = 0.0,
 ) -> LoadedRows:
     """Return the rows as `load_rows` does, with all notes; a share of bad rows in [0, 1] may be left out."""
-    source = _find(os.fspath(address), folder)
+    source = _find(os.fspath(address), folder) if isinstance(address, str | os.PathLike) else _held(address)
     read = _read(source, columns, labels, max_rows)
     skipped = note_skipped(read.problems, read.n_bad, len(read.data), skip_bad_rows_up_to, source.where)
     return read._replace(skipped=skipped)
@@ -240,6 +242,28 @@ class _Parser:
         folded = self.folding.fold(values, layout, path, line)
         example, rules = parse_row(folded, layout, path=path, line=line, labels=self._allowed)
         return _Parsed(path, line, rules, layout.shape, example)
+
+
+def _held(rows: object) -> _Source:
+    """Return rows of this process. Raise DataError if they are none."""
+    kind = type(rows).__name__
+    records: Any = rows
+    if hasattr(rows, "to_pylist"):  # Arrow
+        records = rows.to_pylist()
+    elif hasattr(rows, "to_dicts"):  # polars
+        records = rows.to_dicts()
+    elif hasattr(rows, "iloc") and hasattr(rows, "to_dict"):  # pandas
+        records = rows.to_dict("records")
+    if isinstance(records, Mapping) or not isinstance(records, Iterable):
+        raise DataError(f"rows cannot be read from a {kind}", hint="give a path, a list of dicts, or a DataFrame")
+
+    def read(columns: Columns | None, budget: ReadBudget, *, answered: bool = False) -> Iterator[RawRow]:
+        for number, row in enumerate(records, start=1):
+            budget.take(0, 1)
+            named = {str(key): value for key, value in row.items()} if isinstance(row, Mapping) else None
+            yield RawRow(kind, number, f"a row must be a dict, not {type(row).__name__}" if named is None else named)
+
+    return _Source(kind, kind, read)
 
 
 def _find(text: str, folder: Path) -> _Source:

@@ -46,7 +46,7 @@ class Scaffold(NamedTuple):
         """What was recognized, on three rows, what was assumed and what is not used."""
         found = self.guess
         lines = [*found.source.notes]
-        lines.append(f"{found.in_words}, {len(found.rows):,} rows")
+        lines.append(f"{found.in_words}, {len(found.usable):,} rows")
         lines += ["", *(f"  {line}" for line in _table(found.rows)), ""]
         lines += [f"note: {note}" for note in (found.converted.notes if found.converted else ())]
         lines += [f"or: {other}" for other in found.others]
@@ -174,7 +174,7 @@ def _task_yaml(
     source: str, found: Guess, data: Mapping[str, Any], unused: Sequence[Problem], good_enough: float | None
 ) -> str:
     """Return the text of a task file: what differs from the defaults, where the rows are from, and what comes next."""
-    n_used = len(found.rows) - (len(unused) if found.as_it_stands else 0)
+    n_used = len(found.usable)
     lines = [f"{n_used:,} rows of {source}{f' ({found.title})' if found.title else ''}"]
     if unused:
         where = f"listed in {UNUSED_FILE}" if not found.as_it_stands else "named by smallfirst check"

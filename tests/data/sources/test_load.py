@@ -61,6 +61,23 @@ def test_the_same_rows_have_the_same_fingerprint_from_everywhere(tmp_path: Path)
         assert [(e.text, e.answer) for e in data.examples] == [(row["text"], row["label"]) for row in ROWS]
 
 
+def test_rows_of_this_process_are_the_rows_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(jsonl())
+    pandas = pytest.importorskip("pandas")
+    for rows in (ROWS, iter(ROWS), pandas.DataFrame(ROWS), table()):  # `datasets` yields dicts as a list does
+        found = load_rows(rows)
+        assert found.content_fingerprint == load_rows(tmp_path / "rows.jsonl").content_fingerprint
+        assert found.examples[2].place == f"{type(rows).__name__}:3"
+    numbered = pandas.DataFrame([{"text": "a", "label": 1}, {"text": "b", "label": float("nan")}, {"text": "c"}])
+    with pytest.raises(DataError, match=r'DataFrame:2 +"label" must be text, not null'):
+        load_rows(numbered)
+    with pytest.raises(DataError, match=r"list:2 +a row must be a dict, not str"):
+        load_rows([ROWS[0], "text"])
+    for wrong in (3, {"text": ["a"]}, None):
+        with pytest.raises(DataError, match="rows cannot be read from a"):
+            load_rows(wrong)
+
+
 def test_paths_are_relative_to_the_folder(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(jsonl() + b"[1]\n")

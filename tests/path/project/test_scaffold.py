@@ -8,8 +8,14 @@ from pathlib import Path
 import pytest
 
 from smallfirst.base.errors import ConfigError, DataError
+from smallfirst.base.progress import Progress
+from smallfirst.data.check import check
+from smallfirst.data.row_formats import Columns
+from smallfirst.data.sources.load import load_rows
 from smallfirst.path.project.project import Project
+from smallfirst.path.project.rows import PARTS, read_rows
 from smallfirst.path.project.scaffold import init, scaffold
+from smallfirst.path.project.task_file import read_task_file
 
 TOPICS = ("card", "refund", "pin")
 
@@ -143,3 +149,29 @@ def test_a_gate_is_the_users_only_if_the_user_said_what_is_good_enough(kind: str
     assert given.sets_gate
     found = given.gate.measures_at_least["token_f1"] if kind == "chat" else given.gate.accuracy_at_least
     assert found == 0.85
+
+
+def test_several_labels_in_one_column_become_lists_and_can_stay_one(tmp_path: Path) -> None:
+    given = [f"{a}|{b}" if i % 3 else a for i in range(10) for a in TOPICS for b in TOPICS if a != b]
+    path = tmp_path / "rows.csv"
+    path.write_text("message,topic\n" + "".join(f"question {i} about {x},{x}\n" for i, x in enumerate(given)))
+    made = scaffold(tmp_path / "several", str(path), {})
+    assert '"topic" has several labels a text, joined by "|"; with --label topic' in "\n".join(made.in_words)
+    project = Project.read(read_task_file(made.task_yaml), Progress(quiet=True))
+    assert project.task.labels == tuple(sorted(TOPICS))
+    assert json.loads(project.rows.train.examples[0].answer)[0] in TOPICS
+    assert scaffold(tmp_path / "one", str(path), {"label": "topic"}).guess.columns["label"] == "topic"
+    found = check(load_rows(path, columns=Columns(text="message", label="topic")))
+    assert 'labels that seem to be several, joined by "|"' in [one.what for one in found.findings]
+
+
+def test_rows_are_counted_alike_and_a_header_alone_is_said(tmp_path: Path, table: Path) -> None:
+    table.write_text(table.read_text() + "\n;\nno label;\n;card\na;b;c\n")
+    made = scaffold(tmp_path / "task", str(table), {})
+    assert 'Thema" (3 different), 120 rows' in "\n".join(made.in_words)
+    assert made.task_yaml.read_text().startswith("# 120 rows of")
+    rows = read_rows(read_task_file(made.task_yaml))
+    assert sum(len(getattr(rows, name)) for name in PARTS) == 120
+    table.write_text("Nachricht;Thema\n")
+    with pytest.raises(DataError, match="there are no rows, at most a header"):
+        scaffold(tmp_path / "none", str(table), {})
