@@ -145,7 +145,7 @@ def test_an_answer_reserves_its_tokens_and_gives_back_what_it_did_not_write(star
     answers: list[httpx.Response] = []
     asking = threading.Thread(target=lambda: answers.append(httpx.post(url, json=body, headers=head, timeout=20)))
     asking.start()
-    assert echo.started.wait(5)
+    assert echo.started.wait(60)
     assert httpx.post(url, json=body, headers=head).status_code == 429
     assert leave(server, key, stream=True, max_tokens=3_000) == 429
     echo.gate.set()

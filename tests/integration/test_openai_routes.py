@@ -158,7 +158,7 @@ def test_a_queue_is_bounded_in_tokens_but_one_prompt_alone_always_fits(start, ec
         answers: list[int] = []
         thread = threading.Thread(target=lambda: answers.append(client.send(waiting).status_code))
         thread.start()
-        assert echo.started.wait(5)
+        assert echo.started.wait(60)
         refused = httpx.post(url, json=BODY)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
         assert refused.headers["retry-after"] == "2"

@@ -23,7 +23,7 @@ class Book:
 
     def write(self, items: Sequence[int]) -> None:
         self.begun.set()
-        assert self.open.wait(5)
+        assert self.open.wait(60)
         if any(item < 0 for item in items):
             raise ValueError(f"{min(items)} is negative")
         self.batches.append(list(items))
@@ -33,7 +33,7 @@ async def test_what_waits_together_is_written_together_in_order() -> None:
     book = Book()
     book.open.clear()
     first = asyncio.create_task(book.writer.put_async(0))
-    await asyncio.to_thread(book.begun.wait, 5)
+    await asyncio.to_thread(book.begun.wait, 60)
     rest = [asyncio.create_task(book.writer.put_async(n)) for n in range(1, 5)]
     await asyncio.sleep(0)
     assert not any(task.done() for task in (first, *rest))
@@ -48,7 +48,7 @@ async def test_of_a_crowd_only_those_at_fault_fail() -> None:
     book = Book()
     book.open.clear()
     first = asyncio.create_task(book.writer.put_async(0))
-    await asyncio.to_thread(book.begun.wait, 5)
+    await asyncio.to_thread(book.begun.wait, 60)
     rest = [asyncio.create_task(book.writer.put_async(n)) for n in (1, -2, 3)]
     await asyncio.sleep(0)
     book.open.set()
@@ -62,7 +62,7 @@ def test_closing_waits_for_what_was_handed_in_and_refuses_the_rest() -> None:
     book.open.clear()
     handing_in = threading.Thread(target=book.writer.put, args=(1,))
     handing_in.start()
-    assert book.begun.wait(5)
+    assert book.begun.wait(60)
     threading.Timer(0.05, book.open.set).start()
     book.writer.close()
     book.writer.close()

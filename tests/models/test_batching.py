@@ -27,7 +27,7 @@ class Doubling:
     def __call__(self, numbers: Sequence[int]) -> list[int]:
         self.batches.append(list(numbers))
         self.began.set()
-        assert self.gate.wait(10)
+        assert self.gate.wait(60)
         if 13 in numbers:
             raise ValueError("unlucky")
         return [2 * n for n in numbers]
@@ -42,7 +42,7 @@ async def queue_behind(doubling: Doubling, worker: BatchWorker[int, int], *numbe
     doubling.gate.clear()
     doubling.began.clear()
     tasks = [asyncio.ensure_future(worker.submit(numbers[0]))]
-    await asyncio.to_thread(doubling.began.wait, 10)
+    await asyncio.to_thread(doubling.began.wait, 60)
     tasks += [asyncio.ensure_future(worker.submit(n)) for n in numbers[1:]]
     await asyncio.sleep(0)
     doubling.gate.set()

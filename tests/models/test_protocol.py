@@ -124,7 +124,7 @@ class SlowScorer:
 
     def score(self, texts: Sequence[str]) -> list[LabelLogProbs]:
         self.began.set()
-        assert self.gate.wait(10)
+        assert self.gate.wait(60)
         return [LabelLogProbs([-0.1, -3.0], 3, 0.1) for _ in texts]
 
 
@@ -141,7 +141,7 @@ def test_a_label_whose_client_left_is_reported_and_one_that_is_returned_is_not()
     async def leave(bill: Bill) -> None:
         asked = Request.ask("a text of some length").model_copy(update={"bill": bill})
         task = asyncio.create_task(model.complete(asked))
-        await asyncio.to_thread(scorer.began.wait, 10)
+        await asyncio.to_thread(scorer.began.wait, 60)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         scorer.gate.set()

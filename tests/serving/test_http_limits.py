@@ -234,15 +234,15 @@ def test_a_client_that_takes_nothing_in_is_cut_off(start) -> None:
         until(lambda: not server.n_connections)
         watch = select.poll()
         watch.register(line, 0)
-        assert watch.poll(2_000)  # the kernel holds nothing for it either: the connection was reset
+        assert watch.poll(60_000)  # the kernel holds nothing for it either: the connection was reset
 
 
 def test_a_client_that_takes_in_slowly_is_not_cut_off(start) -> None:
-    limits = ConnectionLimits(unread_s=0.3, read_bytes_per_s=1_000)
+    limits = ConnectionLimits(unread_s=0.75, read_bytes_per_s=1_000)
     server = start(m=Flood(), limits=limits)
     body = BODY[:-1] + b', "stream": true}'
     n_bytes = 0
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as line:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as line:
         line.sendall(post(length(len(body)), body=body))
         for _ in range(30):
             time.sleep(0.05)

@@ -210,7 +210,7 @@ def test_workers_on_ray_lose_and_double_nothing_when_one_is_killed(
     killer.start()
     options = ScoreOptions(model=words, keep=("id",), part_rows=12, workers=1)
     found = score(desk_task, rows, tmp_path / "out", options=options, progress=QUIET)
-    killer.join(10)
+    killer.join(60)
     assert killed
     assert (found.counts.n_rows, found.counts.n_requests) == (len(texts) + 50, len(texts))
     here = score(desk_task, rows, tmp_path / "here", options=ScoreOptions(model=words, keep=("id",)), progress=QUIET)

@@ -61,7 +61,7 @@ class Shelf:
 
     def load(self, name: str, reference: str) -> Model:
         assert reference == f"{name}/1"
-        assert self.may_load.wait(20)
+        assert self.may_load.wait(60)
         if self.error:
             raise self.error
         self.story.append(f"+{name}")

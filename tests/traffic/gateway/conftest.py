@@ -61,7 +61,7 @@ class Proxied(NamedTuple):
 
     def send(self, head: str, body: bytes = b"", *, read: bool = True) -> Any:
         """Send a request as raw bytes; return status line, headers and body as they came, or the open socket."""
-        line = socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        line = socket.create_connection(("127.0.0.1", self.port), timeout=60)
         line.sendall(head.replace("\n", "\r\n").encode("latin-1") + b"\r\n\r\n" + body)
         if not read:
             return line
