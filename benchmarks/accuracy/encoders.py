@@ -108,8 +108,7 @@ class Setting:
             right, own = self.right(name, "test"), self.right(name, "validation")
             accuracy = stats.wilson(int(right.sum()), len(right))
             pair = "" if name == REFERENCE else self._difference(right)
-            cells = [f"{own.mean():.3f}", str(accuracy), pair]
-            cells += [f"{found['minutes']:.1f}", f"{found['ms']:.1f}"]
+            cells = [f"{own.mean():.3f}", str(accuracy), pair, f"{found['minutes']:.1f}", f"{found['ms']:.1f}"]
             if other is not None:
                 is_other = np.array([e.answer == other for e in self.project.rows.test.examples])
                 said = np.load(self.folder / f"{name}.test.npy").argmax(axis=1) == labels.index(other)

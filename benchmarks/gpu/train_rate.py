@@ -29,27 +29,16 @@ PUBLISHED_TOKENS_PER_S = {"lora": 12_473}
 H100_PEAK = 989e12
 """bf16, without sparsity."""
 WARM_UP, STEPS, READS = 1, 4, 16
-SHAPES: dict[str, dict[str, Any]] = {
-    "8b": {
-        "vocab_size": 128_256,
-        "hidden_size": 4096,
-        "intermediate_size": 14_336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 1 << 20,
-        "rope_theta": 500_000.0,
-    },
-    "toy": {
-        "vocab_size": 512,
-        "hidden_size": 64,
-        "intermediate_size": 192,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 1 << 20,
-    },
-}
+SHAPES = {"8b": (128_256, 4096, 14_336, 32, 32, 8), "toy": (512, 64, 192, 2, 4, 2)}
+SIZES = [
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+]
+"""What the numbers of a shape are."""
 
 
 def draw_base(folder: Path, shape: str) -> Path:
@@ -59,7 +48,10 @@ def draw_base(folder: Path, shape: str) -> Path:
 
     torch.manual_seed(0)
     with choose_device():
-        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPES[shape], dtype="bfloat16"))
+        sizes: dict[str, Any] = dict(zip(SIZES, SHAPES[shape], strict=True))
+        sizes |= {"max_position_embeddings": 1 << 20, "rope_theta": 500_000.0}
+        config = transformers.LlamaConfig(**sizes, dtype="bfloat16")
+        model = transformers.LlamaForCausalLM(config)
     model.to(torch.bfloat16).save_pretrained(folder)
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"x": 0, "</s>": 1}, unk_token="x"))
     transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>").save_pretrained(folder)

@@ -47,7 +47,10 @@ LEARNT_ROWS = 40
 """Rows of a template that a model learns from."""
 FOLDS = 5
 _MONTHS = {
-    m: i for i, m in enumerate(["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"], 1)
+    month: i
+    for i, month in enumerate(
+        ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"], start=1
+    )
 }
 _DATE = re.compile(
     r"(?P<y>\d{4})-(?P<m>\d\d)-(?P<d>\d\d)|(?P<d2>\d{1,2})[ -](?P<M>[A-Z][a-z]{2})[a-z]*[ -](?P<y2>\d{4})"

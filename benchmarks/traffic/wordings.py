@@ -1,13 +1,16 @@
 """Prompts of applications for the tasks of `cases`: 41 wordings that the miner was not developed on.
 
 The instruction stands in the system message, in all one user message, before or after the case, in JSON; examples stand in turns or
-inside the message. `<<name>>` is a slot.
+inside the message. `<<name>>` is a slot. Instructions are in wordings.yaml.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
+
+import yaml
 
 DATE_FORMS = ("%Y-%m-%d", "%d %B %Y", "%A, %B %d, %Y")
 INPUT = {"pubmedqa": ("question", "context"), "xquad": ("question", "context")}
@@ -32,63 +35,8 @@ class Use(NamedTuple):
     weight: float = 1.0
 
 
-# Instructions: {lines} and {pipes} are the labels.
-INSTRUCTIONS: dict[str, tuple[str, str]] = {
-    "hosted_banking77": (
-        "As a triage agent for online banking, label the customer's message with its main reason for contact. Allowed "
-        "reasons: {pipes}. Reply with one reason from the list.",
-        "As a triage agent for online banking, label the message with its main reason for contact. The allowed reasons "
-        "are {pipes}. Reply with exactly one reason from the list and no other words.",
-    ),
-    "hosted_invoices": (
-        "Accounts payable intake. From the document, produce JSON with vendor_name, invoice_number, invoice_date, "
-        "due_date, currency, total_amount, tax_amount, po_number. Compute due dates from terms such as Net 30.",
-        "Accounts payable intake. From the document, produce JSON with vendor_name, invoice_number, invoice_date, "
-        "due_date, currency, total_amount, tax_amount, po_number. Compute due dates from payment terms. Ignore quoted "
-        "older mails.",
-    ),
-    "banking_card": (
-        "Is this about a card? Say card if it is, other if it is not.",
-        "Is this about a card or an account? Say card for the first, other for all else.",
-    ),
-    "clinc_domain": (
-        "Choose the department for a request. Departments:\n{lines}",
-        "Choose the team for a request. Teams:\n{lines}\nWrite the name of the team as listed.",
-    ),
-    "clinc_intent": (
-        "Intent classification.\nPossible values: {pipes}\nReturn the value that fits best.",
-        "Intent classification for the assistant's router.\nPossible values: {pipes}\nReturn the best fitting value.",
-    ),
-    "snips": (
-        'Parse the utterance. Output the intent name under "intent" and one key per entity, values verbatim.',
-        'Parse the utterance for the speaker in the living room. Output the intent name under "intent" and one key '
-        "per entity, values verbatim, lower case.",
-    ),
-    "restaurant8k": (
-        "You take table bookings. Pull out the booking details {{date, time, people, first_name, last_name}} from what "
-        "the guest said; absent details are null.",
-        "You take table bookings by phone. Return the booking details {{date, time, people, first_name, last_name}} "
-        "heard in the guest's sentence; absent details are null.",
-    ),
-    "e2e_restaurants": (
-        "Convert the sentence about an eatery to structured data with the attributes name, eatType, food, priceRange, "
-        "customer_rating, area, familyFriendly and near.",
-        "Convert the review sentence to structured data with the attributes name, eatType, food, priceRange, "
-        "customer_rating, area, familyFriendly and near; use null for attributes that do not occur.",
-    ),
-    "pubmedqa": (
-        "Based on the evidence, is the answer to the clinical question yes, no, or maybe? One word.",
-        "Based only on the evidence, is the answer to the clinical question yes, no, or maybe? Reply in one word.",
-    ),
-    "xquad": (
-        "Reading comprehension: give the answer exactly as it appears in the text.",
-        "Reading comprehension. Quote the answer exactly as it appears in the text, no full sentence.",
-    ),
-    "medquad": (
-        "Explain to a layperson, briefly and without jargon.",
-        "Explain to a layperson in a friendly tone, briefly and without jargon.",
-    ),
-}
+INSTRUCTIONS: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+"""Both versions of each task's."""
 NOUNS = {"hosted_invoices": "Invoice", "e2e_restaurants": "Description", "snips": "Command", "medquad": "Question"}
 
 

@@ -119,11 +119,8 @@ def main() -> None:
     parser.add_argument("--measure", choices=(*MEASURES, SCORING))
     options = parser.parse_args()
     if options.measure:
-        print(
-            (MEASURES | {SCORING: score_rate})[options.measure](
-                options.base, [*islice(read_lines(options.rows), N_ROWS)]
-            )
-        )
+        rows = [*islice(read_lines(options.rows), N_ROWS)]
+        print((MEASURES | {SCORING: score_rate})[options.measure](options.base, rows))
         return
     measures = [*MEASURES, *([SCORING] if options.language_model else [])]
     found: dict[tuple[str, str, int], list[float]] = defaultdict(list)
@@ -139,9 +136,7 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for what, name in product(measures, POLICIES):
         alone, beside = (statistics.median(found[what, name, n]) for n in (0, options.busy))
-        each = " to ".join(
-            f"{x:,.1f}" for x in (min(found[what, name, options.busy]), max(found[what, name, options.busy]))
-        )
+        each = " to ".join(f"{find(found[what, name, options.busy]):,.1f}" for find in (min, max))
         print(f"| {what} | {name} | {alone:,.1f} | {beside:,.1f} ({each}) | {beside / alone / fair:.0%} |")
 
 

@@ -79,7 +79,6 @@ class Bench:
         return [json.loads(line) for line in self.found.read_text().splitlines()] if self.found.is_file() else []
 
     def keep(self, **values: Any) -> None:
-        """Nothing back; one more line."""
         self.found.write_text("".join(json.dumps(one) + "\n" for one in (*self.read(), values)))
 
     def submit(self, name: str) -> JobFolder:
@@ -100,7 +99,6 @@ class Bench:
 
 
 def trials() -> list[Trial]:
-    """All kills."""
     draw = random.Random(0)
     found = [Trial("trainer", i, (i + draw.random()) / 10) for i in range(KINDS["trainer"])]
     found += [Trial("submitter", i, (i + draw.random()) / 5 - 1) for i in range(KINDS["submitter"])]
@@ -249,7 +247,6 @@ def _until(ask: Callable[[], bool], *, every_s: float = 0.2) -> None:
 
 
 def write(found: list[dict[str, Any]]) -> None:
-    """The result as a page."""
     whole, *tried = found
     tried.sort(key=lambda one: ([*KINDS].index(one["kind"]), one["number"]))
     counts = {"rows": len(ROWS), "good": sum(not one["faults"] for one in tried), "tried": len(tried)}
