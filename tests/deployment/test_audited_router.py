@@ -394,10 +394,6 @@ def test_a_user_judges_own_answers_only_and_moves_no_bound(ledger: Ledger, tmp_p
             found = client.post("/v1/feedback", json={"id": id, "verdict": verdict}, headers=headers)
             return found.status_code, found.json().get("audit")
 
-        def codes(path: str) -> list[int]:
-            bearers = [{"authorization": f"Bearer {keys[name]}"} for name in ("user", "judge", "admin")]
-            return [client.get(path, headers=headers).status_code for headers in bearers]
-
         client.headers["authorization"] = f"Bearer {keys['user']}"
         ids = [chat(client)["id"] for _ in range(30)]
         for id in ids:
@@ -412,9 +408,6 @@ def test_a_user_judges_own_answers_only_and_moves_no_bound(ledger: Ledger, tmp_p
         assert give("judge", ids[0], "wrong") == (200, False)  # the large model's verdict is final
         assert give("admin", ids[1], "wrong") == (200, False)
         assert (setting.live.monitor.live_error.n, setting.live.monitor.live_error.value) == (30, 0.0)
-        assert codes("/v1/queue") == [403, 200, 200]
-        assert codes("/v1/routers") == [403, 403, 200]
-        client.headers["authorization"] = f"Bearer {keys['admin']}"
     assert not any(row.counted for row in ledger.entries(FeedbackRow))
     assert [row.cause for row in ledger.entries(StateRow)] == [""]
 

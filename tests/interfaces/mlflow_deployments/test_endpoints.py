@@ -18,7 +18,7 @@ from smallfirst.base.errors import RegistryError
 from smallfirst.data.dataset import Dataset
 from smallfirst.interfaces.mlflow_deployments import endpoints
 from smallfirst.interfaces.mlflow_deployments.endpoints import API, Endpoints
-from smallfirst.ledger.keys import KeyPolicy, KeyStore
+from smallfirst.ledger.keys import KeyStore
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.registry import versions
 from smallfirst.tasks.classify import Classify
@@ -144,20 +144,3 @@ def test_a_server_that_starts_again_has_its_endpoints_and_those_that_cannot_be_l
     assert waiting.update("desk", {})["state"] == {"ready": "READY", "config_update": "NOT_UPDATING"}
     for one in (again, waiting):
         asyncio.run(one.aclose())
-
-
-def test_only_an_administrator_changes_endpoints(plugin: Endpoints, tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "keyed.db")
-    keys = KeyStore(ledger)
-    admin, user = (keys.create(name, KeyPolicy(role=name))[1] for name in ("admin", "user"))  # type: ignore[arg-type]
-    plugin.create({"name": "desk", **config()})
-    with run_server({}, ledger, plugins=[plugin], key_store=keys) as server:
-        statuses = {
-            key: [
-                httpx.get(f"{server.url}{API}", headers={"authorization": f"Bearer {key}"}).status_code,
-                ask(server, authorization=f"Bearer {key}").status_code,
-            ]
-            for key in (admin, user, "none")
-        }
-    ledger.close()
-    assert statuses == {admin: [200, 200], user: [403, 200], "none": [401, 401]}

@@ -112,38 +112,16 @@ def test_a_limited_key_may(ask: Ask, proxied: Proxied, line: str, body: str) -> 
     assert (asked.line, asked.body.decode()) == (f"{line} HTTP/1.1", body)
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        *(
-            "/v1/../admin",
-            "/v1/..",
-            "/v1/./a",
-            "/v1/%2e%2E/admin",
-            "/v1/..%2fadmin",
-            "/v1/%2E%2e%2fadmin",
-            "/v1/..;/admin",
-        ),
-        *("/v1/a/..\\admin", "/v1/..%5cadmin", "/v1/..%c0%afadmin", "/v1/%c0%ae%c0%ae/admin", "/v1/..%e0%80%afadmin"),
-        *(
-            "/v1/%252e%252e%252fadmin",
-            "/v1/%25252e%25252e/a",
-            "/v1/%2525252525252e./a",
-            "/v1/%u002e%u002e/a",
-            "/v1/..%3b/a",
-        ),
-        *(
-            "/v1/%ef%bc%8e%ef%bc%8e/a",
-            "/v1/..%3fa",
-            "/v1/..%23a",
-            "/v1/..%20/a",
-            "/v1/..%00/a",
-            "/v1/..%09/a",
-            "/v1/a#/../b",
-        ),
-        *("/v1/a%0d%0aHost:%20b", "/v1/models/org%2F..%2F..%2Fadmin", "/v1/;a=b/..;c/d", "/v1/%ff/a"),
-    ],
-)
+LEADS_OUT = r"""
+/v1/../admin /v1/.. /v1/./a /v1/%2e%2E/admin /v1/..%2fadmin /v1/%2E%2e%2fadmin /v1/..;/admin /v1/a/..\admin
+/v1/..%5cadmin /v1/..%c0%afadmin /v1/%c0%ae%c0%ae/admin /v1/..%e0%80%afadmin /v1/%252e%252e%252fadmin
+/v1/%25252e%25252e/a /v1/%2525252525252e./a /v1/%u002e%u002e/a /v1/..%3b/a /v1/%ef%bc%8e%ef%bc%8e/a /v1/..%3fa
+/v1/..%23a /v1/..%20/a /v1/..%00/a /v1/..%09/a /v1/a#/../b /v1/a%0d%0aHost:%20b /v1/models/org%2F..%2F..%2Fadmin
+/v1/;a=b/..;c/d /v1/%ff/a
+"""
+
+
+@pytest.mark.parametrize("path", LEADS_OUT.split())
 def test_a_path_that_may_lead_out_is_refused(proxied: Proxied, path: str) -> None:
     status, headers, _ = proxied.send(f"GET {path} HTTP/1.1\nHost: localhost\nConnection: close")
     assert (status.split()[1], headers.get("x-smallfirst-error")) == ("400", "invalid_path")
