@@ -210,13 +210,7 @@ def tiny_fp32(tiny_folder: Path) -> tuple[Any, Any]:
 def _rows(path: str, frames: tuple[str, ...]) -> Dataset:
     pairs = [(f.format(thing), label) for f in frames for label, ts in THINGS.items() for thing in ts]
     examples = tuple(
-        Example(
-            messages=(Message(role="user", content=text),),
-            answer=label,
-            shape="label",
-            path=path,
-            line=line,
-        )
+        Example(messages=(Message(role="user", content=text),), answer=label, shape="label", path=path, line=line)
         for line, (text, label) in enumerate(pairs, start=1)
     )
     return Dataset(name=path, examples=examples)

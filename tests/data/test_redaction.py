@@ -12,14 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks.traffic.redaction import plain_texts
 from benchmarks.traffic.secret_forms import SecretForm, known_forms, later_forms, unseen_forms
-from smallfirst.data.redaction import (
-    is_labelled,
-    labelled_kind,
-    normal_form,
-    redact,
-    redact_body,
-    redact_logs,
-)
+from smallfirst.data.redaction import is_labelled, labelled_kind, normal_form, redact, redact_body, redact_logs
 
 PIECES = [
     "password: ", "a@b.de", "4111 1111 1111 1111", "api_key=",

@@ -181,8 +181,7 @@ LABEL = RowLayout("label", {"text": "body", "label": "team"}, ("body", "team"))
 
 
 @pytest.mark.parametrize(
-    ("label", "read"),
-    [(0, "0"), (2.0, "2"), (2.5, "2.5"), (True, "true"), (" a ", "a"), (None, None), ([1], ["1"])],
+    ("label", "read"), [(0, "0"), (2.0, "2"), (2.5, "2.5"), (True, "true"), (" a ", "a"), (None, None), ([1], ["1"])]
 )
 def test_a_label_is_read_as_the_text_that_it_is(label: Any, read: Any) -> None:
     folding = Folding()

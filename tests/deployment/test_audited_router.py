@@ -78,12 +78,7 @@ class Setting:
 
         quantities = watched_quantities(router.certificate, judge)
 
-        monitor = Monitor(
-            chosen,
-            quantities=quantities,
-            allocation=allocation,
-            shadow=not issued,
-        )
+        monitor = Monitor(chosen, quantities=quantities, allocation=allocation, shadow=not issued)
         auditing = AuditSettings(judge, lambda draft, other: draft == other)
         self.live = AuditedRouter(router, monitor, ledger=ledger, auditing=auditing, rng=random.Random(0))
 

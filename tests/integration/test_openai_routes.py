@@ -11,12 +11,7 @@ import pytest
 from fixtures.server import WholeModel
 
 from smallfirst.base.errors import ConfigError, RequestRefused, Unavailable
-from smallfirst.models.protocol import (
-    Capability,
-    Completion,
-    Request,
-    Token,
-)
+from smallfirst.models.protocol import Capability, Completion, Request, Token
 from smallfirst.models.remote.client import CircuitOpenError
 from smallfirst.serving.settings import ServeSettings
 

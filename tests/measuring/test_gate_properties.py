@@ -16,12 +16,7 @@ from smallfirst.measuring.verdict import Verdict
 Measured = Callable[..., Evaluation]
 
 MINIMA = ("accuracy_at_least", "each_part_at_least")
-MAXIMA = (
-    "not_worse_than_large_by",
-    "score_not_worse_than_large_by",
-    "p95_ms_at_most",
-    "cost_usd_per_1k_at_most",
-)
+MAXIMA = ("not_worse_than_large_by", "score_not_worse_than_large_by", "p95_ms_at_most", "cost_usd_per_1k_at_most")
 NAMED_MINIMA = {"measures_at_least": "macro_f1", "parts_at_least": "odd"}
 NAMED_MAXIMA = {"measures_at_most": "macro_f1"}
 

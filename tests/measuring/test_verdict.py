@@ -8,26 +8,19 @@ from fixtures.gate import evaluation
 from smallfirst.base.errors import ConfigError
 from smallfirst.base.records import parse_record
 from smallfirst.measuring.gate import Gate
-from smallfirst.measuring.verdict import (
-    Verdict,
-    format_verdict,
-    nearest_to_passing,
-    override,
-)
+from smallfirst.measuring.verdict import Verdict, format_verdict, nearest_to_passing, override
 
 GATE = Gate(accuracy_at_least=0.8, p95_ms_at_most=1)
 
 
 def verdict(candidate: str = "small", right: int = 90, gate: Gate = GATE) -> Verdict:
     return gate.check(
-        evaluation([True] * right + [False] * (100 - right), candidate=candidate, probes_ms=(9.0,) * 100),
-        large=None,
+        evaluation([True] * right + [False] * (100 - right), candidate=candidate, probes_ms=(9.0,) * 100), large=None
     )
 
 
 @pytest.mark.parametrize(
-    ("right", "nearest"),
-    [((70, 88, 79), "encoder"), ((70, 60, 79), "small"), ((85, 79, 99), "small")],
+    ("right", "nearest"), [((70, 88, 79), "encoder"), ((70, 60, 79), "small"), ((85, 79, 99), "small")]
 )
 def test_the_nearest_misses_fewest_checks_and_then_by_least(right: tuple[int, ...], nearest: str) -> None:
     names = ("words", "encoder", "small")

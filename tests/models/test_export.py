@@ -18,12 +18,7 @@ from tokenizers import pre_tokenizers
 
 from smallfirst.base.errors import ConfigError, MissingExtra, SmallfirstError
 from smallfirst.models import export as exports
-from smallfirst.models.export import (
-    ComparedRow,
-    check_differences,
-    export,
-    likely_difference,
-)
+from smallfirst.models.export import ComparedRow, check_differences, export, likely_difference
 from smallfirst.models.local.tokenizer import choose_label_tokens, encode_prompt
 from smallfirst.models.manifest import Manifest, read_manifest, write_manifest
 from smallfirst.tasks.answer import Answer

@@ -7,12 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from smallfirst.models.state_features import (
-    LOGIT_FEATURES,
-    STATE_FEATURES,
-    HiddenStateProfile,
-    logit_features,
-)
+from smallfirst.models.state_features import LOGIT_FEATURES, STATE_FEATURES, HiddenStateProfile, logit_features
 
 
 def test_energy_and_probability_by_hand() -> None:

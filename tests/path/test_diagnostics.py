@@ -17,11 +17,7 @@ from smallfirst.measuring.evaluate import EvaluationSetup, evaluate
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded import request_key
 from smallfirst.path import large_model as large_path
-from smallfirst.path.diagnostics import (
-    export_suspects,
-    find_split_leaks,
-    without_copies,
-)
+from smallfirst.path.diagnostics import export_suspects, find_split_leaks, without_copies
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import RunFolder
 

@@ -19,14 +19,7 @@ from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.measuring.gate import Gate
 from smallfirst.measuring.verdict import nearest_to_passing
 from smallfirst.path.finalists import LOOKS
-from smallfirst.path.foretold import (
-    Foretold,
-    OpenQuestion,
-    RequirementForecast,
-    foretell,
-    labels_needed,
-    rows_to_label,
-)
+from smallfirst.path.foretold import Foretold, OpenQuestion, RequirementForecast, foretell, labels_needed, rows_to_label
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import VERDICTS, GateVerdicts, RunFolder
 from smallfirst.path.project.task_file import read_task_file

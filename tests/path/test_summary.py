@@ -19,22 +19,9 @@ from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.measuring.outcome import LabelsNeeded, Outcome
 from smallfirst.measuring.verdict import CheckResult, Verdict
 from smallfirst.path.project.project import Project
-from smallfirst.path.project.run_folder import (
-    DOMAIN,
-    FITTED,
-    FittedCandidates,
-    GateVerdicts,
-    Promotion,
-    RunFolder,
-)
+from smallfirst.path.project.run_folder import DOMAIN, FITTED, FittedCandidates, GateVerdicts, Promotion, RunFolder
 from smallfirst.path.project.task_file import TaskFile
-from smallfirst.path.summary import (
-    after_gate,
-    after_outcome,
-    format_summary,
-    next_steps,
-    summarize_run,
-)
+from smallfirst.path.summary import after_gate, after_outcome, format_summary, next_steps, summarize_run
 
 OUTCOME = Outcome(
     kind="small first",

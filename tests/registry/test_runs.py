@@ -145,9 +145,7 @@ def test_processes_that_create_the_same_new_store_at_once_all_succeed(tmp_path: 
     assert [(out.strip(), code) for out, _, code in ended] == [(b"1", 0)] * 2, ended
 
 
-def test_a_new_store_is_made_in_silence_without_telemetry_and_imports_nothing_early(
-    tmp_path: Path,
-) -> None:
+def test_a_new_store_is_made_in_silence_without_telemetry_and_imports_nothing_early(tmp_path: Path) -> None:
     program = (
         "import sys, smallfirst.registry.runs, smallfirst.registry.versions\n"
         "assert 'mlflow' not in sys.modules\n"

@@ -63,9 +63,7 @@ def new_version(model: Path, *, name: str = NAME) -> ModelVersion:
     return register(model, PASSED, name=name, run_id=None, tags={})
 
 
-def test_three_level_names_with_dots_work_and_the_version_holds_files_and_evidence(
-    model: Path,
-) -> None:
+def test_three_level_names_with_dots_work_and_the_version_holds_files_and_evidence(model: Path) -> None:
     with open_run("tickets", "train") as run:
         made = register(model, PASSED, name=NAME, run_id=run.run_id, tags={"base": "tiny"})
     (model / "config.json").write_text("changed after registration")
@@ -97,11 +95,7 @@ def test_promote_twice_and_roll_back_and_forth(model: Path) -> None:
     assert resolve(NAME).version == 2
     assert resolve(f"{NAME}@previous").version == 3
     assert rollback(NAME).version == 3
-    assert [(v.version, v.aliases) for v in list_versions(NAME)] == [
-        (1, ()),
-        (2, ("previous",)),
-        (3, ("champion",)),
-    ]
+    assert [(v.version, v.aliases) for v in list_versions(NAME)] == [(1, ()), (2, ("previous",)), (3, ("champion",))]
 
 
 def test_a_version_of_which_nothing_may_be_answered_leaves_the_champion_alone(model: Path) -> None:
@@ -178,10 +172,7 @@ def test_a_signed_verdict_is_registered_and_shows_the_signature(model: Path) -> 
     ("damage", "says"),
     [
         (lambda f: (f / "weights.safetensors").write_bytes(b"\x02" * 1000), "was changed: weights"),
-        (
-            lambda f: (f / "tokenizer" / "vocab.json").unlink(),
-            "is incomplete: tokenizer/vocab.json",
-        ),
+        (lambda f: (f / "tokenizer" / "vocab.json").unlink(), "is incomplete: tokenizer/vocab.json"),
         (lambda f: (f / "extra.json").touch(), "was changed: extra.json was added"),
         (lambda f: (f / "smallfirst-manifest.json").unlink(), "is incomplete: it has no"),
         (lambda f: (f / "smallfirst-manifest.json").write_text("{"), "is incomplete: it has no"),

@@ -8,12 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smallfirst.data.dataset import Dataset
-from smallfirst.routing.acceptance import (
-    MIN_OWN_ROWS,
-    AcceptanceScore,
-    bundled_requests,
-    foreign_rows,
-)
+from smallfirst.routing.acceptance import MIN_OWN_ROWS, AcceptanceScore, bundled_requests, foreign_rows
 
 
 def both_kinds(

@@ -160,10 +160,7 @@ def parse(*policies: object) -> Policies:
     [
         ({"to": "large"}, f"policies.0: a policy needs a kind: {', '.join(POLICIES.names())}"),
         (5, "policies.0: a policy needs a kind"),
-        (
-            {"kind": "rul", "to": "large"},
-            'unknown policy "rul" — did you mean "rule"? (choose one of ',
-        ),
+        ({"kind": "rul", "to": "large"}, 'unknown policy "rul" — did you mean "rule"? (choose one of '),
         ({"kind": "split", "to": "large", "share": 2}, "share: Input should be less than or equal to 1 (got 2)"),
         ({"kind": "rule", "to": "large", "contain": ["x"]}, 'contain: unknown setting — did you mean "contains"?'),
         ({"kind": "difficulty"}, "policies.0: below: missing"),

@@ -22,15 +22,7 @@ from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Req
 from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, FieldCertificate, Guarantee, KeptFields
 from smallfirst.routing.domain import OodScore
 from smallfirst.routing.policies import RulePolicy, SplitPolicy
-from smallfirst.routing.router import (
-    REFUSAL,
-    OutOfScope,
-    Router,
-    RouterOptions,
-    Stage,
-    changed_by,
-    took_cascade,
-)
+from smallfirst.routing.router import REFUSAL, OutOfScope, Router, RouterOptions, Stage, changed_by, took_cascade
 from smallfirst.tasks.answer import Answer
 
 FOREIGN = "unlike this task's requests (out-of-domain score 0.90, threshold 0.50)"

@@ -13,9 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
-from openai.types.completion_create_params import (
-    CompletionCreateParamsNonStreaming as TextCreateParamsNonStreaming,
-)
+from openai.types.completion_create_params import CompletionCreateParamsNonStreaming as TextCreateParamsNonStreaming
 
 from smallfirst.data.dataset import Message
 from smallfirst.models.pricing import Charge, TokenUsage

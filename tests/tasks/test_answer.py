@@ -31,11 +31,7 @@ def test_an_open_answer_is_what_stands_before_the_first_blank_line(text: str, an
 
 @pytest.mark.parametrize(
     ("text", "answer"),
-    [
-        ("The answer is: MAYBE", "maybe"),
-        ("maybe\n\nno evidence, yes?", "maybe"),
-        ("yes or no", None),
-    ],
+    [("The answer is: MAYBE", "maybe"), ("maybe\n\nno evidence, yes?", "maybe"), ("yes or no", None)],
 )
 def test_one_of_a_few_choices_is_read_as_a_label_is(text: str, answer: str | None) -> None:
     assert CHOICES.parse(text) == answer

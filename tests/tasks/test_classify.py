@@ -75,13 +75,7 @@ def test_a_general_model_is_told_every_label_and_shown_solved_rows_as_turns() ->
 
 def test_every_problem_of_a_task_is_named_at_once() -> None:
     with pytest.raises(pydantic.ValidationError) as caught:
-        Classify(
-            name="x",
-            labels=("a", "a"),
-            descriptions={"b": "x"},
-            other="c",
-            multiple=True,
-        )
+        Classify(name="x", labels=("a", "a"), descriptions={"b": "x"}, other="c", multiple=True)
     (problem,) = caught.value.errors()
     assert problem["msg"].removeprefix("Value error, ").split("; ") == [
         "labels repeat",

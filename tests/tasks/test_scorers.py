@@ -63,10 +63,7 @@ def test_token_f1_is_what_one_counts_by_hand(answer: str, gold: str, f1: float) 
 
 @pytest.mark.parametrize(
     ("name", "answer", "gold", "score"),
-    [
-        ("exact", "The Impalas.", "impalas", 1.0),
-        ("exact", "Broncos Denver", "Denver Broncos", 0.0),
-    ],
+    [("exact", "The Impalas.", "impalas", 1.0), ("exact", "Broncos Denver", "Denver Broncos", 0.0)],
 )
 def test_built_in_scorers_by_hand(name: str, answer: str, gold: str, score: float) -> None:
     assert load_scorer(name)("", answer, gold) == pytest.approx(score, abs=1e-12)
@@ -89,11 +86,7 @@ def test_a_function_of_an_installed_package_is_found_by_its_name(register: Regis
 
 @pytest.mark.parametrize(
     ("package", "value", "shown"),
-    [
-        ("far_off", "3.5", "3.5"),
-        ("not_a_number", "float('nan')", "nan"),
-        ("nothing", "None", "None"),
-    ],
+    [("far_off", "3.5", "3.5"), ("not_a_number", "float('nan')", "nan"), ("nothing", "None", "None")],
 )
 def test_a_score_that_is_no_number_from_0_to_1_names_the_scorer(
     register: Register, package: str, value: str, shown: str

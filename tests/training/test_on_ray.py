@@ -157,11 +157,7 @@ def test_work_is_looked_at_and_its_error_raised() -> None:
 
 @pytest.mark.parametrize(
     ("nodes", "gpus", "n_workers", "share"),
-    [
-        ([8], 0, 2, {"CPU": 4}),
-        ([8, 4], 0, 4, {"CPU": 2}),
-        ([8, 8], 2, 2, {"CPU": 8, "GPU": 1}),
-    ],
+    [([8], 0, 2, {"CPU": 4}), ([8, 4], 0, 4, {"CPU": 2}), ([8, 8], 2, 2, {"CPU": 8, "GPU": 1})],
 )
 def test_each_worker_gets_its_part_of_a_node(
     nodes: list[int], gpus: int, n_workers: int, share: dict[str, float], monkeypatch: pytest.MonkeyPatch

@@ -182,10 +182,7 @@ def test_what_stands_on_this_machine_comes_before_a_name(tmp_path: Path, monkeyp
 
 SHORTEST = b'{"prompt":"a","response":"b"}\n'
 SIZE, MAX_ROWS = 400_000, 1_000
-LINES = {
-    "bad.jsonl": b"x\n",
-    "list.json": SHORTEST.replace(b"\n", b",\n"),
-}
+LINES = {"bad.jsonl": b"x\n", "list.json": SHORTEST.replace(b"\n", b",\n")}
 
 
 @pytest.mark.parametrize("name", LINES)

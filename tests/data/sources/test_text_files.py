@@ -180,10 +180,7 @@ def test_a_share_of_bad_rows_may_be_left_out_and_each_is_named(tmp_path: Path) -
     assert len(read.data) == 38
     note = read.skipped
     assert note.what == f"bad rows that were left out of {path}: 2 of 40"
-    assert note.where == (
-        f"{path}:39 not a JSON object: each line must be {{…}}",
-        f'{path}:40 "text" is empty',
-    )
+    assert note.where == (f"{path}:39 not a JSON object: each line must be {{…}}", f'{path}:40 "text" is empty')
     with pytest.raises(DataError, match=r"or leave them out by data.skip_bad_rows_up_to: 0.05$"):
         load_noted(path, skip_bad_rows_up_to=0.04)
 

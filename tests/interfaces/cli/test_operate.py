@@ -46,15 +46,7 @@ def test_keys_are_made_listed_and_revoked_by_commands(ring: KeyStore) -> None:
     listed = run.invoke(keys, ["list", *file]).output
     assert secret not in listed
     assert key.sha256 not in listed
-    for part in (
-        "desk",
-        key.id,
-        "active",
-        "admin",
-        "small, org/large",
-        "60 requests/min",
-        "2099-01-31",
-    ):
+    for part in ("desk", key.id, "active", "admin", "small, org/large", "60 requests/min", "2099-01-31"):
         assert part in listed
     assert run.invoke(keys, ["revoke", key.id, *file]).output == f"revoked desk ({key.id})\n"
     (shown,) = json.loads(run.invoke(keys, ["list", "--json", *file]).output)

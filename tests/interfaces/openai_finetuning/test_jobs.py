@@ -115,11 +115,7 @@ def test_from_an_upload_to_the_answer_of_the_model(
     # Another key knows nothing of it.
     assert [model.id for model in two.models.list()] == ["fixed"]
     assert two.fine_tuning.jobs.list().data == []
-    for ask in (
-        two.fine_tuning.jobs.retrieve,
-        two.fine_tuning.jobs.cancel,
-        two.fine_tuning.jobs.list_events,
-    ):
+    for ask in (two.fine_tuning.jobs.retrieve, two.fine_tuning.jobs.cancel, two.fine_tuning.jobs.list_events):
         with pytest.raises(openai.NotFoundError, match="Could not find fine tune"):
             ask(made.id)
     with pytest.raises(openai.NotFoundError):

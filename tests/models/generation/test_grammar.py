@@ -13,12 +13,7 @@ from smallfirst.models.generation.grammar import MAX_NUMBER, Grammar, with_numbe
 
 
 def closed(**properties: Any) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
 NASTY = {

@@ -194,12 +194,7 @@ NO_COMPLETION = {
             4,
             " asks to slow down (HTTP 429) after 4 tries: slow down\n  next: wait a while, or lower max_concurrency",
         ),
-        (
-            BUSY,
-            Unavailable,
-            4,
-            " is unavailable: HTTP 503 after 4 tries: busy\n  next: see if it is up: ",
-        ),
+        (BUSY, Unavailable, 4, " is unavailable: HTTP 503 after 4 tries: busy\n  next: see if it is up: "),
         (reply("425 Early"), Unavailable, 4, " is unavailable: HTTP 425 after 4 tries: (nothing)"),
         (reply("302 Found", b"", "Location: URL/x"), BadAnswer, 1, "a redirect, which is not followed"),
         (

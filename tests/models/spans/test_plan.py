@@ -179,8 +179,7 @@ def test_a_few_rows_without_the_value_in_the_text_are_forgiven() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "absent"),
-    [([{"a": "x"}, {"a": None}], "null"), ([{"a": "x"}, {}], ""), ([{"a": "x"}, {"a": ""}], '""')],
+    ("rows", "absent"), [([{"a": "x"}, {"a": None}], "null"), ([{"a": "x"}, {}], ""), ([{"a": "x"}, {"a": ""}], '""')]
 )
 def test_what_stands_for_no_value_is_learned(rows: list[Any], absent: str) -> None:
     _, plan, _ = learned([("x", answer) for answer in rows * 20])

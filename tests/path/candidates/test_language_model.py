@@ -44,12 +44,7 @@ def test_workers_get_the_recipe_and_one_mlflow_run(
     recipe = TaskRecipe(project.task, project.rows.train, project.rows.selection)
     small = project.file.small
     run = fine_tune(
-        project._replace(n_workers=3),
-        recipe,
-        small.training,
-        base=small.base,
-        folder=tmp_path / "run",
-        run_name="r",
+        project._replace(n_workers=3), recipe, small.training, base=small.base, folder=tmp_path / "run", run_name="r"
     )
     assert asked == [3]
     assert client().get_run(run.run_id).info.status == "FINISHED"

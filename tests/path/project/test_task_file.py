@@ -12,11 +12,7 @@ import pytest
 from smallfirst.base.errors import ConfigError, DataError
 from smallfirst.data.dataset import Dataset
 from smallfirst.path.project.rows import read_rows, read_task
-from smallfirst.path.project.task_file import (
-    TaskFile,
-    read_task_file,
-    task_name,
-)
+from smallfirst.path.project.task_file import TaskFile, read_task_file, task_name
 
 LABELS = ("card", "fee", "pin")
 MINIMAL = "name: desk\ndata: {train: train.jsonl}\n"
@@ -110,10 +106,7 @@ def test_settings_that_are_missing_or_out_of_range_are_named_with_their_value(tm
     ("large", "rule"),
     [
         ("{shots_per_label: 1}", "give endpoint, gguf, engine or recorded"),
-        (
-            "{gguf: x, endpoint: {base_url: 'http://127.0.0.1:1/v1', model: m}}",
-            "give one of endpoint, gguf and engine",
-        ),
+        ("{gguf: x, endpoint: {base_url: 'http://127.0.0.1:1/v1', model: m}}", "give one of endpoint, gguf and engine"),
     ],
 )
 def test_a_large_path_that_nobody_or_two_would_answer_is_refused(tmp_path: Path, large: str, rule: str) -> None:
@@ -173,9 +166,7 @@ def test_a_label_of_the_validation_rows_must_be_one_of_the_training_rows(tmp_pat
         read_rows(read(tmp_path, "name: desk\ndata: {train: train.jsonl, validation: validation.jsonl}"))
 
 
-def test_without_labels_the_task_has_those_of_all_rows_and_a_label_of_one_row_is_to_train_on(
-    tmp_path: Path,
-) -> None:
+def test_without_labels_the_task_has_those_of_all_rows_and_a_label_of_one_row_is_to_train_on(tmp_path: Path) -> None:
     write_rows(tmp_path / "train.jsonl", (i for i in range(200) if i % 3 != 2))
     for i in range(50):
         with (tmp_path / "train.jsonl").open("a") as file:

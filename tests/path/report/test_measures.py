@@ -53,11 +53,7 @@ def test_routed_cost_is_drafts_plus_the_large_part() -> None:
     assert (small.pays_after, large.saved_usd, routed.pays_after) == (2000, None, 2690)  # $3.90 of training
 
 
-@given(
-    training=st.floats(0, 1e4),
-    cost=st.floats(0, 10),
-    large=st.floats(0.001, 100),
-)
+@given(training=st.floats(0, 1e4), cost=st.floats(0, 10), large=st.floats(0.001, 100))
 def test_at_break_even_the_path_has_cost_no_more_than_the_large_one(training: float, cost: float, large: float) -> None:
     needed = break_even_requests(training, cost, large)
     if needed is None:

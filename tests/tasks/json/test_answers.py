@@ -11,13 +11,7 @@ import jsonschema
 import pytest
 from hypothesis import strategies as st
 
-from smallfirst.tasks.json.answers import (
-    MAX_CHARACTERS,
-    MAX_STEPS,
-    AnswerCheck,
-    AnswerParser,
-    TooManySteps,
-)
+from smallfirst.tasks.json.answers import MAX_CHARACTERS, MAX_STEPS, AnswerCheck, AnswerParser, TooManySteps
 from smallfirst.tasks.json.schema import check_schema, closed_schema
 
 
@@ -144,10 +138,7 @@ def steps(schema: dict[str, Any], value: Any) -> int:
 def test_a_recursive_choice_costs_the_same_for_each_level() -> None:
     """Twice as much for each level otherwise: the options agree until the end."""
     options = [whole(a={"$ref": "#/$defs/node"}, b={"const": n}) for n in (1, 2)]
-    schema = {
-        **whole(x={"$ref": "#/$defs/node"}),
-        "$defs": {"node": {"anyOf": [*options, whole(b={"const": 9})]}},
-    }
+    schema = {**whole(x={"$ref": "#/$defs/node"}), "$defs": {"node": {"anyOf": [*options, whole(b={"const": 9})]}}}
     check_schema(schema)
 
     def nested(depth: int) -> dict[str, Any]:

@@ -7,15 +7,7 @@ import random
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from fixtures.traffic import (
-    SORT,
-    SORT_AGAIN,
-    cases_of,
-    exchange,
-    sorted_tickets,
-    template,
-    template_of,
-)
+from fixtures.traffic import SORT, SORT_AGAIN, cases_of, exchange, sorted_tickets, template, template_of
 
 from smallfirst.traffic.discovery.tasks import (
     RecurringTask,

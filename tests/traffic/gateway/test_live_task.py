@@ -22,12 +22,7 @@ from smallfirst.traffic.gateway.live_task import (
 )
 
 USAGE = {"prompt_tokens": 1000, "completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": 900}}
-PRICE = TokenPrice(
-    input_usd_per_mtok=2,
-    cached_usd_per_mtok=0.2,
-    output_usd_per_mtok=10,
-    tiers={"flex": 0.5},
-)
+PRICE = TokenPrice(input_usd_per_mtok=2, cached_usd_per_mtok=0.2, output_usd_per_mtok=10, tiers={"flex": 0.5})
 ANSWER = {"model": TEACHER, "choices": [{"message": {"role": "assistant", "content": "Queue: billing"}}]}
 
 

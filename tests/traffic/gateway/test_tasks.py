@@ -22,13 +22,7 @@ from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, LedgerRow, ShadowRow, StateRow
 from smallfirst.traffic.gateway.http import BackgroundTasks, GatewayRequest, GatewayResponse, UpstreamAnswer
 from smallfirst.traffic.gateway.tasks import TakenOverTasks, TaskMatcher, why_not, why_not_this
-from smallfirst.traffic.task_source import (
-    AnswerFormat,
-    TaskSource,
-    TaskTemplate,
-    Teacher,
-    TemplateSlot,
-)
+from smallfirst.traffic.task_source import AnswerFormat, TaskSource, TaskTemplate, Teacher, TemplateSlot
 from smallfirst.traffic.wire import ModelAnswer, Prompt, ToolCall, Turn, read_prompt
 
 CASES = cases(60, seed=5)

@@ -24,10 +24,7 @@ PAIR = {"request": REQUEST, "response": RESPONSE}
 FROM_TO = [{"from": m["role"], "value": m["content"]} for m in (*MESSAGES, ANSWER)]
 BATCH = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": REQUEST}
 BATCHED = {"id": "b", "custom_id": "a", "response": {"status_code": 200, "body": RESPONSE}, "error": None}
-CLAUDE = {
-    "custom_id": "a",
-    "params": {"model": "claude", "system": "File it.", "messages": [MESSAGES[1]]},
-}
+CLAUDE = {"custom_id": "a", "params": {"model": "claude", "system": "File it.", "messages": [MESSAGES[1]]}}
 CLAUDE_SAID = {
     "custom_id": "a",
     "result": {"type": "succeeded", "message": {"type": "message", "content": [{"type": "text", "text": "lost_card"}]}},
