@@ -19,27 +19,12 @@ from fixtures.entry_points import register_entry_points
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.tasks.classify import Classify
 
-pytest_plugins = [
-    "fixtures.cli",
-    "fixtures.server",  # first, since others import it
-    "fixtures.dashboard",
-    "fixtures.deployment",
-    "fixtures.gate",
-    "fixtures.jobs",
-    "fixtures.light_process",
-    "fixtures.logs",
-    "fixtures.models",
-    "fixtures.pages",
-    "fixtures.postgresql",
-    "fixtures.ray_cluster",
-    "fixtures.registry",
-    "fixtures.report",
-    "fixtures.takeover",
-    "fixtures.training",
-    "fixtures.vllm_server",
-    "fixtures.warm_processes",
-    "fixtures.finetuning_api",  # imports others, which pytest must see first
-]
+# `server` before those that import it; `finetuning_api` imports others, which pytest must see first.
+FIXTURES = """
+cli server dashboard deployment gate jobs light_process logs models pages postgresql ray_cluster registry
+report takeover training vllm_server warm_processes finetuning_api
+"""
+pytest_plugins = [f"fixtures.{name}" for name in FIXTURES.split()]
 
 register_entry_points()
 # One thread: on matrices this small a second one only waits, for seconds when the machine is busy.
