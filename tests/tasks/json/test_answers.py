@@ -170,6 +170,12 @@ _VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
     max_leaves=6,
 )
+
+
+def _just(**values: Any) -> dict[str, Any]:
+    return {name: st.just(value) for name, value in values.items()}
+
+
 _KINDS = ["string", "integer", "number", "boolean", "null"]
 _LEAVES = st.one_of(
     st.fixed_dictionaries(
@@ -178,23 +184,9 @@ _LEAVES = st.one_of(
     st.fixed_dictionaries({"enum": st.lists(_SCALARS, min_size=1, max_size=3)}),
     st.fixed_dictionaries({"const": _SCALARS}),
     st.fixed_dictionaries(
-        {"type": st.just("number")},
-        optional={
-            "minimum": st.just(-1),
-            "exclusiveMaximum": st.just(2),
-            "maximum": st.just(2),
-            "multipleOf": st.just(0.5),
-        },
+        _just(type="number"), optional=_just(minimum=-1, exclusiveMaximum=2, maximum=2, multipleOf=0.5)
     ),
-    st.fixed_dictionaries(
-        {"type": st.just("string")},
-        optional={
-            "minLength": st.just(1),
-            "maxLength": st.just(1),
-            "pattern": st.just("^a"),
-            "format": st.just("date"),
-        },
-    ),
+    st.fixed_dictionaries(_just(type="string"), optional=_just(minLength=1, maxLength=1, pattern="^a", format="date")),
     st.just({"$ref": "#/$defs/d"}),
 )
 
