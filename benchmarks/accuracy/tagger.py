@@ -119,7 +119,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
 async def _evaluate(folder: Path, task: Extract, test: Dataset) -> Any:
     model = load_model(folder)
     try:
-        return await evaluate(model, EvaluationSetup(task, test, split="test"), candidate="tagger")
+        return await evaluate(model, EvaluationSetup(task, test, split="test"), candidate="tagger", probe_rows=20)
     finally:
         await model.aclose()
 

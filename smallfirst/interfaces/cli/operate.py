@@ -92,7 +92,7 @@ def revoke(name_or_id: str) -> None:
     click.echo(f"revoked {key.name} ({key.id})")
 
 
-@verb("smallfirst mcp", "claude mcp add smallfirst -- smallfirst mcp")
+@verb("smallfirst mcp")
 def mcp() -> None:
     """Let an assistant use check, run, tasks, explain, discover.
 
