@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from smallfirst.base.errors import ConfigError
-from smallfirst.base.paths import state_of
+from smallfirst.base.paths import ledger_place, state_of
 from smallfirst.base.sync import run_sync
+from smallfirst.ledger.ledger import Ledger
 from smallfirst.measuring.verdict import Verdict
 from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import MANIFEST, read_manifest
@@ -36,12 +37,18 @@ class Predictor:
     `classify` (a list of labels with `multiple`), the JSON value of `extract`, else the text; None where the model
     wrote nothing that the task can read.
 
-    `plan` says how its version passed the gate. After `small first` only answers that its Router keeps are certified:
-    here it answers the others too, which `smallfirst serve` sends on. Empty if the model is of no registered version.
+    `plan` says how its version passed the gate. After `small first` a task's `model` is its Router, as at `smallfirst
+    serve`: it asks the large model for what it does not keep, and `complete` says who answered, and why. Empty if the
+    model is of no registered version.
     """
 
-    def __init__(self, model: Model, task: Task, *, name: str = "", plan: str = "") -> None:
-        self.model, self.task, self.name, self.plan = model, task, name or model.name, plan
+    def __init__(
+        self, model: Model, task: Task, *, name: str = "", plan: str = "", router: Model | None = None,
+        ledger: Ledger | None = None,
+    ) -> None:  # fmt: skip
+        """`router` answers in the place of `model`, which still gives the probabilities; `ledger` is closed with it."""
+        self.task, self.name, self.plan = task, name or model.name, plan
+        self.model, self._small, self._ledger = router or model, model, ledger
 
     @property
     def classes_(self) -> list[str]:
@@ -62,7 +69,7 @@ class Predictor:
         """
         import numpy as np
 
-        scoring = label_probability_model(self.model)
+        scoring = label_probability_model(self._small)
         if scoring is None:
             raise ConfigError(
                 f"{self.name} writes its answers and has no probability for each label",
@@ -100,6 +107,8 @@ class Predictor:
     def close(self) -> None:
         """Free the model's threads and processes."""
         run_sync(self.model.aclose())
+        if self._ledger is not None:
+            self._ledger.close()
 
     def __enter__(self) -> Self:
         return self
@@ -109,7 +118,8 @@ class Predictor:
 
     def __repr__(self) -> str:
         labels = f", {len(self.task.closed)} classes" if self.task.closed else ""
-        plan = ", small first: without its Router" if self.plan == "small first" else ""
+        with_router = "without" if self.model is self._small else "with"
+        plan = f", small first: {with_router} its Router" if self.plan == "small first" else ""
         return f"Predictor({self.name!r}, {self.task.kind}{labels}{plan})"
 
 
@@ -117,7 +127,8 @@ def load(model: str | Path | TaskFile | ModelVersion) -> Predictor:
     """Return a promoted model, ready to predict.
 
     `model` is a task (task.yaml, its folder or a TaskFile), its name, a three-level model name, each with `@champion`
-    (the default), another alias or `/3` for a version; or the folder of a model, or what `resolve` returned. Raise
+    (the default), another alias or `/3` for a version; or the folder of a model, or what `resolve` returned. Of a
+    `small first` task it is the Router, which needs the task's rows and, to ask it, the large model. Raise
     RegistryError if there is no such version, or if its files are not the registered ones.
     """
     if isinstance(model, ModelVersion):
@@ -128,6 +139,8 @@ def load(model: str | Path | TaskFile | ModelVersion) -> Predictor:
     with state_of(file.folder if file else Path()):
         version = versions.resolve(reference)
         name = file.name if file else version.name
+        if file and _plan(version) == "small first":
+            return _with_router(file, version)
         return _predictor(version.folder, f"{name}/{version.version}", file, plan=_plan(version))
 
 
@@ -152,6 +165,17 @@ def _find(model: str | Path | TaskFile) -> tuple[TaskFile | None, str]:
 def _predictor(folder: Path, name: str, file: TaskFile | None = None, *, plan: str = "") -> Predictor:
     price = file.prices.machine if file else None
     return Predictor(load_model(folder, name=name, price=price), read_manifest(folder).task, name=name, plan=plan)
+
+
+def _with_router(file: TaskFile, version: ModelVersion) -> Predictor:
+    from smallfirst.deployment.task_deployment import TaskDeployment
+
+    ledger = Ledger(ledger_place(create=True))
+    deployment = TaskDeployment(file, ledger)
+    wanted = deployment.target_versions()._replace(champion=version.version)
+    router, task = deployment.load(wanted).router, read_manifest(version.folder).task
+    small, name = router.router.stages[-1].model, f"{file.name}/{version.version}"
+    return Predictor(small, task, name=name, plan="small first", router=router, ledger=ledger)
 
 
 def _plan(version: ModelVersion) -> str:

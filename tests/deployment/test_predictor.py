@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures.deployment import NAME
 from fixtures.endpoints import PASSED
 from fixtures.server import WholeModel
 
@@ -17,6 +18,7 @@ from smallfirst.deployment.predictor import Predictor
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Capability, Completion, LabelScores, Request
+from smallfirst.path.project.run_folder import RunFolder
 
 KNOWN = {"a card": (0.9, 0.1), "a fee": (0.2, 0.8)}
 
@@ -116,3 +118,19 @@ def test_a_model_that_went_live_behind_its_router_says_so(
         assert (alone.plan, repr(alone)) == ("small alone", "Predictor('main.ml.toy/3', classify, 4 classes)")
     with sf.load(version({})) as unjudged:
         assert unjudged.plan == ""
+
+
+def test_a_small_first_task_is_loaded_with_its_router(desk) -> None:
+    passed = PASSED.model_copy(update={"plan": "small first"})
+    run_folder = RunFolder.new("toy")
+    (run_folder.path / "run.json").write_text("{}", encoding="utf-8")
+    version = sf.register(desk.folder(0), passed, name=NAME, run_id=None, tags={"run": run_folder.path.name}).version
+    desk.certify(version)
+    sf.promote(NAME, version)
+    with sf.load(desk.path) as routed:
+        assert repr(routed) == "Predictor('toy/1', classify, 4 classes, small first: with its Router)"
+        for _ in range(2):
+            (found,) = routed.complete("tell me more about your card")
+            assert (found.route.stage, found.route.certified) == ("small", True)
+        assert routed.predict("tell me more about your card") == found.text
+        assert routed.predict_proba("tell me more about your card").shape == (4,)
