@@ -27,29 +27,12 @@ QUESTIONS = [
     {"type": "choice", "instructions": "Paid?", "choices": [{"value": True}, {"value": "true"}, {"value": "open"}]},
     {"type": "score", "instructions": "Anger?", "levels": [{"label": "calm"}, {"label": "angry"}]},
 ]
+CHOICES = [{"value": value, "probability": p} for value, p in (("true", 0.6), (True, 0.3), ("open", 0.1))]
+LEVELS = [{"value": i, "label": label, "probability": p} for i, label, p in ((0, "calm", 0.75), (1, "angry", 0.25))]
 ANSWERS = [
     {"type": "predicate", "name": "urgent", "probability": 0.9},
-    {
-        "type": "choice",
-        "name": None,
-        "choice": "true",
-        "confidence": 0.4,
-        "probabilities": [
-            {"value": "true", "probability": 0.6},
-            {"value": True, "probability": 0.3},
-            {"value": "open", "probability": 0.1},
-        ],
-    },
-    {
-        "type": "score",
-        "name": None,
-        "score": 0.25,
-        "confidence": 0.5,
-        "probabilities": [
-            {"value": 0, "label": "calm", "probability": 0.75},
-            {"value": 1, "label": "angry", "probability": 0.25},
-        ],
-    },
+    {"type": "choice", "name": None, "choice": "true", "confidence": 0.4, "probabilities": CHOICES},
+    {"type": "score", "name": None, "score": 0.25, "confidence": 0.5, "probabilities": LEVELS},
 ]
 
 
