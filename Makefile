@@ -12,9 +12,9 @@ export PYTHONDONTWRITEBYTECODE :=
 help:                    ## list these commands
 	@grep -hE '^[a-z]+: .*##|^[a-z]+:  +##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
 
-# Side by side, the second on half of the cores: training does not use two cores twice as well as one.
+# Side by side, each on half of the cores: training does not use two cores twice as well as one.
 demo: $(VENV)/.demo      ## run the whole path for labels and, beside it, for JSON; ends with two verdicts, report.html, details.html
-	@OMP_NUM_THREADS=$$(( ($$(getconf _NPROCESSORS_ONLN) + 1) / 2 )) \
+	@export OMP_NUM_THREADS=$$(( ($$(getconf _NPROCESSORS_ONLN) + 1) / 2 )); \
 	$(BIN)/smallfirst run $(SECOND) --report details.html $(ARGS) >details.txt 2>&1 & json=$$!; \
 	trap 'kill $$json' INT TERM; \
 	$(BIN)/smallfirst run $(DEMO) --report report.html $(ARGS); failed=$$?; \
