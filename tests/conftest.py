@@ -70,10 +70,11 @@ FRAMES = (
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_outside_state() -> Iterator[None]:
+def _no_outside_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing of the machine's own settings reaches a test; a module may still choose its own store."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SMALLFIRST_HOME", UNSET)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
         patch.setenv("HF_HUB_OFFLINE", "1")
         for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
             patch.delenv(name, raising=False)

@@ -14,6 +14,7 @@ import sys
 from collections import deque
 from typing import Any
 
+import anyio
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import ToolAnnotations
@@ -29,6 +30,8 @@ WRITES = ToolAnnotations(destructive_hint=False, open_world_hint=True)
 MAX_LINES = 20
 """Last lines of progress that an error quotes."""
 
+RUNS = asyncio.Lock()
+"""One run at a time: the next one begins when one that was cancelled has ended."""
 server = MCPServer("smallfirst", version=smallfirst.__version__, instructions=INSTRUCTIONS)
 
 
@@ -63,7 +66,8 @@ async def answer_of(ctx: Context[Any, Any], verb: str, *words: str, **options: o
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGINT)
-            await asyncio.shield(process.wait())
+            with anyio.CancelScope(shield=True):
+                await process.wait()
     try:
         found: dict[str, Any] = json.loads(printed)
     except ValueError:
@@ -89,7 +93,8 @@ async def run(
 
     `minutes` and `max_usd` bound the run and what a large model's answers may cost, in place of what task.yaml says.
     """
-    return await answer_of(ctx, "run", task, minutes=minutes, max_usd=max_usd, resume=resume)
+    async with RUNS:
+        return await answer_of(ctx, "run", task, minutes=minutes, max_usd=max_usd, resume=resume)
 
 
 @server.tool(annotations=READS)
