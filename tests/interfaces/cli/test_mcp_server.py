@@ -1,4 +1,4 @@
-"""The official client over standard input and output: tools say what verbs say, a cancelled run goes on later."""
+"""The official client over standard input and output: tools say what verbs say, and runs are one at a time."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_an_assistant_checks_runs_and_is_told_what_is_wrong(server: StdioServerP
         assert words in found.content[0].text
 
 
-def test_a_cancelled_run_is_interrupted_and_goes_on_with_resume(server: StdioServerParameters) -> None:
+def test_a_run_begins_when_the_one_that_was_cancelled_has_ended(server: StdioServerParameters) -> None:
     began = anyio.Event()
 
     async def progress(done: float, total: float | None, message: str | None) -> None:
@@ -70,8 +70,8 @@ def test_a_cancelled_run_is_interrupted_and_goes_on_with_resume(server: StdioSer
                 group.start_soon(lambda: client.call_tool("run", {}, progress_callback=progress))
                 await began.wait()
                 group.cancel_scope.cancel()
-            return await client.call_tool("run", {"resume": True})
+            return await client.call_tool("run", {})
 
-    resumed = anyio.run(use)
-    assert not resumed.is_error, resumed.content
-    assert resumed.structured_content["outcome"]["candidate"] == "words"
+    next_one = anyio.run(use)
+    assert not next_one.is_error, next_one.content
+    assert next_one.structured_content["outcome"]["candidate"] == "words"
