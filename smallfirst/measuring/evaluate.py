@@ -14,6 +14,7 @@ from smallfirst.base.progress import ProgressCallback, no_progress
 from smallfirst.base.records import Record
 from smallfirst.base.stats.intervals import Estimate, mean_interval, paired_difference, wilson
 from smallfirst.data.dataset import Dataset, Example, sample_rows
+from smallfirst.models.encoder.sentence_encoder import forget_texts
 from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.tasks.task import PartCounts, ScoredAnswer, Task
 
@@ -43,6 +44,8 @@ async def evaluate(
         return score_row(example, completion, setup.task, candidate)
 
     setup.progress(0, len(examples))
+    if probe_rows:
+        forget_texts()  # other candidates, or the same one on its way through the Router, have read them
     began = time.perf_counter()
     rows = await asyncio.gather(*(ask(example) for example in examples))
     elapsed_s = time.perf_counter() - began
@@ -64,6 +67,7 @@ async def evaluate(
 async def _probe(model: Model, examples: Sequence[Example]) -> list[float]:
     for example in examples[:WARM_UP_ROWS]:
         await model.complete(Request(messages=example.messages))
+    forget_texts()
     return [(await model.complete(Request(messages=e.messages))).latency_ms for e in examples]
 
 

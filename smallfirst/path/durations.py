@@ -142,7 +142,8 @@ def _encoder_time(project: Project, candidate: Candidate, *, timed: bool) -> Tim
         seconds = n_rows * pace.train_s + steps * OPTIMIZER_BYTES * pace.parameters / MEMORY_BYTES_PER_S
         return trained * seconds, steps
 
-    trained = 1 - FROZEN_SHARE if n_folds and project.task.answer_labels else 1.0
+    unset = "frozen_layers" not in config.model_fields_set
+    trained = 1 - FROZEN_SHARE if unset and n_folds and project.task.answer_labels else 1.0
     epoch_s, steps = epoch(n)
     begin_s = BEGIN_S + head_s
     if n_folds:  # a fine-tune for each fold, which reads its own rows after each epoch, and one on all rows

@@ -46,6 +46,14 @@ class Scripted(WholeModel):
         )
 
 
+def test_no_text_is_measured_from_an_encoders_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, forgot = Scripted(GOLD), []
+    monkeypatch.setattr("smallfirst.measuring.evaluate.forget_texts", lambda: forgot.append(len(model.asked)))
+    setup = EvaluationSetup(TASK, rows(*GOLD), split="test")
+    asyncio.run(evaluate(model, setup, candidate="small", probe_rows=4))
+    assert forgot == [0, len(GOLD) + 3]  # before all rows, and after three that only warm up
+
+
 class Down(Scripted):
     async def complete(self, request: Request) -> Completion:
         raise Unavailable("down")

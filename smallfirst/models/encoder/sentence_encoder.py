@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from functools import cached_property
@@ -40,6 +41,13 @@ def open_encoder(folder: Path, *, int8: bool = False) -> SentenceEncoder:
     return SentenceEncoder.for_inference(folder, int8=int8, remembered=REMEMBERED)
 
 
+def forget_texts() -> None:
+    """Forget the vectors that encoders of this process remember, so that what is measured next reads its texts."""
+    for encoder in list(_REMEMBERING):
+        with encoder._lock:
+            encoder._latest = {text: found for text, found in encoder._latest.items() if not found.done()}
+
+
 def longest_text(folder: Path) -> int:
     """Return how many tokens of a text the encoder of a folder reads: what its `sentence_bert_config.json` says."""
     published = folder / "sentence_bert_config.json"
@@ -70,6 +78,8 @@ class SentenceEncoder:
         """Layers that are not trained, and by text what they make of it (tokens, width)."""
         self._latest: dict[str, Future[np.ndarray]] = {}
         """Unit vectors (width,), float32, by text, some of which are being read."""
+        if remembered:
+            _REMEMBERING.add(self)
 
     @classmethod
     def for_inference(cls, folder: Path, *, int8: bool = False, remembered: int = 0) -> SentenceEncoder:
@@ -229,3 +239,6 @@ class CachedEncoder:
         if new:
             self._vectors |= dict(zip(new, self._encoder.embed(new), strict=True))
         return np.stack([self._vectors[text] for text in texts])
+
+
+_REMEMBERING: weakref.WeakSet[SentenceEncoder] = weakref.WeakSet()

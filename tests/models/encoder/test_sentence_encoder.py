@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from smallfirst.models.encoder.sentence_encoder import REMEMBERED, SentenceEncoder, open_encoder
+from smallfirst.models.encoder.sentence_encoder import REMEMBERED, SentenceEncoder, forget_texts, open_encoder
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,9 @@ def test_a_text_that_two_readers_ask_for_is_read_once(folder: Path, monkeypatch:
     encoder.embed([str(i) for i in range(REMEMBERED)])
     encoder.embed(["a"])
     assert read.count(["a"]) == 2  # only the latest are kept
+    forget_texts()
+    encoder.embed(["a"])
+    assert read.count(["a"]) == 3
 
 
 def test_a_text_that_is_being_read_is_waited_for_and_one_that_fails_is_read_again(
