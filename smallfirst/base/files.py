@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import secrets
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,6 +73,17 @@ def is_locked(path: Path) -> bool:
         return True
     os.close(descriptor)
     return False
+
+
+class SharedLock:
+    """A share of the lock at `path`: others may hold one too, and nobody the lock alone, until `release` or its end."""
+
+    def __init__(self, path: Path) -> None:
+        """Raise BlockingIOError if a process holds the lock alone."""
+        descriptor = _open_locked(path, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if descriptor is None:
+            raise BlockingIOError(f"{path} is held alone")
+        self.release = weakref.finalize(self, os.close, descriptor)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from smallfirst.base.errors import RegistryError, StageMissing
+from smallfirst.base.files import SharedLock
 from smallfirst.base.paths import home, state_of
 from smallfirst.base.progress import Progress
 from smallfirst.data.dataset import Message
@@ -25,7 +26,7 @@ from smallfirst.path import large_model as large_path
 from smallfirst.path import router_setup
 from smallfirst.path.parity import PARITY, VLLM_PARITY, ParityResult
 from smallfirst.path.project.project import Project, load_small, small_engine
-from smallfirst.path.project.run_folder import OUTCOME, RunFolder
+from smallfirst.path.project.run_folder import OUTCOME, RunFolder, hold_served
 from smallfirst.path.project.task_file import RoutingConfig, TaskFile
 from smallfirst.registry import versions
 from smallfirst.registry.versions import ModelVersion
@@ -67,6 +68,8 @@ class DeployedVersion(NamedTuple):
     """May be missing; `auto` recognises the task by it."""
     second_look: SecondLook | None = None
     """If it was taken."""
+    held: SharedLock | None = None
+    """Keeps its task from being forgotten."""
 
     @property
     def encoder(self) -> SentenceEncoder | None:
@@ -75,6 +78,8 @@ class DeployedVersion(NamedTuple):
 
     async def aclose(self) -> None:
         await self.models.aclose()
+        if self.held is not None:
+            self.held.release()
 
 
 class TaskDeployment:
@@ -161,7 +166,7 @@ class TaskDeployment:
             raise
 
     def _load(self, wanted: TargetVersions, loaded: list[Model], trial: Trial | None) -> DeployedVersion:
-        file = self.file
+        file, held = self.file, hold_served(self.file.name)
         version = versions.resolve(f"{file.register_to}/{wanted.champion}")
         # The version's own run, not the newest one: that may be a challenger's that has lost.
         run = version.tags.get("run")
@@ -213,7 +218,7 @@ class TaskDeployment:
             models[f"{file.name}-large"] = self.general.inner
         served = ModelSet(file.name, models, audited)
         profile = run_folder.path / router_setup.PROFILE_FOLDER
-        return DeployedVersion(wanted, audited, served, profile, read_look(version))
+        return DeployedVersion(wanted, audited, served, profile, read_look(version), held)
 
     def _second_look(self, router: Router, version: ModelVersion, run_folder: RunFolder) -> SecondLooks | None:
         """Return what collects drafts in shadow; None if no second look is to come."""

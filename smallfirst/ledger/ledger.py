@@ -196,8 +196,19 @@ class Ledger:
 
     def expire_bodies(self) -> int:
         """Delete the questions and answers that are too old, whether or not new ones are kept; return their number."""
-        old = sa.select(BODIES.c.id).where(BODIES.c.at < datetime.now(UTC) - self._keep_bodies)
-        n_deleted = self._delete(BODIES.c.id, old)
+        return self._delete_bodies(BODIES.c.at < datetime.now(UTC) - self._keep_bodies)
+
+    def count_bodies(self, task: str) -> int:
+        """Return of how many answers and audits of a task the texts are kept."""
+        ((n,),) = self._read(sa.select(sa.func.count()).select_from(BODIES).where(_bodies_of_task(task)))
+        return int(n)
+
+    def forget_bodies(self, task: str) -> int:
+        """Delete the questions and answers of a task; return their number. Its rows, which hold none, stay."""
+        return self._delete_bodies(_bodies_of_task(task))
+
+    def _delete_bodies(self, which: sa.ColumnElement[bool]) -> int:
+        n_deleted = self._delete(BODIES.c.id, sa.select(BODIES.c.id).where(which))
         if n_deleted and self.path:  # the write-ahead log, which holds older pages, is emptied as well
             with self.database.writer.connect() as connection:
                 connection.exec_driver_sql("COMMIT")
@@ -523,6 +534,12 @@ def _redacted(text: str | None) -> str | None:
 def body_id(entry: Entry) -> str:
     """Return the id under which an entry's texts are kept."""
     return f"{TABLES[type(entry)].name}/{getattr(entry, 'id', '')}"
+
+
+def _bodies_of_task(task: str) -> sa.ColumnElement[bool]:
+    tables = [TABLES[kind] for kind in BODY]
+    ids = [sa.select(sa.literal(f"{t.name}/") + t.c.id).where(t.c.task == task) for t in tables]
+    return BODIES.c.id.in_(sa.union_all(*ids))
 
 
 def _within(

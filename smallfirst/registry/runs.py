@@ -9,9 +9,10 @@ import json
 import logging
 import os
 import re
+import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -19,7 +20,7 @@ from urllib.parse import quote
 
 from smallfirst.base.errors import ConfigError, SmallfirstError
 from smallfirst.base.files import locked
-from smallfirst.base.paths import artifact_folder, home, tracking_uri
+from smallfirst.base.paths import artifact_folder, home, state_folder, tracking_uri
 from smallfirst.base.records import Record
 from smallfirst.measuring.evaluate import Evaluation
 
@@ -185,6 +186,35 @@ def resume_run(run_id: str) -> TrackedRun:
 def tracked_run(run_id: str) -> TrackedRun:
     """Return the run `run_id` as it stands."""
     return UntrackedRun(run_id) if run_id == UNTRACKED else TrackedRun(client(), run_id)
+
+
+def find_runs(experiment: str, names: Iterable[str]) -> list[str]:
+    """Return the ids of the runs of an experiment that have these names."""
+    if not tracking_uri(create=False):
+        return []
+    store = client()
+    with store_errors():
+        found = store.get_experiment_by_name(experiment)
+        ids = [found.experiment_id] if found else []
+        wanted = [f"attributes.run_name = '{name}'" for name in names] if ids else []
+        return [run.info.run_id for filter_string in wanted for run in store.search_runs(ids, filter_string)]
+
+
+def run_files(run_id: str) -> list[Path]:
+    """Return the folders of a run's files that are in the state folder."""
+    places = (state_folder() / "artifacts" / run_id, state_folder() / "downloads" / run_id)
+    return [place for place in places if run_id and place.is_dir()]
+
+
+def delete_run(run_id: str) -> None:
+    """Mark a run as deleted in MLflow, for `mlflow gc`, and delete its files in the state folder."""
+    store = client()
+    from mlflow.exceptions import MlflowException
+
+    with store_errors(), suppress(MlflowException):  # somebody has deleted it before
+        store.delete_run(run_id)
+    for place in run_files(run_id):
+        shutil.rmtree(place)
 
 
 def log_evaluation(run_id: str, evaluation: Evaluation) -> str:

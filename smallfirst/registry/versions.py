@@ -149,6 +149,17 @@ def list_versions(name: str) -> list[ModelVersion]:
     return [_version(row, aliases) for row in _rows(name)]
 
 
+def delete(name: str, numbers: Iterable[int]) -> None:
+    """Delete versions with their aliases; of all that there are, the model with them. Files stay in their runs."""
+    with _only_mover(name), store_errors():
+        store, gone = client(), set(numbers)
+        for row in _rows(name):
+            if int(row.version) in gone:
+                store.delete_model_version(name, row.version)
+        if not _rows(name):
+            store.delete_registered_model(name)
+
+
 def attach(name: str, version: int, filename: str, content: bytes) -> None:
     """Store `content` beside the version as `filename`, replacing an earlier one; it is not a verified model file."""
     stored = _stored(_row(name, version))

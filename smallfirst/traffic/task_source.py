@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -423,15 +424,23 @@ class TakeOvers:
 
     def update(self, task: str, change: Change) -> TakeOver:
         """Replace what the file says of a task by what `change` makes of it, with nobody in between; return it."""
-        if self.path == state_folder() / TAKEOVERS_FILE:
-            home()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(self.path.with_suffix(".lock")):
+        with self._only_writer():
             known = dict(self.read())
             changed = change(known.get(task))
             if changed != known.pop(task, None):
                 _Content(tasks=(*known.values(), changed)).save(self.path)
         return changed
+
+    def remove(self, task: str) -> None:
+        """Leave a task out of the file from now on: a running proxy passes its requests on."""
+        with self._only_writer():
+            _Content(tasks=tuple(one for name, one in self.read().items() if name != task)).save(self.path)
+
+    def _only_writer(self) -> AbstractContextManager[None]:
+        if self.path == state_folder() / TAKEOVERS_FILE:
+            home()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return locked(self.path.with_suffix(".lock"))
 
     @property
     def stamp(self) -> int:

@@ -1,16 +1,19 @@
-"""Verbs about this installation: who may use its server, and an assistant that uses its verbs."""
+"""Verbs about this installation: who may use its server, what is left of a task, an assistant that uses its verbs."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from smallfirst.base.errors import ConfigError
 from smallfirst.base.progress import format_table
-from smallfirst.interfaces.cli.options import JSON, LEDGER, OF_TASK, VerbGroup, verb
+from smallfirst.interfaces.cli.options import JSON, LEDGER, OF_TASK, TASK, VerbGroup, show, verb
 
 if TYPE_CHECKING:
     from smallfirst.ledger.keys import ApiKey, KeyStore
@@ -90,6 +93,33 @@ def revoke(name_or_id: str) -> None:
     """Take keys back, by their name or one's id: requests with them are refused from then on."""
     key = _key_store().revoke(name_or_id)
     click.echo(f"revoked {key.name} ({key.id})")
+
+
+@verb("smallfirst forget tickets --dry-run", "smallfirst forget tickets --yes")
+@TASK
+@LEDGER
+@click.option("--answers", is_flag=True, help="Also what the large model answered and labelled, which was paid for.")
+@click.option("--dry-run", is_flag=True, help="Only list what would be deleted.")
+@click.option("--yes", is_flag=True, help="Delete without asking.")
+@JSON
+def forget(task_yaml: Path, answers: bool, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Delete a task's runs, versions and kept texts, to start over.
+
+    It lists them first, and asks. Rows, task.yaml and the ledger's bills stay. Refused while a run or a server uses
+    the task.
+    """
+    from smallfirst.traffic.forget import forget as forget_task
+
+    found = forget_task(task_yaml, answers=answers, carry_out=False)
+    if dry_run or not found.deletes:
+        show(found, as_json)
+        return
+    if not yes:
+        click.echo("\n".join(found.in_words), err=True)
+        if not sys.stdin.isatty():
+            raise ConfigError("nothing was deleted: nobody can be asked here", hint="the same command with --yes")
+        click.confirm("Delete this?", abort=True, err=True)
+    show(forget_task(task_yaml, answers=answers), as_json)
 
 
 @verb("smallfirst mcp")

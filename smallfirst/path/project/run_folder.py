@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,8 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from smallfirst.base.errors import StageMissing, TrainingError
-from smallfirst.base.files import is_locked, try_lock
+from smallfirst.base.errors import ConfigError, StageMissing, TrainingError
+from smallfirst.base.files import SharedLock, is_locked, try_lock
 from smallfirst.base.paths import home, state_folder
 from smallfirst.base.records import Record
 from smallfirst.base.stats.intervals import wilson
@@ -301,3 +302,31 @@ def run_under_way(task: str) -> str:
         return f"process {found['pid']}, since {found['since'][:16].replace('T', ' ')} UTC"
     except (OSError, ValueError, KeyError, TypeError):  # it is being written at this moment
         return "started just now"
+
+
+def hold_served(task: str) -> SharedLock:
+    """Hold the task as one that is served. Raise StageMissing if it is being forgotten at this moment."""
+    try:
+        return SharedLock(_served_lock(task))
+    except BlockingIOError:
+        raise StageMissing(f"{task} is being forgotten", hint="smallfirst run task.yaml") from None
+
+
+@contextmanager
+def not_served(task: str, *, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold the task against being served on this machine. Raise ConfigError if it is, for `wait_s` seconds more."""
+    until = time.monotonic() + wait_s
+    while (descriptor := try_lock(_served_lock(task))) is None:
+        if time.monotonic() >= until:
+            raise ConfigError(f"{task} is being served", hint="stop its server or proxy, then try again")
+        time.sleep(0.1)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _served_lock(task: str) -> Path:
+    folder = home() / "tasks" / task
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / "served.lock"
