@@ -4,8 +4,7 @@
 
 An application asks a proxy by OpenAI's SDK; behind it an upstream answers Banking77's messages from a recording
 (takeover_upstream.py). After every STEP requests the task is discovered and learnt from what was captured, until its
-certificate is issued; then it is taken over, and 3,000 further requests, or the test rows, follow. FOLDER/way-SEED.json holds the figures;
-takeover_page.py writes the page.
+certificate is issued; then it is taken over, and 3,000 further requests, or the test rows, follow. FOLDER/way-SEED.json holds the figures.
 """
 
 from __future__ import annotations

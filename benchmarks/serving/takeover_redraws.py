@@ -5,7 +5,7 @@
 Each time all 13,083 recorded requests are shuffled: the first ROWS train, choose and certify a linear model on the
 encoder's vectors (the candidate `encoder` on vectors that are computed once), the next 3,000 are live traffic, and all
 that were not learnt from are the truth. Right is what the hosted model answered. FOLDER/redraws-ROWS.json holds a line
-for each draw; takeover_page.py writes the page.
+for each draw; the page gives medians, and clopper_pearson of the broken draws.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
 """Templates found in a mixed log, beside `drain3` and `slmify`'s miner on the same requests.
 
-    python -m benchmarks.traffic.templates measure METHOD COLLECTION SEED RESULTS.jsonl
-    python -m benchmarks.traffic.templates page RESULTS.jsonl
+    python -m benchmarks.traffic.templates METHOD COLLECTION SEED
 
 METHOD is ours, ours_tasks, drain or slmify; COLLECTION is mixed, noise or acme (the log that slmify brings along, with its labels).
-`measure` adds a line to RESULTS.jsonl, `page` writes benchmarks/results/discovery.md from it. The peers, installed
-apart: `drain3` 0.9.11, `slmify` 0.2.0.
+Prints the figures of one line of benchmarks/results/discovery.md. The peers, installed apart: `drain3` 0.9.11, `slmify` 0.2.0.
 """
 
 from __future__ import annotations
@@ -17,17 +15,14 @@ import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from datetime import UTC, date, datetime
-from itertools import product
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.metrics import homogeneity_completeness_v_measure
 
-from benchmarks.datasets import RESULTS
 from benchmarks.traffic.mixed_log import mixed_log, noise_log
-from smallfirst.base.stats.intervals import wilson
 from smallfirst.traffic.discovery.mine import MIN_REQUESTS, Miner
 from smallfirst.traffic.discovery.tasks import Case, find_tasks, read_cases
 from smallfirst.traffic.exchange import Exchange
@@ -37,16 +32,7 @@ FOUND = 0.9
 """A wording is found if a group holds this share of its requests, and this share of the group is of the wording."""
 NOISE = "noise"
 CASE_FIELDS = {f"{name}{ending}" for name in ("text", "question", "context") for ending in ("", "_json")}
-TITLES = {
-    "ours": "`mine` (ours)",
-    "drain": "`drain3`, its defaults",
-    "slmify": "`slmify`'s clusters (signatures and both texts' vectors)",
-}
-COLLECTIONS = {
-    "mixed": "24,000 requests in wordings that the miner was not developed on",
-    "acme": "4,500 requests, the log that slmify brings along (7 labelled groups, one of them conversations; written by its authors)",
-    "noise": "7,500 requests of no task",
-}
+COLLECTIONS = ("mixed", "acme", "noise")
 
 
 class Log(NamedTuple):
@@ -236,85 +222,13 @@ def measure(method: str, collection: str, seed: int) -> dict[str, Any]:
     }
 
 
-HEAD = """# What is discovered in traffic
-
-`python -m benchmarks.traffic.templates measure …` for each line, then `… page`, {today}, one core. The log is made by
-`benchmarks/traffic/mixed_log.py` from ten public sets: 24,000 requests, 15 % of them noise, 41 wordings of 11 tasks.
-
-A group is right if it holds 90 % of a wording's requests and 90 % of it is that wording; groups of fewer than {least} requests
-count as none. V-measure: over all requests, noise taken for one class and requests in no group for one group. Medians over
-seeds; recall is per wording of one log. Case exact: requests of tasks whose slots hold the case as it was put in. Processor
-seconds. `slmify` embeds with its own fallback (`hash`), since the weights of its default are not on PyPI."""
-
-
-PEERS = """
-**Tasks: wordings with the same answers put together by `discover`**
-
-A task is right if its group holds 90 % of its requests and 90 % of the group is of it. V-measure against tasks, noise one class; the peers' groups are measured against the same truth.
-
-| log | | seeds | groups | right | recall of tasks | V |
-|---|---|---|---|---|---|---|"""
-FOUND_HEADS = """| | seeds | groups | right | recall of wordings | V | noise in groups | case exact | seconds |
-|---|---|---|---|---|---|---|---|---|"""
-Measured = Sequence[dict[str, Any]]
-
-
-def page(results: Path) -> None:
-    rows = [json.loads(line) for line in results.read_text().splitlines()]
-    by = {at: [r for r in rows if (r["collection"], r["method"]) == at] for at in product(COLLECTIONS, METHODS)}
-    lines = [HEAD.format(today=date.today(), least=MIN_REQUESTS)]
-    for collection, title in COLLECTIONS.items():
-        found = [_wordings_line(title, of) for method, title in TITLES.items() if (of := by[collection, method])]
-        lines += ["", f"**{title}**", "", FOUND_HEADS, *found] if found else []
-    lines.append(PEERS)
-    for collection in COLLECTIONS:
-        for method in ("ours_tasks", "slmify"):
-            of = [row for row in by[collection, method] if "v_by_task" in row]
-            if of and collection != NOISE:
-                ours = method == "ours_tasks"
-                recall = [f"{round(np.mean([row['right'] for row in of]))}", _recall(of)] if ours else ["–", "–"]
-                cells = [collection, "`discover` (ours)" if ours else TITLES[method], f"{len(of)}"]
-                cells += [_median(of, "groups", 0), *recall, _median(of, "v_by_task")]
-                lines.append(f"| {' | '.join(cells)} |")
-    (RESULTS / "discovery.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _median(of: Measured, name: str, digits: int = 3) -> str:
-    values = [row[name] for row in of if row.get(name) is not None]
-    return f"{np.median(values):.{digits}f}" if values else "–"
-
-
-def _recall(of: Measured) -> str:
-    return str(wilson(round(np.mean([row["right"] for row in of])), of[0]["wordings"]))
-
-
-def _wordings_line(title: str, of: Measured) -> str:
-    total = {name: sum(row.get(name, 0) for row in of) for name in ("wordings", "exact_cases", "cases", "noise")}
-    exact = f"{total['exact_cases'] / total['cases']:.4f}" if total["cases"] else "–"
-    inside = sum(row["noise_in_groups"] for row in of)
-    noise = f"{inside:,} of {total['noise']:,}" if total["noise"] else "–"
-    cells = [title, f"{len(of)}", _median(of, "groups", 0), _median(of, "right", 0)]
-    cells += [_recall(of) if total["wordings"] else "–", _median(of, "v_all"), noise, exact, _median(of, "seconds", 0)]
-    return f"| {' | '.join(cells)} |"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    one = verbs.add_parser("measure")
-    one.add_argument("method", choices=METHODS)
-    one.add_argument("collection", choices=COLLECTIONS)
-    one.add_argument("seed", type=int)
-    one.add_argument("results", type=Path)
-    verbs.add_parser("page").add_argument("results", type=Path)
+    parser.add_argument("method", choices=METHODS)
+    parser.add_argument("collection", choices=COLLECTIONS)
+    parser.add_argument("seed", type=int)
     given = parser.parse_args()
-    if given.verb == "page":
-        page(given.results)
-        return
-    row = measure(given.method, given.collection, given.seed)
-    with given.results.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-    print(json.dumps(row))
+    print(json.dumps(measure(given.method, given.collection, given.seed)))
 
 
 if __name__ == "__main__":

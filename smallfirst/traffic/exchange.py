@@ -36,6 +36,10 @@ class Exchange(Record):
     """Model that the response names; it changes when a provider moves a name to another version."""
     tenant: str = ""
     """Who asked, as the settings name them; empty where nobody is told apart."""
+    trace: str = ""
+    """The agent's run that it is a step of, as the log names it; empty where it names none."""
+    step: str = ""
+    """The log's name of the step: the node of a graph, or the agent."""
     prompt_tokens: int | None = None
     """As the response bills them."""
     cached_tokens: int | None = None

@@ -87,11 +87,18 @@ class AnswerFormat(Record):
     """Constant text after it."""
     tool: str = ""
     """Name of the one function whose arguments hold the value; empty: it stands in the text."""
+    calls: bool = False
+    """True: the label is the name of the function that is called, as where an agent hands over, with `prefix` as its
+    arguments."""
     writing: JsonWriting = JsonWriting()
     """How JSON is written: order of keys, spaces, decimals."""
 
     def parse(self, answer: ModelAnswer) -> Any | None:
         """Return the value in an answer: a str, or a dict or list for JSON; None if the answer has another format."""
+        if self.calls:
+            called = [call.name for call in answer.tool_calls if call.arguments == self.prefix]
+            alone = len(answer.tool_calls) == 1 and not answer.text.strip()
+            return called[0] if called and alone and answer.finish_reason in ("stop", "tool_calls") else None
         text = self._written(answer)
         if text is None or not text.startswith(self.prefix) or not text.endswith(self.suffix):
             return None
@@ -111,6 +118,8 @@ class AnswerFormat(Record):
 
         `value` is what `parse` returns; JSON may also be given as text. Raise ValueError for text that is no JSON.
         """
+        if self.calls:
+            return ModelAnswer("", (ToolCall(str(value), self.prefix),), "tool_calls")
         if self.kind == "json":
             inner = self.writing.write(json.loads(value) if isinstance(value, str) else value)
         else:

@@ -157,10 +157,38 @@ def _in_words(found: Discovery) -> list[str]:
         bill = "?" if task.usd_per_month is None else format_usd(task.usd_per_month)
         rows.append([task.name, answers, f"{task.n_requests:,}", bill, share, task.verdict])
     rest = [f"no task: {rest.n_requests:,} {rest.what}" for rest in found.rest]
-    lines = [*(format_table(rows) if found.tasks else []), *rest, headline(found)]
+    lines = [*(format_table(rows) if found.tasks else []), *rest, *_steps_in_words(found), headline(found)]
     if found.problems:
         lines.append(f"not readable: {len(found.problems):,} lines of the log, the first {found.problems[0]}")
     return lines
+
+
+def _steps_in_words(found: Discovery) -> list[str]:
+    """Return agents' runs and their steps as a table; nothing where there are none."""
+    from smallfirst.models.pricing import format_usd
+
+    if found.runs is None:
+        return []
+
+    def bill(usd: float | None) -> str:
+        return "?" if usd is None else format_usd(usd)
+
+    rows = [
+        ["step", "does", "in runs", "place", "after", "a run", "told by request", "by step before", "usual", "needs"]
+    ]
+    for task in found.tasks:
+        if step := task.step:
+            told = [task.outlook.agreement, step.from_before, step.usual]
+            needs = f"{step.cases_needed:,} cases, {step.runs_needed:,} runs" if step.cases_needed else "-"
+            place = f"{step.place}, {step.position:g} of {step.of:g}"
+            shares = [f"{one.value:.0%}" if one else "-" for one in told]
+            names = [task.name, step.kind, f"{step.share:.0%}", place, next(iter(step.follows))]
+            rows.append([*names, bill(step.usd_per_run), *shares, needs])
+    runs = found.runs
+    if runs.n_others:
+        rows.append([f"{runs.n_others:,} others", "open", *["-"] * 3, bill(runs.a_run(runs.others_usd)), *["-"] * 4])
+    a_run = f"{runs.n_requests / runs.n:.1f} requests, {bill(runs.a_run(runs.cost_usd))} each"
+    return [f"agents: {runs.n:,} runs of {a_run}; most often {next(iter(runs.paths))}", *format_table(rows)]
 
 
 @verb("smallfirst learn discovered/tickets", "smallfirst learn discovered/tickets --minutes 20")

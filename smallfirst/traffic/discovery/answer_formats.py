@@ -43,6 +43,8 @@ def find_format(answers: Sequence[ModelAnswer], asked: str = "") -> FoundFormat 
     finished = [answer for answer in answers if answer.finish_reason in ("stop", "tool_calls")]
     if not finished:
         return None
+    if called := _called_format(finished):
+        return called
     tool = Counter(_tool(answer) for answer in finished).most_common(1)[0][0]
     if tool is None:
         return None
@@ -75,6 +77,18 @@ def _tool(answer: ModelAnswer) -> str | None:
     if not answer.tool_calls:
         return ""
     return answer.tool_calls[0].name if len(answer.tool_calls) == 1 and not answer.text.strip() else None
+
+
+def _called_format(finished: Sequence[ModelAnswer]) -> FoundFormat | None:
+    """Return the format of answers that call one of several functions, all with the same arguments; None for others."""
+    calls = [answer.tool_calls[0] for answer in finished if _tool(answer)]
+    arguments = Counter(call.arguments for call in calls).most_common(1)[0][0] if calls else ""
+    names = [call.name for call in calls if call.arguments == arguments]
+    labels = frequent_labels(names)
+    if len(labels) < 2 or len(names) < MIN_READ * len(finished):
+        return None
+    found = AnswerFormat(kind="label", calls=True, prefix=arguments)
+    return FoundFormat(found, labels, check_format(found, finished))
 
 
 def _text(answer: ModelAnswer, tool: str) -> str:

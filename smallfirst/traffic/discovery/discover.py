@@ -15,6 +15,7 @@ from smallfirst.base.records import Record
 from smallfirst.base.stats.intervals import Estimate
 from smallfirst.path.report.page import render_page
 from smallfirst.traffic.discovery import draft
+from smallfirst.traffic.discovery.agent_runs import AgentRuns, Step, find_steps
 from smallfirst.traffic.discovery.mine import Miner
 from smallfirst.traffic.discovery.outlook import MIN_ROWS, Outlook, foretell_labels
 from smallfirst.traffic.discovery.tasks import (
@@ -83,6 +84,8 @@ class FoundTask(Record):
     """Share of repeated cases that got the same answer again."""
     examples: tuple[tuple[str, str], ...]
     outlook: Outlook
+    step: Step | None = None
+    """What it does in agents' runs; None if it is no step of them."""
     verdict: Verdict
     why: str
     """What the verdict rests on."""
@@ -115,6 +118,8 @@ class Discovery(Record):
     max_error: float
     """Share of kept answers that may differ from the large model's, for which the shares are given."""
     tasks: tuple[FoundTask, ...]
+    runs: AgentRuns | None = None
+    """Of agents; None if there are none, or if not all requests were looked at."""
     rest: tuple[Rest, ...]
     problems: tuple[str, ...] = ()
     """Lines of logs that could not be read."""
@@ -175,13 +180,18 @@ def discover(
     mined = miner.templates()
     log(f"{len(mined):,} recurring prompts")
     tasks = find_tasks(mined)
+    for i, task in enumerate(tasks):
+        task.name = _settled_name(task, out, [one.name for one in tasks[:i]])
+    runs, steps = find_steps(read.cases, tasks) if len(read.cases) == read.n else (None, {})
     timed = [case.at for case in read.cases if case.timed]
     days = (timed[-1] - timed[0]).total_seconds() / 86400 if timed else 0.0
     per_month = month_factor(days) * read.n / max(1, len(read.cases))
     found: list[FoundTask] = []
     for task in tasks:
-        task.name = _settled_name(task, out, [one.name for one in found])
-        found.append(_judge(task, out, max_error, teacher_of, per_month))
+        judged = _judge(task, out, max_error, teacher_of, per_month)
+        if step := steps.get(task.name):
+            step = step.promising(judged.outlook, max_error, judged.n_cases)
+        found.append(judged.model_copy(update={"step": step}))
         log(f"{found[-1].name}: {found[-1].why}")
     return Discovery(
         sources=tuple(sources),
@@ -195,6 +205,7 @@ def discover(
         cost_usd=total_cost_usd(read.cases),
         max_error=max_error,
         tasks=tuple(found),
+        runs=runs,
         rest=_rest(read, tasks),
         problems=tuple(map(str, problems)),
     )
@@ -326,6 +337,8 @@ def _answer_in_words(task: RecurringTask) -> str:
     own = task.answer_format
     if own is None:
         return "no common format"
+    if own.calls:
+        return f"⟨label⟩({own.prefix})"
     what = {"label": "⟨label⟩", "json": "⟨JSON⟩", "text": "⟨text⟩"}[own.kind]
     text = f"{own.prefix}{what}{own.suffix}"
     shown = f"{own.tool}({text})" if own.tool else text

@@ -44,6 +44,9 @@ class Case(NamedTuple):
     completion_tokens: int | None
     timed: bool
     """False: `at` is no more than the order in the log."""
+    trace: str
+    """As in `Exchange`."""
+    step: str
 
 
 _FACTS = tuple(name for name in Case._fields if name not in ("prompt", "answer", "answered_by"))
@@ -346,6 +349,8 @@ MONTH = timedelta(days=30.44)
 MIN_REQUESTS = 30
 """Fewest requests of a task."""
 _NAME_WORDS = 3
+_NAMED = 0.9
+"""Share of a wording's requests that must be of one step of the log for its name."""
 _STOPWORDS = frozenset(
     re.findall(
         r"\w+",
@@ -454,7 +459,10 @@ def find_tasks(mined: Mapping[Template, Sequence[Case]]) -> list[RecurringTask]:
 
 
 def task_name_of(wording: Wording) -> str:
-    """Return a name for a task: the function that answers call, or the first telling words of the instruction."""
+    """Return a name for a task: that of its step, the function that answers call, or the instruction's first words."""
+    step, n = Counter(case.step for case in wording.cases).most_common(1)[0]
+    if step and n >= _NAMED * len(wording.cases):
+        return _as_name(step)
     if wording.found and wording.found.format.tool:
         return _as_name(wording.found.format.tool)
     labels = frozenset(word for label in wording.domain for word in re.findall(r"[a-z]+", label.casefold()))

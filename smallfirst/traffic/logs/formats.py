@@ -30,6 +30,8 @@ from smallfirst.traffic.logs.shapes import (
 NO_TIME = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 """Of an exchange whose log has no times, until `read_logs` numbers them."""
 _STORED = ": was the content of messages stored?"
+NODE = "langgraph_node"
+"""What LangGraph's callbacks call the name of a node."""
 Row = dict[str, Any]
 
 
@@ -52,6 +54,10 @@ class Entry(NamedTuple):
     tier: str = ""
     cost_usd: Any = None
     tenant: Any = ""
+    trace: Any = ""
+    """What all steps of an agent's run share."""
+    step: Any = ""
+    """Name of the graph's node or of the agent."""
     error: Any = None
     """What went wrong, if the log says that something did."""
     status: Any = None
@@ -86,7 +92,7 @@ def exchange_of(entry: Entry, record: RawRow) -> Exchange | Problem:
     given = {key: value for key, value in entry.more.items() if value not in (None, [], {}) and key not in request}
     latency_ms = number(entry.latency_ms)
     return Exchange(
-        id=str(entry.id or "").encode("utf-8", "replace").decode(),
+        id=_text(entry.id),
         at=start or moment(response.get("created", response.get("created_at"))) or NO_TIME,
         route=route_of(entry.route, request, response),
         request={**({"model": model} if model else {}), **request, **given},
@@ -95,6 +101,8 @@ def exchange_of(entry: Entry, record: RawRow) -> Exchange | Problem:
         model=model,
         answered_by=_name(entry.answered_by) or _name(response.get("model")) or model,
         tenant=_name(entry.tenant),
+        trace=_text(entry.trace),
+        step=_name(entry.step),
         prompt_tokens=whole(entry.prompt_tokens),
         cached_tokens=whole(entry.cached_tokens),
         completion_tokens=whole(entry.completion_tokens),
@@ -103,6 +111,10 @@ def exchange_of(entry: Entry, record: RawRow) -> Exchange | Problem:
         latency_ms=milliseconds(start, end) if latency_ms is None else latency_ms,
         source=f"{record.path}:{record.line}",
     )
+
+
+def _text(value: Any) -> str:
+    return str(value or "").encode("utf-8", "replace").decode()
 
 
 def _name(value: Any) -> str:
@@ -193,6 +205,7 @@ def _entry(values: Row, request: Any, response: Any) -> Entry:
         completion_tokens=first(row, "completion_tokens", "output_tokens"),
         cost_usd=first(row, "cost_usd", "cost", "total_cost", "response_cost"),
         tenant=first(row, "client_id", "tenant", "user_id"),
+        trace=first(row, "trace_id", "traceid", "run_id"),
         error=first(row, "error", "error_details"),
         status=first({**as_object(response), **row}, "status_code", "statuscode", "http_status"),
         more={name: row[name] for name in ("tools", "response_format") if name in row},
@@ -248,7 +261,7 @@ def _is_langfuse(values: Row) -> bool:
 def _langfuse(record: Row) -> Iterator[Entry]:
     for values in record.get("observations", [record]):
         if isinstance(values, dict) and values.get("type") == "GENERATION":
-            yield _generation(values)
+            yield _generation(values)._replace(trace=first(values, "traceId", "trace_id") or record.get("id"))
 
 
 def _generation(values: Row) -> Entry:
@@ -271,6 +284,7 @@ def _generation(values: Row) -> Entry:
         completion_tokens=_sum(completion, usage.get("output_reasoning_tokens")),
         cost_usd=first({"own": costs.get("total"), **values}, "own", "totalCost", "total_cost", "calculatedTotalCost"),
         tenant=first(values, "userId", "user_id"),
+        step=as_object(values.get("metadata")).get(NODE),
         error=(first(values, "statusMessage", "status_message") or "failed") if failed else None,
         more={name: settings.get(name) for name in ("temperature", "tools", "response_format")},
     )
@@ -313,6 +327,7 @@ def _litellm(values: Row) -> Iterable[Entry]:
         completion_tokens=values.get("completion_tokens"),
         cost_usd=first(values, "response_cost", "spend"),
         tenant=first(values, "team_id", "end_user", "user"),
+        trace=first(values, "session_id", "trace_id"),
         error=error if values.get("status") == "failure" else None,
     )
     return [entry]
@@ -355,6 +370,8 @@ def _mlflow(values: Row) -> Iterator[Entry]:
             cached_tokens=usage.get("cache_read_input_tokens"),
             completion_tokens=usage.get("output_tokens"),
             cost_usd=as_object(attributes.get(COST)).get("total_cost"),
+            trace=span.get("trace_id"),
+            step=as_object(attributes.get("metadata")).get(NODE),
             error="failed" if "ERROR" in str(as_object(span.get("status")).get("code")) else None,
             more={"tools": tools} if isinstance(tools, list) else {},
         )
@@ -373,6 +390,7 @@ def _decoded(value: Any) -> Any:
 
 _OPERATIONS = ("chat", "text_completion", "generate_content", "responses", "completion")
 _OPENINFERENCE_KIND = "openinference.span.kind"
+_AGENT = "gen_ai.agent.name"
 
 
 def _is_opentelemetry(values: Row) -> bool:
@@ -407,10 +425,11 @@ def _span(span: Row, a: Row) -> Entry:
     status = as_object(span.get("status"))
     failed = status.get("code", status.get("status_code")) in (2, "STATUS_CODE_ERROR", "ERROR")
     cached = ("gen_ai.usage.cache_read.input_tokens", "gen_ai.usage.cache_read_input_tokens")
+    context = as_object(span.get("context"))
     return Entry(
         request,
         response,
-        id=str(first(span, "spanId", "span_id") or as_object(span.get("context")).get("span_id") or ""),
+        id=str(first(span, "spanId", "span_id") or context.get("span_id") or ""),
         at=first(span, "startTimeUnixNano", "start_time"),
         end=first(span, "endTimeUnixNano", "end_time"),
         route="/v1/completions" if a.get("gen_ai.operation.name") == "text_completion" else "",
@@ -422,6 +441,8 @@ def _span(span: Row, a: Row) -> Entry:
             a, "gen_ai.usage.output_tokens", "gen_ai.usage.completion_tokens", "llm.token_count.completion"
         ),
         tenant=first(a, "user.id", "enduser.id"),
+        trace=first(span, "traceId", "trace_id") or context.get("trace_id"),
+        step=first({**as_object(a.get("metadata")), **a}, NODE, f"traceloop.association.properties.{NODE}", _AGENT),
         error=(status.get("message") or a.get("error.type") or "failed") if failed or "error.type" in a else None,
         more={"tools": _tools(a), "temperature": a.get("gen_ai.request.temperature")},
     )
@@ -524,7 +545,10 @@ LANGFUSE = LogFormat(_is_langfuse, _langfuse)
 LITELLM = LogFormat(_is_litellm, _litellm)
 LOG_FORMATS: Registry[LogFormat] = Registry(
     "smallfirst.log_formats",
-    {name.lower(): f"{__name__}:{name}" for name in ("OPENTELEMETRY", "MLFLOW", "LANGFUSE", "LITELLM")},
+    {
+        **{name.lower(): f"{__name__}:{name}" for name in ("OPENTELEMETRY", "MLFLOW", "LANGFUSE", "LITELLM")},
+        **{name.lower(): f"smallfirst.traffic.logs.agents:{name}" for name in ("OPENAI_AGENTS", "LANGSMITH")},
+    },
     noun="log format",
 )
 """Formats of one record each, in the order in which they are tried; a batch, of two, comes before them."""

@@ -109,11 +109,11 @@ def _known_response(value: Any) -> dict[str, Any] | None:
         return _from_list(value["generations"])
     if _is_body(value):
         return value
-    turn = value["message"] if isinstance(value.get("message"), dict) else value
+    turn = _deserialized(value["message"] if isinstance(value.get("message"), dict) else value)
     role = turn.get("role", turn.get("from", turn.get("type")))
     if isinstance(role, str) and {"content", "parts", "tool_calls", "value"} & turn.keys():
-        made = message(turn)
-        return chat_response(made, value.get("finish_reason")) if made else None
+        made, ended = message(turn), {**as_object(value.get("generation_info")), **value}
+        return chat_response(made, ended.get("finish_reason")) if made else None
     return None
 
 
@@ -137,12 +137,13 @@ def messages(value: Any) -> list[dict[str, Any]]:
     return [] if None in found else [one for one in found if one is not None]
 
 
-def message(item: Any) -> dict[str, Any] | None:
+def message(given: Any) -> dict[str, Any] | None:
     """Return a message in the form of chat completions: from LangChain's, OpenTelemetry's and others' spellings."""
-    if not isinstance(item, dict):
+    if not isinstance(given, dict):
         return None
-    if isinstance(item.get("message"), dict):
-        return message(item["message"])
+    if isinstance(given.get("message"), dict):
+        return message(given["message"])
+    item = _deserialized(given)
     role = item.get("role", item.get("from", item.get("type")))
     if not isinstance(role, str):
         return None
@@ -152,11 +153,29 @@ def message(item: Any) -> dict[str, Any] | None:
     made["role"] = _ROLES.get(role, role)
     if made.get("type") == role:
         del made["type"]
+    if isinstance(calls := made.get("tool_calls"), list):
+        made["tool_calls"] = [_call(call) if isinstance(call, dict) and "args" in call else call for call in calls]
     if isinstance(parts := item.get("parts"), list):
         made |= _from_parts(parts)
     elif "content" not in made and "value" in item:
         made["content"] = item["value"]
     return made
+
+
+def _deserialized(item: dict[str, Any]) -> dict[str, Any]:
+    """Return a message that LangChain has serialized with the name of its class as its fields; another as it is."""
+    fields, name = item.get("kwargs"), item.get("id")
+    if not isinstance(fields, dict) or not isinstance(name, list):
+        return item
+    kind = str(name[-1] if name else "").removesuffix("Chunk").removesuffix("Message")
+    return {**fields, "type": kind.lower()}
+
+
+def _call(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a call whose arguments may be an object, as OpenTelemetry and LangChain write it, in the API's form."""
+    arguments = given.get("arguments", given.get("args"))
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return {"id": given.get("id"), "type": "function", "function": {"name": given.get("name"), "arguments": text}}
 
 
 def _from_parts(parts: list[Any]) -> dict[str, Any]:
@@ -167,10 +186,7 @@ def _from_parts(parts: list[Any]) -> dict[str, Any]:
         if kind == "text" or (kind is None and isinstance(part, dict) and isinstance(part.get("text"), str)):
             texts.append(str(part.get("content", part.get("text", ""))))
         elif kind == "tool_call":
-            given = part.get("arguments")
-            text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
-            function = {"name": part.get("name"), "arguments": text}
-            calls.append({"id": part.get("id"), "type": "function", "function": function})
+            calls.append(_call(part))
         elif kind == "tool_call_response":
             texts.append(str(part.get("response", part.get("result", ""))))
         elif kind != "reasoning":

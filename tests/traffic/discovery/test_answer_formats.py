@@ -107,9 +107,18 @@ def test_a_call_of_one_function_is_a_format() -> None:
     assert set(found.labels) == set(LABELS)
 
 
+def handed_over(arguments: str) -> list[ModelAnswer]:
+    return [ModelAnswer("", (ToolCall(f"to_{i % 3}", arguments.format(i)),), "tool_calls") for i in range(15)]
+
+
+def test_a_function_that_is_called_without_arguments_of_its_own_is_a_label() -> None:
+    found = format_of([*handed_over("{{}}"), ModelAnswer("", (ToolCall("to_1", "{}"),) * 2, "tool_calls")])
+    assert (sorted(found.labels), found.check.n_read, found.check.n_exact) == (["to_0", "to_1", "to_2"], 15, 15)
+    assert found.format.render("to_1") == handed_over("{{}}")[1]
+
+
 def test_calls_of_several_functions_have_no_common_format() -> None:
-    answers = [ModelAnswer("", (ToolCall(name, "{}"),), "tool_calls") for name in ("a", "b", "c") for _ in range(5)]
-    assert find_format(answers) is None
+    assert find_format(handed_over('{{"why": {}}}')) is None
     assert find_format([]) is None
     assert find_format([ModelAnswer("x", (ToolCall("a", "{}"),))] * 10) is None
 

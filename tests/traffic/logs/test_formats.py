@@ -66,6 +66,7 @@ OF_LANGFUSE = {
     "cost_usd": 0.00001,
     "latency_ms": 1500.0,
     "at": AT,
+    "trace": "t1",
 }
 LITELLM = {
     "request_id": "r1",
@@ -120,7 +121,7 @@ def mlflow_span(kind: str) -> dict[str, Any]:
 
 
 MLFLOW = {"info": {"trace_id": "tr-1"}, "data": {"spans": [mlflow_span("CHAIN"), mlflow_span("CHAT_MODEL")]}}
-OF_MLFLOW = BILLED | {"cost_usd": 0.00002, "latency_ms": 1000.0, "at": AT}
+OF_MLFLOW = BILLED | {"trace": "t", "cost_usd": 0.00002, "latency_ms": 1000.0, "at": AT}
 
 
 def any_value(value: Any) -> dict[str, Any]:
@@ -132,7 +133,12 @@ def any_value(value: Any) -> dict[str, Any]:
 def otlp(*spans: dict[str, Any]) -> dict[str, Any]:
     times = dict(zip(("startTimeUnixNano", "endTimeUnixNano"), NANOSECONDS, strict=True))
     made = [
-        {"spanId": f"s{i}", **times, "attributes": [{"key": k, "value": any_value(v)} for k, v in values.items()]}
+        {
+            "traceId": "t",
+            "spanId": f"s{i}",
+            **times,
+            "attributes": [{"key": k, "value": any_value(v)} for k, v in values.items()],
+        }
         for i, values in enumerate(spans)
     ]
     return {"resourceSpans": [{"scopeSpans": [{"spans": made}]}]}
@@ -170,12 +176,55 @@ NUMBERED_INFERENCE = {key: value for key, value in OPENINFERENCE.items() if "val
 }
 CONSOLE = {
     "name": "chat",
-    "context": {"span_id": "0x1"},
+    "context": {"span_id": "0x1", "trace_id": "t"},
     "start_time": "2025-11-27T00:00:00Z",
     "end_time": "2025-11-27T00:00:01Z",
     "attributes": SPAN,
 }
-OF_SPAN = NAMED | {"prompt_tokens": 30, "completion_tokens": 3, "latency_ms": 1000.0, "at": AT}
+AGENTS_DATA = {
+    "type": "generation",
+    "input": MESSAGES,
+    "output": [{**ANSWER, "refusal": None}],
+    "model": "gpt-4o-mini",
+    "model_config": {"temperature": 0, "tool_choice": None},
+    "usage": {"input_tokens": 30, "output_tokens": 3, "input_tokens_details": {"cached_tokens": 10}},
+}
+AGENTS_TIMES = {"started_at": "2025-11-27T00:00:00+00:00", "ended_at": "2025-11-27T00:00:01+00:00", "error": None}
+AGENTS_WRITTEN = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "lost_card"}]}
+AGENTS_BODY = {"object": "response", "model": "gpt-4o-mini", "instructions": "File it.", "output": [AGENTS_WRITTEN]}
+AGENTS_OWN = {"type": "response", "response_id": "resp_1", "input": [MESSAGES[1]], "response": AGENTS_BODY}
+OF_AGENTS = {"model": "gpt-4o-mini", "trace": "trace_1", "latency_ms": 1000.0, "at": AT}
+
+
+def agents_span(data: dict[str, Any]) -> dict[str, Any]:
+    return AGENTS_TIMES | {"object": "trace.span", "id": "span_1", "trace_id": "trace_1", "span_data": data}
+
+
+def langchain(kind: str, **fields: Any) -> dict[str, Any]:
+    return {"lc": 1, "type": "constructor", "id": ["langchain", "schema", "messages", kind], "kwargs": fields}
+
+
+GENERATED = langchain(
+    "AIMessage",
+    content="lost_card",
+    response_metadata={"model_name": "gpt-4o-mini-2024-07-18"},
+    usage_metadata={"input_tokens": 30, "output_tokens": 3, "input_token_details": {"cache_read": 10}},
+)
+CONVERSED = [langchain("SystemMessage", content="File it.", type="system"), langchain("HumanMessage", **MESSAGES[1])]
+GRAPH_PARAMS = {"invocation_params": {"model": "gpt-4o-mini", "temperature": 0}}
+LANGSMITH = {
+    "id": "r1",
+    "trace_id": "trace_1",
+    "run_type": "llm",
+    "start_time": "2025-11-27T00:00:00",
+    "end_time": "2025-11-27T00:00:01",
+    "inputs": {"messages": [CONVERSED]},
+    "outputs": {"generations": [[{"text": "lost_card", "type": "ChatGeneration", "message": GENERATED}]]},
+    "extra": GRAPH_PARAMS | {"metadata": {"langgraph_node": "file"}},
+}
+LANGSMITH_TREE = {**LANGSMITH, "run_type": "chain", "child_runs": [LANGSMITH]}
+OF_GRAPH = BILLED | NAMED | {"trace": "trace_1", "step": "file", "latency_ms": 1000.0, "at": AT}
+OF_SPAN = NAMED | {"trace": "t", "prompt_tokens": 30, "completion_tokens": 3, "latency_ms": 1000.0, "at": AT}
 INFERENCE_TABLE = {
     "databricks_request_id": "r1",
     "timestamp_ms": 1764201600000,
@@ -198,6 +247,12 @@ CASES: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "chat": ([{"model": "gpt-4o-mini", "messages": [*MESSAGES, ANSWER]}], {"model": "gpt-4o-mini"}),
     "conversations": ([{"conversations": FROM_TO}], {}),
     "arguments and output": ([{"kwargs": REQUEST, "output": "lost_card"}], {}),
+    "reasoning beside the answer": (
+        [{"req": REQUEST, "res": {"output": [{"type": "reasoning"}, AGENTS_WRITTEN]}}],
+        {"route": "/v1/responses"},
+    ),
+    "preferred output": ([{"input": REQUEST, "preferred_output": [ANSWER]}], {}),
+    "ideal": ([{"input": MESSAGES, "ideal": "lost_card"}], {}),
     "nested answer": ([{"messages": MESSAGES, "received": {"http": RESPONSE}}], {}),
     "nested": ([{"user": "u1", "call": {"sent": REQUEST, "received": {"http": RESPONSE}}, "result": "ok"}], {}),
     "table": (["Prompt,System prompt,Response", '"My card is lost","File it.","lost_card"'], {"timed": False}),
@@ -219,10 +274,15 @@ CASES: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "MLflow": ([MLFLOW], OF_MLFLOW),
     "MLflow's table": ([{"trace_id": "tr-1", "trace": json.dumps(MLFLOW)}], OF_MLFLOW),
     "MLflow's spans": ([{"spans": MLFLOW["data"]["spans"]}], OF_MLFLOW),
-    "OpenTelemetry": ([otlp(SPAN)], OF_SPAN),
+    "OpenTelemetry": ([otlp(SPAN | {"gen_ai.agent.name": "filer"})], OF_SPAN | {"step": "filer"}),
     "OpenTelemetry, instructions apart": ([otlp(SPAN | APART)], OF_SPAN),
     "OpenTelemetry's console": ([CONSOLE], OF_SPAN),
     "OpenTelemetry, numbered": ([otlp(GENAI | NUMBERED | {"gen_ai.completion.0.content": "lost_card"})], OF_SPAN),
+    "OpenAI Agents": ([agents_span(AGENTS_DATA)], BILLED | OF_AGENTS),
+    "OpenAI Agents' batch": ([{"data": [{"object": "trace"}, agents_span(AGENTS_DATA)]}], OF_AGENTS),
+    "OpenAI Agents' response": ([agents_span(AGENTS_OWN)], OF_AGENTS | {"route": "/v1/responses"}),
+    "LangSmith": ([LANGSMITH], OF_GRAPH),
+    "LangSmith's tree": ([LANGSMITH_TREE], OF_GRAPH),
     "OpenInference": ([otlp(OPENINFERENCE)], OF_SPAN),
     "OpenInference, numbered": ([otlp(NUMBERED_INFERENCE)], OF_SPAN | {"model": "gpt-4o-mini-2024-07-18"}),
 }
@@ -259,6 +319,7 @@ def test_a_failed_request_keeps_its_error_and_status(
 NONE = {
     "Langfuse's span": ([{**LANGFUSE, "type": "SPAN"}], []),
     "span of a tool": ([otlp({"gen_ai.operation.name": "execute_tool", "gen_ai.request.model": "m"})], []),
+    "OpenAI Agents' spans": ([agents_span({"type": kind}) for kind in ("agent", "response")], [(2, NO_CONTENT)]),
     "span without content": ([otlp(GENAI)], [(1, NO_CONTENT)]),
     "LiteLLM without texts": ([{**LITELLM, "messages": "{}", "response": "{}"}], [(1, NO_CONTENT)]),
     "chat without an answer": ([{"messages": MESSAGES}], [(1, NO_CONTENT)]),

@@ -16,28 +16,11 @@ SAID = {"choices": [{"message": {"content": "lost"}, "finish_reason": "stop"}]}
 CUT_OFF = {"finish_reason": "length", "message": {"content": "lo"}}
 CALL = {"message": {"content": None, "tool_calls": [{"function": {"name": "look", "arguments": "{}"}}]}}
 WRITTEN = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "lost"}]}
-OBSERVATION = {"type": "GENERATION", "traceId": "t", "startTime": "2026-09-01T10:00:00Z"}
 
 
 def converted(row: dict[str, Any]) -> Converted:
     assert LOGS.recognizes(row)
     return LOGS.convert([RawRow("log.jsonl", 1, row)])
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"request": {"messages": [ASK]}, "response": SAID},
-        {"req": {"instructions": "", "input": "my card is lost"}, "res": {"output": [{"type": "reasoning"}, WRITTEN]}},
-        {"input": {"messages": [ASK]}, "preferred_output": [{"role": "assistant", "content": "lost"}]},
-        {"input": [ASK], "ideal": "lost"},
-        {**OBSERVATION, "input": [ASK], "output": {"role": "assistant", "content": "lost"}},
-    ],
-)
-def test_an_exchange_is_found_in_any_body(row: dict[str, Any]) -> None:
-    found = converted(row)
-    assert found.table.rows == [{"text": "my card is lost", "answer": "lost"}]
-    assert (found.unused, found.about, found.model) == ((), "", "")  # no model is named
 
 
 def test_system_prompts_earlier_turns_and_the_model_are_kept() -> None:

@@ -83,6 +83,7 @@ def test_an_answer_of_json_stays_as_it_was_written():
     "given",
     [
         {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"type": "ai", "content": "", "tool_calls": [{"name": "file", "args": {"label": "lost"}, "id": "c"}]},
         [{"role": "assistant", "parts": [{"type": "tool_call", "name": "file", "arguments": {"label": "lost"}}]}],
     ],
 )
