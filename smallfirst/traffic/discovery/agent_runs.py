@@ -90,7 +90,7 @@ class AgentRuns(Record):
         return None if usd is None else usd / self.n
 
 
-class _Place(NamedTuple):
+class _Taken(NamedTuple):
     """A request in a run."""
 
     case: Case
@@ -134,11 +134,11 @@ def find_steps(cases: Sequence[Case], tasks: Sequence[RecurringTask]) -> tuple[A
     asked, in_runs = (Counter(task for run in runs if len(run) >= n for _, task, _ in run) for n in (1, 2))
     steps = {task for task, n in in_runs.items() if task and n >= STEP_SHARE * asked[task]}
     runs = [run for run in runs if len(run) > 1 or run[0][1] in steps]
-    places: dict[str, list[_Place]] = defaultdict(list)
+    places: dict[str, list[_Taken]] = defaultdict(list)
     for number, run in enumerate(runs):
         for at, (case, task, label) in enumerate(run, 1):
             before = run[at - 2][1:] if at > 1 else (START, "")
-            places[task].append(_Place(case, task, label, number, at, len(run), before))
+            places[task].append(_Taken(case, task, label, number, at, len(run), before))
     taken = [case for run in runs for case, _, _ in run]
     if not taken or len(taken) < STEP_SHARE * len(cases):
         return None, {}
@@ -156,7 +156,7 @@ def find_steps(cases: Sequence[Case], tasks: Sequence[RecurringTask]) -> tuple[A
     return found, {task.name: _step(task, places[task.name], len(runs)) for task in tasks if task.name in steps}
 
 
-def _step(task: RecurringTask, places: Sequence[_Place], n_runs: int) -> Step:
+def _step(task: RecurringTask, places: Sequence[_Taken], n_runs: int) -> Step:
     n, n_own = len(places), len({place.run for place in places})
     follows = Counter(place.before[0] or OTHER for place in places)
     cost, ends = total_cost_usd([place.case for place in places]), _ends(places)
@@ -186,7 +186,7 @@ def _kind(task: RecurringTask, ends: Sequence[str]) -> StepKind:
     return kinds.get(task.kind, "open")
 
 
-def _ends(places: Sequence[_Place]) -> tuple[str, ...]:
+def _ends(places: Sequence[_Taken]) -> tuple[str, ...]:
     """Return the labels that end nearly every run, if after others nearly every run goes on."""
     n = Counter(place.label for place in places)
     last = Counter(place.label for place in places if place.at == place.of)
@@ -196,7 +196,7 @@ def _ends(places: Sequence[_Place]) -> tuple[str, ...]:
     return tuple(label for label, share in shares.items() if share >= _ENDS)
 
 
-def _from_before(places: Sequence[_Place]) -> Estimate | None:
+def _from_before(places: Sequence[_Taken]) -> Estimate | None:
     """Return how often a label is the usual one after the same step with the same label in the other folds."""
     if not places:
         return None
