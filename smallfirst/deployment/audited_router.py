@@ -303,7 +303,7 @@ class AuditedRouter(DelegatingModel):
                         return  # it would not have been answered, or nothing is watched about it
                     certified = is_covered(decision.route.trail)
                     draft, judged, charges = decision.draft.text, completion.text, decision.charges
-            except ModelError as error:
+            except (ModelError, LedgerUnavailable) as error:
                 _log.warning("%s: not audited, %s", id, error.args[0])
                 return
         agreed = await asyncio.to_thread(self.auditing.agrees, draft, judged)
@@ -311,8 +311,10 @@ class AuditedRouter(DelegatingModel):
         values["answered_at"] = answered_at
         values |= {"cost_usd": total_usd(charges), "charges": charges_json(with_purpose(charges, "audit"))}
         values |= {"draft": draft, "other": judged} if self.auditing.store_bodies else {}
-        # Unless a person was quicker:
-        await self.audits.take(self._audit_row(id, route.audit_share, route.audit_weight, values))
+        try:  # unless a person was quicker
+            await self.audits.take(self._audit_row(id, route.audit_share, route.audit_weight, values))
+        except LedgerUnavailable as error:
+            _log.warning("%s: not audited, %s", id, error.args[0])
 
     async def feedback(self, feedback: FeedbackRow) -> FeedbackRow:
         """Record feedback; return it with whether it is an audit's verdict: a judge's first one, where chance drew."""

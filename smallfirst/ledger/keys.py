@@ -112,10 +112,13 @@ class KeyStore:
 
     @property
     def key_required(self) -> bool:
-        """True if a request needs a key: there is at least one, or was since this object was made."""
+        """True if a request needs a key: there is one, or was since this object was made, or none could be read yet.
+
+        Without keys an outage of the database changes nothing.
+        """
         if self._read_at_s == float("-inf"):
             self._read()
-        return self._key_required
+        return self._key_required or self._rows is None
 
     def find(self, id: str) -> ApiKey | None:
         """Return the key of this id as it was at the last `refresh`. Raise KeyStoreUnreadable."""
@@ -195,7 +198,7 @@ class KeyStore:
             self._key_required |= bool(rows)
         except (SmallfirstError, ValueError) as error:
             _log.error("the keys cannot be read, they open nothing: %s", " ".join(str(error).split())[:300])
-            self._readable, self._key_required = False, True
+            self._readable = False
         self._read_at_s = time.monotonic()
 
 

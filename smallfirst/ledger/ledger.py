@@ -164,6 +164,11 @@ class Ledger:
                 new = insert.values(id=body_id(row), at=now, **texts)
                 yield new.on_conflict_do_update(index_elements=["id"], set_=later)
 
+    @property
+    def is_failing(self) -> bool:
+        """True if the last row could not be written."""
+        return self._failing
+
     async def ready(self) -> None:
         """Write a transaction that changes nothing. Raise LedgerUnavailable if no row could be written now."""
         await self._writer.put_async((ABOUT.update().values(format=ABOUT.c.format),))
@@ -371,7 +376,9 @@ class Ledger:
             hours = 1 if every == "hour" else 24
             period = table.c.hour // hours * hours if every else sa.literal(0)
             numbers = [period.label("period"), table.c.group_id, *([table.c.bucket] if table is LATENCIES else [])]
-            groups = sa.select(GROUPS.c.id).where(*(GROUPS.c[name] == value for name, value in equal.items()))
+            groups = sa.select(GROUPS.c.id).where(
+                *(GROUPS.c[name] == without_nul(value) for name, value in equal.items())
+            )
             where = [*_within(table.c.hour, since, until), *([table.c.group_id.in_(groups)] if equal else [])]
             # By numbers first: there are many rows, and to sort texts takes long.
             sums = [sa.func.sum(table.c[name]).label(name) for name in amounts]
@@ -561,7 +568,8 @@ def _select(kind: type[Entry], since: datetime | None, until: datetime | None, e
     where = _during(table, since, until)
     for name, value in equal.items():
         column = table.c[name]
-        where.append(column.is_(value in ("1", "true")) if isinstance(column.type, sa.Boolean) else column == value)
+        is_bool = isinstance(column.type, sa.Boolean)
+        where.append(column.is_(value in ("1", "true")) if is_bool else column == without_nul(value))
     return sa.select(*(table.c[name] for name in kind.model_fields)).where(*where)
 
 

@@ -20,6 +20,8 @@ ROW = LedgerRow(id="new", at=NOON, served_name="routed", status=200, latency_ms=
 def test_a_ledger_of_another_format_is_refused_and_left_as_it_is(place: Path | str) -> None:
     ledger = Ledger(place)
     ledger.append(ROW)
+    assert ledger.get("x\0") is None  # PostgreSQL's texts have no NUL
+    assert ledger.sums(task="x\0") == ()
     with ledger.database.writer.begin() as connection:
         connection.execute(ABOUT.update().values(format=17))
     ledger.close()

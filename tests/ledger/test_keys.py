@@ -108,6 +108,13 @@ def test_keys_are_the_same_for_all_servers_of_a_ledger_within_a_second(place: Pa
 def test_keys_that_cannot_be_read_open_nothing_until_they_can_and_a_server_that_asked_for_one_goes_on(
     key_store: KeyStore,
 ) -> None:
+    look_again(key_store)
+    for before, after in (("keys", "away"), ("away", "keys")):
+        with key_store.database.writer.begin() as connection:
+            connection.exec_driver_sql(f"ALTER TABLE {before} RENAME TO {after}")
+        look_again(key_store)
+        assert not key_store.key_required  # without keys an outage changes nothing
+        assert KeyStore(Path(key_store.place)).key_required == (after == "away")  # unless nothing is known yet
     key, _ = key_store.create("desk", FREE)
     look_again(key_store)
     assert key_store.find(key.id) == key

@@ -22,8 +22,9 @@ from smallfirst.data.importers.table import (
     read_table,
 )
 from smallfirst.data.row_formats import is_blank, to_json
+from smallfirst.data.sources.folders import list_files
 from smallfirst.data.sources.load import load_raw
-from smallfirst.data.sources.text_files import FORMATS, RawRow, file_format
+from smallfirst.data.sources.text_files import FORMATS, MAX_DOCUMENT_BYTES, RawRow, file_format, is_list
 
 IMPORTERS: Registry[Importer] = Registry(
     "smallfirst.importers",
@@ -57,7 +58,12 @@ def read_source(address: str) -> Source:
     """Return the rows of the source; of a folder with train and test files those to train on. Raise DataError."""
     path = Path(address)
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file_format(file) in FORMATS)
+        files = []
+        for file, rule in list_files(path):
+            if file.parent == path and file_format(file) in FORMATS:
+                if rule:
+                    raise DataError(f"{file}: {rule}", hint="or name the file that it leads to: --from FILE")
+                files.append(file)
         stems = {file: file.name.partition(".")[0].casefold() for file in files}
         parts = {part: file for part, names in _PARTS.items() for file in files if stems[file] in names}
         if "train" in parts and len(parts) == len(files):
@@ -73,9 +79,12 @@ def read_source(address: str) -> Source:
 
 
 def _document(path: Path) -> dict[str, Any] | None:
-    """Return the object that a JSON file is as a whole; None if it is rows."""
+    """Return the object that a JSON file is as a whole; None if it is rows, or too large."""
     try:
-        value = json.loads(path.read_bytes())
+        if not path.is_file() or path.stat().st_size > MAX_DOCUMENT_BYTES:
+            return None
+        raw = path.read_bytes()
+        value = None if is_list(raw) else json.loads(raw)
     except (ValueError, RecursionError, OSError):
         return None
     return value if isinstance(value, dict) else None

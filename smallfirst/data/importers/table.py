@@ -20,7 +20,10 @@ ROLES = ("text", "label", "labels", "target", "fields", "question", "answer", "c
 """Parts of a row that a column, or for `fields` several, may play."""
 MARGIN = 1.0
 """Readings whose scores differ by less are both plausible."""
+MAX_COLUMNS = 200
+"""Of a table with more it must be said which one is asked: to try each with every other takes minutes."""
 _SAMPLE = 2000
+_FIRST = 50
 
 _NAMES = {
     "text": "text message review body content utterance sentence tweet comment email mail ticket description document "
@@ -89,9 +92,15 @@ class Importer(Protocol):
 def read_table(table: Table, chosen: Mapping[str, str]) -> list[RowReading]:
     """Return the plausible readings, the best first, that agree with what was chosen: columns by role and the kind.
 
-    Raise ConfigError if a chosen column does not exist.
+    Raise ConfigError if a chosen column does not exist, or none is chosen of more than MAX_COLUMNS.
     """
     table = table._replace(rows=table.rows[:: max(1, len(table.rows) // _SAMPLE)])
+    n_columns = len({name for row in table.rows for name in row})
+    if n_columns > MAX_COLUMNS and not {"text", "question"} & chosen.keys():
+        raise ConfigError(
+            f"{n_columns:,} columns; of more than {MAX_COLUMNS} it is not guessed which one is asked",
+            hint="name them: --text COLUMN --label COLUMN (or --target, --fields, --question and --answer)",
+        )
     profiles = profile_columns(table.rows)
     for role, names in chosen.items():
         for name in names.split(",") if role == "fields" else [names]:
@@ -113,6 +122,7 @@ class _Finder:
         self.table, self.profiles, self.chosen = table, profiles, chosen
         self.asked = [p for p in profiles.values() if table.asked is None or p.name in table.asked]
         self.answers = [p for p in profiles.values() if table.answers is None or p.name in table.answers]
+        self.filled = {name: [row for row in table.rows if not is_blank(row.get(name))] for name in profiles}
 
     def readings(self) -> Iterator[RowReading]:
         """Yield the readings that agree with everything that was chosen."""
@@ -163,9 +173,13 @@ class _Finder:
         """Return True if the column's values mostly stand in the text, as an extracted field's do."""
         if p.content in ("empty", "constant", "object", "texts", "free") and p.words > 6:
             return False
-        rows = [(str(row.get(text)), as_text(row[p.name])) for row in self.table.rows if not is_blank(row.get(p.name))]
-        found = sum(_holds(text, value, numeric=p.numeric) for text, value in rows)
-        return len(rows) >= 0.3 * len(self.table.rows) and found >= 0.5 * len(rows)
+        rows = self.filled[p.name]
+
+        def share(some: Sequence[Mapping[str, Any]]) -> float:
+            held = [_holds(str(row.get(text)), as_text(row[p.name]), numeric=p.numeric) for row in some]
+            return sum(held) / max(1, len(held))
+
+        return len(rows) >= 0.3 * len(self.table.rows) and share(rows[:_FIRST]) >= 0.1 and share(rows) >= 0.5
 
     def _answer(self, text: Profile, others: Sequence[Profile]) -> Iterator[tuple[str, dict[str, str], float]]:
         question = _name_score("question", text.name)

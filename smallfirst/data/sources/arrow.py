@@ -6,6 +6,7 @@ which would read 0.1 as 0.10000000149.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,13 +17,22 @@ from urllib.parse import unquote, urlsplit
 from smallfirst.base.errors import DataError
 from smallfirst.data.row_formats import Columns, detect_layout
 from smallfirst.data.sources.folders import FoundFile, display_path, list_files, safe_join
-from smallfirst.data.sources.text_files import NumberedRow, RawRow, ReadBudget, first_line, row_size_rule
+from smallfirst.data.sources.text_files import (
+    MAX_ROW_BYTES,
+    NumberedRow,
+    RawRow,
+    ReadBudget,
+    first_line,
+    row_size_rule,
+)
 
 PARQUET = ".parquet"
 DELTA_LOG = "_delta_log"
 """The folder that makes a folder a Delta table."""
-_BATCH_ROWS = 128
+BATCH_ROWS = 128
 """So few, since one text many times over packs into a small file."""
+_LARGE_BATCH_BYTES = 4_000_000
+"""Rows of a larger batch are looked at one by one before they become objects, of which each number takes 32 bytes."""
 
 
 def _chosen_columns(schema: Any, columns: Columns | None, *, answered: bool) -> tuple[list[str], set[str]]:
@@ -71,13 +81,26 @@ def batch_rows(batches: Iterable[Any], wanted: Collection[str], budget: ReadBudg
 
 def _values(batch: Any) -> list[dict[str, Any] | str]:
     """Return each row as values by column, or as the rule that it breaks: text in Arrow may be any bytes."""
+    if len(batch) > 1 and batch.nbytes > _LARGE_BATCH_BYTES:
+        return [row for i in range(len(batch)) for row in _values(_alone(batch, i))]
+    if batch.nbytes > _LARGE_BATCH_BYTES:
+        return [row_size_rule(batch.nbytes) or ""]
     try:
         rows: list[dict[str, Any] | str] = batch.to_pylist()
     except UnicodeDecodeError as error:
         if len(batch) > 1:
-            return [row for i in range(len(batch)) for row in _values(batch.slice(i, 1))]
+            return [row for i in range(len(batch)) for row in _values(_alone(batch, i))]
         return [f"text that is not UTF-8: byte 0x{error.object[error.start]:02x} at its offset {error.start:,}"]
     return rows
+
+
+def _alone(batch: Any, row: int) -> Any:
+    """Return one row as a batch that holds no values of others, as a dictionary does."""
+    import pyarrow as pa
+
+    taken = batch.slice(row, 1)
+    plain = [one.dictionary_decode() if pa.types.is_dictionary(one.type) else one for one in taken.columns]
+    return pa.RecordBatch.from_arrays(plain, names=taken.schema.names)
 
 
 def _n_bytes(value: Any) -> int:
@@ -124,11 +147,15 @@ def _parquet_rows(path: Path, wanted: Collection[str], budget: ReadBudget) -> It
     """Yield these columns of each row of a Parquet file. Raise DataError if it is broken, or exceeds the budget."""
     with _parquet_errors(path) as parquet, parquet.ParquetFile(path) as file:
         about = file.metadata
-        paths = [file.schema.column(i).path for i in range(len(file.schema))]
-        held = [i for i, at in enumerate(paths) if any(at == key or at.startswith(f"{key}.") for key in wanted)]
+        paths, wanted = [file.schema.column(i).path for i in range(len(file.schema))], set(wanted)
+        held = [i for i, at in enumerate(paths) if any(at[: dot.start()] in wanted for dot in re.finditer(r"\.|$", at))]
         groups = [about.row_group(i) for i in range(about.num_row_groups)]
         budget.claim(sum(group.column(i).total_uncompressed_size for group in groups for i in held), about.num_rows)
-        batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=sorted(wanted), use_threads=False)
+        for group in groups:
+            mean = max((group.column(i).total_uncompressed_size for i in held), default=0) // max(1, group.num_rows)
+            if mean > 2 * MAX_ROW_BYTES:  # a page of them alone takes several times as much memory
+                raise DataError(f"{display_path(path)}: {row_size_rule(mean)}, and these are so large on average")
+        batches = file.iter_batches(batch_size=BATCH_ROWS, columns=sorted(wanted), use_threads=False)
         yield from batch_rows(batches, wanted, budget)
 
 

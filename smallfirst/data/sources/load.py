@@ -291,7 +291,9 @@ def _find(text: str, folder: Path) -> _Source:
 
 def _at(path: Path, version: int | None = None) -> _Source:
     """Return the file or folder; `read_text_file` refuses any other and says what a folder holds."""
-    name, reader = path.resolve().name, partial(read_text_file, path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError(f"{path}: neither a file nor a folder", hint="write its rows to a file, and name that")
+    name, reader = Path(os.path.realpath(path)).name, partial(read_text_file, path)
     suffix = path.suffix.lower()
     if version is not None or (path / DELTA_LOG).is_dir():
         return _delta(path, name, version)

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from smallfirst.base.errors import DataError
 from smallfirst.data.row_formats import Columns, detect_layout
@@ -27,6 +27,8 @@ from smallfirst.data.row_formats import Columns, detect_layout
 MAX_ROW_BYTES = 1_000_000
 """A longer row is refused: it is not a row of a narrow task but a file that lost its line ends."""
 MAX_SOURCE_BYTES = 2_000_000_000
+MAX_DOCUMENT_BYTES = 500_000_000
+"""Of one JSON document that is read as a whole: as objects it takes some ten times as much memory."""
 MAX_SOURCE_ROWS = 10_000_000
 """No more is read of one source: its rows must fit into memory, and a small packed file may claim any size."""
 
@@ -156,6 +158,7 @@ def _read(file: Path, budget: ReadBudget) -> bytes:
     """Return the content. Raise DataError if it cannot be read, or unpacks to more than the budget."""
     try:
         if file.suffix.lower() != ".gz":
+            budget.take(file.stat().st_size)
             return file.read_bytes()
         whole = bytearray()
         with gzip.open(file) as packed:
@@ -245,21 +248,26 @@ class _TextLine(NamedTuple):
     """Why its bytes are not text, if they are not."""
 
 
-def _lines(stream: Iterable[bytes]) -> Iterator[_TextLine]:
-    """Yield the physical lines, each with the place of its first byte that is not UTF-8."""
+def _lines(stream: IO[bytes]) -> Iterator[_TextLine]:
+    """Yield the physical lines, each with the place of its first byte that is not UTF-8; one too long without text."""
     offset = 0
-    for line in stream:
-        piece, rule = line.removesuffix(b"\n"), None
+    while line := stream.readline(MAX_ROW_BYTES + 1):
+        end, n_bytes = line, len(line)
+        while len(end) > MAX_ROW_BYTES and not end.endswith(b"\n"):
+            end = stream.readline(MAX_ROW_BYTES + 1)
+            n_bytes += len(end)
+        n_text_bytes = n_bytes - end.endswith(b"\n")
+        piece, rule = b"" if n_text_bytes > MAX_ROW_BYTES else line.removesuffix(b"\n"), None
         try:
             text = piece.decode()
         except UnicodeDecodeError as error:
             text = piece.decode(errors="replace")
             rule = f"not UTF-8: byte 0x{piece[error.start]:02x} at offset {offset + error.start:,} of the file"
-        yield _TextLine(text if offset else text.removeprefix("\ufeff"), len(piece), rule)
-        offset += len(line)
+        yield _TextLine(text if offset else text.removeprefix("\ufeff"), n_text_bytes, rule)
+        offset += n_bytes
 
 
-def json_rows(stream: Iterable[bytes]) -> Iterator[NumberedRow]:
+def json_rows(stream: IO[bytes]) -> Iterator[NumberedRow]:
     """Yield the objects of JSON Lines, each by its line, or the rule that the line breaks."""
     for number, line in enumerate(_lines(stream), start=1):
         if rule := line.rule or row_size_rule(line.n_bytes):

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 from smallfirst.base.errors import DataError, did_you_mean
 from smallfirst.base.records import fingerprint
 from smallfirst.data.row_formats import Columns, message_rules, text_rules
-from smallfirst.data.sources.arrow import DELTA_LOG, PARQUET, batch_rows
+from smallfirst.data.sources.arrow import BATCH_ROWS, DELTA_LOG, PARQUET, batch_rows
+from smallfirst.data.sources.folders import list_files
 from smallfirst.data.sources.load import load_raw
 from smallfirst.data.sources.text_files import NumberedRow, ReadBudget, csv_rows, file_format, first_line, json_rows
 
@@ -54,6 +55,10 @@ class RowSource:
             self._files, path = fs.FileSystem.from_uri(address) if "://" in address else local
             files = listed = [self._files.get_file_info(path)]
             if files[0].type == fs.FileType.Directory:
+                if isinstance(self._files, fs.LocalFileSystem):
+                    for file, rule in list_files(Path(path)):
+                        if rule:
+                            raise DataError(f"{file}: {rule}", hint="or name the file or folder that it leads to")
                 listed = self._files.get_file_info(fs.FileSelector(path, recursive=True))
                 files = [one for one in listed if not _HIDDEN.search(one.path[len(path) :])]
             is_delta = any(one.base_name == DELTA_LOG for one in listed)  # its old files are still there
@@ -102,7 +107,7 @@ class RowSource:
                 with pyarrow.parquet.ParquetFile(self._files.open_input_file(path)) as file:
                     budget = ReadBudget(path, sys.maxsize)
                     budget.n_bytes = sys.maxsize
-                    yield from batch_rows(file.iter_batches(1024), file.schema_arrow.names, budget)
+                    yield from batch_rows(file.iter_batches(BATCH_ROWS), file.schema_arrow.names, budget)
                 return
             with io.BufferedReader(self._files.open_input_stream(path), 1 << 20) as lines:
                 yield from csv_rows(lines, _TABLES[kind])[1] if kind in _TABLES else json_rows(lines)

@@ -22,7 +22,7 @@ from smallfirst.base.stats.intervals import upper_bound
 from smallfirst.base.stats.sequential import GuaranteeTest
 from smallfirst.deployment.second_look import SecondLook
 from smallfirst.deployment.task_deployment import DeployedVersion, TargetVersions, TaskDeployment
-from smallfirst.ledger.ledger import AlreadyRecorded, Ledger
+from smallfirst.ledger.ledger import AlreadyRecorded, Ledger, LedgerUnavailable
 from smallfirst.ledger.rows import LedgerRow, StateRow
 from smallfirst.models.pricing import Charge, PriceBook, TokenUsage, read_usage, stated
 from smallfirst.models.protocol import CallableModel, Capability, Completion, Request, Route, paid
@@ -40,6 +40,7 @@ COMPARED_BESIDE = 0.25
 OUTSIDE = "outside the share that was taken over"
 UNPROVEN = "the upstream has not accepted this credential of late"
 ALONE = "the task has stepped back for this tenant"
+UNRECORDED = "the ledger takes no row: an answer that cannot be recorded and audited is not given"
 Update = Callable[[str, Change], TakeOver]
 """Changes what takeovers.json says of a task."""
 
@@ -119,6 +120,8 @@ class LiveTask:
             return Ruling(self, asked, why=ALONE)
         if not asked.may_ask:
             return Ruling(self, asked, why=UNPROVEN)
+        if self._ledger.is_failing:  # rows of what is passed show when it works again
+            return Ruling(self, asked, why=UNRECORDED)
         drawn = int.from_bytes(hashlib.sha256(f"{self.taken.task}:{asked.id}".encode()).digest()[:6]) / 2**48
         if drawn >= self._live_share:
             return Ruling(self, asked)
@@ -286,9 +289,14 @@ class LiveTask:
         self._background.start(self._record(row))
 
     async def _record(self, row: LedgerRow) -> None:
-        """Write the row; under an id of its own where the upstream has given its id to another answer before."""
+        """Write the row; under an id of its own where the upstream has given its id to another answer before.
+
+        One that cannot be written is named in the log.
+        """
         try:
             await self._ledger.append_async(row)
+        except LedgerUnavailable as error:
+            _log.error("%s: no row of answer %s (%s): %s", self.taken.task, row.id, row.stage, error.args[0])
         except AlreadyRecorded:
             await self._ledger.append_async(row.model_copy(update={"id": f"{row.id}#{uuid.uuid4().hex[:8]}"}))
 

@@ -202,7 +202,7 @@ class TakenOverTasks:
                 found[name] = LiveTask.load(taken, self._ledger, *given)
             except Exception as error:
                 self._failed[name] = taken
-                _log.error("%s is not served, its requests pass: %s", name, error)
+                _log.error("%s is not served, so its requests go to the upstream. %s", name, error)
                 found |= {name: known[name]} if name in known else {}
         return found
 

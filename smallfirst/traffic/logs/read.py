@@ -16,8 +16,9 @@ from smallfirst.base.errors import ConfigError, DataError, Problem
 from smallfirst.base.records import fingerprint
 from smallfirst.data.redaction import redact_body
 from smallfirst.data.sources.arrow import DELTA_LOG, PARQUET
+from smallfirst.data.sources.folders import FoundFile, list_files
 from smallfirst.data.sources.load import iterate_raw
-from smallfirst.data.sources.text_files import RawRow, ReadBudget, file_format
+from smallfirst.data.sources.text_files import MAX_DOCUMENT_BYTES, RawRow, ReadBudget, file_format
 from smallfirst.models.pricing import PriceBook
 from smallfirst.traffic.capture_store import CaptureStore, is_store
 from smallfirst.traffic.exchange import Exchange, billed
@@ -109,9 +110,16 @@ def read_logs(
     `prices`, then from the catalogue. Raise ConfigError for a source that does not exist.
     """
     places: list[str | Path] = []
-    for source in sources:
-        places += [source] if str(source).startswith(ADDRESS) else log_files(Path(source))
     problems = _Problems()
+    for source in sources:
+        if str(source).startswith(ADDRESS):
+            places.append(source)
+            continue
+        for path, rule in log_files(Path(source)):
+            if rule:
+                problems.add(Problem(str(path), 1, rule))
+            else:
+                places.append(path)
     return _exchanges(places, problems, prices or PriceBook()), problems
 
 
@@ -175,17 +183,16 @@ MAX_LINE_BYTES = 50_000_000
 """A longer line is named and skipped: it is no record."""
 
 
-def log_files(source: Path) -> list[Path]:
-    """Return the file or Delta table, or the log files in a folder and below it, in the order of their names.
+def log_files(source: Path) -> list[FoundFile]:
+    """Return the file or Delta table, or the log files and links in a folder and below it, in the order of their names.
 
     What has a name that begins with a dot or an underscore, such as `_SUCCESS`, is left out. Raise ConfigError.
     """
     if source.is_file() or (source / DELTA_LOG).is_dir():
-        return [source]
+        return [FoundFile(source, None)]
     if not source.is_dir():
         raise ConfigError(f"{source}: no such file or folder", hint="name a log file, or a folder of them")
-    visible = [f for f in sorted(source.rglob("*")) if not any(p[:1] in "._" for p in f.relative_to(source).parts)]
-    known = [file for file in visible if file.is_file() and file_format(file) in (*_JSON, *_TABLES)]
+    known = [one for one in list_files(source) if one.path.is_dir() or file_format(one.path) in (*_JSON, *_TABLES)]
     if not known:
         raise ConfigError(f"{source}: no log file in it", hint="logs are .jsonl, .json, .csv or .parquet, perhaps .gz")
     return known
@@ -214,7 +221,11 @@ def _json_records(path: str, opened: IO[bytes]) -> Iterator[RawRow]:
             continue
         value = _parsed(line)
         if number == 1 and not isinstance(value, dict) and line.lstrip(b" \xef\xbb\xbf")[:1] in (b"[", b"{"):
-            rest = opened.read()
+            rest = opened.read(MAX_DOCUMENT_BYTES)
+            if opened.read(1):
+                most = f"more than {MAX_DOCUMENT_BYTES:,} bytes in one JSON document; no more are read"
+                yield RawRow(path, 1, f"{most}: write a record a line, jq -c '.[]' FILE > log.jsonl")
+                return
             whole = _parsed(line + rest)
             if not isinstance(whole, str):
                 yield from _of_document(path, whole)

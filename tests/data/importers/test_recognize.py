@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from smallfirst.base.errors import ConfigError
+from smallfirst.base.errors import ConfigError, DataError
 from smallfirst.data.importers.recognize import Guess, guess, read_source
 
 INTENTS = ("card arrival", "refund", "lost pin")
@@ -212,6 +212,9 @@ def test_a_folder_with_train_and_test_files_is_read_as_these(write: Write) -> No
         path = write(f"set/{name}.jsonl", rows)
     found = read(path.parent)
     assert (found.kind, sorted(found.source.parts), len(found.rows)) == ("classify", ["test", "train"], 60)
+    (path.parent / "dev.jsonl").symlink_to(write("elsewhere.jsonl", rows))
+    with pytest.raises(DataError, match=r"dev\.jsonl: a link that leads out of the folder"):
+        read(path.parent)
 
 
 @pytest.mark.parametrize(
@@ -219,6 +222,7 @@ def test_a_folder_with_train_and_test_files_is_read_as_these(write: Write) -> No
     [
         ([{"text": t} for t in TEXTS], "smallfirst jobs create rows.jsonl"),
         ([{"id": i, "when": "2026-09-01"} for i in range(9)], "nothing tells what is asked"),
+        ([{f"c{i}": "a b c" for i in range(201)}], "201 columns; of more than 200 it is not guessed"),
     ],
 )
 def test_rows_that_cannot_be_a_task_are_refused_with_what_there_is(write: Write, rows: list[Row], says: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fixtures.rows import refused
 from smallfirst.base.errors import Problem
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.row_formats import Columns
-from smallfirst.data.sources.load import load_rows, load_valid
+from smallfirst.data.sources.load import load_raw, load_rows, load_valid
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -114,6 +115,16 @@ def test_a_row_over_the_limit_is_refused_and_the_others_read(tmp_path: Path) -> 
     data, found = load_valid(path)
     assert [e.line for e in data.examples] == [1, 2, 4]
     assert [(p.line, p.rule) for p in found] == [(3, "row of 1,000,001 bytes; at most 1,000,000 are read")]
+    large = pa.table({"text": ["a" * 3_000_000], "label": ["x"]})
+    assert "row of 3,000,0" in refused(parquet(tmp_path / "large.parquet", large, use_dictionary=False))
+    numbers = pa.array([[0] * 600_000, [7]], pa.list_(pa.int64()))
+    path = parquet(tmp_path / "numbers.parquet", pa.table({"text": ["a", "b"], "labels": numbers}))
+    tracemalloc.start()
+    rows = [row.values for row in load_raw(path)[0]]
+    assert tracemalloc.get_traced_memory()[1] < 2_000_000  # no object is made of what is refused
+    tracemalloc.stop()
+    assert rows[1] == {"labels": [7], "text": "b"}
+    assert str(rows[0]).endswith(" bytes; at most 1,000,000 are read")
 
 
 @pytest.mark.parametrize(

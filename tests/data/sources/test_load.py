@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,22 @@ def test_a_packed_file_that_claims_gigabytes_is_refused(tmp_path: Path, monkeypa
             file.write(b" " * 1_000_000)
     assert path.stat().st_size < 100_000
     assert refused(path).startswith(f"{path}: more than 20,000,000 bytes; no more are read of one source\n")
+
+
+def test_what_is_no_file_or_endless_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smallfirst.data.sources.text_files.MAX_SOURCE_BYTES", 20_000_000)
+    paths = [tmp_path / f"{name}.jsonl" for name in ("pipe", "device", "circle", "sparse")]
+    os.mkfifo(paths[0])
+    paths[1].symlink_to("/dev/zero")
+    paths[2].symlink_to(paths[2])
+    with paths[3].open("wb") as file:
+        file.truncate(2_000_000_000_000)
+    said = [refused(path).removeprefix(f"{path}: ").splitlines()[0] for path in paths]
+    assert said[:2] == ["neither a file nor a folder"] * 2
+    assert said[2].startswith("Too many levels of symbolic links")
+    assert said[3] == "more than 20,000,000 bytes; no more are read of one source"
 
 
 @pytest.mark.parametrize("content", [gzip.compress(jsonl())[:-9], b"no gzip", gzip.compress(jsonl()) + b"more"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,15 @@ def test_a_bad_row_has_its_rule_and_the_others_are_read(tmp_path: Path) -> None:
     assert rules[3] == '"text" is empty'
     assert rules[4] == "no column 'text' or 'question' or 'prompt'; the row has ['label']"
     assert rules[5].startswith("6 not UTF-8: byte 0xff at offset ")
+    many = b"a" * 20_000_000
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' + many + b'\n{"text": "z"}'))
+    del many
+    tracemalloc.start()
+    packed = read(tmp_path / "rows.jsonl.gz")
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000  # a line without end is never held
+    tracemalloc.stop()
+    assert asked(packed) == ["a", "z"]
+    assert packed[1].rule.endswith(":2 row of 20,000,000 bytes; at most 1,000,000 are read")
     (tmp_path / "rows.csv").write_text("id,text\n1,a\n2\n3,c,d\n4,e\n")
     table = read(tmp_path / "rows.csv")
     assert asked(table) == ["a", "e"]
@@ -111,6 +121,9 @@ def test_another_file_is_another_source_and_none_is_an_error(tmp_path: Path) -> 
     path.write_text('{"text": "ab"}\n')
     assert RowSource(str(path), columns=Columns()).fingerprint != first
     path.write_text('{"text": "a", "id": 1}\n')
+    (tmp_path / "out").symlink_to("/")
+    with pytest.raises(DataError, match="out: a link to a folder; put the folder itself here"):
+        read(tmp_path)
     with pytest.raises(DataError, match="no column 'idd' to keep — did you mean \"id\""):
         read(path, keep=("idd",))
     with pytest.raises(DataError, match=r"no such file[\s\S]*did you mean .*rows\.jsonl"):

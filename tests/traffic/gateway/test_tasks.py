@@ -7,7 +7,7 @@ import json
 import logging
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import Any
 
 import pytest
@@ -124,6 +124,25 @@ async def test_an_upstream_that_repeats_its_ids_loses_no_answer(serve, caplog):
     ids = [row.id for row in app.ledger.entries(LedgerRow)]
     assert len(ids) == 5
     assert {id.partition("#")[0] for id in ids} == {"same"}
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_while_the_ledger_takes_no_row_the_upstream_answers_and_a_lost_row_is_named(serve, caplog):
+    async with serve(1.0) as app:
+        ledger, queues = app.tasks._ledger, app.tasks.tasks["queues"]
+        text = next(iter([text for text, _ in CASES[:9] if await app.ask_about(text) is not None]))
+        for is_failing in (True, False):
+            await until_async(lambda: not queues._background._running and not queues.router._tasks)
+            with closing(ledger.database.writer.raw_connection()) as connection:
+                connection.cursor().execute(f"PRAGMA query_only = {is_failing}")
+            answer = await app.ask_about(text)
+            assert (answer is not None) is is_failing  # the first is given before it is known
+            await until_async(lambda is_failing=is_failing: ledger.is_failing is is_failing)
+            assert (await app.ask_about(text) is None) is is_failing
+            id = "" if answer is None else json.loads(answer.body)["id"]
+            await until_async(lambda id=id: f"no row of answer {id}" in caplog.text)
+        await until_async(lambda: not queues.router._tasks)
+    assert "not audited, " in caplog.text
     assert not [record for record in caplog.records if record.exc_info]
 
 

@@ -162,15 +162,21 @@ def test_broken_lines_are_named_and_the_rest_is_read(tmp_path, first):
     assert [one.line for one in found] == [1, 2, 3, 4]
 
 
-def test_a_file_that_cannot_be_unpacked_is_one_problem(tmp_path):
+def test_a_file_that_cannot_be_unpacked_is_one_problem(tmp_path, monkeypatch):
     (record,) = read(tmp_path / "log.jsonl.gz", b"no gzip")
     assert "not readable" in record.values
+    monkeypatch.setattr("smallfirst.traffic.logs.read.MAX_DOCUMENT_BYTES", 100)
+    (record,) = read(tmp_path / "log.json.gz", gzip.compress(json.dumps(ROWS * 100, indent=1).encode()))
+    assert "more than 100 bytes in one JSON document" in record.values
 
 
 def test_files_of_a_folder(tmp_path):
     for name in ("b.jsonl", "a/c.csv", ".hidden/d.jsonl", "e.png", "empty/f.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
-    assert [file.name for file in log_files(tmp_path)] == ["c.csv", "b.jsonl"]
+    (tmp_path / "out.jsonl").symlink_to(__file__)
+    found = log_files(tmp_path)
+    assert [file.path.name for file in found if not file.rule] == ["c.csv", "b.jsonl"]
+    assert [one.rule[:11] for one in read_logs([tmp_path])[1]] == ["a link that"]
     with pytest.raises(ConfigError, match="no log file in it"):
         log_files(tmp_path / "empty")
