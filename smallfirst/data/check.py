@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Literal
 
+from smallfirst.base.progress import ProgressCallback, no_progress
 from smallfirst.base.records import Record
-from smallfirst.data.copies import find_leaks, min_clean_rows
+from smallfirst.data.copies import WordNumbers, leaked_rows, min_clean_rows
 from smallfirst.data.dataset import Dataset, Example, fold_text
 
 Severity = Literal["stop", "fix", "note"]
@@ -116,22 +118,32 @@ class CheckReport(Record):
 
 
 def check(
-    train: Dataset, *, validation: Dataset | None = None, test: Dataset | None = None, tokens: TokenCounts | None = None
+    train: Dataset,
+    *,
+    validation: Dataset | None = None,
+    test: Dataset | None = None,
+    tokens: TokenCounts | None = None,
+    progress: ProgressCallback = no_progress,
 ) -> CheckReport:
     """Return everything found in the given splits; `tokens` are the lengths of their rows, if known."""
     given = {"train": train, "validation": validation, "test": test}
     splits = {name: data for name, data in given.items() if data is not None}
-    found = [
-        *_emptiness(splits),
-        *_contradictions(splits),
-        *_repeats(splits),
-        *_straddling_groups(splits),
-        *_models_labels(splits),
-        *_copies(splits),
-        *_classes(train),
-        *_unseen_labels(splits),
-        *(_long_rows(splits, tokens) if tokens else ()),
+    words = WordNumbers()
+    checks = [
+        _emptiness(splits),
+        _contradictions(splits),
+        _repeats(splits),
+        _straddling_groups(splits),
+        _models_labels(splits),
+        *(_copies(splits, old, new, words) for old, new in combinations(splits, 2)),
+        _classes(train),
+        _unseen_labels(splits),
+        *([_long_rows(splits, tokens)] if tokens else ()),
     ]
+    found = list[Finding]()
+    for n_done, one in enumerate(checks):
+        progress(n_done, len(checks))
+        found += one
     return CheckReport(
         findings=_gravest_first(found),
         n_rows={name: len(data) for name, data in splits.items()},
@@ -280,18 +292,14 @@ def _unseen_labels(splits: dict[str, Dataset]) -> Iterator[Finding]:
         yield from find_at("stop", f"{name} labels without a train row", rule, where)
 
 
-def _copies(splits: Mapping[str, Dataset]) -> Iterator[Finding]:
-    """Yield a finding for every two splits of which the later one asks what the earlier one asks."""
-    names = list(splits)
-    for i, new in enumerate(names):
-        for old in names[:i]:
-            rows, leaks = splits[new], find_leaks(splits[old], splits[new])
-            if not leaks.n_leaked:
-                continue
-            level, rule = _judge_copies(len(rows) - leaks.n_leaked, len(rows), old, new)
-            where = [f"{leak.test} is {leak.train}" for leak in leaks.leaks]
-            what = f"{leaks.n_leaked:,} of {len(rows):,} {new} texts are also in {old} ({COPIES_NOTE})"
-            yield make_finding(level, what, rule, where)
+def _copies(splits: Mapping[str, Dataset], old: str, new: str, words: WordNumbers) -> Iterator[Finding]:
+    """Yield a finding if the split `new` asks what the split `old` asks."""
+    rows, leaks = splits[new], leaked_rows(splits[old], splits[new], words)
+    if leaks:
+        level, rule = _judge_copies(len(rows) - len(leaks), len(rows), old, new)
+        where = [f"{leak.test} is {leak.train}" for leak in leaks]
+        what = f"{len(leaks):,} of {len(rows):,} {new} texts are also in {old} ({COPIES_NOTE})"
+        yield make_finding(level, what, rule, where)
 
 
 def _judge_copies(n_clean: int, n: int, old: str, new: str) -> tuple[Severity, str]:

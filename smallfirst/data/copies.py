@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import chain, pairwise
+from itertools import chain
 
 import numpy as np
 
@@ -24,7 +24,7 @@ MAX_EQUAL = 8
 """Sets of so many words that are nearly equal are equal."""
 MAX_PARTED = 3
 """Most words that sets differ in which are compared in parts."""
-PAIRS_AT_ONCE = 100_000
+PAIRS_AT_ONCE, _SPLIT_AT_ONCE = 100_000, 10_000
 MIN_CLEAN_ROWS = 50
 """Rows without a copy in the training rows that a test needs; half of its rows where it has fewer than 100."""
 
@@ -38,7 +38,7 @@ def clusters(texts: Sequence[str], groups: Sequence[str] | None = None) -> list[
 
     folded, found = [fold_text(text) for text in texts], DisjointSet(range(len(texts)))
     same, of_group = dict[str, int](), dict[str, int]()
-    words, ends = _word_sets(folded)
+    words, ends = WordNumbers().sets(folded)
     first = _first_of_set(words, ends)
     for i, group in enumerate(groups or ()):
         found.merge(i, of_group.setdefault(group, i) if group else i)
@@ -53,29 +53,61 @@ def clusters(texts: Sequence[str], groups: Sequence[str] | None = None) -> list[
 
 def _first_of_set(words: np.ndarray, ends: np.ndarray) -> list[int]:
     """Return for each text the first one of the same words; itself where no word counts."""
-    first: dict[bytes, int] = {}
-    spans = enumerate(pairwise(ends.tolist()))
-    return [first.setdefault(words[a:b].tobytes(), i) if a < b else i for i, (a, b) in spans]
+    sums = np.concatenate((np.zeros(1, np.uint64), np.cumsum(_mixed(words + 1))))
+    hashed = sums[ends[1:]] - sums[ends[:-1]]
+    order = np.argsort(hashed, kind="stable")
+    twin = np.diff(hashed[order]) == 0
+    alike = np.unique(np.concatenate((order[1:][twin], order[:-1][twin])))
+    first, found = dict[bytes, int](), list(range(len(hashed)))
+    for i, a, b in zip(alike.tolist(), ends[alike].tolist(), ends[alike + 1].tolist(), strict=True):
+        found[i] = first.setdefault(words[a:b].tobytes(), i) if a < b else i
+    return found
 
 
-def _word_sets(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the words of all texts that count, by rank from the rarest, (n_words,), and where each text's end.
+class WordNumbers:
+    """The words of texts by number. Rows that are compared several times are split into words once."""
 
-    The ends, (n_texts + 1,), begin with 0. Of each text they are in ascending order, each once.
-    """
-    number: dict[str, int] = defaultdict(lambda: len(number))
-    split = [text.split() for text in texts]
-    ids = np.fromiter(map(number.__getitem__, chain.from_iterable(split)), np.int64)
-    row, n = np.repeat(np.arange(len(texts)), [len(words) for words in split]), max(1, len(number))
-    both = np.sort(row * n + ids)
-    row, ids = np.divmod(both[np.diff(both, prepend=-1) > 0], n)  # each word of a text once
-    n_with = np.bincount(ids, minlength=n)
-    rank = np.empty(n, np.int64)
-    rank[np.argsort(n_with, kind="stable")] = np.arange(n)
-    most = len(texts) / 2 if len(texts) >= MIN_ROWS_FOR_BOILERPLATE else len(texts)
-    counts = n_with[ids] <= most
-    row, ids = np.divmod(np.sort(row[counts] * n + rank[ids[counts]]), n)
-    return ids, np.searchsorted(row, np.arange(len(texts) + 1))
+    def __init__(self) -> None:
+        self._number: dict[str, int] = defaultdict(lambda: len(self._number))
+        self._known: dict[int, tuple[Dataset, np.ndarray, np.ndarray]] = {}
+
+    def sets_of(self, *parts: Dataset) -> tuple[np.ndarray, np.ndarray]:
+        """Return the word sets (`sets`) of what all rows ask, those of one part after the other."""
+        for data in parts:
+            if id(data) not in self._known:
+                self._known[id(data)] = (data, *self._numbered([row.folded for row in data.examples]))
+        _, ids, sizes = zip(*(self._known[id(data)] for data in parts), strict=True)
+        return self._ranked(np.concatenate(ids), np.concatenate(sizes))
+
+    def sets(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the words of all texts that count, by rank from the rarest, (n_words,), and where each text's end.
+
+        The ends, (n_texts + 1,), begin with 0. Of each text they are in ascending order, each once.
+        """
+        return self._ranked(*self._numbered(texts))
+
+    def _numbered(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the numbers of the words, each once a text, and how many each text has."""
+        found, sizes = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for start in range(0, len(texts), _SPLIT_AT_ONCE):
+            split = [text.split() for text in texts[start : start + _SPLIT_AT_ONCE]]
+            ids = np.fromiter(map(self._number.__getitem__, chain.from_iterable(split)), np.int64)
+            row, n = np.repeat(np.arange(len(split)), [len(words) for words in split]), max(1, len(self._number))
+            both = np.sort(row * n + ids)
+            row, ids = np.divmod(both[np.diff(both, prepend=-1) > 0], n)
+            found.append(ids)
+            sizes.append(np.bincount(row, minlength=len(split)))
+        return np.concatenate(found), np.concatenate(sizes)
+
+    def _ranked(self, ids: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        n, n_texts = max(1, len(self._number)), len(sizes)
+        n_with = np.bincount(ids, minlength=n)
+        rank = np.empty(n, np.int64)
+        rank[np.argsort(n_with, kind="stable")] = np.arange(n)
+        most = n_texts / 2 if n_texts >= MIN_ROWS_FOR_BOILERPLATE else n_texts
+        counts = n_with[ids] <= most
+        row, ids = np.divmod(np.sort(np.repeat(np.arange(n_texts), sizes)[counts] * n + rank[ids[counts]]), n)
+        return ids, np.searchsorted(row, np.arange(n_texts + 1))
 
 
 def _similar(
@@ -185,8 +217,14 @@ def min_clean_rows(n_test: int) -> int:
 
 def find_leaks(train: Dataset, test: Dataset) -> LeakReport:
     """Return the test rows that ask what a training row asks, or nearly. Answers are not compared."""
+    leaks = leaked_rows(train, test, WordNumbers())
+    return LeakReport(n_test=len(test), test_fingerprint=test.content_fingerprint, leaks=leaks)
+
+
+def leaked_rows(train: Dataset, test: Dataset, numbers: WordNumbers) -> tuple[Leak, ...]:
+    """Return what `find_leaks` finds, without the fingerprint of all test rows."""
     texts, n = [row.folded for row in (*train.examples, *test.examples)], len(train)
-    words, ends = _word_sets(texts)
+    words, ends = numbers.sets_of(train, test)
     first, same, near = _first_of_set(words, ends), dict[str, int](), dict[int, int]()
     for i, text in enumerate(texts[:n]):
         same.setdefault(_bare(text), i)
@@ -197,7 +235,7 @@ def find_leaks(train: Dataset, test: Dataset) -> LeakReport:
         found = same.get(_bare(text), like if like < n else near.get(like))
         if found is not None:
             leaks.append(Leak(key=row.key, test=row.place, train=train.examples[found].place))
-    return LeakReport(n_test=len(test), test_fingerprint=test.content_fingerprint, leaks=tuple(leaks))
+    return tuple(leaks)
 
 
 def _bare(folded: str) -> str:
@@ -250,8 +288,9 @@ def independent_rows(texts: Sequence[str], *, groups: Sequence[str] | None = Non
 def count_rows(seen: Sequence[Dataset], data: Dataset) -> tuple[Dataset, CountedRows]:
     """Return the rows of `data` that count as independent of each other and of the rows `seen`, and the reasons."""
     known = Dataset(name="seen", examples=tuple(example for part in seen for example in part.examples))
-    leaked, groups = find_leaks(known, data).keys, {example.group for example in known.examples if example.group}
-    clean = [example for example in data.examples if example.key not in leaked]
+    leaked = {leak.key for leak in leaked_rows(known, data, WordNumbers())}
+    groups = {example.group for example in known.examples if example.group}
+    clean = [example for example in data.examples if not leaked or example.key not in leaked]
     own = [example for example in clean if example.group not in groups]
     chosen = independent_rows([e.asked for e in own], groups=[e.group for e in own])
     kept: tuple[Example, ...] = tuple(own[i] for i in chosen)

@@ -13,11 +13,13 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Literal
+from heapq import nsmallest
+from typing import Literal, TypeVar
 
 from smallfirst.base.errors import ConfigError
 from smallfirst.base.records import Record, fingerprint
 
+R = TypeVar("R", bound=Record)
 RowFormat = Literal["label", "labels", "target", "question", "prompt", "chat", "text"]
 """text + label · text + labels · text + target (JSON) · question + answer · prompt + response · chat messages ·
 text to continue."""
@@ -56,7 +58,10 @@ class Example(Record):
     @property
     def text(self) -> str:
         """Content of the last user message."""
-        return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
+        for message in reversed(self.messages):
+            if message.role == "user":
+                return message.content
+        return ""
 
     @property
     def place(self) -> str:
@@ -116,10 +121,27 @@ class Dataset(Record):
         return Dataset(name=name, examples=examples)
 
 
+def share_field_names(record: R) -> R:
+    """Let a record of which there are many share the set of its fields with those alike: it is half of their memory."""
+    names = record.__pydantic_fields_set__
+    object.__setattr__(record, "__pydantic_fields_set__", _FIELD_NAMES.setdefault(frozenset(names), names))
+    return record
+
+
+_FIELD_NAMES: dict[frozenset[str], set[str]] = {}
+
+
 def fold_text(text: str) -> str:
     """Return `text` without case, punctuation, spacing and Unicode variants; of punctuation alone, as it is."""
+    if text.isascii():
+        plain = text.lower()
+        return " ".join(plain.translate(_ASCII_WORDS).split()) or " ".join(plain.split())
     plain = unicodedata.normalize("NFKC", text).casefold()
-    return re.sub(r"[\W_]+", " ", plain).strip() or " ".join(plain.split())
+    return _NO_WORD.sub(" ", plain).strip() or " ".join(plain.split())
+
+
+_NO_WORD = re.compile(r"[\W_]+")
+_ASCII_WORDS = {code: " " for code in range(128) if _NO_WORD.fullmatch(chr(code))}
 
 
 class Splits(Record):
@@ -172,9 +194,10 @@ def sample_rows(data: Dataset, n: int | None) -> Dataset:
     """
     if n is None or n >= len(data):
         return data
-    draws = [(_draw("share", "large", _unit(example)), example.key) for example in data.examples]
-    order = sorted(range(len(data)), key=draws.__getitem__)
-    return data.subset(data.name, tuple(data.examples[i] for i in sorted(order[:n])))
+    draws = [_draw("share", "large", _unit(example)) for example in data.examples]
+    last = nsmallest(n, draws)[-1] if n else -1.0
+    order = sorted((draw, data.examples[i].key, i) for i, draw in enumerate(draws) if draw <= last)
+    return data.subset(data.name, tuple(data.examples[i] for i in sorted(i for _, _, i in order[:n])))
 
 
 def _unit(example: Example) -> str:
@@ -188,7 +211,7 @@ def _by_label(data: Dataset) -> dict[str, dict[str, int]]:
     Units with a row that a model labelled are left out, unless it labelled all: then the rows are about that model.
     """
     by_people = any(not example.source for example in data.examples)
-    models = {_unit(example) for example in data.examples if example.source and by_people}
+    models = {_unit(example) for example in data.examples if by_people and example.source}
     n_rows = Counter((_unit(e), e.answer if e.shape == "label" else "") for e in data.examples)
     total, usual = Counter[str](), dict[str, tuple[int, str]]()
     for (unit, label), n in n_rows.items():

@@ -23,6 +23,7 @@ from smallfirst.data.check import (
     make_finding,
 )
 from smallfirst.data.dataset import Dataset
+from smallfirst.data.sources.load import without_collections
 from smallfirst.models.base_size import BaseSize
 from smallfirst.models.catalog import find_weights
 from smallfirst.path.durations import (
@@ -91,6 +92,7 @@ class PreflightReport(Record):
         return json.dumps({"verdict": self.verdict, **self.rows.model_dump(mode="json"), **rest}, indent=2)
 
 
+@without_collections()
 @shown_as("checking the rows")
 def check_stage(project: Project) -> PreflightReport:
     """Check the rows, and foretell what the run takes and can show."""
@@ -113,7 +115,9 @@ def check_stage(project: Project) -> PreflightReport:
     findings += [*foretold.findings, *large_findings(project.file, large), *_not_counted(rows)]
     findings += dict.fromkeys(found for one in named_candidates(project) for found in one.findings(project))
     findings += [*rows.skipped, *rows.notes, *_system_messages(rows.train)]
-    report = check(rows.train, validation=validation, test=rows.test, tokens=counted).with_findings(findings)
+    with project.progress.bar("checking the rows", None, "checks") as done:
+        found = check(rows.train, validation=validation, test=rows.test, tokens=counted, progress=done)
+    report = found.with_findings(findings)
     candidates = forecast_candidates(project)
     return PreflightReport(
         rows=report, needs=needs, unknown=unknown, foretold=foretold, large=large, candidates=candidates

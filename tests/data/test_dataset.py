@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections import Counter
 from functools import partial
 from random import Random
@@ -34,6 +35,12 @@ def labelled(text: str, label: str, line: int = 0) -> Example:
 )
 def test_folding_keeps_the_words_and_drops_their_dress(text: str, plain: str) -> None:
     assert fold_text(text) == plain
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_ascii_is_folded_as_any_text(text: str) -> None:
+    plain = text.casefold()
+    assert fold_text(text) == (re.sub(r"[\W_]+", " ", plain).strip() or " ".join(plain.split()))
 
 
 def test_a_datasets_fingerprint_ignores_order_and_sees_every_edit() -> None:

@@ -3,9 +3,20 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from smallfirst.data.dataset import Example
-from smallfirst.data.row_formats import Columns, Folding, RowLayout, detect_layout, is_empty_row, parse_row, to_row
+from smallfirst.data.row_formats import (
+    Columns,
+    Folding,
+    RowLayout,
+    detect_layout,
+    is_empty_row,
+    parse_plain_row,
+    parse_row,
+    to_row,
+)
 
 
 def rules(row: dict[str, Any], *, columns: Columns | None = None, answered: bool = False) -> list[str]:
@@ -199,3 +210,15 @@ def test_a_row_is_empty_if_the_columns_that_make_it_are() -> None:
     assert is_empty_row({"body": float("nan"), "team": []}, LABEL)
     assert not is_empty_row({"body": "", "team": 0}, LABEL)
     assert not is_empty_row({"other": "a"})
+
+
+@given(st.text(max_size=6), st.sampled_from(["a", " b", "", "\0", "ü", "\ud800", None, 3, "c"]))
+def test_the_short_way_of_a_plain_row_leads_where_the_long_one_does(text: str, label: object) -> None:
+    row, path, labels = {"text": text, "label": label}, "rows.jsonl", ("a", "b", "ü")
+    layout, folding = detect_layout(row, Columns()), Folding()
+    assert not isinstance(layout, str)
+    short = parse_plain_row(row, layout, path=path, line=7, labels=labels)
+    folded = folding.fold(row, layout, path, 7)
+    example, rules = parse_row(folded, layout, path=path, line=7, labels=labels)
+    assert short is None or (short, [], ()) == (example, rules, folding.notes)
+    assert (short is None) == bool(rules or folding.notes)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from smallfirst.base.errors import ConfigError, DataError, Problem
 from smallfirst.base.extensions import Registry
+from smallfirst.base.progress import ProgressCallback, no_progress
 from smallfirst.data.check import joined_by
 from smallfirst.data.importers.table import (
     MARGIN,
@@ -54,7 +55,7 @@ class Source(NamedTuple):
     """Files of a folder by the part of the rows that their names say: train, validation, test."""
 
 
-def read_source(address: str) -> Source:
+def read_source(address: str, progress: ProgressCallback = no_progress) -> Source:
     """Return the rows of the source; of a folder with train and test files those to train on. Raise DataError."""
     path = Path(address)
     if path.is_dir():
@@ -67,14 +68,14 @@ def read_source(address: str) -> Source:
         stems = {file: file.name.partition(".")[0].casefold() for file in files}
         parts = {part: file for part, names in _PARTS.items() for file in files if stems[file] in names}
         if "train" in parts and len(parts) == len(files):
-            return Source(*load_raw(parts["train"]), True, parts)
+            return Source(*load_raw(parts["train"], progress), True, parts)
         if files:
-            pieces = [load_raw(file) for file in files]
+            pieces = [load_raw(file, progress) for file in files]
             notes = tuple(note for _, notes in pieces for note in notes)
             return Source([row for rows, _ in pieces for row in rows], notes, False, {})
     elif file_format(path) == ".json" and (document := _document(path)):
         return Source([RawRow(address, 1, document)], (), False, {})
-    rows, notes = load_raw(address)
+    rows, notes = load_raw(address, progress)
     return Source(rows, notes, True, {})
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from smallfirst.base.errors import DataError, Problem, did_you_mean
+from smallfirst.base.progress import ProgressCallback, no_progress
 from smallfirst.data.check import Finding, make_finding
 from smallfirst.data.dataset import Dataset, Example, RowFormat
 from smallfirst.data.row_formats import (
@@ -32,6 +33,7 @@ from smallfirst.data.row_formats import (
     RowLayout,
     detect_layout,
     is_empty_row,
+    parse_plain_row,
     parse_row,
 )
 from smallfirst.data.sources import folders
@@ -118,10 +120,11 @@ def load_noted(
     folder: Path = Path(),
     max_rows: int | None = None,
     skip_bad_rows_up_to: float = 0.0,
+    progress: ProgressCallback = no_progress,
 ) -> LoadedRows:
     """Return the rows as `load_rows` does, with all notes; a share of bad rows in [0, 1] may be left out."""
     source = _find(os.fspath(address), folder) if isinstance(address, str | os.PathLike) else _held(address)
-    read = _read(source, columns, labels, max_rows)
+    read = _read(source, columns, labels, ReadBudget(source.where, max_rows, progress))
     skipped = note_skipped(read.problems, read.n_bad, len(read.data), skip_bad_rows_up_to, source.where)
     return read._replace(skipped=skipped)
 
@@ -130,13 +133,14 @@ def load_valid(
     address: str | Path, *, columns: Columns = DEFAULT_COLUMNS, labels: Sequence[str] | None = None
 ) -> tuple[Dataset, tuple[Problem, ...]]:
     """Return the good rows of the source and the first problems of the others; otherwise as `load_rows`."""
-    read = _read(_find(os.fspath(address), Path()), columns, labels)
+    source = _find(os.fspath(address), Path())
+    read = _read(source, columns, labels, ReadBudget(source.where))
     return read.data, read.problems
 
 
 @contextmanager
-def _without_collections() -> Iterator[None]:
-    """Collect no garbage while rows are made: to look through all of them again and again takes a fifth of the time."""
+def without_collections() -> Iterator[None]:
+    """Collect no garbage where there are many rows: to look through all of them again takes a fifth of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -146,14 +150,14 @@ def _without_collections() -> Iterator[None]:
             gc.enable()
 
 
-@_without_collections()
-def load_raw(address: str | Path) -> tuple[list[RawRow], tuple[str, ...]]:
+@without_collections()
+def load_raw(address: str | Path, progress: ProgressCallback = no_progress) -> tuple[list[RawRow], tuple[str, ...]]:
     """Return the rows of a source with all their columns as they stand, and notes on how its files are written.
 
     A row that cannot be read is the rule that it breaks.
     """
     source = _find(os.fspath(address), Path())
-    budget = ReadBudget(source.where)
+    budget = ReadBudget(source.where, progress=progress)
     return list(source.rows(None, budget)), tuple(budget.notes)
 
 
@@ -170,19 +174,19 @@ class _Source(NamedTuple):
     """Its reader, which takes columns, budget and `answered`."""
 
 
-@_without_collections()
-def _read(source: _Source, columns: Columns, labels: Sequence[str] | None, max_rows: int | None = None) -> LoadedRows:
+@without_collections()
+def _read(source: _Source, columns: Columns, labels: Sequence[str] | None, budget: ReadBudget) -> LoadedRows:
     """Return the good rows, the first MAX_PROBLEMS rules of the others, and the number of the others.
 
     A row of another format than most is bad; an empty row is none. Raise DataError if there is no row.
     """
-    budget = ReadBudget(source.where, max_rows)
     parser = _Parser(columns, labels)
     parsed: list[_Parsed] = []
     formats: Counter[RowFormat] = Counter()
     n_bad = 0
     for row in filter(None, map(parser.parse, source.rows(columns, budget, answered=labels is not None))):
-        formats.update([row.format] if row.format else [])
+        if row.format:
+            formats[row.format] += 1
         n_bad += bool(row.rules)
         if not row.rules or n_bad <= MAX_PROBLEMS:
             parsed.append(row)
@@ -234,6 +238,10 @@ class _Parser:
             self._keys = tuple(values)
             self._layout = detect_layout(self._keys, self._columns, answered=self._allowed is not None)
         layout = self._layout
+        if not isinstance(layout, str):
+            plain = parse_plain_row(values, layout, path=path, line=line, labels=self._allowed)
+            if plain is not None:
+                return _Parsed(path, line, [], layout.shape, plain)
         if is_empty_row(values, None if isinstance(layout, str) else layout):
             self.folding.count("empty rows", path, line)
             return None

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from smallfirst.base.errors import DataError
+from smallfirst.base.progress import ProgressCallback, no_progress
 from smallfirst.data.row_formats import Columns, detect_layout
 
 # What every reader of rows yields, and how much of one source may be read
@@ -32,6 +33,7 @@ MAX_DOCUMENT_BYTES = 500_000_000
 MAX_SOURCE_ROWS = 10_000_000
 """No more is read of one source: its rows must fit into memory, and a small packed file may claim any size."""
 
+_REPORTED = 2048
 NumberedRow = tuple[int, dict[str, Any] | str]
 """Line or row number from 1, and the values by column or the rule that the row breaks."""
 
@@ -59,8 +61,9 @@ def row_size_rule(n_bytes: int) -> str | None:
 class ReadBudget:
     """How much of one source may still be read, and what was found out about how it is written."""
 
-    def __init__(self, where: str, max_rows: int | None = None) -> None:
-        self.where = where
+    def __init__(self, where: str, max_rows: int | None = None, progress: ProgressCallback = no_progress) -> None:
+        """`progress` is called with the rows that were read, and how many there are, as far as that is known."""
+        self.where, self.progress, self.n_expected = where, progress, 0
         self.notes: dict[str, list[str]] = {}
         """Paths by note, such as "read as cp1252, told from its bytes"."""
         self.n_bytes = MAX_SOURCE_BYTES
@@ -88,6 +91,9 @@ class ReadBudget:
         self.n_rows -= n_rows
         if self.n_bytes < 0 or self.n_rows < 0:
             self.claim(0)
+        n_read = self.max_rows - self.n_rows
+        if n_read % _REPORTED < n_rows:
+            self.progress(n_read, max(n_read, self.n_expected))
 
 
 # The files
@@ -125,6 +131,7 @@ def read_text_file(
     else:
         rows = json_rows(io.BytesIO(raw))
     budget.note(str(file), *notes)
+    budget.n_expected += raw.count(b"\n")
     return _counted(str(file), rows, budget)
 
 

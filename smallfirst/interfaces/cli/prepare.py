@@ -76,8 +76,8 @@ def init(folder: Path, source: str | None, kind: str | None, good_enough: float 
         click.echo(f"wrote {target}\nnext: put your rows beside it, then  smallfirst check {target}")
         return
     chosen = {role: name for role, name in {**columns, "kind": kind}.items() if name}
-    with Progress().step("reading rows"):
-        made = scaffold.scaffold(folder, source, chosen, good_enough)
+    with Progress().bar("reading rows", None) as report:
+        made = scaffold.scaffold(folder, source, chosen, good_enough, progress=report)
     click.echo("\n".join(made.in_words))
     click.echo(f"wrote {made.task_yaml}\nnext: smallfirst check {folder}   then  smallfirst run {folder}")
     click.echo(f"for a first result soon: smallfirst run {folder} --minutes 3")

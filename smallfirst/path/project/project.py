@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Concatenate, Literal, NamedTuple, ParamSpec, T
 
 from smallfirst.base.paths import state_of
 from smallfirst.base.progress import Progress
+from smallfirst.data.sources.load import without_collections
 from smallfirst.path.project.rows import (
     Rows,
     read_rows,
@@ -50,13 +51,14 @@ class Project(NamedTuple):
     def read(cls, file: TaskFile, progress: Progress | None = None) -> Project:
         """Read the project of a task file. Raise DataError or ConfigError if rows or settings are wrong."""
         progress = progress or Progress()
-        with progress.step("reading rows"):
-            rows = read_rows(file)
+        with without_collections(), progress.bar("reading rows", None) as report:
+            rows = read_rows(file, report)
             task = read_task(file, rows)
             for path in file.data.harvested:  # labels and schema are those of the file's own rows
                 rows = with_harvested(rows, file.path(path), columns=file.data.columns, labels=task.closed)
             rows = with_relabels(with_canonical_answers(rows, task, file.data), file, task)
-            return cls(file, with_independent_calibration(rows), task, progress)
+            with progress.step("looking for copies"):
+                return cls(file, with_independent_calibration(rows), task, progress)
 
 
 def own_validation(project: Project) -> bool:

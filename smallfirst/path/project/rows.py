@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from smallfirst.base.errors import DataError, Problem, did_you_mean
+from smallfirst.base.progress import ProgressCallback, no_progress
 from smallfirst.base.records import Record, parse_record
 from smallfirst.data.check import Finding, make_finding
 from smallfirst.data.copies import CountedRows, LeakReport, count_rows, find_leaks
@@ -64,7 +65,7 @@ class Rows(Record):
         return parts if self.open_ended is None else (*parts, self.open_ended)
 
 
-def read_rows(task_file: TaskFile) -> Rows:
+def read_rows(task_file: TaskFile, progress: ProgressCallback = no_progress) -> Rows:
     """Return all rows, split. Raise DataError with every bad row of the first file that has one."""
     files = task_file.data
     kind = TASK_KINDS.get(task_file.kind)
@@ -75,7 +76,12 @@ def read_rows(task_file: TaskFile) -> Rows:
         if labels is not None and files.out_of_scope_label is not None:
             labels = tuple(dict.fromkeys((*labels, files.out_of_scope_label)))
         found = load_noted(
-            path, columns=files.columns, labels=labels, folder=task_file.folder, skip_bad_rows_up_to=share
+            path,
+            columns=files.columns,
+            labels=labels,
+            folder=task_file.folder,
+            skip_bad_rows_up_to=share,
+            progress=progress,
         )
         read_so_far.append(found)
         return found.data
@@ -139,14 +145,14 @@ def with_canonical_answers(rows: Rows, task: Task, files: DataFiles | None = Non
     problems: list[Problem] = []
 
     def canonical(data: Dataset) -> Dataset:
-        found = []
+        found, takes_shapes = [], task.row_formats
         for example in data.examples:
             golds = [task.parse(gold) for gold in example.golds]
-            if example.shape not in task.row_formats:
+            if example.shape not in takes_shapes:
                 takes = " or ".join(ROW_FORMATS[shape] for shape in task.row_formats)
                 rule = f"a row of {ROW_FORMATS[example.shape]}; this task takes {takes}"
                 problems.append(Problem(example.path, example.line, rule))
-            elif sum(m.role != "system" for m in example.messages) > 1:
+            elif len(example.messages) > 1 and sum(m.role != "system" for m in example.messages) > 1:
                 rule = "a conversation of several turns; a task is one question and its answer"
                 problems.append(Problem(example.path, example.line, rule))
             elif None in golds:

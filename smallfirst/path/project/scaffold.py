@@ -14,11 +14,11 @@ import yaml
 
 from smallfirst.base.errors import ConfigError, Problem, did_you_mean
 from smallfirst.base.files import write_atomically
-from smallfirst.base.progress import format_table
+from smallfirst.base.progress import ProgressCallback, format_table, no_progress
 from smallfirst.data.importers.recognize import Guess, guess, read_source
 from smallfirst.data.importers.table import ROLES
 from smallfirst.data.row_formats import Columns, to_json
-from smallfirst.data.sources.load import load_raw, load_valid
+from smallfirst.data.sources.load import load_raw, load_valid, without_collections
 from smallfirst.path.project.task_file import TaskFile, read_task_file
 from smallfirst.tasks import DEFAULT_KIND, TASK_KINDS
 
@@ -97,7 +97,15 @@ def write_template(folder: Path, kind: str, good_enough: float | None = None) ->
     return target
 
 
-def scaffold(folder: Path, source: str, chosen: Mapping[str, str], good_enough: float | None = None) -> Scaffold:
+@without_collections()
+def scaffold(
+    folder: Path,
+    source: str,
+    chosen: Mapping[str, str],
+    good_enough: float | None = None,
+    *,
+    progress: ProgressCallback = no_progress,
+) -> Scaffold:
     """Write the task of a source's rows into the folder: task.yaml, and converted rows where they must be.
 
     `chosen` are columns by role and the kind; of what remains open the likeliest is taken. `good_enough` is the
@@ -106,7 +114,7 @@ def scaffold(folder: Path, source: str, chosen: Mapping[str, str], good_enough: 
     for role in chosen.keys() - {"kind", *ROLES}:
         raise ConfigError(f"{role}: rows have no such part{did_you_mean(role, ROLES)}", hint=", ".join(ROLES))
     target = _free(folder / "task.yaml")
-    found = guess(read_source(source), chosen, source)
+    found = guess(read_source(source, progress), chosen, source)
     data, unused = _data(folder, source, found)
     if (foreign := _out_of_scope_label(found)) is not None:
         data["out_of_scope_label"] = foreign

@@ -218,6 +218,13 @@ def test_memory_is_bounded_by_a_multiple_of_the_file(tmp_path: Path, name: str) 
     assert len(caught.value.problems) <= MAX_PROBLEMS
 
 
+def test_rows_are_counted_as_they_are_read(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,label\n" + "card,a\n" * 5000)
+    seen = list[tuple[float, float]]()
+    load_noted(tmp_path / "rows.csv", progress=lambda done, of, words="": seen.append((done, of)))
+    assert seen == [(2048, 5001), (4096, 5001)]
+
+
 def test_every_bad_row_is_counted_though_not_every_problem_is_kept(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(b"x\n" * (MAX_PROBLEMS + 7) + SHORTEST)
     with pytest.raises(DataError, match=f"{MAX_PROBLEMS + 7:,} bad and 1 good rows") as caught:
