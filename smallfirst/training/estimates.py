@@ -16,6 +16,7 @@ sentence encoder is timed on a few texts.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -147,6 +148,11 @@ def guess_pace(parameters: float, texts: Sequence[str]) -> EncoderPace:
     return EncoderPace(READ_S * per_token, TRAIN_S * per_token, tokens, round(parameters))
 
 
+def guess_training_pace(parameters: float) -> float:
+    """Return about how many tokens a second a language model with so many weights learns from, as `guess_pace`."""
+    return _multiplied_per_s() / (parameters * TRAIN_S * REFERENCE_FLOPS)
+
+
 @cache
 def _multiplied_per_s() -> float:
     """Return the FLOPs a second of a product of two matrices in fp32."""
@@ -167,6 +173,18 @@ class Pace(NamedTuple):
 
     tokens_per_s: float
     words: str
+
+
+def earlier_pace(runs: Path, base: str, method: str) -> Pace | None:
+    """Return the pace of the latest run in `*/*` below a folder with this base and method; None without one."""
+    for path in sorted(runs.glob("*/*/run.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            run = json.loads(path.read_text(encoding="utf-8"))
+            if (run["base"], run["config"]["method"]) == (base, method):
+                return Pace(run["tokens_per_s"], f"an earlier run read {run['tokens_per_s']:,.0f} tokens/s")
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # damaged: it only does not help
+    return None
 
 
 class Range(Record):

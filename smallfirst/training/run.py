@@ -7,7 +7,6 @@ called again on the same folder, train() continues from its checkpoint to the we
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import random
 import shutil
@@ -30,7 +29,7 @@ from smallfirst.models.manifest import MANIFEST, Manifest, base_sha256, write_ma
 from smallfirst.registry.runs import TrackedRun
 from smallfirst.training.causal_lm import CausalBackend, as_kept
 from smallfirst.training.config import TokenizedRow, TrainConfig
-from smallfirst.training.estimates import Pace, require_memory
+from smallfirst.training.estimates import Pace, earlier_pace, require_memory
 from smallfirst.training.events import EventLog
 from smallfirst.training.loop import CheckpointStore, Group, StepMetrics, TrainingLoop, whole_or_gone
 from smallfirst.training.recipe import Recipe
@@ -319,13 +318,8 @@ def training_pace(tasks: Path, base: tuple[str, Path], config: TrainConfig, rows
 
     Without one, that of the first steps, which takes some seconds and the memory of the fine-tune.
     """
-    for path in sorted(tasks.glob("*/*/run.json"), key=lambda path: path.parent.name, reverse=True):
-        try:
-            run = json.loads(path.read_text(encoding="utf-8"))
-            if (run["base"], run["config"]["method"]) == (base[0], config.method):
-                return Pace(run["tokens_per_s"], f"an earlier run read {run['tokens_per_s']:,.0f} tokens/s")
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # damaged: it only does not help
+    if (known := earlier_pace(tasks, base[0], config.method)) is not None:
+        return known
     measured = _of_first_steps(base[1], config.model_dump_json(), tuple(rows))
     return Pace(measured, f"its first steps read {measured:,.0f} tokens/s")
 

@@ -192,12 +192,21 @@ class JobFolder:
 
     @property
     def estimated_end(self) -> datetime | None:
-        """When the training will end at its present rate, UTC; None unless it is under way and not overdue."""
-        progress = self.progress
-        under_way = self.state == "RUNNING" and all(event.kind != "TRAIN_FINISHED" for event in self.events)
-        if not under_way or progress is None or progress.seconds_left is None:
+        """When the training will end, UTC: at its present rate, before its first step as was estimated.
+
+        None unless it is under way and not overdue.
+        """
+        progress, events, state = self.progress, self.events, self.state
+        if state not in ("STARTING", "RUNNING") or any(event.kind == "TRAIN_FINISHED" for event in events):
             return None
-        end = progress.at + timedelta(seconds=progress.seconds_left)
+        if state == "RUNNING" and progress is not None and progress.seconds_left is not None:
+            end = progress.at + timedelta(seconds=progress.seconds_left)
+        else:
+            began = [event.at for event in events if event.kind == "STARTED"][-1]
+            seconds = [event.values["seconds"] for event in events if event.kind == "ESTIMATED"]
+            if not seconds:
+                return None
+            end = datetime.fromisoformat(began) + timedelta(seconds=seconds[-1])
         return end if end > datetime.now(UTC) else None
 
     @property

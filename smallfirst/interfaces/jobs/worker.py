@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
+import signal
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,13 +30,24 @@ from smallfirst.interfaces.jobs.job_folder import (
     JobResult,
     JobRows,
     MlflowIds,
+    jobs_folder,
     stored_jobs,
     utc_now,
 )
+from smallfirst.models.base_size import read_base_size
+from smallfirst.models.catalog import CATALOG, find_weights
 from smallfirst.models.pricing import MachinePrice
+from smallfirst.training.estimates import (
+    CHARS_PER_TOKEN,
+    READ_SHARE,
+    count_epochs,
+    earlier_pace,
+    guess_training_pace,
+)
 from smallfirst.training.recipe import RECIPES
 
 if TYPE_CHECKING:
+    from smallfirst.data.dataset import Example
     from smallfirst.registry.runs import TrackedRun
     from smallfirst.training.causal_lm import Sample
     from smallfirst.training.loop import StepMetrics
@@ -45,6 +58,8 @@ log = logging.getLogger(__name__)
 
 POLL_INTERVAL_S = 0.25
 PROGRESS_INTERVAL_S = 1.0
+START_S = 20.0
+"""Of a job until its first step, on a quiet machine."""
 RELAYED_EVENTS = ("TRAIN_STARTED", "RESUMED", "EPOCH_FINISHED", "CHECKPOINT_SAVED", "CHECKPOINT_FAILED")
 """Events of the training that are copied into the job's events; the job records its end itself."""
 
@@ -64,6 +79,7 @@ def main(arguments: Sequence[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
     try:
         JobRows.keep(job)  # before its turn, so that bad rows are told at once
+        say_minutes(job)
         with wait_for_turn(job):
             run_job(job)
     except Cancelled as stop:
@@ -111,6 +127,10 @@ def run_job(job: JobFolder) -> None:
     rows = JobRows.load(job)
     n_eval = len(rows.evaluation) if rows.evaluation else 0
     job.log.append("DATA_VALIDATED", f"{len(rows.train)} training and {n_eval} evaluation rows")
+    with _stops_at_once(job):
+        from smallfirst.registry.runs import client
+
+        client()  # loads MLflow
     with _open_mlflow_run(job, rows) as tracked:
         try:
             run = _train(job, rows, tracked)
@@ -122,31 +142,81 @@ def run_job(job: JobFolder) -> None:
     job.end("COMPLETED", f"registered as {result.reference}, not live until it is promoted ({job.spec.model})")
 
 
-def _train(job: JobFolder, rows: JobRows, tracked: TrackedRun) -> Run:
-    from smallfirst.ledger.expenses import note_expense
-    from smallfirst.models.catalog import find_weights
-    from smallfirst.training.run import train
+def say_minutes(job: JobFolder) -> None:
+    """Record about how long training will take here, unless that is known, or nobody knows the base model's size."""
+    if any(event.kind == "ESTIMATED" for event in job.events):
+        return
+    spec, rows = job.spec, JobRows.load(job)
+    try:
+        size = read_base_size(find_weights(spec.weights or spec.model, download=False))
+        n_weights = size.parameters if size else 0
+    except SmallfirstError:  # to be fetched: the catalogue's are in bf16
+        n_weights = next((500_000 * entry.megabytes for entry in CATALOG if entry.name == spec.model), 0)
+    if not n_weights:
+        return
+    n_tokens, n_read = (sum(map(_n_tokens, data.examples)) if data else 0.0 for data in rows)
+    config = spec.config
+    known = earlier_pace(jobs_folder(), spec.model, config.method)
+    pace = known.tokens_per_s if known else guess_training_pace(n_weights)
+    epochs = count_epochs(config, max(1, round(n_tokens / config.batch_tokens)), max(1, round(n_tokens)))
+    seconds = START_S + epochs * (n_tokens + READ_SHARE * n_read) / pace
+    why = "an earlier job's pace" if known else "this machine's arithmetic, within a factor of three"
+    job.log.append("ESTIMATED", f"about {math.ceil(seconds / 60)} minutes of training, by {why}", seconds=seconds)
 
-    spec = job.spec
-    base = find_weights(spec.weights or spec.model, log=lambda text: print(text, flush=True))
-    if base.is_file():
-        raise SmallfirstError(
-            f"{spec.model} is a GGUF file here: it can answer, but not be trained",
-            hint="name a folder or hub model of safetensors",
+
+def _n_tokens(example: Example) -> float:
+    return (sum(len(message.content) for message in example.messages) + len(example.answer)) / CHARS_PER_TOKEN
+
+
+@contextmanager
+def _stops_at_once(job: JobFolder) -> Iterator[Callable[[], None]]:
+    """Raise Cancelled in the block once a stop is requested, until the function that it yields is called.
+
+    To load libraries and weights takes minutes on a busy machine, and no step looks for the request meanwhile.
+    """
+
+    def look(*_: object) -> None:
+        if job.cancelled:
+            signal.setitimer(signal.ITIMER_REAL, 2.0)  # once more, should a library have caught it
+            raise Cancelled("cancelled before its first step")
+
+    def leave() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    before = signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, POLL_INTERVAL_S, POLL_INTERVAL_S)
+    try:
+        yield leave
+    finally:
+        leave()
+        signal.signal(signal.SIGALRM, before)
+
+
+def _train(job: JobFolder, rows: JobRows, tracked: TrackedRun) -> Run:
+    with _stops_at_once(job) as begun:
+        from smallfirst.ledger.expenses import note_expense
+        from smallfirst.training.run import train
+
+        spec = job.spec
+        base = find_weights(spec.weights or spec.model, log=lambda text: print(text, flush=True))
+        if base.is_file():
+            raise SmallfirstError(
+                f"{spec.model} is a GGUF file here: it can answer, but not be trained",
+                hint="name a folder or hub model of safetensors",
+            )
+        job.log.append("MODEL_INITIALIZED", f"weights of {spec.weights or spec.model} found")
+        reporter = _ProgressReporter(job, tracked, begun)
+        kind = RECIPES.get(spec.recipe)
+        recipe: Recipe = kind(job.name, rows.train, rows.evaluation, spec.eval_prompts, reporter.on_validation)
+        run = train(
+            recipe,
+            spec.config,
+            base=(spec.model, base),
+            tracked=tracked,
+            folder=job.run_folder,
+            on_step=reporter.on_step,
+            save_every_s=spec.checkpoint_every_s,
         )
-    job.log.append("MODEL_INITIALIZED", f"weights of {spec.weights or spec.model} found")
-    reporter = _ProgressReporter(job, tracked)
-    kind = RECIPES.get(spec.recipe)
-    recipe: Recipe = kind(job.name, rows.train, rows.evaluation, spec.eval_prompts, reporter.on_validation)
-    run = train(
-        recipe,
-        spec.config,
-        base=(spec.model, base),
-        tracked=tracked,
-        folder=job.run_folder,
-        on_step=reporter.on_step,
-        save_every_s=spec.checkpoint_every_s,
-    )
     reporter.relay_events()
     tracked.log_artifact(job.run_folder / "events.jsonl")
     job.finish_training(f"best epoch {run.best_epoch} of {run.task}", seconds=run.seconds)
@@ -192,14 +262,15 @@ def _open_mlflow_run(job: JobFolder, rows: JobRows) -> TrackedRun:
 
 
 class _ProgressReporter:
-    def __init__(self, job: JobFolder, tracked: TrackedRun) -> None:
-        self.job, self.tracked = job, tracked
+    def __init__(self, job: JobFolder, tracked: TrackedRun, begun: Callable[[], None]) -> None:
+        self.job, self.tracked, self.begun = job, tracked, begun
         self.n_relayed = sum(event.kind in RELAYED_EVENTS for event in job.events)
         self.first: tuple[float, float] | None = None  # clock and share at the first step of this process
         self.saved_at_s, self.tenth, self.at_step = 0.0, 0, 0
 
     def on_step(self, step: StepMetrics) -> None:
         clock = time.monotonic()
+        self.begun()
         self.first = self.first or (clock, step.progress)
         self.at_step = step.step
         if clock - self.saved_at_s >= PROGRESS_INTERVAL_S or step.progress >= 1:

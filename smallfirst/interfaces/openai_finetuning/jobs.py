@@ -48,7 +48,14 @@ from smallfirst.interfaces.openai_finetuning.models import (
     model_name,
 )
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
-from smallfirst.serving.plugins import ApiError, PluginRequest, PluginResponse, PluginRoute, validation_error
+from smallfirst.serving.plugins import (
+    ApiError,
+    PluginRequest,
+    PluginResponse,
+    PluginRoute,
+    current_caller,
+    validation_error,
+)
 
 MAX_BODY_BYTES = 256 * 1024
 DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE = 20, 100
@@ -79,18 +86,18 @@ class JobsApi:
         self._store, self._models, self._settings = store, models, settings
         self._submitting = asyncio.Lock()  # so that open jobs are counted exactly
         self.routes = (
-            PluginRoute("POST", _JOBS, self.create),
-            PluginRoute("GET", _JOBS, self.list),
-            PluginRoute("GET", f"{_JOBS}/{{job_id}}", self.retrieve),
-            PluginRoute("POST", f"{_JOBS}/{{job_id}}/cancel", self.cancel),
-            PluginRoute("GET", f"{_JOBS}/{{job_id}}/events", self.events),
+            PluginRoute("POST", _JOBS, self.create, "user"),
+            PluginRoute("GET", _JOBS, self.list, "user"),
+            PluginRoute("GET", f"{_JOBS}/{{job_id}}", self.retrieve, "user"),
+            PluginRoute("POST", f"{_JOBS}/{{job_id}}/cancel", self.cancel, "user"),
+            PluginRoute("GET", f"{_JOBS}/{{job_id}}/events", self.events, "user"),
         )
 
     async def create(self, call: PluginRequest) -> PluginResponse:
         """Start a job and return it. Raise ApiError 400 naming the invalid field, 429 if too many jobs are open."""
         body = parse_job(await call.json(max_bytes=MAX_BODY_BYTES))
         async with self._submitting:
-            base = await asyncio.to_thread(self._base, body.model, call.caller)
+            base = await asyncio.to_thread(self._base, body.model, call)
             return await asyncio.to_thread(self._submit, body, base, call.caller)
 
     def list(self, call: PluginRequest) -> PluginResponse:
@@ -131,14 +138,18 @@ class JobsApi:
         queue.recover(job)
         return job
 
-    def _base(self, name: str, owner: str) -> tuple[str, str]:
+    def _base(self, name: str, call: PluginRequest) -> tuple[str, str]:
         """Return the name of the base model, and the name or folder of the weights to start from.
 
         Raise ApiError 400 if it cannot be trained here, 429 if too many jobs are open.
         """
-        n_open, known = sum(not job.ended for job in queue.all_jobs()), self._settings.base_models
-        if n_open >= self._settings.max_open_jobs:
-            what = f"{n_open} jobs have not ended yet; no more are taken. Cancel one, or wait."
+        jobs, owner, settings = [job for job in queue.all_jobs() if not job.ended], call.caller, self._settings
+        n_own, known = sum(is_owned_by(job, owner) for job in jobs), self._trainable()
+        full = f"{len(jobs)} jobs" if len(jobs) >= settings.max_open_jobs else ""
+        if call.role != "admin" and n_own >= settings.max_open_jobs_of_user:
+            full = full or f"{n_own} jobs of yours"
+        if full:
+            what = f"{full} have not ended yet; no more are taken. Cancel one, or wait."
             raise ApiError(429, what, kind="rate_limit_error", code="too_many_jobs", retry_after_s=60)
         if name in known:
             return name, known[name]
@@ -152,6 +163,10 @@ class JobsApi:
             what = f'The model "{name[:128]}" cannot be fine-tuned here{near} There are: {", ".join(known) or "none"}.'
             raise ApiError(400, what, param="model", code="model_not_available")
         return queue.find(made_by).spec.model, str(folder)
+
+    def _trainable(self) -> dict[str, str]:
+        """Return the base models that the caller's key is for."""
+        return {name: at for name, at in self._settings.base_models.items() if current_caller().may_use(name)}
 
     def _submit(self, body: JobBody, base: tuple[str, str], owner: str) -> dict[str, Any]:
         """Start the job with copies of its files, and return it. Raise ApiError 400 for a file that is not there."""

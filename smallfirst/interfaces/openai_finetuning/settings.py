@@ -34,6 +34,9 @@ class FineTuningSettings(Record):
     """Concurrent uploads; beyond that the answer is 503 with Retry-After."""
     max_open_jobs: int = pydantic.Field(default=16, ge=1)
     """Unfinished jobs on this machine, of all submitters; beyond that the answer is 429."""
+    max_open_jobs_of_user: int = pydantic.Field(default=2, ge=1)
+    """Unfinished jobs of one owner whose keys have the role `user`; beyond that the answer is 429. Keys of
+    administrators, and a server without keys, have the machine's limit alone."""
     max_loaded_models: int = pydantic.Field(default=2, ge=1)
     """Fine-tuned models kept in memory; the least recently used one makes room."""
     machine: MachinePrice = MachinePrice()

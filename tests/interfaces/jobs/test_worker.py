@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +45,17 @@ def test_a_job_ends_once_whenever_it_is_cancelled(
     cancelled = [state in ("TERMINATING", "STOPPED") for state in ends]  # both are `cancelled` in OpenAI's words
     assert cancelled == sorted(cancelled)
     assert event_kinds(job)[-1] == ends[-1]
+
+
+def test_a_stop_ends_a_job_that_still_loads(spec: JobSpec, jobs_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = create_job(spec.model_copy(update={"name": "loads"}))
+
+    def load(name: str, **_: Any) -> Path:
+        job.request_stop()
+        time.sleep(60)
+        raise AssertionError("the stop was not seen")
+
+    monkeypatch.setattr(worker, "say_minutes", lambda job: None)
+    monkeypatch.setattr(worker, "find_weights", load)
+    assert worker.main([str(job.folder)]) == 1
+    assert (job.state, job.events[-1].message) == ("STOPPED", "cancelled before its first step")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from smallfirst.interfaces.openai_finetuning.jobs import (
 )
 from smallfirst.interfaces.openai_finetuning.plugin import fine_tuning
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
+from smallfirst.ledger.keys import KeyPolicy
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.registry import versions
 from smallfirst.serving.app import build_app
@@ -100,6 +102,7 @@ def test_from_an_upload_to_the_answer_of_the_model(
     assert events[0].message == f"COMPLETED: the model is {name}"
     for secret in (str(tiny_folder), str(state_folder())):
         assert all(secret not in event.message for event in events)
+    assert any(event.message.startswith("ESTIMATED: about ") for event in events)
     assert any("valid_loss" in (event.data or {}) for event in events)
 
     assert [model.id for model in one.models.list()] == [name, "fixed"]
@@ -199,6 +202,24 @@ def test_a_job_that_cannot_be_done_is_refused_by_its_field(start_api: Any, chat_
         assert caught.value.param == param
         assert words in caught.value.message
     assert [*jobs_folder().iterdir()] == []
+
+
+def test_a_user_has_few_open_jobs_and_trains_what_the_key_is_for(start_api: Any) -> None:
+    server = start_api("one", "two", max_open_jobs_of_user=1)
+    _, server.secrets["narrow"] = server.keys.create("narrow", KeyPolicy(models=("other",)))
+    job = add_job(1, "STARTED", owner=server.owner("one"))
+    lock = try_lock(job.lock)
+    assert lock is not None  # a process seems to run it
+    try:
+        for key, error, words in (
+            ("one", openai.RateLimitError, "1 jobs of yours have not ended yet"),
+            ("two", openai.BadRequestError, "File 'file-1' does not exist"),
+            ("narrow", openai.BadRequestError, '"tiny" cannot be fine-tuned here. There are: none'),
+        ):
+            with pytest.raises(error, match=words):
+                server.client(key).fine_tuning.jobs.create(model="tiny", training_file="file-1")
+    finally:
+        os.close(lock)
 
 
 def test_the_job_names_the_bad_lines_of_a_file_which_the_server_never_reads(
@@ -308,6 +329,16 @@ def test_every_state_has_a_status(kinds: tuple[str, ...], status: str) -> None:
     assert (shown["error"] is not None) == (status == "failed")
     job.request_stop()
     assert job_object(job)["status"] == (status if ended else "cancelled")
+
+
+def test_a_job_under_way_says_when_it_will_end_before_its_first_step() -> None:
+    job = add_job(1)
+    job.log.append("ESTIMATED", "about 2 minutes of training", seconds=120.0)
+    assert job_object(job)["estimated_finish"] is None
+    began = job.log.append("STARTED", "")
+    assert job_object(job)["estimated_finish"] == int(datetime.fromisoformat(began.at).timestamp() + 120)
+    job.log.append("TRAIN_FINISHED", "")
+    assert job_object(job)["estimated_finish"] is None
 
 
 def test_a_job_that_has_succeeded_says_how_many_tokens_it_read() -> None:
