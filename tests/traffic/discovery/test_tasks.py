@@ -43,11 +43,6 @@ def test_other_answers(answers: list[str], kind: str) -> None:
     assert wording(answers).kind == kind
 
 
-def test_cases_of_other_prompts_are_left_out() -> None:
-    cases = cases_of([*sorted_tickets(30), exchange(99, "Do it.", "x", "billing")])
-    assert len(Wording(template_of(SORT, "Message: "), cases).cases) == 30
-
-
 def test_labels_of_the_prompt_count_even_if_they_are_rare() -> None:
     cases = cases_of([*sorted_tickets(30), exchange(99, SORT, "Message: x", "account")])
     only = [case for case in cases if case.answer.text != "account"] + cases[-1:]

@@ -182,13 +182,10 @@ CONSOLE = {
     "attributes": SPAN,
 }
 AGENTS_DATA = {
-    "type": "generation",
-    "input": MESSAGES,
-    "output": [{**ANSWER, "refusal": None}],
-    "model": "gpt-4o-mini",
-    "model_config": {"temperature": 0, "tool_choice": None},
+    "type": "generation", "input": MESSAGES, "output": [ANSWER],
+    "model": "gpt-4o-mini", "model_config": {"temperature": 0},
     "usage": {"input_tokens": 30, "output_tokens": 3, "input_tokens_details": {"cached_tokens": 10}},
-}
+}  # fmt: skip
 AGENTS_TIMES = {"started_at": "2025-11-27T00:00:00+00:00", "ended_at": "2025-11-27T00:00:01+00:00", "error": None}
 AGENTS_WRITTEN = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "lost_card"}]}
 AGENTS_BODY = {"object": "response", "model": "gpt-4o-mini", "instructions": "File it.", "output": [AGENTS_WRITTEN]}
@@ -204,24 +201,21 @@ def langchain(kind: str, **fields: Any) -> dict[str, Any]:
     return {"lc": 1, "type": "constructor", "id": ["langchain", "schema", "messages", kind], "kwargs": fields}
 
 
-GENERATED = langchain(
-    "AIMessage",
-    content="lost_card",
-    response_metadata={"model_name": "gpt-4o-mini-2024-07-18"},
-    usage_metadata={"input_tokens": 30, "output_tokens": 3, "input_token_details": {"cache_read": 10}},
-)
-CONVERSED = [langchain("SystemMessage", content="File it.", type="system"), langchain("HumanMessage", **MESSAGES[1])]
-GRAPH_PARAMS = {"invocation_params": {"model": "gpt-4o-mini", "temperature": 0}}
-LANGSMITH = {
-    "id": "r1",
-    "trace_id": "trace_1",
-    "run_type": "llm",
-    "start_time": "2025-11-27T00:00:00",
-    "end_time": "2025-11-27T00:00:01",
-    "inputs": {"messages": [CONVERSED]},
-    "outputs": {"generations": [[{"text": "lost_card", "type": "ChatGeneration", "message": GENERATED}]]},
-    "extra": GRAPH_PARAMS | {"metadata": {"langgraph_node": "file"}},
+USAGE = {"input_tokens": 30, "output_tokens": 3, "input_token_details": {"cache_read": 10}}
+ANSWERED = {
+    "content": "lost_card",
+    "response_metadata": {"model_name": "gpt-4o-mini-2024-07-18"},
+    "usage_metadata": USAGE,
 }
+GENERATED = {"text": "lost_card", "type": "ChatGeneration", "message": langchain("AIMessage", **ANSWERED)}
+CONVERSED = [langchain("SystemMessage", content="File it.", type="system"), langchain("HumanMessage", **MESSAGES[1])]
+PARAMETERS = {"model": "gpt-4o-mini", "temperature": 0}
+LANGSMITH = {
+    "id": "r1", "trace_id": "trace_1", "run_type": "llm",
+    "start_time": "2025-11-27T00:00:00", "end_time": "2025-11-27T00:00:01",
+    "inputs": {"messages": [CONVERSED]}, "outputs": {"generations": [[GENERATED]]},
+    "extra": {"invocation_params": PARAMETERS, "metadata": {"langgraph_node": "file"}},
+}  # fmt: skip
 LANGSMITH_TREE = {**LANGSMITH, "run_type": "chain", "child_runs": [LANGSMITH]}
 OF_GRAPH = BILLED | NAMED | {"trace": "trace_1", "step": "file", "latency_ms": 1000.0, "at": AT}
 OF_SPAN = NAMED | {"trace": "t", "prompt_tokens": 30, "completion_tokens": 3, "latency_ms": 1000.0, "at": AT}
