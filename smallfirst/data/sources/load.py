@@ -263,15 +263,37 @@ def _held(rows: object) -> _Source:
     elif hasattr(rows, "iloc") and hasattr(rows, "to_dict"):  # pandas
         records = rows.to_dict("records")
     if isinstance(records, Mapping) or not isinstance(records, Iterable):
-        raise DataError(f"rows cannot be read from a {kind}", hint="give a path, a list of dicts, or a DataFrame")
+        hint = "give a path, a list of dicts, a DataFrame (collected), or one split of a DatasetDict"
+        raise DataError(f"rows cannot be read from a {kind}", hint=hint)
+    names = _label_names(rows)
 
     def read(columns: Columns | None, budget: ReadBudget, *, answered: bool = False) -> Iterator[RawRow]:
         for number, row in enumerate(records, start=1):
             budget.take(0, 1)
             named = {str(key): value for key, value in row.items()} if isinstance(row, Mapping) else None
+            if names and named is not None:
+                named |= {name: _spelt(named[name], known) for name, known in names.items() if name in named}
             yield RawRow(kind, number, f"a row must be a dict, not {type(row).__name__}" if named is None else named)
 
     return _Source(kind, kind, read)
+
+
+def _label_names(rows: object) -> dict[str, list[str]]:
+    """Return the names of labels that a Dataset of `datasets` keeps as numbers, by column."""
+    names, features = dict[str, list[str]](), getattr(rows, "features", None)
+    for column, feature in features.items() if isinstance(features, Mapping) else ():
+        of_items: Any = getattr(feature, "feature", feature)
+        if hasattr(of_items, "int2str"):
+            names[column] = of_items.names
+    return names
+
+
+def _spelt(value: Any, names: Sequence[str]) -> Any:
+    if isinstance(value, list):
+        return [_spelt(one, names) for one in value]
+    if not isinstance(value, int):
+        return value
+    return names[value] if 0 <= value < len(names) else None  # -1: not labelled
 
 
 def _find(text: str, folder: Path) -> _Source:

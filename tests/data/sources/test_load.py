@@ -8,7 +8,8 @@ import json
 import os
 import tracemalloc
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 from fixtures.rows import refused
@@ -77,6 +78,19 @@ def test_rows_of_this_process_are_the_rows_of_a_file(tmp_path: Path) -> None:
     for wrong in (3, {"text": ["a"]}, None):
         with pytest.raises(DataError, match="rows cannot be read from a"):
             load_rows(wrong)
+
+
+class HubRows(list[dict[str, Any]]):
+    """What matters of a Dataset of `datasets` whose labels are numbers of names."""
+
+    features: ClassVar = {"text": object(), "label": SimpleNamespace(names=["even", "odd"], int2str=None)}
+
+
+def test_labels_that_are_numbers_of_names_are_read_by_their_names() -> None:
+    numbered = HubRows({**row, "label": ["even", "odd"].index(row["label"])} for row in ROWS)
+    assert load_rows(numbered).content_fingerprint == load_rows(ROWS).content_fingerprint
+    with pytest.raises(DataError, match=r'HubRows:1 +"label" must be text, not null'):
+        load_rows(HubRows([{"text": "a", "label": -1}]))
 
 
 def test_paths_are_relative_to_the_folder(tmp_path: Path) -> None:
