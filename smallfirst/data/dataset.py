@@ -49,6 +49,10 @@ class Example(Record):
     """What the row shares with others: a template, source or customer; empty if it is not known."""
     source: str = ""
     """The model that gave the answer; empty for people's."""
+    at: str = ""
+    """When it was asked, in ISO 8601; empty if it is not known."""
+    tenant: str = ""
+    """Who asked; empty if it is not known."""
     tags: dict[str, str] = {}
     """Values of the columns named as tags (customer, channel, …), by column."""
 

@@ -48,6 +48,10 @@ class Columns(Record):
     group: str = ""
     """What rows have in common, such as a template, source or customer; empty: no column. A group is in one split, and
     one row of it counts for the certificate."""
+    at: str = ""
+    """When a row was asked, in ISO 8601; empty: no column. `check` tells by it since when answers have changed."""
+    tenant: str = ""
+    """Who asked; empty: no column. `check` tells by it who is answered unlike all others."""
     tags: tuple[str, ...] = ()
     """Columns whose values requests send as tags too (`customer`, `channel`), for a guarantee `per_group`."""
 
@@ -74,6 +78,7 @@ _FIELDS: dict[RowFormat, tuple[str, ...]] = {
 TAG = "tags."
 _ROLES = ("system", "user", "assistant")
 _NAMED = tuple(field for field in Columns.model_fields if field != "tags")
+_BESIDE = ("group", "at", "tenant")
 _KEYS_LOOKED_AT = 20
 _BAD_CHARACTER = re.compile("[\x00\ud800-\udfff]")
 
@@ -96,11 +101,13 @@ def detect_layout(keys: Collection[str], columns: Columns, *, answered: bool = F
     tags = {TAG + name: key for name in columns.tags if (key := _key(keys, name)) is not None}
     if lost := next((name for name in columns.tags if TAG + name not in tags), None):
         return f'no column "{lost}", which columns.tags names'
-    if columns.group and "group" not in names:
-        return f'no column "{columns.group}", which columns.group names'
-    # Neither is a part of a shape. `smallfirst label` writes both columns of a model's answers.
-    beside = tags | ({"group": names.pop("group")} if "group" in names else {})
-    beside |= {"source": "teacher"} if {"teacher", "labelled_on"} <= set(keys) else {}
+    for field in _BESIDE:
+        if getattr(columns, field) and field not in names:
+            return f'no column "{getattr(columns, field)}", which columns.{field} names'
+    # None is a part of a shape. `smallfirst label` and `discover` write these columns of a model's answers.
+    beside = tags | {field: names.pop(field) for field in _BESIDE if field in names}
+    if {"teacher", "labelled_on"} <= set(keys):
+        beside = {"source": "teacher"} | {name: name for name in _BESIDE[1:] if name in keys} | beside
     fits = [shape for shape, fields in _FIELDS.items() if names.keys() >= set(fields)]
     if len(fits) > 1:
         named = [s for s in fits if columns.model_fields_set & set(_FIELDS[s])]
@@ -157,7 +164,7 @@ def parse_row(
         shape=found.shape,
         path=path,
         line=line,
-        group=_one_line(row[keys["group"]]) if "group" in keys else "",
+        **{field: _one_line(row[keys[field]]) for field in _BESIDE if field in keys},
         source=str(row[keys["source"]] or "") if "source" in keys else "",
         tags={field.removeprefix(TAG): _one_line(row[key]) for field, key in keys.items() if field.startswith(TAG)},
     )
@@ -248,7 +255,7 @@ def _value_rules(field: str, value: object, key: str) -> list[str]:
     name = f'"{key}"'
     if field == "source" or (field == "context" and (value is None or value == "" or value == [])):
         return []
-    if field == "group" or field.startswith(TAG):
+    if field in _BESIDE or field.startswith(TAG):
         return [] if isinstance(value, str | int) and str(value).strip() else [f"{name} must be text or a number"]
     if field in ("labels", "answer", "context") and isinstance(value, list):
         if not value and field == "answer":

@@ -1,14 +1,9 @@
-"""Rows whose given label is probably wrong: a model that was fitted without them is confident of another one.
-
-After confident learning (Northcutt, Jiang and Chuang 2021). Only the predicted answer's probability is stored, so a
-label's mean confidence is taken over rows given that label where the model predicts it.
-"""
+"""The file of rows that a person judges: labels that are probably wrong (`data_issues` finds them), and random ones."""
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -18,12 +13,6 @@ from smallfirst.base.errors import DataError, Problem, did_you_mean
 from smallfirst.base.files import write_atomically
 from smallfirst.base.records import Record, parse_json_lines
 from smallfirst.data.dataset import Dataset, Example
-from smallfirst.measuring.evaluate import EvaluatedRow
-
-CONFIDENT = 0.9
-"""Confidence that counts as high of a label whose mean is not known."""
-MIN_LABEL_ROWS = 3
-"""From so many rows on which a label is right its mean confidence is known."""
 
 
 class SuspectLine(Record):
@@ -38,29 +27,15 @@ class SuspectLine(Record):
     answer: Annotated[str, pydantic.StringConstraints(strip_whitespace=True)]
 
 
-def find_label_errors(rows: Sequence[EvaluatedRow], *, most: int = 50) -> tuple[EvaluatedRow, ...]:
-    """Return at most `most` rows on which the model is surer of another label than it is of that label on the whole.
-
-    The surest first. The model must have been fitted without these rows.
-    """
-    means = _mean_confidences(rows)
-
-    def is_suspect(row: EvaluatedRow) -> bool:
-        if row.answer is None or row.confidence is None or row.correct:
-            return False
-        return row.confidence >= means.get(row.answer, CONFIDENT)
-
-    found = filter(is_suspect, rows)
-    return tuple(sorted(found, key=lambda row: (-(row.confidence or 0.0), row.key))[:most])
+def suspect_line(example: Example, suggested: str = "") -> SuspectLine:
+    """Return a row for a person to judge."""
+    return SuspectLine(key=example.key, text=example.text, given=example.answer, suggested=suggested, answer="")
 
 
-def write_suspects(suspects: Sequence[EvaluatedRow], path: Path) -> Path:
+def write_suspects(suspects: Sequence[SuspectLine], path: Path) -> Path:
     """Write one JSON line per suspect for a person; keep answers already filled in. Raise DataError if unreadable."""
     filled = {line.key: line for _, line in _read(path) if line.answer} if path.exists() else {}
-    lines = []
-    for s in suspects:
-        answer = filled.pop(s.key).answer if s.key in filled else ""
-        lines.append(SuspectLine(key=s.key, text=s.text, given=s.gold, suggested=s.answer or "", answer=answer))
+    lines = [s.model_copy(update={"answer": filled.pop(s.key).answer}) if s.key in filled else s for s in suspects]
     lines += filled.values()
     content = "".join(json.dumps(line.model_dump(), ensure_ascii=False) + "\n" for line in lines)
     return write_atomically(path, content.encode())
@@ -94,15 +69,6 @@ def apply_relabels(dataset: Dataset, path: Path, *, labels: Sequence[str] | None
 def read_relabels(path: Path) -> tuple[tuple[str, str], ...]:
     """Return key and answer of every line that a person filled in."""
     return tuple((line.key, line.answer) for _, line in _read(path) if line.answer)
-
-
-def _mean_confidences(rows: Sequence[EvaluatedRow]) -> Mapping[str, float]:
-    """Return the mean confidence by label, over rows given that label where it predicts it."""
-    known: dict[str, list[float]] = defaultdict(list)
-    for row in rows:
-        if row.confidence is not None and row.answer == row.gold:
-            known[row.gold].append(row.confidence)
-    return {label: sum(values) / len(values) for label, values in known.items() if len(values) >= MIN_LABEL_ROWS}
 
 
 def _relabelled(example: Example, answer: str | None) -> Example:

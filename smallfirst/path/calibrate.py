@@ -19,6 +19,7 @@ from smallfirst.measuring.evaluate import Evaluation, EvaluationSetup, restrict_
 from smallfirst.models.manifest import read_manifest, refuse_seen_rows
 from smallfirst.models.protocol import Request
 from smallfirst.path import router_setup
+from smallfirst.path.diagnostics import systematic_doubt
 from smallfirst.path.evaluate import measure_router
 from smallfirst.path.finalists import LOOKS, JoinedRows, chosen_by, find_joined
 from smallfirst.path.project.candidate_registry import FINE_TUNED
@@ -106,6 +107,7 @@ async def build_calibration_set(
     if large:
         parts = parts.model_copy(update={"large_usd": large.cost_usd_per_1k / 1000})
     says = [project.rows.counted.in_words, joined.in_words, _label_sources(rows) if judged_by == "large" else ""]
+    says.append(systematic_doubt(project))
     like = {e.key for e in project.rows.selection.examples} if own_validation(project) else None
     selection = selection_drafts(run_folder, names, chosen_on, like=like) or []
     guarantee = guarantee_of(project)

@@ -24,8 +24,10 @@ from smallfirst.data.check import (
 )
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.sources.load import without_collections
+from smallfirst.measuring.data_issues import DataIssue
 from smallfirst.models.base_size import BaseSize
 from smallfirst.models.catalog import find_weights
+from smallfirst.path.diagnostics import find_project_issues, issue_finding
 from smallfirst.path.durations import (
     CandidateForecast,
     LocalBaseModel,
@@ -60,6 +62,8 @@ class PreflightReport(Record):
     """Estimate of the fine-tune; None if it cannot be estimated yet."""
     unknown: str
     """Why it cannot be estimated, and what to do; empty if it is."""
+    issues: tuple[DataIssue, ...] = ()
+    """What seems to be wrong with the answers."""
     foretold: Foretold = Foretold()
     """What the rows can show of gate and guarantee, and how many more would."""
     large: LargeForecast | None = None
@@ -114,13 +118,20 @@ def check_stage(project: Project) -> PreflightReport:
     foretold, large = foretell(project), forecast_large(project.file, project.task, rows)
     findings += [*foretold.findings, *large_findings(project.file, large), *_not_counted(rows)]
     findings += dict.fromkeys(found for one in named_candidates(project) for found in one.findings(project))
-    findings += [*rows.skipped, *rows.notes, *_system_messages(rows.train)]
+    issues = find_project_issues(project)
+    findings += [*rows.skipped, *rows.notes, *_system_messages(rows.train), *map(issue_finding, issues)]
     with project.progress.bar("checking the rows", None, "checks") as done:
         found = check(rows.train, validation=validation, test=rows.test, tokens=counted, progress=done)
     report = found.with_findings(findings)
     candidates = forecast_candidates(project)
     return PreflightReport(
-        rows=report, needs=needs, unknown=unknown, foretold=foretold, large=large, candidates=candidates
+        rows=report,
+        needs=needs,
+        unknown=unknown,
+        issues=issues,
+        foretold=foretold,
+        large=large,
+        candidates=candidates,
     )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from scipy.stats import fisher_exact
 
 import smallfirst
 from smallfirst.base.errors import ConfigError, GateFailed
@@ -27,11 +28,14 @@ from smallfirst.base.stats.intervals import Estimate, ratio_interval
 from smallfirst.base.sync import outside_event_loop
 from smallfirst.data.dataset import Example, fold_text
 from smallfirst.data.sources.load import load_rows
+from smallfirst.measuring.data_issues import SINGLE_ROWS, find_issues
 from smallfirst.measuring.evaluate import EvaluatedRow
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded import RecordedAnswer, RecordingHeader, request_key
+from smallfirst.path.diagnostics import AGREEMENT, recorded_row
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import RunFolder
+from smallfirst.path.project.settlements import REVIEW, read_settlements, renamed, text_key
 from smallfirst.path.project.task_file import TaskFile, read_task_file
 from smallfirst.path.run import try_run
 from smallfirst.path.summary import RunSummary
@@ -120,9 +124,13 @@ def learn(
     said = _read(folder / CORRECTIONS, drafted) if (folder / CORRECTIONS).exists() else []
     corrections = {row.key: row for row in said}
     place = folder / LEARNT
-    _write_recording(place / _RECORDED, rows, source.teacher)
+    settlements = read_settlements(folder)
+    recorded = [row._replace(example=renamed(row.example, settlements)) for row in rows]
+    _write_recording(place / _RECORDED, recorded, source.teacher)
+    write_atomically(place / REVIEW, (folder / REVIEW).read_bytes() if settlements else b"")
     corrected = [row for row in rows if row.key in corrections]
-    accuracy = len(corrected) >= MIN_CORRECTIONS
+    chosen = len(corrected) >= MIN_CORRECTIONS and favours_doubtful_rows(rows, corrections)
+    accuracy = len(corrected) >= MIN_CORRECTIONS and not chosen
     if not source.teacher.training_allowed:
         _check_terms(source, len(corrected))
         rows = corrected
@@ -137,7 +145,9 @@ def learn(
     promise, differ, limit = "", None, 1.0
     if certificate.issued:
         right = "people answered" if accuracy else "the large model answered"
-        promise = f"{certificate.guarantee.in_words}; right is what {right}"
+        doubt = [line for line in certificate.report.rests_on if line.startswith(AGREEMENT)]
+        doubt += ["people's answers train alone: they were not drawn by chance, doubtful rows are in front"] * chosen
+        promise = "; ".join([certificate.guarantee.in_words, f"right is what {right}", *doubt])
         limit = certificate.guarantee.max_error or 1.0
         answered = RunFolder(Path(summary.report).parent).evaluation("routed", "test")
         asked = {row.key: int(row.values.get("n", 1)) for row in rows}
@@ -188,6 +198,19 @@ def _check_terms(source: TaskSource, n_corrections: int) -> None:
             f"are used for measuring only, and people have answered {n_corrections:,} of its rows",
             hint=f"put people's answers to at least {MIN_CORRECTIONS} rows into {CORRECTIONS} beside source.json",
         )
+
+
+def favours_doubtful_rows(rows: Sequence[_LearntRow], corrections: Mapping[str, _LearntRow]) -> bool:
+    """Return True if people answered doubtful rows far more often than others: they measure nothing then (Fisher, 1 %).
+
+    Corrected where models disagree, and left alone where they repeat a wrong answer, rows would flatter every model.
+    """
+    issues = find_issues([recorded_row(row.example) for row in rows])
+    doubtful = {key for issue in issues if issue.kind in SINGLE_ROWS for key in issue.keys}
+    table = [[0, 0], [0, 0]]
+    for row in rows:
+        table[text_key(row.example) not in doubtful][row.key not in corrections] += 1
+    return bool(fisher_exact(table, alternative="greater")[1] < 0.01)
 
 
 def _add_marked(place: Path) -> int:

@@ -1,72 +1,20 @@
-"""Suspects by hand, label errors put into clean rows and found again, and the file that a person fills in."""
+"""The file of suspects, which a person fills in."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from fixtures.evaluations import evaluated_row
 from fixtures.rows import example
 
 from smallfirst.base.errors import DataError
-from smallfirst.data.dataset import Dataset, Example
-from smallfirst.measuring.evaluate import EvaluatedRow
-from smallfirst.measuring.label_errors import apply_relabels, find_label_errors, write_suspects
-
-
-def answered(said: dict[str, tuple[str, str | None, float | None]]) -> list[EvaluatedRow]:
-    """Rows by key, from the given label, what the model says and its confidence."""
-    return [evaluated_row(key, gold, answer, confidence=sure) for key, (gold, answer, sure) in said.items()]
-
-
-CLEAN: dict[str, tuple[str, str | None, float | None]] = {f"{x}{i}": (x, x, 0.6) for x in "ab" for i in range(3)}
-
-
-@pytest.mark.parametrize(
-    ("row", "is_suspect"),
-    [
-        (("b", "a", 0.6), True),  # "a" is said of rows given as a with 0.6 on average
-        (("b", "a", 0.59), False),
-        (("b", "c", 0.9), True),  # of c no mean is known
-        (("b", "c", 0.89), False),
-        (("b", "a", None), False),
-        (("b", None, 0.9), False),
-        (("a", "a", 0.9), False),
-    ],
-)
-def test_a_row_is_suspect_from_the_mean_confidence_of_the_predicted_label(
-    row: tuple[str, str | None, float | None], is_suspect: bool
-) -> None:
-    assert [found.key for found in find_label_errors(answered(CLEAN | {"x": row}))] == ["x"] * is_suspect
-
-
-def test_wrong_labels_put_into_clean_rows_are_found_first() -> None:
-    draw, labels = np.random.default_rng(1), ("a", "b", "c", "d")
-    truth = {f"r{i:03}": labels[i % 4] for i in range(400)}
-    wrong = {key for i, key in enumerate(truth) if i % 19 == 0}
-    said: dict[str, tuple[str, str | None, float | None]] = {}
-    for key, t in truth.items():
-        gold = labels[(labels.index(t) + 1) % 4] if key in wrong else t
-        right = bool(draw.random() < 0.9)
-        confidence = float(draw.beta(12, 2) if right else draw.beta(3, 3))
-        said[key] = (gold, t if right else labels[(labels.index(t) + 2) % 4], confidence)
-    found = find_label_errors(answered(said), most=20)
-    assert find_label_errors(answered(said), most=3) == found[:3]
-    hits = sum(row.key in wrong for row in found)
-    assert hits >= 0.8 * len(found)
-    assert hits >= 0.4 * len(wrong)
-    assert [row.confidence for row in found] == sorted((row.confidence for row in found), reverse=True)
-
+from smallfirst.data.dataset import Dataset
+from smallfirst.measuring.label_errors import apply_relabels, suspect_line, write_suspects
 
 DATA = Dataset(
     name="test.jsonl", examples=(example("one", "a", line=7), example("two\u2028lines", "b", also=("c",), line=7))
 )
-
-
-def suspect(of: Example, said: str) -> EvaluatedRow:
-    return evaluated_row(of.key, of.answer, said, text=of.text, confidence=0.9)
 
 
 def filled(path: Path, answers: dict[str, str]) -> None:
@@ -79,7 +27,7 @@ def filled(path: Path, answers: dict[str, str]) -> None:
 
 def test_a_file_goes_to_a_person_and_comes_back_as_new_answers(tmp_path: Path) -> None:
     one, two = DATA.examples
-    path = write_suspects([suspect(one, "b"), suspect(two, "c")], tmp_path / "suspects.jsonl")
+    path = write_suspects([suspect_line(one, "b"), suspect_line(two, "c")], tmp_path / "suspects.jsonl")
     first = json.loads(path.read_text().split("\n")[0])
     assert first == {"key": one.key, "text": "one", "given": "a", "suggested": "b", "answer": ""}
     assert apply_relabels(DATA, path) == DATA
@@ -94,15 +42,15 @@ def test_a_file_goes_to_a_person_and_comes_back_as_new_answers(tmp_path: Path) -
 
 def test_exporting_again_loses_no_answer(tmp_path: Path) -> None:
     one, two = DATA.examples
-    path = write_suspects([suspect(one, "b"), suspect(two, "c")], tmp_path / "suspects.jsonl")
+    path = write_suspects([suspect_line(one, "b"), suspect_line(two, "c")], tmp_path / "suspects.jsonl")
     filled(path, {"one": "b"})
-    write_suspects([suspect(two, "a")], path)
+    write_suspects([suspect_line(two, "a")], path)
     lines = [json.loads(line) for line in path.read_text().split("\n") if line]
     assert [(line["text"], line["suggested"], line["answer"]) for line in lines] == [
         ("two\u2028lines", "a", ""),
         ("one", "b", "b"),
     ]
-    write_suspects([suspect(one, "c")], path)
+    write_suspects([suspect_line(one, "c")], path)
     assert [json.loads(line)["answer"] for line in path.read_text().split("\n") if line] == ["b"]
 
 

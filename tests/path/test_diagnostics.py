@@ -10,16 +10,23 @@ from pathlib import Path
 import pytest
 from fixtures.preflight import task_of
 
-from smallfirst.base.errors import DataError
+from smallfirst.base.errors import ConfigError, DataError
 from smallfirst.data.copies import LeakReport
 from smallfirst.data.dataset import Example
 from smallfirst.measuring.evaluate import EvaluationSetup, evaluate
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded import request_key
 from smallfirst.path import large_model as large_path
-from smallfirst.path.diagnostics import export_suspects, find_split_leaks, without_copies
+from smallfirst.path.diagnostics import (
+    export_suspects,
+    find_split_leaks,
+    systematic_doubt,
+    unsettled_issues,
+    without_copies,
+)
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import RunFolder
+from smallfirst.path.project.settlements import settle, undo
 
 LABELS = ("card", "fee", "pin")
 
@@ -125,3 +132,57 @@ def test_held_out_labels_are_not_corrected_where_a_model_disagrees_alone(tmp_pat
     relabels(rows.examples, tmp_path / "mended.jsonl")
     mended = getattr(labelled(tmp_path, relabels="mended.jsonl").rows, part)
     assert [e.answer in e.text for e in mended.examples] == [True] * len(rows)
+
+
+def test_of_calibration_rows_a_random_part_may_be_judged_and_certifies_alone(tmp_path: Path) -> None:
+    calibration = labelled(tmp_path).rows.calibration
+    export_suspects(labelled(tmp_path), tmp_path / "file.jsonl", n_random=20)
+    lines = (tmp_path / "file.jsonl").read_text(encoding="utf-8").splitlines()
+    drawn = [json.loads(line)["key"] for line in lines[-20:]]
+    relabels([e for e in calibration.examples if e.key in drawn], tmp_path / "mended.jsonl")
+    rows = labelled(tmp_path, relabels="mended.jsonl").rows
+    assert len(rows.calibration) == 20 < len(calibration)
+    assert all(e.answer in e.text for e in rows.calibration.examples)
+
+
+def recorded(folder: Path, n: int = 360) -> Project:
+    """Rows of a log: from row 240 on every label has another name, and tenant t5 always gets the next one."""
+    rows = []
+    for i in range(n):
+        liar = i % 6 == 5
+        label = LABELS[(i // 6 + liar) % 3]
+        words = " ".join(f"{LABELS[i // 6 % 3]}{(i * k) % 5}" for k in (1, 2, 3))
+        row = {"text": f"{words} w{i * 37 % 101} w{i * 53 % 103}", "label": f"new-{label}" if i >= 240 else label}
+        rows.append(row | {"at": f"2026-10-{1 + i // 12:02d}T{i % 12:02d}:00:00+00:00", "tenant": f"t{i % 6}"})
+    names = [*LABELS, *(f"new-{label}" for label in LABELS)]
+    return task_of(folder, {"train": rows}, labels=names, data={"columns": {"at": "at", "tenant": "tenant"}})
+
+
+def test_a_decision_settles_its_group_in_every_part_and_can_be_undone(tmp_path: Path) -> None:
+    project = recorded(tmp_path)
+    issues = {issue.kind: issue for issue in unsettled_issues(project)}
+    assert issues["versions"].names == {label: f"new-{label}" for label in LABELS}
+    assert issues["tenant"].tenant == "t5"
+    assert 'tenant "t5"' in systematic_doubt(project)
+    settle(tmp_path, issues["versions"], "map", labels=True)
+    settle(tmp_path, issues["tenant"], "drop", labels=True)
+    with pytest.raises(ConfigError, match="settles no finding of this kind"):
+        settle(tmp_path, issues["tenant"], "map", labels=True)
+    settled = recorded(tmp_path)
+    rows = [e for part in ("train", "selection", "calibration", "test") for e in getattr(settled.rows, part).examples]
+    assert {e.answer for e in rows} == set(settled.task.closed) == {f"new-{label}" for label in LABELS}
+    assert not any(e.tenant == "t5" for e in rows)
+    assert systematic_doubt(settled) == ""
+    assert undo(tmp_path).kind == "tenant"
+    assert 'tenant "t5"' in systematic_doubt(recorded(tmp_path))
+
+
+def test_what_models_doubt_is_left_out_of_training_rows_alone(tmp_path: Path) -> None:
+    project = labelled(tmp_path)
+    before = {part: len(getattr(project.rows, part)) for part in ("train", "calibration", "test")}
+    for issue in unsettled_issues(project):
+        settle(tmp_path, issue, "accept", labels=True)
+    rows = labelled(tmp_path).rows
+    assert {part: len(getattr(rows, part)) for part in before} == before
+    assert sum(e.answer not in e.text for e in rows.train.examples) <= 2 < 10
+    assert [e.answer for e in rows.calibration.examples] == [e.answer for e in project.rows.calibration.examples]

@@ -54,8 +54,8 @@ def prepared(tmp_path, monkeypatch):
     monkeypatch.setattr(learning, "try_run", stop)
     monkeypatch.chdir(tmp_path)  # a folder is named from where the user stands
 
-    def prepare(corrected: int, minutes: float | None = None, **settings: object):
-        folder = write_draft(tmp_path / f"draft-{corrected}", cases(600), corrected=corrected)
+    def prepare(corrected: int, minutes: float | None = None, all_wrong: bool = False, **settings: object):
+        folder = write_draft(tmp_path / f"draft-{corrected}", cases(600), corrected=corrected, all_wrong=all_wrong)
         file = folder / "task.yaml"
         file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
         with pytest.raises(_Stopped):
@@ -93,7 +93,7 @@ def test_few_corrections_leave_the_rows_that_certify_agreement_as_they_were_reco
 
 
 def test_many_corrections_certify_and_test_and_the_rest_trains(prepared):
-    settings, rows = prepared(400)
+    settings, rows = prepared(400, all_wrong=True)
     gold = dict(cases(600))
     assert settings["routing"]["labels"] == "gold"
     assert settings["large"] == {"recorded": "recorded.jsonl"}
@@ -104,6 +104,12 @@ def test_many_corrections_certify_and_test_and_the_rest_trains(prepared):
     assert sum(sizes.values()) == 600
     assert 70 < sizes["validation"] < 130
     assert 40 < sizes["test"] < 80
+
+
+def test_corrections_where_the_large_model_was_wrong_alone_certify_nothing(prepared):
+    settings, rows = prepared(400)
+    assert settings["routing"]["labels"] == "large"
+    assert dict(cases(600)) == {row["text"]: row["label"] for row in rows["train"]}
 
 
 def test_people_may_name_a_label_that_the_large_model_never_did(prepared):

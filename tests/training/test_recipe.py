@@ -66,13 +66,6 @@ def test_an_epoch_has_every_row_once_within_the_budget_and_repeats_by_its_seed(
     assert batches == epoch_batches(rows, batch_tokens=budget, seed=seed)
 
 
-def test_another_seed_gives_other_batches_not_just_another_order() -> None:
-    rows = rows_of([10 + i % 20 for i in range(200)])
-    first, second = (epoch_batches(rows, batch_tokens=100, seed=seed) for seed in (0, 1))
-    together = [{frozenset(row.ids[0] for row in batch) for batch in epoch} for epoch in (first, second)]
-    assert len(together[0] & together[1]) < len(together[0]) / 2
-
-
 def test_batches_are_full_and_waste_little_on_padding() -> None:
     assert len(epoch_batches(rows_of([9, 9, 9, 9]), batch_tokens=32, seed=0)) == 1
     assert len(epoch_batches(rows_of([9, 9, 9, 9]), batch_tokens=31, seed=0)) == 2

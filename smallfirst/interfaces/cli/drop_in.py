@@ -157,7 +157,9 @@ def _in_words(found: Discovery) -> list[str]:
         bill = "?" if task.usd_per_month is None else format_usd(task.usd_per_month)
         rows.append([task.name, answers, f"{task.n_requests:,}", bill, share, task.verdict])
     rest = [f"no task: {rest.n_requests:,} {rest.what}" for rest in found.rest]
-    lines = [*(format_table(rows) if found.tasks else []), *rest, *_steps_in_words(found), headline(found)]
+    doubts = [f"{task.name}: {line}" for task in found.tasks for issue in task.issues for line in issue.in_words[:2]]
+    table = format_table(rows) if found.tasks else []
+    lines = [*table, *rest, *doubts, *_steps_in_words(found), headline(found)]
     if found.problems:
         lines.append(f"not readable: {len(found.problems):,} lines of the log, the first {found.problems[0]}")
     return lines

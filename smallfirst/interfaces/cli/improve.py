@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from smallfirst.base.errors import ConfigError
+from smallfirst.base.errors import ConfigError, DataError
 from smallfirst.base.progress import Progress, format_table, one_line
 from smallfirst.base.records import Record
 from smallfirst.interfaces.cli.options import (
@@ -32,6 +33,7 @@ from smallfirst.models.protocol import RouteStep
 if TYPE_CHECKING:
     from smallfirst.deployment.review_queue import Waiting
     from smallfirst.ledger.ledger import Ledger
+    from smallfirst.path.project.settlements import Settlement
 
 STEP_COLUMNS = ("stage", "decision", "score", "asked for", "ms", "USD", "model", "why")
 
@@ -155,30 +157,64 @@ def _usd(amount: float | None) -> str:
     return "an unknown price" if amount is None else f"${amount:.6f}"
 
 
-@verb("smallfirst review tickets --limit 5", "smallfirst review tickets --labels suspects.jsonl")
+@verb(
+    "smallfirst review tickets",
+    "smallfirst review tickets --settle 4f0c2a1b=map",
+    "smallfirst review tickets --labels suspects.jsonl --random 200",
+)
 @TASK
 @LEDGER
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Answers to show.")
 @click.option("--labels", type=PATH, metavar="FILE", help="Write training rows whose label is probably wrong instead.")
+@click.option(
+    "--random", "n_random", type=click.IntRange(0), default=0, help="With --labels: calibration rows to judge."
+)
+@click.option("--settle", multiple=True, metavar="ID=DECISION", help="Settle a finding.")
+@click.option("--decisions", type=click.File(), metavar="FILE", help="Lines of ID=DECISION; - reads them from a pipe.")
+@click.option("--undo", is_flag=True, help="Take the last decision back.")
 @JSON
-def review(task_yaml: Path, limit: int, labels: Path | None, as_json: bool) -> None:
-    """List what a person's label helps most.
+def review(
+    task_yaml: Path,
+    limit: int,
+    labels: Path | None,
+    n_random: int,
+    settle: tuple[str, ...],
+    decisions: Iterable[str] | None,
+    undo: bool,
+    as_json: bool,
+) -> None:
+    """Settle what seems wrong with the answers, and list what a label helps most.
 
-    Of the served answers: audits without a verdict first, then what is in doubt, answers on which models disagree, and
-    those nearest to the certificate's threshold. Mark them on the endpoint's page, or by POST /v1/feedback. With
-    --labels the training rows that look mislabelled are written to FILE, for a person to fill in.
+    Findings come first, those that decide most ahead: one decision settles all rows of a finding and goes to
+    review.jsonl beside task.yaml, which `run` and `learn` read. On a terminal each is asked. Then the served answers:
+    audits without a verdict, what is in doubt, and what is nearest to the certificate's threshold; mark them on the
+    endpoint's page. With --labels rows are written to FILE for a person to fill in.
     """
     if labels is not None:
-        _write_suspects(task_yaml, labels)
+        _write_suspects(task_yaml, labels, n_random)
         return
     from smallfirst.deployment.review_queue import DUE, review_queue
+    from smallfirst.path.project.settlements import read_settlements
 
-    task = load_task_file(task_yaml).name
-    with read_ledger() as opened:
-        found = review_queue(opened, [task])
+    if undo:
+        _take_back(task_yaml)
+        return
+    issues = _settle(task_yaml, [*settle, *(decisions or ())], ask=not as_json and not settle and not decisions)
+    file = load_task_file(task_yaml)
+    task = file.name
+    try:
+        with read_ledger() as opened:
+            found = review_queue(opened, [task])
+    except ConfigError:  # nothing was served yet
+        if not issues and not read_settlements(file.folder):
+            raise
+        if not as_json:
+            return
+        found = []
     n_due, shown = sum(one.reason in DUE for one in found), [_told(one) for one in found[:limit]]
     if as_json:
-        click.echo(json.dumps({"task": task, "n_waiting": n_due, "data": shown}, indent=2, ensure_ascii=False))
+        told = {"task": task, "issues": issues, "n_waiting": n_due, "data": shown}
+        click.echo(json.dumps(told, indent=2, ensure_ascii=False))
         return
     more = f"; a label would help {len(found) - n_due:,} more" if len(found) > n_due else ""
     click.echo(f"{n_due:,} answers of {task} wait for a person{more}")
@@ -188,6 +224,49 @@ def review(task_yaml: Path, limit: int, labels: Path | None, as_json: bool) -> N
         click.echo(f"  draft    {entry['draft'] or '(not stored)'}")
     if found:
         click.echo('\nnext: POST /v1/feedback {"id": "…", "verdict": "right"}, or "wrong" and the right "answer"')
+
+
+def _settle(task_yaml: Path, decisions: Iterable[str], *, ask: bool) -> list[dict[str, Any]]:
+    """Settle findings by `ID=DECISION`, else ask for each on a terminal or list them; return those that are left."""
+    from smallfirst.path.diagnostics import unsettled_issues
+    from smallfirst.path.project.settlements import choices, settle
+
+    folder = load_task_file(task_yaml).folder
+    try:
+        project = load_project(task_yaml)
+    except (ConfigError, DataError):  # its rows are not on this machine, or cannot be read: `check` says which
+        return []
+    labels = bool(project.task.closed)
+    left = {issue.id: issue for issue in unsettled_issues(project)}
+    for line in filter(None, map(str.strip, decisions)):
+        start, _, decision = line.partition("=")
+        ids = [id for id in left if id.startswith(start.strip())]
+        if len(ids) != 1:
+            raise ConfigError(
+                f"{line!r}: {len(ids)} findings have this id", hint="smallfirst review task.yaml   lists them"
+            )
+        click.echo(_settled_words(settle(folder, left.pop(ids[0]), decision.strip(), labels=labels)))
+    for issue in list(left.values()) if ask else ():
+        click.echo(f"\n{issue.id[:8]}  " + "\n".join(issue.in_words))
+        known = choices(issue, labels=labels)
+        if not sys.stdin.isatty():
+            click.echo(f"  settle it: --settle {issue.id[:8]}={'|'.join(known)}")
+            continue
+        said = click.prompt("  decide", type=click.Choice([*known, "skip"]), default="skip")
+        if said != "skip":
+            click.echo(_settled_words(settle(folder, left.pop(issue.id), said, labels=labels)))
+    return [{"choices": choices(i, labels=labels), "id": i.id} | i.model_dump(mode="json") for i in left.values()]
+
+
+def _settled_words(made: Settlement) -> str:
+    return f"{made.decision}: {made.what} ({made.n:,} rows)"
+
+
+def _take_back(task_yaml: Path) -> None:
+    from smallfirst.path.project.settlements import undo
+
+    taken = undo(load_task_file(task_yaml).folder)
+    click.echo(f"taken back: {_settled_words(taken)}" if taken else "nothing was decided")
 
 
 def _told(one: Waiting) -> dict[str, Any]:
@@ -205,11 +284,14 @@ def _told(one: Waiting) -> dict[str, Any]:
     }
 
 
-def _write_suspects(task_yaml: Path, out: Path) -> None:
+def _write_suspects(task_yaml: Path, out: Path, n_random: int) -> None:
     from smallfirst.path.diagnostics import export_suspects
 
     project = load_project(task_yaml)
-    if n := export_suspects(project, out):
+    n = export_suspects(project, out, n_random=n_random)
+    if n_random:
+        click.echo(f"and {n_random} calibration rows drawn at random: fill in `answer` of each, right or wrong")
+    if n or n_random:
         click.echo(f"{n} probable label errors in {out}: fill in `answer` where the given one is wrong")
         setting = f"relabels: {named_in_task(out, project.file)}"
         click.echo(f"then add  {setting}  under data: in task.yaml\nnext: smallfirst run {task_yaml}")

@@ -20,6 +20,7 @@ from smallfirst.path.project.rows import (
     with_independent_calibration,
     with_relabels,
 )
+from smallfirst.path.project.settlements import read_settlements, with_settlements, without_old_names
 from smallfirst.path.project.task_file import TaskFile
 from smallfirst.tasks.task import Task
 
@@ -52,7 +53,9 @@ class Project(NamedTuple):
         """Read the project of a task file. Raise DataError or ConfigError if rows or settings are wrong."""
         progress = progress or Progress()
         with without_collections(), progress.bar("reading rows", None) as report:
-            rows = read_rows(file, report)
+            settlements = read_settlements(file.folder)
+            rows = with_settlements(read_rows(file, report), settlements)
+            file = without_old_names(file, settlements)
             task = read_task(file, rows)
             for path in file.data.harvested:  # labels and schema are those of the file's own rows
                 rows = with_harvested(rows, file.path(path), columns=file.data.columns, labels=task.closed)

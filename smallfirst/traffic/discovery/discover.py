@@ -13,6 +13,7 @@ from typing import Literal
 from smallfirst.base.files import write_atomically
 from smallfirst.base.records import Record
 from smallfirst.base.stats.intervals import Estimate
+from smallfirst.measuring.data_issues import DataIssue, RecordedRow, find_issues
 from smallfirst.path.report.page import render_page
 from smallfirst.traffic.discovery import draft
 from smallfirst.traffic.discovery.agent_runs import AgentRuns, Step, find_steps
@@ -83,6 +84,8 @@ class FoundTask(Record):
     repeats: Estimate
     """Share of repeated cases that got the same answer again."""
     examples: tuple[tuple[str, str], ...]
+    issues: tuple[DataIssue, ...] = ()
+    """What seems to be wrong with its answers."""
     outlook: Outlook
     step: Step | None = None
     """What it does in agents' runs; None if it is no step of them."""
@@ -260,10 +263,22 @@ def _judge(
         format_check=task.format_check,
         repeats=task.repeats,
         examples=_examples(rows),
+        issues=_issues(task),
         outlook=outlook,
         verdict=verdict,
         why=why,
     )
+
+
+def _issues(task: RecurringTask) -> tuple[DataIssue, ...]:
+    """Return what seems to be wrong with the answers; the keys of rows are those of requests."""
+    if task.kind in ("open text", "mixed"):
+        return ()
+    recorded = [
+        RecordedRow(case.id, text, value, case.at if case.timed else None, case.tenant, case.id)
+        for case, text, value in task.cases
+    ]
+    return find_issues(recorded, labels=tuple(task.labels))
 
 
 def _outlook(

@@ -213,6 +213,7 @@ def _as_row(asked: Asking, n: int, kind: str) -> dict[str, Any]:
         "labelled_on": case.at.date().isoformat(),
         "at": case.at.isoformat(),
         "id": case.id,
+        **({"tenant": case.tenant} if case.tenant else {}),
     }
     known = {name: value for name, value in measured.items() if value is not None}
     return {names[0]: asked.text, names[1]: asked.value, **origin, "n": n, **known}

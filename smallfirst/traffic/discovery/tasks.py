@@ -47,6 +47,7 @@ class Case(NamedTuple):
     trace: str
     """As in `Exchange`."""
     step: str
+    tenant: str = ""
 
 
 _FACTS = tuple(name for name in Case._fields if name not in ("prompt", "answer", "answered_by"))

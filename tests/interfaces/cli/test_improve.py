@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fixtures.cli import NOON, call, evaluated, failed, row
+from fixtures.preflight import write_task
 
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, FeedbackRow, StateRow
@@ -107,6 +108,25 @@ def test_training_rows_that_look_mislabelled_are_written(desk_folder: Path, tmp_
     assert result.exit_code == 0
     assert result.output == f"no probable label errors: label more rows\nnext: smallfirst run {desk_folder}\n"
     assert (tmp_path / "suspects.jsonl").exists()
+
+
+def test_findings_are_listed_settled_by_a_file_and_taken_back(tmp_path: Path) -> None:
+    def line(i: int) -> dict[str, str]:
+        label = "abc"[(i // 6 + (i % 6 == 5)) % 3]
+        text = " ".join(f"{'abc'[i // 6 % 3]}{(i * k) % 5}" for k in (1, 2, 3))
+        return {"text": f"{text} w{i * 37 % 101} w{i * 53 % 103}", "label": label, "tenant": f"t{i % 6}"}
+
+    write_task(tmp_path, {"train": map(line, range(360))}, data={"columns": {"tenant": "tenant"}})
+    (found,) = json.loads(call("review", tmp_path, "--json").output)["issues"]
+    assert (found["kind"], found["tenant"], found["choices"]) == ("tenant", "t5", ["drop", "keep"])
+    assert f"settle it: --settle {found['id'][:8]}=drop|keep" in call("review", tmp_path).output
+    assert "0 findings have this id" in failed(call("review", tmp_path, "--settle", "zz=drop"), 2)
+    (tmp_path / "decided.txt").write_text(f"{found['id'][:6]}=drop\n")
+    said = call("review", tmp_path, "--decisions", tmp_path / "decided.txt").output
+    assert said.startswith('drop: tenant "t5" is answered unlike all others')
+    assert json.loads(call("review", tmp_path, "--json").output)["issues"] == []
+    assert call("review", tmp_path, "--undo").output.startswith("taken back: drop")
+    assert len(json.loads(call("review", tmp_path, "--json").output)["issues"]) == 1
 
 
 def test_harvest_says_what_it_did_and_what_comes_next(ledger: Ledger, desk_folder: Path, tmp_path: Path) -> None:

@@ -233,15 +233,6 @@ def test_what_is_not_there_is_told_with_what_is_near(three: list[JobFolder]) -> 
         fm.get_checkpoints(None)  # type: ignore[arg-type]
 
 
-def test_models_that_can_be_trained(three: list[JobFolder]) -> None:
-    models = fm.get_models()
-    assert [(m.name, m.display_name) for m in models] == [
-        ("HuggingFaceTB/SmolLM2-135M-Instruct", "SmolLM2-135M-Instruct")
-    ]
-    assert models[0].max_context_length is None  # its weights are not here
-    assert list(models.to_pandas().columns) == ["Model Name", "Input Name", "Maximum Context Length"]
-
-
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     """A folder that looks like weights of 512 positions."""
@@ -340,14 +331,6 @@ def test_custom_weights_in_a_volume(base: Path, rows: Path, tmp_path: Path, monk
         assert made.weights == str(place / "ep1")
         assert made.model == "any/name"
         assert made.config.max_seq_tokens == 512
-
-
-def test_a_rate_for_another_optimizer_is_warned_of(base: Path, rows: Path) -> None:
-    with (
-        pytest.warns(UserWarning, match="learning_rate=5e-07 hardly changes a small model"),
-        pytest.raises(ValidationError, match="nowhere"),
-    ):
-        fm.create(str(base), str(rows.parent / "nowhere.jsonl"), "main.claims.tickets", learning_rate="5e-7")
 
 
 @pytest.fixture

@@ -26,7 +26,6 @@ from smallfirst.interfaces.openai_finetuning.jobs import (
     make_job_spec,
     parse_job,
     public_message,
-    tokens_per_line,
 )
 from smallfirst.interfaces.openai_finetuning.plugin import fine_tuning
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
@@ -399,10 +398,3 @@ def test_what_is_given_is_turned_into_our_units() -> None:
     assert made.submitted["hyperparameters"] == {"n_epochs": 3, "batch_size": 4, "learning_rate_multiplier": 10.0}
     assert order(hyperparameters={"batch_size": 1}).config.batch_tokens == 32  # the least that can be trained
     assert order(("hub/model", "hub/model")).weights is None
-
-
-def test_a_line_has_a_token_for_four_bytes(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_bytes(b"x" * 39 + b"\n" + b"x" * 59 + b"\n")
-    assert tokens_per_line(tmp_path / "rows.jsonl") == 12.5
-    (tmp_path / "rows.jsonl").write_bytes(b"x" * 40)
-    assert tokens_per_line(tmp_path / "rows.jsonl") == 10
