@@ -49,6 +49,9 @@ class AuditSettings(NamedTuple):
     store_bodies: bool = False
     task: Task | None = None
     """What answers may be, for those who mark them."""
+    agreement: bool = False
+    """True if right is what the large model answers, whatever that is; else an answer that is none of the task's judges
+    nothing."""
 
 
 class Audits:
@@ -291,7 +294,7 @@ class AuditedRouter(DelegatingModel):
                 certified = is_covered(route.trail)
                 if self._is_small(route):
                     other = await self._ask_large(id, request, ask)
-                    draft, judged, charges = completion.text, other.text, other.charges
+                    draft, charges = completion.text, other.charges
                 elif request.temperature > 0:
                     return  # the answer was drawn by chance, and no other one is asked for: it judges nothing
                 else:
@@ -302,12 +305,18 @@ class AuditedRouter(DelegatingModel):
                     if decision.model is not None or decision.draft is None or not self._is_audited(decision.route):
                         return  # it would not have been answered, or nothing is watched about it
                     certified = is_covered(decision.route.trail)
-                    draft, judged, charges = decision.draft.text, completion.text, decision.charges
+                    other, draft, charges = completion, decision.draft.text, decision.charges
             except (ModelError, LedgerUnavailable) as error:
                 _log.warning("%s: not audited, %s", id, error.args[0])
                 return
-        agreed = await asyncio.to_thread(self.auditing.agrees, draft, judged)
-        values = {"at": datetime.now(UTC), "wrong": not agreed, "judged_by": "large", "certified": certified}
+        judged = other.text
+        task = None if self.auditing.agreement else self.auditing.task
+        judges = not other.refusal and (task is None or task.parse(judged) is not None)
+        if not judges and other is completion:
+            return  # no draw asked for it, so no verdict is missing
+        wrong = not (judges and await asyncio.to_thread(self.auditing.agrees, draft, judged))
+        values = {"at": datetime.now(UTC), "wrong": wrong, "certified": certified}
+        values["judged_by"] = "large" if judges else "nobody"
         values["answered_at"] = answered_at
         values |= {"cost_usd": total_usd(charges), "charges": charges_json(with_purpose(charges, "audit"))}
         values |= {"draft": draft, "other": judged} if self.auditing.store_bodies else {}

@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -26,6 +26,7 @@ from smallfirst.deployment.second_look import CAUSE
 from smallfirst.deployment.task_deployment import DeployedVersion, TargetVersions, TaskDeployment, check_models_answer
 from smallfirst.ledger.ledger import Ledger, LedgerUnavailable
 from smallfirst.ledger.rows import FeedbackRow, StateRow, standing
+from smallfirst.ledger.sums import DrawnAudits
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.models.pricing import PriceBook
 from smallfirst.models.protocol import Completion, Model, Request
@@ -48,6 +49,8 @@ LINGER_S = 2.0
 _TRIAL_TOKENS = 8
 STATES = ("live", "shadow", "fallback")
 _MAX_BODY_BYTES = 64 * 1024
+_COUNTED = timedelta(days=30)
+"""Days over which audits without a verdict are counted."""
 MAX_VERDICTS = 16
 """Verdicts of users, and of judges, that are kept on one answer: they may disagree, but must not fill the ledger."""
 
@@ -332,6 +335,8 @@ def _watched(router: AuditedRouter) -> list[dict[str, Any]]:
 def _status(router: AuditedRouter) -> dict[str, Any]:
     found, standing = router.monitor.live_error, router.standing
     states = router.ledger.entries(StateRow, task=router.name, limit=50)
+    now = datetime.now(UTC)
+    drawn = router.ledger.drawn(now - _COUNTED, now, task=router.name)
     return {
         "task": router.name,
         "state": router.monitor.state,
@@ -345,6 +350,7 @@ def _status(router: AuditedRouter) -> dict[str, Any]:
         "live_error": found.model_dump(),
         "audit_share": router.monitor.audit_share,
         "judged_by": router.auditing.judge,
+        "audits": next((one.model_dump() for one in DrawnAudits.of(drawn.values())), None),
         "changes": [{"at": s.at.isoformat(), "before": s.before, "after": s.after, "why": s.why} for s in states[-5:]],
     }
 

@@ -209,7 +209,9 @@ class TaskDeployment:
             router,
             _monitor(router, file.routing, judge, outcome),
             ledger=self._ledger,
-            auditing=AuditSettings(judge, _agreement(self._task), self._store_bodies, self._task),
+            auditing=AuditSettings(
+                judge, _agreement(self._task), self._store_bodies, self._task, file.routing.labels == "large"
+            ),
             outcome=outcome,
             second_look=self._second_look(router, version, run_folder),
         )

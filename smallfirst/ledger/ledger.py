@@ -69,6 +69,8 @@ from smallfirst.ledger.sums import (
 
 CHUNK = 5_000
 """Rows that are read or deleted at once."""
+VERDICT_WITHIN = timedelta(hours=1)
+"""Age of an answer from which on a verdict that chance asked for is missing."""
 MOST_AUDITS = 500
 """Audits that are read at once, to be applied without a pause: some 50 ms."""
 _LENGTH = {"hour": 13, "day": 10, "month": 7}
@@ -345,12 +347,25 @@ class Ledger:
         """
         of = TABLES[AuditRow].c
         query = sa.select(of.seq, of.at, of.answered_at, of.wrong, of.weight, of.certified)
-        query = query.where(of.task == task, of.certificate == certificate, of.seq > after)
+        query = query.where(of.task == task, of.certificate == certificate, of.seq > after, of.judged_by != "nobody")
         try:
             with self.database.reader.connect() as connection:
                 return connection.execute(query.order_by(of.seq).limit(MOST_AUDITS)).all()
         except SQLAlchemyError as error:
             raise unavailable(self.place, "gives no row", error) from None
+
+    def drawn(self, since: datetime, until: datetime, **equal: str) -> Mapping[str, tuple[str, str]]:
+        """Return by id the task of each small answer in [since, until) that chance drew, and its judge or `nobody`.
+
+        Younger ones than VERDICT_WITHIN are left out: their verdict may be under way.
+        """
+        audits, until = TABLES[AuditRow], min(until, datetime.now(UTC) - VERDICT_WITHIN)
+        drawn = _select(LedgerRow, since, until, {"audited": "1", **equal}).subquery()
+        wanted = sa.select(drawn.c.id, drawn.c.task, audits.c.judged_by)
+        wanted = wanted.where(drawn.c.status == 200, drawn.c.stage != "large", drawn.c.task != "").outerjoin_from(
+            drawn, audits, drawn.c.id == audits.c.id
+        )
+        return {row.id: (row.task, row.judged_by or "nobody") for row in self._read(wanted)}
 
     def sums(
         self,

@@ -120,7 +120,8 @@ class AuditRow(Record):
     weight: float = Field(default=1.0, gt=0)
     """The mean chance of accepted answers at that moment over this one's."""
     wrong: bool
-    judged_by: Literal["large", "person"]
+    judged_by: Literal["large", "person", "nobody"]
+    """`nobody`: the large model gave no answer that can be compared (a refusal), so `wrong` says nothing."""
     answered_at: AwareDatetime = Field(default_factory=lambda row: row["at"])
     """When the answer was given: a state that began later does not count it. By default with its verdict."""
     certified: bool = True

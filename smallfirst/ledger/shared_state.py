@@ -37,6 +37,13 @@ class SharedState:
         text = self._look(SHARED.c.value, name)
         return None if text is None else json.loads(text)
 
+    def under(self, prefix: str) -> dict[str, Any]:
+        """Return the values whose names begin with `prefix`, by what follows it."""
+        t = SHARED.c
+        with self._database.short_read() as connection:
+            found = connection.execute(select(t.name, t.value).where(t.name.startswith(prefix, autoescape=True))).all()
+        return {name[len(prefix) :]: json.loads(text) for name, text in found if name.startswith(prefix)}
+
     async def update(self, name: str, change: Change[R]) -> R:
         """Replace a value by what `change` makes of it, in a thread, and return the result."""
         return await asyncio.to_thread(self.replace, name, change)

@@ -9,14 +9,19 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Literal, get_args
+
+import pydantic
 
 from smallfirst.base.records import Record
 from smallfirst.ledger.rows import BILL, AuditRow, Entry, ExpenseRow, LedgerRow
 from smallfirst.models.pricing import Charge
 
 HOUR_S = 3600
+MOST_MISSING = 0.1
+"""Share of drawn audits that may be without a verdict before that is a warning."""
 
 Dimension = Literal["kind", "task", "stage", "owner", "served_name", "answered_by", "outcome"]
 """`kind`: `answer`, `audit` or an expense's kind · `outcome`: `answered`, `refused` (4xx before a model worked), `left`
@@ -65,6 +70,40 @@ AMOUNTS: dict[str, type[int] | type[float]] = {
     if field.annotation in (int, float)
 }
 """The fields of `Sums` that are added up."""
+
+
+class DrawnAudits(Record):
+    """Small answers of a task that chance drew for an audit, and how many of them have no verdict."""
+
+    task: str
+    n: int
+    n_missing: int
+
+    @pydantic.computed_field  # type: ignore[prop-decorator]
+    @property
+    def warns(self) -> bool:
+        """True if so many are missing that the others need not stand for them."""
+        return self.n_missing > MOST_MISSING * self.n
+
+    @pydantic.computed_field  # type: ignore[prop-decorator]
+    @property
+    def in_words(self) -> str:
+        """The count in a sentence, with what to do about it where it warns."""
+        said = f"{self.n_missing:,} of {self.n:,} drawn audits have no verdict"
+        if not self.warns:
+            return f"{said}."
+        return (
+            f"{said} ({self.n_missing / self.n:.0%}): the others need not stand for them, and an alarm comes later. "
+            f"See that the large model answers as the task asks, or mark them: smallfirst review {self.task}."
+        )
+
+    @classmethod
+    def of(cls, drawn: Iterable[tuple[str, str]]) -> tuple[DrawnAudits, ...]:
+        """Return the counts by task, from the task and the judge of each answer, as `Ledger.drawn` has them."""
+        judges: dict[str, Counter[str]] = defaultdict(Counter)
+        for task, judge in drawn:
+            judges[task][judge] += 1
+        return tuple(cls(task=task, n=n.total(), n_missing=n["nobody"]) for task, n in sorted(judges.items()))
 
 
 class Rollup:

@@ -16,7 +16,8 @@ monitor is restored by feeding it the recorded ones, and processes that feed the
 
 Each accepted answer has a known chance to be audited, at least 1 / MAX_WEIGHT of the mean one, and its audit the
 inverse weight, so tests and intervals stay valid whatever was chosen here (`smallfirst.base.stats.sequential`).
-Uncertain answers have the greater chance, which makes an alarm come sooner.
+Uncertain answers have the greater chance, which makes an alarm come sooner; so has every answer while the last
+audits speak against a limit. How often is audited follows from earlier audits alone, so no bound changes.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ State = Literal["live", "shadow", "fallback"]
 Cause = Literal["guarantee", "recovery"]
 MIN_FALSE_ALARM_RATE = 1e-12
 """Where the quartering of the false-alarm rate ends, after some twenty alarms."""
+SUSPICION = 3.0
+"""Evidence of the last audits against a limit, to 1, above which more are drawn. Chosen by simulation
+(`benchmarks.routing.monitors`)."""
 _N_RECENT = 200
 """Audits that a recovery describes."""
 
@@ -125,6 +129,9 @@ class MonitorSettings(Record):
     audit_share: float = pydantic.Field(default=0.02, gt=0, le=1)
     """Share of accepted answers that is audited on average, in (0, 1]. The time to an alarm is in inverse proportion to
     it."""
+    audit_share_on_suspicion: float = pydantic.Field(default=0.1, gt=0, le=1)
+    """Share of them while the last audits speak against a limit by more than 3 to 1; `audit_share`, where that is
+    more."""
     audit_share_in_fallback: float = pydantic.Field(default=0.1, gt=0, le=1)
     """Share of requests that the small model answers beside the large one during a fallback."""
     confidence: float = pydantic.Field(default=0.95, gt=0.5, lt=1)
@@ -187,7 +194,8 @@ class Monitor:
     def audit_share(self) -> float:
         """Mean chance that the next accepted answer is audited; in fallback and shadow, that the next request is."""
         if self.state == "live":
-            return self.settings.audit_share
+            suspects = any(watch.test.recent > SUSPICION for watch in self.watches)
+            return max(self.settings.audit_share, self.settings.audit_share_on_suspicion * suspects)
         return 1.0 if self.state == "shadow" else self.settings.audit_share_in_fallback
 
     def plan_audit(self, confidence: float | None) -> AuditDraw:

@@ -15,7 +15,8 @@ from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -36,6 +37,7 @@ from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, Certificate
 from smallfirst.routing.monitor import UNIFORM, AuditAllocation, Monitor, MonitorSettings, watched_quantities
 from smallfirst.routing.router import Router
 from smallfirst.serving.settings import ServeSettings
+from smallfirst.tasks.task import Task
 
 
 class Says(SayingModel):
@@ -166,6 +168,15 @@ def test_what_is_no_audit(
         setattr(setting.large if name == "down" else setting.small, name, value)
     assert stages(asyncio.run(setting.ask(5, **settings))) == {stage}
     assert (ledger.entries(AuditRow), setting.live.monitor.state) == ((), state)
+
+
+def test_an_answer_that_is_none_of_the_tasks_is_paid_as_an_audit_and_gives_no_verdict(ledger: Ledger) -> None:
+    setting = Setting(ledger)
+    of_task = SimpleNamespace(parse=lambda text: None if text == "refund" else text)
+    setting.live.auditing = setting.live.auditing._replace(task=cast(Task, of_task))
+    asyncio.run(setting.ask(2))
+    assert [(audit.judged_by, audit.cost_usd) for audit in ledger.entries(AuditRow)] == [("nobody", 1.0)] * 2
+    assert (setting.live.monitor.live_error.n, Setting(ledger).live.monitor.live_error.n) == (0, 0)
 
 
 def test_chance_alone_chooses_audits_at_the_stated_share(ledger: Ledger) -> None:

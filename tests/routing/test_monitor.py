@@ -82,6 +82,18 @@ def test_only_live_answers_have_chances_by_confidence() -> None:
     assert watch.plan_audit(0.6) == (0.1, 1.0)
 
 
+def test_more_is_audited_while_the_last_audits_speak_against_a_limit() -> None:
+    watch = monitor()
+    audited(watch, 0.0, 300)
+    shares = [watch.audit_share for _ in range(3) if not watch.record(True)]
+    # A wrong one multiplies by 2 / 1.05, a right one by 1 / 1.05: 1.90, 3.63, 6.91, and 3.02 after 17 right ones.
+    assert shares == [0.02, 0.1, 0.1]
+    audited(watch, 0.0, 17)
+    assert (watch.state, watch.plan_audit(0.6)) == ("live", (0.1, 1.0))
+    audited(watch, 0.0, 1)
+    assert watch.plan_audit(0.6) == (0.02, 1.0)
+
+
 def test_the_live_error_and_an_alarm_count_audits_by_their_weights() -> None:
     watch = monitor()
     for wrong, weight in ((True, 0.5), (True, 0.5), (False, 2.0)):

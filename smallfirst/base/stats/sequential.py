@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -22,6 +22,7 @@ from smallfirst.base.stats.intervals import Estimate, edge
 
 _ODDS = (1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 """Alternatives that are bet on: error rates with these multiples of the limit's odds."""
+_TWICE = _ODDS.index(2.0)
 _LARGEST_BET = 0.9
 """A bet loses at most this share of its stake, however large the weight of a row."""
 MAX_WEIGHT = 2.0
@@ -61,6 +62,9 @@ class GuaranteeTest:
         """Sum of the losses."""
         self.e_value = 1.0
         """Current evidence against the hypothesis, at most 1 on average while it is true."""
+        self.recent = 1.0
+        """Evidence of the last rows alone, from where it is largest: a CUSUM (Page 1954) of the bet on twice the odds.
+        It may say where to look closer, and proves nothing."""
         self._highest = self._waiting = 1.0
         self._bets = _bets(limit if self.SIGN > 0 else 1 - limit, max_weight)
         self._sums = [0.0] * len(self._bets)
@@ -70,6 +74,23 @@ class GuaranteeTest:
         """True once the evidence has reached 1 / (1 - confidence)."""
         return self._highest * (1 - self.confidence) >= 1
 
+    @property
+    def state(self) -> tuple[float, ...]:
+        """All that was seen, as `resume` takes it."""
+        return (self.n, self.losses, self._highest, *self._sums)
+
+    def resume(self, state: Sequence[float]) -> None:
+        """Go on from the `state` of a test with the same limit; from the start if it is empty."""
+        if state:
+            n, self.losses, self._highest, *self._sums = state
+            self.n = int(n)
+            self._weigh()
+
+    def _weigh(self) -> None:
+        self._waiting = 1 / (1 + math.log(1 + self.n / self.PATIENCE))
+        bettors = zip(self.PRIOR, self._sums, strict=True)
+        self.e_value = sum(share * owned for share, owned in bettors) / sum(self.PRIOR) + self._waiting
+
     def update(self, loss: float, weight: float = 1.0) -> None:
         """Add a loss in [0, 1]; of an audit, whether the answer was wrong. Raise ValueError for too large a weight.
 
@@ -77,12 +98,11 @@ class GuaranteeTest:
         """
         _check_weight(weight, self.max_weight)
         self.n, self.losses = self.n + 1, self.losses + loss
-        waiting = 1 / (1 + math.log(1 + self.n / self.PATIENCE))
-        stake, self._waiting = self._waiting - waiting, waiting
+        stake = self._waiting - 1 / (1 + math.log(1 + self.n / self.PATIENCE))
         excess = self.SIGN * weight * (loss - self.limit)
+        self.recent = max(1.0, self.recent) * (1 + self._bets[_TWICE] * excess)
         self._sums = [(owned + stake) * (1 + bet * excess) for owned, bet in zip(self._sums, self._bets, strict=True)]
-        bettors = zip(self.PRIOR, self._sums, strict=True)
-        self.e_value = sum(share * owned for share, owned in bettors) / sum(self.PRIOR) + waiting
+        self._weigh()
         if self.e_value > self._highest:
             self._highest = self.e_value
             self._sums = [min(owned, _HUGE) for owned in self._sums]

@@ -33,7 +33,7 @@ from smallfirst.base.stats.sequential import share_wrong
 from smallfirst.deployment.billing.saved import Account, Amount, MachineCost, Saving, is_small, total, verdict
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, ExpenseRow, LedgerRow, StateRow
-from smallfirst.ledger.sums import Sums, outcome_of
+from smallfirst.ledger.sums import DrawnAudits, Sums, outcome_of
 from smallfirst.models.pricing import Charge
 from smallfirst.path.report.page import render_page
 
@@ -53,7 +53,8 @@ Line = namedtuple(
 """One line of text cells, named as in the ledger; what does not apply is empty, a yes is 1.
 
 `kind` is `answer`, `audit` or an expense's; `stage` of an audit is that of the answer; `model` of an expense says what
-was paid for, and several models or prices of one request are joined by +; `guarantee` is the digest of its words.
+was paid for, and several models or prices of one request are joined by +; `guarantee` is the digest of its words;
+`judged_by` of an answer that chance drew says who judged it.
 """
 
 
@@ -102,6 +103,8 @@ class Figures(Record):
     proofs: tuple[Proof, ...]
     savings: tuple[Saving, ...]
     """By task."""
+    audits: tuple[DrawnAudits, ...] = ()
+    """By task; an answer's line names the judge of its audit."""
 
     @property
     def n(self) -> int:
@@ -117,13 +120,14 @@ def ledger_lines(
     The words of guarantees are put into `guarantees` by their digests.
     """
     audited: dict[str, LedgerRow] = {}
+    drawn = ledger.drawn(since, until)
     for answer in ledger.scan(LedgerRow, since, until):
         if not tasks or answer.task in tasks:
             if answer.audited:
                 audited[answer.id] = answer.model_copy(update={"charges": None, "trail": None})
             if answer.guarantee:
                 guarantees[digest(answer.guarantee)] = answer.guarantee
-            yield _answer_line(answer)
+            yield _answer_line(answer)._replace(judged_by=drawn.get(answer.id, ("", ""))[1])
     for audit in ledger.scan(AuditRow, since, until):
         if not tasks or audit.task in tasks:
             yield _audit_line(audit, audited.get(audit.id) or ledger.get(audit.id))
@@ -153,6 +157,7 @@ class Tally:
         self._promises: Counter[tuple[str, str]] = Counter()
         self._verdicts: dict[tuple[str, str], list[Line]] = defaultdict(list)
         self._accounts: dict[str, Account] = defaultdict(Account)
+        self._drawn: list[tuple[str, str]] = []
 
     def add(self, line: Line) -> None:
         is_answer, usd, draft_usd = line.kind == "answer", float(line.usd or 0), float(line.draft_usd or 0)
@@ -167,11 +172,14 @@ class Tally:
             price = self._prices[line.model, line.basis, line.price, line.price_source, line.tier]
             price[:] = price[0] + 1, price[1] + usd
         if line.kind == "audit":
-            self._verdicts[line.task, line.certificate].append(line)
+            if line.judged_by != "nobody":
+                self._verdicts[line.task, line.certificate].append(line)
             self._accounts[line.task].audit_usd += usd
             if line.judged_by == "large" and line.certified:
                 self._accounts[line.task].audits.add(usd, float(line.propensity))
         elif line.outcome == "answered" and line.task:
+            if line.judged_by:
+                self._drawn.append((line.task, line.judged_by))
             unknown = line.cost_unknown != ""
             account = self._accounts[line.task]
             account.add_answers(line.stage, line.at[:13], 1, usd, n_unknown=unknown, draft_usd=draft_usd)
@@ -186,6 +194,7 @@ class Tally:
             prices=tuple(map(PriceUsed.model_validate, prices)),
             promises=tuple(map(Promise.model_validate, promises)),
             proofs=_proofs(self._verdicts),
+            audits=DrawnAudits.of(self._drawn),
             savings=tuple(one.saving(task, evaluated.get(task)) for task, one in sorted(self._accounts.items())),
         )
 
@@ -404,6 +413,7 @@ def make(
         figures=tally.figures(evaluated or {}),
     )
     computed: Any = {"machines": {"__all__": set(MachineCost.model_computed_fields)}}
+    computed["figures"] = {"audits": {"__all__": set(DrawnAudits.model_computed_fields)}}
     content = statement.model_dump(mode="json", exclude_defaults=True, exclude=computed)
     public_key = public_text(key)
     read = parse_record(Statement, json.loads(canonical(content)), where=SIGNED)  # as its reader reads it

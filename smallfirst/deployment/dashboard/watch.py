@@ -15,7 +15,7 @@ from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.deployment.billing.saved import Amount, Saving, is_small, machine_costs, savings, total
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, FeedbackRow, StateRow, standing
-from smallfirst.ledger.sums import Period, Sums
+from smallfirst.ledger.sums import DrawnAudits, Period, Sums
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.models.pricing import PriceBook
 from smallfirst.routing.router import Router
@@ -72,6 +72,7 @@ def watch(
     names = [task] if task else sorted({*routers, *(row.task for row in rows if row.task)})
     found_savings = savings(ledger, window.since, window.until, evaluated=evaluated(names))
     saved = {one.task: one for one in found_savings if one.task in names}
+    drawn = ledger.drawn(window.since, window.until, **equal)
     found: dict[str, Any] = {
         "task": task,
         "every": window.every,
@@ -82,6 +83,7 @@ def watch(
         "idle_usd": _idle_usd(ledger, prices(task), task, window),
         "periods": [_period(name, [row for row in rows if row.period == name], saved) for name in window.periods],
         "latency": {path: _latency(row for row in rows if _path(row) == path) for path in ("small", "large")},
+        "audits": [one.model_dump() for one in DrawnAudits.of(drawn.values())],
         "changes": [
             row.model_dump(mode="json") for row in ledger.entries(StateRow, since=window.since, limit=20, **equal)
         ],
@@ -177,7 +179,8 @@ def _audited(audits: Iterable[AuditRow]) -> dict[str, dict[str, Any]]:
     """Return by task the accuracy of kept answers by the verdicts that stand, and how many each kind of judge gave."""
     found: dict[str, list[AuditRow]] = defaultdict(list)
     for row in audits:
-        found[row.task].append(row)
+        if row.judged_by != "nobody":
+            found[row.task].append(row)
     return {
         task: {
             **_right(share_wrong((row.weight, row.wrong) for row in rows)),

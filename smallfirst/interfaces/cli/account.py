@@ -207,6 +207,7 @@ def _statement_in_words(found: Statement) -> list[str]:
     if found.n_cost_unknown:
         lines.append(f"  and {found.n_cost_unknown:,} with work whose cost nobody knows")
     lines += [f"{one.task}: {one.in_words}" for one in found.figures.savings]
+    lines += [f"{one.task}: {one.in_words}" for one in found.figures.audits if one.n_missing]
     lines += [f"after training, labels and idle machines: {found.net_usd}"] if found.net_usd else []
     return [*lines, found.verdict]
 

@@ -266,8 +266,8 @@ def tasks(discovered: Path, days: int, as_json: bool) -> None:
         return
     click.echo("\n".join(format_table([HEADING, *(line.cells for line in table.tasks)])))
     for line in table.tasks:
-        if line.second_look:
-            click.echo(f"{line.task}: {line.second_look}")
+        for said in filter(None, (line.second_look, *line.watched)):
+            click.echo(f"{line.task}: {said}")
         if line.state == "stepped back":
             click.echo(f"{line.task} has stepped back: {line.why}")
         if line.tenant_back is not None:

@@ -119,8 +119,9 @@ def in_words(found: Explanation) -> Iterator[str]:
     for audit in found.audits:
         who = "the large model" if audit.judged_by == "large" else "a person"
         other = f", which says {one_line(audit.other)}" if audit.other else ""
-        verdict = "wrong" if audit.wrong else "right"
-        facts.append(("audited", f"{_time(audit.at)}, {verdict} by {who} for {_usd(audit.cost_usd)}{other}"))
+        verdict = f"{'wrong' if audit.wrong else 'right'} by {who}"
+        verdict = "no verdict by the large model" if audit.judged_by == "nobody" else verdict
+        facts.append(("audited", f"{_time(audit.at)}, {verdict} for {_usd(audit.cost_usd)}{other}"))
     for said in found.feedback:
         right = f"; right is {one_line(said.answer)}" if said.answer else ""
         counted = "; the audit's verdict" if said.counted else ""

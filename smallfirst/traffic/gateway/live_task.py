@@ -6,6 +6,7 @@ outside the share that was taken over pass, and the small model's drafts are com
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
@@ -18,8 +19,6 @@ from time import perf_counter
 from typing import NamedTuple
 
 from smallfirst.base.errors import ModelError
-from smallfirst.base.stats.intervals import upper_bound
-from smallfirst.base.stats.sequential import GuaranteeTest
 from smallfirst.deployment.second_look import SecondLook
 from smallfirst.deployment.task_deployment import DeployedVersion, TargetVersions, TaskDeployment
 from smallfirst.ledger.ledger import AlreadyRecorded, Ledger, LedgerUnavailable
@@ -30,6 +29,7 @@ from smallfirst.path.project.task_file import read_task_file
 from smallfirst.routing.router import Decision
 from smallfirst.serving.request_lifecycle import route_columns, usage_columns
 from smallfirst.traffic.exchange import charge_of, estimate_tokens
+from smallfirst.traffic.gateway.draft_watch import DraftWatch
 from smallfirst.traffic.gateway.http import BackgroundTasks, TaskRequest
 from smallfirst.traffic.task_source import LEARNT, Cause, Change, TakeOver, TaskSource, TenantStepBack
 from smallfirst.traffic.wire import Json, ModelAnswer, read_answer
@@ -37,6 +37,8 @@ from smallfirst.traffic.wire import Json, ModelAnswer, read_answer
 _log = logging.getLogger("smallfirst.takeover")
 COMPARED_BESIDE = 0.25
 """Share of the requests outside the share taken over whose drafts are compared; in shadow all are."""
+COMPARE_INTERVAL_S = 1.0
+"""Seconds for which drafts are collected before the ledger's watch sees them."""
 OUTSIDE = "outside the share that was taken over"
 UNPROVEN = "the upstream has not accepted this credential of late"
 ALONE = "the task has stepped back for this tenant"
@@ -81,6 +83,8 @@ class LiveTask:
         self.source, self.router, self.serves = upstream.source, deployed.router, taken.serves
         self._ledger, self._update, self._one_tenant = ledger, update, one_tenant
         self._watches = Watches()
+        self._drafts: dict[str, list[bool]] = {}
+        """By tenant, whether drafts differ that the ledger's watch has not seen yet."""
         self._background = BackgroundTasks()
         if (looks := self.router.second_look) is not None:
             looks.is_live, looks.on_taken = (lambda: self.taken.state == "live"), self._looked
@@ -158,7 +162,7 @@ class LiveTask:
             noted = await self.router.settle(ruling.decision, completion)
             last = noted.route.trail[-1] if noted.route and ruling.decision.draft else None
             if last and self.taken.state == "live":
-                self._evidence(tenant, "model", self._watches.of(tenant).drafts.compared(last.differs))
+                self._compare(tenant, last.differs)
             self._note(ruling, noted)
             return
         share = COMPARED_BESIDE if self._live_share else 1.0
@@ -173,7 +177,7 @@ class LiveTask:
 
     def missed(self, tenant: str) -> None:
         """Note that the upstream has answered a request that resembles the task's wording and does not follow it."""
-        self._evidence(tenant, "prompt", self._watches.of(tenant).wording.missed())
+        self._evidence(tenant, "prompt", self._watches.of(tenant).missed())
 
     async def aclose(self) -> None:
         """Wait for what is under way, then free the models."""
@@ -182,9 +186,33 @@ class LiveTask:
 
     def _followed(self, asked: TaskRequest) -> str:
         """Note an answered request that follows the task's wording; return how that has grown, or nothing."""
-        grown = self._watches.of(asked.tenant).wording.followed(asked.text)
+        grown = self._watches.of(asked.tenant).followed(asked.text)
         self._evidence(asked.tenant, "prompt", grown)
         return grown
+
+    def _compare(self, tenant: str, differs: bool) -> None:
+        """Hand a draft that was not sure enough to the ledger's watch, with those of the same moment."""
+        waiting = self._drafts.setdefault(tenant, [])
+        waiting.append(differs)
+        if len(waiting) == 1:
+            self._background.start(self._watch_drafts(tenant))
+
+    async def _watch_drafts(self, tenant: str) -> None:
+        await asyncio.sleep(COMPARE_INTERVAL_S)
+        drafts = self._drafts.pop(tenant)
+
+        def add(known: Json | None, now_s: float) -> tuple[Json, str]:
+            after, why = DraftWatch.model_validate(known or {}).add(drafts, now_s)
+            return after.model_dump(mode="json"), why
+
+        try:
+            why = await self._ledger.shared.update(
+                DraftWatch.place(self.taken.task, self.router.certificate) + tenant, add
+            )
+        except LedgerUnavailable as error:
+            _log.warning("%s: %d drafts are not watched: %s", self.taken.task, len(drafts), error)
+            return
+        self._evidence(tenant, "model", why)
 
     @property
     def _live_share(self) -> float:
@@ -322,7 +350,9 @@ class Upstream(CallableModel):
         found = self.read(asked, response, latency_ms=(perf_counter() - began) * 1000) if status == 200 else None
         if found is None:
             raise ModelError(f"{self.name} did not answer an audit: HTTP {status}")
-        return found
+        answer = read_answer(asked.path, response or {})
+        refused = answer is not None and answer.finish_reason in ("refusal", "content_filter")
+        return found.model_copy(update={"refusal": refused})
 
     def reads(self, asked: TaskRequest, response: Json | None) -> bool:
         """Return True if the answer is whole and in the format of the recorded ones, as what is learnt from must be."""
@@ -352,7 +382,7 @@ class Upstream(CallableModel):
         return charge.model_copy(update={"estimated": reported.tokens is None and reported.usd is None})
 
 
-# What shows for nothing that a task is no longer what it was
+# What shows for nothing that the prompt is no longer what it was
 
 N_RECENT = 40
 """Requests of a task, or like it, that are looked back on."""
@@ -366,10 +396,6 @@ _KEPT = 64
 """Characters of a case's beginning and of its end that are kept."""
 MAX_TENANTS = 1_000
 """Tenants that are watched; of more, those that asked last."""
-N_USUAL = 400
-"""Compared drafts from which their usual share of differences is taken."""
-FALSE_ALARMS = 0.025
-"""Probability that the usual share is taken for smaller than it is, and that of an alarm while it stays."""
 
 
 class WordingWatch:
@@ -406,49 +432,14 @@ class WordingWatch:
         return f"the application's prompt has changed: {n} of the last {N_RECENT} requests follow no known wording"
 
 
-class DraftWatch:
-    """How often drafts that were not sure enough differ from the upstream's answer, which is there anyway.
-
-    The first N_USUAL say what is usual. More differences than their upper bound mean another model behind the same
-    name, or other cases; a test that may be looked at after each one decides.
-    """
-
-    def __init__(self) -> None:
-        self._n = self._n_different = 0
-        self._test: GuaranteeTest | None = None
-        self._usual = 0.0
-
-    def compared(self, differs: bool) -> str:
-        """Add a draft; return what is wrong, in a sentence, or nothing."""
-        if self._test is None:
-            self._n, self._n_different = self._n + 1, self._n_different + differs
-            if self._n == N_USUAL:
-                self._usual = upper_bound(self._n_different, self._n, confidence=1 - FALSE_ALARMS)
-                self._test = GuaranteeTest(min(self._usual, 0.999), 1 - FALSE_ALARMS)
-            return ""
-        self._test.update(differs)
-        if not self._test.rejected:
-            return ""
-        found, usual = f"{self._test.losses:.0f} of {self._test.n}", f"{100 * self._usual:.3g} % at most were usual"
-        why = f"{found} drafts that were not sure enough differ from them, {usual}"
-        return f"the upstream's answers have changed: {why}; evidence {self._test.e_value:.0f} to 1"
-
-
-class TenantWatch:
-    """What is watched of one tenant: nobody's requests are evidence against another's."""
-
-    def __init__(self) -> None:
-        self.wording, self.drafts = WordingWatch(), DraftWatch()
-
-
 class Watches:
-    """The tenants of a task that asked last."""
+    """The wordings of the tenants of a task that asked last: nobody's requests are evidence against another's."""
 
     def __init__(self) -> None:
-        self._by_tenant: OrderedDict[str, TenantWatch] = OrderedDict()
+        self._by_tenant: OrderedDict[str, WordingWatch] = OrderedDict()
 
-    def of(self, tenant: str) -> TenantWatch:
-        watch = self._by_tenant.setdefault(tenant, TenantWatch())
+    def of(self, tenant: str) -> WordingWatch:
+        watch = self._by_tenant.setdefault(tenant, WordingWatch())
         self._by_tenant.move_to_end(tenant)
         if len(self._by_tenant) > MAX_TENANTS:
             self._by_tenant.popitem(last=False)

@@ -14,9 +14,12 @@ from smallfirst.base.records import Record
 from smallfirst.deployment.billing.saved import Saving, evaluated_costs, savings
 from smallfirst.deployment.dashboard.plugin import page_files
 from smallfirst.ledger.ledger import Ledger, open_existing
+from smallfirst.ledger.rows import StateRow
+from smallfirst.ledger.sums import DrawnAudits
 from smallfirst.models.pricing import format_usd
 from smallfirst.traffic.discovery.discover import Discovery
 from smallfirst.traffic.gateway.app import Handler
+from smallfirst.traffic.gateway.draft_watch import DraftWatch
 from smallfirst.traffic.gateway.http import GatewayRequest, GatewayResponse, json_response
 from smallfirst.traffic.gateway.tasks import TakenOverTasks
 from smallfirst.traffic.gateway.upstreams import Upstreams
@@ -57,6 +60,8 @@ class TaskLine(Record):
     """The tenant for whom alone it has stepped back."""
     second_look: str = ""
     """What the second look found, and the command that it waits for; empty before it."""
+    watched: tuple[str, ...] = ()
+    """Of a live task: what is usual of its drafts, and a warning where audits have no verdict; in sentences."""
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -92,7 +97,11 @@ def task_table(
     for row in ledger.sums(since, by=("task", "kind", "outcome")) if ledger else ():
         if row.kind == "audit" or row.outcome == "answered":
             bills[row.task] += row.cost_usd
-    lines = [_learnt(one, saved.get(name), bills[name]) for name, one in takeovers.items()]
+    drawn = {one.task: one for one in DrawnAudits.of(ledger.drawn(since, datetime.now(UTC)).values())} if ledger else {}
+    lines = []
+    for name, one in takeovers.items():
+        watched = [*_drafts(one, ledger), *([drawn[name].in_words] if name in drawn and drawn[name].warns else [])]
+        lines.append(_learnt(one, saved.get(name), bills[name]).model_copy(update={"watched": tuple(watched)}))
     lines += [line for folder in folders for line in _found(folder, takeovers)]
     return TaskTable(since=since, tasks=tuple(sorted(lines, key=lambda line: -(line.bill_usd or 0.0))))
 
@@ -139,6 +148,20 @@ def _learnt(taken: TakeOver, saving: Saving | None, bill_usd: float) -> TaskLine
         tenant_back=taken.tenant_back,
         second_look=taken.about_second_look,
     )
+
+
+def _drafts(taken: TakeOver, ledger: Ledger | None) -> Iterator[str]:
+    """Yield what is known of the drafts of a live task: of the tenant of whom it is learnt last, or of any."""
+    if ledger is None or taken.state != "live":
+        return
+    states = reversed(ledger.entries(StateRow, task=taken.task))
+    certificate = next((state.certificate for state in states if state.certificate), "")
+    found = ledger.shared.under(DraftWatch.place(taken.task, certificate))
+    known = [DraftWatch.model_validate(one) for one in found.values()]
+    if known:
+        learning = sum(not one.usual for one in known)
+        tenants = f" ({learning} of {len(known)} tenants are still learnt)" if len(known) > 1 else ""
+        yield f"{max(known, key=lambda one: one.since_hour).in_words}{tenants}"
 
 
 def _found(folder: Path, known: Mapping[str, TakeOver]) -> Iterator[TaskLine]:

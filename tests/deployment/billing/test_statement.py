@@ -65,7 +65,7 @@ def fill(ledger: Ledger) -> None:
                 certificate="c1",
                 propensity=1.0,
                 wrong=i == 3,
-                judged_by="large",
+                judged_by="large" if i < 17 else "nobody",
                 cost_usd=0.3,
             )
             for i in range(20)
@@ -96,7 +96,8 @@ def test_it_says_what_was_paid_proven_and_saved(ledger: Ledger, tmp_path: Path) 
     assert found.saving.saved_usd.usd == pytest.approx(20 * 0.3 - 0.2 - 0.01 - 6.0)
     assert found.net_usd.usd == pytest.approx(20 * 0.3 - 0.2 - 0.01 - 6.0 - 1.0 - 0.8)
     (proof,) = found.figures.proofs
-    assert (proof.wrong.n, proof.n_wrong, proof.wrong.value, proof.judged_by) == (20, 1, 0.05, {"large": 20})
+    assert (proof.wrong.n, proof.n_wrong, proof.wrong.value, proof.judged_by) == (17, 1, 1 / 17, {"large": 17})
+    assert [(one.task, one.n, one.n_missing, one.warns) for one in found.figures.audits] == [("t", 20, 3, True)]
     assert found.guarantees[found.figures.promises[0].guarantee] == "at most 5 % wrong"
     assert [change.after for change in found.changes] == ["drift"]
     assert {(one.model, one.price_source): one.n for one in found.figures.prices} == {
@@ -107,6 +108,7 @@ def test_it_says_what_was_paid_proven_and_saved(ledger: Ledger, tmp_path: Path) 
     assert found.verdict.startswith("Keep the API: with the small model this time cost more, by $1.01 ")
     page = page_of(found, "KEY").decode()
     assert found.verdict in page
+    assert '<p class="fail">t: 3 of 20 drawn audits have no verdict (15%): ' in page
     assert "<h1>Statement of November 2026: cost $2.01 more than the large model alone</h1>" in page
     assert "from live to drift: confidence fell" in page
     assert "<script" not in page

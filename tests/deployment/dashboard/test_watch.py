@@ -41,7 +41,8 @@ def audit(id: str, hours_ago: float, *, wrong: bool, **values: Any) -> AuditRow:
 def ledger(tmp_path: Path) -> Any:
     made = Ledger(tmp_path / "ledger.db")
     for index in range(6):
-        made.append(answer(f"small-{index}", 1, "small", 0.001, latency_ms=10.0 if index < 5 else 1000.0))
+        given = {"latency_ms": 10.0 if index < 5 else 1000.0, "audited": index < 4}
+        made.append(answer(f"small-{index}", 1, "small", 0.001, **given))
     made.append(
         answer("large-0", 1, "large", 0.02),
         answer("large-1", 26, "large", 0.02),
@@ -69,6 +70,7 @@ def test_figures_of_a_task_are_those_of_its_rows(ledger: Ledger) -> None:
     assert found["share"] == wilson(6, 8).model_dump()
     assert found["usd"] == pytest.approx({"small": 0.006, "large": 0.04, "other": 0.001, "audits": 0.06, "once": 0.4})
     assert found["outcomes"] == {"answered": 9, "failed": 1, "refused": 1}
+    assert [(one["task"], one["n"], one["n_missing"]) for one in found["audits"]] == [("tickets", 4, 1)]
     days = [one for one in found["periods"] if one["outcomes"]]
     assert [(one["period"], one["n"].get("large")) for one in days] == [("2026-11-26", 1), ("2026-11-27", 1)]
     assert len(found["periods"]) == 30
@@ -158,6 +160,12 @@ def test_audits_that_break_the_promise_raise_an_alarm_on_the_page(dashboard: Das
     page.get_by_text("These figures as a table").click()
     rows = page.get_by_role("table", name="Answers and money over time").locator("tbody tr")
     assert sum(int(row.locator("td").nth(1).inner_text()) for row in rows.all()) == len(dashboard.ledger.rows())
+    two_hours_ago = datetime.now(UTC) - timedelta(hours=2)
+    dashboard.ledger.append(answer("drawn", 0, "small", 0.001, audited=True, at=two_hours_ago))
+    page.reload()
+    page.get_by_text("1 of 1 drawn audits have no verdict (100%)").wait_for()
+    (told,) = client.get(f"{dashboard.url}/v1/routers").json()["data"]
+    assert told["audits"]["warns"]
     page.get_by_role("link", name="7 days").click()
     page.get_by_role("link", name="7 days").and_(page.locator("[aria-current]")).wait_for()
     page.close()

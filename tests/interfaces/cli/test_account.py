@@ -61,7 +61,8 @@ def test_a_month_is_written_shown_and_checked(tmp_path: Path, monkeypatch: pytes
     made = call("statement", "--month", "2026-11", "--ledger", "ledger.db")
     assert made.exit_code == 0, made.output
     assert "answers of small models     20  $0.20" in made.output
-    assert "t: saved −$0.210 (95 %: −$0.210 to −$0.210): measured on 20 of them" in made.output
+    assert "t: saved −$0.210 (95 %: −$0.210 to −$0.210): measured on 17 of them" in made.output
+    assert "t: 3 of 20 drawn audits have no verdict (15%): " in made.output
     assert "wrote statement-2026-11/statement.html, rows.csv and statement.json" in made.output
     key = call("statement", "--public-key").output.strip()
     told = call("statement", "--verify", "statement-2026-11", "--public-key", key).output

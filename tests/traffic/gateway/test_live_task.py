@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from fixtures.takeover import TEACHER, source
 
+from smallfirst.base.stats.intervals import upper_bound
+from smallfirst.ledger.sums import HOUR_S
 from smallfirst.models.pricing import PriceBook, TokenPrice
 from smallfirst.models.protocol import Completion
+from smallfirst.traffic.gateway.draft_watch import FALSE_ALARMS, WEEK_H, DraftWatch
 from smallfirst.traffic.gateway.http import TaskRequest
-from smallfirst.traffic.gateway.live_task import (
-    MAX_TENANTS,
-    N_RECENT,
-    N_SAME,
-    N_USUAL,
-    DraftWatch,
-    Upstream,
-    Watches,
-    WordingWatch,
-)
+from smallfirst.traffic.gateway.live_task import MAX_TENANTS, N_RECENT, N_SAME, Upstream, Watches, WordingWatch
 
 USAGE = {"prompt_tokens": 1000, "completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": 900}}
 PRICE = TokenPrice(input_usd_per_mtok=2, cached_usd_per_mtok=0.2, output_usd_per_mtok=10, tiers={"flex": 0.5})
@@ -93,24 +88,49 @@ def test_long_cases_that_differ_in_the_middle_are_different_and_are_not_kept():
 def test_each_tenant_is_watched_apart_and_of_many_the_last_ones():
     watches = Watches()
     for _ in range(N_RECENT):
-        watches.of("ada").wording.missed()
-    assert not watches.of("bob").wording.missed()
-    assert watches.of("ada").wording.missed()
+        watches.of("ada").missed()
+    assert not watches.of("bob").missed()
+    assert watches.of("ada").missed()
     for n in range(MAX_TENANTS - 1):
         watches.of(str(n))
         watches.of("ada")
-    assert watches.of("ada").wording.missed()
+    assert watches.of("ada").missed()
     assert len(watches._by_tenant) == MAX_TENANTS
 
 
-def test_drafts_that_differ_more_often_than_usual_are_noticed_and_usual_ones_are_not():
-    watch, same = DraftWatch(), DraftWatch()
-    for n in range(N_USUAL):
-        assert not watch.compared(n % 10 < 3)  # 30 %
-        assert not same.compared(n % 10 < 3)
-    assert not any(same.compared(n % 10 < 3) for n in range(2000))
-    after = [watch.compared(n % 2 == 0) for n in range(400)]
-    first = next(i for i, why in enumerate(after) if why)
-    assert first < 250
-    # The upper 97.5 % bound of 120 of 400 is 0.348.
-    assert "34.8 % at most were usual" in after[first]
+def drafted(watch: DraftWatch, hours: range, share: Callable[[int], float], n: int = 20) -> tuple[DraftWatch, str]:
+    """Twenty drafts an hour, of which a share differs; each hour the watch comes from its JSON, as after a restart."""
+    for hour in hours:
+        drafts = [(hour + i) % n < share(hour) * n for i in range(n)]
+        watch, why = DraftWatch.model_validate_json(watch.model_dump_json()).add(drafts, hour * HOUR_S)
+        if why:
+            return watch, why
+    return watch, ""
+
+
+def weekend(hour: int) -> float:
+    return 0.5 if hour % WEEK_H >= 120 else 0.2
+
+
+def test_a_week_says_how_often_drafts_usually_differ_and_its_weekend_is_no_evidence() -> None:
+    start = 490_000 // WEEK_H * WEEK_H
+    learning, _ = drafted(DraftWatch(), range(start, start + WEEK_H), weekend)
+    assert (learning.usual, learning.since_hour) == (0.0, start)
+    assert "is learnt until 2025-11-27 00:00 UTC, from 400 at least (3,360 so far)" in learning.in_words
+    learnt, _ = drafted(learning, range(start + WEEK_H, start + WEEK_H + 1), weekend)
+    # Of its eight parts of 400 drafts the worst has 200 that differ.
+    assert learnt.usual == pytest.approx(upper_bound(200, 400, confidence=1 - FALSE_ALARMS / 8))
+    later, why = drafted(learnt, range(start + WEEK_H + 1, start + 9 * WEEK_H), weekend)
+    assert not why
+    assert later.in_words.startswith("7,676 of 26,860 drafts that were not sure enough differ from the large model's")
+    again, why = drafted(later, range(start + 9 * WEEK_H, start + 10 * WEEK_H), lambda hour: 0.8)
+    assert "more often than 56.9 % at most in a week's worst hours; evidence 50 to 1" in why
+    assert again == DraftWatch()
+
+
+def test_few_drafts_a_week_say_what_is_usual_when_they_are_enough() -> None:
+    hours = range(300)
+    watch, _ = drafted(DraftWatch(), hours, lambda hour: 0.5, n=1)
+    assert len(watch.hours) == 300
+    assert not drafted(watch, range(300, 399), lambda hour: 0.5, n=1)[0].usual
+    assert drafted(watch, range(300, 400), lambda hour: 0.5, n=1)[0].usual

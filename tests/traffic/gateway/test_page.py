@@ -24,6 +24,7 @@ from smallfirst.ledger.rows import AuditRow, LedgerRow
 from smallfirst.traffic.discovery.discover import discover
 from smallfirst.traffic.gateway.access import Access
 from smallfirst.traffic.gateway.app import Gateway
+from smallfirst.traffic.gateway.draft_watch import DraftWatch
 from smallfirst.traffic.gateway.page import page_routes, read_task_table, task_routes
 from smallfirst.traffic.gateway.tasks import TakenOverTasks
 from smallfirst.traffic.settings import GatewaySettings
@@ -95,6 +96,12 @@ def test_the_verb_prints_it(state):
     assert "150 a month" in notes
     assert "live, 50% of requests" in tickets
     assert why == f"mails has stepped back: {WHY}"
+    watch, _ = DraftWatch().add([True] * 3, NOW.timestamp())
+    kept = Ledger(state / "state" / "ledger.db")
+    kept.shared.replace("drafts/tickets//ada", lambda known, now_s: (watch.model_dump(mode="json"), None))
+    kept.close()
+    learning = next(line for line in CliRunner().invoke(main, ["tasks"]).output.splitlines() if "learnt until" in line)
+    assert learning.startswith("tickets: how often drafts that are not sure enough usually differ is learnt until 20")
     TakeOvers().update(
         "tickets", lambda known: known.stepped_back("ada", "prompt", "another wording", one_tenant=False)
     )

@@ -20,6 +20,7 @@ from smallfirst.base.records import fingerprint
 from smallfirst.data.dataset import fold_text
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, LedgerRow, ShadowRow, StateRow
+from smallfirst.traffic.gateway.draft_watch import DraftWatch
 from smallfirst.traffic.gateway.http import BackgroundTasks, GatewayRequest, GatewayResponse, UpstreamAnswer
 from smallfirst.traffic.gateway.tasks import TakenOverTasks, TaskMatcher, why_not, why_not_this
 from smallfirst.traffic.task_source import AnswerFormat, TaskSource, TaskTemplate, Teacher, TemplateSlot
@@ -102,6 +103,8 @@ async def test_certified_drafts_are_answered_in_the_known_format(serve):
     assert sum(row.stage != "large" for row in rows) == len(small)
     assert {row.stage for row in rows if not row.certified} == {"large"}
     assert json.loads(small[0][1].body)["id"] in {row.id for row in rows}
+    (watch,) = app.ledger.shared.under("drafts/queues/").values()
+    assert sum(n for _, n, _ in DraftWatch.model_validate(watch).hours) == len(CASES) + 1 - len(small)
 
 
 async def test_an_empty_case_is_the_upstreams_and_says_nothing_of_the_task(serve):

@@ -10,7 +10,7 @@ function row(one) {
   return [
     one.state === 'found' ? one.task : h('a', { href: `#/watch?${new URLSearchParams({ task: one.task })}` }, one.task),
     [h('strong', { class: STATES[one.state] }, one.training_allowed ? state : `${state}, measuring only`), one.why && h('small', { class: 'soft' }, one.why),
-      one.second_look && h('small', { class: 'soft' }, one.second_look),
+      [one.second_look, ...one.watched].filter(Boolean).map((said) => h('small', { class: 'soft' }, said)),
       one.tenant_back && h('small', { class: 'bad' }, `stepped back for ${one.tenant_back.tenant} alone: ${one.tenant_back.why}`)],
     count(one.requests), one.bill_usd === null ? '–' : usd(one.bill_usd), small, one.saved_usd === null ? '–' : usd(one.saved_usd),
     h('p', {}, one.promise || '–'), one.teacher,

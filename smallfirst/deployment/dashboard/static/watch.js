@@ -46,7 +46,7 @@ function sections(found, range) {
   if (n === 0) {
     return [state(found), h('p', { class: 'card' }, `No requests in the last ${RANGES[range]}. `, h('a', { href: '#/try' }, 'Try one'), '.'), changes(found)];
   }
-  return [state(found), cards(found), unanswered(found), found.tasks && taskTable(found.tasks, range), charts(found), accuracy(found), latency(found), changes(found)];
+  return [state(found), cards(found), unaudited(found), unanswered(found), found.tasks && taskTable(found.tasks, range), charts(found), accuracy(found), latency(found), changes(found)];
 }
 
 const card = (title, big, ...lines) =>
@@ -108,6 +108,10 @@ function promise(router) {
   const least = percent(router.live.promised);
   return router.judge === 'large' ? `the promise holds from ${least} on, since the large model errs too` : `promised: at least ${least}`;
 }
+
+/** Return how many audits have no verdict, where some have none. */
+const unaudited = ({ audits }) => audits.filter((one) => one.n_missing).map((one) =>
+  h('p', { class: one.warns ? 'bad' : 'soft' }, audits.length > 1 && h('strong', {}, `${one.task}: `), one.in_words));
 
 function unanswered({ n, outcomes: { refused = 0, failed = 0, left = 0 } }) {
   const named = n.other > 0 && h('p', { class: 'soft' }, `Not in the share: ${plural(n.other, 'answer')} of models that were asked by their own name, or left to a person.`);
