@@ -154,7 +154,8 @@ def _parquet_rows(path: Path, wanted: Collection[str], budget: ReadBudget) -> It
         for group in groups:
             mean = max((group.column(i).total_uncompressed_size for i in held), default=0) // max(1, group.num_rows)
             if mean > 2 * MAX_ROW_BYTES:  # a page of them alone takes several times as much memory
-                raise DataError(f"{display_path(path)}: {row_size_rule(mean)}, and these are so large on average")
+                what = f"{display_path(path)}: {row_size_rule(mean)}, and these are so large on average"
+                raise DataError(what, hint="write texts of a narrow task, or split these")
         batches = file.iter_batches(batch_size=BATCH_ROWS, columns=sorted(wanted), use_threads=False)
         yield from batch_rows(batches, wanted, budget)
 
