@@ -264,14 +264,13 @@ class _Search:
         shift = scores - scores[day:].mean(axis=0)
         rows = {b: [i for i in range(day, self.n) if b in self._names(i)] for b in new}
         near = np.array([shift[rows[b]].mean(axis=0) for b in new])
-        if self.kind is not dict:
-            best = near.argmax(axis=1)
-            sure = [np.mean(scores[rows[b]].argmax(axis=1) == best[k]) for k, b in enumerate(new)]
-            return {b: old[best[k]] for k, b in enumerate(new) if sure[k] >= 0.3 and best[k] < len(old)}
-        texts = ["\n".join(self._values_of(name)) or "-" for name in (*old, *new)]
-        alike = TfidfFeatures.fit(texts).matrix(texts)
-        near = near + (alike[len(old) :] @ alike[: len(old)].T).toarray() / 2
-        return {new[b]: old[a] for b, a in zip(*optimize.linear_sum_assignment(-near), strict=True) if near[b, a] > 0.1}
+        if self.kind is dict:
+            texts = ["\n".join(self._values_of(name)) or "-" for name in (*old, *new)]
+            alike = TfidfFeatures.fit(texts).matrix(texts)
+            near = near + (alike[len(old) :] @ alike[: len(old)].T).toarray() / 2
+        pairs = zip(*optimize.linear_sum_assignment(-near), strict=True)  # a rename gives each name one other
+        least = {b: 0.1 + 0.1 / len(rows[name]) for b, name in enumerate(new)}
+        return {new[b]: old[a] for b, a in pairs if a < len(old) and near[b, a] > least[b]}
 
     def _values_of(self, name: str) -> list[str]:
         found = (a[name] for a in self.answers if isinstance(a, dict) and a.get(name) is not None)
