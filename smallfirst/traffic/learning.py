@@ -42,14 +42,12 @@ from smallfirst.path.summary import RunSummary
 from smallfirst.registry.versions import SHADOW
 from smallfirst.traffic.harvest import harvest, open_ledger
 from smallfirst.traffic.settings import settings_near
-from smallfirst.traffic.task_source import LEARNT, TakeOver, TakeOvers, TaskSource, Teacher
+from smallfirst.traffic.task_source import LEARNT, SECOND_LOOK_AFTER, TakeOver, TakeOvers, TaskSource, Teacher
 
 CORRECTIONS = "corrections.jsonl"
 """File of people's right answers in the task's folder, in the columns of its rows."""
 MIN_CORRECTIONS = 200
 """Fewer corrections than this only train: they could hardly certify anything."""
-SECOND_LOOK_AFTER = 1000
-"""Texts in shadow after which the certificate is looked for once more, unless the drafted task.yaml sets another."""
 _RECORDED = "recorded.jsonl"
 _MARKED = "marked.jsonl"
 _PARTS = (("train", 0.6), ("validation", 0.85), ("test", 1.0))

@@ -308,6 +308,8 @@ class TaskSource(Record):
 TAKEOVERS_FILE = "takeovers.json"
 LEARNT = "learnt"
 """Folder of the learnt task below that of the drafted one."""
+SECOND_LOOK_AFTER = 1000
+"""Texts in shadow after which the certificate is looked for once more, unless the drafted task.yaml sets another."""
 State = Literal["shadow", "live", "stepped back"]
 """shadow: the large model answers, the small one beside it; stepped back: the same, since something has changed."""
 Cause = Literal["", "person", "prompt", "model", "guarantee"]

@@ -115,7 +115,7 @@ def test_the_certificate_is_foretold_at_the_level_of_the_next_look(tmp_path: Pat
 
 def test_the_errors_assumed_are_said_and_the_chances_lie_between_them(tmp_path: Path) -> None:
     found = foretell(rows(tmp_path, 300, n_plain=8))
-    assert found.assumption.startswith("from the errors of a linear model on words (right on 0.8")  # 0.8 + 0.2 / 3
+    assert found.assumption.startswith("from the errors of a linear model on words (right on 0.9")
     assert found.chance_certificate is not None
     for low, high in (found.chance_gate, found.chance_certificate):
         assert 0 <= low <= high <= 1

@@ -147,15 +147,14 @@ def _exchanges(sources: Sequence[str], settings: GatewaySettings | None) -> tupl
 def _in_words(found: Discovery) -> list[str]:
     """Return the tasks as a table, and how much can move."""
     from smallfirst.models.pricing import format_usd
-    from smallfirst.traffic.discovery.discover import headline
+    from smallfirst.traffic.discovery.discover import headline, share_in_words
 
-    rows = [["task", "answers", "requests", "bill a month", "can move", ""]]
+    rows = [["task", "answers", "requests", "bill a month", "moves when learnt", "after shadow", ""]]
     for task in found.tasks:
-        at = task.outlook.moves
-        share = f"{at.value:.0%} [{at.low:.0%}, {at.high:.0%}]" if at else "-"
+        shares = [share_in_words(at) if at else "-" for at in (task.outlook.moves, task.outlook.later)]
         answers = f"{len(task.labels)} {task.kind}" if task.labels else task.kind
         bill = "?" if task.usd_per_month is None else format_usd(task.usd_per_month)
-        rows.append([task.name, answers, f"{task.n_requests:,}", bill, share, task.verdict])
+        rows.append([task.name, answers, f"{task.n_requests:,}", bill, *shares, task.verdict])
     rest = [f"no task: {rest.n_requests:,} {rest.what}" for rest in found.rest]
     doubts = [f"{task.name}: {line}" for task in found.tasks for issue in task.issues for line in issue.in_words[:2]]
     table = format_table(rows) if found.tasks else []

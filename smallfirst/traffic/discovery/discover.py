@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from smallfirst.base.files import write_atomically
 from smallfirst.base.records import Record
@@ -18,7 +18,7 @@ from smallfirst.path.report.page import render_page
 from smallfirst.traffic.discovery import draft
 from smallfirst.traffic.discovery.agent_runs import AgentRuns, Step, find_steps
 from smallfirst.traffic.discovery.mine import Miner
-from smallfirst.traffic.discovery.outlook import MIN_ROWS, Outlook, foretell_labels
+from smallfirst.traffic.discovery.outlook import MIN_ROWS, Outlook, PlannedRun, foretell_fields, foretell_labels
 from smallfirst.traffic.discovery.tasks import (
     MONTH,
     MOST_CASES,
@@ -32,7 +32,7 @@ from smallfirst.traffic.discovery.tasks import (
     total_cost_usd,
 )
 from smallfirst.traffic.exchange import Exchange
-from smallfirst.traffic.task_source import FormatCheck, Template
+from smallfirst.traffic.task_source import SECOND_LOOK_AFTER, FormatCheck, Template
 
 # What was found
 
@@ -226,7 +226,7 @@ def _judge(
     rows = draft.rows_of(task)
     settings = draft.task_settings(task, rows)
     outlook = _outlook(task, rows, settings, max_error)
-    verdict, why = _verdict(task, settings, outlook, max_error, len(rows))
+    verdict, why = _verdict(task, settings, outlook, max_error)
     folder = ""
     if out and not isinstance(settings, str) and rows:
         source = draft.source_of(task, outlook, teacher_of)
@@ -282,40 +282,49 @@ def _issues(task: RecurringTask) -> tuple[DataIssue, ...]:
 
 
 def _outlook(
-    task: RecurringTask, rows: Sequence[draft.CaseRow], settings: Mapping[str, object] | str, max_error: float
+    task: RecurringTask, rows: Sequence[draft.CaseRow], settings: Mapping[str, Any] | str, max_error: float
 ) -> Outlook:
-    """Return what a cheap model's answers foretell of labels; of other answers nothing is."""
-    if isinstance(settings, str) or task.kind != "labels":
+    """Return what a cheap model's answers foretell of labels and fields; of other answers nothing is."""
+    if isinstance(settings, str) or task.kind not in ("labels", "label lists", "fields"):
         return Outlook(why=_OPEN.get(task.kind, settings if isinstance(settings, str) else _UNTOLD))
     if len(rows) < MIN_ROWS:
         return Outlook(why=f"{len(rows)} different cases are too few to foretell anything: {MIN_ROWS} are needed")
     n_finished = task.format_check.n_answers if task.format_check else 0
-    return foretell_labels(
-        [(row.drawn.text, row.usual.value, row.drawn.value, row.n) for row in rows],
-        max_error,
+    run = PlannedRun(
+        n_training=draft.n_training(len(rows)),
         n_certifying=draft.n_certifying(len(rows)),
         in_format=min(1.0, sum(row.n for row in rows) / max(1, n_finished)),
         repeatable=task.repeats.high,
     )
+    cases = [(row.drawn.text, row.usual.value, row.drawn.value, row.n) for row in rows]
+    if task.kind == "fields":
+        return foretell_fields(cases, max_error, run, settings["schema"])
+    return foretell_labels(cases, max_error, run)
 
 
 def _verdict(
-    task: RecurringTask, settings: Mapping[str, object] | str, outlook: Outlook, max_error: float, n_rows: int
+    task: RecurringTask, settings: Mapping[str, object] | str, outlook: Outlook, max_error: float
 ) -> tuple[Verdict, str]:
     if isinstance(settings, str):
         return "stays", _OPEN.get(task.kind, settings)
-    at = outlook.moves
-    if at is None:
+    first, later = outlook.moves, outlook.later
+    if first is None or later is None:
         return "unclear", outlook.why
-    if not outlook.can_show(max_error):
-        few = f"{outlook.n_certifying} of {n_rows} cases would certify, too few to show {max_error:.0%}"
-        return "unclear", f"{few}: collect more"
     limit = f"{max_error:.0%} of the kept answers differing"
-    if at.value >= 0.01:
-        told = f"{at.value:.0%} [{at.low:.0%}, {at.high:.0%}] of its requests can move with at most {limit}"
-        return ("moves", told) if at.low >= 0.01 else ("unclear", f"{told}, or nothing: learn tells, or collect more")
-    verdict: Verdict = "unclear" if at.high >= 0.05 else "stays"
-    return verdict, f"little can move with at most {limit} (up to {at.high:.0%})"
+    both = f"{share_in_words(first)} of its requests can move when it is learnt, with at most {limit}"
+    told = f"{both}; {share_in_words(later)} after {SECOND_LOOK_AFTER:,} more texts in shadow"
+    if outlook.why:
+        return "unclear", f"{told}: {outlook.why}"
+    if max(first.low, later.low) >= 0.01:
+        return "moves", told
+    if max(first.high, later.high) >= 0.05:
+        return "unclear", f"{told}, or nothing: learn tells, or collect more"
+    return "stays", f"little can move with at most {limit} (up to {max(first.high, later.high):.0%})"
+
+
+def share_in_words(at: Estimate) -> str:
+    """Return a share with its interval in percent."""
+    return f"{at.value:.0%} [{at.low:.0%}, {at.high:.0%}]"
 
 
 def _rest(read: Cases, tasks: Sequence[RecurringTask]) -> tuple[Rest, ...]:
@@ -401,10 +410,12 @@ def headline(found: Discovery) -> str:
     what = "bill" if found.cost_usd else "requests"
     at = found.moving
     if at.high < 0.005:
+        if any(task.verdict == "moves" for task in found.tasks):
+            return f"Nothing of the {what} can move when it is learnt, a part after shadow"
         if any(task.verdict == "unclear" for task in found.tasks):
             return f"What of the {what} can move cannot be told yet"
         return f"Nothing of the {what} can be expected to move"
-    return f"About {at.value:.0%} of the {what} can move: between {at.low:.0%} and {at.high:.0%}"
+    return f"About {at.value:.0%} of the {what} can move when it is learnt: between {at.low:.0%} and {at.high:.0%}"
 
 
 def _weight(task: FoundTask, found: Discovery) -> float:

@@ -165,6 +165,11 @@ def n_certifying(n_rows: int) -> int:
     return max(1, round(_CERTIFYING * (ends[VALIDATION] - ends[ROWS])))
 
 
+def n_training(n_rows: int) -> int:
+    """Return from how many of so many rows a run on the draft learns."""
+    return _ends(n_rows)[ROWS]
+
+
 def known_name(templates: Sequence[str], out: Path) -> str | None:
     """Return the name of the task in `out` that has one of these templates, by id; None if there is none."""
     for path in sorted(out.glob("*/source.json")):
