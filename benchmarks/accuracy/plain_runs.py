@@ -125,29 +125,22 @@ def run_case(case: Case, folder: Path, reuse: Path | None, ladder: Sequence[str]
     minutes = round((time.monotonic() - began) / 60, 2)
     outcome = outcome_of(folder) or {}
     found = {
-        "case": case.name,
-        "way": way,
-        "exit_code": ran.returncode,
-        "minutes": minutes,
-        "verdict": outcome.get("sentence") or last_line(ran.stderr),
-        "kind": outcome.get("kind", "no outcome"),
-        "candidate": outcome.get("candidate"),
-        "share_small": outcome.get("share_small"),
-        "share_promised": outcome.get("share_promised"),
-        "promise": outcome.get("promise", ""),
-        "labels_needed": (outcome.get("labels_needed") or {}).get("in_words", ""),
-        "gate": case.gate,
-        "n_given": len(case.given),
-        "n_labels": len({row.label for row in case.given}),
+        "case": case.name, "way": way, "exit_code": ran.returncode, "minutes": minutes,
+        "verdict": outcome.get("sentence") or last_line(ran.stderr), "kind": outcome.get("kind", "no outcome"),
+        "candidate": outcome.get("candidate"), "share_small": outcome.get("share_small"),
+        "share_promised": outcome.get("share_promised"), "promise": outcome.get("promise", ""),
+        "labels_needed": (outcome.get("labels_needed") or {}).get("in_words", ""), "gate": case.gate,
+        "n_given": len(case.given), "n_labels": len({row.label for row in case.given}),
         "n_held_back": len(case.held_back),
-    }
+    }  # fmt: skip
     if not outcome:  # the check refused the rows: see what the candidates would have been
         despite = command(folder, "run", "--despite-check", log=True)
         found["despite_check"] = (outcome_of(folder) or {}).get("sentence") or last_line(despite.stderr)
     run = run_folder(folder)
-    measured = {name: accuracy_on_test(run, name) for name in (*LADDER, "large")}
+    measured = {name: on_test(run, name).get("accuracy") for name in (*LADDER, "large")}
     found["test"] = {"live": outcome.get("accuracy"), **measured}
-    found["served"] = served(run, outcome.get("candidate"))
+    live_on_test = on_test(run, outcome.get("candidate"))
+    found["served"] = {key: live_on_test[key] for key in ("p50_ms", "requests_per_s") if key in live_on_test}
     fitted = json.loads((run / "candidates.json").read_text(encoding="utf-8")) if run else {}
     found["left_out"] = fitted.get("left_out", {})
     found["fetched_mb"] = sum(mb for name, mb in FETCHED_MB.items() if name in fitted.get("fitted", ()))
@@ -237,17 +230,10 @@ def outcome_of(folder: Path) -> dict[str, Any] | None:
     return found
 
 
-def accuracy_on_test(run: Path | None, name: str) -> dict[str, Any] | None:
-    """Return a candidate's accuracy on the run's own test rows; None if it was not measured."""
+def on_test(run: Path | None, name: str | None) -> dict[str, Any]:
+    """Return a candidate's evaluation on the run's own test rows; empty if it was not measured."""
     path = run / "evaluations" / f"{name}-test.json" if run else None
-    return json.loads(path.read_text(encoding="utf-8"))["accuracy"] if path and path.exists() else None
-
-
-def served(run: Path | None, name: str | None) -> dict[str, Any]:
-    """Return p50 in ms and requests a second of a candidate on the run's test rows; empty if it was not measured."""
-    path = run / "evaluations" / f"{name}-test.json" if run else None
-    found = json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {}
-    return {key: found[key] for key in ("p50_ms", "requests_per_s") if key in found}
+    return json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {}
 
 
 def held_back(folder: Path, name: str, *options: str) -> dict[str, Any]:
@@ -319,7 +305,6 @@ class Case(NamedTuple):
 
 
 def case_names() -> list[str]:
-    """Return the names of all cases: the samples, then the sets in full."""
     return [f"{source}-{n}" for source in SAMPLED for n in N_SAMPLES] + [f"{source}-full" for source in FULL]
 
 
@@ -357,7 +342,6 @@ def shuffled(rows: list[Row], seed: str) -> list[Row]:
 
 
 def fresh(rows: Iterable[Row], given: Iterable[Row]) -> list[Row]:
-    """Return the rows whose text was not given, ignoring case and white space."""
     known = {_folded(row.text) for row in given}
     return [row for row in rows if _folded(row.text) not in known]
 
@@ -438,20 +422,17 @@ held-back rows answered under the promise. Intervals are at 95 % (Wilson; Cloppe
 
 
 def write_page(runs: Path, labels: Sequence[str]) -> Path:
-    """Write the page from the results RUNS/LABEL/CASE.json; return its path."""
     results = {label: read_results(runs / label) for label in labels}
     PAGE.write_text(page(results), encoding="utf-8")
     return PAGE
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the results of a label by case, in the order of the cases."""
     paths = ((name, folder / f"{name}.json") for name in case_names())
     return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths if path.exists()}
 
 
 def page(results: Mapping[str, Mapping[str, dict[str, Any]]]) -> str:
-    """Return the page; `results` are by label, then by case."""
     every = [found for by_case in results.values() for found in by_case.values()]
     machine = f"{os.cpu_count()} {_vendor()} cores, no GPU, Python {platform.python_version().rpartition('.')[0]}"
     lines = [

@@ -45,15 +45,10 @@ def rows(name: str) -> list[str]:
         rate = figures["requests_per_s"]
         rate = f"{rate:,.0f}" if rate and rate >= 10 else f"{rate:.1f}" if rate else "–"
         cells = [
-            title if not lines else "",
-            words,
-            str(Estimate(**figures["accuracy"])),
-            f"{measure} {Estimate(**second)}" if second else "",
-            f"{figures['accuracy']['n']:,}",
-            rate,
-            f"{figures['p50_ms']:,.0f} ms",
-            f"${figures['cost_usd_per_1k']:.2g}",
-        ]
+            title if not lines else "", words, str(Estimate(**figures["accuracy"])),
+            f"{measure} {Estimate(**second)}" if second else "", f"{figures['accuracy']['n']:,}", rate,
+            f"{figures['p50_ms']:,.0f} ms", f"${figures['cost_usd_per_1k']:.2g}",
+        ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 

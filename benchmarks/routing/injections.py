@@ -30,7 +30,6 @@ INJECTIONS = Path(__file__).with_suffix(".txt").read_text(encoding="utf-8").spli
 
 
 async def measure(folder: Path, instructions: Sequence[str]) -> str:
-    """Return a line of the table."""
     file = read_task_file(folder)
     with state_of(file.folder):
         ledger = Ledger(file.folder / ".smallfirst" / "ledger.db")

@@ -52,7 +52,6 @@ class StoredEncoder:
 
 
 def foreign_texts(source: str) -> dict[str, list[str]]:
-    """Return requests that are not the source's."""
     nq = [line.get("prompt") or line["question"] for line in read_lines(data_folder("nq_open") / "test.jsonl")]
     seeds = [line["prompt"] for line in read_lines(data_folder("self_instruct_seed") / "train.jsonl")]
     found = {"NQ": nq[:N_OPEN], "self-instruct": seeds}

@@ -41,19 +41,10 @@ from benchmarks.processes import SMALLFIRST, printed, processor_s, running
 from benchmarks.serving.gateway_ours import KEY, MODEL
 
 LOADS: dict[str, dict[str, dict[str, Any]]] = {
-    "serve": {
-        "1 client": {"clients": 1},
-        "32 clients": {"clients": 32},
-        "50/s": {"rate": 50},
-        "200/s": {"rate": 200},
-        "500/s": {"rate": 500},
-    },
-    "proxy": {
-        "1 client": {"clients": 1},
-        "64 clients": {"clients": 64},
-        "200/s": {"rate": 200},
-        "16 streams": {"clients": 16, "stream": True},
-    },
+    "serve": {"1 client": {"clients": 1}, "32 clients": {"clients": 32}}
+    | {f"{rate}/s": {"rate": rate} for rate in (50, 200, 500)},
+    "proxy": {"1 client": {"clients": 1}, "64 clients": {"clients": 64}, "200/s": {"rate": 200}}
+    | {"16 streams": {"clients": 16, "stream": True}},
 }
 OURS = {"serve": ("rule", "words"), "proxy": ("plain", "capture")}
 FIRST = ", first event"
@@ -182,7 +173,6 @@ def seen_of(got: dict[str, Any], alone: dict[str, Any], busy_s: float, memory_mb
 
 
 def rows(found: dict[str, list[dict[str, Seen]]], loads: dict[str, Any]) -> Iterator[str]:
-    """Lines of the table, load by load."""
     for name in (*loads, *(name + FIRST for name in loads)):
         for side, repetitions in found.items():
             if name not in repetitions[0]:

@@ -166,7 +166,6 @@ def own_costs(folder: Path, n_requests: int) -> dict[str, float]:
 
 
 def figures(after: list[Answered], minutes: float) -> dict[str, Any]:
-    """Return shares with their intervals, times and money."""
     small = [one for one in after if one.small]
     differ = sum(one.text != one.row["answer"] for one in small)
     wrong = sum(one.text != one.row["label"].replace("_", " ") for one in small)

@@ -45,19 +45,11 @@ def instructions() -> str:
 def response(row: Row, *, model: str = MODEL, answer: str | None = None) -> Row:
     text = row["answer"] if answer is None else answer
     message = {"role": "assistant", "content": text, "refusal": None}
-    return {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
-        "object": "chat.completion",
-        "created": 1_790_000_000,
-        "model": model,
-        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}],
-        "usage": {
-            "prompt_tokens": row["prompt_tokens"],
-            "completion_tokens": row["completion_tokens"],
-            "total_tokens": row["prompt_tokens"] + row["completion_tokens"],
-            "prompt_tokens_details": {"cached_tokens": row["cached_tokens"]},
-        },
-    }
+    usage = {name: row[name] for name in ("prompt_tokens", "completion_tokens")}
+    usage |= {"total_tokens": sum(usage.values()), "prompt_tokens_details": {"cached_tokens": row["cached_tokens"]}}
+    choices = [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}]
+    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion", "created": 1_790_000_000, "model": model}
+    return head | {"choices": choices, "usage": usage}
 
 
 async def main() -> None:

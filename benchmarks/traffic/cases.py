@@ -130,18 +130,12 @@ def _first(answer: Any) -> str:
 
 
 TASKS: dict[str, Callable[[], TaskCases]] = {
-    "hosted_banking77": _hosted_banking77,
-    "hosted_invoices": _hosted_invoices,
-    "banking_card": _banking_card,
-    "clinc_domain": _clinc_domain,
-    "clinc_intent": _clinc_intent,
-    "snips": _snips,
+    "hosted_banking77": _hosted_banking77, "hosted_invoices": _hosted_invoices, "banking_card": _banking_card,
+    "clinc_domain": _clinc_domain, "clinc_intent": _clinc_intent, "snips": _snips,
     "restaurant8k": partial(_filled, "restaurant8k", 0.1, BOOKING),
-    "e2e_restaurants": partial(_filled, "e2e_restaurants", 0.15, RESTAURANT),
-    "pubmedqa": _pubmedqa,
-    "xquad": _xquad,
+    "e2e_restaurants": partial(_filled, "e2e_restaurants", 0.15, RESTAURANT), "pubmedqa": _pubmedqa, "xquad": _xquad,
     "medquad": _medquad,
-}
+}  # fmt: skip
 """Tasks by name: ten of nine public sets with narrow answers, and medquad, whose answers are free text."""
 
 

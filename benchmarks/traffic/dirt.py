@@ -40,7 +40,6 @@ class Row(NamedTuple):
 
     @property
     def seen(self) -> tuple[datetime, str, str, Any]:
-        """What the product sees."""
         return self.at, self.tenant, self.text, self.answer
 
 
@@ -207,14 +206,7 @@ def _duplicates(name: str, rows: list[Row], rate: float, rng: random.Random) -> 
 
 
 _DIRT: dict[str, Callable[[str, list[Row], float, random.Random], list[Row]]] = {
-    "random": _random,
-    "by_class": _by_class,
-    "swapped": _swapped,
-    "other_rows": _other_rows,
-    "renamed": _renamed,
-    "rule": _rule,
-    "foreign": _foreign,
-    "foreign_forced": _foreign_forced,
-    "tenant": _tenant,
+    "random": _random, "by_class": _by_class, "swapped": _swapped, "other_rows": _other_rows, "renamed": _renamed,
+    "rule": _rule, "foreign": _foreign, "foreign_forced": _foreign_forced, "tenant": _tenant,
     "duplicates": _duplicates,
-}
+}  # fmt: skip

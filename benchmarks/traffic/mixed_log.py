@@ -29,18 +29,9 @@ DAYS = 30
 REQUESTS = 24_000
 NOISE_SHARE = 0.15
 SHARES = {
-    "hosted_banking77": 0.19,
-    "hosted_invoices": 0.1,
-    "banking_card": 0.1,
-    "clinc_domain": 0.11,
-    "clinc_intent": 0.14,
-    "snips": 0.09,
-    "restaurant8k": 0.08,
-    "e2e_restaurants": 0.08,
-    "pubmedqa": 0.04,
-    "xquad": 0.04,
-    "medquad": 0.03,
-}
+    "hosted_banking77": 0.19, "hosted_invoices": 0.1, "banking_card": 0.1, "clinc_domain": 0.11, "clinc_intent": 0.14,
+    "snips": 0.09, "restaurant8k": 0.08, "e2e_restaurants": 0.08, "pubmedqa": 0.04, "xquad": 0.04, "medquad": 0.03,
+}  # fmt: skip
 """Shares of the requests that belong to tasks."""
 REPEATED, REDRAWN = 0.05, 0.02
 """Share of requests that ask an earlier case again; share of wrong-or-right draws that are made anew on each request."""

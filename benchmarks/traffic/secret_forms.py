@@ -449,23 +449,9 @@ def _tool_calls(make: Forms) -> None:
 def later_forms() -> list[SecretForm]:
     """Return the 84 forms of the second round."""
     make = Forms(5)
-    key, password, url, cookie, national_id, birth_date, phone, iban, card, email, ip, json_ = map(
-        make.of,
-        (
-            "key",
-            "password",
-            "url",
-            "cookie",
-            "national_id",
-            "birth_date",
-            "phone",
-            "iban",
-            "card",
-            "email",
-            "ip",
-            "json",
-        ),
-    )
+    key, password, url, cookie, national_id, birth_date, phone, iban, card, email, ip, json_ = map(make.of, (
+        "key", "password", "url", "cookie", "national_id", "birth_date", "phone", "iban", "card", "email", "ip", "json",
+    ))  # fmt: skip
     key('FIREWORKS_API_KEY="@@"', make.token("fw_", 24))
     key("nvapi key @@", make.token("nv" + "api-", 64))
     key("together: @@", make.hex(64))

@@ -22,7 +22,8 @@ from contextlib import contextmanager
 from itertools import islice, product
 from pathlib import Path
 
-from benchmarks.datasets import ROOT, read_lines
+from benchmarks.datasets import read_lines
+from benchmarks.processes import printed
 
 SECONDS, N_ROWS = 6.0, 512
 POLICIES = {"libgomp's default, 300,000 turns": "300000", "ours, 10,000 turns": "10000"}
@@ -89,7 +90,6 @@ SCORING = "scoring by the language model, texts/s"
 
 @contextmanager
 def busy(n: int) -> Iterator[None]:
-    """Keep so many processes busy."""
     running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(n)]
     try:
         yield
@@ -100,13 +100,10 @@ def busy(n: int) -> Iterator[None]:
 
 
 def measured(what: str, policy: str, options: argparse.Namespace) -> float:
-    """Return what a process of its own measures."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "GOMP_SPINCOUNT": policy}
     module = "benchmarks.training.busy_machine"
     base = options.language_model if what == SCORING else options.base
     command = [sys.executable, "-m", module, "--base", base, "--rows", options.rows, "--measure", what]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, check=True)
-    return float(done.stdout.split()[-1])
+    return float(printed(command, GOMP_SPINCOUNT=policy))
 
 
 def main() -> None:
@@ -130,10 +127,8 @@ def main() -> None:
                 found[what, name, n].append(measured(what, policy, options))
     n_cores = len(os.sched_getaffinity(0))
     fair = min(1.0, n_cores / (n_cores + options.busy))
-    print(
-        f"| what | threads that wait spin for | alone | beside {options.busy} | of a fair share ({fair:.0%} of alone) |"
-    )
-    print("|---|---|---|---|---|")
+    beside = f"beside {options.busy} | of a fair share ({fair:.0%} of alone)"
+    print(f"| what | threads that wait spin for | alone | {beside} |\n|---|---|---|---|---|")
     for what, name in product(measures, POLICIES):
         alone, beside = (statistics.median(found[what, name, n]) for n in (0, options.busy))
         each = " to ".join(f"{find(found[what, name, options.busy]):,.1f}" for find in (min, max))

@@ -74,18 +74,12 @@ def write_rows(base: Path, source: Path, into: Path, n: int, system: str, tokens
             answer = row["label"].replace("_", " ")
             prompt = tokenizer.encode(f"{before}<|im_start|>user\n{row['text']}<|im_end|>\n<|im_start|>assistant\n")
             target = tokenizer.encode(f"{answer}<|im_end|>")
-            record = {
-                "ids": prompt + target,
-                "n_prompt": len(prompt),
-                "text": row["text"],
-                "answer": answer,
-                "system": system,
-            }
+            record = {"ids": prompt + target, "n_prompt": len(prompt), "text": row["text"]}
+            record |= {"answer": answer, "system": system}
             out.write(json.dumps(record) + "\n")
 
 
 def ours(base: Path, rows: Path, method: Any) -> dict[str, float]:
-    """Figures of our own steps, in this process."""
     from smallfirst.training.causal_lm import CausalBackend
     from smallfirst.training.config import TokenizedRow, TrainConfig, epoch_seed
     from smallfirst.training.loop import TrainingLoop
@@ -124,7 +118,6 @@ def run_side(side: Side, base: Path, rows: Path) -> dict[str, float]:
 
 
 def sides(wanted: argparse.Namespace) -> list[Side]:
-    """Everybody who takes part."""
     own = (sys.executable, "-m", "benchmarks.training.speed", "--own", wanted.method)
     found = [Side("ours", own)]
     if wanted.trl:
@@ -135,7 +128,6 @@ def sides(wanted: argparse.Namespace) -> list[Side]:
 
 
 def show(found: dict[str, list[dict[str, float]]], rates: dict[str, list[float]], weights: int) -> None:
-    """Print the table of medians."""
     middle = {name: statistics.median(r["tokens"] / r["seconds"] for r in runs) for name, runs in found.items()}
     bf16, fp32 = (statistics.median(rates[name]) for name in ("bf16", "fp32"))
     print(

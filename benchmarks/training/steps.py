@@ -31,7 +31,6 @@ N_ROWS = 2000
 
 
 def backend_of(kind: str, n_labels: int) -> Any:
-    """Return our backend."""
     if kind == "encoder":
         from smallfirst.training.encoders import ContrastiveBackend
 
@@ -42,7 +41,6 @@ def backend_of(kind: str, n_labels: int) -> Any:
 
 
 def row_of(kind: str, row: dict[str, Any]) -> Any:
-    """Return our row."""
     if kind == "encoder":
         from smallfirst.training.encoders import LabelledRow
 
@@ -53,7 +51,6 @@ def row_of(kind: str, row: dict[str, Any]) -> Any:
 
 
 def batches_of(kind: str, base: str, source: Path) -> list[list[dict[str, Any]]]:
-    """Return the batches of our first epoch."""
     from transformers import AutoTokenizer
 
     from smallfirst.training.config import TrainConfig
@@ -81,10 +78,8 @@ def ours(kind: str, base: str, batches: list[list[dict[str, Any]]]) -> float:
     config = TrainConfig(learning_rate=1e-5, gradient_checkpointing=False)
     model, _ = backend.load(Path(base), config)
     chosen = backend.begin(model, [row for batch in rows for row in batch], config)
-    print(
-        f"  learns in {getattr(chosen, 'words', model.dtype if kind != 'encoder' else model.body.dtype)}",
-        file=sys.stderr,
-    )
+    dtype = model.body.dtype if kind == "encoder" else model.dtype
+    print(f"  learns in {getattr(chosen, 'words', dtype)}", file=sys.stderr)
     backend.batches = lambda *_: rows
     loop = TrainingLoop(backend, model, [row for batch in rows for row in batch], config)
     steps = loop.steps()
@@ -98,12 +93,10 @@ def ours(kind: str, base: str, batches: list[list[dict[str, Any]]]) -> float:
 
 
 def measured(command: list[str], package: Path, *more: str) -> float:
-    """Return what a process of its own prints last."""
     paths = os.pathsep.join([str(package), str(ROOT), *more])
     environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(
-        [sys.executable, "-P", *command], capture_output=True, text=True, env=environment, check=False
-    )
+    whole = [sys.executable, "-P", *command]
+    done = subprocess.run(whole, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         sys.exit(done.stdout[-1000:] + done.stderr[-3000:])
     if "learns in" in done.stderr:
@@ -113,7 +106,6 @@ def measured(command: list[str], package: Path, *more: str) -> float:
 
 
 def body_weights(base: str) -> int:
-    """Return the weights outside the embedding."""
     from transformers import AutoModel
 
     named = AutoModel.from_pretrained(base).named_parameters()
@@ -134,11 +126,8 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         for number, base in enumerate(options.bases):
-            kind, path, rows = (
-                "encoder" if number else "language_model",
-                Path(scratch) / "batches.json",
-                Path(scratch) / "rows",
-            )
+            kind = "encoder" if number else "language_model"
+            path, rows = Path(scratch) / "batches.json", Path(scratch) / "rows"
             batches = batches_of(kind, base, options.rows)
             path.write_text(json.dumps(batches))
             rows.write_text("".join(json.dumps(row) + "\n" for batch in batches for row in batch))
@@ -159,16 +148,11 @@ def main() -> None:
                 if options.trl and not number:
                     trl = ["-m", "benchmarks.peers.train_trl", "bf16 grouped", base, str(rows)]
                     found["TRL, bf16 weights, grouped by length"].append(measured(trl, ROOT, options.trl))
-            show(
-                Path(base).name,
-                found,
-                {name: statistics.median(each) for name, each in rates.items()},
-                body_weights(base),
-            )
+            middle = {name: statistics.median(each) for name, each in rates.items()}
+            show(Path(base).name, found, middle, body_weights(base))
 
 
 def show(base: str, found: dict[str, list[float]], rates: dict[str, float], weights: int) -> None:
-    """Print the table of a base model."""
     print(f"\n{base}: {weights / 1e6:.1f} M weights outside the embedding; ", end="")
     print(", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in rates.items()) + "\n")
     print("| who | tokens/s (median, least to most) | of the bound | ours is |\n|---|---|---|---|")

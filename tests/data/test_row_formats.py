@@ -33,17 +33,11 @@ def talk(*roles: str) -> dict[str, object]:
     return {"messages": [{"role": role, "content": f"by {role}"} for role in roles]}
 
 
-@pytest.mark.parametrize(
-    ("keys", "shape"),
-    [
-        ({"text", "label", "id"}, "label"),
-        ({"text", "label", "prompt"}, "label"),
-        ({"prompt", "response", "text"}, "prompt"),
-        ({"prompt", "completion"}, "prompt"),
-        ({"messages", "id"}, "chat"),
-        ({"text", "level"}, "text"),
-    ],
-)
+@pytest.mark.parametrize(("keys", "shape"), [
+    ({"text", "label", "id"}, "label"), ({"text", "label", "prompt"}, "label"),
+    ({"prompt", "response", "text"}, "prompt"), ({"prompt", "completion"}, "prompt"),
+    ({"messages", "id"}, "chat"), ({"text", "level"}, "text"),
+])  # fmt: skip
 def test_a_shape_is_told_by_its_keys_and_other_keys_do_not_matter(keys: set[str], shape: str) -> None:
     found = detect_layout(keys, Columns())
     assert isinstance(found, RowLayout)

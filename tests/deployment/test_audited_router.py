@@ -93,20 +93,12 @@ class Setting:
             route = found[-1].route
             row = LedgerRow.model_validate(
                 {
-                    "id": id,
-                    "at": datetime.now(UTC),
-                    "served_name": "tickets",
-                    "status": 200,
-                    "latency_ms": 1,
-                    "task": "tickets",
-                    "stage": route.stage,
-                    "answered_by": found[-1].answered_by,
-                    "certified": route.certified,
-                    "audited": route.audited,
-                    "audit_share": route.audit_share,
+                    "id": id, "at": datetime.now(UTC), "served_name": "tickets", "status": 200, "latency_ms": 1,
+                    "task": "tickets", "stage": route.stage, "answered_by": found[-1].answered_by,
+                    "certified": route.certified, "audited": route.audited, "audit_share": route.audit_share,
                     "audit_weight": route.audit_weight,
                 }
-            )
+            )  # fmt: skip
             await self.ledger.append_async(row)
             self.live.answered(id, request, found[-1])
             if self.live._tasks:

@@ -34,21 +34,11 @@ def answered(ledger: Ledger, id: str, *, task: str = TASK, differs: bool = False
     at = NOON + timedelta(seconds=len(ledger.rows()))
     trail = [{"stage": "large", "decision": "answered", "why": "asked last", "differs": differs}]
     row = {
-        "id": id,
-        "at": at,
-        "served_name": task,
-        "status": 200,
-        "latency_ms": 1.0,
-        "task": task,
-        "stage": "small",
-        "certified": True,
-        "confidence": 0.9,
-        "threshold": 0.8,
-        "request_sha256": id,
-        "request_text": json.dumps([["user", f"about {id}"]]),
-        "answer_text": "refund",
+        "id": id, "at": at, "served_name": task, "status": 200, "latency_ms": 1.0, "task": task, "stage": "small",
+        "certified": True, "confidence": 0.9, "threshold": 0.8, "request_sha256": id,
+        "request_text": json.dumps([["user", f"about {id}"]]), "answer_text": "refund",
         "trail": json.dumps(trail) if differs else None,
-    }
+    }  # fmt: skip
     ledger.append(LedgerRow.model_validate({**row, **values}))
 
 

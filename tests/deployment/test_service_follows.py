@@ -198,10 +198,8 @@ def test_a_running_server_follows_without_a_dropped_request(desk, ledger: Ledger
         clients = [Client(f"{server.url}/v1", stream=stream) for stream in (False, True, False)]
         follow_and_stop(clients)
     asyncio.run(deployed.aclose())
-    assert {(status, who) for c in clients for _, status, who in c.answers} == {
-        (200, "toy-small@1"),
-        (200, "toy-small@2"),
-    }
+    answers = {(status, who) for client in clients for _, status, who in client.answers}
+    assert answers == {(200, "toy-small@1"), (200, "toy-small@2")}
     for client in clients:  # each client sees every change once: no answer of a version that was left
         seen = [who for _, _, who in client.answers]
         assert sum(a != b for a, b in pairwise(seen)) == 2

@@ -27,15 +27,9 @@ THINGS = {
     "pin": ("pin", "secret code", "pin code", "passcode", "code of the card"),
 }
 WISHES = (
-    "where is my {}",
-    "i have a question about the {}",
-    "the {} is wrong",
-    "tell me about my {} please",
-    "why did my {} change",
-    "can i see the {} in the app",
-    "please explain the {}",
-    "i do not understand my {}",
-)
+    "where is my {}", "i have a question about the {}", "the {} is wrong", "tell me about my {} please",
+    "why did my {} change", "can i see the {} in the app", "please explain the {}", "i do not understand my {}",
+)  # fmt: skip
 ENDS = ("", " today", " now", " again", " thanks")
 FOREIGN = (
     "write a poem about the sea in November for my grandmother",

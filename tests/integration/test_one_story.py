@@ -160,42 +160,26 @@ def _question(i: int) -> dict[str, Any]:
 
 CASES: dict[str, tuple[dict[str, int], dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "gate passed, certificate for a part, nothing behind it": (
-        {},
-        {},
-        GATE,
-        {"kind": "small alone", "rest": "", "promise": True, "all": True, "watched_by": ""},
+        {}, {}, GATE, {"kind": "small alone", "rest": "", "promise": True, "all": True, "watched_by": ""},
     ),
     "gate passed, certificate refused, a large model": (
-        FEW,
-        {"monitor": {"audit_share": 1.0, "audit_share_in_fallback": 1.0}},
-        GATE | LARGE,
+        FEW, {"monitor": {"audit_share": 1.0, "audit_share_in_fallback": 1.0}}, GATE | LARGE,
         {"kind": "small alone", "rest": "", "promise": False, "all": True, "watched_by": "large"},
     ),
     "gate passed, certificate refused, a large model, a guarantee of the user's": (
-        {},
-        {"guarantee": {"max_error": 0.012}},
-        GATE | LARGE,
-        {"kind": "cannot be told yet"},
+        {}, {"guarantee": {"max_error": 0.012}}, GATE | LARGE, {"kind": "cannot be told yet"},
     ),
     "gate not written, certificate for a part": (
-        {},
-        {},
-        {},
-        {"kind": "small first", "rest": "person", "promise": True, "all": False},
+        {}, {}, {}, {"kind": "small first", "rest": "person", "promise": True, "all": False},
     ),
     "gate failed, certificate for a part, a large model": (
-        {},
-        {},
-        HARD | LARGE,
+        {}, {}, HARD | LARGE,
         {"kind": "small first", "rest": "large", "promise": True, "all": False, "watched_by": "large"},
     ),
     "gate failed, certificate refused, signed for": (
-        FEW,
-        {},
-        HARD,
-        {"kind": "small alone", "rest": "", "promise": False, "all": True, "watched_by": ""},
+        FEW, {}, HARD, {"kind": "small alone", "rest": "", "promise": False, "all": True, "watched_by": ""},
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", list(CASES))

@@ -24,17 +24,9 @@ NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
 def answer(id: str, **values: object) -> LedgerRow:
     given = {
-        "id": id,
-        "at": NOON,
-        "served_name": "routed",
-        "status": 200,
-        "latency_ms": 10.0,
-        "stage": "small",
-        "certified": True,
-        "prompt_tokens": 5,
-        "completion_tokens": 1,
-        "cost_usd": 0.25,
-    }
+        "id": id, "at": NOON, "served_name": "routed", "status": 200, "latency_ms": 10.0, "stage": "small",
+        "certified": True, "prompt_tokens": 5, "completion_tokens": 1, "cost_usd": 0.25,
+    }  # fmt: skip
     return LedgerRow.model_validate({**given, **values})
 
 

@@ -13,11 +13,7 @@ import pytest
 from smallfirst.measuring.data_issues import DataIssue, RecordedRow, find_issues
 from smallfirst.measuring.label_noise import estimate_noise
 
-NOUNS = {
-    "card": "pin chip terminal plastic",
-    "loan": "rate mortgage interest debt",
-    "trip": "flight hotel visa luggage",
-}
+NOUNS = {"card": "pin chip terminal plastic", "loan": "rate mortgage interest debt", "trip": "flight hotel visa bag"}
 TOWNS = ("oslo", "rome", "paris", "cairo", "lima", "kyoto")
 START = datetime(2026, 10, 1, tzinfo=UTC)
 Change = Callable[[int, RecordedRow], RecordedRow]
@@ -39,9 +35,8 @@ def booked(n: int = 240) -> list[RecordedRow]:
     for i in range(n):
         town, people = rng.choice(TOWNS), str(rng.randrange(2, 9))
         text = f"a table in {town} for {people} w{i} w{rng.randrange(300)}"
-        found.append(
-            RecordedRow(str(i), text, {"town": town, "people": people}, START + timedelta(hours=i), "", f"#{i}")
-        )
+        answer, at = {"town": town, "people": people}, START + timedelta(hours=i)
+        found.append(RecordedRow(str(i), text, answer, at, "", f"#{i}"))
     return found
 
 

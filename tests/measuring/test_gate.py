@@ -405,16 +405,10 @@ def test_copies_are_left_out_and_counted() -> None:
     assert [one.passed for one in found] == [True, False]
 
 
-@pytest.mark.parametrize(
-    ("n", "n_copies", "left_out", "passed"),
-    [
-        (100, 50, True, True),
-        (100, 51, True, False),
-        (60, 30, True, True),
-        (60, 31, True, False),
-        (100, 3, False, False),
-    ],
-)
+@pytest.mark.parametrize(("n", "n_copies", "left_out", "passed"), [
+    (100, 50, True, True), (100, 51, True, False), (60, 30, True, True), (60, 31, True, False),
+    (100, 3, False, False),
+])  # fmt: skip
 def test_too_few_rows_without_a_copy_or_copies_left_in_fail(
     n: int, n_copies: int, left_out: bool, passed: bool
 ) -> None:

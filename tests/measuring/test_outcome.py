@@ -21,21 +21,11 @@ PROMISED = f"Promise for 52 % [45.1, 58.8] of requests: {PROMISE}"
 def outcome(**changes: Any) -> Outcome:
     """A candidate that answers all of 200 requests, 104 of them under a promise."""
     values: dict[str, Any] = {
-        "kind": "small alone",
-        "candidate": "tagger",
-        "title": "tagger",
-        "model": "main.default.desk",
-        "version": 3,
-        "alias": "champion",
-        "gate": "passed",
-        "share_small": wilson(200, 200),
-        "share_promised": wilson(104, 200),
-        "promise": PROMISE,
-        "accuracy": wilson(166, 200),
-        "share_of_bill": Estimate(value=0.02, low=0.018, high=0.023, n=200),
-        "watched_by": "large",
-        "large": True,
-    }
+        "kind": "small alone", "candidate": "tagger", "title": "tagger", "model": "main.default.desk", "version": 3,
+        "alias": "champion", "gate": "passed", "share_small": wilson(200, 200), "share_promised": wilson(104, 200),
+        "promise": PROMISE, "accuracy": wilson(166, 200),
+        "share_of_bill": Estimate(value=0.02, low=0.018, high=0.023, n=200), "watched_by": "large", "large": True,
+    }  # fmt: skip
     return Outcome(**(values | changes))
 
 

@@ -16,14 +16,9 @@ def model_of(folder: Path, **changes: Any) -> Any:
     import transformers
 
     shape = {
-        "vocab_size": 50,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "tie_word_embeddings": True,
-    }
+        "vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True,
+    }  # fmt: skip
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape | changes))
     model.to(torch.bfloat16).save_pretrained(folder)
     return model

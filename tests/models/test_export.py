@@ -50,17 +50,10 @@ def as_family(folder: Path, kind: str, **settings: Any) -> None:
     """Replace the folder's model by a seeded one of another family or shape, biases drawn too."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     shape = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "initializer_range": 0.1,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.1,
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+    }  # fmt: skip
     config = transformers.AutoConfig.for_model(kind, **shape | settings)
     torch.manual_seed(1)
     model = transformers.AutoModelForCausalLM.from_config(config)

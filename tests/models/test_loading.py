@@ -24,18 +24,10 @@ def model_folder(folder: Path, kind: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("kind", "engine"),
-    [
-        ("label_tokens", "PyTorch"),
-        ("generative", "PyTorch"),
-        ("chat", "PyTorch"),
-        ("words", "linear"),
-        ("encoder", "linear"),
-        ("tagger", "spans"),
-        ("reader", "spans"),
-    ],
-)
+@pytest.mark.parametrize(("kind", "engine"), [
+    ("label_tokens", "PyTorch"), ("generative", "PyTorch"), ("chat", "PyTorch"), ("words", "linear"),
+    ("encoder", "linear"), ("tagger", "spans"), ("reader", "spans"),
+])  # fmt: skip
 def test_a_trained_folder_is_run_as_it_was_measured(tmp_path: Path, kind: str, engine: str) -> None:
     folder = model_folder(tmp_path / "m", kind)
     (folder / "m.gguf").touch()  # an export beside it changes nothing

@@ -61,18 +61,11 @@ WHOLE = {"prompt_tokens": 100, "cached_tokens": 80, "completion_tokens": 15}
 WRITTEN, KINDS = WHOLE | {"cache_write_tokens": 5}, {"reasoning_tokens": 10}
 
 
-@pytest.mark.parametrize(
-    ("body", "expected"),
-    [
-        ({"usage": OPENAI}, WRITTEN | KINDS),
-        ({"usage": RESPONSES}, WRITTEN | KINDS),
-        ({"usage": ANTHROPIC}, WRITTEN),
-        ({"usage": BEDROCK}, WRITTEN),
-        ({"usage": DEEPSEEK}, WHOLE),
-        ({"usage": XAI}, WRITTEN | KINDS),
-        ({"usageMetadata": GEMINI}, WHOLE | {"reasoning_tokens": 10}),
-    ],
-)
+@pytest.mark.parametrize(("body", "expected"), [
+    ({"usage": OPENAI}, WRITTEN | KINDS), ({"usage": RESPONSES}, WRITTEN | KINDS),
+    ({"usage": ANTHROPIC}, WRITTEN), ({"usage": BEDROCK}, WRITTEN), ({"usage": DEEPSEEK}, WHOLE),
+    ({"usage": XAI}, WRITTEN | KINDS), ({"usageMetadata": GEMINI}, WHOLE | {"reasoning_tokens": 10}),
+])  # fmt: skip
 def test_the_tokens_of_each_provider_are_the_same(body: dict[str, Any], expected: dict[str, int]) -> None:
     assert read_usage(body).tokens == TokenUsage(**expected)
 
@@ -157,15 +150,10 @@ def test_own_price_comes_before_the_catalogue() -> None:
 
 def test_every_kind_of_token_has_its_price_and_none_is_paid_twice() -> None:
     price = {
-        "input_usd_per_mtok": 10,
-        "cached_usd_per_mtok": 1,
-        "cache_write_usd_per_mtok": 12.5,
-        "cache_write_1h_usd_per_mtok": 20,
-        "output_usd_per_mtok": 30,
-        "reasoning_usd_per_mtok": 40,
-        "usd_per_request": 0.002,
-        "tiers": {"batch": 0.5},
-    }
+        "input_usd_per_mtok": 10, "cached_usd_per_mtok": 1, "cache_write_usd_per_mtok": 12.5,
+        "cache_write_1h_usd_per_mtok": 20, "output_usd_per_mtok": 30, "reasoning_usd_per_mtok": 40,
+        "usd_per_request": 0.002, "tiers": {"batch": 0.5},
+    }  # fmt: skip
     line = book(tokens={"big": price}).charge("big", ALL_KINDS)
     # fresh 1000 - 400 - 300 = 300 at 10, 400 at 1, 200 at 12.5, 100 at 20, 40 at 30, 20 at 40, a request
     by_hand = (300 * 10 + 400 * 1 + 200 * 12.5 + 100 * 20 + 40 * 30 + 20 * 40) / 1e6

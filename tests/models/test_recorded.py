@@ -117,26 +117,15 @@ def test_no_request_is_sent_that_might_cost_more_than_allowed(tmp_path: Path, co
 
 
 BIG = {
-    "model": "big-70b",
-    "made_at": "2026-11-25",
-    "smallfirst": "0.1.0",
-    "command": "smallfirst record",
-    "settings": {"temperature": 0},
-    "prompt": [{"role": "system", "content": "Classify."}],
-    "machine": "2 cores",
+    "model": "big-70b", "made_at": "2026-11-25", "smallfirst": "0.1.0", "command": "smallfirst record",
+    "settings": {"temperature": 0}, "prompt": [{"role": "system", "content": "Classify."}], "machine": "2 cores",
     "n": 1,
-}
+}  # fmt: skip
 LOST = Request.ask("I lost my card")
 ROW = {
-    "key": request_key(LOST),
-    "text": "I lost my card",
-    "answer": "card_lost",
-    "prompt_tokens": 90,
-    "cached_tokens": 80,
-    "completion_tokens": 3,
-    "latency_ms": 812.5,
-    "cost_usd": 0.0002,
-}
+    "key": request_key(LOST), "text": "I lost my card", "answer": "card_lost", "prompt_tokens": 90,
+    "cached_tokens": 80, "completion_tokens": 3, "latency_ms": 812.5, "cost_usd": 0.0002,
+}  # fmt: skip
 
 
 def written(path: Path, *lines: Any) -> Path:

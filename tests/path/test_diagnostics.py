@@ -61,12 +61,9 @@ def project(tmp_path: Path) -> Project:
 def run_folder(project: Project) -> RunFolder:
     """A run in which the large model was evaluated on the test rows."""
     run_folder = RunFolder.new("desk")
-    large = asyncio.run(
-        large_path.recorded_answers(project.file, project.task, project.rows, progress=project.progress)
-    )
-    found = asyncio.run(
-        evaluate(large, EvaluationSetup(project.task, project.rows.test, split="test"), candidate="large")
-    )
+    told, setup = project.progress, EvaluationSetup(project.task, project.rows.test, split="test")
+    large = asyncio.run(large_path.recorded_answers(project.file, project.task, project.rows, progress=told))
+    found = asyncio.run(evaluate(large, setup, candidate="large"))
     run_folder.save_evaluation(found)
     return run_folder
 

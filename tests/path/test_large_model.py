@@ -111,16 +111,11 @@ def record_some(project: Project, n: int, *, usd: float = 0.5, latency_ms: float
     header = {"model": "big", "made_at": "2026-11-26", "smallfirst": "0", "n": n}
     answers = [
         {
-            "key": request_key(Request(messages=e.messages)),
-            "text": e.text,
-            "answer": "card",
-            "prompt_tokens": 1,
-            "completion_tokens": 1,
-            "latency_ms": latency_ms,
-            "cost_usd": usd,
+            "key": request_key(Request(messages=e.messages)), "text": e.text, "answer": "card", "prompt_tokens": 1,
+            "completion_tokens": 1, "latency_ms": latency_ms, "cost_usd": usd,
         }
         for e in project.rows.test.examples[:n]
-    ]
+    ]  # fmt: skip
     path.write_text("".join(json.dumps(row) + "\n" for row in ({"recorded": header}, *answers)))
 
 

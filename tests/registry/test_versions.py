@@ -212,12 +212,8 @@ def test_a_kill_between_the_two_aliases_leaves_the_old_champion(model: Path) -> 
     promote(NAME, 1)
     client().set_registered_model_alias(NAME, "previous", "1")  # where promote(2) was cut off
     assert resolve(NAME).version == 1
-    with pytest.raises(RegistryError) as caught:
+    with pytest.raises(RegistryError, match=f"next: promote one of its versions: {NAME}/1, {NAME}/2"):
         rollback(NAME)
-    assert str(caught.value) == (
-        "main.claims.tickets has no earlier champion to roll back to\n"
-        "  next: promote one of its versions: main.claims.tickets/1, main.claims.tickets/2"
-    )
     promote(NAME, 2)
     assert resolve(f"{NAME}@previous").version == 1
 

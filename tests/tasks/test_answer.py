@@ -15,16 +15,10 @@ CHOICES = Answer(name="pubmed", choices=("yes", "no", "maybe"))
 NONE = Answer(name="rules", not_answerable="not answerable")
 
 
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        (" 308", "308"),
-        ("308\n\nBecause the text says so.", "308"),
-        ("\n\n  the Denver\nBroncos \n \nThat is all", "the Denver\nBroncos"),
-        ("", None),
-        (" \n\n ", None),
-    ],
-)
+@pytest.mark.parametrize(("text", "answer"), [
+    (" 308", "308"), ("308\n\nBecause the text says so.", "308"),
+    ("\n\n  the Denver\nBroncos \n \nThat is all", "the Denver\nBroncos"), ("", None), (" \n\n ", None),
+])  # fmt: skip
 def test_an_open_answer_is_what_stands_before_the_first_blank_line(text: str, answer: str | None) -> None:
     assert OPEN.parse(text) == answer
 

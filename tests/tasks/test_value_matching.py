@@ -50,27 +50,13 @@ def test_these_are_the_same(how: Normalizer, first: Any, second: Any) -> None:
     assert same(first, second, how)
 
 
-@pytest.mark.parametrize(
-    ("how", "first", "second"),
-    [
-        ("exact", "A", "a"),
-        ("exact", "a  b", "a b"),
-        ("exact", "1", 1),
-        ("exact", True, 1),
-        ("exact", None, ""),
-        ("exact", 0.1, 0.1 + 2**-55),
-        ("case", "C++", "c"),
-        ("number", "1.234", "1,234"),
-        ("number", "1.2.3,4,5", "12345"),
-        ("money", "$5", "€5"),
-        ("money", "kr 5", "SEK 5"),
-        ("money", "5 apples", "5"),
-        ("date", "03/05/2024", "2024-05-03"),
-        ("date", "May 3rd", "May 3rd, 2024"),
-        ("date", "30 Feb 2024", "1 Mar 2024"),
-        ("date", "2024-05-03", 20240503),
-    ],
-)
+@pytest.mark.parametrize(("how", "first", "second"), [
+    ("exact", "A", "a"), ("exact", "a  b", "a b"), ("exact", "1", 1), ("exact", True, 1), ("exact", None, ""),
+    ("exact", 0.1, 0.1 + 2**-55), ("case", "C++", "c"), ("number", "1.234", "1,234"),
+    ("number", "1.2.3,4,5", "12345"), ("money", "$5", "€5"), ("money", "kr 5", "SEK 5"),
+    ("money", "5 apples", "5"), ("date", "03/05/2024", "2024-05-03"), ("date", "May 3rd", "May 3rd, 2024"),
+    ("date", "30 Feb 2024", "1 Mar 2024"), ("date", "2024-05-03", 20240503),
+])  # fmt: skip
 def test_these_are_not(how: Normalizer, first: Any, second: Any) -> None:
     assert not same(first, second, how)
 

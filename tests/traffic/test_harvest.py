@@ -55,16 +55,10 @@ class Book:
         self.n += 1
         id, messages = f"r{self.n}", values.pop("messages", [["user", text]] if text is not None else None)
         given = {
-            "id": id,
-            "at": NOON + timedelta(minutes=self.n),
-            "served_name": "auto",
-            "status": 200,
-            "latency_ms": 1.0,
-            "stage": stage,
-            "task": "toy",
-            "request_text": json.dumps(messages) if messages else None,
+            "id": id, "at": NOON + timedelta(minutes=self.n), "served_name": "auto", "status": 200, "latency_ms": 1.0,
+            "stage": stage, "task": "toy", "request_text": json.dumps(messages) if messages else None,
             "answer_text": said,
-        }
+        }  # fmt: skip
         self.ledger.append(LedgerRow.model_validate({**given, **values}))
         for one in what:
             self.ledger.append(one(id))
@@ -117,62 +111,47 @@ HEARD: dict[str, tuple[list[tuple[Any, ...]], dict[str, tuple[str, str, str]], d
     "an audit that agrees": ([("a b", PIN, "small", audit(PIN, wrong=False))], {}, {"known": 1}),
     "the most trusted wins": (
         [("A b?", CARD, "large"), ("a b", PIN, "small", mark("wrong", REFUND)), ("a b!", PIN, "small", mark("right"))],
-        {"a b": (REFUND, "feedback", "r2")},
-        {"known": 1, "disputed": 1},
+        {"a b": (REFUND, "feedback", "r2")}, {"known": 1, "disputed": 1},
     ),
     "of equal ones the latest": (
-        [("a b", PIN, "large"), ("A b?", CARD, "large")],
-        {"A b?": (CARD, "large", "r2")},
-        {"known": 1},
+        [("a b", PIN, "large"), ("A b?", CARD, "large")], {"A b?": (CARD, "large", "r2")}, {"known": 1},
     ),
     "called wrong": ([("a b", REFUND, "small", mark("wrong")), ("A b?", REFUND, "large")], {}, {"disputed": 2}),
     "another answer than the wrong one": (
-        [("a b", REFUND, "small", mark("wrong")), ("A b?", PIN, "large")],
-        {"A b?": (PIN, "large", "r2")},
+        [("a b", REFUND, "small", mark("wrong")), ("A b?", PIN, "large")], {"A b?": (PIN, "large", "r2")},
         {"disputed": 1},
     ),
     "a judge's last word": (
         [("a b", PIN, "small", mark("wrong", CARD), mark("wrong", REFUND, caller="b", hour=2))],
-        {"a b": (REFUND, "feedback", "r1")},
-        {},
+        {"a b": (REFUND, "feedback", "r1")}, {},
     ),
     "a user's correction": ([("a b", PIN, "small", mark("wrong", REFUND, **USER))], {}, {"disputed": 1}),
     "a user's confirmation": ([("a b", PIN, "small", mark("right", **USER))], {}, {"disputed": 1}),
     "a user agrees with the large model": (
-        [("a b", PIN, "large", mark("right", **USER))],
-        {"a b": (PIN, "large", "r1")},
-        {},
+        [("a b", PIN, "large", mark("right", **USER))], {"a b": (PIN, "large", "r1")}, {},
     ),
     "a user doubts it": ([("a b", PIN, "large", mark("wrong", **USER))], {}, {"disputed": 1}),
     "a user against a judge": (
-        [("a b", PIN, "small", mark("right"), mark("wrong", REFUND, **USER))],
-        {"a b": (PIN, "confirmed", "r1")},
-        {},
+        [("a b", PIN, "small", mark("right"), mark("wrong", REFUND, **USER))], {"a b": (PIN, "confirmed", "r1")}, {},
     ),
     "a user against a person's audit": (
         [("a b", PIN, "small", audit(CARD, by="person"), mark("wrong", REFUND, **USER))],
-        {"a b": (CARD, "audit", "r1")},
-        {},
+        {"a b": (CARD, "audit", "r1")}, {},
     ),
     "out of domain": ([("a b", PIN, "large", {"trail": json.dumps(OUTSIDE)})], {}, {"unfit": 1}),
     "no text": ([(None, None, "small", mark("wrong", PIN)), (None, None, "large")], {}, {"no_text": 2}),
     "several turns": (
-        [("", PIN, "large", {"messages": [["user", "a"], ["assistant", "b"], ["user", "c"]]})],
-        {},
-        {"unfit": 1},
+        [("", PIN, "large", {"messages": [["user", "a"], ["assistant", "b"], ["user", "c"]]})], {}, {"unfit": 1},
     ),
     "a system message": (
-        [("", PIN, "large", {"messages": [["system", "be kind"], ["user", "a b"]]})],
-        {"a b": (PIN, "large", "r1")},
+        [("", PIN, "large", {"messages": [["system", "be kind"], ["user", "a b"]]})], {"a b": (PIN, "large", "r1")},
         {},
     ),
     "no label": ([("a b", "it depends", "large")], {}, {"unfit": 1}),
     "another task, a failure": (
-        [("a b", PIN, "large", {"task": "other"}), ("b", None, "large", {"status": 503})],
-        {},
-        {},
+        [("a b", PIN, "large", {"task": "other"}), ("b", None, "large", {"status": 503})], {}, {},
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("responses", "expected", "refused"), HEARD.values(), ids=HEARD)

@@ -138,32 +138,27 @@ def test_labelled_rows_are_training_rows_that_say_where_they_come_from(tmp_path:
 SHOP = {"type": "object", "properties": {"item": {"type": "string"}}}
 
 
-@pytest.mark.parametrize(
-    ("settings", "known", "unlabelled", "said", "made"),
-    [
-        (
-            {"kind": "extract", "schema": SHOP, "columns": {"text": "body"}},
-            {"body": "two pens", "target": {"item": "pen"}},
-            {"body": "one cup"},
-            'Sure: {"item": "cup"}',
-            {"body": "one cup", "target": {"item": "cup"}},
-        ),
-        (
-            {"kind": "answer"},
-            {"question": "how long?", "answer": "a day", "context": "It takes a day."},
-            {"question": "how much?", "context": ["It costs a pound.", "It is green."]},
-            "a pound",
-            {"question": "It costs a pound., It is green.\n\nhow much?", "answer": "a pound"},
-        ),
-        (
-            {"kind": "chat"},
-            {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]},
-            {"text": "good bye"},
-            "farewell",
-            {"messages": [{"role": "user", "content": "good bye"}, {"role": "assistant", "content": "farewell"}]},
-        ),
-    ],
-)
+@pytest.mark.parametrize(("settings", "known", "unlabelled", "said", "made"), [
+    (
+        {"kind": "extract", "schema": SHOP, "columns": {"text": "body"}},
+        {"body": "two pens", "target": {"item": "pen"}}, {"body": "one cup"}, 'Sure: {"item": "cup"}',
+        {"body": "one cup", "target": {"item": "cup"}},
+    ),
+    (
+        {"kind": "answer"},
+        {"question": "how long?", "answer": "a day", "context": "It takes a day."},
+        {"question": "how much?", "context": ["It costs a pound.", "It is green."]},
+        "a pound",
+        {"question": "It costs a pound., It is green.\n\nhow much?", "answer": "a pound"},
+    ),
+    (
+        {"kind": "chat"},
+        {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]},
+        {"text": "good bye"},
+        "farewell",
+        {"messages": [{"role": "user", "content": "good bye"}, {"role": "assistant", "content": "farewell"}]},
+    ),
+])  # fmt: skip
 def test_every_kind_of_task_gets_rows_of_its_own_shape(
     tmp_path: Path, settings: Any, known: Any, unlabelled: Any, said: str, made: Any
 ) -> None:

@@ -121,29 +121,15 @@ def test_what_the_reference_allows_is_read(given):
     assert read_decision(given) is not None
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        body(model=""),
-        body(input=[]),
-        body(input=3),
-        body(questions=[]),
-        body(questions=[PREDICATE] * 401),
-        body(questions=[{**PREDICATE, "name": "a"}] * 2),
-        body(questions=[{**PREDICATE, "type": "noul"}]),
-        body(questions=[{**PREDICATE, "criteria": {}}]),
-        body(questions=[{"type": "predicate"}]),
-        body(questions=[choice("a")]),
-        body(questions=[choice("a", "a")]),
-        body(questions=[choice(*map(str, range(256)))]),
-        body(questions=[choice("a", 1)]),
-        body(questions=[score(1)]),
-        body(questions=[score(11)]),
-        body(temperature=0),
-        body(input=[{"role": "tool", "content": "x"}]),
-        body(input=[{"role": "user", "content": [{"type": "input_video", "text": "x"}]}]),
-    ],
-)
+@pytest.mark.parametrize("given", [
+    body(model=""), body(input=[]), body(input=3), body(questions=[]), body(questions=[PREDICATE] * 401),
+    body(questions=[{**PREDICATE, "name": "a"}] * 2), body(questions=[{**PREDICATE, "type": "noul"}]),
+    body(questions=[{**PREDICATE, "criteria": {}}]), body(questions=[{"type": "predicate"}]),
+    body(questions=[choice("a")]), body(questions=[choice("a", "a")]),
+    body(questions=[choice(*map(str, range(256)))]), body(questions=[choice("a", 1)]), body(questions=[score(1)]),
+    body(questions=[score(11)]), body(temperature=0), body(input=[{"role": "tool", "content": "x"}]),
+    body(input=[{"role": "user", "content": [{"type": "input_video", "text": "x"}]}]),
+])  # fmt: skip
 def test_what_it_does_not_allow_is_left_to_the_upstream(given):
     assert read_decision(given) is None
 

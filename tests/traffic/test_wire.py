@@ -155,12 +155,9 @@ def test_a_chat_is_the_same_whole_and_streamed(answer):
     deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
     assert "".join(delta.content or "" for delta in deltas) == answer.text
     said = [call for delta in deltas for call in delta.tool_calls or ()]
-    assert [call.function.name for call in said if call.function and call.function.name] == [
-        call.name for call in answer.tool_calls
-    ]
-    assert "".join(call.function.arguments or "" for call in said if call.function) == "".join(
-        call.arguments for call in answer.tool_calls
-    )
+    functions = [call.function for call in said if call.function]
+    assert [function.name for function in functions if function.name] == [call.name for call in answer.tool_calls]
+    assert "".join(f.arguments or "" for f in functions) == "".join(call.arguments for call in answer.tool_calls)
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == answer.finish_reason
     assert chunks[-1].usage == whole.usage
     assert all(chunk.usage is None for chunk in chunks[:-1])
@@ -192,10 +189,8 @@ def test_a_message_is_the_same_whole_and_streamed(answer):
     sent = written("messages", answer, stream=True)[1].decode()
     events = [piece.split("\ndata: ") for piece in sent.removesuffix("\n\n").split("\n\n")]
     kinds = [kind.removeprefix("event: ") for kind, _ in events]
-    assert kinds == ["message_start", *(f"content_block_{part}" for part in ("start", "delta", "stop"))] + [
-        "message_delta",
-        "message_stop",
-    ]
+    blocks = (f"content_block_{part}" for part in ("start", "delta", "stop"))
+    assert kinds == ["message_start", *blocks, "message_delta", "message_stop"]
     (delta,) = (json.loads(data)["delta"] for kind, data in events if kind.endswith("content_block_delta"))
     assert delta.get("text", delta.get("partial_json")) == (answer.text or answer.tool_calls[0].arguments)
 

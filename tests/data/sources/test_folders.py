@@ -125,16 +125,10 @@ def test_a_file_of_a_volume_is_read_below_the_root(volume: Path, prefix: str) ->
     assert (data.name, [e.path for e in data.examples]) == ("train.jsonl", [str(volume / "train.jsonl")])
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
-        "/Volumes/main/desk",
-        "dbfs:/FileStore/train.jsonl",
-        "dbfs:Volumes/main/desk/raw/train.jsonl",
-        "/Volumes/main/desk/raw/../../../secret.jsonl",
-        "/Volumes/../main/desk/raw/secret.jsonl",
-    ],
-)
+@pytest.mark.parametrize("address", [
+    "/Volumes/main/desk", "dbfs:/FileStore/train.jsonl", "dbfs:Volumes/main/desk/raw/train.jsonl",
+    "/Volumes/main/desk/raw/../../../secret.jsonl", "/Volumes/../main/desk/raw/secret.jsonl",
+])  # fmt: skip
 def test_addresses_of_no_volume_are_refused(volume: Path, address: str) -> None:
     (volume.parents[2] / "secret.jsonl").write_bytes(ROW)
     assert refused(address) == f"{address}: expected [dbfs:]/Volumes/catalog/schema/volume/path, without .."

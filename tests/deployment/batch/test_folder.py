@@ -33,14 +33,9 @@ class Batch:
 
     def open(self, *, retry_errors: bool = False, **changes: Any) -> BatchFolder:
         identity = {
-            "rows": "rows.jsonl",
-            "rows_fingerprint": self.source().fingerprint,
-            "part_rows": 4,
-            "model": "m/1",
-            "model_fingerprint": "f",
-            "keep": ("id",),
-            **changes,
-        }
+            "rows": "rows.jsonl", "rows_fingerprint": self.source().fingerprint, "part_rows": 4, "model": "m/1",
+            "model_fingerprint": "f", "keep": ("id",), **changes,
+        }  # fmt: skip
         return BatchFolder(self.out, BatchIdentity.model_validate(identity), retry_errors=retry_errors)
 
     def source(self) -> RowSource:

@@ -147,9 +147,7 @@ def test_the_key_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> Non
 
 
 MONEY = st.floats(0, 100, allow_nan=False).map(lambda usd: round(usd, 6))
-MOMENTS = st.integers(0, 3 * 86_400 - 1).map(
-    lambda s: NOON + timedelta(seconds=s, days=1)
-)  # to the month's last second
+MOMENTS = st.integers(0, 3 * 86_400 - 1).map(lambda s: NOON + timedelta(seconds=s, days=1))  # to November's end
 
 
 @st.composite
@@ -361,14 +359,8 @@ def test_names_from_outside_are_escaped_and_an_unknown_saving_is_said(tmp_path: 
     assert "$0.50 spent" in page
     assert "nothing tells what the large model costs here" in page
     assert "and 1 with work whose cost nobody knows" in page
-    known = make(
-        ledger,
-        "2026-11",
-        tmp_path,
-        key=KEYS,
-        now=LATER,
-        evaluated={"<b>t": Amount(usd=1.0, low_usd=0.5, high_usd=1.5, n=9)},
-    )
+    evaluated = {"<b>t": Amount(usd=1.0, low_usd=0.5, high_usd=1.5, n=9)}
+    known = make(ledger, "2026-11", tmp_path, key=KEYS, now=LATER, evaluated=evaluated)
     assert "saved $1.50" in page_of(known, "KEY").decode()
     ledger.append(row.model_copy(update={"id": "c", "task": "=t"}))
     make(ledger, "2026-11", tmp_path, key=KEYS, now=LATER)

@@ -16,27 +16,15 @@ from smallfirst.ledger.rows import AuditRow, FeedbackRow, StateRow
 STEPS: list[dict[str, Any]] = [
     {"stage": "domain", "decision": "passed on", "why": "the task's own", "score": 0.1, "threshold": 0.4},
     {
-        "stage": "words",
-        "decision": "passed on",
-        "why": "not sure enough",
-        "model": "toy-words",
-        "score": 0.41,
-        "threshold": 1.01,
-        "cost_usd": 0.000001,
-        "latency_ms": 1.25,
+        "stage": "words", "decision": "passed on", "why": "not sure enough", "model": "toy-words", "score": 0.41,
+        "threshold": 1.01, "cost_usd": 0.000001, "latency_ms": 1.25,
     },
     {
-        "stage": "small",
-        "decision": "kept",
-        "why": "as sure as the certificate asks for",
-        "model": "toy-small",
-        "score": 0.93,
-        "threshold": 0.88,
-        "cost_usd": 0.000019,
-        "latency_ms": 31.0,
+        "stage": "small", "decision": "kept", "why": "as sure as the certificate asks for", "model": "toy-small",
+        "score": 0.93, "threshold": 0.88, "cost_usd": 0.000019, "latency_ms": 31.0,
     },
     {"stage": "large", "decision": "not asked", "why": "expected price", "model": "big", "cost_usd": 0.0012},
-]
+]  # fmt: skip
 
 
 def test_a_kept_answer_is_explained_step_by_step_with_prices_and_what_became_of_it(ledger: Ledger) -> None:

@@ -26,16 +26,9 @@ def test_keys_are_made_listed_and_revoked_by_commands(ring: KeyStore) -> None:
     file = ["--ledger", ring.place]
     assert "no keys" in run.invoke(keys, ["list", *file]).output
     options = [
-        "--model",
-        "small",
-        "--model",
-        "org/large",
-        "--requests-per-minute",
-        "60",
-        "--expires",
-        "2099-01-31",
+        "--model", "small", "--model", "org/large", "--requests-per-minute", "60", "--expires", "2099-01-31",
         "--admin",
-    ]
+    ]  # fmt: skip
     made = run.invoke(keys, ["create", "desk", *options, *file])
     secret = made.stdout.strip()
     assert key_id(secret)

@@ -135,14 +135,8 @@ def test_a_run_outlives_the_process_that_created_it_and_its_model_answers(
     assert types[0] == "CREATED"
     assert types[-1] == "COMPLETED"
     marks = [
-        "CREATED",
-        "STARTED",
-        "DATA_VALIDATED",
-        "MODEL_INITIALIZED",
-        "TRAIN_STARTED",
-        "TRAIN_FINISHED",
-        "COMPLETED",
-    ]
+        "CREATED", "STARTED", "DATA_VALIDATED", "MODEL_INITIALIZED", "TRAIN_STARTED", "TRAIN_FINISHED", "COMPLETED",
+    ]  # fmt: skip
     assert [kind for kind in types if kind in marks] == marks
     assert types.count("TRAIN_UPDATED") == 8 + 10  # each epoch, and each tenth of the run
     assert run.progress == 1.0
@@ -176,17 +170,12 @@ def test_bad_rows_of_both_files_are_told_before_anything_starts(tiny_folder: Pat
     (tmp_path / "train.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt": "a"}')
     (tmp_path / "eval.jsonl").write_text('{"text": "a", "label": "b"}')
     before = len(fm.list(limit=None))
+    train, evaluation = (str(tmp_path / f"{name}.jsonl") for name in ("train", "eval"))
     with pytest.raises(ValidationError) as caught:
-        fm.create(
-            str(tiny_folder),
-            str(tmp_path / "train.jsonl"),
-            "main.toys.desk",
-            eval_data_path=str(tmp_path / "eval.jsonl"),
-        )
+        fm.create(str(tiny_folder), train, "main.toys.desk", eval_data_path=evaluation)
     assert str(caught.value).startswith("train_data_path: ")
-    assert "\neval_data_path: " in str(caught.value)
-    assert "train.jsonl:2" in str(caught.value)
-    assert "eval.jsonl:1" in str(caught.value)
+    for named in ("\neval_data_path: ", "train.jsonl:2", "eval.jsonl:1"):
+        assert named in str(caught.value)
     assert len(fm.list(limit=None)) == before
 
 

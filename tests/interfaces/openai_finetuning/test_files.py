@@ -68,18 +68,12 @@ def test_a_file_is_kept_shown_and_deleted(start_api: Any, chat_file: bytes, tmp_
     assert stored() == []
 
 
-@pytest.mark.parametrize(
-    ("given", "shown"),
-    [
-        ("../../../../etc/cron.d/rows.jsonl", "rows.jsonl"),
-        ("..", "upload.jsonl"),
-        ("rows\\mine.jsonl", "mine.jsonl"),
-        ("", "upload.jsonl"),
-        ("a\r\nset-cookie: x.jsonl", "aset-cookie: x.jsonl"),
-        ("zürich <b>.jsonl", "zürich <b>.jsonl"),
-        ("x" * 300, "x" * 255),
-    ],
-)
+@pytest.mark.parametrize(("given", "shown"), [
+    ("../../../../etc/cron.d/rows.jsonl", "rows.jsonl"), ("..", "upload.jsonl"),
+    ("rows\\mine.jsonl", "mine.jsonl"), ("", "upload.jsonl"),
+    ("a\r\nset-cookie: x.jsonl", "aset-cookie: x.jsonl"), ("zürich <b>.jsonl", "zürich <b>.jsonl"),
+    ("x" * 300, "x" * 255),
+])  # fmt: skip
 def test_a_filename_is_shown_and_is_no_path(store: FileStore, given: str, shown: str) -> None:
     file = publish(store, given)
     assert file.filename == safe_filename(given) == shown

@@ -21,12 +21,7 @@ from smallfirst.base.paths import home as state_folder
 from smallfirst.interfaces.databricks import foundation_model as fm
 from smallfirst.interfaces.jobs import job_folder
 from smallfirst.interfaces.jobs.job_folder import JobFolder, JobResult, JobSpec, jobs_folder, user_name
-from smallfirst.interfaces.openai_finetuning.jobs import (
-    job_object,
-    make_job_spec,
-    parse_job,
-    public_message,
-)
+from smallfirst.interfaces.openai_finetuning.jobs import job_object, make_job_spec, parse_job, public_message
 from smallfirst.interfaces.openai_finetuning.plugin import fine_tuning
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
 from smallfirst.ledger.keys import KeyPolicy
@@ -306,18 +301,11 @@ def test_a_server_of_nothing_but_fine_tuning_is_one_and_without_it_there_is_no_s
     ledger.close()
 
 
-@pytest.mark.parametrize(
-    ("kinds", "status"),
-    [
-        ((), "validating_files"),
-        (("QUEUED",), "queued"),
-        (("QUEUED", "STARTED"), "running"),
-        (("STARTED", "TRAIN_STARTED", "REQUEUED"), "queued"),
-        (("STARTED", "COMPLETED"), "succeeded"),
-        (("STARTED", "FAILED"), "failed"),
-        (("STOPPED",), "cancelled"),
-    ],
-)
+@pytest.mark.parametrize(("kinds", "status"), [
+    ((), "validating_files"), (("QUEUED",), "queued"), (("QUEUED", "STARTED"), "running"),
+    (("STARTED", "TRAIN_STARTED", "REQUEUED"), "queued"), (("STARTED", "COMPLETED"), "succeeded"),
+    (("STARTED", "FAILED"), "failed"), (("STOPPED",), "cancelled"),
+])  # fmt: skip
 def test_every_state_has_a_status(kinds: tuple[str, ...], status: str) -> None:
     job = add_job(1, *kinds)
     shown = job_object(job)

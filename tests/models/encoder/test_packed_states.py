@@ -15,14 +15,9 @@ from smallfirst.models.local.packed_rows import pack_rows, pad_right
 
 ROWS = [[5, 6, 7, 8, 9, 10, 11], [12, 13], [5, 9, 13, 17, 21, 25, 29, 33, 37, 41, 45], [6, 7, 8], [9, 8, 7]]
 SIZES = {
-    "vocab_size": 50,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 40,
-    "initializer_range": 0.3,
-}
+    "vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "max_position_embeddings": 40, "initializer_range": 0.3,
+}  # fmt: skip
 
 
 @pytest.fixture(params=["Bert", "MPNet"])

@@ -58,15 +58,9 @@ def test_a_loaded_model_is_packed_and_gives_the_same_probabilities(loaded: Label
 
 
 SIZES: dict[str, Any] = {
-    "vocab_size": 50,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.2,
-}
+    "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.2,
+}  # fmt: skip
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,

@@ -8,18 +8,10 @@ from smallfirst.models.pricing import format_usd
 from smallfirst.path.report.formats import breakable, ms, question_and_context, signed
 
 
-@pytest.mark.parametrize(
-    ("amount", "text"),
-    [
-        (0, "$0.00"),
-        (0.0028, "$0.0028"),
-        (0.05, "$0.050"),
-        (0.996, "$1.00"),
-        (12.345, "$12.35"),
-        (1234.5, "$1,234"),
-        (-2.5, "−$2.50"),
-    ],
-)
+@pytest.mark.parametrize(("amount", "text"), [
+    (0, "$0.00"), (0.0028, "$0.0028"), (0.05, "$0.050"), (0.996, "$1.00"), (12.345, "$12.35"), (1234.5, "$1,234"),
+    (-2.5, "−$2.50"),
+])  # fmt: skip
 def test_an_amount_keeps_the_digits_somebody_can_use(amount: float, text: str) -> None:
     assert format_usd(amount) == text
 

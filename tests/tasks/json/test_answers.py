@@ -27,22 +27,13 @@ TEXT = {"type": "string"}
 FLAT = an_object({"who": TEXT, "n": {"type": "integer"}, "x": {"type": ["number", "null"]}})
 
 
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ('{"n":1,"who":"Ada"}', '{"who": "Ada", "n": 1}'),
-        ('```json\n{"who": "Ada"}\n```', '{"who": "Ada"}'),
-        ('Sure! {"who": "Ada"} Is there more?', '{"who": "Ada"}'),
-        ('The set {a, b} gives {"n": 2}', '{"n": 2}'),
-        ('{"thought": "hm"} {"n": 2}', '{"n": 2}'),
-        ('{"n": 1} {"n": 2}', '{"n": 1}'),
-        ('{"who": "a\nb"}', '{"who": "a\\nb"}'),
-        ('{"who": "\\u00e9 \\ud83d\\ude00 \\/"}', '{"who": "é 😀 /"}'),
-        ('{"n": 2.0, "x": 2.0}', '{"n": 2, "x": 2.0}'),
-        ('{"x": 1E3}', '{"x": 1000.0}'),
-        ("{}", "{}"),
-    ],
-)
+@pytest.mark.parametrize(("text", "answer"), [
+    ('{"n":1,"who":"Ada"}', '{"who": "Ada", "n": 1}'), ('```json\n{"who": "Ada"}\n```', '{"who": "Ada"}'),
+    ('Sure! {"who": "Ada"} Is there more?', '{"who": "Ada"}'), ('The set {a, b} gives {"n": 2}', '{"n": 2}'),
+    ('{"thought": "hm"} {"n": 2}', '{"n": 2}'), ('{"n": 1} {"n": 2}', '{"n": 1}'),
+    ('{"who": "a\nb"}', '{"who": "a\\nb"}'), ('{"who": "\\u00e9 \\ud83d\\ude00 \\/"}', '{"who": "é 😀 /"}'),
+    ('{"n": 2.0, "x": 2.0}', '{"n": 2, "x": 2.0}'), ('{"x": 1E3}', '{"x": 1000.0}'), ("{}", "{}"),
+])  # fmt: skip
 def test_the_first_object_that_fits_is_the_answer(text: str, answer: str) -> None:
     assert read(FLAT, text) == answer
     assert read(FLAT, answer) == answer
@@ -73,19 +64,10 @@ def test_what_does_not_fit_is_no_answer(text: str) -> None:
     assert read(FLAT, text) is None
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "[" * 100_000,
-        '{"a":' * 40_000,
-        '{"a":' * 30_000 + "1" + "}" * 30_000,
-        "{" * MAX_CHARACTERS,
-        '{"' * 100_000,
-        '{"a":1,' * 28_000,
-        '{"a" ' * 40_000,
-        "{}" * (MAX_CHARACTERS // 2) + " ",
-    ],
-)
+@pytest.mark.parametrize("text", [
+    "[" * 100_000, '{"a":' * 40_000, '{"a":' * 30_000 + "1" + "}" * 30_000, "{" * MAX_CHARACTERS, '{"' * 100_000,
+    '{"a":1,' * 28_000, '{"a" ' * 40_000, "{}" * (MAX_CHARACTERS // 2) + " ",
+])  # fmt: skip
 def test_hostile_texts_are_no_answer(text: str) -> None:
     tree = an_object({"kids": {"type": "array", "items": {"$ref": "#"}}, "b": TEXT}, required=["kids"])
     assert read(tree, text) is None

@@ -156,19 +156,11 @@ def test_parts_count_each_field_in_the_order_of_the_schema() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("gold", "said", "score"),
-    [
-        ({"a": 1, "b": "x"}, {"b": "x", "a": 1.0}, 1.0),
-        ({"a": ["x", "y"]}, {"a": ["y", "x"]}, 1.0),
-        ({}, {}, 1.0),
-        ({}, {"a": "x"}, 0.0),
-        ({"a": "x", "b": "y"}, {"a": "x"}, 2 / 3),
-        ({"a": "x", "b": "y"}, {"a": "x", "b": "z"}, 1 / 2),
-        ({"a": True}, {"a": 1}, 0.0),
-        ({"a": "x"}, None, 0.0),
-    ],
-)
+@pytest.mark.parametrize(("gold", "said", "score"), [
+    ({"a": 1, "b": "x"}, {"b": "x", "a": 1.0}, 1.0), ({"a": ["x", "y"]}, {"a": ["y", "x"]}, 1.0), ({}, {}, 1.0),
+    ({}, {"a": "x"}, 0.0), ({"a": "x", "b": "y"}, {"a": "x"}, 2 / 3),
+    ({"a": "x", "b": "y"}, {"a": "x", "b": "z"}, 1 / 2), ({"a": True}, {"a": 1}, 0.0), ({"a": "x"}, None, 0.0),
+])  # fmt: skip
 def test_a_row_scores_one_if_every_field_is_right(gold: Any, said: Any, score: float) -> None:
     assert row(gold, said).score == pytest.approx(score)
 

@@ -43,11 +43,7 @@ def test_steps_are_told_by_what_they_answer_and_where_they_stand(found: Discover
     gate = next(name for name in steps if name not in ("sort", "answer"))  # named by its instruction
     n_going_on = steps["answer"].n_runs
     told = {name: (step.kind, step.place, step.position, step.of) for name, step in steps.items()}
-    assert told == {
-        "sort": ("route", "first", 1, 3),
-        gate: ("stop", "middle", 2, 3),
-        "answer": ("open", "last", 3, 3),
-    }
+    assert told == {"sort": ("route", "first", 1, 3), gate: ("stop", "middle", 2, 3), "answer": ("open", "last", 3, 3)}
     assert [steps[name].follows for name in ("sort", gate, "answer")] == [{"start": 1.0}, {"sort": 1.0}, {gate: 1.0}]
     assert steps[gate].ends == ("no",)
     assert steps["answer"].share == pytest.approx(n_going_on / N)

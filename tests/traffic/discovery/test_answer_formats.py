@@ -41,20 +41,10 @@ def in_frame(prefix: str, suffix: str, labels: tuple[str, ...] = LABELS) -> list
     return [ModelAnswer(f"{prefix}{label}{suffix}") for label in labels for _ in range(10)]
 
 
-@pytest.mark.parametrize(
-    ("prefix", "suffix"),
-    [
-        ("", ""),
-        ("Intent: ", ""),
-        ("The intent is ", "."),
-        ('{"intent": "', '"}'),
-        ('{\n  "intent": "', '"\n}'),
-        ('```json\n{"intent":"', '"}\n```'),
-        ("**", "**"),
-        ("", "\n"),
-        ("<label>", "</label>"),
-    ],
-)
+@pytest.mark.parametrize(("prefix", "suffix"), [
+    ("", ""), ("Intent: ", ""), ("The intent is ", "."), ('{"intent": "', '"}'), ('{\n  "intent": "', '"\n}'),
+    ('```json\n{"intent":"', '"}\n```'), ("**", "**"), ("", "\n"), ("<label>", "</label>"),
+])  # fmt: skip
 def test_a_label_is_found_in_its_frame(prefix: str, suffix: str) -> None:
     found = format_of(in_frame(prefix, suffix))
     assert (found.format.kind, found.format.prefix, found.format.suffix) == ("label", prefix, suffix)

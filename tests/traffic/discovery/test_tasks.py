@@ -83,18 +83,12 @@ def uses(slots: tuple[object, ...]) -> dict[str, str]:
     return {slot.name: slot.use for slot in slots}  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(
-    "stamps",
-    [
-        [f"2026-10-{i % 28 + 1:02}" for i in range(100)],
-        [f"{i % 28 + 1} October 2026" for i in range(100)],
-        [f"Oct {i % 28 + 1}, 2026" for i in range(100)],
-        [f"{10_000 + 7 * i}" for i in range(100)],
-        [f"{i * 7919:016x}" for i in range(100)],
-        [f"INV-{i}" for i in range(100)],
-        [f"2026-10-01T10:{i % 60:02}:00Z" for i in range(100)],
-    ],
-)
+@pytest.mark.parametrize("stamps", [
+    [f"2026-10-{i % 28 + 1:02}" for i in range(100)], [f"{i % 28 + 1} October 2026" for i in range(100)],
+    [f"Oct {i % 28 + 1}, 2026" for i in range(100)], [f"{10_000 + 7 * i}" for i in range(100)],
+    [f"{i * 7919:016x}" for i in range(100)], [f"INV-{i}" for i in range(100)],
+    [f"2026-10-01T10:{i % 60:02}:00Z" for i in range(100)],
+])  # fmt: skip
 def test_stamps_are_ignored(stamps: list[str]) -> None:
     one = template(("user", "Today is ", ".\nMessage: ", ""))
     slots = choose_slots(one, list(zip(stamps, TEXTS, strict=True)), ["a", "b"] * 50)

@@ -154,22 +154,13 @@ async def test_a_2xx_is_good_for_its_time_and_a_refusal_ends_it(tmp_path: Path) 
         assert not sides.ask(one, None, KEY)
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"headers": [(b"authorization", b"Bearer sk-two")]},
-        {"headers": []},
-        {"headers": [(b"x-api-key", b"Bearer sk-one")]},
-        {"headers": [KEY, (b"api-key", b"sk-one")]},
-        {"headers": [KEY, (b"cookie", b"session=1")]},
-        {"headers": [KEY, (b"openai-project", b"p")]},
-        {"tenant": "bob"},
-        {"model": "bigger"},
-        {"path": "/v1/free/chat/completions"},
-        {"query": "key=1"},
-        {"upstream": "https://other.example/v1"},
-    ],
-)
+@pytest.mark.parametrize("other", [
+    {"headers": [(b"authorization", b"Bearer sk-two")]}, {"headers": []},
+    {"headers": [(b"x-api-key", b"Bearer sk-one")]}, {"headers": [KEY, (b"api-key", b"sk-one")]},
+    {"headers": [KEY, (b"cookie", b"session=1")]}, {"headers": [KEY, (b"openai-project", b"p")]},
+    {"tenant": "bob"}, {"model": "bigger"}, {"path": "/v1/free/chat/completions"}, {"query": "key=1"},
+    {"upstream": "https://other.example/v1"},
+])  # fmt: skip
 async def test_it_is_good_for_nothing_else(tmp_path: Path, other: dict) -> None:
     async with sides_over(Ledger(tmp_path / "ledger.db")) as sides:
         one = await sides.another()

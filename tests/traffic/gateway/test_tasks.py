@@ -314,26 +314,17 @@ def test_work_is_waited_for_and_failures_are_logged(caplog):
 ASKED_CHAT = {"model": "m", "messages": [], "temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
 
 
-@pytest.mark.parametrize(
-    ("changes", "why"),
-    [
-        ({}, ""),
-        ({"n": 1, "logprobs": False, "tools": [], "web_search_options": None}, ""),
-        ({"n": 2}, "it asks for n: 2"),
-        ({"logprobs": True}, "it asks for logprobs: True"),
-        ({"store": True}, "it asks for store: True"),
-        ({"web_search_options": {}}, "it sets web_search_options"),
-        ({"n": True}, "it asks for n: True"),
-        ({"logprobs": 0}, "it asks for logprobs: 0"),
-        ({"temperature": 99}, "it asks for temperature: 99"),
-        ({"temperature": "hot"}, "it asks for temperature: hot"),
-        ({"max_tokens": "1"}, "it asks for max_tokens: 1"),
-        ({"max_tokens": 0}, "it asks for max_tokens: 0"),
-        ({"stream": "false"}, "it asks for stream: false"),
-        ({"Model": "m"}, "it sets Model"),
-        ({"messages": [{"role": "user", "content": "a", "audio": {"id": "b"}}]}, "it sets messages"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "why"), [
+    ({}, ""), ({"n": 1, "logprobs": False, "tools": [], "web_search_options": None}, ""),
+    ({"n": 2}, "it asks for n: 2"), ({"logprobs": True}, "it asks for logprobs: True"),
+    ({"store": True}, "it asks for store: True"), ({"web_search_options": {}}, "it sets web_search_options"),
+    ({"n": True}, "it asks for n: True"), ({"logprobs": 0}, "it asks for logprobs: 0"),
+    ({"temperature": 99}, "it asks for temperature: 99"),
+    ({"temperature": "hot"}, "it asks for temperature: hot"), ({"max_tokens": "1"}, "it asks for max_tokens: 1"),
+    ({"max_tokens": 0}, "it asks for max_tokens: 0"), ({"stream": "false"}, "it asks for stream: false"),
+    ({"Model": "m"}, "it sets Model"),
+    ({"messages": [{"role": "user", "content": "a", "audio": {"id": "b"}}]}, "it sets messages"),
+])  # fmt: skip
 def test_a_setting_that_asks_for_more_passes_the_request_on(changes: dict[str, Any], why: str) -> None:
     assert why_not("chat/completions", ASKED_CHAT | changes, closed=True) == why
 

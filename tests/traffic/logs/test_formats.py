@@ -32,73 +32,36 @@ CLAUDE_SAID = {
 CELL = '"' + json.dumps(MESSAGES).replace('"', '""') + '"'
 
 LANGFUSE = {
-    "id": "o1",
-    "traceId": "t1",
-    "type": "GENERATION",
-    "startTime": "2025-11-27T00:00:00.000Z",
-    "endTime": "2025-11-27T00:00:01.500Z",
-    "model": "gpt-4o-mini",
-    "modelParameters": {"temperature": 0},
-    "input": {"messages": MESSAGES, "tools": None},
-    "output": ANSWER,
+    "id": "o1", "traceId": "t1", "type": "GENERATION", "startTime": "2025-11-27T00:00:00.000Z",
+    "endTime": "2025-11-27T00:00:01.500Z", "model": "gpt-4o-mini", "modelParameters": {"temperature": 0},
+    "input": {"messages": MESSAGES, "tools": None}, "output": ANSWER,
     "usageDetails": {"input": 20, "input_cached_tokens": 10, "output": 3, "output_reasoning_tokens": 4, "total": 37},
-    "costDetails": {"total": 0.00001},
-    "level": "DEFAULT",
-}
+    "costDetails": {"total": 0.00001}, "level": "DEFAULT",
+}  # fmt: skip
 LANGFUSE_EXPORT = {
-    "id": "o1",
-    "trace_id": "t1",
-    "type": "GENERATION",
-    "start_time": "2025-11-27 00:00:00.000000",
-    "end_time": "2025-11-27 00:00:01.500000",
-    "provided_model_name": "gpt-4o-mini",
-    "model_parameters": '{"temperature": 0}',
-    "input": json.dumps(MESSAGES),
-    "output": "lost_card",
+    "id": "o1", "trace_id": "t1", "type": "GENERATION", "start_time": "2025-11-27 00:00:00.000000",
+    "end_time": "2025-11-27 00:00:01.500000", "provided_model_name": "gpt-4o-mini",
+    "model_parameters": '{"temperature": 0}', "input": json.dumps(MESSAGES), "output": "lost_card",
     "usage_details": {"input": 20, "input_cached_tokens": 10, "output": 3, "output_reasoning_tokens": 4},
     "total_cost": 0.00001,
-}
+}  # fmt: skip
 OF_LANGFUSE = {
-    "model": "gpt-4o-mini",
-    "prompt_tokens": 30,
-    "cached_tokens": 10,
-    "completion_tokens": 7,
-    "cost_usd": 0.00001,
-    "latency_ms": 1500.0,
-    "at": AT,
-    "trace": "t1",
-}
+    "model": "gpt-4o-mini", "prompt_tokens": 30, "cached_tokens": 10, "completion_tokens": 7, "cost_usd": 0.00001,
+    "latency_ms": 1500.0, "at": AT, "trace": "t1",
+}  # fmt: skip
 LITELLM = {
-    "request_id": "r1",
-    "call_type": "acompletion",
-    "spend": 0.00002,
-    "prompt_tokens": 30,
-    "completion_tokens": 3,
-    "startTime": "2025-11-27T00:00:00+00:00",
-    "endTime": "2025-11-27T00:00:01+00:00",
-    "model": "openai/gpt-4o-mini",
-    "model_group": "gpt-4o-mini",
-    "team_id": "shop",
-    "metadata": json.dumps({"usage_object": {"prompt_tokens_details": {"cached_tokens": 10}}}),
-    "status": "success",
-}
+    "request_id": "r1", "call_type": "acompletion", "spend": 0.00002, "prompt_tokens": 30, "completion_tokens": 3,
+    "startTime": "2025-11-27T00:00:00+00:00", "endTime": "2025-11-27T00:00:01+00:00", "model": "openai/gpt-4o-mini",
+    "model_group": "gpt-4o-mini", "team_id": "shop",
+    "metadata": json.dumps({"usage_object": {"prompt_tokens_details": {"cached_tokens": 10}}}), "status": "success",
+}  # fmt: skip
 LITELLM_LOGGED = {
-    "id": "chatcmpl-1",
-    "litellm_call_id": "r1",
-    "call_type": "completion",
-    "response_cost": 0.00002,
-    "startTime": 1764201600.0,
-    "endTime": 1764201601.0,
-    "model": "gpt-4o-mini",
-    "model_group": "",
-    "metadata": {"usage_object": {"prompt_tokens_details": {"cached_tokens": 10}}},
-    "team_id": "shop",
-    "messages": MESSAGES,
-    "response": RESPONSE,
-    "model_parameters": {"temperature": 0},
-    "prompt_tokens": 30,
+    "id": "chatcmpl-1", "litellm_call_id": "r1", "call_type": "completion", "response_cost": 0.00002,
+    "startTime": 1764201600.0, "endTime": 1764201601.0, "model": "gpt-4o-mini", "model_group": "",
+    "metadata": {"usage_object": {"prompt_tokens_details": {"cached_tokens": 10}}}, "team_id": "shop",
+    "messages": MESSAGES, "response": RESPONSE, "model_parameters": {"temperature": 0}, "prompt_tokens": 30,
     "completion_tokens": 3,
-}
+}  # fmt: skip
 OF_LITELLM = BILLED | NAMED | {"id": "r1", "tenant": "shop", "cost_usd": 0.00002, "latency_ms": 1000.0, "at": AT}
 
 

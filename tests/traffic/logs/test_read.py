@@ -134,18 +134,11 @@ def read(path, content):
     return list(file_records(path))
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        '{"a": 1}\n\n{"a": 2}\n',
-        '\ufeff{"a": 1}\n{"a": 2}',
-        json.dumps(ROWS),
-        json.dumps(ROWS, indent=1),
-        json.dumps({"data": ROWS, "meta": {}}, indent=1),
-        json.dumps({"data": ROWS}),
-        json.dumps({"hits": {"hits": [{"_source": row} for row in ROWS]}}),
-    ],
-)
+@pytest.mark.parametrize("text", [
+    '{"a": 1}\n\n{"a": 2}\n', '\ufeff{"a": 1}\n{"a": 2}', json.dumps(ROWS), json.dumps(ROWS, indent=1),
+    json.dumps({"data": ROWS, "meta": {}}, indent=1), json.dumps({"data": ROWS}),
+    json.dumps({"hits": {"hits": [{"_source": row} for row in ROWS]}}),
+])  # fmt: skip
 def test_lines_lists_and_documents(tmp_path, text):
     assert [record.values for record in read(tmp_path / "log.json", text)] == ROWS
 

@@ -50,22 +50,14 @@ def test_what_asks_nothing(given):
     assert request_body(given) is None
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        RESPONSE,
-        json.dumps(RESPONSE),
-        {"body": RESPONSE},
-        "lost_card",
-        {"role": "assistant", "content": "lost_card"},
-        [{"role": "assistant", "content": "lost_card"}],
-        [{"message": {"role": "assistant", "content": "lost_card"}, "finish_reason": "stop"}],
-        {"completion": "lost_card"},
-        [{"type": "text", "text": "lost_card"}],
-        [{"role": "assistant", "parts": [{"type": "text", "content": "lost_card"}], "finish_reason": "stop"}],
-        {"type": "ai", "content": "lost_card"},
-    ],
-)
+@pytest.mark.parametrize("given", [
+    RESPONSE, json.dumps(RESPONSE), {"body": RESPONSE}, "lost_card",
+    {"role": "assistant", "content": "lost_card"}, [{"role": "assistant", "content": "lost_card"}],
+    [{"message": {"role": "assistant", "content": "lost_card"}, "finish_reason": "stop"}],
+    {"completion": "lost_card"}, [{"type": "text", "text": "lost_card"}],
+    [{"role": "assistant", "parts": [{"type": "text", "content": "lost_card"}], "finish_reason": "stop"}],
+    {"type": "ai", "content": "lost_card"},
+])  # fmt: skip
 def test_one_answer_in_many_shapes(given):
     body = response_body(given)
     assert body is not None
@@ -100,20 +92,10 @@ def test_the_route_is_told_or_guessed():
     assert route_of("", {"messages": []}, RESPONSE) == CHAT
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        1764201600,
-        1764201600.0,
-        "1764201600",
-        1764201600000,
-        "1764201600000000000",
-        "2025-11-27T00:00:00Z",
-        "2025-11-27 00:00:00.000",
-        "2025-11-27T01:00:00+01:00",
-        datetime(2025, 11, 27),
-    ],
-)
+@pytest.mark.parametrize("given", [
+    1764201600, 1764201600.0, "1764201600", 1764201600000, "1764201600000000000", "2025-11-27T00:00:00Z",
+    "2025-11-27 00:00:00.000", "2025-11-27T01:00:00+01:00", datetime(2025, 11, 27),
+])  # fmt: skip
 def test_one_moment_in_many_spellings(given):
     assert moment(given) == datetime(2025, 11, 27, tzinfo=UTC)
 
