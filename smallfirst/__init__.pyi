@@ -32,6 +32,8 @@ from smallfirst.ledger.rows import LedgerRow as LedgerRow
 from smallfirst.ledger.rows import ShadowRow as ShadowRow
 from smallfirst.ledger.rows import StateRow as StateRow
 from smallfirst.ledger.sums import Sums as Sums
+from smallfirst.measuring.data_issues import DataIssue as DataIssue
+from smallfirst.measuring.data_issues import IssueExample as IssueExample
 from smallfirst.measuring.evaluate import Comparison as Comparison
 from smallfirst.measuring.evaluate import EvaluatedRow as EvaluatedRow
 from smallfirst.measuring.evaluate import Evaluation as Evaluation

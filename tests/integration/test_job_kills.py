@@ -76,7 +76,7 @@ def test_a_job_killed_stopped_and_resumed_ends_with_the_weights_of_an_unbroken_o
     eventually(lambda: whole.state == unwanted.state == "QUEUED")
     assert queue.cancel(unwanted)
     eventually(lambda: unwanted.state == "STOPPED")
-    assert event_kinds(unwanted) == ["CREATED", "QUEUED", "STOPPED"]
+    assert [k for k in event_kinds(unwanted) if k != "ESTIMATED"] == ["CREATED", "QUEUED", "STOPPED"]
     eventually(lambda: happened(broken, "CHECKPOINT_SAVED"))
     kill(broken, eventually)  # as it trains
     assert broken.state == "RUNNING"  # it could not record its end
