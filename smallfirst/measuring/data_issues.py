@@ -3,7 +3,7 @@
 Names first: answers outside the list, two versions of the labels or fields, answers of another task. Then who answers
 otherwise: a changed rule, a tenant unlike all others. Last single rows: near copies that disagree, values that stand
 nowhere in the text, answers that are probably wrong (`label_noise`). A row is named once. At most MOST_ROWS rows are
-looked at, some 20 s.
+looked at, some 2 s.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from scipy import optimize, stats
@@ -24,12 +24,13 @@ from smallfirst.data.dataset import fold_text
 from smallfirst.measuring.label_noise import WordsModel, estimate_noise, folds_by
 from smallfirst.models.linear.tfidf import TfidfFeatures
 
+T = TypeVar("T")
 IssueKind = Literal["outside", "versions", "foreign", "rule", "tenant", "copies", "values", "answers"]
 SYSTEMATIC: tuple[IssueKind, ...] = ("versions", "rule", "tenant")
 """Kinds that a certificate cannot average out: unsettled, it promises agreement with the recorded answers alone."""
 SINGLE_ROWS: tuple[IssueKind, ...] = ("copies", "values", "answers")
 """Kinds that models tell row by row: what is done about them must not touch rows that measure or certify."""
-MOST_ROWS, MIN_ROWS = 10_000, 60
+MOST_ROWS, MIN_ROWS = 2_500, 60
 """Rows that are looked at, of more drawn at random; with fewer nothing is looked for."""
 _COSTS: dict[IssueKind, str] = {
     "outside": "a model that keeps to the list cannot give them",
@@ -114,11 +115,16 @@ class DataIssue(Record):
         return lines
 
 
+def looked_at(rows: Sequence[T]) -> Sequence[T]:
+    """Return all rows, or MOST_ROWS of them drawn at random, in their order."""
+    if len(rows) <= MOST_ROWS:
+        return rows
+    return [rows[i] for i in np.sort(np.random.default_rng(0).permutation(len(rows))[:MOST_ROWS])]
+
+
 def find_issues(rows: Sequence[RecordedRow], *, labels: Sequence[str] = ()) -> tuple[DataIssue, ...]:
     """Return the findings, systematic ones first, then the largest; `labels` are the allowed answers, if known."""
-    if len(rows) > MOST_ROWS:
-        rows = [rows[i] for i in np.sort(np.random.default_rng(0).permutation(len(rows))[:MOST_ROWS])]
-    rows = [row._replace(text=row.text[:4000]) for row in rows]
+    rows = [row._replace(text=row.text[:4000]) for row in looked_at(rows)]
     if all(row.at for row in rows):
         rows = sorted(rows, key=lambda row: row.at or datetime.min)
     if len(rows) < MIN_ROWS:

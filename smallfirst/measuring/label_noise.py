@@ -15,8 +15,6 @@ from scipy import linalg
 
 from smallfirst.models.linear.tfidf import TfidfFeatures
 
-MOST_FITTED = 2_500
-"""Rows that the model is fitted on; of more, drawn at random. It judges the others too."""
 _MOST_CHARACTERS = 1_000
 _RIDGE, _FOLDS, _ROUNDS = 1.0, 10, 60
 _TEMPERATURES = np.geomspace(0.02, 0.4, 16)
@@ -28,29 +26,24 @@ class WordsModel:
     """Texts compared by their words; answers of any coding are learnt from them."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        self._n = len(texts)
-        self.fitted = np.sort(np.random.default_rng(0).permutation(self._n)[:MOST_FITTED])
         cut = [text[:_MOST_CHARACTERS] for text in texts]
-        features = TfidfFeatures.fit([cut[i] for i in self.fitted])
-        known = features.matrix([cut[i] for i in self.fitted]).T.tocsr()
-        blocks = (features.matrix(cut[at : at + MOST_FITTED]) for at in range(0, self._n, MOST_FITTED))
-        self._kernel = np.concatenate([(block @ known).toarray().astype(np.float32) for block in blocks])
-        """(texts, fitted texts)."""
+        features = TfidfFeatures.fit(cut).matrix(cut)
+        self._kernel: np.ndarray = (features @ features.T.tocsr()).toarray()
+        """(texts, texts)."""
 
     def held_out(self, targets: np.ndarray, folds: np.ndarray, learn: np.ndarray | None = None) -> np.ndarray:
         """Return what the other folds say of each row's targets, both (rows, targets).
 
         `folds` (rows,) are numbers; rows outside `learn` (rows,), True or False, are judged and not learnt from.
         """
-        chosen = np.arange(len(self.fitted)) if learn is None else np.flatnonzero(learn[self.fitted])
-        at = self.fitted[chosen]
+        at = np.arange(len(targets)) if learn is None else np.flatnonzero(learn)
         if not len(at):
             return np.zeros_like(targets)
         mean = targets[at].mean(axis=0)
-        kernel = self._kernel[np.ix_(at, chosen)].astype(np.float64)
+        kernel = self._kernel[np.ix_(at, at)]
         inverse = linalg.inv(kernel + _RIDGE * np.eye(len(at)), overwrite_a=True, check_finite=False)
         dual = inverse @ (targets[at] - mean)
-        scores: np.ndarray = mean + self._kernel[:, chosen] @ dual
+        scores: np.ndarray = mean + self._kernel[:, at] @ dual
         for fold in np.unique(folds[at]):
             own = np.flatnonzero(folds[at] == fold)
             scores[at[own]] = targets[at[own]] - np.linalg.solve(inverse[np.ix_(own, own)], dual[own])

@@ -10,7 +10,7 @@ from typing import Any
 from smallfirst.data.check import Finding, make_finding, severity_of
 from smallfirst.data.copies import LeakReport, find_leaks
 from smallfirst.data.dataset import Example, sample_rows
-from smallfirst.measuring.data_issues import SINGLE_ROWS, SYSTEMATIC, DataIssue, RecordedRow, find_issues
+from smallfirst.measuring.data_issues import SINGLE_ROWS, SYSTEMATIC, DataIssue, RecordedRow, find_issues, looked_at
 from smallfirst.measuring.evaluate import Evaluation, EvaluationSetup, restrict_to_rows
 from smallfirst.measuring.label_errors import SuspectLine, suspect_line, write_suspects
 from smallfirst.path.project.project import Project, shown_as
@@ -48,9 +48,8 @@ def find_project_issues(project: Project) -> tuple[DataIssue, ...]:
     """Return what seems to be wrong with the answers of all rows, those that measure and certify included."""
     rows = project.rows
     parts = [*(getattr(rows, name) for name in PARTS), rows.left_out]
-    return find_issues(
-        [recorded_row(example) for part in parts for example in part.examples], labels=project.task.closed
-    )
+    examples = looked_at([example for part in parts for example in part.examples])
+    return find_issues([recorded_row(example) for example in examples], labels=project.task.closed)
 
 
 def recorded_row(example: Example) -> RecordedRow:

@@ -40,6 +40,7 @@ from smallfirst.path.project.task_file import TaskFile, read_task_file
 from smallfirst.path.run import try_run
 from smallfirst.path.summary import RunSummary
 from smallfirst.registry.versions import SHADOW
+from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.traffic.harvest import harvest, open_ledger
 from smallfirst.traffic.settings import settings_near
 from smallfirst.traffic.task_source import LEARNT, SECOND_LOOK_AFTER, TakeOver, TakeOvers, TaskSource, Teacher
@@ -142,10 +143,7 @@ def learn(
     version = _version(summary)
     promise, differ, limit = "", None, 1.0
     if certificate.issued:
-        right = "people answered" if accuracy else "the large model answered"
-        doubt = [line for line in certificate.report.rests_on if line.startswith(AGREEMENT)]
-        doubt += ["people's answers train alone: they were not drawn by chance, doubtful rows are in front"] * chosen
-        promise = "; ".join([certificate.guarantee.in_words, f"right is what {right}", *doubt])
+        promise = _promise(certificate, accuracy=accuracy, chosen=chosen)
         limit = certificate.guarantee.max_error or 1.0
         answered = RunFolder(Path(summary.report).parent).evaluation("routed", "test")
         asked = {row.key: int(row.values.get("n", 1)) for row in rows}
@@ -171,6 +169,14 @@ def learn(
     why = "learnt; the small model is compared with the large one before it answers"
     file.put(before.model_copy(update=new).moved("shadow", cause="person", why=why, share=0.0))
     return learnt
+
+
+def _promise(certificate: Certificate, *, accuracy: bool, chosen: bool) -> str:
+    """Return what is promised, by whose answers, and what may be wrong with them; `chosen`: people's were no sample."""
+    right = "right is what people answered" if accuracy else "right is what the large model answered"
+    doubt = [line for line in certificate.report.rests_on if line.startswith(AGREEMENT)]
+    doubt += ["people corrected doubtful rows first, which is no random sample, so their answers only train"] * chosen
+    return "; ".join([certificate.guarantee.in_words, right, *doubt])
 
 
 def read_source(folder: Path) -> TaskSource:

@@ -13,6 +13,7 @@ from fixtures.preflight import task_of
 from smallfirst.base.errors import ConfigError, DataError
 from smallfirst.data.copies import LeakReport
 from smallfirst.data.dataset import Example
+from smallfirst.measuring.data_issues import DataIssue
 from smallfirst.measuring.evaluate import EvaluationSetup, evaluate
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded import request_key
@@ -26,7 +27,7 @@ from smallfirst.path.diagnostics import (
 )
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import RunFolder
-from smallfirst.path.project.settlements import settle, undo
+from smallfirst.path.project.settlements import settle, text_key, undo
 
 LABELS = ("card", "fee", "pin")
 
@@ -183,3 +184,10 @@ def test_what_models_doubt_is_left_out_of_training_rows_alone(tmp_path: Path) ->
     assert {part: len(getattr(rows, part)) for part in before} == before
     assert sum(e.answer not in e.text for e in rows.train.examples) <= 2 < 10
     assert [e.answer for e in rows.calibration.examples] == [e.answer for e in project.rows.calibration.examples]
+
+
+def test_answers_outside_the_list_are_dropped_from_every_part(tmp_path: Path) -> None:
+    example = labelled(tmp_path).rows.calibration.examples[0]
+    issue = DataIssue(kind="outside", what="answers outside the list", n=1, of=100, keys=(text_key(example),))
+    settle(tmp_path, issue, "drop", labels=True)
+    assert example.text not in {e.text for e in labelled(tmp_path).rows.calibration.examples}

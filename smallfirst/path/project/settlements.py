@@ -18,7 +18,7 @@ from smallfirst.base.files import write_atomically
 from smallfirst.base.records import Record, fingerprint, parse_json_lines
 from smallfirst.data.dataset import Example
 from smallfirst.data.row_formats import to_json
-from smallfirst.measuring.data_issues import SINGLE_ROWS, DataIssue, IssueKind
+from smallfirst.measuring.data_issues import SINGLE_ROWS, SYSTEMATIC, DataIssue, IssueKind
 from smallfirst.path.project.rows import PARTS, Rows
 from smallfirst.path.project.task_file import TaskFile
 
@@ -82,7 +82,7 @@ def settle(folder: Path, issue: DataIssue, decision: str, *, labels: bool) -> Se
             f"{issue.id}: {decision!r} settles no finding of this kind", hint=f"one of {', '.join(known)}"
         )
     shared = {name: getattr(issue, name) for name in ("id", "kind", "what", "n", "names", "since", "tenant")}
-    keys = {"keys": issue.keys, "suggested": issue.suggested} if issue.kind in (*SINGLE_ROWS, "foreign") else {}
+    keys = {"keys": issue.keys, "suggested": issue.suggested} if issue.kind not in SYSTEMATIC else {}
     made = Settlement.model_validate({**shared, **keys, "decision": decision, "at": datetime.now(UTC)})
     _write(folder, [*read_settlements(folder), made])
     return made
@@ -103,6 +103,8 @@ def _write(folder: Path, made: Sequence[Settlement]) -> None:
 
 def with_settlements(rows: Rows, made: Sequence[Settlement]) -> Rows:
     """Return the rows as the decisions leave them."""
+    if not made:
+        return rows
     changed = {}
     for name in (*PARTS, "left_out"):
         examples: Sequence[Example] = getattr(rows, name).examples
@@ -111,7 +113,7 @@ def with_settlements(rows: Rows, made: Sequence[Settlement]) -> Rows:
                 change = _change(one)
                 examples = [after for example in examples if (after := change(example)) is not None]
         changed[name] = getattr(rows, name).subset(getattr(rows, name).name, tuple(examples))
-    return rows.model_copy(update=changed) if made else rows
+    return rows.model_copy(update=changed)
 
 
 def renamed(example: Example, made: Sequence[Settlement]) -> Example:
