@@ -6,6 +6,7 @@ calibration and test (Stone 1974). The model that goes live is fitted on all of 
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
@@ -93,8 +94,8 @@ class FoldAnswers(Record):
 
     @property
     def best_epoch(self) -> int:
-        """The epoch of the highest mean score, from 1, of equals the later; 0 without epochs."""
-        return best_epoch(self.curve)
+        """The epoch to keep, as `best_epoch` chooses it."""
+        return best_epoch(self.curve, len(self.answers))
 
     @property
     def of_labels(self) -> bool:
@@ -225,9 +226,16 @@ def calibrate_spans(
     return calibrate_answers(manifest, examples, [(one.text, one.nats) for one in answers], graded=graded)
 
 
-def best_epoch(curve: Sequence[float]) -> int:
-    """Return the epoch of the highest score, from 1, of equals the later; 0 without epochs."""
-    return max(range(1, len(curve) + 1), key=lambda epoch: (round(curve[epoch - 1], 9), epoch), default=0)
+def best_epoch(curve: Sequence[float], n_rows: int = 0) -> int:
+    """Return the last epoch, from 1, whose score is within a standard error of the highest; 0 without epochs.
+
+    Scores are means over `n_rows` rows in [0, 1]; with none, only equals count. Later epochs learnt at a lower rate;
+    the highest of several on some hundred rows is mostly chance (the rule of Breiman et al. 1984, section 3.4.3).
+    """
+    highest = max(curve, default=0.0)
+    error = math.sqrt(max(0.0, highest * (1 - highest)) / n_rows) if n_rows else 0.0
+    near = [epoch for epoch, score in enumerate(curve, 1) if score >= highest - error - 1e-9]
+    return near[-1] if near else 0
 
 
 def _fit_scope(answers: Sequence[RawAnswer], rows: Dataset, manifest: Manifest) -> ScopeParameters | None:

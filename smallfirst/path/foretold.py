@@ -46,7 +46,7 @@ from smallfirst.path.finalists import LOOKS, MAX_FINALISTS
 from smallfirst.path.project.candidate_registry import candidate_names
 from smallfirst.path.project.candidates import project_candidates
 from smallfirst.path.project.project import Project
-from smallfirst.path.project.rows import SPLIT_OFF
+from smallfirst.path.project.rows import rows_to_split_off, split_off
 from smallfirst.path.project.run_folder import CERTIFICATE, OUTCOME, RunFolder
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.looks import next_look, read_before, text_fingerprints
@@ -337,11 +337,12 @@ def _in_file(project: Project, question: OpenQuestion) -> tuple[str, int]:
     if part == "test" and files.test:
         return str(files.test), question.needed.n_more
     validation = sum(len(one) for one in (rows.selection, rows.calibration, rows.left_out))
-    share = 1 - project.file.routing.selection_share if part == "calibration" else 1.0
     if part == "calibration" and files.validation:
-        file, n_data, n_part = files.validation, validation, len(rows.calibration)
-    else:
-        n_data = len(rows.train) + (0 if files.validation else validation) + (0 if files.test else len(rows.test))
-        file, n_part, share = files.train, question.n_now, SPLIT_OFF * share
-    n_rows = math.ceil(question.needed.n_more * (n_data / n_part if n_part else 1 / share))
-    return str(file), round_up_to_two_digits(n_rows)
+        n_data, n_part = validation, len(rows.calibration)
+        share = n_part / n_data if n_part else 1 - project.file.routing.selection_share
+        return str(files.validation), round_up_to_two_digits(math.ceil(question.needed.n_more / share))
+    n_data = len(rows.train) + (0 if files.validation else validation) + (0 if files.test else len(rows.test))
+    now, usual = split_off(n_data), 1 - project.file.routing.selection_share if part == "calibration" else 1.0
+    share = question.n_now / now if question.n_now else usual  # of what is split off, some do not count
+    n_rows = math.ceil(rows_to_split_off(now + question.needed.n_more / share) - n_data)
+    return str(files.train), round_up_to_two_digits(n_rows)

@@ -236,7 +236,7 @@ ValidationCallback = Callable[[Mapping[str, float], Sequence[Sample]], None]
 def validate_labels(model: Any, tokenizer: Any, manifest: Manifest, selection: Dataset) -> ValidationResult:
     """Return the accuracy of a model that answers from label probabilities, and its temperature."""
     scored = LabelScorer(model, tokenizer, manifest).score([example.text for example in selection.examples])
-    return ValidationResult(*calibrate_labels(scored, selection, manifest))
+    return ValidationResult(*calibrate_labels(scored, selection, manifest), len(selection))
 
 
 def validate_generation(model: Any, tokenizer: Any, manifest: Manifest, selection: Dataset) -> ValidationResult:
@@ -248,7 +248,7 @@ def validate_generation(model: Any, tokenizer: Any, manifest: Manifest, selectio
     requests = [GenerationRequest(ids, task.max_answer_tokens, grammar=grammar) for ids in prompts]
     written = Generator(model, tokenizer).generate(requests)
     answers = [(one.text, one.log_probabilities) for one in written]
-    return ValidationResult(*calibrate_answers(manifest, examples, answers))
+    return ValidationResult(*calibrate_answers(manifest, examples, answers), len(examples))
 
 
 @torch.inference_mode()

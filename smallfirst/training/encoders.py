@@ -221,7 +221,7 @@ class EncoderRecipe(RowsOfTask[Task]):
         with as_served(model):
             scorer = model.scorer(several_labels=not self.task.closed)
             scored = scorer.score([example.text for example in self.selection.examples])
-        return ValidationResult(*calibrate_labels(scored, self.selection, manifest))
+        return ValidationResult(*calibrate_labels(scored, self.selection, manifest), len(self.selection))
 
     def read(self, model: SentenceClassifier, manifest: Manifest) -> list[RawAnswer]:
         with as_served(model):
@@ -294,7 +294,7 @@ class FoldRecipe(_Wrapped):
         value, calibrated = FoldAnswers.fit(answers, rows, manifest, 1).calibrated(rows.examples)
         self._read.append((value, tuple(answers)))
         self._manifest = manifest
-        return ValidationResult(value, calibrated)
+        return ValidationResult(value, calibrated, len(rows))
 
     @property
     def found(self) -> ReadFold:
@@ -315,7 +315,8 @@ class RefitRecipe(_Wrapped):
         self._epoch += 1
         curve, of = self.folds.curve, self.folds.manifest
         fitted = {name: getattr(of, name) for name in ("temperature", "label_threshold", "calibration")}
-        return ValidationResult(curve[min(self._epoch, len(curve)) - 1], manifest.model_copy(update=fitted))
+        value = curve[min(self._epoch, len(curve)) - 1]
+        return ValidationResult(value, manifest.model_copy(update=fitted), len(self.folds.answers))
 
 
 def join_folds(folds: Sequence[Fold], read: Sequence[ReadFold]) -> tuple[dict[int, RawAnswer], list[float]]:
@@ -330,7 +331,7 @@ def join_folds(folds: Sequence[Fold], read: Sequence[ReadFold]) -> tuple[dict[in
     for k, (fold, one) in enumerate(zip(folds, read, strict=True)):
         weights = np.delete(sizes, k) if len(read) > 1 else sizes
         others = np.delete(scores, k, axis=0) if len(read) > 1 else scores
-        epoch = best_epoch((weights @ others / weights.sum()).tolist())
+        epoch = best_epoch((weights @ others / weights.sum()).tolist(), round(weights.sum()))
         answers |= dict(zip(fold.at, one.answers[epoch - 1], strict=True))
     curve = (sizes @ scores / sizes.sum()).tolist()
     return dict(sorted(answers.items())), curve

@@ -88,7 +88,8 @@ class MarkingRecipe(RowsOfTask[T]):
 
     def validate(self, model: Any, tokenizer: Any, manifest: Manifest) -> ValidationResult:
         answers = self.read(model, manifest)
-        return ValidationResult(*calibrate_spans(manifest, self.selection.examples, answers, graded=self.graded))
+        found = calibrate_spans(manifest, self.selection.examples, answers, graded=self.graded)
+        return ValidationResult(*found, len(self.selection))
 
 
 class TaggingRecipe(MarkingRecipe[Extract]):

@@ -227,7 +227,7 @@ class _RowsWithEvaluation:
         if self.evaluation:
             rows = self.encode([self.evaluation], tokenizer, manifest.max_tokens)[0]
             loss = mean_loss(model, rows)
-            result = ValidationResult(-loss, manifest, "minus_eval_loss")
+            result = ValidationResult(-loss, manifest, measure="minus_eval_loss")
             figures = {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 50))}
         samples = generate_samples(model, tokenizer, self.eval_prompts, manifest)
         if self.on_validation is not None:

@@ -1,6 +1,6 @@
-"""train(): from rows and a base model to a Run, tracked in MLflow and in an event log, the best epoch kept.
+"""train(): from rows and a base model to a Run, tracked in MLflow and in an event log, one epoch kept.
 
-The weights of the epoch with the best validation score are written at once, so a killed run leaves a usable model;
+The weights of the best epoch so far (`best_epoch`) are written at once, so a killed run leaves a usable model;
 called again on the same folder, train() continues from its checkpoint to the weights of an uninterrupted run.
 """
 
@@ -23,6 +23,7 @@ import torch
 from smallfirst.base.errors import Cancelled, TrainingError
 from smallfirst.base.files import locked
 from smallfirst.base.records import Record, fingerprint
+from smallfirst.measuring.out_of_fold import best_epoch
 from smallfirst.models.batching import usable_cores
 from smallfirst.models.local.weights import release_memory
 from smallfirst.models.manifest import MANIFEST, Manifest, base_sha256, write_manifest
@@ -215,13 +216,14 @@ class _Trainer:
         done.epoch += 1
         with as_kept(self.model):
             result = self.recipe.validate(self.model, self.tokenizer, self.manifest) if self.group.leads else None
-            value = self.group.agree(result.value if result else 0.0)
+            value, keeps = self.group.agree(result.value if result else 0.0), True
             if result:
                 done.validation_curve.append((float(done.epoch), value))
+                keeps = best_epoch([score for _, score in done.validation_curve], result.n_rows) == done.epoch
                 self.tracked.log_metrics(step.step, {result.measure: value})
             words = f"epoch {done.epoch}: {value:.3f}" if result else f"epoch {done.epoch}"
             self.log.append("EPOCH_FINISHED", words, **({result.measure: value} if result else {}))
-            if value >= done.best:  # of equals the later: its learning rate has come further down
+            if self.group.agree(keeps):
                 self._count_time()
                 if self.group.leads:
                     self._save(result.manifest if result else self.manifest)

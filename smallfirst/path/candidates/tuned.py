@@ -70,7 +70,7 @@ class TunedEncoder(Candidate):
         """Return what it learns from."""
 
     def fit(self, project: Project, run_folder: RunFolder) -> float:
-        """Fine-tune on the training rows and keep the epoch that is best on the selection rows."""
+        """Fine-tune on the training rows and keep the epoch that the selection rows choose."""
         folder = run_folder.model_folder(self.name)
         name = f"{run_folder.path.name}-{self.name}"
         run = self.fine_tune(project, self.recipe(project), folder.parent, name, few=False)

@@ -6,6 +6,7 @@ or a schema that the file does not give are taken from the rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -26,8 +27,8 @@ from smallfirst.tasks.task import Task
 PARTS = ("train", "selection", "calibration", "test")
 """Parts of the rows that have answers."""
 _SELECTION_SALT = "claims-desk"  # any would do; with this one the demo's recorded answers are of its calibration rows
-SPLIT_OFF = 0.2
-"""Share of the training rows that becomes validation or test rows if there is no file of them."""
+SPLIT_OFF, SPLIT_OFF_ROOT = 0.2, 10.0
+"""Of `n` training rows, this share or so many times √n, whichever is fewer, become validation or test rows."""
 
 
 class Rows(Record):
@@ -88,7 +89,8 @@ def read_rows(task_file: TaskFile, progress: ProgressCallback = no_progress) -> 
 
     train = read(files.train, kind.row_labels(task_file.settings))
     labels = kind.row_labels(task_file.settings, train)
-    shares = [0.0 if file else SPLIT_OFF for file in (files.validation, files.test)]
+    share = split_off(len(train)) / max(1, len(train))
+    shares = [0.0 if file else share for file in (files.validation, files.test)]
     parts = split(train, validation=shares[0], test=shares[1])
     validation = read(files.validation, labels) if files.validation else parts.validation
     selection, calibration = sample_share(validation, task_file.routing.selection_share, _SELECTION_SALT)
@@ -103,6 +105,20 @@ def read_rows(task_file: TaskFile, progress: ProgressCallback = no_progress) -> 
         skipped=tuple(found.skipped for found in read_so_far if found.skipped),
     )
     return rows if files.out_of_scope_label is None else _set_apart(rows, files.out_of_scope_label)
+
+
+def split_off(n_rows: float) -> float:
+    """Return how many of the training rows become validation rows, or test rows, if there is no file of them.
+
+    A fifth, and from 2,500 rows on 10 √n (1,000 of 10,000): what is measured on them is twice as exact with four times
+    as many rows, while a model goes on learning from each.
+    """
+    return min(SPLIT_OFF * n_rows, SPLIT_OFF_ROOT * math.sqrt(n_rows))
+
+
+def rows_to_split_off(n_part: float) -> float:
+    """Return of how many training rows so many become validation or test rows: the inverse of `split_off`."""
+    return max(n_part / SPLIT_OFF, (n_part / SPLIT_OFF_ROOT) ** 2)
 
 
 def _set_apart(rows: Rows, label: str) -> Rows:

@@ -60,9 +60,9 @@ class DataFiles(Record):
     train: Path
     """Rows to train on; also split for the files that are left out."""
     validation: Path | None = None
-    """Rows to choose and calibrate with; left out: 20 % of train, of each label, by content hash."""
+    """Rows to choose and calibrate with; left out: 20 % of train (10 √n of over 2,500), by label and content hash."""
     test: Path | None = None
-    """Rows to test with, used once; left out: 20 % of train, of each label, by content hash."""
+    """Rows to test with, used once; left out: 20 % of train (10 √n of over 2,500), by label and content hash."""
     open_ended: Path | None = None
     """Requests outside the task (column `prompt`), which should go to the large model."""
     out_of_scope_label: str | None = None

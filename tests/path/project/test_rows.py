@@ -11,6 +11,7 @@ from fixtures.preflight import task_of
 
 from smallfirst.base.errors import DataError
 from smallfirst.path.project.project import Project
+from smallfirst.path.project.rows import rows_to_split_off, split_off
 from smallfirst.path.project.task_file import read_task_file
 
 
@@ -157,3 +158,10 @@ def test_the_same_rows_have_the_same_parts_whatever_the_task_is_called(tmp_path:
         again = Project.read(read_task_file(tmp_path / name)).rows
         parts.append([[e.line for e in part.examples] for part in (again.train, *again.held_out)])
     assert parts[0] == parts[1] == parts[2] == parts[3]
+
+
+def test_of_many_rows_a_smaller_share_is_split_off(tmp_path: Path) -> None:
+    assert [split_off(n) for n in (100, 2500, 10_000)] == [20, 500, 1000]
+    assert [rows_to_split_off(split_off(n)) for n in (100.0, 2500.0, 10_000.0)] == [100, 2500, 10_000]
+    rows = grouped(tmp_path, {"train": [(f"question {i} of its own", str(i)) for i in range(4900)]}).rows
+    assert len(rows.test) == len(rows.selection) + len(rows.calibration) + len(rows.left_out) == 700
