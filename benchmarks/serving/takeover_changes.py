@@ -155,7 +155,7 @@ async def follow(place: Path, task: Path, rows: list[Row], change: str, seed: in
             said = json.loads(small.body)["choices"][0]["message"]["content"]
             found["small"] += 1
             found["wrong"] += said != world.answer(row)[0]
-        elif request.watched:
+        elif request.watched is not None:
             await tasks.passed(request, world.response(row))
         await asyncio.sleep(0)
         while live.router._tasks:

@@ -35,6 +35,8 @@ FOLLOW_S = 1.0
 """Seconds after which a decision is not made before the ledger was read again."""
 MAX_CONCURRENT_AUDITS = 4
 """Audits at the same time; further ones wait, so that audits never crowd out answers."""
+MAX_WAITING_AUDITS = 1_000
+"""Of those that were drawn while so many wait the verdict is missing, which is counted and shown."""
 
 
 class AuditSettings(NamedTuple):
@@ -256,7 +258,7 @@ class AuditedRouter(DelegatingModel):
         route = completion.route
         if route is None or route.task != self.name or not route.audited:
             return
-        if self.auditing.judge == "large":
+        if self.auditing.judge == "large" and len(self._tasks) < MAX_WAITING_AUDITS:
             counts = self.monitor.state == "shadow" if in_shadow is None else in_shadow
             task = asyncio.get_running_loop().create_task(
                 self._audit(id, request, completion, datetime.now(UTC), ask_large, in_shadow=counts)

@@ -370,6 +370,12 @@ def _rate(price: Any, prompt_tokens: int) -> float | None:
     return None if price is None else float(price)
 
 
+MAX_STATED_USD = 1000
+"""Most that one answer is believed to cost."""
+_MAX_TOKENS = 10**8
+"""Most that one answer is believed to have read or written."""
+
+
 class Reported(NamedTuple):
     """What a response says of its bill."""
 
@@ -386,6 +392,14 @@ class Reported(NamedTuple):
         """Return this with what a later part of the same response says."""
         kept = later if later.usd is not None else self
         return Reported(later.tokens or self.tokens, later.tier or self.tier, kept.usd, kept.source)
+
+    @property
+    def credible(self) -> Reported:
+        """Return this without tokens or a cost that no one answer has: a mistake of the provider's, or a lie."""
+        tokens = self.tokens
+        if tokens is not None and max(tokens.prompt_tokens, tokens.completion_tokens) > _MAX_TOKENS:
+            tokens = None
+        return self._replace(tokens=tokens, usd=self.usd if (self.usd or 0.0) <= MAX_STATED_USD else None)
 
 
 def read_usage(response: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Reported:

@@ -76,7 +76,7 @@ def billed(
 
     `headers` are the response's, with lower-case names.
     """
-    reported = read_usage(exchange.response, headers)
+    reported = read_usage(exchange.response, headers).credible
     names = ("prompt_tokens", "cached_tokens", "completion_tokens")
     logged = {name: n for name in names if (n := getattr(exchange, name)) is not None}
     tokens = reported.tokens

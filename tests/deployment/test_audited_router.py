@@ -26,6 +26,7 @@ from fixtures.server import SayingModel
 from fixtures.waiting import until
 
 from smallfirst.base.errors import Unavailable
+from smallfirst.deployment import audited_router
 from smallfirst.deployment.audited_router import AuditedRouter, AuditSettings
 from smallfirst.deployment.review_queue import review_queue
 from smallfirst.deployment.service import MAX_VERDICTS, MonitoringRoutes
@@ -128,6 +129,23 @@ def test_audited_answers_are_held_against_the_large_model_after_the_client_has_t
     judged = {"wrong": False, "judged_by": "large", "cost_usd": 1.0, "charges": charges, "draft": None, "other": None}
     assert audit.model_dump(exclude={"at", "answered_at", "certificate"}) == drawn | judged
     assert (setting.live.monitor.live_error.n, setting.changes) == (1, [("", "live")])
+
+
+async def test_audits_that_wait_for_a_slow_judge_are_bounded(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audited_router, "MAX_WAITING_AUDITS", 2)
+    live, slow = Setting(ledger).live, asyncio.Event()
+    answer = await live.complete(Request.ask("where is my card"))
+
+    async def judge() -> Completion:
+        await slow.wait()
+        return answer
+
+    for i in range(5):
+        live.answered(f"chatcmpl-{i}", Request.ask("where is my card"), answer, ask_large=judge)
+    assert len(live._tasks) == 2
+    slow.set()
+    await asyncio.wait(live._tasks)
+    assert len(ledger.entries(AuditRow)) == 2
 
 
 def test_an_audit_asks_the_judge_with_the_settings_of_the_certificate(ledger: Ledger) -> None:

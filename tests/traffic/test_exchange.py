@@ -37,6 +37,9 @@ def test_what_a_stream_does_not_say_is_estimated_and_said_to_be():
     assert (found.prompt_tokens, found.completion_tokens, found.estimated) == (10, 2, True)
     assert found.cost_usd == pytest.approx(10e-6 + 20e-6)
     assert billed(exchange(cost_usd=0.5), PRICES).cost_usd == 0.5
+    for lie in ({"prompt_tokens": 10**30, "completion_tokens": 1}, {"cost": 1e12}):
+        lied = exchange().model_copy(update={"response": {**exchange().response, "usage": lie}})
+        assert billed(lied, PRICES) == found.model_copy(update={"response": lied.response})
     told = billed(exchange(prompt_tokens=7), PRICES)
     assert (told.prompt_tokens, told.estimated, told.cost_usd) == (7, False, pytest.approx(7e-6))
 

@@ -6,9 +6,11 @@ followed, cookies and `.netrc` are ignored, and a proxy named by the environment
 
 from __future__ import annotations
 
+import asyncio
 import json
+import select
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +19,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import yarl
+from aiohttp.connector import Connection
 
 from smallfirst.base.sync import run_sync
 from smallfirst.models.remote.config import is_loopback
@@ -49,6 +52,49 @@ class ResponseTimeout(ConnectionBroken):
     """The server sent nothing within the timeout; it may still be working on the request."""
 
 
+class _Stale(aiohttp.ClientConnectionError):
+    """A connection of the pool has ended, or has bytes that nobody asked for: nothing was sent."""
+
+
+class _LiveRequest(aiohttp.ClientRequest):
+    """A request that is sent on a live connection alone.
+
+    aiohttp sends on whatever its loop has not seen the end of yet, and takes an answer that came unasked for its own.
+    """
+
+    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+        transport, protocol = conn.transport, conn.protocol
+        if transport is None or protocol is None or protocol.should_close or _has_ended(transport):
+            raise _Stale("the connection has ended")
+        return await super().send(conn)
+
+
+def _has_ended(transport: asyncio.BaseTransport) -> bool:
+    """Return True if the peer has closed its side, or, without TLS, has sent something before it was asked."""
+    line = select.poll()
+    unasked = 0 if transport.get_extra_info("sslcontext") else select.POLLIN
+    line.register(transport.get_extra_info("socket").fileno(), unasked | getattr(select, "POLLRDHUP", 0))
+    return bool(line.poll(0))
+
+
+_MOST_STALE = 8
+
+
+async def _on_a_live_connection(
+    request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    for _ in range(_MOST_STALE):
+        try:
+            return await send(request)
+        except _Stale:
+            await asyncio.sleep(0)  # in which the loop sees what else of the pool has ended
+    return await send(request)
+
+
+LIVE: Mapping[str, Any] = {"request_class": _LiveRequest, "middlewares": (_on_a_live_connection,)}
+"""Arguments of an aiohttp session that sends each request once, and on a live connection."""
+
+
 class HttpSession:
     """The connections of one event loop to one server. Create it inside a running loop and close it there."""
 
@@ -78,6 +124,7 @@ class HttpSession:
             connector=connector,
             headers=headers,
             cookie_jar=aiohttp.DummyCookieJar(),
+            **LIVE,
             auto_decompress=False,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=timeout_s),
         )
@@ -197,7 +244,7 @@ def error_text(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-_UNSENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
+_UNSENT = (_Stale, aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
 """Errors before a connection, TLS and proxy included, is there: the server got nothing to work on."""
 
 

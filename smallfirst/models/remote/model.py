@@ -23,6 +23,7 @@ from pydantic import Field
 from smallfirst.base.errors import AnswerLost, BadAnswer, ConfigError, ModelError, PriceUnknown
 from smallfirst.models.pricing import (
     COST_HEADERS,
+    MAX_STATED_USD,
     Charge,
     PriceBook,
     Reported,
@@ -53,8 +54,6 @@ _log = logging.getLogger("smallfirst.endpoint")
 CHAT = "/chat/completions"
 MAX_HIDDEN_TOKENS = 128 * 1024
 """Tokens that a provider may add to a prompt, or spend on reasoning beyond the length asked for."""
-MAX_STATED_USD = 1000
-"""Most that an endpoint may say one answer costs."""
 MAX_TOKENS_IN_ANSWER = 256 * 1024
 """Most tokens with log-probabilities in one body."""
 

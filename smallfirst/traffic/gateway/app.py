@@ -106,9 +106,9 @@ class Gateway:
         """Serve one request."""
         if scope["type"] != "http":
             raise NotImplementedError(scope["type"])
-        client = Client(receive, send)
+        client, request = Client(receive, send), _head(scope)
         try:
-            await cancel_on_disconnect(self._serve(_head(scope), client), client.until_gone)
+            await cancel_on_disconnect(self._serve(request, client), client.until_gone)
         except ClientDisconnected:
             pass
         except Exception as error:
@@ -119,6 +119,8 @@ class Gateway:
             if client.started:
                 raise BrokenOff(str(error)) from None
             await client.answer(refusal(error))
+        finally:
+            request.watched = None  # which may know the request: what went wrong would stay until a collection
 
     async def _serve(self, request: GatewayRequest, client: Client) -> None:
         public = (request.method, request.path) in self.routes and not request.path.startswith("/v1/")
@@ -182,7 +184,7 @@ class Gateway:
     ) -> None:
         self.counts["passed"] += 1
         capture = self.capture if self.capture and isinstance(body, bytes) and self.capture.wants(request) else None
-        copied = capture is not None or request.watched
+        copied = capture is not None or request.watched is not None
         began = time.perf_counter()
         response = await self.upstreams.send(request, target, body, readable=copied)
         copy = Copy(_MOST_COPIED) if copied else None
@@ -204,7 +206,7 @@ class Gateway:
                 raise
         finally:
             response.close()
-        if self.local is not None and request.watched and copy is not None and copy.whole:
+        if self.local is not None and request.watched is not None and copy is not None and copy.whole:
             await self._tell(request, whole())
 
     async def _tell(self, request: GatewayRequest, answer: UpstreamAnswer) -> None:

@@ -189,7 +189,7 @@ async def _ask(
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         message = f'The upstream "{answer.upstream}" answered in no form of its shape: {error}.'
         raise UpstreamFailed(502, "upstream_invalid", message) from None
-    usage = read_usage(response).tokens or TokenUsage()
+    usage = read_usage(response).credible.tokens or TokenUsage()
     return UpstreamDecision(answer, answers, usage, str(response.get("model") or asked.model))
 
 

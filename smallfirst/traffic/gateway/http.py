@@ -49,8 +49,8 @@ class GatewayRequest:
     """Unique; that of its Exchange as well."""
     at: float = field(default_factory=time.time)
     """When it arrived, in seconds since the epoch."""
-    watched: bool = False
-    """Set it to True in `TakenOverTasks.answer` to get the upstream's answer in `TakenOverTasks.passed`."""
+    watched: Any = None
+    """Set in `TakenOverTasks.answer` where the upstream's answer is wanted in `passed`: what is known until then."""
     credential: tuple[str, str] | None = None
     """Set by `Credentials.accepts`, which the upstream's answer then renews: a hash, never a key."""
     _json: Any = _UNREAD

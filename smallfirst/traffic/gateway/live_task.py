@@ -372,7 +372,7 @@ class Upstream(CallableModel):
 
     def _charge(self, named: str, asked: TaskRequest, response: Json) -> Charge:
         """Return what the answer cost: as it states, by its tokens, or as the recorded ones did on average."""
-        reported = read_usage(response)
+        reported = read_usage(response).credible
         tokens = reported.tokens or estimate_tokens(asked.path, asked.body, response)
         known = reported._replace(tokens=tokens)
         charge = charge_of((named, str(asked.body.get("model") or ""), self.name), known, self._prices)

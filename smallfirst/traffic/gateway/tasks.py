@@ -48,8 +48,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("smallfirst.takeover")
 POLL_INTERVAL_S = 1.0
 """Seconds between two looks at `takeovers.json`."""
-MAX_WAITING = 10_000
-"""Requests that were passed and whose answer is still awaited; older ones are forgotten."""
 
 
 class _Missed(NamedTuple):
@@ -81,7 +79,6 @@ class TakenOverTasks:
         self.tasks: dict[str, LiveTask] = {}
         self._matcher = TaskMatcher({})
         self._failed: dict[str, TakeOver] = {}
-        self._waiting: dict[str, Ruling | _Missed] = {}
         self._background = BackgroundTasks()
         self._stamp = 0
         self._following: asyncio.Task[None] | None = None
@@ -113,7 +110,7 @@ class TakenOverTasks:
         if target is None:
             return None
         if found is None:
-            self._await_upstream(request, _Missed(self.tasks[near or ""], request.tenant))
+            request.watched = _Missed(self.tasks[near or ""], request.tenant)
             return None
         task = self.tasks[found.task]
         closed = found.answer_format.kind == "label"
@@ -125,7 +122,7 @@ class TakenOverTasks:
         )
         ruling = await task.rule(asked)
         if ruling.small is None or ruling.answer is None or why_not_this(raw, ruling.answer):
-            self._await_upstream(request, ruling)
+            request.watched = ruling
             return None
         return await _reply(route, ruling._replace(asked=asked._replace(id=new_id(route))))
 
@@ -136,7 +133,7 @@ class TakenOverTasks:
 
     async def passed(self, request: GatewayRequest, answer: UpstreamAnswer) -> None:
         """Compare what the upstream answered to a request of a task with the small model's draft."""
-        ruling = self._waiting.pop(request.id, None)
+        ruling: Ruling | _Missed | None = request.watched
         if ruling is None or not 200 <= answer.status < 300:
             return  # a request that was refused is no evidence of anything
         if isinstance(ruling, _Missed):
@@ -157,12 +154,6 @@ class TakenOverTasks:
         for task in self.tasks.values():
             await task.aclose()
         self._ledger.close()
-
-    def _await_upstream(self, request: GatewayRequest, what: Ruling | _Missed) -> None:
-        request.watched = True
-        self._waiting[request.id] = what
-        if len(self._waiting) > MAX_WAITING:
-            del self._waiting[next(iter(self._waiting))]
 
     async def _follow(self) -> None:
         """Follow the file, whether or not there are requests."""

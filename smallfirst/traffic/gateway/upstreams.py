@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import re
@@ -14,7 +15,7 @@ import aiohttp
 import yarl
 
 from smallfirst.models.remote.config import is_loopback
-from smallfirst.models.remote.http import IDLE_TIMEOUT_S, certificates, proxy_for
+from smallfirst.models.remote.http import IDLE_TIMEOUT_S, LIVE, MAX_BODY_BYTES, certificates, proxy_for
 from smallfirst.serving.errors import ApiError
 from smallfirst.traffic.gateway.access import Credentials
 from smallfirst.traffic.gateway.http import (
@@ -159,16 +160,26 @@ class Upstreams:
         return answer
 
     async def ask(self, request: GatewayRequest) -> UpstreamAnswer:
-        """Send a whole request on the proxy's own account and return the whole answer. Raise UpstreamFailed."""
-        began = time.perf_counter()
+        """Send a whole request on the proxy's own account and return the whole answer. Raise UpstreamFailed.
+
+        It has MAX_BODY_BYTES at most, and its upstream's `timeout_s` in all.
+        """
+        began, answer = time.perf_counter(), bytearray()
         target, body = self.place(request)
-        response = await self.send(request, target, body, readable=True)
         try:
-            answer = b"".join([piece async for piece in response.pieces()])
-        finally:
-            response.close()
+            async with asyncio.timeout(self.settings.upstreams[target.upstream].timeout_s):
+                response = await self.send(request, target, body, readable=True)
+                try:
+                    async for piece in response.pieces():
+                        answer += piece
+                        if len(answer) > MAX_BODY_BYTES:
+                            raise _failure(ValueError(), target.upstream)
+                finally:
+                    response.close()
+        except TimeoutError as error:
+            raise _failure(error, target.upstream) from None
         latency_ms = 1000 * (time.perf_counter() - began)
-        return UpstreamAnswer(response.status, response.headers, answer, response.upstream, latency_ms)
+        return UpstreamAnswer(response.status, response.headers, bytes(answer), response.upstream, latency_ms)
 
 
 _WRITABLE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
@@ -233,6 +244,7 @@ def _connect(upstream: UpstreamSettings) -> _Connection:
             limit=_MOST_CONNECTIONS, keepalive_timeout=idle_s, ssl=certificates(upstream.base_url)
         ),
         cookie_jar=aiohttp.DummyCookieJar(),
+        **LIVE,
         auto_decompress=False,
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=upstream.timeout_s),
         max_line_size=64 * 1024,

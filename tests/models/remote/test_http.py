@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
+import threading
 
 import pytest
+from fixtures.gateway import raw_upstream, read_message
 
 from smallfirst.models.remote import http
 from smallfirst.models.remote.http import BlockingSession, ConnectionBroken, HttpSession
@@ -35,3 +38,34 @@ def test_line_beyond_the_limit_breaks_the_stream(server: Server, monkeypatch: py
         response = session.send("POST", "/", {})
         with pytest.raises(ConnectionBroken, match="a line of more than 100 bytes"):
             list(session.events(response))
+
+
+@pytest.mark.parametrize(
+    "then", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstray"], ids=["ended", "sent more"]
+)
+def test_a_connection_that_ended_or_spoke_unasked_while_the_loop_was_busy_carries_no_request(then: bytes) -> None:
+    asked, done = [], threading.Event()
+
+    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append((await read_message(reader))[2])
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n" + asked[-1])
+        await writer.drain()
+        await asyncio.sleep(0.05)  # an answer of its own on the line
+        writer.write(then)
+        await writer.drain()
+        if not then:
+            writer.close()
+            await writer.wait_closed()
+        done.set()
+
+    async def ask(port: int) -> None:
+        session = HttpSession(f"http://127.0.0.1:{port}", timeout_s=5)
+        for body in (b"one", b"two"):
+            assert await (await session.post("/v1/chat/completions", body)).read() == body
+            assert done.wait(20)  # the loop stands still meanwhile
+            done.clear()
+        await session.aclose()
+
+    with raw_upstream(once) as port:
+        asyncio.run(ask(port))
+    assert asked == [b"one", b"two"]

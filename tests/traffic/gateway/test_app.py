@@ -38,7 +38,7 @@ class Small:
         asked = (request.json() or {})["ask"]
         if asked == "fail":
             raise RuntimeError(asked)
-        request.watched = asked == "watch"
+        request.watched = "known" if asked == "watch" else None
         return json_response({"answer": "small"}) if asked == "small" else None
 
     async def start(self) -> None: ...
@@ -47,6 +47,26 @@ class Small:
         self.seen.append((request.id, answer))
 
     async def aclose(self) -> None: ...
+
+
+def test_what_the_proxy_asks_on_its_own_account_has_a_size_and_a_time(
+    proxied: Proxied, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ask(request: GatewayRequest, upstreams: Upstreams) -> GatewayResponse:
+        return json_response(len((await upstreams.ask(request)).body))
+
+    async def drips(_: object, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n")
+        for _ in range(20):
+            writer.write(b"x")
+            await asyncio.sleep(0.1)
+
+    monkeypatch.setattr("smallfirst.traffic.gateway.upstreams.MAX_BODY_BYTES", 100)
+    monkeypatch.setitem(proxied.gateway.routes, ("POST", "/v1/own"), ask)
+    proxied.upstream.script, proxied.other.script = answer(b"x" * 101), drips
+    assert code(proxied.send(post("/v1/own"), CHAT)) == ("502 Bad Gateway", "upstream_invalid")
+    slow = post("/v1/own", CHAT, "x-smallfirst-upstream: second")
+    assert code(proxied.send(slow, CHAT)) == ("504 Gateway Timeout", "upstream_timeout")
 
 
 def test_an_answer_to_head_has_a_length_and_no_body(proxied: Proxied) -> None:

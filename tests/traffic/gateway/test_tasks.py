@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import uuid
@@ -22,6 +23,7 @@ from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, LedgerRow, ShadowRow, StateRow
 from smallfirst.traffic.gateway.draft_watch import DraftWatch
 from smallfirst.traffic.gateway.http import BackgroundTasks, GatewayRequest, GatewayResponse, UpstreamAnswer
+from smallfirst.traffic.gateway.live_task import Ruling
 from smallfirst.traffic.gateway.tasks import TakenOverTasks, TaskMatcher, why_not, why_not_this
 from smallfirst.traffic.task_source import AnswerFormat, TaskSource, TaskTemplate, Teacher, TemplateSlot
 from smallfirst.traffic.wire import ModelAnswer, Prompt, ToolCall, Turn, read_prompt
@@ -112,8 +114,16 @@ async def test_an_empty_case_is_the_upstreams_and_says_nothing_of_the_task(serve
         for text, known in (("", False), (" \n", False), (UNCERTAIN, True)):
             asked = request(text)
             assert await app.tasks.answer(asked, app) is None
-            assert asked.watched is known
+            assert (asked.watched is not None) is known
             assert (app.tasks.find(read_prompt(asked.path, asked.json())) is not None) is known
+
+
+async def test_nothing_is_kept_of_a_request_whose_answer_never_comes(serve):
+    async with serve(0.0) as app:
+        for text, _ in CASES[:5]:
+            assert await app.tasks.answer(request(text), app) is None
+        gc.collect()
+        assert not [one for one in gc.get_objects() if isinstance(one, Ruling)]
 
 
 async def test_an_upstream_that_repeats_its_ids_loses_no_answer(serve, caplog):
