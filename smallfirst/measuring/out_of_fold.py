@@ -35,6 +35,8 @@ from smallfirst.models.protocol import Completion
 
 IMPOSSIBLE = -500.0
 """Log-probability in nats below which a label is one that the fold's model never saw."""
+Z_ONE_SIDED = 1.645
+"""Quantile of the normal distribution for 5 %, one-sided."""
 DIGITS = 5
 """Decimals of a stored log-probability."""
 
@@ -227,15 +229,19 @@ def calibrate_spans(
 
 
 def best_epoch(curve: Sequence[float], n_rows: int = 0) -> int:
-    """Return the last epoch, from 1, whose score is within a standard error of the highest; 0 without epochs.
+    """Return the last epoch, from 1, whose score is not significantly below the highest; 0 without epochs.
 
-    Scores are means over `n_rows` rows in [0, 1]; with none, only equals count. Later epochs learnt at a lower rate;
-    the highest of several on some hundred rows is mostly chance (the rule of Breiman et al. 1984, section 3.4.3).
+    Scores are means over `n_rows` rows in [0, 1], compared by the test for two proportions (5 %, one-sided); with no
+    rows only equals count. Later epochs learnt at a lower rate, and what separates epochs on some hundred rows is
+    mostly chance: see benchmarks/results/encoder_candidates.md.
     """
     highest = max(curve, default=0.0)
-    error = math.sqrt(max(0.0, highest * (1 - highest)) / n_rows) if n_rows else 0.0
-    near = [epoch for epoch, score in enumerate(curve, 1) if score >= highest - error - 1e-9]
-    return near[-1] if near else 0
+
+    def near(score: float) -> bool:
+        variance = sum(max(0.0, p * (1 - p)) for p in (highest, score)) / n_rows if n_rows else 0.0
+        return highest - score <= Z_ONE_SIDED * math.sqrt(variance) + 1e-9
+
+    return max((epoch for epoch, score in enumerate(curve, 1) if near(score)), default=0)
 
 
 def _fit_scope(answers: Sequence[RawAnswer], rows: Dataset, manifest: Manifest) -> ScopeParameters | None:

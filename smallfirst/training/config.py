@@ -57,7 +57,7 @@ class TrainConfig(Record):
     """True: a layer's activations are computed again in the backward pass instead of kept: a third more work, and long
     rows fit. None: if they would not fit otherwise. The model is the same."""
     patience: int | None = pydantic.Field(default=None, ge=1)
-    """Stop after so many epochs in a row that score a standard error below the best. None: train to the end."""
+    """Stop after so many epochs in a row that score significantly below the best. None: train to the end."""
     weight_decay: float = pydantic.Field(default=0.01, ge=0)
     """Decoupled, on matrices only."""
     clip_norm: float = pydantic.Field(default=1.0, gt=0)

@@ -71,8 +71,8 @@ def test_temperature_is_that_of_the_answers_whose_label_the_fold_knew() -> None:
     assert FoldAnswers.model_validate_json(found.model_dump_json()) == found
 
 
-def test_the_best_epoch_is_the_last_one_within_a_standard_error() -> None:
-    assert [best_epoch((0.8, 0.9, 0.885, 0.86), n) for n in (0, 100, 400, 10_000)] == [2, 3, 3, 2]  # of 100: 0.03
+def test_the_best_epoch_is_the_last_one_not_clearly_below() -> None:
+    assert [best_epoch((0.8, 0.9, 0.885, 0.86), n) for n in (0, 100, 400, 10_000)] == [2, 4, 3, 2]
     assert [best_epoch(curve) for curve in ((), (0.4,), (0.5, 0.7, 0.7, 0.6), (0.7, 0.1 + 0.6))] == [0, 1, 3, 2]
 
 
