@@ -99,6 +99,8 @@ class Guess(NamedTuple):
     """Column by role; for `fields` several, separated by commas."""
     rows: list[dict[str, Any]]
     """The rows in the task's own columns."""
+    parts: dict[str, list[dict[str, Any]]]
+    """Those of the source's other parts, where these do not stand as they are."""
     source: Source
     converted: Converted | None
     """The rows of a format that is no table."""
@@ -154,16 +156,22 @@ def guess(source: Source, chosen: Mapping[str, str], where: str) -> Guess:
     readings = read_table(table, chosen)
     if not readings:
         raise _nothing_answers(where, table, chosen)
-    label = readings[0].columns.get("label")
-    if label and converted is None and not source.parts and "label" not in chosen:
-        converted = _taken_apart(table.rows, label)
-        table = converted.table if converted else table
-        readings = read_table(table, chosen) if converted else readings
+    label, parts = readings[0].columns.get("label"), dict[str, Table]()
+    if label and converted is None and "label" not in chosen and (separator := _separator(table, label)):
+        note = f'"{label}" has several labels a text, joined by "{separator}"; with --label {label} they are one'
+        converted = Converted(table := _taken_apart(table, label, separator), notes=(note,))
+        readings = read_table(table, chosen)
+        for part in source.parts.keys() - {"train"}:
+            raw = load_raw(source.parts[part])[0]
+            unused += [Problem(row.path, row.line, row.values) for row in raw if isinstance(row.values, str)]
+            given = Table([row.values for row in raw if isinstance(row.values, dict)])
+            parts[part] = _taken_apart(given, label, separator)
     best = readings[0]
     return Guess(
         kind=best.kind,
         columns=best.columns,
         rows=_canonical(table.rows, best, converted.about if converted else ""),
+        parts={part: _canonical(rows.rows, best, "") for part, rows in parts.items()},
         source=source,
         converted=converted,
         title=importer.title if importer else "",
@@ -172,16 +180,16 @@ def guess(source: Source, chosen: Mapping[str, str], where: str) -> Guess:
     )
 
 
-def _taken_apart(rows: Sequence[Mapping[str, Any]], name: str) -> Converted | None:
-    """Return the rows with lists of labels where the column joins several, such as Login|Refund; None elsewhere."""
-    given = [as_text(row[name]) for row in rows if not is_blank(row.get(name))]
-    separator = joined_by(given)
-    if not separator:
-        return None
-    lists = [[part.strip() for part in as_text(row.get(name) or "").split(separator) if part.strip()] for row in rows]
-    table = Table([{**row, name: labels or None} for row, labels in zip(rows, lists, strict=True)])
-    note = f'"{name}" has several labels a text, joined by "{separator}"; with --label {name} they are one'
-    return Converted(table, notes=(note,))
+def _separator(table: Table, name: str) -> str:
+    """Return what joins several labels in the column, such as "|" in Login|Refund; empty if nothing does."""
+    return joined_by(as_text(row[name]) for row in table.rows if not is_blank(row.get(name)))
+
+
+def _taken_apart(table: Table, name: str, separator: str) -> Table:
+    """Return the rows with lists of labels."""
+    given = [as_text(row.get(name) or "").split(separator) for row in table.rows]
+    lists = [[part.strip() for part in parts if part.strip()] for parts in given]
+    return Table([{**row, name: labels or None} for row, labels in zip(table.rows, lists, strict=True)])
 
 
 def _importer_of(rows: Sequence[RawRow]) -> Importer | None:

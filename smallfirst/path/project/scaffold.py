@@ -123,6 +123,8 @@ def scaffold(
         model = found.converted.model if found.converted else ""
         mark = {"teacher": model, "labelled_on": ""} if model else {}  # as rows that `smallfirst label` writes
         _write_lines(_free(folder / ROWS_FILE), [row | mark for row in found.rows])
+        for part, rows in found.parts.items():
+            _write_lines(_free(folder / f"{part}.jsonl"), rows)
         if unused:
             _write_lines(folder / UNUSED_FILE, [problem._asdict() for problem in unused])
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,7 +143,8 @@ def _data(folder: Path, source: str, found: Guess) -> tuple[dict[str, Any], tupl
     passages = [to_json(row["context"]) for row in found.rows if row.get("context")]
     shared = len(set(passages)) < _OWN_PASSAGES * len(passages)  # rows on one passage are not independent
     if not found.as_it_stands:
-        return {"train": ROWS_FILE} | ({"columns": {"group": "context"}} if shared else {}), found.unused
+        others = {part: f"{part}.jsonl" for part in found.source.parts if part in found.parts}
+        return {"train": ROWS_FILE, **others} | ({"columns": {"group": "context"}} if shared else {}), found.unused
     parts = found.source.parts or {"train": Path(source)}
     data: dict[str, Any] = {part: _relative(path, folder) for part, path in parts.items()}
     columns = found.columns | ({"group": found.columns["context"]} if shared else {})

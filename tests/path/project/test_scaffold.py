@@ -165,6 +165,19 @@ def test_several_labels_in_one_column_become_lists_and_can_stay_one(tmp_path: Pa
     assert 'labels that seem to be several, joined by "|"' in [one.what for one in found.findings]
 
 
+def test_several_labels_become_lists_in_every_part_of_a_folder(tmp_path: Path) -> None:
+    (folder := tmp_path / "parts").mkdir()
+    for part, n in (("train", 10), ("validation", 2), ("test", 1)):  # few rows alone do not show what joins labels
+        given = [f"{a}|{b}" if i % 3 else a for i in range(n) for a in TOPICS for b in TOPICS if a != b]
+        lines = (f"{part} question {i} about {x},{x}\n" for i, x in enumerate(given))
+        (folder / f"{part}.csv").write_text("message,topic\n" + "".join(lines))
+    made = scaffold(tmp_path / "several", str(folder), {})
+    rows = Project.read(read_task_file(made.task_yaml), Progress(quiet=True)).rows
+    every = [one for part in (rows.train, rows.selection, rows.test) for one in part.examples]
+    assert {label for one in every for label in json.loads(one.answer)} == set(TOPICS)
+    assert len(rows.test.examples) == len(TOPICS) * (len(TOPICS) - 1)
+
+
 def test_rows_are_counted_alike_and_a_header_alone_is_said(tmp_path: Path, table: Path) -> None:
     table.write_text(table.read_text() + "\n;\nno label;\n;card\na;b;c\n")
     made = scaffold(tmp_path / "task", str(table), {})
