@@ -28,6 +28,7 @@ The command line prints these without a traceback; anything else is a bug and sh
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -139,6 +140,14 @@ def as_missing_extra(error: ModuleNotFoundError) -> SmallfirstError | ModuleNotF
     """Return MissingExtra if an optional package could not be imported, any other error as it is."""
     package = (error.name or "").partition(".")[0]
     return MissingExtra("This step", EXTRAS[package], package=package) if package in EXTRAS else error
+
+
+def as_full_disk(error: Exception) -> SmallfirstError | None:
+    """Return what to say of an error that a full disk or a spent quota has raised in any library; else None."""
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+    where = getattr(error, "filename", None) or "a file of this command"
+    hint = "make room there, or set SMALLFIRST_HOME or TMPDIR to another disk; then give the same command again"
+    return SmallfirstError(f"{where} cannot be written: its disk is full", hint=hint) if full else None
 
 
 class StageMissing(SmallfirstError):

@@ -158,7 +158,7 @@ def _create(folder: Path) -> None:
 def _unusable(folder: Path, why: str) -> ConfigError:
     return ConfigError(
         f"the state folder {folder} cannot be used: {why}",
-        hint="set SMALLFIRST_HOME to a folder you can write, or mend the permissions",
+        hint="set SMALLFIRST_HOME to a folder you can write, or mend its permissions or its disk",
     )
 
 

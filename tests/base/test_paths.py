@@ -128,7 +128,7 @@ def test_a_file_in_its_place_is_an_error_that_says_what_to_do(tmp_path: Path, mo
         home()
     assert str(caught.value) == (
         f"the state folder {tmp_path}/state cannot be used: it is a file, not a folder\n"
-        "  next: set SMALLFIRST_HOME to a folder you can write, or mend the permissions"
+        "  next: set SMALLFIRST_HOME to a folder you can write, or mend its permissions or its disk"
     )
 
 

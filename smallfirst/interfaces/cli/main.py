@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 import smallfirst
-from smallfirst.base.errors import SmallfirstError, as_missing_extra
+from smallfirst.base.errors import SmallfirstError, as_full_disk, as_missing_extra
 from smallfirst.base.extensions import Registry
 from smallfirst.base.progress import disable_tqdm_in_pipes
 from smallfirst.interfaces.cli.options import as_typed
@@ -75,8 +75,8 @@ class CommandGroup(click.Group):
         disable_tqdm_in_pipes()  # before task.yaml loads candidates, whose modules may import PyTorch
         try:
             return super().invoke(ctx)
-        except (SmallfirstError, ModuleNotFoundError) as error:
-            known = as_missing_extra(error) if isinstance(error, ModuleNotFoundError) else error
+        except Exception as error:
+            known = as_missing_extra(error) if isinstance(error, ModuleNotFoundError) else as_full_disk(error) or error
             if not isinstance(known, SmallfirstError):
                 raise
             click.echo(as_typed(ctx, f"{type(known).__name__}: {known}"), err=True)

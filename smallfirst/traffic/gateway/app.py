@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import math
 import socket
 import time
 from collections import Counter
@@ -245,8 +244,8 @@ def _head(scope: Mapping[str, Any]) -> GatewayRequest:
 
 DRAIN_S = 30
 """Seconds that running answers have when the proxy is told to stop."""
-LIMITS = ConnectionLimits(max_head_bytes=256 * 1024, max_connections=100_000, body_s=math.inf)
-"""Bodies are passed on while they arrive, at whatever pace."""
+LIMITS = ConnectionLimits(max_head_bytes=256 * 1024, max_connections=100_000, body_s=60.0, body_bytes_per_s=1024)
+"""Slow lines and speech as it is spoken pass; who sends less for ever would hold what is buffered, or an upstream."""
 
 
 def run(gateway: Gateway, listener: socket.socket) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shlex
@@ -69,6 +70,17 @@ def test_every_example_of_a_verbs_help_is_a_command_line_that_is_understood(verb
             assert found is not None
             command = found
         command.make_context(command.name, words)
+
+
+def test_a_full_disk_is_told_without_a_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, *_: object) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("smallfirst.path.project.scaffold.write_atomically", full)
+    (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"text {i},{i % 2}\n" for i in range(20)))
+    ran = call("init", str(tmp_path / "task"), "--from", str(tmp_path / "rows.csv"))
+    assert (ran.exit_code, "task.yaml cannot be written: its disk is full" in ran.output) == (1, True)
+    assert "give the same command again" in ran.output
 
 
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(desk_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

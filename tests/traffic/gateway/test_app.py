@@ -6,10 +6,12 @@ import asyncio
 import json
 
 import pytest
+from fixtures.gateway import run_gateway
 from fixtures.waiting import until
 
 from smallfirst.serving.errors import ApiError
-from smallfirst.traffic.gateway.app import Handler
+from smallfirst.traffic.gateway import app
+from smallfirst.traffic.gateway.app import Gateway, Handler
 from smallfirst.traffic.gateway.http import GatewayRequest, GatewayResponse, UpstreamAnswer, json_response
 from smallfirst.traffic.gateway.upstreams import Upstreams
 from tests.traffic.gateway.conftest import Proxied, Script, answer, settings
@@ -67,6 +69,15 @@ def test_what_the_proxy_asks_on_its_own_account_has_a_size_and_a_time(
     assert code(proxied.send(post("/v1/own"), CHAT)) == ("502 Bad Gateway", "upstream_invalid")
     slow = post("/v1/own", CHAT, "x-smallfirst-upstream: second")
     assert code(proxied.send(slow, CHAT)) == ("504 Gateway Timeout", "upstream_timeout")
+
+
+def test_a_body_has_a_least_pace(proxied: Proxied, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = app.LIMITS.model_copy(update={"body_s": app.LIMITS.body_s / 300})
+    monkeypatch.setattr(app, "LIMITS", limits)
+    with run_gateway(Gateway(proxied.gateway.settings)) as port:
+        status, _, body = proxied._replace(port=port).send(post("/v1/chat/completions", CHAT * 2), CHAT)
+    assert (status, json.loads(body)["error"]["code"]) == ("HTTP/1.1 408 Request Timeout", "request_timeout")
+    assert proxied.upstream.asked == []
 
 
 def test_an_answer_to_head_has_a_length_and_no_body(proxied: Proxied) -> None:
