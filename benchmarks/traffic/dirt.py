@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any, NamedTuple
 
 from benchmarks.traffic.cases import TASKS
@@ -43,6 +44,7 @@ class Row(NamedTuple):
         return self.at, self.tenant, self.text, self.answer
 
 
+@cache
 def clean_cases(name: str) -> list[tuple[str, Any]]:
     """Return the texts of a set with their right answers: labels, or dicts without what is null."""
     found = TASKS["hosted_banking77" if name == "banking77" else name]().cases

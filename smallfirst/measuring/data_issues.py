@@ -155,7 +155,8 @@ class _Search:
         yield from self._outside()
         kinds = Counter(type(answer) for answer in self.answers if answer is not None)
         self.kind = kinds.most_common(1)[0][0] if kinds else str
-        if self._open():
+        texts = {answer for answer in self.answers if isinstance(answer, str)}
+        if self.kind is str and len(texts) > self.n / 3:  # they are no labels
             yield from self._copies(np.zeros(self.n))
             return
         yield from self._versions()
@@ -168,10 +169,6 @@ class _Search:
         yield from self._values()
         yield from self._copies(self._wrong(self.folds))
         yield from self._probably_wrong(self._wrong(self.folds))
-
-    def _open(self) -> bool:
-        """Return True for texts that are no labels."""
-        return self.kind is str and len({a for a in self.answers if isinstance(a, str)}) > self.n / 3
 
     @cached_property
     def model(self) -> WordsModel:
@@ -200,7 +197,7 @@ class _Search:
                 place=self.rows[i].place, text=self.rows[i].text[:300], given=_as_text(self.rows[i].answer)[:200],
                 suggested=said.get(i, "")[:200],
             )
-            for i in list(at)[:_EXAMPLES]
+            for i in list(at)[:: max(1, len(at) // _EXAMPLES)][:_EXAMPLES]  # not the surest alone
         ]  # fmt: skip
         by_key = {self.rows[i].key: answer for i, answer in said.items()}
         keys = tuple(dict.fromkeys(self.rows[i].key for i in at))
@@ -274,9 +271,16 @@ class _Search:
             texts = ["\n".join(self._values_of(name)) or "-" for name in (*old, *new)]
             alike = TfidfFeatures.fit(texts).matrix(texts)
             near = near + (alike[len(old) :] @ alike[: len(old)].T).toarray() / 2
-        pairs = zip(*optimize.linear_sum_assignment(-near), strict=True)  # a rename gives each name one other
-        least = {b: 0.1 + 0.1 / len(rows[name]) for b, name in enumerate(new)}
-        return {new[b]: old[a] for b, a in pairs if a < len(old) and near[b, a] > least[b]}
+        at = optimize.linear_sum_assignment(-near)  # a rename gives each name one other
+
+        def is_clear(b: int, a: int) -> bool:
+            """Return True if all pairs together fit clearly worse without this one, which costs all rows of a name."""
+            n, others = len(rows[new[b]]), near.copy()
+            others[b, a] = -9.0
+            worse = near[at].sum() - others[optimize.linear_sum_assignment(-others)].sum()
+            return bool(near[b, a] > 0.1 + 0.1 / n and (self.kind is dict or worse > 0.3 / n))
+
+        return {new[b]: old[a] for b, a in zip(*at, strict=True) if a < len(old) and is_clear(b, a)}
 
     def _values_of(self, name: str) -> list[str]:
         found = (a[name] for a in self.answers if isinstance(a, dict) and a.get(name) is not None)
@@ -354,7 +358,7 @@ class _Search:
             shown = stats.false_discovery_control([test[0] for test in tests]) if tests else ()
             for (_, more, p, g), chance in zip(tests, shown, strict=True):
                 if chance < _LEVEL and more >= 0.3:
-                    day, own = self._changed(one, said == p, p, g)
+                    day, own = self._changed(one, scores[:, p] > scores[:, g], p, g)
                     before, after = (one.categories[k] or "no value" for k in (p, g))
                     names[f"{one.name}: {before}" if one.name else before] = after
                     days.append(day)
@@ -451,7 +455,8 @@ class _Search:
         for i in at:
             one, scores, _ = max(self.said, key=lambda entry: entry[2][i])
             said[i] = f"{one.name}: " * bool(one.name) + (one.categories[int(scores[i].argmax())] or "no value")
-        yield self._issue("answers", "answers that are probably wrong", at, said)
+        what = f"answers that are probably wrong (some {wrong[at].sum():,.0f} of them are)"
+        yield self._issue("answers", what, at, said)
 
 
 def _chance(hits: int, n: int, others: int, n_others: int) -> float:

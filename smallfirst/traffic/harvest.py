@@ -152,7 +152,7 @@ def harvest(project: Project, out: Path = Path("harvested.jsonl"), *, people_onl
                 reasons[row.id] = "unfit" if seems_foreign(row.steps) else known
             elif not text.strip() or not found[1]:
                 reasons[row.id] = "no_text"
-            elif (answer := project.task.parse(found[1])) is None or _n_turns(row) > 1:
+            elif (answer := project.task.parse(found[1])) is None or sum(r != "system" for r, _ in _turns(row)) > 1:
                 reasons[row.id] = "unfit"
             elif found[0] != "large" or not people_only:
                 votes.append(_Vote(row.id, row.at, text, found[0], answer))
@@ -217,10 +217,6 @@ def _said(row: LedgerRow, audit: AuditRow | None, marks: Sequence[FeedbackRow]) 
 def _turns(row: LedgerRow) -> list[tuple[str, str]]:
     """Return role and content of each stored message; empty if none was stored."""
     return [(role, content) for role, content in json.loads(row.request_text or "[]")]
-
-
-def _n_turns(row: LedgerRow) -> int:
-    return sum(role != "system" for role, _ in _turns(row))
 
 
 class _HarvestedRow(NamedTuple):

@@ -164,7 +164,7 @@ def label(
         refused=refused,
         counts=dict(Counter(one.fate for one in outcomes)),
         trust=agreement_with_people(checked, project.task),
-        paid_usd=_paid_usd(answers),
+        paid_usd=sum(answer.cost_usd for answer in answers.values()),
         stopped=stopped,
     )
     kept = [one for one in outcomes if one.fate == "kept"]
@@ -288,7 +288,7 @@ async def _ask_in_turn(
     known = _answers(path, asked)
     missing = [request for text, request in asked.items() if text not in known]
     _need_consent(teacher, missing, options)
-    cap = SpendingCap(options.cap_usd, _paid_usd(known))
+    cap = SpendingCap(options.cap_usd, sum(answer.cost_usd for answer in known.values()))
     try:
         with project.progress.bar(f"asking {teacher.model.name}", len(asked), "answers") as update:
             await record(
@@ -371,10 +371,6 @@ def _answers(path: Path, asked: dict[str, Request]) -> dict[str, RecordedAnswer]
     by_key = {answer.key: answer for answer in read_recording(path)[1]}
     found = {text: by_key.get(request_key(request)) for text, request in asked.items()}
     return {text: answer for text, answer in found.items() if answer is not None}
-
-
-def _paid_usd(answers: dict[str, RecordedAnswer]) -> float:
-    return sum(answer.cost_usd for answer in answers.values())
 
 
 def _today() -> str:

@@ -125,13 +125,11 @@ def text_of(content: Any) -> tuple[str, bool]:
         return content, False
     if not isinstance(content, Sequence):
         return "", True
-    texts = [part.get("text") if isinstance(part, dict) and _is_text(part) else part for part in content]
+    kinds = ("text", "input_text", "output_text")
+    own = (part for part in content if not isinstance(part, dict) or part.get("type", "text") in kinds)
+    texts = [part.get("text") if isinstance(part, dict) else part for part in own]
     words = [text for text in texts if isinstance(text, str)]
     return "\n".join(words), len(words) < len(content)
-
-
-def _is_text(part: Json) -> bool:
-    return part.get("type", "text") in ("text", "input_text", "output_text")
 
 
 def objects(items: Any) -> list[Json]:

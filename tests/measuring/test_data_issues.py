@@ -69,7 +69,7 @@ def test_wrong_answers_are_found_with_what_the_others_say() -> None:
     assert wrong == set(found.keys)
     assert found.suggested == {row.key: row.answer for row in labelled() if row.key in wrong}
     assert found.examples[0].suggested in NOUNS
-    assert found.in_words[0] == "answers that are probably wrong: 18 of 360 rows (5.0%)"
+    assert found.in_words[0] == "answers that are probably wrong (some 18 of them are): 18 of 360 rows (5.0%)"
     assert found.in_words[1].endswith("up to 5.0% of the answers")
 
 

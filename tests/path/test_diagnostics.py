@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,22 @@ def test_what_models_doubt_is_left_out_of_training_rows_alone(tmp_path: Path) ->
     assert {part: len(getattr(rows, part)) for part in before} == before
     assert sum(e.answer not in e.text for e in rows.train.examples) <= 2 < 10
     assert [e.answer for e in rows.calibration.examples] == [e.answer for e in project.rows.calibration.examples]
+
+
+@pytest.mark.parametrize(("decision", "left_out"), [("new", ("card", False)), ("old", ("pin", True))])
+def test_of_a_changed_rule_what_the_other_one_got_wrong_is_left_out(
+    tmp_path: Path, decision: str, left_out: tuple[str, bool]
+) -> None:
+    day = datetime(2026, 10, 15, tzinfo=UTC)
+    rule = DataIssue(kind="rule", what="a rule", n=9, of=240, keys=("k",), names={"card": "pin"}, since=day)
+
+    def answers() -> list[tuple[str, bool]]:
+        rows = recorded(tmp_path, 240).rows
+        return [(e.answer, datetime.fromisoformat(e.at) >= day) for e in (*rows.train.examples, *rows.test.examples)]
+
+    before = answers()
+    settle(tmp_path, rule, decision, labels=True)
+    assert answers() == [one for one in before if one != left_out] != before
 
 
 def test_answers_outside_the_list_are_dropped_from_every_part(tmp_path: Path) -> None:

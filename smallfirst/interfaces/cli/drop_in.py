@@ -156,7 +156,10 @@ def _in_words(found: Discovery) -> list[str]:
         bill = "?" if task.usd_per_month is None else format_usd(task.usd_per_month)
         rows.append([task.name, answers, f"{task.n_requests:,}", bill, *shares, task.verdict])
     rest = [f"no task: {rest.n_requests:,} {rest.what}" for rest in found.rest]
-    doubts = [f"{task.name}: {line}" for task in found.tasks for issue in task.issues for line in issue.in_words[:2]]
+    doubts = []
+    for task in found.tasks:
+        doubts += [f"{task.name}: {line}" for issue in task.issues for line in issue.in_words[:2]]
+        doubts += [f"  settle it: smallfirst review {task.folder}"] * bool(task.issues and task.folder)
     table = format_table(rows) if found.tasks else []
     lines = [*table, *rest, *doubts, *_steps_in_words(found), headline(found)]
     if found.problems:

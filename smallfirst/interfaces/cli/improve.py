@@ -230,7 +230,7 @@ def review(
 def _settle(task_yaml: Path, decisions: Iterable[str], *, ask: bool) -> list[dict[str, Any]]:
     """Settle findings by `ID=DECISION`, else ask for each on a terminal or list them; return those that are left."""
     from smallfirst.path.diagnostics import unsettled_issues
-    from smallfirst.path.project.settlements import choices, settle
+    from smallfirst.path.project.settlements import EFFECTS, choices, settle
 
     folder = load_task_file(task_yaml).folder
     try:
@@ -239,6 +239,7 @@ def _settle(task_yaml: Path, decisions: Iterable[str], *, ask: bool) -> list[dic
         return []
     labels = bool(project.task.closed)
     left = {issue.id: issue for issue in unsettled_issues(project)}
+    n_found = len(left)
     for line in filter(None, map(str.strip, decisions)):
         start, _, decision = line.partition("=")
         ids = [id for id in left if id.startswith(start.strip())]
@@ -250,12 +251,15 @@ def _settle(task_yaml: Path, decisions: Iterable[str], *, ask: bool) -> list[dic
     for issue in list(left.values()) if ask else ():
         click.echo(f"\n{issue.id[:8]}  " + "\n".join(issue.in_words))
         known = choices(issue, labels=labels)
+        click.echo("\n".join(f"  {one:<6} {EFFECTS[one]}" for one in known))
         if not sys.stdin.isatty():
             click.echo(f"  settle it: --settle {issue.id[:8]}={'|'.join(known)}")
             continue
         said = click.prompt("  decide", type=click.Choice([*known, "skip"]), default="skip")
         if said != "skip":
             click.echo(_settled_words(settle(folder, left.pop(issue.id), said, labels=labels)))
+    if len(left) < n_found:
+        click.echo(f"next: smallfirst {'learn' if (folder / 'source.json').exists() else 'run'} {task_yaml}")
     return [{"choices": choices(i, labels=labels), "id": i.id} | i.model_dump(mode="json") for i in left.values()]
 
 

@@ -17,7 +17,7 @@ from smallfirst.base.files import write_atomically
 from smallfirst.base.progress import ProgressCallback, format_table, no_progress
 from smallfirst.data.importers.recognize import Guess, guess, read_source
 from smallfirst.data.importers.table import ROLES
-from smallfirst.data.row_formats import Columns, to_json
+from smallfirst.data.row_formats import Columns, is_blank, to_json
 from smallfirst.data.sources.load import load_raw, load_valid, without_collections
 from smallfirst.path.project.task_file import TaskFile, read_task_file
 from smallfirst.tasks import DEFAULT_KIND, TASK_KINDS
@@ -50,7 +50,7 @@ class Scaffold(NamedTuple):
         lines += ["", *(f"  {line}" for line in _table(found.rows)), ""]
         lines += [f"note: {note}" for note in (found.converted.notes if found.converted else ())]
         lines += [f"or: {other}" for other in found.others]
-        if others := found.other_columns:
+        if others := [name for name in found.other_columns if name not in _beside(found)]:
             lines.append(f"columns that are not used: {', '.join(others)}")
         if self.unused:
             counts = Counter(problem.rule.partition(":")[0] for problem in self.unused).most_common(3)
@@ -148,13 +148,19 @@ def _data(folder: Path, source: str, found: Guess) -> tuple[dict[str, Any], tupl
     parts = found.source.parts or {"train": Path(source)}
     data: dict[str, Any] = {part: _relative(path, folder) for part, path in parts.items()}
     columns = found.columns | ({"group": found.columns["context"]} if shared else {})
-    if different := {role: name for role, name in columns.items() if role != name}:
+    if different := _beside(found) | {role: name for role, name in columns.items() if role != name}:
         data["columns"] = different
     good, problems = load_valid(parts["train"], columns=Columns.model_validate(different))
     bad = {(problem.path, problem.line): problem for problem in problems}
     if bad:
         data["skip_bad_rows_up_to"] = math.ceil(100 * len(bad) / (len(bad) + len(good))) / 100
     return data, tuple(bad.values())
+
+
+def _beside(found: Guess) -> dict[str, str]:
+    """Return the columns of when and by whom every row was asked, if rows are read as they stand."""
+    rows = [row.values for row in found.source.rows if found.as_it_stands and isinstance(row.values, dict)]
+    return {name: name for name in ("at", "tenant") if rows and not any(is_blank(row.get(name)) for row in rows)}
 
 
 def _out_of_scope_label(found: Guess) -> str | None:

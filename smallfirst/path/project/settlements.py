@@ -24,8 +24,15 @@ from smallfirst.path.project.task_file import TaskFile
 
 REVIEW = "review.jsonl"
 Decision = Literal["map", "drop", "accept", "new", "old", "keep"]
-"""map: old names become new ones · drop: leave the rows out · accept: what the other rows say is right · new, old: that
-rule holds, so rows of the other one are left out · keep: the answers are right as they are."""
+EFFECTS: Mapping[Decision, str] = {
+    "map": "old names become the new ones, in all rows",
+    "drop": "leave the rows out; of two versions all rows under old names",
+    "accept": "what the other rows say is right",
+    "new": "the new rule holds: leave out what was answered by the old one before that day",
+    "old": "the old rule holds: leave out what was answered by the new one since that day",
+    "keep": "the answers are right as they are",
+}
+"""What a decision does. About single rows it changes training rows alone."""
 _CHOICES: Mapping[IssueKind, tuple[Decision, ...]] = {
     "versions": ("map", "drop", "keep"),
     "rule": ("new", "old", "keep"),
@@ -144,9 +151,10 @@ def _change(one: Settlement) -> Callable[[Example], Example | None]:
         if one.kind == "versions":
             return None if names & _names(example) else example
         if one.kind == "rule" and one.since is not None:
-            about = example.shape != "label" or example.answer in names | set(one.names.values())
+            is_old = one.decision == "old"  # then what lost rows to another answer is right as it is, early and late
+            about = example.shape != "label" or example.answer in (one.names.values() if is_old else names)
             late = bool(example.at) and datetime.fromisoformat(example.at) >= one.since
-            return None if about and late == (one.decision == "old") else example
+            return None if about and late == is_old else example
         if one.kind == "tenant":
             return None if example.tenant == one.tenant else example
         key = text_key(example) if keys else ""

@@ -48,7 +48,8 @@ def find_format(answers: Sequence[ModelAnswer], asked: str = "") -> FoundFormat 
     tool = Counter(_tool(answer) for answer in finished).most_common(1)[0][0]
     if tool is None:
         return None
-    texts = [_text(answer, tool) for answer in finished if _tool(answer) == tool]
+    own = (answer for answer in finished if _tool(answer) == tool)
+    texts = [answer.tool_calls[0].arguments if tool else answer.text for answer in own]
     kept = [text for text in texts if text.strip()]
     if len(kept) < MIN_READ * len(finished):
         return None
@@ -89,10 +90,6 @@ def _called_format(finished: Sequence[ModelAnswer]) -> FoundFormat | None:
         return None
     found = AnswerFormat(kind="label", calls=True, prefix=arguments)
     return FoundFormat(found, labels, check_format(found, finished))
-
-
-def _text(answer: ModelAnswer, tool: str) -> str:
-    return answer.tool_calls[0].arguments if tool else answer.text
 
 
 def _shown(answer: ModelAnswer) -> str:

@@ -128,7 +128,11 @@ def foretell_fields(cases: Sequence[Case], max_error: float, run: PlannedRun, sc
     model marks a value that does not come back from its text.
     """
     texts, usual, said, n = _columns(cases)
-    both = [[_example(*pair) for pair in zip(texts, answers, strict=True)] for answers in (usual, said)]
+    asked = [(Message(role="user", content=text),) for text in texts]
+    both = [
+        [Example(messages=q, answer=as_text(a), shape="target") for q, a in zip(asked, answers, strict=True)]
+        for answers in (usual, said)
+    ]
     plan = learn_plan(Extract(name="task", json_schema=dict(schema)), both[0][:_PLANNED])
     if plan.why:
         nothing = Estimate(value=0.0, low=0.0, high=0.0, n=len(texts))
@@ -145,10 +149,6 @@ def foretell_fields(cases: Sequence[Case], max_error: float, run: PlannedRun, sc
 def _columns(cases: Sequence[Case]) -> tuple[Sequence[str], Sequence[Any], Sequence[Any], Sequence[int]]:
     texts, usual, said, n = zip(*(cases[i] for i in drawn_cases([case[0] for case in cases])), strict=True)
     return texts, usual, said, n
-
-
-def _example(text: str, answer: object) -> Example:
-    return Example(messages=(Message(role="user", content=text),), answer=as_text(answer), shape="target")
 
 
 def _seen(field: FieldPlan, row: AnsweredRow) -> str:

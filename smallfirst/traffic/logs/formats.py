@@ -300,10 +300,6 @@ def _sum(tokens: Any, more: Any) -> Any:
 _LITELLM_ROUTES = {"responses": "/v1/responses", "embedding": "/v1/embeddings", "text_completion": "/v1/completions"}
 
 
-def _is_litellm(values: Row) -> bool:
-    return "call_type" in values and bool({"spend", "response_cost"} & values.keys())
-
-
 def _litellm(values: Row) -> Iterable[Entry]:
     asked = as_object(values.get("proxy_server_request"))
     asked = as_object(asked.get("body")) or asked
@@ -391,10 +387,6 @@ def _decoded(value: Any) -> Any:
 _OPERATIONS = ("chat", "text_completion", "generate_content", "responses", "completion")
 _OPENINFERENCE_KIND = "openinference.span.kind"
 _AGENT = "gen_ai.agent.name"
-
-
-def _is_opentelemetry(values: Row) -> bool:
-    return "resourceSpans" in values or _is_flat_span(values)
 
 
 def _is_flat_span(values: Row) -> bool:
@@ -539,10 +531,10 @@ def _value(given: Any) -> Any:
     return whole(value) if kind == "intValue" else value
 
 
-OPENTELEMETRY = LogFormat(_is_opentelemetry, _opentelemetry)
+OPENTELEMETRY = LogFormat(lambda values: "resourceSpans" in values or _is_flat_span(values), _opentelemetry)
 MLFLOW = LogFormat(lambda values: bool(_mlflow_spans(values)), _mlflow)
 LANGFUSE = LogFormat(_is_langfuse, _langfuse)
-LITELLM = LogFormat(_is_litellm, _litellm)
+LITELLM = LogFormat(lambda values: "call_type" in values and bool({"spend", "response_cost"} & values.keys()), _litellm)
 LOG_FORMATS: Registry[LogFormat] = Registry(
     "smallfirst.log_formats",
     {

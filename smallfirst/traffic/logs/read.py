@@ -204,14 +204,10 @@ def file_records(file: Path) -> Iterator[RawRow]:
         yield from _table_records(file)
         return
     try:
-        with _opened(file) as opened:
-            yield from _json_records(str(file), opened)
+        with gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb") as opened:
+            yield from _json_records(str(file), opened)  # type: ignore[arg-type]
     except (OSError, EOFError, zlib.error) as error:
         yield RawRow(str(file), 1, f"not readable: {error}")
-
-
-def _opened(file: Path) -> IO[bytes]:
-    return gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb")  # type: ignore[return-value]
 
 
 def _json_records(path: str, opened: IO[bytes]) -> Iterator[RawRow]:

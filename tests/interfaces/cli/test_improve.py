@@ -107,11 +107,14 @@ def test_findings_are_listed_settled_by_a_file_and_taken_back(tmp_path: Path) ->
     write_task(tmp_path, {"train": map(line, range(360))}, data={"columns": {"tenant": "tenant"}})
     (found,) = json.loads(call("review", tmp_path, "--json").output)["issues"]
     assert (found["kind"], found["tenant"], found["choices"]) == ("tenant", "t5", ["drop", "keep"])
-    assert f"settle it: --settle {found['id'][:8]}=drop|keep" in call("review", tmp_path).output
+    listed = call("review", tmp_path).output
+    assert f"settle it: --settle {found['id'][:8]}=drop|keep" in listed
+    assert "  keep   the answers are right as they are\n" in listed
     assert "0 findings have this id" in failed(call("review", tmp_path, "--settle", "zz=drop"), 2)
     (tmp_path / "decided.txt").write_text(f"{found['id'][:6]}=drop\n")
     said = call("review", tmp_path, "--decisions", tmp_path / "decided.txt").output
     assert said.startswith('drop: tenant "t5" is answered unlike all others')
+    assert f"next: smallfirst run {tmp_path}" in said
     assert json.loads(call("review", tmp_path, "--json").output)["issues"] == []
     assert call("review", tmp_path, "--undo").output.startswith("taken back: drop")
     assert len(json.loads(call("review", tmp_path, "--json").output)["issues"]) == 1

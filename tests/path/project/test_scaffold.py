@@ -55,6 +55,9 @@ def test_a_table_is_named_where_it_stands(tmp_path: Path, table: Path) -> None:
     )
     project = Project.read(task_file)
     assert project.task.closed == ("card", "pin", "refund")
+    lines = zip(table.read_text().splitlines(), ["tenant", *"ab" * 60], strict=True)
+    table.write_text("".join(f"{line};{tenant}\n" for line, tenant in lines))
+    assert init(tmp_path / "of two", from_=table).data.columns.tenant == "tenant"
 
 
 @pytest.mark.parametrize(
