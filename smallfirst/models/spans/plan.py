@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from smallfirst.base.records import Record
 from smallfirst.data.dataset import Example
-from smallfirst.models.spans.values import NUMBER_FORMS, TEXT_FORMS, occurrences, spelled_places
+from smallfirst.models.spans.values import NUMBER_FORMS, TEXT_FORMS, TIME_FORMS, occurrences, spelled_places
 from smallfirst.tasks.extract import Extract
 from smallfirst.tasks.json.answers import AnswerCheck
 from smallfirst.tasks.json.fields import comparison_key, flatten
@@ -29,9 +29,9 @@ LEAST_EXACT = 0.5
 """Share of the values of a marked field that must come back as the rows write them."""
 SAMPLE = 500
 """Rows, about, from which is learned how values are written."""
-_FORMS = (("date", "date_dmy"), NUMBER_FORMS, TEXT_FORMS)
+_FORMS = (("date", "date_dmy"), TIME_FORMS, NUMBER_FORMS, TEXT_FORMS)
 """Of each group a field has one form at most: what one reads, the others read too."""
-_ORDER = ("date", "date_dmy", *NUMBER_FORMS, *TEXT_FORMS)
+_ORDER = ("date", "date_dmy", *TIME_FORMS, *NUMBER_FORMS, *TEXT_FORMS)
 """In which a field's forms are tried: what reads anything comes last."""
 _LEAST_SHARE = 0.01
 """Of a field's values that a form must reproduce."""

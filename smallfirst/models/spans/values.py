@@ -3,9 +3,10 @@
 `text` as it stands · `spaced` with single spaces for line breaks and other white space · `commas` with ", " for line
 breaks · `lower`, `upper` spaced and in that case · `number` 1.234,50 € as 1234.5, words up to twelve included ·
 `thousands` the same, with 2.150 as 2150 · `digits` a whole number as a text · `date`, `date_dmy` in figures or written
-out as an ISO date, month or day first where 03/05/2024 leaves it open. What no form gives back exactly still has a
-place in the text if it stands there without regard to white space, case and punctuation. The answer to a question
-stands in its context verbatim, or after the folding by which answers are compared.
+out as an ISO date, month or day first where 03/05/2024 leaves it open · `time`, `time_pm` half past 11 in the morning
+as 11:30; where nothing says which half of the day, hours to nine are of its first or its second. What no form gives
+back exactly still has a place in the text if it stands there without regard to white space, case and punctuation. The
+answer to a question stands in its context verbatim, or after the folding by which answers are compared.
 """
 
 from __future__ import annotations
@@ -37,11 +38,27 @@ _NUMBERS = [
     )
 ]
 _THOUSANDS = re.compile(r"(?<=\d)\.(?=\d{3}(?!\d))")
+TIME_FORMS = ("time", "time_pm")
 NUMBER_FORMS = ("number", "thousands", "digits")
 TEXT_FORMS = ("text", "spaced", "commas", "lower", "upper")
 """Forms of a value that is words of the text."""
 _ARTICLES = {"a", "an", "the"}
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_HOUR = rf"(?P<hour>\d{{1,2}}|{'|'.join(_WORDS[1:])})"
+_DAYTIME = r"(?:,? ?(?:in the |at )?(?P<part>[ap]\.?m\b\.?|morning|afternoon|evening|night))"
+_BEFORE = r"(?<![\w:.])(?:(?P<before>morning|afternoon|evening)(?: at)? )?"
+_TIMES = [
+    re.compile(form, re.ASCII | re.IGNORECASE)
+    for form in (
+        rf"{_BEFORE}(?P<minutes>half|quarter)[ -](?P<side>past|to)[ -]{_HOUR}\b{_DAYTIME}?",
+        rf"{_BEFORE}{_HOUR}[:.](?P<minute>[0-5]\d)(?![\d:.]\d){_DAYTIME}?",
+        rf"{_BEFORE}{_HOUR}(?: ?o'?clock)?{_DAYTIME}",
+        rf"{_BEFORE}{_HOUR} ?o'?clock",
+        rf"(?:(?<=\bat )|(?<=\bby )|(?<=\baround )|^){_HOUR}(?![\w:.]\w)",
+        rf"(?P<before>morning|afternoon|evening) (?:at )?{_HOUR}(?![\w:.]\w)",
+        r"\b(?P<named>noon|midnight)\b",
+    )
+]
 _WORD = re.compile(rf"\b(?:{'|'.join(_WORDS)})\b", re.IGNORECASE)
 
 
@@ -70,6 +87,8 @@ def read_value(words: str, form: str) -> Any:
     if form in TEXT_FORMS:
         joined = " ".join((re.sub(r"[\s,]*\n", ", ", words) if form == "commas" else words).split())
         return (joined.lower() if form == "lower" else joined.upper() if form == "upper" else joined) or None
+    if form in TIME_FORMS:
+        return _time(words, afternoon=form == "time_pm")
     if form in NUMBER_FORMS:
         number = _number(_THOUSANDS.sub("", words) if form == "thousands" else words)
         return number if form != "digits" else str(number) if isinstance(number, int) else None
@@ -108,10 +127,33 @@ def _is_within_word(text: str, at: int) -> bool:
 @functools.lru_cache(maxsize=4096)
 def _reads(text: str, form: str) -> list[tuple[int, int, Any]]:
     """Return start, end and value of all that the text holds in a form; a row's fields look for theirs in turn."""
-    patterns = [*_NUMBERS, _WORD] if form in NUMBER_FORMS else _DATES
+    patterns = [*_NUMBERS, _WORD] if form in NUMBER_FORMS else _TIMES if form in TIME_FORMS else _DATES
     found = sorted({place.span() for pattern in patterns for place in pattern.finditer(text)})
     read = [(start, end, read_value(text[start:end], form)) for start, end in found]
-    return [one for one in read if one[2] is not None]
+    read = [one for one in read if one[2] is not None]
+    if form in TIME_FORMS:  # "half past 2" is not at 2
+        read = [one for one in read if not any(a <= one[0] and one[1] <= b and (a, b) != one[:2] for a, b, _ in read)]
+    return read
+
+
+def _time(words: str, *, afternoon: bool) -> str | None:
+    """Return the time of day as HH:MM; `afternoon` decides about hours up to twelve where nothing else does."""
+    read = next((found for form in _TIMES if (found := form.fullmatch(words))), None)
+    if read is None:
+        return None
+    said = {name: (value or "").lower().replace(".", "") for name, value in read.groupdict().items()}
+    if named := said.get("named"):
+        return "12:00" if named == "noon" else "00:00"
+    hour = _WORDS.index(said["hour"]) if said["hour"] in _WORDS else int(said["hour"])
+    part = said.get("part") or said.get("before")
+    if not part and afternoon and 0 < hour < 10 and not said["hour"].startswith("0"):
+        part = "pm"
+    if part and hour <= 12:
+        hour = hour % 12 + (0 if part in ("am", "morning") else 12)
+    minute = {"half": 30, "quarter": 15}.get(said.get("minutes", ""), int(said.get("minute") or 0))
+    if said.get("side") == "to":
+        hour, minute = hour - 1, 60 - minute
+    return f"{hour:02}:{minute:02}" if 0 <= hour < 24 else None
 
 
 def _number(words: str) -> int | float | None:

@@ -23,6 +23,17 @@ def test_every_place_of_a_value_is_found(value: Any, form: str, words: list[str]
     assert [TEXT[start:end] for start, end in found] == words
 
 
+def test_bare_hours_stand_where_a_time_is_said() -> None:
+    text = "For 2 people at 7 tonight, or half past 2 in the afternoon, not 12:15 a.m."
+    found = {value: occurrences(text, value, "time_pm") for value in ("19:00", "14:30", "00:15", "14:00")}
+    assert [[text[a:b] for a, b in places] for places in found.values()] == [
+        ["7"],
+        ["half past 2 in the afternoon"],
+        ["12:15 a.m."],
+        [],
+    ]
+
+
 def test_white_space_and_case_are_folded_only_where_the_task_folds_them() -> None:
     assert occurrences("to New\n York now", "new york", "text", "case") == [(3, 12)]
     assert occurrences("to New\n York now", "new york", "text") == []
@@ -72,6 +83,14 @@ def test_a_value_is_found_in_other_spelling(value: str, words: list[str]) -> Non
         ("03/05/2024", "date_dmy", "2024-05-03"),
         ("30", "date", None),
         ("5 May", "date", None),  # without a year it is no date
+        ("half past 11 in the morning", "time", "11:30"),
+        ("quarter to 12 pm", "time", "11:45"),
+        ("afternoon 1:30", "time", "13:30"),
+        ("six", "time", "06:00"),
+        ("six", "time_pm", "18:00"),
+        ("noon", "time_pm", "12:00"),
+        ("06:15", "time_pm", "06:15"),
+        ("25:00", "time", None),
     ],
 )
 def test_marked_words_are_read_in_their_form(words: str, form: str, value: Any) -> None:
