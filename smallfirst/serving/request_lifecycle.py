@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.registry import Collector
 from starlette.types import Receive, Scope, Send
 
-from smallfirst.ledger.ledger import Ledger
+from smallfirst.ledger.ledger import Ledger, LedgerUnavailable
 from smallfirst.ledger.rows import LedgerRow, attempt_rows
 from smallfirst.models.pricing import charges_json, known_usd, stated, tokens_of
 from smallfirst.models.protocol import (
@@ -351,7 +351,9 @@ class ModelEndpoint:
             columns = {"error_code": refusal.code, **(usage_columns(used) if used else {})}
             try:
                 await call.write(row.model_copy(update=columns))
-            except Exception:  # the client still gets its error
+            except LedgerUnavailable as away:  # the client still gets its error
+                _log.warning("%s: the ledger did not take a row: %s", id, away)
+            except Exception:
                 _log.exception("%s: the ledger did not take a row", id)
         if not isinstance(error, ClientDisconnected):
             # Without the timeout a client that has stopped reading would hold this up for ever.

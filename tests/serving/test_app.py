@@ -183,10 +183,12 @@ def test_an_answer_that_cannot_be_recorded_is_not_given_out_and_not_asked_for_ag
     assert "[DONE]" not in streamed
 
 
-def test_while_the_ledger_takes_no_row_no_model_is_asked_and_clients_may_try_again(start, echo, monkeypatch) -> None:
+def test_while_the_ledger_takes_no_row_no_model_is_asked_and_clients_may_try_again(
+    start, echo, monkeypatch, caplog
+) -> None:
     server = start(m=echo)
 
-    async def away() -> None:
+    async def away(*rows: Any) -> None:
         raise LedgerUnavailable("no connection")
 
     def ask() -> httpx.Response:
@@ -195,8 +197,10 @@ def test_while_the_ledger_takes_no_row_no_model_is_asked_and_clients_may_try_aga
     monkeypatch.setattr(server.ledger, "ready", away)
     assert ask().status_code == 200  # the last row was written, so it is not asked
     server.ledger._failing = True
+    monkeypatch.setattr(server.ledger, "append_async", away)
     echo.started.clear()
     refused = ask()
+    assert [one.exc_info for one in caplog.records if "did not take a row" in one.message] == [None]
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
     assert "x-should-retry" not in refused.headers
     assert refused.json()["error"]["code"] == "ledger_unavailable"
