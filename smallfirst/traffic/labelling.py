@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from smallfirst.base.paths import home
 from smallfirst.base.progress import Progress
 from smallfirst.base.records import Record, fingerprint
 from smallfirst.base.stats.intervals import Estimate, wilson
+from smallfirst.base.stats.sample_size import min_rows_without_error
 from smallfirst.data.copies import find_leaks
 from smallfirst.data.dataset import Dataset, Example, Message, RowFormat, fold_text, sample_rows
 from smallfirst.data.row_formats import ROW_FORMATS, Columns, to_row
@@ -62,17 +64,26 @@ class LabelOptions(Record):
 
 
 class TeacherAgreement(Record):
-    """Agreement of a teacher with the people who labelled selection rows; None where it was not asked."""
+    """Agreement of a teacher with the answers of selection rows; None where it was not asked."""
 
     accuracy: Estimate | None = None
     """Share of rows on which it is right, Wilson interval; no answer is wrong."""
     confident_accuracy: Estimate | None = None
     """Share of right answers among its confident ones: the accuracy to expect of the training file."""
+    with_itself: bool = False
+    """Its own answers stand in the rows, so that it was asked a second time."""
 
     @property
     def in_words(self) -> list[str]:
         if self.accuracy is None or self.confident_accuracy is None:
             return []
+        if self.with_itself:
+            again, most = f"{self.accuracy} of {self.accuracy.n} rows", math.sqrt(self.accuracy.high)
+            people = f"{min_rows_without_error(0.05, 0.05)} judgements without an error show at most 5 % wrong"
+            return [
+                f"asked again it gives the recorded answer on {again}; no model agrees with it on more than {most:.3f}",
+                f"people's answers promise accuracy: {people}, 30 more for each error: smallfirst review TASK --labels",
+            ]
         return [
             f"it is right on {self.accuracy} of {self.accuracy.n} selection rows; "
             f"where it was confident, on {self.confident_accuracy} of {self.confident_accuracy.n}"
@@ -355,7 +366,9 @@ def agreement_with_people(outcomes: Sequence[LabelOutcome], task: Task) -> Teach
         return TeacherAgreement()
     right = [task.score(one.example.golds, one.answer) >= task.pass_score for one in asked]
     sure = [ok for one, ok in zip(asked, right, strict=True) if one.fate == "kept"]
-    return TeacherAgreement(accuracy=wilson(sum(right), len(right)), confident_accuracy=wilson(sum(sure), len(sure)))
+    accuracy, confident = wilson(sum(right), len(right)), wilson(sum(sure), len(sure))
+    again = all(one.example.source for one in asked)
+    return TeacherAgreement(accuracy=accuracy, confident_accuracy=confident, with_itself=again)
 
 
 def _training_row(one: LabelOutcome, columns: Columns, teacher: str) -> dict[str, Any]:

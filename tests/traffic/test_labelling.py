@@ -235,6 +235,8 @@ def test_agreement_with_people_by_hand() -> None:
         outcomes.append(_outcome(row, given, desk, 0.9))
     found = agreement_with_people(outcomes, desk)
     assert (found.accuracy, found.confident_accuracy) == (wilson(3, 6), wilson(2, 3))
+    own = [one._replace(example=one.example.model_copy(update={"source": "big"})) for one in outcomes[1:]]
+    assert agreement_with_people(own, desk).in_words[0].startswith("asked again it gives the recorded answer on 0.500")
     assert agreement_with_people(outcomes[:1], desk) == TeacherAgreement()
     assert TeacherAgreement().in_words == []
     assert found.in_words == [

@@ -144,7 +144,8 @@ class JobsApi:
         Raise ApiError 400 if it cannot be trained here, 429 if too many jobs are open.
         """
         jobs, owner, settings = [job for job in queue.all_jobs() if not job.ended], call.caller, self._settings
-        n_own, known = sum(is_owned_by(job, owner) for job in jobs), self._trainable()
+        n_own, caller = sum(is_owned_by(job, owner) for job in jobs), current_caller()
+        known = {name: at for name, at in settings.base_models.items() if caller.may_use(name)}
         full = f"{len(jobs)} jobs" if len(jobs) >= settings.max_open_jobs else ""
         if call.role != "admin" and n_own >= settings.max_open_jobs_of_user:
             full = full or f"{n_own} jobs of yours"
@@ -163,10 +164,6 @@ class JobsApi:
             what = f'The model "{name[:128]}" cannot be fine-tuned here{near} There are: {", ".join(known) or "none"}.'
             raise ApiError(400, what, param="model", code="model_not_available")
         return queue.find(made_by).spec.model, str(folder)
-
-    def _trainable(self) -> dict[str, str]:
-        """Return the base models that the caller's key is for."""
-        return {name: at for name, at in self._settings.base_models.items() if current_caller().may_use(name)}
 
     def _submit(self, body: JobBody, base: tuple[str, str], owner: str) -> dict[str, Any]:
         """Start the job with copies of its files, and return it. Raise ApiError 400 for a file that is not there."""

@@ -146,7 +146,8 @@ def _data(folder: Path, source: str, found: Guess) -> tuple[dict[str, Any], tupl
         others = {part: f"{part}.jsonl" for part in found.source.parts if part in found.parts}
         return {"train": ROWS_FILE, **others} | ({"columns": {"group": "context"}} if shared else {}), found.unused
     parts = found.source.parts or {"train": Path(source)}
-    data: dict[str, Any] = {part: _relative(path, folder) for part, path in parts.items()}
+    places = {part: Path(os.path.relpath(path, folder)) if path.exists() else path for part, path in parts.items()}
+    data: dict[str, Any] = {part: path.as_posix() for part, path in places.items()}
     columns = found.columns | ({"group": found.columns["context"]} if shared else {})
     if different := _beside(found) | {role: name for role, name in columns.items() if role != name}:
         data["columns"] = different
@@ -172,10 +173,6 @@ def _out_of_scope_label(found: Guess) -> str | None:
     labels = {str(row["label"]) for row in found.rows} | {str(row.get(found.columns["label"])) for row in rows}
     named = [label for label in labels if _OUT_OF_SCOPE.fullmatch(re.sub(r"[\W_]+", " ", label.casefold()).strip())]
     return named[0] if len(named) == 1 and len(labels) > 2 else None
-
-
-def _relative(path: Path, folder: Path) -> str:
-    return Path(os.path.relpath(path, folder)).as_posix() if path.exists() else str(path)
 
 
 def _gate(kind: str, least: float) -> dict[str, Any]:
