@@ -73,6 +73,11 @@ def test_wrong_answers_are_found_with_what_the_others_say() -> None:
     assert found.in_words[1].endswith("up to 5.0% of the answers")
 
 
+def test_of_a_field_that_few_rows_lack_these_alone_are_doubted() -> None:
+    rows = [row._replace(answer=row.answer | ({"id": f"w{i}"} if i % 20 else {})) for i, row in enumerate(booked())]
+    assert set(one(rows, "answers").keys) == {str(i) for i in range(0, 240, 20)}
+
+
 def test_a_renamed_list_is_one_finding_with_day_and_map() -> None:
     rows = changed(labelled(), lambda i: i >= 240, lambda row: f"x{sorted(NOUNS).index(row.answer)}")
     found = one(rows, "versions")
@@ -108,6 +113,11 @@ def test_answers_outside_the_list_and_of_another_task_are_set_apart() -> None:
 def test_values_from_elsewhere_and_copies_that_disagree() -> None:
     rows = changed(booked(), lambda i: i % 60 == 5, lambda row: row.answer | {"town": "atlantis"})
     assert set(one(rows, "values").keys) == {"5", "65", "125", "185"}
+    euros = [
+        row._replace(answer=row.answer | {"due": f"EUR {i}" if i % 4 == 0 else row.answer["town"]})
+        for i, row in enumerate(rows)
+    ]
+    assert one(euros, "values").n == 4  # a field that is often written otherwise is left alone
     rows = labelled()
     rows[100:103] = [rows[1]._replace(key=f"c{k}", text=rows[1].text.upper(), answer="trip") for k in range(3)]
     rows[102] = rows[102]._replace(answer=rows[1].answer)

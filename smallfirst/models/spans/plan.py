@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from smallfirst.base.records import Record
 from smallfirst.data.dataset import Example
-from smallfirst.models.spans.values import NUMBER_FORMS, TEXT_FORMS, TIME_FORMS, occurrences, spelled_places
+from smallfirst.models.spans.values import FORMS, NUMBER_FORMS, TEXT_FORMS, TIME_FORMS, occurrences, spelled_places
 from smallfirst.tasks.extract import Extract
 from smallfirst.tasks.json.answers import AnswerCheck
 from smallfirst.tasks.json.fields import comparison_key, flatten
@@ -31,8 +31,6 @@ SAMPLE = 500
 """Rows, about, from which is learned how values are written."""
 _FORMS = (("date", "date_dmy"), TIME_FORMS, NUMBER_FORMS, TEXT_FORMS)
 """Of each group a field has one form at most: what one reads, the others read too."""
-_ORDER = ("date", "date_dmy", *TIME_FORMS, *NUMBER_FORMS, *TEXT_FORMS)
-"""In which a field's forms are tried: what reads anything comes last."""
 _LEAST_SHARE = 0.01
 """Of a field's values that a form must reproduce."""
 
@@ -276,7 +274,7 @@ def _forms(task: Extract, path: str, rows: Sequence[AnsweredRow]) -> _Forms:
         chosen.append(best)
         groups = [group for group in groups if best not in group]
         left = [pair for i, pair in enumerate(left) if i not in hits[best]]
-    forms = tuple(sorted(chosen, key=_ORDER.index)) or ("text",)
+    forms = tuple(sorted(chosen, key=FORMS.index)) or ("text",)
     missing = {n for n, value in left if not _places(task, path, forms, rows[n], value)}
     return _Forms(forms, len(missing) / len(rows), 1 - len(left) / max(1, n_values))
 

@@ -41,6 +41,8 @@ _THOUSANDS = re.compile(r"(?<=\d)\.(?=\d{3}(?!\d))")
 TIME_FORMS = ("time", "time_pm")
 NUMBER_FORMS = ("number", "thousands", "digits")
 TEXT_FORMS = ("text", "spaced", "commas", "lower", "upper")
+FORMS = ("date", "date_dmy", *TIME_FORMS, *NUMBER_FORMS, *TEXT_FORMS)
+"""In which a value may stand in a text; what reads anything comes last."""
 """Forms of a value that is words of the text."""
 _ARTICLES = {"a", "an", "the"}
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
