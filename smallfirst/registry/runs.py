@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import quote
@@ -270,7 +271,23 @@ def client() -> MlflowClient:
     # MLflow creates a new store's tables without a lock: two processes at once would fail.
     one_at_a_time = locked(home() / "mlflow.lock") if uri.startswith("sqlite:") else nullcontext()
     with store_errors(), one_at_a_time:
+        if uri.startswith("sqlite:"):
+            _create_store(uri)
         return MlflowClient(uri, os.environ.get("MLFLOW_REGISTRY_URI", "").strip() or uri)
+
+
+def _create_store(uri: str) -> None:
+    """Create a new SQLite store as a whole: MLflow reads none whose tables a kill or a full disk has cut off."""
+    from mlflow.tracking import MlflowClient
+    from sqlalchemy import make_url
+
+    path = Path(make_url(uri).database or "")
+    if path.exists() or not path.parent.is_dir():
+        return
+    with TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as folder:
+        draft = Path(folder) / path.name
+        MlflowClient(make_url(uri).set(database=str(draft)).render_as_string(hide_password=False))
+        draft.replace(path)
 
 
 @contextmanager

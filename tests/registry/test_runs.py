@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 from fixtures.evaluations import evaluated_row, evaluation_of
 from fixtures.warm_processes import WarmProcess
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from smallfirst.base.errors import SmallfirstError
 from smallfirst.base.stats.intervals import Estimate
@@ -183,3 +185,21 @@ def test_of_an_untracked_run_nothing_is_written() -> None:
     )
     after = {run.info.run_id for run in client().search_runs([e.experiment_id for e in client().search_experiments()])}
     assert after == before
+
+
+def test_of_a_store_whose_creation_a_full_disk_cuts_off_nothing_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(engine: Engine) -> None:
+        with engine.begin() as connection:
+            connection.exec_driver_sql("CREATE TABLE metrics (value)")
+        raise SQLAlchemyError("database or disk is full")
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'runs.db'}")
+    with monkeypatch.context() as patch:
+        patch.setattr("mlflow.store.db.utils._initialize_tables", cut_off)
+        with pytest.raises(SmallfirstError, match="disk is full"):
+            client()
+    assert not [path.name for path in tmp_path.iterdir() if path.name != ".smallfirst"]
+    assert client().search_experiments()
+    assert (tmp_path / "runs.db").is_file()
