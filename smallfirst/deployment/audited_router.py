@@ -82,16 +82,17 @@ class Audits:
         of = {"task": self._task, "certificate": self._certificate}
         return StateRow.model_validate({"at": datetime.now(UTC), **of, **values})
 
-    async def follow(self, *, older_than_s: float = -1.0) -> None:
-        """Count what was written since the ledger was read last, if that is longer ago than `older_than_s`.
+    async def follow(self, *, older_than_s: float = 0.0) -> None:
+        """Count what was written up to now, or up to `older_than_s` ago; who waits shares one reading of the ledger.
 
         Raise LedgerUnavailable.
         """
-        if self._is_newer(older_than_s):
+        at_s = time.monotonic() - older_than_s
+        if self._is_read_since(at_s):
             return
         async with self._lock:
             now = time.monotonic()
-            if self._is_newer(older_than_s):
+            if self._is_read_since(at_s):
                 return  # another request has read it meanwhile
             while self._replay(await asyncio.to_thread(self._new)):
                 pass
@@ -100,9 +101,9 @@ class Audits:
                 self._found.pop(0)
             self._read_at_s = now
 
-    def _is_newer(self, than_s: float) -> bool:
-        """Return True if the ledger was read that lately, and each change of state that was found is written."""
-        return not self._found and time.monotonic() - self._read_at_s <= than_s
+    def _is_read_since(self, at_s: float) -> bool:
+        """Return True if a reading began since then, and each change of state that was found is written."""
+        return not self._found and self._read_at_s > at_s
 
     async def take(self, audit: AuditRow) -> bool:
         """Count a verdict; return False if the audit has one already, from whichever process: it is final."""

@@ -131,6 +131,19 @@ def test_audited_answers_are_held_against_the_large_model_after_the_client_has_t
     assert (setting.live.monitor.live_error.n, setting.changes) == (1, [("", "live")])
 
 
+async def test_audits_of_one_moment_share_readings_of_the_ledger(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live, reads = Setting(ledger).live, list[int]()
+    read, now = live.audits._new, datetime.now(UTC)
+    monkeypatch.setattr(live.audits, "_new", lambda: reads.append(1) or read())
+    of = {"at": now, "answered_at": now, "wrong": False, "certified": True, "judged_by": "large", "cost_usd": 0.0}
+    rows = [live._audit_row(f"chatcmpl-{i}", 1.0, 1.0, {**of, "charges": "[]"}) for i in range(30)]
+    assert all(await asyncio.gather(*map(live.audits.take, rows)))
+    assert live.monitor.live_error.n == 30
+    assert len(reads) < 10
+
+
 async def test_audits_that_wait_for_a_slow_judge_are_bounded(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audited_router, "MAX_WAITING_AUDITS", 2)
     live, slow = Setting(ledger).live, asyncio.Event()
