@@ -62,7 +62,9 @@ class Audits:
     def __init__(self, monitor: Monitor, ledger: Ledger, task: str, certificate: str, *, why: str) -> None:
         """`monitor` is as at go-live; `why` is written down with its first state. Raise LedgerUnavailable."""
         self.monitor, self._ledger, self._task, self._certificate = monitor, ledger, task, certificate
-        self._seq, self._lock = 0, asyncio.Lock()
+        self._seq = 0
+        self._reading: asyncio.Task[None] | None = None
+        """Reads the ledger for all who wait: a lock would wake them one after the other."""
         self._found: list[StateRow] = []
         """Changes that the ledger does not have yet."""
         with suppress(AlreadyRecorded):  # another process may be first
@@ -88,18 +90,19 @@ class Audits:
         Raise LedgerUnavailable.
         """
         at_s = time.monotonic() - older_than_s
-        if self._is_read_since(at_s):
-            return
-        async with self._lock:
-            now = time.monotonic()
-            if self._is_read_since(at_s):
-                return  # another request has read it meanwhile
-            while self._replay(await asyncio.to_thread(self._new)):
-                pass
-            while self._found:
-                await asyncio.to_thread(self._write, self._found[0])
-                self._found.pop(0)
-            self._read_at_s = now
+        while not self._is_read_since(at_s):
+            if self._reading is None or self._reading.done():
+                self._reading = asyncio.get_running_loop().create_task(self._read())
+            await asyncio.shield(self._reading)
+
+    async def _read(self) -> None:
+        now = time.monotonic()
+        while self._replay(await asyncio.to_thread(self._new)):
+            pass
+        while self._found:
+            await asyncio.to_thread(self._write, self._found[0])
+            self._found.pop(0)
+        self._read_at_s = now
 
     def _is_read_since(self, at_s: float) -> bool:
         """Return True if a reading began since then, and each change of state that was found is written."""
