@@ -124,7 +124,8 @@ def write_page(lines: Sequence[dict[str, Any]]) -> None:
         "Decisions are taken blindly here: a person would see a wrong pair in a map. Of a changed rule the old one holds. "
         "The `renamed` and `rule` cells of seed 0",
         "were looked at twice, and map, rows of a rule and its decision changed after that on the development sets; these "
-        "cells are of the last run, all others of the first.",
+        "cells are of the last run, all others of the first. So are those of `hosted_invoices`: the first run of ten of them",
+        "found 405 of 1,000 clean rows, and the finding on values changed after that.",
         "",
         "| set | kind | rate | precision | recall | named | decisions | dirty | mended | clean |",
         "|---|---|---|---|---|---|---|---|---|---|",

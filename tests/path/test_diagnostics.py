@@ -188,19 +188,20 @@ def test_what_models_doubt_is_left_out_of_training_rows_alone(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("decision", "left_out"), [("new", ("card", False)), ("old", ("pin", True))])
-def test_of_a_changed_rule_what_the_other_one_got_wrong_is_left_out(
+def test_of_a_changed_rule_training_rows_of_the_other_one_are_left_out_and_one_side_certifies(
     tmp_path: Path, decision: str, left_out: tuple[str, bool]
 ) -> None:
     day = datetime(2026, 10, 15, tzinfo=UTC)
     rule = DataIssue(kind="rule", what="a rule", n=9, of=240, keys=("k",), names={"card": "pin"}, since=day)
 
-    def answers() -> list[tuple[str, bool]]:
-        rows = recorded(tmp_path, 240).rows
-        return [(e.answer, datetime.fromisoformat(e.at) >= day) for e in (*rows.train.examples, *rows.test.examples)]
+    def answers(part: str) -> list[tuple[str, bool]]:
+        examples = getattr(recorded(tmp_path, 240).rows, part).examples
+        return [(e.answer, datetime.fromisoformat(e.at) >= day) for e in examples]
 
-    before = answers()
+    before, certified = answers("train"), answers("calibration")
     settle(tmp_path, rule, decision, labels=True)
-    assert answers() == [one for one in before if one != left_out] != before
+    assert answers("train") == [one for one in before if one != left_out] != before
+    assert answers("calibration") == [one for one in certified if one[1] == (decision == "new")]
 
 
 def test_answers_outside_the_list_are_dropped_from_every_part(tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ EFFECTS: Mapping[Decision, str] = {
     "map": "old names become the new ones, in all rows",
     "drop": "leave the rows out; of two versions all rows under old names",
     "accept": "what the other rows say is right",
-    "new": "the new rule holds: leave out what was answered by the old one before that day",
-    "old": "the old rule holds: leave out what was answered by the new one since that day",
+    "new": "the new rule holds: leave out what was answered by the old one, and certify on rows since that day",
+    "old": "the old rule holds: leave out what was answered by the new one, and certify on rows before that day",
     "keep": "the answers are right as they are",
 }
 """What a decision does. About single rows it changes training rows alone."""
@@ -117,7 +117,7 @@ def with_settlements(rows: Rows, made: Sequence[Settlement]) -> Rows:
         examples: Sequence[Example] = getattr(rows, name).examples
         for one in made:
             if one.decision != "keep" and (one.kind not in SINGLE_ROWS or name == "train"):
-                change = _change(one)
+                change = _change(one, learnt=name == "train")
                 examples = [after for example in examples if (after := change(example)) is not None]
         changed[name] = getattr(rows, name).subset(getattr(rows, name).name, tuple(examples))
     return rows.model_copy(update=changed)
@@ -141,8 +141,8 @@ def without_old_names(file: TaskFile, made: Sequence[Settlement]) -> TaskFile:
     return file.model_copy(update={"settings": {**file.settings, "labels": kept}})
 
 
-def _change(one: Settlement) -> Callable[[Example], Example | None]:
-    """Return what a decision makes of a row; None leaves it out."""
+def _change(one: Settlement, *, learnt: bool) -> Callable[[Example], Example | None]:
+    """Return what a decision makes of a row; None leaves it out. Only what is `learnt` is picked by its answer."""
     keys, names = frozenset(one.keys), frozenset(one.names)
 
     def change(example: Example) -> Example | None:
@@ -152,7 +152,9 @@ def _change(one: Settlement) -> Callable[[Example], Example | None]:
             return None if names & _names(example) else example
         if one.kind == "rule" and one.since is not None:
             is_old = one.decision == "old"  # then what lost rows to another answer is right as it is, early and late
-            about = example.shape != "label" or example.answer in (one.names.values() if is_old else names)
+            # Not all that changed is found, so what measures and certifies is of one side of the day alone.
+            gone = one.names.values() if is_old else names
+            about = not learnt or example.shape != "label" or example.answer in gone
             late = bool(example.at) and datetime.fromisoformat(example.at) >= one.since
             return None if about and late == is_old else example
         if one.kind == "tenant":
