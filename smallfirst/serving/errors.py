@@ -16,6 +16,7 @@ from smallfirst.base.errors import (
     RequestRefused,
     Unauthorised,
     Unavailable,
+    as_full_disk,
     did_you_mean,
 )
 from smallfirst.base.records import field_names_at
@@ -112,6 +113,8 @@ def to_api_error(error: Exception, served_name: str) -> ApiError:
             return _not_again(server_error(503, "The answer could not be recorded.", "ledger_unavailable"))
         case RequestRefused():
             return ApiError(400, str(error.args[0]), code=error.code)
+        case OSError() if as_full_disk(error):
+            return _not_again(server_error(507, "The server's disk is full.", "storage_full"))
         case ModelError():
             return _of_model(error, f'"{served_name}"')
         case _:
@@ -173,7 +176,7 @@ def server_stopping() -> ApiError:
 
 def log_error(id: str, served_name: str, refusal: ApiError, error: Exception) -> None:
     """Log one line: at INFO for the client's mistakes, higher for the server's."""
-    if refusal.status == 500:
+    if refusal.status in (500, 507):
         _log.error("%s: failed", id, exc_info=error)
     elif isinstance(error, ModelError):
         said = " ".join(str(error).split())[:300]

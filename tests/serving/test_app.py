@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import threading
@@ -210,15 +211,22 @@ def test_while_the_ledger_takes_no_row_no_model_is_asked_and_clients_may_try_aga
     assert server.ledger._failing is False
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError("inside"), PriceUnknown("inside")])
-def test_a_bug_is_a_500_that_tells_nothing_but_is_logged(start, failing, error, caplog) -> None:
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (ZeroDivisionError("inside"), 500, "Internal server error."),
+        (PriceUnknown("inside"), 500, "Internal server error."),
+        (OSError(errno.ENOSPC, "inside"), 507, "The server's disk is full."),
+    ],
+)
+def test_a_bug_and_a_full_disk_tell_nothing_more_but_are_logged(start, failing, error, status, told, caplog) -> None:
     server = start(m=failing(error))
     with caplog.at_level(logging.INFO), pytest.raises(openai.InternalServerError) as caught:
         server.client().chat.completions.create(**BODY)
-    assert caught.value.body["message"] == "Internal server error."
+    assert caught.value.body["message"] == told
     assert "inside" in caplog.text
     assert "hello small world" not in caplog.text
-    assert server.ledger.rows()[0].status == 500
+    assert server.ledger.rows()[0].status == status
 
 
 def test_a_failure_in_mid_stream_reaches_the_client_as_an_error(start, failing) -> None:

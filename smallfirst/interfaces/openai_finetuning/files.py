@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import re
 import secrets
@@ -68,10 +67,6 @@ class FilesApi:
                         await form.close()
         except TimeoutError:
             raise ApiError(408, "The upload took too long.", code="timeout") from None
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise ApiError(507, "The server's disk is full.", kind="server_error", code="storage_full") from None
 
     def list(self, call: PluginRequest) -> PluginResponse:
         """Return a page of the caller's files, newest first unless `order` is asc."""
