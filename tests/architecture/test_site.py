@@ -39,7 +39,7 @@ def test_the_reference_pages_are_those_of_the_code() -> None:
 
 def test_the_reference_shows_defaults_and_meanings() -> None:
     page = reference.settings_page()
-    assert "- `patience` (integer): Stop after so many epochs without a better score" in page
+    assert "- `patience` (integer): Stop after so many epochs in a row" in page
     assert "- `method` (`full` or `lora` or `qlora`, `full`):" in page
     assert "## routing.guarantee\n" in page
     assert "- `--port INTEGER` (`8000`):" in reference.cli_page()
