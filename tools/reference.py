@@ -12,6 +12,7 @@ import re
 import sys
 import types
 import typing
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,8 @@ FOLDER = ROOT / "docs" / "reference"
 MADE_BY = "<!-- made by tools/reference.py -->"
 WORDS = {str: "", int: "integer", float: "number", bool: "", Path: "path", Any: ""}
 """How a type is called; text and yes or no need no word."""
+MANY = 6
+"""So many verbs that explain an option alike share the explanation."""
 
 
 def settings_page() -> str:
@@ -149,35 +152,55 @@ def cli_page() -> str:
         "",
         *inspect.cleandoc(sys.modules[main.callback.__module__].__doc__ or "").partition("\n\n")[2].splitlines(),
     ]
+    told = Counter(line for verb in COMMANDS.names() for line in _options_below(COMMANDS.get(verb)))
+    common = {line for line, times in told.items() if times >= MANY}
+    lines += ["", "Options of many verbs, of which the name alone stands below:", "", *sorted(common)]
     stage_of = {verb: stage for stage, verbs in STAGES.items() for verb in verbs}
     for stage in STAGES:
         lines += ["", f"## {stage.capitalize()}"]
         for verb in COMMANDS.names():
             if stage_of.get(verb, LAST_STAGE) == stage:
-                lines += _verb(COMMANDS.get(verb), f"smallfirst {verb}", level=3)
+                lines += _verb(COMMANDS.get(verb), f"smallfirst {verb}", common, level=3)
     return "\n".join(lines) + "\n"
 
 
-def _verb(command: click.Command, name: str, *, level: int) -> Iterator[str]:
+def _verb(command: click.Command, name: str, common: set[str], *, level: int) -> Iterator[str]:
     context = click.Context(command, info_name=name)
     usage = " ".join(piece for piece in command.collect_usage_pieces(context) if piece != "[OPTIONS]")
     usage = "" if isinstance(command, click.Group) else usage
     text = re.sub(r"^\x08$\n?", "", inspect.cleandoc(command.help or ""), flags=re.MULTILINE)
     yield from ["", f"{'#' * level} {name}", "", *([f"`{name} {usage}`", ""] if usage else []), *text.splitlines()]
-    options = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
+    options = _options(command)
     if options:
         yield ""
-    for option in options:
+    yield from (line for line in options if line not in common)
+    if known := [options[line] for line in options if line in common]:
+        yield "- " + ", ".join(f"`{option}`" for option in known)
+    if isinstance(command, click.Group):
+        for child in sorted(command.commands):
+            yield from _verb(command.commands[child], f"{name} {child}", common, level=level + 1)
+
+
+def _options(command: click.Command) -> dict[str, str]:
+    """Return the names of the options of one command by the lines that explain them."""
+    context = click.Context(command)
+    found = {}
+    for option in command.params:
+        if not isinstance(option, click.Option) or option.hidden:
+            continue
         written = ", ".join(option.opts) + ("" if option.is_flag else f" {option.make_metavar(context)}")
         value = option.default
-        has_default = isinstance(value, str | int | float | Path) and not option.is_flag
+        has_default = isinstance(value, str | int | float | Path) and value != "" and not option.is_flag
         shown = f" (`{value}`)" if has_default else ""
-        yield f"- `{written}`{shown}: {' '.join((option.help or '').split())}"
+        found[f"- `{written}`{shown}: {' '.join((option.help or '').split())}"] = option.opts[0]
+    return found
+
+
+def _options_below(command: click.Command) -> Iterator[str]:
+    yield from _options(command)
     if isinstance(command, click.Group):
-        for child in command.list_commands(context):
-            found = command.get_command(context, child)
-            if found is not None:
-                yield from _verb(found, f"{name} {child}", level=level + 1)
+        for child in command.commands.values():
+            yield from _options_below(child)
 
 
 PAGES = {"settings.md": settings_page, "cli.md": cli_page}

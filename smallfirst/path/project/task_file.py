@@ -231,13 +231,9 @@ class TaskFile(Record):
     data: DataFiles
     """Where the rows are."""
     ladder: tuple[str, ...] | None = None
-    """The candidates to train and measure; no other is fitted. `words` and `encoder` (linear models, fitted
-    in seconds) and `tuned` (a fine-tuned encoder) are for closed answers only, as are `larger_encoder` and
-    `larger_tuned`, the same on `small.larger_encoder`, and `blend`, which mixes those of the ladder; `tagger` marks
-    JSON fields in their texts, `reader` open answers in their contexts; `tagger_small` has a tagger for those fields
-    and `small` for the others; `small` is the language model of `small` after fine-tuning. Left out: all that
-    suit, those on the larger encoder unless they can gain no more than `accuracy_within`; on labels
-    `small` only if `small.base`, `small.training` or `routing.small` asks for it."""
+    """The candidates to train and measure (docs/tasks.md says which); no other is fitted. Left out: all that suit,
+    those on the larger encoder unless they can gain no more than `accuracy_within`; on labels `small` only if
+    `small.base`, `small.training` or `routing.small` asks for it."""
     minutes: float | None = pydantic.Field(default=None, gt=0, allow_inf_nan=False)
     """How long a run may take: candidates of the ladder are then chosen by what they promise and how long they take
     here. Left out: every one that may still win is trained to the end."""
