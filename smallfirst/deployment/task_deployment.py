@@ -13,6 +13,7 @@ from smallfirst.base.errors import RegistryError, StageMissing
 from smallfirst.base.files import SharedLock
 from smallfirst.base.paths import home, state_of
 from smallfirst.base.progress import Progress
+from smallfirst.base.sync import outside_event_loop
 from smallfirst.data.dataset import Message
 from smallfirst.deployment.audited_router import AuditedRouter, AuditSettings, outcome_of
 from smallfirst.deployment.hot_swap import ModelSet, SharedModel
@@ -303,8 +304,12 @@ def _large_models(project: Project, *, live: bool) -> tuple[Model | None, Model 
         return None, None
     if live and file.large.general_engine:
         return large_path.prompted_model(file, project.task, project.rows.train), large_path.general_model(file)
-    large: Model = asyncio.run(large_path.recorded_answers(file, project.task, project.rows, progress=project.progress))
-    return large, asyncio.run(large_path.recorded_open_answers(file, project.rows, progress=project.progress)) or large
+
+    async def recorded() -> tuple[Model, Model]:
+        large = await large_path.recorded_answers(file, project.task, project.rows, progress=project.progress)
+        return large, await large_path.recorded_open_answers(file, project.rows, progress=project.progress) or large
+
+    return outside_event_loop(lambda: asyncio.run(recorded()))
 
 
 def _attached(version: versions.ModelVersion, filename: str, otherwise: bytes | None = None) -> bytes:

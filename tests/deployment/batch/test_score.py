@@ -27,6 +27,7 @@ from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import StateRow
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest
+from smallfirst.models.recorded import RecordingHeader
 from smallfirst.registry import versions
 from smallfirst.tasks.classify import Classify
 
@@ -184,6 +185,17 @@ def test_the_router_answers_as_it_is_served_and_nothing_of_it_is_audited(desk: D
         score(desk.path, rows, desk.path.parent / "out", progress=QUIET)
     (entry,) = Ledger(home() / "ledger.db").entries(StateRow, task="toy")  # going live, as `serve` writes it
     assert entry.before == ""
+
+
+def test_a_router_before_recorded_answers_of_the_large_model_answers_a_batch(desk: Desk) -> None:
+    recorded = desk.path.parent / "recorded.jsonl"
+    header = RecordingHeader(model="gpt-4o-mini", made_at="2026-12-01", smallfirst="0.2", n=0)
+    recorded.write_text(json.dumps({"recorded": header.model_dump(mode="json")}) + "\n", encoding="utf-8")
+    settings = json.loads(desk.path.read_text(encoding="utf-8")) | {"large": {"recorded": recorded.name}}
+    desk.path.write_text(json.dumps(settings), encoding="utf-8")
+    versions.promote(NAME, desk.register(0))
+    rows = write_rows(desk.path.parent / "rows.jsonl", ["where is my card", "I lost my pin"])
+    assert score(desk.path, rows, desk.path.parent / "out", progress=QUIET).counts.n_errors == 0
 
 
 def test_workers_on_ray_lose_and_double_nothing_when_one_is_killed(
