@@ -148,7 +148,7 @@ async def attack(kind: str, order: dict[str, Any], draw: random.Random, met: Cou
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", order["port"], local_addr=("127.0.0.2", 0))
             got = b""
-            while kind == "crowd" and time.time() < until:  # one of very many clients of good will
+            while kind == "crowd" and time.time() < until and b"connection: close" not in got.lower():
                 await asyncio.sleep(draw.uniform(5, 15))
                 writer.write(drawn(kind, *given))
                 got = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 120)

@@ -11,6 +11,7 @@ import asyncio
 import fcntl
 import json
 import re
+import resource
 import socket
 import struct
 import sys
@@ -57,8 +58,8 @@ class ConnectionLimits(Record):
     """Bytes a second that a client must read of a waiting answer."""
     max_head_bytes: int = 16 * 1024
     max_head_lines: int = 100
-    max_connections: int = 1_000
-    """Connections at once; leave room below the process's limit of open files. Addresses share them as keys share
+    max_connections: int = 2_000
+    """Connections at once, and at most half of the files that the process may open. Addresses share them as keys share
     places: one alone, such as a proxy, has three quarters."""
 
 
@@ -218,8 +219,10 @@ class LimitedProtocol(H11Protocol):
         left = self._n_waiting()
         if n_bytes - left >= self.limits.unread_s * self.limits.read_bytes_per_s:
             self._watch_unread(left)
-        else:
-            self._cut_off()
+        else:  # drop all unsent bytes, those in the kernel as well
+            line = self.transport.get_extra_info("socket")
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.transport.abort()
 
     def _n_waiting(self) -> int:
         """Return the bytes the client has not read: of this process, and of the kernel, which takes large blocks."""
@@ -227,13 +230,6 @@ class LimitedProtocol(H11Protocol):
         with suppress(OSError):
             fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, held)
         return self.transport.get_write_buffer_size() + int.from_bytes(held, sys.byteorder)
-
-    def _cut_off(self) -> None:
-        """Drop the connection with all unsent bytes, those in the kernel as well."""
-        line = self.transport.get_extra_info("socket")
-        if line is not None:
-            line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.transport.abort()
 
     def _refuse(self, status: int, message: str, code: str) -> None:
         """Send the reason, if no answer has begun, and close; the application sees a disconnect."""
@@ -248,8 +244,12 @@ class LimitedProtocol(H11Protocol):
 
 
 def limited_protocol(limits: ConnectionLimits) -> type[LimitedProtocol]:
-    """Return the class for `uvicorn.Config(http=…)`."""
-    peers = Shares(limits.max_connections, "connections")
+    """Return the class for `uvicorn.Config(http=…)`; raise the process's soft limit of open files as it needs."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError):  # macOS allows less than its hard limit
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2 * limits.max_connections)), hard))
+    places = min(limits.max_connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+    peers = Shares(places, "connections")
     return type("BoundedProtocol", (LimitedProtocol,), {"limits": limits, "peers": peers})
 
 

@@ -195,7 +195,7 @@ def serve_replicas(arguments: Sequence[str], n: int, *, settings: ServeSettings,
         check_ledger(sum(node["Alive"] for node in ray.nodes()))
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         n_gpus = min(1.0, ray.cluster_resources().get("GPU", 0) / n)
-        http = {"host": settings.host, "port": port, "keep_alive_timeout_s": 15}
+        http = {"host": settings.host, "port": port, "keep_alive_timeout_s": 75}
         made = application({**args, "replicas": n, "drain_s": settings.drain_s, "num_gpus": n_gpus})
         try:
             serve.start(http_options=http, logging_config=_QUIET)

@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -52,7 +52,7 @@ class Server(uvicorn.Server):
     """uvicorn stops accepting at the first signal and raises it again at the end; here the drain comes first."""
 
     def __init__(self, app: ASGIApp, stopping: Callable[[], None]) -> None:
-        super().__init__(_config(app))
+        super().__init__(server_config(app, ConnectionLimits(), timeout_graceful_shutdown=1))  # the drain is over
         self._stopping, self._n_signals = stopping, 0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -84,18 +84,19 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _config(app: ASGIApp) -> uvicorn.Config:
+def server_config(app: Any, limits: ConnectionLimits, **more: Any) -> uvicorn.Config:
+    """Return how uvicorn serves an ASGI application: within limits, without its logs and name; `more` as it takes."""
     return uvicorn.Config(
         app,
-        http=limited_protocol(ConnectionLimits()),
+        http=limited_protocol(limits),
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        timeout_keep_alive=15,  # longer than clients keep idle connections (httpx: 5 s)
-        timeout_graceful_shutdown=1,  # the drain is over by then
+        timeout_keep_alive=75,  # longer than clients keep idle connections (aiohttp: 15 s, load balancers: 60 s)
+        **more,
     )
 
 

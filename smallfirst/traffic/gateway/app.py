@@ -21,7 +21,8 @@ import uvicorn
 from smallfirst.data.redaction import redact_logs
 from smallfirst.serving.admission import cancel_on_disconnect
 from smallfirst.serving.errors import ApiError, ClientDisconnected, server_error
-from smallfirst.serving.http_limits import ConnectionLimits, limited_protocol
+from smallfirst.serving.http_limits import ConnectionLimits
+from smallfirst.serving.server import server_config
 from smallfirst.traffic.gateway.access import OWN_PATHS, Access, check_path, may_ask, only_models
 from smallfirst.traffic.gateway.capture import Capture
 from smallfirst.traffic.gateway.http import (
@@ -248,33 +249,20 @@ LIMITS = ConnectionLimits(max_head_bytes=256 * 1024, max_connections=100_000, bo
 """Slow lines and speech as it is spoken pass; who sends less for ever would hold what is buffered, or an upstream."""
 
 
+def gateway_config(gateway: Gateway) -> uvicorn.Config:
+    """Return how uvicorn serves the gateway: nothing is added to an answer."""
+    return server_config(gateway, LIMITS, date_header=False, timeout_graceful_shutdown=DRAIN_S)
+
+
 def run(gateway: Gateway, listener: socket.socket) -> None:
     """Serve until SIGINT or SIGTERM, let running answers end, and close the gateway; logs are redacted."""
     redact_logs()
     logging.getLogger("uvicorn.error").addFilter(_is_no_broken_answer)
-    config = server_config(gateway)
+    config = gateway_config(gateway)
     gc.collect()
     gc.freeze()
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(_serve(uvicorn.Server(config), listener, gateway))
-
-
-def server_config(gateway: Gateway) -> uvicorn.Config:
-    """Return how uvicorn serves the gateway: nothing is added to an answer."""
-    return uvicorn.Config(
-        gateway,
-        http=limited_protocol(LIMITS),
-        loop="auto",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        date_header=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=DRAIN_S,
-    )
 
 
 async def _serve(server: uvicorn.Server, listener: socket.socket, gateway: Gateway) -> None:
