@@ -5,6 +5,7 @@
     ├── DataError            rows are wrong; carries every Problem of the file at once
     ├── WeightsNotFound      a base model could not be found anywhere
     ├── MissingExtra         an optional package is needed for this step
+    ├── DiskFull             what was written before is kept
     ├── StageMissing         an earlier stage of the path has not run yet
     ├── TrainingError        a run could not start or went wrong
     │   ├── Cancelled            somebody asked it to stop
@@ -38,6 +39,8 @@ _USER_IN_URL = re.compile(r"(?<=://)([^/\s:@]{0,100}:\S{0,400}|[^/\s?#]{0,400})@
 _SECRET_IN_QUERY = re.compile(
     r"([?&][^=&\s]{0,40}(?:pass|pwd|token|key|secret|sig)[^=&\s]{0,40}=)[^&\s]+", re.IGNORECASE
 )
+
+_FULL = re.compile("No space left on device|database or disk is full")
 
 
 def without_secrets(text: str) -> str:
@@ -142,12 +145,18 @@ def as_missing_extra(error: ModuleNotFoundError) -> SmallfirstError | ModuleNotF
     return MissingExtra("This step", EXTRAS[package], package=package) if package in EXTRAS else error
 
 
-def as_full_disk(error: Exception) -> SmallfirstError | None:
+class DiskFull(SmallfirstError):
+    """A disk is full or a quota spent. What was written before is kept."""
+
+
+def as_full_disk(error: BaseException) -> DiskFull | None:
     """Return what to say of an error that a full disk or a spent quota has raised in any library; else None."""
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
-    where = getattr(error, "filename", None) or "a file of this command"
-    hint = "make room there, or set SMALLFIRST_HOME or TMPDIR to another disk; then give the same command again"
-    return SmallfirstError(f"{where} cannot be written: its disk is full", hint=hint) if full else None
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _FULL.search(str(error))
+    if not full or isinstance(error, DiskFull):
+        return None
+    what = f"{getattr(error, 'filename', None) or 'a file of this command'} cannot be written: its disk is full"
+    hint = "make room there (or set TMPDIR to another disk), then give the same command again, with --resume if it can"
+    return DiskFull(error.args[0] if isinstance(error, SmallfirstError) else what, hint=hint)
 
 
 class StageMissing(SmallfirstError):

@@ -31,8 +31,10 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> Path:
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
-    except BaseException:
+    except BaseException as error:
         draft.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno:  # a write that fails names no file
+            error.filename = str(path)
         raise
     return path
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from smallfirst.base.errors import DataError, GateFailed, SmallfirstError
+from smallfirst.base.errors import DataError, GateFailed, SmallfirstError, as_full_disk
 from smallfirst.base.paths import state_of
 from smallfirst.base.progress import Progress
 from smallfirst.base.sync import outside_event_loop
@@ -99,7 +99,7 @@ def try_run(
                 evaluate_stage(project, run_folder, resume=resume)
                 gate_and_release(project, run_folder, champion)
         except (Exception, KeyboardInterrupt) as error:
-            ended = error
+            ended = as_full_disk(error) or error
         steps = next_steps(project, run_folder, ended, task=task)
         if isinstance(ended, SmallfirstError):
             ended.hint = hint_of(ended, steps)

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from smallfirst.base.errors import DataError, GateFailed, ModelError, SmallfirstError, TrainingError
+from smallfirst.base.errors import DataError, DiskFull, GateFailed, ModelError, SmallfirstError, TrainingError
 from smallfirst.base.records import Record
 from smallfirst.measuring.evaluate import Evaluation, MeasuredFigures
 from smallfirst.measuring.outcome import Outcome
@@ -208,7 +208,7 @@ def next_steps(
     if isinstance(error, DataError):
         look = NextStep(what="see what is wrong with the rows, and where", command=f"smallfirst check {task}")
         steps = look, NextStep(what=f"mend them or label more, then: smallfirst run {task}")
-    elif project is not None and isinstance(error, KeyboardInterrupt | ModelError | TrainingError):
+    elif project is not None and isinstance(error, KeyboardInterrupt | ModelError | TrainingError | DiskFull):
         when = "when the large model answers again" if isinstance(error, ModelError) else "to continue"
         what = f"{when}; what was trained, measured or asked is kept"
         without = "or leave large: out of task.yaml: the small models are then judged by the rows alone"

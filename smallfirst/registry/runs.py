@@ -23,6 +23,7 @@ from smallfirst.base.errors import ConfigError, SmallfirstError
 from smallfirst.base.files import locked
 from smallfirst.base.paths import artifact_folder, home, state_folder, tracking_uri
 from smallfirst.base.records import Record
+from smallfirst.ledger.database import reason
 from smallfirst.measuring.evaluate import Evaluation
 
 if TYPE_CHECKING:
@@ -75,17 +76,19 @@ class TrackedRun:
         if time.monotonic() - self._flushed_at >= FLUSH_INTERVAL_S:
             self.flush()
 
-    def flush(self) -> bool:
-        """Write the buffer and return True, or keep it for the next try and return False."""
-        self._flushed_at = time.monotonic()
+    def flush(self) -> None:
+        """Write the buffer, or keep it for the next try."""
         try:
-            while self._buffer:
-                self._client.log_batch(self.run_id, metrics=self._buffer[:METRICS_PER_BATCH])
-                del self._buffer[:METRICS_PER_BATCH]
+            self.write_metrics()
         except Exception as error:  # a curve is never worth a training run, whatever the store's driver raises
-            log.warning("%d metrics wait for the tracking store: %s", len(self._buffer), error)
-            return False
-        return True
+            log.warning("%d metrics wait for the tracking store: %s", len(self._buffer), reason(error))
+
+    def write_metrics(self) -> None:
+        """Write the buffer. Raise what the store raises."""
+        self._flushed_at = time.monotonic()
+        while self._buffer:
+            self._client.log_batch(self.run_id, metrics=self._buffer[:METRICS_PER_BATCH])
+            del self._buffer[:METRICS_PER_BATCH]
 
     def log_artifact(self, path: Path, inside: str = "") -> None:
         """Copy a file or a folder into the folder `inside` of the run."""
@@ -129,7 +132,7 @@ class TrackedRun:
             # Interrupt, SystemExit and a cancelled asyncio task are no Exception: somebody stopped the run.
             self.finish("FAILED" if isinstance(error, Exception) else "KILLED")
         except SmallfirstError as second:
-            log.warning("could not close run %s: %s", self.run_id, second)  # the first error matters
+            log.warning("could not close run %s: %s", self.run_id, reason(second))  # the first error matters
 
 
 class UntrackedRun(TrackedRun):
@@ -141,8 +144,8 @@ class UntrackedRun(TrackedRun):
     def log_metrics(self, step: int, values: Mapping[str, float | None]) -> None:
         pass
 
-    def flush(self) -> bool:
-        return True
+    def write_metrics(self) -> None:
+        pass
 
     def log_artifact(self, path: Path, inside: str = "") -> None:
         pass
@@ -230,11 +233,8 @@ def log_evaluation(run_id: str, evaluation: Evaluation) -> str:
     for name in ("cost_usd_per_1k", "p50_ms", "p95_ms", "requests_per_s"):
         metrics[name] = getattr(evaluation, name)
     run.log_metrics(0, {f"{evaluation.candidate}/{evaluation.split}/{name}": value for name, value in metrics.items()})
-    if not run.flush():
-        raise SmallfirstError(
-            f"the metrics of {evaluation.candidate} were not written to run {run_id}",
-            hint="see the warning above, then evaluate again",
-        )
+    with store_errors():
+        run.write_metrics()
     return run.log_json(f"evaluations/{evaluation.candidate}-{evaluation.split}", evaluation)
 
 
@@ -266,7 +266,7 @@ def client() -> MlflowClient:
     from mlflow.tracking import MlflowClient
 
     for logger in ("alembic", "mlflow.store.db", "mlflow.store.db.utils"):
-        logging.getLogger(logger).setLevel(logging.WARNING)
+        logging.getLogger(logger).setLevel(logging.CRITICAL)  # they log what they raise, with a traceback
     uri = tracking_uri()
     # MLflow creates a new store's tables without a lock: two processes at once would fail.
     one_at_a_time = locked(home() / "mlflow.lock") if uri.startswith("sqlite:") else nullcontext()
@@ -302,7 +302,7 @@ def store_errors() -> Iterator[None]:
     except (MlflowException, SQLAlchemyError, OSError) as error:
         # Not "from error": a traceback would show the address with its password.
         raise SmallfirstError(
-            f"the MLflow store {tracking_uri()} refused: {error}",
+            f"the MLflow store {tracking_uri()} refused: {reason(error)}",
             hint="check MLFLOW_TRACKING_URI, the disk and the permissions of SMALLFIRST_HOME; a password in the "
             "variable is not stored, so it must be set where a job or an endpoint is started again",
         ) from None

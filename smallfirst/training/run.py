@@ -113,7 +113,7 @@ def train(
             if isinstance(error, OSError):
                 raise TrainingError(
                     f"cannot write to {folder}: {error.strerror or error}",
-                    hint="free disk space or correct its permissions, then run the same command again to continue",
+                    hint="free disk space or correct its permissions; what was saved is kept",
                 ) from error
             raise
 

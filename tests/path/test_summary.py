@@ -13,7 +13,7 @@ from fixtures.evaluations import evaluated_row, evaluation_of
 from fixtures.preflight import task_of
 from fixtures.report import DOMAIN_COUNTS
 
-from smallfirst.base.errors import ConfigError, DataError, StageMissing, TrainingError, Unavailable
+from smallfirst.base.errors import ConfigError, DataError, DiskFull, StageMissing, TrainingError, Unavailable
 from smallfirst.base.stats.intervals import wilson
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.measuring.outcome import LabelsNeeded, Outcome
@@ -262,7 +262,7 @@ def test_another_candidate_that_passes_is_offered(tmp_path: Path) -> None:
 
 def test_errors_that_leave_something_behind_are_resumed_and_others_speak_for_themselves(tmp_path: Path) -> None:
     ready = project(tmp_path, **LARGE)
-    for error in (Unavailable("down"), KeyboardInterrupt(), TrainingError("disk full")):
+    for error in (Unavailable("down"), KeyboardInterrupt(), TrainingError("failed"), DiskFull("full")):
         assert next_steps(ready, None, error, task="desk")[0].command == "smallfirst run desk --resume"
     assert next_steps(None, None, DataError("bad"), task="desk")[0].command == "smallfirst check desk"
     assert next_steps(None, None, ConfigError("bad"), task="desk") == ()

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from fixtures.cli import call, failed
 
+from smallfirst.base.errors import TrainingError
 from smallfirst.interfaces.cli.main import COMMANDS, STAGES, main
 
 VERBS = COMMANDS.names()
@@ -72,15 +73,18 @@ def test_every_example_of_a_verbs_help_is_a_command_line_that_is_understood(verb
         command.make_context(command.name, words)
 
 
-def test_a_full_disk_is_told_without_a_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, *_: object) -> Path:
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+def test_a_full_disk_is_told_without_a_traceback(desk_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device", "a.json")
+
+    def torn(*_: object, **__: object) -> None:
+        raise TrainingError("cannot write to model: No space left on device")
 
     monkeypatch.setattr("smallfirst.path.project.scaffold.write_atomically", full)
-    (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"text {i},{i % 2}\n" for i in range(20)))
-    ran = call("init", str(tmp_path / "task"), "--from", str(tmp_path / "rows.csv"))
-    assert (ran.exit_code, "task.yaml cannot be written: its disk is full" in ran.output) == (1, True)
-    assert "give the same command again" in ran.output
+    monkeypatch.setattr("smallfirst.path.run.train_stage", torn)
+    told = failed(call("init", str(desk_folder / "new"), "--from", str(desk_folder / "train.jsonl")), 1)
+    assert told.startswith("DiskFull: a.json cannot be written: its disk is full\n  next: make room there (")
+    assert f"\n          smallfirst run {desk_folder} --resume\n" in failed(call("run", desk_folder), 1)
 
 
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(desk_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
