@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -31,7 +30,6 @@ from smallfirst.traffic.logs.read import read_logs
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 Install = Callable[[str], dict[str, str]]
-RECIPES = ("Add a candidate", "Add a task kind", "Add a policy", "Add an engine", "Add a log format")
 
 
 @pytest.fixture
@@ -154,12 +152,3 @@ def test_a_log_format(install: Install, tmp_path: Path) -> None:
     ((one,), problems) = map(list, read_logs([log]))
     assert (one.id, one.model, one.at.hour, problems) == ("7", "gpt-4o", 9, [])
     assert (one.request["messages"][-1]["content"], one.source) == ("where is my card?", f"{log}:1")
-
-
-@pytest.mark.parametrize("heading", RECIPES)
-def test_the_code_of_a_recipe_passes_the_project_s_own_style(install: Install, heading: str) -> None:
-    ((name, code),) = ((name, code) for name, code in install(heading).items() if name.endswith(".py"))
-    command = [sys.executable, "-m", "ruff", "check", "--stdin-filename", f"smallfirst/{name}", "-"]
-    documented = f'"""The recipe."""\n\n{code}'
-    done = subprocess.run(command, input=documented, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stdout

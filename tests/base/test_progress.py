@@ -49,18 +49,6 @@ def test_a_step_under_way_says_how_much_is_done_how_fast_and_how_long_the_rest_t
     assert str(asking) == "asking big: 52 of 130 rows, 3.0/min, 26m 19s left"
 
 
-def test_words_replace_the_rate_and_a_step_of_unknown_length_says_since_when() -> None:
-    clock = Clock()
-    training = Activity("training", 100, "%", clock)
-    training.report(0, 100, "loss 2.1")
-    clock.now = 60.0
-    training.report(25, 100, "loss 0.7")
-    assert str(training) == "training: 25 %, loss 0.7, 3m 0s left"
-    fitting = Activity("fitting words", None, "rows", clock)
-    clock.now = 132.0
-    assert str(fitting) == "fitting words: 1m 12s so far"
-
-
 def test_in_a_pipe_the_innermost_step_is_told_once_a_minute_without_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
     progress = Progress(clock=clock)

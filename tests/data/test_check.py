@@ -111,21 +111,6 @@ def test_an_empty_split_stops() -> None:
     assert {f.rule.partition(":")[0] for f in stops} == {"too few rows to split some off"}
 
 
-def test_the_gravest_finding_comes_first_on_the_terminal() -> None:
-    report = check(plenty("train", 99, ("new", "c")), test=plenty("test", 150, ("more", "d")))
-    assert format_report(report) == (
-        "NO  100 train, 151 test rows, 3 labels\n"
-        "stop  test labels without a train row: 1\n"
-        "      a label that was never shown cannot be answered: add train rows, or drop it\n"
-        '        test.jsonl:151 "d"\n'
-        "fix   labels with too few train rows: 1\n"
-        "      at least 5 rows a label: add rows, or merge labels\n"
-        '        "c": 1\n'
-        'note  "a" has 50 train rows, "c" has 1\n'
-        "      rare labels will be answered worst: look at each, not at the mean"
-    )
-
-
 def long_rows(splits: dict[str, Dataset], tokens: TokenCounts) -> list[Finding]:
     validation, test = splits.get("validation"), splits.get("test")
     report = check(splits["train"], validation=validation, test=test, tokens=tokens)

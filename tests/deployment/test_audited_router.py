@@ -450,17 +450,6 @@ def test_in_a_fallback_nothing_waits_for_a_person(ledger: Ledger) -> None:
     assert waiting(ledger) == []
 
 
-def test_a_report_of_a_user_leaves_the_answer_in_the_queue(ledger: Ledger) -> None:
-    setting = Setting(ledger, judge="person")
-    asyncio.run(setting.ask())
-    asyncio.run(setting.live.feedback(said("chatcmpl-1-0", "right").model_copy(update={"judge": False})))
-    assert waiting(ledger) == ["chatcmpl-1-0"]
-    assert setting.live.monitor.live_error.n == 0
-    asyncio.run(setting.live.feedback(said("chatcmpl-1-0", "right")))
-    assert waiting(ledger) == []
-    assert setting.live.monitor.live_error.n == 1
-
-
 async def test_two_processes_on_one_ledger_count_each_audit_once(ledger: Ledger) -> None:
     settings = [Setting(ledger), Setting(Ledger(ledger.path))]
     first, second = settings

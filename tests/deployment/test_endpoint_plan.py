@@ -51,12 +51,6 @@ def test_an_answer_says_which_entity_gave_it_and_why() -> None:
     assert (both.route.certified, both.route.confidence) == (False, 0.7)
 
 
-async def test_a_stream_is_told_of_the_same_way() -> None:
-    found = [chunk async for chunk in split(ours=100).stream(Request.ask("a"))]
-    assert found[0].text == "ours"
-    assert found[-1].completion.route.stage == "ours"
-
-
 def test_a_version_and_an_alias_are_served_under_the_endpoints_name_and_each_entity_alone(
     tmp_path: Path, toy_rows: Dataset, toy_task: Classify
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from smallfirst.base.errors import ModelError
-from smallfirst.deployment.hot_swap import HotSwapModels, ModelProxy, ModelSet, SharedModel
+from smallfirst.deployment.hot_swap import HotSwapModels, ModelSet
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request
 
 ASKED = Request.ask("where is my card")
@@ -90,28 +90,3 @@ async def test_a_failure_gives_its_place_back_too() -> None:
         await models["toy"].complete(ASKED)
     models.put([], without=("toy",))
     assert len(models.take_idle(idle_s=0)) == 1
-
-
-async def test_slots_come_and_go_by_name_and_the_rest_stays() -> None:
-    a, auto, models = Gated("a"), Gated("auto"), HotSwapModels()
-    models.put([model_set(a), model_set(auto, "auto", "auto")])
-    names = iter(models)
-    assert next(names) == "toy"
-    models.put([], without=("auto",))
-    assert list(names) == ["auto"]  # whoever was going through the names is not disturbed
-    assert (list(models), len(models), "auto" in models) == (["toy"], 1, False)
-    assert models.active["toy"].models == {"toy": a}
-    await models.aclose()
-    assert (a.closed, auto.closed, list(models)) == (1, 1, [])
-    with pytest.raises(ModelError, match="toy is no longer served"):
-        await ModelProxy(models, "toy", a).complete(ASKED)
-
-
-async def test_a_shared_model_stays_open() -> None:
-    large = Gated("large")
-    large.gate.set()
-    kept = SharedModel(large)
-    await kept.aclose()
-    assert (await kept.complete(ASKED)).text == "large"
-    assert [c.text async for c in kept.stream(ASKED)] == ["large", ""]
-    assert (kept.name, large.closed) == ("large", 0)

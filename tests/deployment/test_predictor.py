@@ -94,13 +94,6 @@ def test_json_answers_are_values_and_what_cannot_be_read_is_none() -> None:
         model.predict_proba("total 3")
 
 
-def test_it_says_what_it_is_and_closes_its_model(model: Predictor) -> None:
-    assert repr(model) == "Predictor('by hand', classify, 2 classes)"
-    with model as same:
-        assert same is model
-    assert model.model.name == "closed"
-
-
 def test_a_model_that_went_live_behind_its_router_says_so(
     tmp_path: Path, toy_rows: Dataset, toy_task: sf.Classify
 ) -> None:

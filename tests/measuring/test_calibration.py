@@ -38,7 +38,7 @@ def simulated(temperature: float, *, n: int = 12_000, labels: int = 6) -> tuple[
     return confidences, gold
 
 
-@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.8, 2.5])
+@pytest.mark.parametrize("temperature", [0.7, 2.5])
 def test_the_temperature_that_was_applied_is_found_again(temperature: float) -> None:
     assert fit_temperature(*simulated(temperature)) == pytest.approx(temperature, abs=0.1)
 
@@ -121,19 +121,6 @@ def test_a_calibration_ranks_answers_better_than_their_own_probability_and_is_ho
     assert brier_score_loss(held_out_right, after) < brier_score_loss(held_out_right, before) - 0.1
 
 
-def test_where_the_own_probability_says_it_all_nothing_else_is_weighed() -> None:
-    draw = np.random.default_rng(8)
-    total = -6 * draw.random(300)
-    right = draw.random(300) < np.exp(total)
-    tokens = [[value / 2] * 2 for value in total.tolist()]  # always two tokens: mean and lowest are the sum again
-    fitted = fit_calibration(tokens, right.tolist())
-    order = np.argsort(total)
-    confidences = [fitted.confidence(tokens[i]) for i in order]
-    assert confidences == sorted(confidences)
-    # All the same length: its feature has no spread, and must not divide by it.
-    assert fitted.scales[3] == 1.0
-
-
 @pytest.mark.parametrize(("n", "kinds"), [(MIN_ROWS - 1, 2), (MIN_ROWS, 1), (500, 1)])
 def test_too_few_rows_and_rows_of_one_kind_leave_it_unfitted(n: int, kinds: int) -> None:
     tokens, _ = answers(n)
@@ -208,8 +195,3 @@ def test_every_point_is_what_its_threshold_keeps(rows: list[tuple[float | None, 
         kept = [right for said, right in rows if said is not None and said >= point.confidence]
         assert point.coverage == pytest.approx(len(kept) / len(rows))
         assert point.error == wilson(len(kept) - sum(kept), len(kept))
-
-
-def test_every_confidence_needs_its_outcome() -> None:
-    with pytest.raises(ValueError, match="differ in number: 1 and 2"):
-        risk_coverage_curve([0.5], [True, True])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 from fixtures.evaluations import evaluated_row, evaluation_of
@@ -17,14 +19,19 @@ from smallfirst.measuring.choice import (
     unbeaten,
     would_pass,
 )
-from smallfirst.measuring.evaluate import Evaluation
+from smallfirst.measuring.evaluate import EvaluatedRow, Evaluation
 from smallfirst.measuring.gate import Gate
 
 NAMES = ("words", "encoder", "tuned")
 
 
+@functools.cache
+def row(i: int, good: bool) -> EvaluatedRow:
+    return evaluated_row(str(i), "a", "a" if good else "b")
+
+
 def measured(name: str, right: list[bool], usd_per_1k: float = 1.0) -> Evaluation:
-    rows = [evaluated_row(str(i), "a", "a" if good else "b") for i, good in enumerate(right)]
+    rows = [row(i, good) for i, good in enumerate(right)]
     return evaluation_of(rows, candidate=name, cost_usd_per_1k=usd_per_1k)
 
 

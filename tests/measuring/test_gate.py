@@ -15,13 +15,10 @@ from smallfirst.base.stats.intervals import Estimate, mean_interval, wilson
 from smallfirst.data.copies import Leak, LeakReport
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.measuring.gate import (
-    CHECKS,
     CheckInputs,
     ConfidenceLevel,
     Gate,
-    Requirement,
     RoutedThresholds,
-    max_lower_bound,
     run_checks,
 )
 from smallfirst.measuring.verdict import CheckResult
@@ -121,19 +118,6 @@ def test_all_checks_stand_in_one_verdict_in_a_fixed_order_each_with_advice() -> 
     assert all(result.advice for result in verdict.failed_checks)
 
 
-def test_a_new_check_is_a_field_and_one_registered_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    class LargerGate(Gate):
-        rows_at_least: int | None = None
-
-    def check_rows(minimum: int, inputs: CheckInputs) -> CheckResult:
-        n = len(inputs.candidate.rows)
-        return Requirement("rows_at_least", minimum, f"at least {minimum} rows").result(f"n={n}", passed=n >= minimum)
-
-    monkeypatch.setitem(CHECKS, "rows_at_least", check_rows)
-    verdict = LargerGate(accuracy_at_least=0.5, rows_at_least=50).check(of(9, 10), large=None)
-    assert [result.requirement for result in verdict.failed_checks] == ["at least 50 rows"]
-
-
 def test_a_gate_without_a_threshold_or_a_comparison_is_refused() -> None:
     with pytest.raises(ConfigError, match="the gate declares no threshold, so anything would pass"):
         Gate(part_rows=50).check(of(9, 10), large=None)
@@ -164,23 +148,6 @@ def test_a_stored_interval_is_widened_by_the_ratio_of_the_quantiles() -> None:
     assert ConfidenceLevel(20).widen(Estimate(value=0.1, low=-0.2, high=0.4, n=20)).low < -0.2
 
 
-@pytest.mark.parametrize(
-    ("ends", "n", "advice"),
-    [
-        ((0.0, 0.0, 1.0), 0, "no row was measured"),
-        ((0.79, 0.7, 0.85), 48, FEW),
-        ((0.6, 0.5, 0.7), 48, "more test rows are unlikely to show it (0 %): more training rows or a better model may"),
-        ((math.nan, math.nan, 1.0), 48, "the value is not a number: fix the scorer and evaluate again"),
-        ((0.9, 0.8, 0.95), 50, ""),  # the lower end alone decides
-        ((0.9, 0.7999999, 0.95), 50, FEW),
-    ],
-)
-def test_advice_names_the_reason(ends: tuple[float, ...], n: int, advice: str) -> None:
-    found = Estimate(**dict(zip(("value", "low", "high"), ends, strict=True)), n=n)
-    result = Requirement("accuracy_at_least", 0.8, "accuracy").check(found, ONE)
-    assert (result.passed, result.advice) == (not advice, advice)
-
-
 # Metrics of the task, labels and fields
 
 
@@ -204,16 +171,6 @@ def test_a_metric_is_held_by_its_worse_end(
     result = check(candidate, **thresholds)
     assert (result.passed, result.measured) == (passed, measured)
     assert result.advice == ("" if passed else FEW)
-
-
-def test_more_rows_are_advised_where_they_are_likely_to_show_it() -> None:
-    # n / (n + 3.8415) reaches 0.9 at 34.6; so does the upper end of none.
-    assert check(stored(1.0, 1.0, 1.0, 20), measures_at_least={"token_f1": 0.9}).more_rows == 15
-    assert check(stored(0.0, 0.0, 0.0, 20), measures_at_most={"token_f1": 0.1}).more_rows == 15
-    assert max_lower_bound(35, ONE) == pytest.approx(wilson(35, 35).low)
-    near, far = (check(stored(0.02, 0.01, 0.04, 400), measures_at_most={"token_f1": most}) for most in (0.015, 0.002))
-    assert (near.more_rows is not None, far.more_rows) == (True, None)
-    assert far.advice.startswith("more test rows are unlikely to show it (")
 
 
 @pytest.mark.parametrize(

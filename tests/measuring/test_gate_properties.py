@@ -139,34 +139,3 @@ def test_more_comparisons_never_turn_fail_into_pass(
 ) -> None:
     looked_at_few = judged(measured, gate, case, comparisons=few)
     assert shows_no_more(looked_at_few, judged(measured, gate, case, comparisons=few + more))
-
-
-@settings(max_examples=30)
-@given(gates(), cases(), st.randoms(use_true_random=False))
-def test_the_order_of_rows_changes_nothing(measured: Measured, gate: dict[str, Any], case: Case, random: Any) -> None:
-    order = list(range(len(case.small)))
-    random.shuffle(order)
-    small = measured(case.small, scores=case.small_scores)
-    large = measured(case.large, scores=case.large_scores, candidate="large")
-    paired = Gate(
-        accuracy_at_least=gate["accuracy_at_least"],
-        not_worse_than_large_by=gate["not_worse_than_large_by"],
-        score_not_worse_than_large_by=gate["score_not_worse_than_large_by"],
-    )
-    shuffled = small.model_copy(update={"rows": tuple(small.rows[i] for i in order)})
-    assert paired.check(shuffled, large=large).checks == paired.check(small, large=large).checks
-
-
-@given(st.sampled_from([0.3, 0.1, 0.05, 0.02]), st.integers(1, 5), st.booleans())
-def test_equal_answers_pass_any_margin_with_rows_enough_and_none_with_few(
-    measured: Measured, margin: float, comparisons: int, right: bool
-) -> None:
-    gate = Gate(not_worse_than_large_by=margin, score_not_worse_than_large_by=margin)
-
-    def passes(n: int) -> bool:
-        small, large = measured([right] * n), measured([right] * n, candidate="large")
-        return gate.check(small, large=large, comparisons_made=comparisons).passed
-
-    # z² / (n + z²) ≤ margin, with z² between 3.84 for one candidate and 6.64 for five.
-    assert passes(int(6.64 / margin) + 1)
-    assert not passes(int(3.84 * (1 - margin) / margin))

@@ -8,7 +8,7 @@ from fixtures.gate import evaluation
 from smallfirst.base.errors import ConfigError
 from smallfirst.base.records import parse_record
 from smallfirst.measuring.gate import Gate
-from smallfirst.measuring.verdict import Verdict, format_verdict, nearest_to_passing, override
+from smallfirst.measuring.verdict import Verdict, nearest_to_passing, override
 
 GATE = Gate(accuracy_at_least=0.8, p95_ms_at_most=1)
 
@@ -48,19 +48,6 @@ def test_nobody_overrides_twice_or_without_need() -> None:
 def test_a_verdict_cannot_claim_what_its_checks_deny(changes: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="passed must be true exactly if every check passed"):
         parse_record(Verdict, verdict().model_dump() | changes, where="forged")
-
-
-def test_the_table_aligns_the_checks_and_shows_who_signed() -> None:
-    table = (
-        "  pass  accuracy at least 0.800   0.900 [0.826, 0.945] n=100\n"
-        "  FAIL  p95 latency at most 1 ms  9.0 [9.0, 9.0] ms n=100\n"
-        "        a smaller model or a shorter prompt would help"
-    )
-    assert format_verdict(verdict()) == f"small: FAIL\n{table}"
-    [signed] = override([verdict()], "small", by="Ada", because="night batch")
-    assert format_verdict(signed) == (
-        f"small: overridden, 1 of 2 checks failed\n{table}\n  overridden by Ada at {signed.signed_at}: night batch"
-    )
 
 
 def test_one_verdict_of_a_run_is_overridden_and_the_others_stay() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from smallfirst.base.errors import ModelError
-from smallfirst.models.batching import BatchBudget, BatchWorker, ThroughputEstimate, usable_cores
+from smallfirst.models.batching import BatchBudget, BatchWorker, usable_cores
 
 
 class Doubling:
@@ -80,19 +80,6 @@ async def test_a_batch_is_as_large_as_its_budget_allows() -> None:
         await queue_behind(doubling, worker, 1, 4, 5, 2, 40, 3)
     # 4 + 5 fit into 10, 2 more do not; 40 is a batch of its own.
     assert doubling.batches[1:] == [[1], [4, 5], [2], [40], [3]]
-
-
-def test_the_throughput_follows_the_batches() -> None:
-    throughput = ThroughputEstimate(BatchBudget(seconds=2.0, full=3.0))
-    assert throughput.batch_size() == 3.0
-    assert ThroughputEstimate(BatchBudget()).batch_size() == float("inf")
-    throughput.update(100, 1.0)
-    assert throughput.batch_size() == pytest.approx(200)
-    throughput.update(10, 1.0)
-    assert throughput.batch_size() == pytest.approx(2 * (87.5 + 10) / (0.875 + 1))
-    for _ in range(200):
-        throughput.update(1, 10.0)
-    assert throughput.batch_size() == 3.0  # never less than what keeps the machine busy
 
 
 def test_cores_are_physical_ones_and_at_most_what_the_container_grants(

@@ -45,14 +45,6 @@ def test_a_fitted_confidence_by_hand() -> None:
     assert FITTED.steps.at(0.0) == pytest.approx(0.999 * 0.6 + 0.001 * 0.5)
 
 
-@CALM
-@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=20))
-def test_steps_never_fall_and_stay_between_0_and_1(values: list[float]) -> None:
-    found = [FITTED.steps.at(value) for value in sorted(values)]
-    assert found == sorted(found)
-    assert 0 <= found[0] <= found[-1] <= 1
-
-
 def test_rows_on_a_flat_step_are_still_in_order() -> None:
     flat = IsotonicCurve(x=(0.0, 1.0), y=(0.7, 0.7))
     assert flat.at(0.2) < flat.at(0.4) < flat.at(5.0) < flat.at(50.0)

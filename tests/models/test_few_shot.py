@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,6 @@ def parrot(text: str = "card_lost") -> SayingModel:
     return SayingModel("parrot", text, cost_usd=0.5)
 
 
-class Echo:
-    """Selects one example made from the text itself."""
-
-    def select(self, text: str) -> Sequence[Shot]:
-        return [Shot(f"like {text}", "card_stolen")]
-
-
 def ask(model: Model, max_tokens: int = 256) -> Completion:
     return asyncio.run(model.complete(Request.ask("it is gone", max_tokens=max_tokens)))
 
@@ -44,20 +36,6 @@ async def test_the_answer_is_the_parsed_label_or_else_the_models_own_words(text:
     found = await model.complete(Request.ask("it is gone"))
     assert (found.text, found.answered_by, found.cost_usd) == (answer, "parrot", 0.5)
     assert [chunk.text async for chunk in model.stream(Request.ask("it is gone"))] == [answer, ""]
-
-
-def test_instructions_and_examples_come_before_the_text() -> None:
-    said = parrot()
-    ask(PromptedModel(said, TASK, shots=[Shot("fixed", "card_lost")], selector=Echo()))
-    system, *turns = said.asked[0].messages
-    assert (system.role, "- card_stolen" in system.content) == ("system", True)
-    assert [(turn.role, turn.content) for turn in turns] == [
-        ("user", "fixed"),
-        ("assistant", "card_lost"),
-        ("user", "like it is gone"),
-        ("assistant", "card_stolen"),
-        ("user", "it is gone"),
-    ]
 
 
 dataset = partial(answered_rows, "rows")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.light_process import LightProcess
 
 from smallfirst.base.errors import ConfigError, MissingExtra
 from smallfirst.models.loading import ENGINES, ModelSource, choose_engine, load
@@ -65,16 +64,6 @@ def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.Monk
         load(ModelSource(tmp_path))
     with pytest.raises(MissingExtra, match=r"smallfirst\[llama\]"):
         load(ModelSource(file))
-
-
-def test_choosing_imports_no_engine(light_process: LightProcess) -> None:
-    code = (
-        "import sys\n"
-        "from smallfirst.models.loading import ModelSource, choose_engine\n"
-        "choose_engine(ModelSource('https://api.example.com/v1'))\n"
-        "print(sorted({'torch', 'transformers', 'xllamacpp'} & sys.modules.keys()))\n"
-    )
-    assert light_process(code) == "[]\n"
 
 
 class Fake:

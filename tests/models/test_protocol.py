@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import pytest
 
@@ -20,7 +19,6 @@ from smallfirst.models.protocol import (
     Completion,
     DelegatingModel,
     LabelScores,
-    Model,
     Request,
     estimate_written_tokens,
     max_answer_tokens,
@@ -60,14 +58,6 @@ class Able(Plain):
         self.log.append("ready")
 
 
-class Redirected(DelegatingModel):
-    target: Model
-
-    @contextmanager
-    def _target(self) -> Iterator[Model]:
-        yield self.target
-
-
 async def test_calls_and_capabilities_are_those_of_the_wrapped_model() -> None:
     able = Able("able")
     model = DelegatingModel(able, name="desk")
@@ -87,13 +77,6 @@ def test_a_model_without_a_capability_raises_its_name() -> None:
     asyncio.run(model.ready())  # nothing to probe
     with pytest.raises(ModelError, match="plain has no label probabilities"):
         asyncio.run(model.probabilities(["x"]))
-
-
-def test_another_target_takes_every_call() -> None:
-    model = Redirected(Plain("old"))
-    model.target = Able("new")
-    assert asyncio.run(model.complete(Request.ask("x"))).text == "new"
-    assert asyncio.run(model.probabilities(["x"]))[0].labels == ("a",)
 
 
 class Echo(CallableModel):

@@ -34,14 +34,6 @@ def test_mahalanobis_distance_is_that_of_the_shrunk_shared_covariance() -> None:
     assert found[0] < found[1]  # five along the wide axis is nearer than five along a narrow one
 
 
-def test_neighbour_is_one_less_the_mean_cosine_to_the_nearest_five() -> None:
-    rows = np.array([[1, 0]] * 4 + [[0, 1]] + [[-1, 0]] * 20, dtype=np.float32)
-    profile = HiddenStateProfile.fit(rows, np.zeros(25, dtype=int))
-    asked = np.array([[3, 0], [0, 2]], dtype=np.float32)
-    neighbour = profile.nonconformity(asked)[:, 1]
-    assert neighbour == pytest.approx([1 - 4 / 5, 1 - 1 / 5], abs=1e-6)
-
-
 def test_foreign_states_are_unusual_by_every_feature_and_own_ones_by_none() -> None:
     draw = np.random.default_rng(1)
     centres = np.eye(4, dtype=np.float32) * 8

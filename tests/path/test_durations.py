@@ -7,15 +7,14 @@ from pathlib import Path
 import pytest
 from fixtures.preflight import task_of
 
-from smallfirst.base.errors import WeightsNotFound
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, LARGER_ENCODER
 from smallfirst.models.manifest import MANIFEST, Manifest, write_manifest
 from smallfirst.path import durations as module
-from smallfirst.path.durations import TimeNeeded, forecast_candidates, forecast_in_words, model_bytes, time_needed
+from smallfirst.path.durations import forecast_candidates, forecast_in_words, model_bytes, time_needed
 from smallfirst.path.project.candidates import get_candidate
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import FITTED, FittedCandidates, RunFolder
-from smallfirst.training.estimates import EncoderPace, Pace
+from smallfirst.training.estimates import EncoderPace
 
 pytestmark = pytest.mark.usefixtures("module_home")
 
@@ -51,23 +50,6 @@ def test_a_frozen_encoder_reads_every_row_and_a_fine_tune_takes_its_epochs(proje
     # million weights at 20 GB/s.
     epoch_s = 300 * 0.4 + 30 * 40e6 / 20e9 + 0.1 * n_selection
     assert tuned.fit_s == pytest.approx(module.BEGIN_S + head_s + 4 * epoch_s)
-
-
-def test_a_language_model_takes_what_its_estimate_says(
-    project: Project, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(WeightsNotFound):
-        time_needed(project, get_candidate("small"))
-    small = project.file.small.model_copy(update={"base": str(tiny_folder)})
-    project = project._replace(file=project.file.model_copy(update={"small": small}))
-    found = []
-    for rate in (100.0, 400.0):
-        monkeypatch.setattr("smallfirst.training.run.training_pace", lambda *_, rate=rate: Pace(rate, ""))
-        found.append(time_needed(project, get_candidate("small")) or TimeNeeded(0))
-    slow, quick = found
-    assert slow.fit_s - module.BEGIN_S == pytest.approx(4 * (quick.fit_s - module.BEGIN_S))
-    assert quick.after_s > 0
-    assert slow.after_s == pytest.approx(4 * quick.after_s)
 
 
 def test_before_anything_is_fetched_time_downloads_and_memory_are_guessed(

@@ -21,7 +21,6 @@ from smallfirst.path.large_model import (
     forecast_large,
     large_findings,
     recorded_answers,
-    recorded_open_answers,
     recording_path,
 )
 from smallfirst.path.project.project import Project
@@ -64,20 +63,6 @@ def test_recorded_answers_are_replayed_and_nobody_is_asked(tmp_path: Path) -> No
     answer = asyncio.run(model.complete(Request.ask("where is it")))
     assert (answer.text, answer.answered_by, answer.cost_usd) == ("card", "big-1", 0.001)
     assert model.note == "recorded 2025-01-02 from big-1 (n=1)"
-
-
-def test_recorded_open_ended_answers_are_replayed_if_there_are_any(tmp_path: Path) -> None:
-    recorded(tmp_path, "open.jsonl", "write a poem")
-    large = LargeConfig(recorded=Path("large.jsonl"), recorded_open=Path("open.jsonl"))
-    poem = dataset(("write a poem", ""))
-
-    def found(config: LargeConfig, open_ended: Dataset | None) -> object:
-        rows = rows_of(NOTHING, open_ended)
-        return asyncio.run(recorded_open_answers(task_file(tmp_path, config), rows, progress=Progress(quiet=True)))
-
-    assert found(large, poem) is not None
-    assert found(large, None) is None
-    assert found(LargeConfig(recorded=Path("large.jsonl")), poem) is None
 
 
 def test_a_labelled_row_taken_for_an_open_one_gets_no_answer_at_the_recorded_price(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from fixtures.evaluations import evaluated_row, evaluation_of
 from fixtures.preflight import task_of
 from fixtures.report import DOMAIN_COUNTS
 
-from smallfirst.base.errors import ConfigError, DataError, DiskFull, StageMissing, TrainingError, Unavailable
+from smallfirst.base.errors import ConfigError, DataError, DiskFull, TrainingError, Unavailable
 from smallfirst.base.stats.intervals import wilson
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.measuring.outcome import LabelsNeeded, Outcome
@@ -134,18 +134,6 @@ def test_where_nothing_goes_live_nothing_is_promoted_and_no_certificate_counts(r
     assert "@champion" not in "".join(lines)
 
 
-def test_a_stage_whose_forerunner_is_missing_names_the_command(run_folder: RunFolder) -> None:
-    with pytest.raises(StageMissing) as caught:
-        run_folder.certificate()
-    assert str(caught.value) == (
-        f"certificate.json is missing in run {run_folder.path.name}\n  next: smallfirst calibrate task.yaml"
-    )
-    with pytest.raises(StageMissing, match="the gate has no verdict on encoder"):
-        run_folder.verdicts().of("encoder")
-    with pytest.raises(StageMissing, match="nothing has been evaluated yet"):
-        run_folder.evaluations("calibration")
-
-
 LARGE = {"large": {"endpoint": {"base_url": "http://127.0.0.1:1/v1", "model": "big"}}}
 
 
@@ -206,39 +194,6 @@ def test_without_a_promise_it_is_served_as_well_and_rows_are_asked_for(tmp_path:
     hopeless = LIVE.model_copy(update={**without, "why": "even 9,000 more would not do"})
     *_, last = after_outcome(project(tmp_path), hopeless, task="desk")
     assert last.what.endswith("likely to give a promise: even 9,000 more would not do")
-
-
-def test_what_is_not_live_is_promoted_written_down_or_drafts_in_shadow(tmp_path: Path) -> None:
-    ready = LIVE.model_copy(update={"alias": "", "version": None})
-    (promote,) = after_outcome(project(tmp_path), ready, task="desk")
-    assert promote.command == "smallfirst promote desk"
-    line = "gate: {accuracy_at_least: 0.8}"
-    unwritten = Outcome(kind="keep the large model", title="words + linear", gate="not written", gate_line=line)
-    (written,) = after_outcome(project(tmp_path), unwritten, task="desk")
-    assert written.command == "smallfirst promote desk"
-    assert line in written.what
-    shadow = Outcome(kind="cannot be told yet", title="words", alias="shadow", labels_needed=NEEDED, large=True)
-    serve, _, label = after_outcome(project(tmp_path, **LARGE), shadow, task="desk")
-    assert (serve.command, serve.what.startswith("serve it meanwhile: the large model answers")) == (
-        "smallfirst serve desk",
-        True,
-    )
-    assert label.what.startswith(f"to have it decided, label {IN_WORDS}")
-
-
-def test_before_a_part_was_looked_for_no_rows_are_asked_for(tmp_path: Path) -> None:
-    gate = GateVerdicts(
-        verdicts=(
-            verdict("words", missed("accuracy", 15, more_rows=None)),
-            verdict("encoder", missed("accuracy", 17, more_rows=40)),
-        ),
-        winner=None,
-    )
-    part, why, suspects, sign = after_gate(project(tmp_path), RunFolder(tmp_path), gate, task="desk")
-    assert part.command == "smallfirst calibrate desk"  # a part of the requests was not looked for yet
-    assert why.what == "encoder comes nearest; furthest off is accuracy at least 0.8, measured 0.85."
-    assert suspects.command == "smallfirst review desk --labels suspects.jsonl"
-    assert sign.command == "smallfirst override desk --candidate encoder --by NAME --because REASON"
 
 
 def test_the_bar_that_is_furthest_off_is_named_and_which_rows_help(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from smallfirst.path.project.candidates import Candidate, fits_in_folds, get_can
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import FittedCandidates, RunFolder
 from smallfirst.path.project.task_file import TaskFile
-from smallfirst.path.train import Race, Rung, TimeBudget, TimeNeeded, fit_in_time, plan_steps, train_stage
+from smallfirst.path.train import Race, Rung, TimeBudget, TimeNeeded, fit_in_time, train_stage
 from smallfirst.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("module_home")
@@ -241,14 +241,6 @@ def test_time_is_kept_for_what_combines_the_others(monkeypatch: pytest.MonkeyPat
     assert Desk(monkeypatch, 1.4).run("encoder", "words") == {}
 
 
-def test_what_cannot_be_used_here_is_left_out_unless_the_task_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    desk = Desk(monkeypatch, 20)
-    assert desk.run("words", "larger_encoder") == {"larger_encoder": "larger_encoder is not here"}
-    named = Desk(monkeypatch, 20, ladder=["words", "larger_encoder"])
-    with pytest.raises(WeightsNotFound):
-        named.run("words", "larger_encoder")
-
-
 def test_a_candidate_that_routing_needs_is_fitted_first_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     desk = Desk(monkeypatch, 11.7, routing={"small": "small"})
     desk.run("tuned", "small")
@@ -257,29 +249,7 @@ def test_a_candidate_that_routing_needs_is_fitted_first_or_refused(monkeypatch: 
         Desk(monkeypatch, 5, routing={"small": "small"}).run()
 
 
-QUICK = Rung("words", 10, TimeNeeded(8, after_s=2))
-SMALL = Rung("tuned", 30, TimeNeeded(70, after_s=10))
 LARGE = Rung("larger", 32, TimeNeeded(400, after_s=60))
-LANGUAGE = Rung("small", 15, TimeNeeded(480, after_s=20))
-"""In all 10, 80, 460 and 500 seconds, and 15 % more."""
-
-
-@pytest.mark.parametrize(
-    ("left_s", "rungs", "wanted"),
-    [
-        (2000, (LANGUAGE, LARGE, SMALL, QUICK), ["words", "tuned", "larger", "small"]),
-        # Words (quick), the larger encoder, and the tuned one, but not the language model.
-        (700, (LANGUAGE, LARGE, SMALL, QUICK), ["words", "tuned", "larger"]),
-        (600, (LANGUAGE._replace(required=True), LARGE), ["small"]),  # before what promises more
-        (100, (Rung("new", 50, None), QUICK), ["words", "new"]),  # it does not say how long it takes
-        (5, (Rung("new", 50, None), QUICK), ["new"]),
-        (0, (Rung("new", 50, None), QUICK), []),
-    ],
-)
-def test_what_promises_more_is_preferred_and_the_quickest_comes_first(
-    left_s: float, rungs: tuple[Rung, ...], wanted: list[str]
-) -> None:
-    assert [rung.name for rung in plan_steps(rungs, left_s)] == wanted
 
 
 def test_what_is_left_out_is_told_with_the_time_that_would_include_it() -> None:

@@ -79,25 +79,6 @@ def test_an_error_ends_the_run_as_failed_with_its_text() -> None:
     assert found.data.metrics == {"loss": 9.0}
 
 
-def test_an_interrupted_run_and_one_finished_by_hand_end_as_killed() -> None:
-    with pytest.raises(KeyboardInterrupt), open_run("tickets", "stopped") as run:
-        raise KeyboardInterrupt
-    assert stored(run).info.status == "KILLED"
-    with open_run("tickets", "by hand") as run:
-        run.finish("KILLED")
-    assert stored(run).info.status == "KILLED"
-
-
-def test_a_run_can_be_taken_up_again() -> None:
-    with open_run("tickets", "part one") as first:
-        first.log_metrics(1, {"loss": 2.0})
-    with resume_run(first.run_id) as second:
-        assert stored(second).info.status == "RUNNING"
-        second.log_metrics(2, {"loss": 1.0})
-    assert stored(first).info.status == "FINISHED"
-    assert len(client().get_metric_history(first.run_id, "loss")) == 2
-
-
 def test_an_evaluation_is_kept_with_its_figures_and_rows_on_the_run_of_the_training() -> None:
     row = evaluated_row("k", "late", "late", text="my card is läte", correct=True, confidence=0.9)
     measures = {"macro_f1": Estimate(value=0.4, low=0.125, high=0.625, n=4)}
@@ -163,13 +144,6 @@ def test_a_new_store_is_made_in_silence_without_telemetry_and_imports_nothing_ea
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
-
-
-def test_more_than_one_batch_is_written_whole() -> None:
-    with open_run("tickets", "long") as run:
-        for step in range(1500):
-            run.log_metrics(step, {"loss": float(step)})
-    assert len(client().get_metric_history(run.run_id, "loss")) == 1500
 
 
 def test_of_an_untracked_run_nothing_is_written() -> None:

@@ -75,16 +75,6 @@ def test_without_a_general_model_a_foreign_request_is_an_error_that_says_so() ->
         ask(made(), "write a poem")
 
 
-async def test_a_stream_carries_the_same_route() -> None:
-    auto = made()
-    chunks = [chunk async for chunk in auto.stream(Request.ask("my tickets"))]
-    await auto.aclose()
-    assert [chunk.text for chunk in chunks] == ["tickets", ""]
-    completion = chunks[-1].completion
-    assert [step.stage for step in completion.route.trail] == ["auto", "small"]
-    assert completion.latency_ms == 12.0
-
-
 BANK = (
     ("where is my {}", "the {} does not work", "i lost the {} yesterday", "why was a {} declined", "my {} is late"),
     ("card", "refund", "pin", "transfer", "top-up", "fee", "statement", "payment"),

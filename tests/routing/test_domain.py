@@ -182,31 +182,12 @@ def features() -> TextFeatures:
     return TextFeatures.fit(WORDS)
 
 
-def test_unseen_is_the_share_of_words_and_pairs_that_no_row_has(features: TextFeatures) -> None:
-    # where, is, my, "where is", "is my" are known; money too; "my money" is
-    assert features.scores(["where is my money"])[0, 0] == 0
-    # of where, is, poem, "where is", "is poem" two are unknown
-    assert features.scores(["where is poem"])[0, 0] == pytest.approx(2 / 5)
-    assert features.scores(["poem sea", "", "a"])[:, 0].tolist() == [1, 1, 1]
-
-
 def test_distances_are_one_less_the_cosines_to_the_nearest_and_the_nearest_three(features: TextFeatures) -> None:
     asked, own = PIECES.transform(ASKED), PIECES.transform(WORDS)
     cosines = np.sort((asked @ own.T).toarray(), axis=1)
     found = features.scores(ASKED)
     assert found[:, 1] == pytest.approx(1 - cosines[:, -1], abs=1e-6)
     assert found[:, 2] == pytest.approx(1 - cosines[:, -3:].mean(axis=1), abs=1e-6)
-
-
-def test_unlike_counts_words_that_come_twice_alike_and_unseen_ones_against_the_text() -> None:
-    features = TextFeatures.fit(("my red card", "my blue card", "my old car"))
-    # "my" and "card" come twice or more; the first row is (1, 1) / √2 in them
-    assert features.scores(["my card"])[0, 3] == pytest.approx(1 - (2 / math.sqrt(3)) / math.sqrt(2), abs=1e-6)
-    # my, poem, "my poem": one of three is known, and the last row is (1, 0)
-    assert features.scores(["my poem"])[0, 3] == pytest.approx(1 - 1 / math.sqrt(3), abs=1e-6)
-    # twice the same word: 1 + ln 2 of it among three n-grams
-    assert features.scores(["my my"])[0, 3] == pytest.approx(1 - (1 + math.log(2)) / math.sqrt(3), abs=1e-6)
-    assert features.scores(["", "red car"])[:, 3].tolist() == [1, 1]
 
 
 def test_scores_do_not_depend_on_the_other_texts(features: TextFeatures) -> None:
@@ -226,11 +207,3 @@ def test_of_a_long_text_both_ends_are_compared(features: TextFeatures) -> None:
     half = MAX_CHARS // 2
     hidden = "x" * half + " poem sea " * 50 + "y" * half
     assert features.scores([hidden]).tolist() == features.scores(["x" * half + " " + "y" * half]).tolist()
-
-
-def test_features_load_as_they_were_saved(features: TextFeatures, tmp_path: Path) -> None:
-    features.save(tmp_path)
-    again = TextFeatures.load(tmp_path)
-    assert again.n_texts == len(WORDS)
-    assert again.scores(ASKED).tolist() == features.scores(ASKED).tolist()
-    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}

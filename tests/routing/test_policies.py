@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -14,21 +13,18 @@ from smallfirst.base.errors import ConfigError
 from smallfirst.base.records import Record, parse_record
 from smallfirst.data.dataset import Message
 from smallfirst.models.protocol import Request
-from smallfirst.routing.gain import GainModel
 from smallfirst.routing.policies import (
     POLICIES,
     AnyPolicy,
     DifficultyPolicy,
     GainPolicy,
     Policy,
-    PolicyDecision,
     RulePolicy,
     SplitPolicy,
     apply_policies,
     check_stages,
     detect_language,
     dominant_script,
-    parse_policy,
     split_position,
 )
 
@@ -172,24 +168,6 @@ def test_wrong_settings_are_refused_with_their_place(policy: object, message: st
     with pytest.raises(ConfigError) as refused:
         parse(policy)
     assert message in str(refused.value)
-
-
-def test_a_policy_of_another_package_is_parsed_and_saved_like_a_built_in_one() -> None:
-    class Weekend(Policy):
-        kind: Literal["weekend"]
-        hours: int = 48
-
-        def decide(self, request: Request, gain: GainModel | None = None) -> PolicyDecision | None:
-            return PolicyDecision(self.to, self.kind, f"{self.hours} h") if "saturday" in request.text else None
-
-    POLICIES.register("weekend", Weekend)
-    try:
-        found = parse({"kind": "weekend", "to": "small", "hours": 24}, {"kind": "rule", "to": "large"})
-        assert [where(policy, asked("on saturday")) for policy in found.policies] == ["small", "large"]
-        assert Policies.model_validate_json(found.model_dump_json()) == found
-        assert parse_policy(found.policies[0]) is found.policies[0]
-    finally:
-        POLICIES._loaded.pop("weekend")
 
 
 def test_a_policy_must_lead_to_a_stage() -> None:

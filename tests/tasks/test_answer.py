@@ -6,9 +6,8 @@ import pydantic
 import pytest
 
 from smallfirst.base.stats.intervals import wilson
-from smallfirst.data.dataset import Message
 from smallfirst.tasks.answer import Answer
-from smallfirst.tasks.task import ScoredAnswer, Shot
+from smallfirst.tasks.task import ScoredAnswer
 
 OPEN = Answer(name="rules")
 CHOICES = Answer(name="pubmed", choices=("yes", "no", "maybe"))
@@ -78,18 +77,6 @@ def test_choices_are_measured_as_a_classification() -> None:
     assert CHOICES.measures(rows)["macro_f1"].value == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
     counts = [(part.name, part.n_gold, part.n_said, part.n_right) for part in CHOICES.parts(rows)]
     assert counts == [("yes", 2, 1, 1), ("no", 1, 2, 1), ("maybe", 1, 0, 0)]
-
-
-def test_a_general_model_is_told_to_answer_briefly_and_shown_solved_rows() -> None:
-    system, user, assistant = NONE.instructions((Shot("A text.\n\nHow many?", "308"),))
-    assert system == Message(
-        role="system",
-        content="Answer the user's question.\n"
-        "Answer with the shortest exact answer and nothing else: no sentence, no explanation.\n"
-        "If there is no answer to be found, answer: not answerable",
-    )
-    assert (user.role, user.content) == ("user", "A text.\n\nHow many?")
-    assert (assistant.role, assistant.content) == ("assistant", "308")
 
 
 @pytest.mark.parametrize(

@@ -16,21 +16,15 @@ from fixtures.server import SayingModel
 from smallfirst.base.errors import BadAnswer, ConfigError, DataError
 from smallfirst.base.progress import Progress
 from smallfirst.base.stats.intervals import wilson
-from smallfirst.data.dataset import Example, Message
 from smallfirst.data.row_formats import Columns
 from smallfirst.data.sources.load import load_rows
 from smallfirst.models.protocol import Completion, Request
-from smallfirst.models.recorded import RecordedAnswer
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.task_file import TaskFile, read_task_file
-from smallfirst.tasks.classify import Classify
 from smallfirst.traffic.labelling import (
     Labeller,
     LabellingResult,
     LabelOptions,
-    TeacherAgreement,
-    _outcome,
-    agreement_with_people,
     label,
     large_model_teacher,
 )
@@ -221,27 +215,6 @@ def test_the_teacher_is_held_against_selection_rows_that_never_become_training_r
 
 
 # Held-out rows
-
-
-def test_agreement_with_people_by_hand() -> None:
-    said = [("card", 0.95), ("card", 0.9), ("fee", 0.9), ("pin", 0.6), ("pin", None), (None, 0.9)]
-    golds = [("card",), ("fee",), ("fee",), ("card", "pin"), ("fee",), ("pin",)]
-    tokens = {"prompt_tokens": 0, "completion_tokens": 0, "latency_ms": 0.0, "cost_usd": 0.0}
-    desk, outcomes = Classify(name="desk", labels=LABELS), [_outcome(Example.model_construct(), None, None, 0.0)]
-    for (answer, sure), (gold, *also) in zip(said, golds, strict=True):
-        row = Example(messages=(Message(role="user", content="x"),), answer=gold, also=tuple(also), shape="label")
-        given = RecordedAnswer(key="", text="", answer=answer or "?", confidence=sure, **tokens)
-        assert _outcome(row, given, desk, 0.0).fate == ("kept" if answer else "unparseable")
-        outcomes.append(_outcome(row, given, desk, 0.9))
-    found = agreement_with_people(outcomes, desk)
-    assert (found.accuracy, found.confident_accuracy) == (wilson(3, 6), wilson(2, 3))
-    own = [one._replace(example=one.example.model_copy(update={"source": "big"})) for one in outcomes[1:]]
-    assert agreement_with_people(own, desk).in_words[0].startswith("asked again it gives the recorded answer on 0.500")
-    assert agreement_with_people(outcomes[:1], desk) == TeacherAgreement()
-    assert TeacherAgreement().in_words == []
-    assert found.in_words == [
-        "it is right on 0.500 [0.188, 0.812] of 6 selection rows; where it was confident, on 0.667 [0.208, 0.939] of 3"
-    ]
 
 
 def test_texts_of_held_out_rows_are_refused_and_every_row_is_counted_once(tmp_path: Path) -> None:

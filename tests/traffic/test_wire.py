@@ -219,16 +219,6 @@ def chunk(**choice: Any) -> dict[str, Any]:
     return {**head, "choices": [{"index": 0, "logprobs": None, "finish_reason": None, **choice}]}
 
 
-def test_texts_of_two_choices_of_completions() -> None:
-    pieces = [(0, "a", None), (1, "x", None), (0, "b", "stop"), (1, "y", "length")]
-    events = [
-        {"id": "t", "object": "text_completion", "choices": [{"index": i, "text": text, "finish_reason": reason}]}
-        for i, text, reason in pieces
-    ]
-    found = read(stream(*events), STREAM_TYPE)
-    assert [(c["text"], c["finish_reason"]) for c in found["choices"]] == [("ab", "stop"), ("xy", "length")]
-
-
 def test_a_stream_of_responses_ends_with_the_whole() -> None:
     whole = {"id": "r", "object": "response", "status": "completed", "output": []}
     created = {"type": "response.created", "response": {**whole, "status": "in_progress"}}

@@ -29,7 +29,6 @@ from smallfirst.training.encoders import (
     ContrastiveBackend,
     EncoderBackend,
     EncoderRecipe,
-    LabelledRow,
     ReadFold,
     RefitRecipe,
     contrastive_loss,
@@ -81,17 +80,6 @@ def test_the_head_begins_as_the_logistic_regression_on_the_frozen_encoder(
     )
     assert model.weights.detach().numpy() == pytest.approx(frozen.weights, abs=0.05)
     assert model.bias.detach().numpy() == pytest.approx(frozen.bias, abs=0.05)
-
-
-def test_batches_hold_every_row_and_several_of_a_label_together() -> None:
-    rows = [LabelledRow((label,) * 5, label) for label in range(6) for _ in range(8)]
-    config = TrainConfig(batch_tokens=60)
-    batches = ContrastiveBackend(6).batches(rows, config, 0)
-    assert sorted(row for batch in batches for row in batch) == sorted(rows * 8)
-    assert all(sum(len(row.ids) for row in batch) <= 60 for batch in batches)
-    for batch in batches:
-        assert all(sum(other.label == row.label for other in batch) >= 4 for row in batch)
-    assert batches != ContrastiveBackend(6).batches(rows, config, 1)
 
 
 def test_few_rows_are_passed_over_several_times_an_epoch() -> None:

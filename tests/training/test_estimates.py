@@ -13,10 +13,9 @@ from fixtures.training import TOY_SIZE as SIZE
 
 from smallfirst.base.errors import TrainingError
 from smallfirst.models.base_size import BaseSize, read_base_size
-from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.local import packed_rows
 from smallfirst.training import estimates
-from smallfirst.training.causal_lm import add_adapters, checkpoint_layers
+from smallfirst.training.causal_lm import add_adapters
 from smallfirst.training.config import TokenizedRow, TrainConfig
 from smallfirst.training.estimates import (
     SMALLER,
@@ -27,12 +26,9 @@ from smallfirst.training.estimates import (
     activation_bytes,
     base_bytes,
     count_epochs,
-    encoder_pace,
     estimate_training,
     expected_memory,
-    first_epoch,
     fits_in_fp32,
-    free_memory,
     least_bytes,
     needs_checkpointing,
     peak_memory,
@@ -48,14 +44,6 @@ FREE = FreeMemory(15_800_000_000, 0, gpu=False)
 
 def free_is(monkeypatch: pytest.MonkeyPatch, n_bytes: float, swap: float = 0) -> None:
     monkeypatch.setattr(estimates, "free_memory", lambda: FreeMemory(int(n_bytes), int(swap), gpu=False))
-
-
-def test_a_token_keeps_what_the_formula_says() -> None:
-    token = 16 * 8 + 4 * 8 + 4 * 4 + 8 * 16  # 304
-    assert activation_bytes(SIZE, FULL, MicroBatchShape(3, 10, 0), gpu=True) == 3 * 10 * 4 * token
-    assert activation_bytes(SIZE, FULL, MicroBatchShape(3, 10, 0), gpu=False) == 3 * 10 * 4 * (token + 6 * 2 * 10)
-    assert activation_bytes(SIZE, FULL, MicroBatchShape(1, 257, 0), gpu=False) == 257 * 4 * token
-    assert activation_bytes(SIZE, FULL, MicroBatchShape(0, 0, 7), gpu=False) == 7 * 10 * 25
 
 
 def test_the_peak_is_the_larger_of_two_moments() -> None:
@@ -118,16 +106,6 @@ def test_the_formula_is_what_pytorch_keeps(tmp_path: Path, width: int, method: A
     assert kept_by(model, 4, width) == pytest.approx(formula, rel=within)
 
 
-def test_pytorch_keeps_the_inputs_of_checkpointed_layers(tmp_path: Path) -> None:
-    model, size = seeded_llama(tmp_path)
-    whole = kept_by(model, 4, 300)
-    checkpoint_layers(model)
-    found = kept_by(model, 4, 300)
-    rest = whole - activation_bytes(size, FULL, MicroBatchShape(4, 300, 0), gpu=False)
-    assert found == pytest.approx(4 * 300 * size.layers * 2 * size.hidden + rest, rel=0.4)
-    assert found < whole / 10
-
-
 def seeded_llama(folder: Path) -> tuple[Any, BaseSize]:
     """A Llama wide enough that what the formula leaves out, a few bytes a token, is small."""
     shape = transformers.LlamaConfig(
@@ -163,17 +141,6 @@ def kept_by(model: Any, rows: int, width: int) -> int:
         hidden = model.model(input_ids=torch.ones(rows, width, dtype=torch.long), use_cache=False)
     assert hidden.last_hidden_state.requires_grad
     return sum(storage.nbytes() for storage in kept.values())
-
-
-def test_the_read_that_keeps_most_decides() -> None:
-    long, short = TokenizedRow(tuple(range(101)), 100), TokenizedRow(tuple(range(11)), 5)
-    rows, config = [short] * 40 + [long] * 2, TrainConfig(batch_tokens=200)
-    largest = MicroBatchShape(2, 100, 2)
-    assert expected_memory(SIZE, config, rows, gpu=False) == peak_memory(SIZE, config, largest)
-    config = TrainConfig(batch_tokens=200, micro_tokens=50)
-    assert set(first_epoch([short] * 40, config)[0]) == {MicroBatchShape(5, 10, 30)}
-    found = expected_memory(SIZE, config, [short] * 40, gpu=True)
-    assert found == peak_memory(SIZE, config, MicroBatchShape(5, 10, 30), gpu=True, several=True)
 
 
 def test_a_run_that_cannot_fit_is_refused(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,22 +230,6 @@ def test_memory_that_can_be_had_counts_and_a_container_may_allow_less(
         (tmp_path / "memory.current").write_text(f"{used}\n")
         (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 50000\nactive_file 7\n")
     assert system_memory(tmp_path / "meminfo", tmp_path) == free
-
-
-def test_where_the_system_tells_no_more_its_size_is_taken(tmp_path: Path) -> None:
-    (tmp_path / "meminfo").write_text("MemTotal: 1000 kB\n")
-    whole = system_memory(tmp_path / "meminfo", tmp_path)
-    assert whole == system_memory(tmp_path / "missing", tmp_path)
-    assert whole.bytes >= free_memory().bytes > 0
-
-
-def test_the_pace_of_an_encoder_is_measured_on_the_texts_that_are_given(tiny_encoder_folder: Path) -> None:
-    texts = ("where is my card", "a fee", "my card was lost")
-    pace, encoder = encoder_pace(tiny_encoder_folder, texts), SentenceEncoder(tiny_encoder_folder)
-    assert pace.read_s > 0
-    assert pace.train_s > 0
-    assert pace.tokens == sum(len(encoder.tokens(text)) for text in texts) / 3
-    assert pace.parameters == sum(p.numel() for p in encoder.model.parameters())
 
 
 def test_the_latest_run_that_is_alike_gives_the_pace(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from smallfirst.base.errors import Cancelled, DataError
 from smallfirst.registry.runs import open_run
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.loop import StepMetrics
-from smallfirst.training.on_ray import FOLDER, RunWatch, do_work, run_beside, shares, train_on_ray, write_work
+from smallfirst.training.on_ray import FOLDER, RunWatch, do_work, shares, train_on_ray, write_work
 from smallfirst.training.recipe import TaskRecipe
 from smallfirst.training.run import CANCEL_FILE, STOP_FILE, Run
 
@@ -146,13 +146,6 @@ def test_two_workers_go_on_from_the_checkpoint_when_one_is_killed(
     assert run.loss_curve[0][0] == 1
     assert all(math.isfinite(loss) for _, loss in run.loss_curve)
     assert (run.folder / "model.safetensors").is_file()
-
-
-def test_work_is_looked_at_and_its_error_raised() -> None:
-    looks: list[int] = []
-    with pytest.raises(ZeroDivisionError):
-        run_beside(lambda: 1 / 0, lambda: looks.append(1))
-    assert looks
 
 
 @pytest.mark.parametrize(

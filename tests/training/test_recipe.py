@@ -29,7 +29,7 @@ from smallfirst.tasks.classify import Classify
 from smallfirst.training import causal_lm
 from smallfirst.training.causal_lm import Sample, generate_samples
 from smallfirst.training.config import TokenizedRow, TrainConfig
-from smallfirst.training.loop import epoch_batches, micro_batches
+from smallfirst.training.loop import epoch_batches
 from smallfirst.training.recipe import (
     ChatRecipe,
     PretrainingRecipe,
@@ -64,21 +64,6 @@ def test_an_epoch_has_every_row_once_within_the_budget_and_repeats_by_its_seed(
     assert Counter(row for batch in batches for row in batch) == Counter(rows)
     assert all(0 < padded_tokens(batch) <= budget for batch in batches)
     assert batches == epoch_batches(rows, batch_tokens=budget, seed=seed)
-
-
-def test_batches_are_full_and_waste_little_on_padding() -> None:
-    assert len(epoch_batches(rows_of([9, 9, 9, 9]), batch_tokens=32, seed=0)) == 1
-    assert len(epoch_batches(rows_of([9, 9, 9, 9]), batch_tokens=31, seed=0)) == 2
-    batches = epoch_batches(rows_of([8 + i % 40 for i in range(400)]), batch_tokens=512, seed=0)
-    real, padded = sum(7 + i % 40 for i in range(400)), sum(map(padded_tokens, batches))
-    assert (padded - real) / padded < 0.15
-
-
-def test_micro_batches_keep_every_row_in_order_and_a_longer_one_alone() -> None:
-    rows = rows_of([5, 5, 4, 60, 7, 8])
-    parts = micro_batches(rows, 12)
-    assert [row for part in parts for row in part] == rows
-    assert [[len(row.ids) for row in part] for part in parts] == [[5, 5, 4], [60], [7], [8]]
 
 
 def test_a_row_is_the_start_token_the_prompt_and_the_code_or_the_answer_and_its_end(

@@ -15,7 +15,7 @@ import pytest
 from fixtures.rows import refused
 
 from smallfirst.base.errors import ConfigError, DataError
-from smallfirst.data.sources.load import MAX_PROBLEMS, load_noted, load_raw, load_rows, load_valid
+from smallfirst.data.sources.load import MAX_PROBLEMS, load_noted, load_rows, load_valid
 
 ROWS = [{"text": f"row {i}, with a comma", "label": "even" if i % 2 == 0 else "odd"} for i in range(40)]
 
@@ -142,17 +142,6 @@ def test_a_broken_packed_file_is_told_as_such(tmp_path: Path, content: bytes) ->
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(content)
     assert refused(path).startswith(f"{path}: broken gzip: ")
-
-
-def test_raw_rows_have_every_column_as_it_stands_and_the_format_of_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "rows.csv"
-    path.write_text("id;Message ;Team\n1;lost it;\n2;too short\n")
-    rows, [found] = load_raw(path)
-    assert [row.values for row in rows] == [
-        {"id": "1", "Message": "lost it", "Team": ""},
-        "2 fields where the header has 3",
-    ]
-    assert found == "its fields are separated by semicolons"
 
 
 def test_empty_rows_are_left_out_and_outer_spaces_are_no_part_of_a_label(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from smallfirst.data.dataset import Example, Message
 from smallfirst.data.row_formats import Columns, to_row
 from smallfirst.data.sources.load import load_noted, load_rows
 from smallfirst.data.sources.text_files import (
-    DELIMITERS,
     MAX_ROW_BYTES,
     detect_delimiter,
     list_rows,
@@ -147,16 +146,6 @@ def test_a_bad_csv_header_is_one_problem_not_one_per_row(tmp_path: Path, header:
     assert rules(written(tmp_path, f"{header}\na,x\nb,y\n", "rows.csv")) == [(1, rule)]
 
 
-def test_other_separators_are_told_from_the_content_and_noted(tmp_path: Path) -> None:
-    for name, separator in (("rows.csv", ";"), ("rows.csv", "|"), ("rows.tsv", ",")):
-        content = "".join(f"{text}{separator}{label}\n" for text, label in (("text", "label"), ("a", "x"), ("b", "y")))
-        read = load_noted(written(tmp_path, content, name))
-        assert [(e.text, e.answer) for e in read.data.examples] == [("a", "x"), ("b", "y")]
-        assert [note.what.partition(": ")[2] for note in read.notes] == [
-            f"its fields are separated by {DELIMITERS[separator]}"
-        ]
-
-
 @pytest.mark.parametrize(("name", "content"), [("a.jsonl", ""), ("b.jsonl", "\n \n"), ("c.csv", "text,label\n")])
 def test_a_file_without_rows_is_an_error(tmp_path: Path, name: str, content: str) -> None:
     path = written(tmp_path, content, name)
@@ -170,19 +159,6 @@ def test_one_json_list_is_read(tmp_path: Path, name: str) -> None:
     read = load_noted(written(tmp_path, '[\n{"text": "a",\n "label": "x"},\n{"text": "b", "label": "x"}\n]\n', name))
     assert [(e.text, e.line) for e in read.data.examples] == [("a", 1), ("b", 2)]
     assert [note.what for note in read.notes] == [f"{tmp_path}/{name}: read as one JSON list"]
-
-
-def test_a_share_of_bad_rows_may_be_left_out_and_each_is_named(tmp_path: Path) -> None:
-    path = written(
-        tmp_path, jsonl(*({"text": f"row {i}", "label": "x"} for i in range(38)), 5, {"text": "", "label": "x"})
-    )
-    read = load_noted(path, skip_bad_rows_up_to=0.05)
-    assert len(read.data) == 38
-    note = read.skipped
-    assert note.what == f"bad rows that were left out of {path}: 2 of 40"
-    assert note.where == (f"{path}:39 not a JSON object: each line must be {{…}}", f'{path}:40 "text" is empty')
-    with pytest.raises(DataError, match=r"or leave them out by data.skip_bad_rows_up_to: 0.05$"):
-        load_noted(path, skip_bad_rows_up_to=0.04)
 
 
 words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
@@ -253,9 +229,6 @@ def test_what_is_wrong_with_a_list_is_named(raw: bytes, rows: list[object]) -> N
 )
 def test_the_separator_is_the_one_that_makes_columns(sample: str, delimiter: str) -> None:
     assert detect_delimiter(sample, ",", Columns(), answered=False) == delimiter
-
-
-GERMAN = "text;label\nDie Rechnung für März fehlt;Rechnung\nIch möchte meine Straße ändern;Änderung\n"
 
 
 @pytest.mark.parametrize(

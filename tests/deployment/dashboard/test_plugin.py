@@ -107,17 +107,3 @@ def test_axe_finds_nothing_and_nothing_is_wider_than_the_screen(dashboard: Dashb
     page.get_by_role("table", name="Figures of each task").wait_for()
     check(page)
     assert found == []
-
-
-def test_figures_of_an_axis_stand_inside_the_chart(dashboard: DashboardServer) -> None:
-    page = dashboard.open("admin")
-    lefts = page.evaluate("""async () => {
-      const [{ bars }, { usd }] = await Promise.all([import('/dashboard/charts.js'), import('/dashboard/dom.js')]);
-      const series = [{ name: 'small', class: 'small', values: [0.0000123] }];
-      const chart = bars({ label: 'money', series, names: ['a'], ticks: ['a'], text: usd });
-      document.body.append(chart);
-      return [...chart.querySelectorAll('text')].map((one) => one.getBBox().x);
-    }""")
-    assert len(lefts) > 3
-    assert min(lefts) >= 0
-    page.close()

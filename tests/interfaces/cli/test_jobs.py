@@ -124,11 +124,6 @@ def test_resume_starts_the_process_of_a_stopped_job(tmp_path: Path, monkeypatch:
     assert "from the last checkpoint" in job.events[2].message
 
 
-@pytest.mark.parametrize("verb", ["show", "cancel", "resume"])
-def test_an_unknown_name_is_told_with_the_nearest(verb: str, completed: JobFolder) -> None:
-    assert 'no job is called "pin-a" — did you mean "pins-a"?' in refused(verb, "pin-a")
-
-
 @pytest.mark.parametrize(
     ("row", "recipe"), [({"text": "The ship lies at pier 3."}, "text"), ({"prompt": "a", "response": "b"}, "chat")]
 )

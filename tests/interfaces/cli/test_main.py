@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
 import shlex
 from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner
 from fixtures.cli import call, failed
 
 from smallfirst.base.errors import TrainingError
@@ -30,12 +28,6 @@ def test_help_lists_the_verbs_by_stage_of_work_in_the_order_of_the_path() -> Non
         for name, text in zip(sections[::2], sections[1::2], strict=True)
     }
     assert listed == STAGES
-
-
-def test_bars_of_libraries_are_off_in_a_pipe_before_a_command_imports_any(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TQDM_DISABLE", raising=False)
-    CliRunner().invoke(main, ["models"])
-    assert os.environ["TQDM_DISABLE"] == "1"
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in READ_NO_TASK])

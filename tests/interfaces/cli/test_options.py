@@ -23,11 +23,3 @@ def test_the_next_command_repeats_the_task_as_it_was_typed(
     message = failed(call("gate", *typed), 1)
     wanted = repeated or "'my desk/task.yaml'"
     assert message == f"StageMissing: desk has no finished run\n  next: smallfirst train {wanted}\n"
-
-
-def test_help_explains_a_task_and_ends_with_examples() -> None:
-    lines = call("gate", "--help").output.splitlines()
-    assert lines[0].endswith(" gate [OPTIONS] [TASK]")
-    task = lines.index("Arguments:") + 1
-    assert lines[task] == "  TASK  A task.yaml or its folder; left out: task.yaml of the current folder."
-    assert lines[-2:] == ["Examples:", "  smallfirst gate tickets --json"]

@@ -63,13 +63,6 @@ def test_a_run_that_would_cost_more_than_allowed_ends_before_training(
     assert not list(desk_folder.rglob("events.jsonl"))
 
 
-def test_nobody_can_sign_for_a_candidate_that_was_not_judged(desk_folder: Path) -> None:
-    evaluated(wrong=30)
-    call("gate", desk_folder)
-    message = failed(call("override", desk_folder, "--candidate", "smal", "--by", "Ada", "--because", "seen"), 2)
-    assert 'no verdict on "smal" to override — did you mean "small"?' in message
-
-
 def test_a_stage_that_comes_too_early_names_the_one_before(desk_folder: Path) -> None:
     for verb in ("evaluate", "gate", "promote", "calibrate", "report"):
         assert failed(call(verb, desk_folder), 1) == (

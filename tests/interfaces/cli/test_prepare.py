@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,19 +22,6 @@ def test_init_writes_a_template_that_is_read_once_the_rows_are_there(tmp_path: P
     task_file = read_task_file(target)
     assert task_file.name == "new"
     assert len(read_rows(task_file).train) > 30
-
-
-@pytest.mark.parametrize("on_terminal", [True, False])
-def test_reading_is_shown_on_a_terminal_and_a_pipe_stays_quiet(on_terminal: bool, desk_folder: Path) -> None:
-    ours, theirs = os.openpty() if on_terminal else os.pipe()
-    command = "from smallfirst.interfaces.cli.main import main; main()"
-    values = ["init", str(desk_folder / "new"), "--from", str(desk_folder / "train.jsonl")]
-    subprocess.run([sys.executable, "-c", command, *values], stdout=subprocess.DEVNULL, stderr=theirs, check=True)
-    os.write(theirs, b"end")
-    shown = os.read(ours, 4096)
-    assert shown.startswith(b"\r\x1b[K") if on_terminal else shown == b"end"
-    os.close(ours)
-    os.close(theirs)
 
 
 def test_init_overwrites_nothing(desk_folder: Path) -> None:

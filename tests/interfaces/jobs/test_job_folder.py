@@ -8,31 +8,7 @@ import pytest
 from fixtures.jobs import create_job, job_spec
 
 from smallfirst.base.errors import DataError
-from smallfirst.interfaces.jobs.job_folder import JobRows, JobSpec, new_job_name, read_rows, state_after
-from smallfirst.training.events import Event
-
-
-@pytest.mark.parametrize(
-    ("kinds", "state"),
-    [
-        ([], "PENDING"),
-        (["CREATED"], "PENDING"),
-        (["CREATED", "QUEUED"], "QUEUED"),
-        (["CREATED", "QUEUED", "STARTED", "DATA_VALIDATED", "MODEL_INITIALIZED"], "STARTING"),
-        (["CREATED", "STARTED", "TRAIN_STARTED", "TRAIN_UPDATED", "CHECKPOINT_SAVED"], "RUNNING"),
-        (["CREATED", "STARTED", "TRAIN_STARTED", "TRAIN_FINISHED"], "RUNNING"),
-        (["CREATED", "STARTED", "TRAIN_STARTED", "REQUEUED"], "PENDING"),
-        (["CREATED", "STARTED", "TRAIN_STARTED", "REQUEUED", "STARTED", "RESUMED"], "RUNNING"),
-        (["CREATED", "STARTED", "TRAIN_STARTED", "COMPLETED"], "COMPLETED"),
-        (["CREATED", "STOPPED"], "STOPPED"),
-        (["CREATED", "STARTED", "FAILED"], "FAILED"),
-    ],
-)
-def test_the_state_follows_from_the_events(kinds: list[str], state: str) -> None:
-    events = tuple(Event(kind=kind, at="2026-11-30T12:00:00+00:00", message="") for kind in kinds)  # type: ignore[arg-type]
-    assert state_after(events, cancelled=False) == state
-    ended = state in ("COMPLETED", "STOPPED", "FAILED")
-    assert state_after(events, cancelled=True) == (state if ended else "TERMINATING")
+from smallfirst.interfaces.jobs.job_folder import JobRows, JobSpec, new_job_name, read_rows
 
 
 def test_asked_to_stop_it_is_terminating_until_it_says_so(jobs_home: Path) -> None:

@@ -47,15 +47,6 @@ def test_what_has_no_effect_is_not_kept_and_what_is_unknown_is_refused() -> None
     assert 'unknown setting — did you mean "entity_name"?' in refused(values)
 
 
-def test_problems_are_told_together() -> None:
-    values = config()
-    values["traffic_config"]["routes"][0] |= {"traffic_percentage": 50, "served_model_name": "tikets"}
-    assert 'no entity is called "tikets" — did you mean "tickets"?; the percentages' in refused(values)
-    values["served_entities"][0]["entity_version"] = "newest"
-    values["description"] = 7
-    assert re.search(r"(?s)entity_version: String should match.*description: Input should be", refused(values))
-
-
 def test_a_key_in_a_config_is_refused_and_not_repeated() -> None:
     hosted = {"name": "gpt-4o-mini", "openai_config": {"openai_api_key": "sk-live-1"}}
     said = refused({"served_entities": [{"entity_name": NAME, "external_model": hosted}]})
@@ -79,15 +70,6 @@ ROUTE_TWICE = [{"served_model_name": "next", "traffic_percentage": 50}] * 2
 )
 def test_a_config_that_cannot_be_used_says_why(values: dict[str, Any], rule: str) -> None:
     assert rule in refused(values)
-
-
-def test_an_update_changes_what_it_speaks_of() -> None:
-    before = parse_config("desk", config(tags=[{"key": "a"}]))
-    found = parse_config("desk", {"traffic_config": config(first=5)["traffic_config"]}, before=before)
-    assert found.config.percent == {"tickets": 5, "next": 95}
-    assert (found.references, found.tags) == (before.references, [{"key": "a"}])
-    alone = parse_config("desk", {"served_entities": config()["served_entities"][:1]}, before=before)
-    assert alone.config.percent == {"tickets": 100}
 
 
 def test_the_configs_of_the_document_are_read() -> None:

@@ -109,14 +109,3 @@ def test_without_the_package_or_for_another_family_pytorch_reads(
     encoder = SentenceEncoder.for_inference(tiny_encoder_folder, int8=True)
     assert (encoder.engine, encoder.int8) == (None, False)
     assert np.linalg.norm(encoder.embed(["my card"])[0]) == pytest.approx(1)
-
-
-def test_weights_in_bf16_are_read_bit_for_bit(mpnet_folder: Path) -> None:
-    from safetensors.torch import load_file
-
-    from smallfirst.models.encoder.ctranslate2_engine import _tensors
-
-    expected = load_file(mpnet_folder / "model.safetensors")
-    name = "encoder.layer.0.output.dense.weight"
-    assert expected[name].dtype == torch.bfloat16
-    assert np.array_equal(_tensors(mpnet_folder / "model.safetensors")[name], expected[name].float().numpy())

@@ -25,7 +25,6 @@ from smallfirst.models.generation.generator import (
     GenerationResult,
     GenerationWorker,
     Generator,
-    KVCache,
 )
 from smallfirst.models.generation.grammar import Grammar
 
@@ -155,48 +154,6 @@ def test_a_sequence_that_fails_in_its_grammar_fails_alone(generator: Generator, 
     with pytest.raises(ModelError, match=error):
         sequences[0].result()
     assert sequences[1].result().token_ids == generator.generate([requests[1]])[0].token_ids
-
-
-def whole(model: Any, ids: list[int]) -> torch.Tensor:
-    """State after the last token, the whole row read at once and alone."""
-    with torch.inference_mode():
-        return model.model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
-
-
-@torch.inference_mode()
-def test_blocks_of_any_length_read_like_the_whole(tiny_fp32: tuple[Any, Any]) -> None:
-    model, _ = tiny_fp32
-    rows = [list(range(10, 17)), list(range(30, 32)), list(range(50, 61))]
-    cache = KVCache(model, 3)
-    cache.read([rows[0][:3], rows[1][:1], rows[2][:8]])
-    cache.read([rows[0][3:4], rows[1][1:], rows[2][8:10]])
-    last = cache.read([rows[0][4:], [99], rows[2][10:]])
-    for state, ids in zip(last, [rows[0], [*rows[1], 99], rows[2]], strict=True):
-        torch.testing.assert_close(state, whole(model, ids), atol=1e-5, rtol=0)
-    cache.select_rows([2, 0])  # these go on as if alone
-    last = cache.read([[11], [12, 13]])
-    torch.testing.assert_close(last[0], whole(model, [*rows[2], 11]), atol=1e-5, rtol=0)
-    torch.testing.assert_close(last[1], whole(model, [*rows[0], 12, 13]), atol=1e-5, rtol=0)
-
-
-@torch.inference_mode()
-def test_few_widths_are_computed_and_no_padding_is_kept(tiny_fp32: tuple[Any, Any]) -> None:
-    model, _ = tiny_fp32
-    seen: set[int] = set()
-    hook = model.model.register_forward_pre_hook(
-        lambda _, __, inputs: seen.add(inputs["input_ids"].shape[1]), with_kwargs=True
-    )
-    try:
-        for n in (*range(9, 129, 5), 77, *range(16, 129, 8)):
-            ids = [10 + at % 50 for at in range(n)]
-            cache = KVCache(model, 1)
-            cache.read([ids])
-            assert cache.columns == n
-            if n == 77:
-                torch.testing.assert_close(cache.read([[5]])[0], whole(model, [*ids, 5]), atol=1e-5, rtol=0)
-    finally:
-        hook.remove()
-    assert len(seen - {1, 78}) == 15
 
 
 ENDLESS = GenerationRequest([5, 6, 7], 100_000)

@@ -33,14 +33,6 @@ from smallfirst.models.manifest import INT8_FILE, Int8Check, Manifest, int8_allo
 from smallfirst.models.protocol import Capability, Request
 from smallfirst.tasks.classify import Classify
 
-
-class Letters:
-    """Letter counts in place of an encoder's vectors."""
-
-    def embed(self, texts: list[str]) -> np.ndarray:
-        return np.array([[text.count(letter) for letter in "abc"] for text in texts], dtype=np.float32)
-
-
 rows = partial(answered_rows, "rows")
 
 
@@ -97,18 +89,6 @@ def test_a_label_without_training_rows_is_never_chosen(n_seen: int) -> None:
     for scored in scorer.score([*texts_of(data), "", "unseen first", "other words altogether"]):
         unseen = np.exp([scored.log_probabilities[0], scored.log_probabilities[2]])
         assert unseen.tolist() == [0.0, 0.0]
-
-
-def test_an_encoder_classifier_is_linear_on_its_vectors() -> None:
-    task = Classify(name="letters", labels=("many a", "many b", "many c"))
-    data = rows(*((letter * n, f"many {letter}") for letter in "abc" for n in (2, 3, 4)))
-    scorer = LinearClassifier.fit("encoder", data, task, encoder=Letters())  # type: ignore[arg-type]
-    assert scorer.weights.shape == (3, 3)
-    assert best(scorer.score(["xxaaax", "bb", "acccc"]), task) == ["many a", "many b", "many c"]
-    (scored,) = scorer.score(["aab"])
-    logits = scorer.weights @ [2, 1, 0] + scorer.bias
-    expected = np.exp(logits) / np.exp(logits).sum()
-    assert np.exp(scored.log_probabilities) == pytest.approx(expected, abs=1e-6)
 
 
 TASK = Classify(name="desk", labels=("card", "fee", "pin"), multiple=True)

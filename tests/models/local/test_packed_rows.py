@@ -113,22 +113,6 @@ def test_pytorchs_kernel_takes_what_it_is_given() -> None:
     assert found.shape == (len(packed.ids), 4, 8)
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
-@pytest.mark.parametrize("keys", [9, packed_rows.SHORT_TOKENS + 5])
-def test_a_given_mask_is_the_only_mask(heads: int, kv_heads: int, keys: int) -> None:
-    torch.manual_seed(2)
-    query = torch.randn(2, heads, 3, 8)
-    key, value = (torch.randn(2, kv_heads, keys, 8) for _ in range(2))
-    hidden = torch.rand(2, 1, 3, keys) < 0.4
-    mask = torch.zeros(2, 1, 3, keys).masked_fill(hidden, torch.finfo(torch.float32).min)
-    mixed, _ = causal_attention(None, query, key, value, mask, scaling=0.3)
-    groups = heads // kv_heads
-    wanted = F.scaled_dot_product_attention(
-        query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), attn_mask=mask, scale=0.3
-    )
-    torch.testing.assert_close(mixed, wanted.transpose(1, 2), atol=1e-5, rtol=0)
-
-
 @pytest.mark.parametrize("keys", [9, packed_rows.SHORT_TOKENS + 5])
 @pytest.mark.parametrize("time", [1, 2])
 def test_without_a_mask_the_last_positions_see_all_before_them(keys: int, time: int) -> None:
@@ -155,14 +139,3 @@ def test_packed_rows_attend_as_each_does_alone(n_shared: int) -> None:
     ours, theirs = (torch.autograd.grad((out * weigh).sum(), tensors) for out in (mixed[0], alone))
     for our, their in zip(ours, theirs, strict=True):
         torch.testing.assert_close(our, their, atol=1e-4, rtol=1e-4)
-
-
-ROWS = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 10], [1, 2, 11, 12], [1, 2, 13]]
-
-
-def test_rows_follow_one_another_shortest_first_after_their_common_prefix() -> None:
-    packed = pack_rows(ROWS, n_shared=2)
-    assert packed.ids.tolist() == [1, 2, 10, 13, 11, 12, 3, 4, 5, 6, 7, 8, 9]
-    assert packed.positions.tolist() == [0, 1, 2, 2, 2, 3, 2, 3, 4, 5, 6, 7, 8]
-    assert [group.lengths for group in packed.groups] == [[1, 1, 2], [7]]
-    assert packed.starts == [6, 2, 4, 3]

@@ -280,17 +280,6 @@ async def test_a_cancelled_request_gives_up_its_connection_and_its_slot(server: 
 # --- the breaker ---------------------------------------------------------------------------------
 
 
-def test_after_failures_in_a_row_nobody_is_sent_there_until_a_probe_is_answered(server: Server) -> None:
-    server.deeds = [BUSY]
-    model = server.model(max_retries=0)
-    assert [type(error) for error in all_of(model, 5)] == [Unavailable] * 5
-    with pytest.raises(CircuitOpenError, match="no requests for another 1 s") as caught:
-        ask(model)
-    assert (caught.value.retry_after_s, caught.value.retryable, len(server.heads)) == (1, True, 5)
-    server.deeds, server.now_s = [OK], 101
-    assert [ask(model), ask(model)] == ["yes", "yes"]
-
-
 @pytest.mark.parametrize(
     ("deed", "kind"), [(reply("400 Bad Request"), BadAnswer), (reply("429 Slow Down"), RateLimited)]
 )

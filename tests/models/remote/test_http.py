@@ -10,8 +10,8 @@ import pytest
 from fixtures.gateway import raw_upstream, read_message
 
 from smallfirst.models.remote import http
-from smallfirst.models.remote.http import BlockingSession, ConnectionBroken, HttpSession
-from tests.models.remote.test_client import Server, reply, server
+from smallfirst.models.remote.http import HttpSession
+from tests.models.remote.test_client import server
 
 __all__ = ["server"]
 
@@ -29,15 +29,6 @@ def test_https_trusts_the_certificates_of_the_system_or_else_those_of_certifi(mo
     context = http.certificates("https://api.example.com/v1")
     assert isinstance(context, ssl.SSLContext)
     assert context.get_ca_certs()
-
-
-def test_line_beyond_the_limit_breaks_the_stream(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "MAX_LINE_BYTES", 100)
-    server.deeds = [reply("200 OK", b"data:" + b"x" * 200)]
-    with BlockingSession(lambda: HttpSession(server.url, timeout_s=60)) as session:
-        response = session.send("POST", "/", {})
-        with pytest.raises(ConnectionBroken, match="a line of more than 100 bytes"):
-            list(session.events(response))
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,7 @@ import torch
 
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.spans.reader import ContextWindow, PointerNetwork, Reader, windows_of
-from smallfirst.models.spans.values import CharSpan
+from smallfirst.models.spans.reader import PointerNetwork, Reader, windows_of
 from smallfirst.tasks.answer import Answer
 
 TASK = Answer(name="rules", max_answer_tokens=2)
@@ -60,23 +59,6 @@ def tokenizer(tiny_encoder_folder: Path) -> Any:
 def make_reader(tokenizer: Any, marks: Marks, *, task: Answer = TASK, max_tokens: int = 512) -> Reader:
     encoder: Any = MarkedTokens(tokenizer, *marks)
     return Reader(pointer(encoder), Manifest(kind="reader", task=task, base="", max_tokens=max_tokens))
-
-
-def test_log_odds_by_hand() -> None:
-    class States:
-        width, engine = 2, True
-
-        def hidden_states(self, encoded: object) -> tuple[torch.Tensor, None]:
-            return torch.tensor([[[1.0, 2.0], [9, 9], [3, 0], [0, 5], [4, 7]]]), None
-
-    window = ContextWindow((1, 2, 3, 4, 5), 2, (CharSpan(0, 1), CharSpan(1, 2), CharSpan(2, 3)))
-    bias = torch.tensor([[1.0, 0, 0.5], [0, 1, 0.25]])  # cancels against the null's own
-    odds = pointer(States(), bias)([window])[0]
-    null = 1 + 2
-    wanted = {(2, 2): 3 + 0 - null, (2, 3): 3 + 5 - null, (3, 3): 0 + 5 - null, (3, 4): 0 + 7 - null, (4, 4): 11 - null}
-    for first in range(5):
-        for last in range(5):
-            assert odds[first, last] == wanted.get((first, last), -math.inf)
 
 
 def test_windows_hold_the_whole_context_and_overlap(tokenizer: Any) -> None:

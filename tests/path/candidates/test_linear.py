@@ -42,14 +42,3 @@ def test_the_estimator_that_is_right_more_often_is_fitted_recorded_and_loaded(
     assert read_manifest(folder).estimator == better
     loaded = LinearClassifier.load(folder, read_manifest(folder))
     assert np.allclose(loaded.weights, fit("words", rows, project.task, estimator=better).weights)  # type: ignore[arg-type]
-
-
-def test_of_equals_the_regression_is_kept(tmp_path: Path) -> None:
-    project = task_of(tmp_path, {"train": things(90)}, ladder=["words"])
-    run_folder = RunFolder.new(project.file.name)
-    folds = WORDS.out_of_fold(project, run_folder)
-    assert folds.manifest.estimator == "logistic_regression"
-    said = [
-        one.text == e.answer for one, e in zip(folds.completions("w"), project.rows.development.examples, strict=True)
-    ]
-    assert all(said)  # so has the other

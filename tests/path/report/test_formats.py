@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from smallfirst.models.pricing import format_usd
-from smallfirst.path.report.formats import breakable, ms, question_and_context, signed
+from smallfirst.path.report.formats import question_and_context
 
 
 @pytest.mark.parametrize(("amount", "text"), [
@@ -14,18 +14,6 @@ from smallfirst.path.report.formats import breakable, ms, question_and_context, 
 ])  # fmt: skip
 def test_an_amount_keeps_the_digits_somebody_can_use(amount: float, text: str) -> None:
     assert format_usd(amount) == text
-
-
-def test_latencies_are_short() -> None:
-    assert [ms(x).replace("\xa0", " ") for x in (0.42, 48, 1234)] == ["0.42 ms", "48 ms", "1.23 s"]
-
-
-def test_a_difference_carries_its_sign() -> None:
-    assert (signed(0.034), signed(-0.05), signed(0.0)) == ("+3.4", "−5.0", "+0.0")
-
-
-def test_a_path_may_be_broken_and_is_escaped() -> None:
-    assert breakable("a_b.<i>") == "a_<wbr>b.<wbr>&lt;i&gt;"
 
 
 def test_the_question_stands_after_the_last_blank_line() -> None:

@@ -5,52 +5,23 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
 from fixtures.evaluations import evaluated_row, evaluation_of
-from fixtures.report import make_evaluation, make_report
+from fixtures.report import make_report
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallfirst.base.stats.intervals import paired_difference, wilson
+from smallfirst.base.stats.intervals import wilson
 from smallfirst.measuring.evaluate import EvaluatedRow
 from smallfirst.path.report.measures import (
     FieldPair,
     break_even_requests,
     differences,
     differing_fields,
-    is_within,
-    paired_candidates,
     part_rows,
-    path_costs,
 )
 from smallfirst.tasks.task import PartCounts
 
 GOLD = {"guest": {"name": "Ada", "city": "Porto"}, "nights": 3, "extras": ["cot"], "note": None}
-
-
-def test_each_candidate_is_paired_with_the_large_model() -> None:
-    linear = make_evaluation("words", "ffffcccc", cost_usd_per_1k=0.001)  # wrong on every row
-    reference, pairs = paired_candidates(make_report(evaluations=(linear, *make_report().evaluations)))
-    assert (reference, [*pairs]) == ("large", ["words", "small", "routed"])
-    assert pairs["words"].difference == paired_difference([0] * 8, [1] * 7 + [0])
-
-
-def test_training_is_paid_back_when_the_saving_has_reached_its_cost() -> None:
-    # $1.95 saved per 1,000 requests; $3.90 is reached after exactly 2,000.
-    assert break_even_requests(3.9, 0.05, 2.0) == 2000
-    # $4.00 needs 2,051.28… requests, so the 2,052nd pays it back.
-    assert break_even_requests(4.0, 0.05, 2.0) == 2052
-    assert break_even_requests(0.0, 0.05, 2.0) == 0
-    assert break_even_requests(3.9, 0.05, 0.05) is None  # not cheaper
-
-
-def test_routed_cost_is_drafts_plus_the_large_part() -> None:
-    small, large, routed = path_costs(make_report())
-    # Two of eight rows went large at $2 per 1,000; all eight had a draft at $0.05 per 1,000.
-    assert routed.large_part_usd_per_1k == pytest.approx(0.5)
-    assert routed.cost_usd_per_1k == pytest.approx(0.55)
-    assert (routed.monthly_usd, routed.saved_usd) == (pytest.approx(5.5), pytest.approx(14.5))
-    assert (small.pays_after, large.saved_usd, routed.pays_after) == (2000, None, 2690)  # $3.90 of training
 
 
 @given(training=st.floats(0, 1e4), cost=st.floats(0, 10), large=st.floats(0.001, 100))
@@ -89,25 +60,6 @@ def test_of_several_accepted_answers_the_nearest_counts() -> None:
 def test_the_order_of_a_list_does_not_matter_but_its_items_do() -> None:
     assert differences('{"a": ["x", "y"]}', '{"a": ["y", "x"]}') == []
     assert differences('{"a": ["x", "y"]}', '{"a": ["y"]}') == [FieldPair("a", "x, y", "y", "wrong")]
-
-
-@pytest.mark.parametrize(
-    ("path", "part", "within"),
-    [("guest.city", "guest", True), ("items[].price", "items", True), ("a", "a", True), ("guests", "guest", False)],
-)
-def test_a_field_contains_what_lies_inside_it(path: str, part: str, within: bool) -> None:
-    assert is_within(path, part) is within
-
-
-@given(
-    st.recursive(
-        st.text(max_size=5) | st.integers(-9, 9) | st.none() | st.booleans(),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(min_size=1, max_size=4), inner, max_size=3),
-        max_leaves=8,
-    )
-)
-def test_an_answer_never_differs_from_itself(value: Any) -> None:
-    assert differing_fields(row(value, gold=value)) == []
 
 
 def test_labels_come_worst_first_with_their_mistakes() -> None:

@@ -11,7 +11,7 @@ from fixtures.report import DOMAIN_COUNTS, make_certificate, make_evaluation, ma
 
 from smallfirst.base.stats.intervals import wilson
 from smallfirst.data.copies import Leak, LeakReport
-from smallfirst.measuring.outcome import LabelsNeeded, Outcome
+from smallfirst.measuring.outcome import Outcome
 from smallfirst.models.pricing import format_usd
 from smallfirst.path.project.run_folder import GateVerdicts
 from smallfirst.path.report.data import ReportData
@@ -19,7 +19,7 @@ from smallfirst.path.report.formats import percent
 from smallfirst.path.report.page import render, save
 from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, GroupCertificate, RiskResult
 
-KINDS = ("classify", "extract", "answer", "chat")
+KINDS = ("classify", "extract", "chat")
 SECTIONS = "gate candidates routing confidence mistakes rows latency-section money change how evidence verdict"
 EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
 Samples = dict[str, ReportData]
@@ -27,32 +27,6 @@ Samples = dict[str, ReportData]
 
 def words(data: ReportData) -> str:
     return Page(render(data)).words
-
-
-def test_figures_in_the_table_are_the_records() -> None:
-    seen = words(make_report())
-    # 7 of 8 right: Wilson 0.529 to 0.978.
-    assert "small chosen of those that pass small-model 8 0.875 [0.529, 0.978] 0.812 [0.438, 0.938]" in seen
-    # Small and large are each right on 7 of 8, on different rows: no difference.
-    # 1.96 · sqrt((2 + 1) / 10 / 10) = 0.339 (Agresti and Min).
-    assert "+0.0 [−33.9, +33.9] $0.050 12 ms" in seen
-    # Routed keeps 6 of 8 and is right on all; large is recorded, so it has no rate.
-    assert "$0.55 per 1,000 $5.50 a month 12 ms typical wait 75.0 % stays small" in seen
-    assert "large 12 ms 30 ms recorded" in seen
-    assert "At the certified threshold 70 of 100 calibration rows stay small, 1 of them wrong" in seen
-
-
-def test_four_cards_say_in_a_line_what_each_path_is_and_how_it_stands() -> None:
-    encoder = make_evaluation("encoder", "cccfffff", cost_usd_per_1k=0.01)
-    verdicts = (make_verdict("encoder", passed=True), make_verdict("small", passed=False))
-    evaluations = (encoder, *make_report().evaluations)
-    live = {"winner": "encoder", "outcome": outcome("small first", "encoder")}
-    page = render(make_report(evaluations=evaluations, verdicts=verdicts, **live))
-    cards = page.split('<ul class="cards"')[1].split("</ul>")[0].split('<li class="card')[1:]
-    expected = ("✓ meets the requirements", "✗ misses a requirement", "✓ live, under a promise", "a month")
-    assert [state in card for card, state in zip(cards, expected, strict=True)] == [True] * 4
-    assert "A published model turns texts into numbers" in cards[0]
-    assert "not checked" not in page
 
 
 def test_confidence_and_mistakes_are_those_of_the_recommended_candidate() -> None:
@@ -140,43 +114,6 @@ def test_what_refuses_a_part_of_the_requests_is_the_path_that_is_live() -> None:
     assert "the large one the rest" not in page.lower().partition('<ul class="cards"')[2].partition("</ul>")[0]
 
 
-LIVE = "It is live as main.default.tickets version 1 @champion."
-
-
-def test_what_to_do_names_what_is_live_and_what_it_saves() -> None:
-    alone, (small, large, _) = outcome("small alone"), make_report().evaluations
-    # 10,000 requests at $2.00 against $0.050 per 1,000; routed costs $0.55.
-    assert f"{LIVE} At 10,000 requests a month it saves about $19.50 a month." in words(make_report(outcome=alone))
-    assert "it saves about $14.50 a month." in words(make_report(outcome=outcome()))
-    assert "the large model was not measured." in words(make_report(evaluations=(small,), outcome=alone))
-    dear = make_evaluation("small", "cccfffff", cost_usd_per_1k=3.0)
-    assert "It saves nothing at today's prices." in words(make_report(evaluations=(dear, large), outcome=alone))
-    assert "Let it be decided: smallfirst calibrate task.yaml." in words(make_report())
-    ready = alone.model_copy(update={"alias": "", "version": None})
-    assert "Promote it: smallfirst promote task.yaml." in words(make_report(outcome=ready))
-    linear = make_evaluation("words", "cccfffff", cost_usd_per_1k=0.001)
-    seen = words(make_report(evaluations=(linear, small, large), winner="words", outcome=outcome()))
-    assert "Consider “words + linear” (leave routing.small out)" in seen
-
-
-def test_if_nothing_passes_the_nearest_path_is_named_and_rows_that_would_decide_it() -> None:
-    failing, kept = make_verdict("small", passed=False), Outcome(kind="keep the large model", large=True)
-    nearest = (
-        "Keep sending every request to the large model. The nearest, “fine-tuned small model”, fails "
-        "“accuracy at least 0.700”: label 40 more rows."
-    )
-    # Of several failed checks the one that is furthest off is named: 0.529 of 0.700 before 0.529 of 0.600.
-    closer = failing.checks[0].model_copy(update={"requirement": "recall of fee", "threshold": 0.6})
-    both = failing.model_copy(update={"checks": (closer, *failing.checks)})
-    for verdict in (failing, both):
-        assert nearest in words(make_report(verdicts=(verdict,), winner=None, outcome=kept))
-    needed = LabelsNeeded(n_data_rows=560, chance=0.75, files={"rows.jsonl": 560}, usd=28.0)
-    undecided = Outcome(kind="cannot be told yet", labels_needed=needed, large=True)
-    assert "Label about 560 more rows in rows.jsonl (chance 75 %), for about $28.00 by a person, and run it again." in (
-        words(make_report(outcome=undecided))
-    )
-
-
 def test_what_answers_is_compared_with_the_large_model() -> None:
     # Routed and large are right on the same rows: 1.96 · sqrt(1 / 10 / 10) = 0.196 (Agresti and Min).
     same = "No difference from the large model in right answers was found (+0.0 points [−19.6, +19.6])."
@@ -214,13 +151,6 @@ def test_leaks_are_counted_and_warned_of_where_too_few_other_rows_are_left() -> 
     assert "Too few" not in words(make_report(leaks=leaks(1000, *keys[:950])))
     assert "Too few other rows are left to judge by: 49." in words(make_report(leaks=leaks(1000, *keys)))
     assert "None of the 9 test rows" in words(make_report(leaks=leaks(9)))
-
-
-def test_the_accuracy_threshold_could_be_moved_so_far() -> None:
-    passing, failing = make_report(), make_report(verdicts=(make_verdict("small", passed=False),), winner=None)
-    start = "Up to an accuracy threshold of 0.529 (now 0.700) “fine-tuned small model” would"
-    assert f"{start} still pass." in words(passing)
-    assert f"{start} pass." in words(failing)
 
 
 def plain(words: str) -> str:
@@ -272,7 +202,6 @@ def test_cards_and_table_show_the_figures_of_the_records(kind: str, pages: dict[
     [
         ("classify", ("Labels, the worst first",), ("field by field",)),
         ("extract", ("Fields, the worst first", "field by field"), ("recall [",)),
-        ("answer", ("mistakes", "said the harbour"), ("worst first",)),
         ("chat", ("mistakes", "score 0."), ("worst first",)),
     ],
 )

@@ -76,14 +76,6 @@ def test_walking_from_the_starts_is_the_general_graphical_procedure(seed: int) -
     assert walked(p_values, starts, 0.05) == by_the_graph(p_values, starts, 0.05)
 
 
-def test_a_walk_that_reaches_the_next_start_hands_its_share_on() -> None:
-    starts = [(0, 0.25), (2, 0.75)]
-    assert walked(np.array([0.01, 0.01, 0.05, 0.05]), starts, 0.05) == [True, True, True, True]
-    # Stopped before the second start, the first share stays where it is.
-    assert walked(np.array([0.01, 0.02, 0.05, 0.05]), starts, 0.05) == [True, False, False, False]
-    assert walked(np.array([0.9, 0.9, 0.03, 0.04]), starts, 0.05) == [False, False, True, False]
-
-
 def test_a_true_hypothesis_is_rejected_as_seldom_as_stated() -> None:
     draw, wrong, draws = np.random.default_rng(0), 0, 4000
     starts = [(0, 0.25), (2, 0.25), (4, 0.5)]

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from smallfirst.traffic.discovery.answer_formats import FoundFormat, find_format, find_writing, frequent_labels
+from smallfirst.traffic.discovery.answer_formats import FoundFormat, find_format, find_writing
 from smallfirst.traffic.wire import ModelAnswer, ToolCall
 
 
@@ -113,20 +113,9 @@ def test_calls_of_several_functions_have_no_common_format() -> None:
     assert find_format([ModelAnswer("x", (ToolCall("a", "{}"),))] * 10) is None
 
 
-def test_other_answers_are_text() -> None:
-    found = format_of([ModelAnswer(f"The answer is {i * 17} km.") for i in range(40)])
-    assert (found.format.kind, found.format.prefix, found.format.suffix) == ("text", "The answer is ", ".")
-
-
 def test_the_answer_that_does_not_come_back_is_named() -> None:
     answers = [ModelAnswer(f'{{"total": {i}.20}}') for i in range(60)] + [ModelAnswer('{"total": 7.5}')]
     found = format_of(answers)
     assert not found.check.is_exact
     assert (found.check.n_exact, found.check.n_read) == (60, 61)
     assert (found.check.recorded, found.check.rendered) == ('{"total": 7.5}', '{"total": 7.50}')
-
-
-def test_a_closed_set_needs_repeats() -> None:
-    assert frequent_labels(["a"] * 10 + ["b"] * 10) == ("a", "b")
-    assert frequent_labels([f"answer {i}" for i in range(40)]) == ()
-    assert frequent_labels([]) == ()

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from fixtures.traffic import template
 
-from smallfirst.traffic.discovery.mine import Miner, _Request, versions, with_dates_open
+from smallfirst.traffic.discovery.mine import Miner, versions, with_dates_open
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.wire import read_prompt
 
@@ -121,21 +121,6 @@ def test_a_short_instruction_is_one_and_a_stock_system_prompt_none():
     log = [exchange(i, ("user", f"Summarize in one sentence: {case(30)}")) for i in range(40)]
     log += [exchange(i, ("system", "You are a helpful assistant."), ("user", case())) for i in range(40, 80)]
     assert [len(members) for members in mine(log).values()] == [40]
-
-
-def test_wordings_that_were_put_together_are_told_apart_by_their_instruction():
-    """Long cases of one layout share more text with cases of another wording than with others of their own."""
-    miner, asked = Miner(), []
-    for i in range(40):
-        instruction = (
-            "Read the invoice. Write JSON with the total." if i % 2 else "Which due date does the mail give? Answer:"
-        )
-        one = exchange(i, ("system", instruction), ("user", case()))
-        asked.append(_Request(one.id, one.at, read_prompt(one.route, one.request), continues=False))
-    found = list(miner._templates_of_wording(asked, 10))
-    assert [shared.n_slots for shared in found] == [1, 1]
-    assert [sum(shared.values(one.prompt) is not None for one in asked) for shared in found] == [20, 20]
-    assert list(miner._templates_of_wording(asked[::2], 30)) == found[:1]
 
 
 TIMES = [datetime(2026, 10, 1, tzinfo=UTC) + timedelta(hours=i) for i in range(100)]

@@ -107,13 +107,6 @@ def test_a_category_counts_if_answers_depend_on_it() -> None:
     assert not depends(channels, ["a"] * 100)
 
 
-def test_two_texts_both_belong_to_the_case() -> None:
-    questions = [f"what is the size of number {i} in this text?" for i in range(100)]
-    one = template(("user", "Question: ", "\nContext: ", ""))
-    slots = choose_slots(one, list(zip(questions, TEXTS, strict=True)), ["a", "b"] * 50)
-    assert uses(slots) == {"question": "text", "context": "text"}
-
-
 def test_solved_examples_that_change_are_ignored() -> None:
     labels = ["a" if i % 3 else "b" for i in range(100)]
     shots = TEXTS[::-1]
@@ -215,10 +208,3 @@ def test_typed_questions_are_tasks_of_their_own_however_alike() -> None:
     assert jaccard(wordings[0].words, wordings[1].words) > 0.5
     assert [len(wording.cases) for wording in wordings] == [40, 40]
     assert len(group_wordings(wordings)) == 2
-
-
-def test_groups_come_by_size_and_their_wordings_by_time() -> None:
-    new, old = tickets(SORT_AGAIN, start=500, n=40), tickets(SORT, seed=1)
-    single = [exchange(i, "Write a poem.", f"{i}", f"Roses of kind {i} " * 9) for i in range(200)]
-    poems = Wording(template_of("Write a poem."), cases_of(single))
-    assert group_wordings([new, poems, old]) == [[poems], [old, new]]

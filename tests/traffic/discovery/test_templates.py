@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import random
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from smallfirst.traffic.discovery.templates import constant_pieces, find_template, runs_of, tokens, wordings
+from smallfirst.traffic.discovery.templates import constant_pieces, find_template, wordings
 from smallfirst.traffic.task_source import values_between
 from smallfirst.traffic.wire import Prompt, Turn
 
@@ -50,14 +47,6 @@ def test_dates_numbers_choices_and_the_case_are_slots_of_their_own():
     assert constant_pieces(texts) == pieces
 
 
-def test_short_words_between_numbers_and_dates_are_the_prompts():
-    texts = [
-        f"From customer {i * 37} on Monday, October {1 + i % 28:02d}, 2026:\n{case}\n\nFile it."
-        for i, case in enumerate(CASES)
-    ]
-    assert constant_pieces(texts) == ("From customer ", " on ", ":\n", "\n\nFile it.")
-
-
 def test_examples_that_change_do_not_hide_the_case():
     texts = [
         f"Sort.\n\nCases:\n- {CASES[i - 7]} => a{i % 5}\n- {CASES[i - 9]} => b{i % 7}\n\nNow: {c}\n=>"
@@ -70,16 +59,6 @@ def test_examples_that_change_do_not_hide_the_case():
 def test_one_text_in_a_hundred_may_be_another():
     texts = [f"Classify this mail of a client.\nMail: {i} {CASES[i % 60]}" for i in range(200)] + ["hello"] * 2
     assert constant_pieces(texts) == ("Classify this mail of a client.\nMail: ", "")
-
-
-def test_equal_texts_have_no_slot_and_different_ones_nothing_else():
-    assert constant_pieces(["File it."] * 9) == ("File it.",)
-    assert constant_pieces(CASES) == ("", "")
-
-
-@given(st.text())
-def test_tokens_together_are_the_text(text):
-    assert "".join(tokens(text)) == text
 
 
 def test_a_date_is_a_gap_of_its_own_and_strangers_follow_no_template():
@@ -135,12 +114,3 @@ def test_layouts_of_cases_are_no_wordings():
     ]
     texts = [f"Read this mail and note what it is about. {LABELS}{RNG.choice(layouts)} {case()}" for _ in range(300)]
     assert groups(texts) == [list(range(300))]
-
-
-def test_prompts_that_differ_in_dates_alone_share_all_runs():
-    texts = ["Filed on 3 May 2026 by you", "Filed on 12 June 2025 by you", "Filed with care by you"]
-    runs = runs_of([Prompt("", (Turn("user", text),)) for text in texts])
-    first, second, third = (set(runs.hashes[runs.prompts == i].tolist()) for i in range(3))
-    assert first == second
-    assert not first & third
-    assert len(runs.hashes) == len(np.unique(np.stack([runs.hashes, runs.prompts.astype(np.uint64)]), axis=1).T)

@@ -57,13 +57,6 @@ def test_a_wording_that_nobody_follows_any_more_has_changed():
     assert "36 of the last 40 requests" in found[first]
 
 
-def test_some_requests_beside_the_wording_change_nothing():
-    watch = WordingWatch()
-    for n in range(200):
-        assert not watch.followed(f"case {n} is about {n}")
-        assert not watch.missed()
-
-
 def test_instructions_that_grew_into_the_slot_are_noticed():
     watch = WordingWatch()
     found = [watch.followed(f"case {n}\nAnswer in German, please.") for n in range(N_SAME)]

@@ -13,7 +13,6 @@ from smallfirst.base.errors import ConfigError
 from smallfirst.data.sources.text_files import RawRow
 from smallfirst.models.pricing import PriceBook, TokenPrice
 from smallfirst.traffic.capture_store import CaptureStore, is_store
-from smallfirst.traffic.logs.formats import LOG_FORMATS, Entry, LogFormat
 from smallfirst.traffic.logs.read import MOST_PROBLEMS, file_records, log_files, read_logs
 
 PAIR = {"request": {"model": "mine", "messages": MESSAGES}, "response": RESPONSE | {"model": "mine-2026"}}
@@ -114,14 +113,6 @@ def test_many_problems_are_counted_not_kept(read_records):
 def test_a_source_that_does_not_exist_is_an_error_at_once(tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
         read_logs([tmp_path / "nothing"])
-
-
-def test_a_format_of_a_package_is_tried_before_tables(read_records, monkeypatch):
-    """A log format is one object under the entry-point group `smallfirst.log_formats`."""
-    ours = LogFormat(lambda values: "asked" in values, lambda values: [Entry(values["asked"], values["said"])])
-    monkeypatch.setitem(LOG_FORMATS._loaded, "ours", ours)
-    (one,), problems = read_records({"asked": "lost card", "said": "cards", "prompt": "x", "answer": "y"})
-    assert (one.request["messages"][0]["content"], problems) == ("lost card", [])
 
 
 # Records of files
