@@ -292,7 +292,10 @@ def count_rows(seen: Sequence[Dataset], data: Dataset) -> tuple[Dataset, Counted
     groups = {example.group for example in known.examples if example.group}
     clean = [example for example in data.examples if not leaked or example.key not in leaked]
     own = [example for example in clean if example.group not in groups]
-    chosen = independent_rows([e.asked for e in own], groups=[e.group for e in own])
+    if any(example.shape == "call" for example in own):  # whole conversations count, by the sums of their calls
+        chosen = list(range(len(own)))
+    else:
+        chosen = independent_rows([e.asked for e in own], groups=[e.group for e in own])
     kept: tuple[Example, ...] = tuple(own[i] for i in chosen)
     found = CountedRows(
         n_rows=len(data),

@@ -20,9 +20,9 @@ from smallfirst.base.errors import ConfigError
 from smallfirst.base.records import Record, fingerprint
 
 R = TypeVar("R", bound=Record)
-RowFormat = Literal["label", "labels", "target", "question", "prompt", "chat", "text"]
+RowFormat = Literal["label", "labels", "target", "question", "prompt", "chat", "call", "text"]
 """text + label · text + labels · text + target (JSON) · question + answer · prompt + response · chat messages ·
-text to continue."""
+messages + tools · text to continue."""
 
 
 class Message(Record):
@@ -53,6 +53,8 @@ class Example(Record):
     """When it was asked, in ISO 8601; empty if it is not known."""
     tenant: str = ""
     """Who asked; empty if it is not known."""
+    tools: str = ""
+    """Of a row with function calls: the functions as JSON (`conversations.read_functions`)."""
     tags: dict[str, str] = {}
     """Values of the columns named as tags (customer, channel, …), by column."""
 
@@ -78,9 +80,14 @@ class Example(Record):
 
     @property
     def asked(self) -> str:
-        """The user's text; of a chat all turns but the system's; the text to continue. Splits compare it."""
+        """The user's text; of a chat all turns but the system's; the text to continue. Splits compare it.
+
+        Turns of different conversations with function calls are different requests, however alike they are.
+        """
         if not self.messages:
             return self.answer
+        if self.shape == "call":
+            return f"{self.group} {self.text}"
         if self.shape != "chat":
             return self.text
         return "\n".join(m.content for m in self.messages if m.role != "system")

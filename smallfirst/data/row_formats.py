@@ -1,4 +1,4 @@
-"""The seven row formats, recognized by their keys, and the rules of their values; a row fits one or is refused.
+"""The eight row formats, recognized by their keys, and the rules of their values; a row fits one or is refused.
 
 What a value may be written as without meaning anything else (spaces around labels, numbers for labels, empty rows) is
 read as what it means, counted, and noted with its first places; nothing is changed in silence.
@@ -19,6 +19,17 @@ from typing import Any, NamedTuple
 from smallfirst.base.errors import did_you_mean
 from smallfirst.base.records import Record
 from smallfirst.data.check import Finding, make_finding
+from smallfirst.data.conversations import (
+    NO_CALL,
+    ConversationTurn,
+    calls_of,
+    from_text,
+    read_functions,
+    read_turns,
+    to_messages,
+    to_text,
+    write_call,
+)
 from smallfirst.data.dataset import Example, Message, RowFormat, share_field_names
 
 
@@ -45,6 +56,8 @@ class Columns(Record):
     """What should be answered; `completion` is read too unless another name is given here."""
     messages: str = "messages"
     """A conversation, its last message being the answer."""
+    tools: str = "tools"
+    """The functions that the last message of a conversation may call."""
     group: str = ""
     """What rows have in common, such as a template, source or customer; empty: no column. A group is in one split, and
     one row of it counts for the certificate."""
@@ -63,6 +76,7 @@ ROW_FORMATS: dict[RowFormat, str] = {
     "question": "question + answer",
     "prompt": "prompt + response",
     "chat": "messages",
+    "call": "messages + tools",
     "text": "text alone",
 }
 """The shapes by the name that messages to the user give them."""
@@ -74,6 +88,7 @@ _FIELDS: dict[RowFormat, tuple[str, ...]] = {
     "question": ("question", "answer"),
     "prompt": ("prompt", "response"),
     "chat": ("messages",),
+    "call": ("messages", "tools"),
 }
 TAG = "tags."
 _ROLES = ("system", "user", "assistant")
@@ -109,6 +124,8 @@ def detect_layout(keys: Collection[str], columns: Columns, *, answered: bool = F
     if {"teacher", "labelled_on"} <= set(keys):
         beside = {"source": "teacher"} | {name: name for name in _BESIDE[1:] if name in keys} | beside
     fits = [shape for shape, fields in _FIELDS.items() if names.keys() >= set(fields)]
+    if "call" in fits:
+        fits.remove("chat")
     if len(fits) > 1:
         named = [s for s in fits if columns.model_fields_set & set(_FIELDS[s])]
         if len(named) != 1:
@@ -150,6 +167,8 @@ def parse_row(
 ) -> tuple[Example | None, list[str]]:
     """Return the row as an Example and no rules, or None and every rule that its values break."""
     keys = found.keys
+    if found.shape == "call":
+        return _parse_call(row, found, path=path, line=line)
     if rules := [rule for field, key in keys.items() for rule in _value_rules(field, row[key], key)]:
         return None, rules
     messages, golds = _asked_and_golds(row, found)
@@ -164,11 +183,49 @@ def parse_row(
         shape=found.shape,
         path=path,
         line=line,
-        **{field: _one_line(row[keys[field]]) for field in _BESIDE if field in keys},
-        source=str(row[keys["source"]] or "") if "source" in keys else "",
-        tags={field.removeprefix(TAG): _one_line(row[key]) for field, key in keys.items() if field.startswith(TAG)},
+        **_marks(row, keys),
     )
     return share_field_names(example), []
+
+
+def _parse_call(row: Mapping[str, Any], found: RowLayout, *, path: str, line: int) -> tuple[Example | None, list[str]]:
+    """Return a conversation up to its last message as one text, with the call that this message makes."""
+    keys = found.keys
+    beside = {field: key for field, key in keys.items() if field not in _FIELDS["call"]}
+    rules = [rule for field, key in beside.items() for rule in _value_rules(field, row[key], key)]
+    messages, tools = (
+        json.loads(row[keys[field]]) if isinstance(row[keys[field]], str) else row[keys[field]]
+        for field in _FIELDS["call"]
+    )
+    try:
+        if not isinstance(messages, list) or len(messages) < 2 or messages[-1].get("role") != "assistant":
+            raise ValueError(f'"{keys["messages"]}" must be a list of messages, the last one of the assistant')
+        text, calls = to_text(read_turns(messages[:-1])), calls_of(messages[-1])
+        functions = to_json(read_functions(tools))
+    except (ValueError, AttributeError, RecursionError) as error:
+        return None, [*rules, str(error)]
+    rules += [f'"{keys["messages"]}" has half a surrogate pair'] * bool(_BAD_CHARACTER.search(text))
+    if rules:
+        return None, rules
+    example = Example(
+        messages=(share_field_names(Message(role="user", content=text)),),
+        answer=write_call(**calls[0]) if len(calls) == 1 else NO_CALL,
+        shape="call",
+        path=path,
+        line=line,
+        tools=intern(functions),
+        **_marks(row, keys),
+    )
+    return share_field_names(example), []
+
+
+def _marks(row: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
+    """Return what a row says beside what is asked and answered: group, day, tenant, source and tags."""
+    return {
+        **{field: _one_line(row[keys[field]]) for field in _BESIDE if field in keys},
+        "source": str(row[keys["source"]] or "") if "source" in keys else "",
+        "tags": {field.removeprefix(TAG): _one_line(row[key]) for field, key in keys.items() if field.startswith(TAG)},
+    }
 
 
 def _one_line(value: object) -> str:
@@ -213,6 +270,10 @@ def to_row(example: Example) -> dict[str, Any]:
         return {"question": example.text, "answer": list(example.golds) if example.also else example.answer}
     if example.shape == "prompt":
         return {"prompt": example.text, "response": example.answer}
+    if example.shape == "call":
+        said = example.answer
+        last = ConversationTurn("assistant", said) if said == NO_CALL else ConversationTurn("call", json.loads(said))
+        return {"messages": to_messages([*from_text(example.text), last]), "tools": json.loads(example.tools)}
     turns = [*example.messages, Message(role="assistant", content=example.answer)]
     return {"messages": [{"role": m.role, "content": m.content} for m in turns]}
 
@@ -332,6 +393,7 @@ def _quoted(value: object) -> str:
 
 
 def _kind(value: object) -> str:
+    """Return what JSON calls this value."""
     if value is None:
         return "null"
     kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list"}

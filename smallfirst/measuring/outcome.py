@@ -121,8 +121,10 @@ class Outcome(Record):
     """What the gate said of the candidate alone. `not written`: it meets the default, which task.yaml does not set."""
     gate_line: str = ""
     """Line for task.yaml that makes a default gate the user's own, where only that is missing; else empty."""
+    counted: str = "requests"
+    """What its shares are of, in the plural."""
     share_small: Estimate | None = None
-    """Share of requests that stay small; None if nothing goes live."""
+    """Share of them that stay small; None if nothing goes live."""
     share_promised: Estimate | None = None
     """Share of requests whose small answer is under the promise; None without one."""
     promise: str = ""
@@ -236,7 +238,9 @@ class Outcome(Record):
 
     @property
     def _answers(self) -> str:
-        share = f"{share_words(self.share_small)} of requests" if self.share_small else "what its certificate covers"
+        share = (
+            f"{share_words(self.share_small)} of {self.counted}" if self.share_small else "what its certificate covers"
+        )
         if self.kind == "small alone" and (self.share_small is None or self.share_small.value == 1):
             share = "every request"
         return f"“{self.title}” answers {share}"
@@ -283,7 +287,7 @@ class Outcome(Record):
             return f"Promise for the answers that it covers: {self.promise}."
         marked = self.share_small is not None and self.share_small.value > self.share_promised.value
         others = "; the other small answers carry no promise and are marked" if marked else ""
-        return f"Promise for {share_words(self.share_promised)} of requests: {self.promise}{others}."
+        return f"Promise for {share_words(self.share_promised)} of {self.counted}: {self.promise}{others}."
 
     def _not_live(self) -> Iterator[str]:
         """Yield what is missing: a line of task.yaml, rows, or what fails."""

@@ -30,6 +30,7 @@ _KINDS: dict[str, Kind] = {
     "tagger": "spans",
     "reader": "spans",
     "joined": "spans",
+    "caller": "spans",
 }
 """Kinds of manifests whose models do not generate."""
 
@@ -115,7 +116,7 @@ def _linear(source: ModelSource) -> Model:
 
 
 def _spans(source: ModelSource) -> Model:
-    """Return an encoder that marks the answer in the text, or one joined with a language model."""
+    """Return what chooses its answer in the text, alone or joined with a language model."""
     from smallfirst.models.spans.model import SpanModel
 
     if source.manifest.kind == "joined":
@@ -126,6 +127,8 @@ def _spans(source: ModelSource) -> Model:
         return JoinedModel(members, source.manifest, name=source.name)
     if source.manifest.kind == "tagger":
         from smallfirst.models.spans.tagger import Tagger as SpanScorer
+    elif source.manifest.kind == "caller":
+        from smallfirst.models.calls.caller import FunctionCaller as SpanScorer  # type: ignore[assignment]
     else:
         from smallfirst.models.spans.reader import Reader as SpanScorer  # type: ignore[assignment]
     scorer = SpanScorer.load(source.path, source.manifest)
@@ -234,3 +237,12 @@ def load_model(
     if vllm is not None and source.kind in ("label", "generative"):
         source = source._replace(engine="vLLM", settings=vllm.model_dump(exclude_defaults=True))
     return run_in_thread(lambda: load(source))
+
+
+def most_answers(folder: Path) -> int | None:
+    """Return how many requests of a conversation the model in a folder answers; None where it does not count them."""
+    if not (folder / MANIFEST).is_file() or read_manifest(folder).kind != "caller":
+        return None
+    from smallfirst.models.calls.caller import read_most
+
+    return read_most(folder)

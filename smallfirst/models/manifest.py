@@ -26,13 +26,24 @@ class Manifest(Record):
     """The description of a model, written last into its folder, so a folder without one is not a model."""
 
     kind: Literal[
-        "label_tokens", "generative", "chat", "text", "words", "encoder", "tagger", "reader", "blend", "joined"
+        "label_tokens",
+        "generative",
+        "chat",
+        "text",
+        "words",
+        "encoder",
+        "tagger",
+        "reader",
+        "blend",
+        "joined",
+        "caller",
     ]
     """`label_tokens`: a causal model that scores one token a label · `generative`: one that generates its answers ·
     `chat`: one prompted with whole conversations through its own chat template · `text`: one that continues text ·
     `words`, `encoder`: linear models · `tagger`: an encoder that marks fields in a text · `reader`: one that
     marks the answer to a question in its context · `blend`: several of these for labels, their probabilities mixed ·
-    `joined`: a tagger for some fields and a language model for the others."""
+    `joined`: a tagger for some fields and a language model for the others · `caller`: one that chooses a function call
+    among the values that a conversation names."""
     task: AnyTask
     base: str
     """Base model by name; empty for `words`."""

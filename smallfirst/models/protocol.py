@@ -8,7 +8,7 @@ were allowed.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -105,6 +105,8 @@ class Request(Record):
     """Format of the answer; a model whose task has a schema of its own follows that one."""
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     """Alternatives to return beside each token of the answer; None: no token probabilities at all."""
+    tools: str = ""
+    """The functions that an answer may call, as JSON (`conversations.read_functions`); empty without any."""
     tenant: str = ""
     """The client (owner of its key); what a model caches of a request is never shared with another tenant."""
     tags: dict[str, str] = Field(default_factory=dict)
@@ -369,6 +371,11 @@ class DelegatingModel:
     @property
     def max_answer_tokens(self) -> int | None:
         return max_answer_tokens(self.inner)
+
+    @property
+    def functions(self) -> Sequence[Mapping[str, Any]] | None:
+        """The functions that the model calls; None where it calls none."""
+        return getattr(self.inner, "functions", None)
 
     @contextmanager
     def _target(self) -> Iterator[Model]:

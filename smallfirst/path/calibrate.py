@@ -16,6 +16,7 @@ from smallfirst.base.errors import StageMissing
 from smallfirst.base.records import Record, fingerprint
 from smallfirst.data.dataset import Dataset, fold_text
 from smallfirst.measuring.evaluate import Evaluation, EvaluationSetup, restrict_to_rows
+from smallfirst.models.loading import most_answers
 from smallfirst.models.manifest import read_manifest, refuse_seen_rows
 from smallfirst.models.protocol import Request
 from smallfirst.path import router_setup
@@ -96,12 +97,15 @@ async def build_calibration_set(
         for stage in stages:
             await stage.model.aclose()
     rows, filters, limits = served_rows(project, run_folder, parts, joined.rows)
+    guarantee = guarantee_of(project, most_answers(run_folder.model_folder(candidate)))
     for name in names.values():
         refuse_seen_rows(run_folder.model_folder(name), rows)
     drafts = [
         router_setup.with_confidences(_measured_on(project, run_folder, name, rows), served.get(stage, {}))
         for stage, name in names.items()
     ]
+    if guarantee.most_of_group:  # what is no call, or one too many, goes on whatever is right
+        drafts = [draft.model_copy(update={"rows": tuple(r for r in draft.rows if r.confidence)}) for draft in drafts]
     asked = run_folder.evaluation("large", "calibration") is not None
     large, judged_by = _measured_on(project, run_folder, "large", rows) if asked else None, labelled_by(project)
     if large:
@@ -110,7 +114,6 @@ async def build_calibration_set(
     says.append(systematic_doubt(project))
     like = {e.key for e in project.rows.selection.examples} if own_validation(project) else None
     selection = selection_drafts(run_folder, names, chosen_on, like=like) or []
-    guarantee = guarantee_of(project)
     return CalibratedCascade(
         rows=CalibrationSet.of(
             drafts, large, judged_by=judged_by, guarantee=guarantee, foreign=foreign, selection=selection
@@ -172,9 +175,14 @@ def selection_drafts(
     return drafts
 
 
-def guarantee_of(project: Project) -> Guarantee:
-    """Return the guarantee of the file, which counts texts once where calibration rows repeat them."""
-    guarantee = project.file.routing.guarantee
+def guarantee_of(project: Project, most_of_group: int | None = None) -> Guarantee:
+    """Return the guarantee of the file, which counts texts once where calibration rows repeat them.
+
+    `most_of_group`: where groups count together, how many answers of one its model gives.
+    """
+    guarantee, most = project.file.routing.guarantee, most_of_group
+    if most and guarantee.most_of_group is None and guarantee.limits_errors_alone:
+        return guarantee.model_copy(update={"most_of_group": most})
     repeats = project.rows.counted.n_repeats and not guarantee.unit
     return guarantee.model_copy(update={"unit": "text"}) if repeats else guarantee
 
@@ -254,7 +262,13 @@ def look_portion(rows: CalibrationSet, guarantee: Guarantee, part: float) -> Por
     The rows that choose decide it, and how many certify; no answer of a certifying row does. `part`: of a shared look.
     """
     selection = rows.selection
-    if selection is None or rows.n_stages > 1 or set(guarantee.limits) != {"error"} or guarantee.per_group:
+    if (
+        selection is None
+        or rows.place is not None
+        or rows.n_stages > 1
+        or set(guarantee.limits) != {"error"}
+        or guarantee.per_group
+    ):
         return "large"
     level, limit = LARGE * part * (1 - guarantee.confidence), guarantee.limits["error"]
     chance = chance_to_show(selection.confidence[0], selection.right[0], rows.n, limit, level)

@@ -174,7 +174,7 @@ def _keep(project: Project, run_folder: RunFolder, found: Evaluation) -> None:
 
 
 async def _count_kept(project: Project, run_folder: RunFolder, router: Router) -> None:
-    """Save how many of all test rows the certificate covers, and how many of these are wrong."""
+    """Save how many test rows the certificate covers, of all that have an answer, and how many of these are wrong."""
     routed, examples = run_folder.evaluation("routed", "test"), project.rows.test.examples
     assert routed is not None
     known = {row.key: (row.certified, row.correct) for row in routed.rows}
@@ -184,7 +184,8 @@ async def _count_kept(project: Project, run_folder: RunFolder, router: Router) -
         right = decision.draft is not None and is_correct(project, example.golds, decision.draft)
         known[example.key] = decision.route.certified, right
     kept = [correct for example in examples for certified, correct in [known[example.key]] if certified]
-    KeptOnTest(n_rows=len(examples), n_kept=len(kept), n_wrong=kept.count(False)).save(run_folder.path / KEPT)
+    n_due = sum(example.answer != project.task.no_answer for example in examples)
+    KeptOnTest(n_rows=max(n_due, len(kept)), n_kept=len(kept), n_wrong=kept.count(False)).save(run_folder.path / KEPT)
 
 
 async def _count_foreign(

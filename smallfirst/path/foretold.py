@@ -40,7 +40,7 @@ from smallfirst.measuring.evaluate import EvaluatedRow, Evaluation
 from smallfirst.measuring.gate import CheckInputs, ConfidenceLevel, Gate, run_checks
 from smallfirst.measuring.outcome import LabelsNeeded, Outcome
 from smallfirst.measuring.verdict import CheckResult
-from smallfirst.models.linear.tfidf import WORD_ERRORS, HeldOutAnswers, hold_out
+from smallfirst.models.linear.tfidf import WORD_ERRORS, HeldOutAnswers, hold_out_labels
 from smallfirst.path.evaluate import LIMITED_PROBE_ROWS
 from smallfirst.path.finalists import LOOKS, MAX_FINALISTS
 from smallfirst.path.project.candidate_registry import candidate_names
@@ -49,7 +49,7 @@ from smallfirst.path.project.project import Project
 from smallfirst.path.project.rows import rows_to_split_off, split_off
 from smallfirst.path.project.run_folder import CERTIFICATE, OUTCOME, RunFolder
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.certificate.looks import next_look, read_before, text_fingerprints
+from smallfirst.routing.certificate.looks import LARGE, next_look, read_before, text_fingerprints
 
 PROMISE = "routing.guarantee"
 """Name of the check that a certificate is issued."""
@@ -132,6 +132,8 @@ class OpenQuestion(NamedTuple):
 
 def foretell(project: Project) -> Foretold:
     """Return what a run on these rows can show; nothing is trained but a model of words on at most 1,000 rows."""
+    if project.file.may_have_no_answer:
+        return Foretold(certificate=_of_conversations(project), of_run=_of_last_run(project))
     certificate, level, n = _certificate(project)
     found = Foretold(gate=_thresholds(project), certificate=certificate, of_run=_of_last_run(project))
     guarantee, bar = project.file.routing.guarantee, _asked_alone(project).accuracy_at_least
@@ -164,6 +166,20 @@ def foretell(project: Project) -> Foretold:
     spans = {"chance_gate": of_gate, "chance_certificate": of_certificate}
     told = {name: (span[0], span[1]) for name, span in spans.items() if span}
     return found.model_copy(update={"assumption": assumption, "most": rows[0], "fewest": rows[1], **told})
+
+
+def _of_conversations(project: Project) -> RequirementForecast | None:
+    """Return how many conversations a promise about their calls takes at least."""
+    guarantee, rows = project.file.routing.guarantee, project.rows
+    if not guarantee.limits_errors_alone:
+        return None
+    parts = (rows.calibration, rows.test) if project.file.data.one_source else (rows.calibration,)
+    n, fewest = (
+        len({e.group for part in parts for e in part.examples}),
+        min_rows_without_error(guarantee.limits["error"], LARGE * (1 - guarantee.confidence)),
+    )
+    words = f"{n:,} conversations certify; {guarantee.in_words} takes {fewest:,} with a call that is kept, none wrong"
+    return RequirementForecast(setting=PROMISE, in_words=words, reachable=n >= fewest)
 
 
 def _thresholds(project: Project) -> tuple[RequirementForecast, ...]:
@@ -227,8 +243,7 @@ def _word_model(project: Project) -> tuple[HeldOutAnswers | None, str]:
     examples = sample_rows(project.rows.development, CASES).examples
     if not project.task.closed or len({example.answer for example in examples}) < 2:
         return None, "from half of the errors that are allowed to none, since nothing is known of the model yet"
-    answers = [[example.answer for example in examples]]
-    found = hold_out([example.text for example in examples], answers, answers, share=0.7)
+    found = hold_out_labels([example.text for example in examples], [example.answer for example in examples])
     right = wilson(int(found.right.sum()), len(found.right))
     words = f"from the errors of a linear model on words (right on {right} of {right.n} rows that it did not learn) "
     return found, f"{words}to half of them"
@@ -343,6 +358,8 @@ def _in_file(project: Project, question: OpenQuestion) -> tuple[str, int]:
         share = n_part / n_data if n_part else 1 - project.file.routing.selection_share
         return str(files.validation), round_up_to_two_digits(math.ceil(question.needed.n_more / share))
     n_data = len(rows.train) + (0 if files.validation else validation) + (0 if files.test else len(rows.test))
+    if project.task.held_out is not None:
+        return str(files.train), round_up_to_two_digits(math.ceil(question.needed.n_more * n_data / question.n_now))
     now, usual = split_off(n_data), 1 - project.file.routing.selection_share if part == "calibration" else 1.0
     share = question.n_now / now if question.n_now else usual  # of what is split off, some do not count
     n_rows = math.ceil(rows_to_split_off(now + question.needed.n_more / share) - n_data)

@@ -108,8 +108,13 @@ def chosen_candidate(project: Project, verdicts: GateVerdicts) -> str:
 
 
 def may_go_alone(project: Project, verdict: Verdict) -> bool:
-    """Return True if a candidate may answer every request: it passed a gate that task.yaml sets, or somebody signed."""
-    return verdict.passed and (project.file.sets_gate or bool(verdict.signed_by))
+    """Return True if a candidate may answer every request: it passed a gate that task.yaml sets, or somebody signed.
+
+    None may where a model can have no answer.
+    """
+    return (
+        not project.file.may_have_no_answer and verdict.passed and (project.file.sets_gate or bool(verdict.signed_by))
+    )
 
 
 def gate_line(project: Project) -> str:
@@ -330,6 +335,7 @@ def _live(project: Project, run_folder: RunFolder) -> Outcome:
     kept = run_folder.find(KeptOnTest, KEPT) if certificate.issued else None
     promised = wilson(kept.n_kept, kept.n_rows) if kept else None
     all_promised = all(row.certified for row, ours in zip(routed.rows, small, strict=True) if ours)
+    n_due = sum(row.gold != project.task.no_answer for row in routed.rows)
     bill = share_of_bill(routed, large) if large else None
     answered = [row.correct for row in routed.rows if row.stage != "person"]
     measured = run_folder.evaluation(certified.candidate, "test")
@@ -340,7 +346,8 @@ def _live(project: Project, run_folder: RunFolder) -> Outcome:
         candidate=certified.candidate,
         title=get_candidate(certified.candidate).title,
         gate="signed" if verdict.signed_by else "passed" if verdict.passed else "failed",
-        share_small=promised if promised and all_promised else wilson(sum(small), len(small)),
+        counted=project.task.answered_noun,
+        share_small=promised if promised and all_promised else wilson(sum(small), max(sum(small), n_due)),
         share_promised=promised,
         promise=certificate.guarantee.in_words if certificate.issued else "",
         accuracy=wilson(sum(answered), len(answered)) if answered else None,
@@ -384,7 +391,7 @@ def _not_live(project: Project, run_folder: RunFolder) -> Outcome:
         why=_why_not(project, run_folder),
     )
     met = verdicts.winner if project.file.goes_live in RULES else project.file.goes_live
-    if met is None or not verdicts.of(met).passed:
+    if met is None or not verdicts.of(met).passed or project.file.may_have_no_answer:
         return found
     found = found.model_copy(update={"title": get_candidate(met).title, "gate": "passed"})
     if may_go_alone(project, verdicts.of(met)):

@@ -9,6 +9,7 @@ from typing import Any
 
 from smallfirst.base.errors import DataError, DiskFull, GateFailed, ModelError, SmallfirstError, TrainingError
 from smallfirst.base.records import Record
+from smallfirst.data.row_formats import to_row
 from smallfirst.measuring.evaluate import Evaluation, MeasuredFigures
 from smallfirst.measuring.outcome import Outcome
 from smallfirst.measuring.verdict import nearest_to_passing
@@ -243,7 +244,7 @@ def after_gate(
         yield NextStep(what=f"label {outcome.labels_needed.in_words}, then: smallfirst run {task}")
     best = nearest_to_passing(gate.verdicts)
     failed = sorted(best.failed_checks, key=lambda check: check.shortfall, reverse=True)
-    if not failed:
+    if not failed or project.file.may_have_no_answer:  # none of its models answers every request
         return
     first = next((check for check in failed if check.more_rows is None), failed[0])
     advice = first.advice[:1].upper() + first.advice[1:] + "." if first.more_rows is None and first.advice else ""
@@ -284,8 +285,14 @@ def after_outcome(project: Project, outcome: Outcome, *, task: str = "task.yaml"
 def _curl(project: Project) -> str:
     examples = project.rows.test.examples or project.rows.train.examples
     shortest = min(examples, key=lambda example: (len(example.text), example.text))
-    messages = [{"role": m.role, "content": m.content[:MAX_QUESTION_CHARS]} for m in shortest.messages]
-    body = json.dumps({"model": project.file.name, "messages": messages}, ensure_ascii=False)
+    asked: dict[str, Any] = {}
+    if project.file.may_have_no_answer:
+        due = [example for example in examples if example.answer != project.task.no_answer]
+        asked = to_row(min(due, key=lambda example: (len(example.text), example.text), default=shortest))
+        asked["messages"].pop()
+    else:
+        asked["messages"] = [{"role": m.role, "content": m.content[:MAX_QUESTION_CHARS]} for m in shortest.messages]
+    body = json.dumps({"model": project.file.name, **asked}, ensure_ascii=False)
     return f"curl -s localhost:8000/v1/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from smallfirst.base.errors import ModelError, NotRecorded
 from smallfirst.base.records import Record
@@ -150,6 +150,11 @@ class Router(CallableModel):
     def max_answer_tokens(self) -> int | None:
         stages = (*self.stages, *self.options.policy_stages)
         return max_answer_tokens(*(stage.model for stage in stages), self.large, self.general)
+
+    @property
+    def functions(self) -> Sequence[Mapping[str, Any]] | None:
+        """The functions that its last stage calls; None where it calls none."""
+        return getattr(self.stages[-1].model, "functions", None)
 
     async def complete(self, request: Request) -> Completion:
         return await self.finish(await self.decide(request), request)

@@ -14,6 +14,7 @@ from smallfirst.base.errors import BadAnswer
 from smallfirst.models.protocol import Chunk, Completion, Model, Request, estimate_written_tokens, open_stream
 from smallfirst.models.response_format import check_response_format
 from smallfirst.serving.errors import ApiError
+from smallfirst.serving.function_calls import check_functions
 from smallfirst.serving.request_lifecycle import ApiCall
 from smallfirst.serving.wire import (
     ParsedRequest,
@@ -66,6 +67,9 @@ def _default_model(call: ApiCall) -> str:
 
 async def _answer(call: ApiCall, parsed: ParsedRequest) -> None:
     model, request = call.accept(parsed.model, parsed.request)
+    if request.tools:
+        check_functions(model, request)
+        call.response = call.response._replace(calls=True)
     wanted = request.response_format
     if wanted is not None and wanted.json_schema:
         await asyncio.to_thread(check_schema, wanted.json_schema)
@@ -101,7 +105,7 @@ async def _stream(call: ApiCall, model: Model, request: Request, *, include_usag
         if response.form == "chat":
             await call.send_body(sse_event(response.opening(include_usage=usage)), more=True)
         while True:
-            if chunk.text and not (chunk.completion and chunk.completion.refusal):
+            if chunk.text and not response.calls and not (chunk.completion and chunk.completion.refusal):
                 piece = response.piece(chunk.text, chunk.tokens, include_usage=usage)
                 await call.send_body(sse_event(piece), more=True)
             if chunk.completion is not None:

@@ -27,6 +27,7 @@ from smallfirst.base.errors import ConfigError, did_you_mean
 from smallfirst.data.dataset import Message
 from smallfirst.models.protocol import MAX_LOGPROBS, Completion, Request, ResponseFormat, Token
 from smallfirst.serving.errors import ApiError, place_of, validation_error
+from smallfirst.serving.function_calls import message_of, read_conversation
 
 MAX_DEPTH = 64
 """Objects and lists inside one another."""
@@ -373,10 +374,13 @@ def parse_chat(body: bytes, *, max_messages: int) -> ParsedRequest:
     for n, most, what in ((len(turns), max_messages, "messages"), (n_parts, MAX_PARTS, "parts in messages")):
         if n > most:
             raise ApiError(400, f"{n} {what}; at most {most} are allowed.", param="messages")
+    tools = ""
+    if values.get("tools"):
+        values, tools = read_conversation(values)
     parsed = parse_body(ChatBody, values, CHAT_IGNORED, CHAT_REFUSED)
     if parsed.messages[-1].role == "assistant":
         raise ApiError(400, "The last message is the one to answer, so it cannot be the assistant's.", param="messages")
-    return parsed.parsed(parsed.to_request())
+    return parsed.parsed(parsed.to_request().model_copy(update={"tools": tools}))
 
 
 def parse_completion(body: bytes) -> ParsedRequest:
@@ -417,6 +421,8 @@ class ResponseBuilder(NamedTuple):
     created: int
     served_name: str
     form: Literal["chat", "text"] = "chat"
+    calls: bool = False
+    """True for an answer to a request with tools, whose text may be a call."""
 
     def whole(self, answer: Completion) -> dict[str, Any]:
         """Return the response to a request that is not streamed."""
@@ -439,9 +445,12 @@ class ResponseBuilder(NamedTuple):
 
     def last(self, answer: Completion, *, include_usage: bool) -> dict[str, Any]:
         """Return the last chunk of the answer, with the `smallfirst` object."""
-        refusal = {"refusal": answer.text} if answer.refusal else {}
+        refusal: dict[str, Any] = {"refusal": answer.text} if answer.refusal else {}
+        ended: str = answer.finish_reason
+        if self.calls:
+            refusal, ended = self._delta(answer)
         said: dict[str, Any] = {"delta": refusal} if self.form == "chat" else {"text": refusal.get("refusal", "")}
-        chunk = self._chunk({**said, "logprobs": None}, answer.finish_reason, include_usage)
+        chunk = self._chunk({**said, "logprobs": None}, ended, include_usage)
         chunk["system_fingerprint"] = system_fingerprint(answer.answered_by)
         chunk["smallfirst"] = self.explanation(answer)
         return chunk
@@ -483,7 +492,17 @@ class ResponseBuilder(NamedTuple):
     def _chunk_kind(self) -> str:
         return "chat.completion.chunk" if self.form == "chat" else "text_completion"
 
+    def _delta(self, answer: Completion) -> tuple[dict[str, Any], str]:
+        message, ended = message_of(answer, self.id)
+        calls = [{"index": i, **call} for i, call in enumerate(message.get("tool_calls", ()))]
+        given = {name: value for name, value in message.items() if value is not None}
+        return given | ({"tool_calls": calls} if calls else {}), ended
+
     def _choice(self, answer: Completion) -> dict[str, Any]:
+        if self.calls:
+            made, ended = message_of(answer, self.id)
+            whole = {"role": "assistant", **made, "annotations": []}
+            return {"index": 0, "message": whole, "logprobs": None, "finish_reason": ended}
         text, refusal = (None, answer.text) if answer.refusal else (answer.text, None)
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": refusal, "annotations": []}
         said: dict[str, Any] = {"message": message} if self.form == "chat" else {"text": answer.text}

@@ -1,4 +1,4 @@
-"""Kinds of narrow work, found by name: `classify`, `extract`, `answer`, `chat`, and those of installed packages.
+"""Kinds of narrow work, by name: `classify`, `extract`, `answer`, `chat`, `call`, and those of installed packages.
 
 A new kind is one file with a subclass of `Task`, and one entry point in the group `smallfirst.task_kinds`.
 """
@@ -22,6 +22,7 @@ TASK_KINDS: Registry[type[Task]] = Registry(
         "extract": "smallfirst.tasks.extract:Extract",
         "answer": "smallfirst.tasks.answer:Answer",
         "chat": "smallfirst.tasks.chat:Chat",
+        "call": "smallfirst.tasks.call:Call",
     },
     noun="task kind",
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from smallfirst.base.records import Record
 from smallfirst.base.stats.intervals import Estimate, wilson
-from smallfirst.data.dataset import Dataset, Message, RowFormat
+from smallfirst.data.dataset import Dataset, Example, Message, RowFormat
 
 
 class Shot(NamedTuple):
@@ -75,6 +75,12 @@ class Task(Record, ABC):
 
     request_noun: ClassVar[str] = "requests"
     """What a report calls the rows, in the plural."""
+    no_answer: ClassVar[str | None] = None
+    """The answer of a model that has none: such a request always goes on. None where every answer is one."""
+    answered_noun: ClassVar[str] = "requests"
+    """What shares of small answers are of, in the plural: all rows, or those with an answer where some have none."""
+    held_out: ClassVar[tuple[float, float] | None] = None
+    """Shares of the training rows for validation and test where there are no files of them; None: as of all kinds."""
 
     if TYPE_CHECKING:  # subclasses define these as fields or as properties
 
@@ -104,6 +110,10 @@ class Task(Record, ABC):
     @property
     def part(self) -> Literal["label", "field", ""]:
         """What `parts` counts; empty if the task has no parts."""
+        return ""
+
+    def row_rule(self, example: Example) -> str:
+        """Return the rule that a row breaks although its answer can be parsed; empty if it breaks none."""
         return ""
 
     def wrong_fields(self, golds: Sequence[str], answer: str | None) -> tuple[str, ...] | None:

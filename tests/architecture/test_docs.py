@@ -103,7 +103,7 @@ def test_every_task_file_of_the_documents_is_read(block: str, tmp_path: Path) ->
 
 
 def test_each_kind_has_a_document_and_a_template_that_is_read() -> None:
-    kinds = {"classify", "extract", "answer", "chat"}
+    kinds = {"classify", "extract", "answer", "chat", "call"}
     assert {re.search(r"kind: (\w+)", block)[1] for block in BLOCKS} == kinds  # type: ignore[index]
     for kind in kinds:
         template = ROOT / "smallfirst" / "tasks" / "templates" / f"{kind}.yaml"

@@ -73,7 +73,7 @@ def test_columns_that_were_named_decide_between_two_shapes() -> None:
         (
             {"a": 1},
             "fits no shape (text + label, text + labels, text + target, question + answer, prompt + response, "
-            'messages, text alone): the row has "a"',
+            'messages, messages + tools, text alone): the row has "a"',
         ),
         ({"text": "a", "target": "people: 11"}, '"target" is text that is not JSON'),
         ({"text": "a", "target": "[1]"}, '"target" must be a JSON object, not a list'),

@@ -54,6 +54,7 @@ class SpanModel(CallableModel):
     ) -> None:
         self.manifest, self.name = manifest, name or manifest.task.name
         self.max_answer_tokens = manifest.task.max_answer_tokens
+        self.functions = getattr(manifest.task, "tools", None)
         self._price = price or MachinePrice()
         self._worker: BatchWorker[str, SpanAnswer] = BatchWorker(
             scorer.answer,

@@ -71,7 +71,7 @@ def occurrences(text: str, value: Any, form: str, how: Normalizer = "exact") -> 
     """
     wanted = normalize_value(value, how)
     if form not in TEXT_FORMS:
-        return [(start, end) for start, end, read in _reads(text, form) if normalize_value(read, how) == wanted]
+        return [(start, end) for start, end, read in reads(text, form) if normalize_value(read, how) == wanted]
     if not isinstance(value, str) or not value.strip():
         return []
     if (form, how) == ("text", "exact"):
@@ -127,7 +127,7 @@ def _is_within_word(text: str, at: int) -> bool:
 
 
 @functools.lru_cache(maxsize=4096)
-def _reads(text: str, form: str) -> list[tuple[int, int, Any]]:
+def reads(text: str, form: str) -> list[tuple[int, int, Any]]:
     """Return start, end and value of all that the text holds in a form; a row's fields look for theirs in turn."""
     patterns = [*_NUMBERS, _WORD] if form in NUMBER_FORMS else _TIMES if form in TIME_FORMS else _DATES
     found = sorted({place.span() for pattern in patterns for place in pattern.finditer(text)})

@@ -33,13 +33,13 @@ class FineTunedModel(Candidate):
     is_language_model = True
 
     def asked_for(self, file: Any) -> bool:
-        """Return True for answers that must be written, and for labels where the file names it or sets how it is made.
+        """Return True for answers that must be written, and for others where the file names it or sets how it is made.
 
         On labels encoders of the same size or smaller were right as often on every set that was measured
         (`benchmarks/results/`), and are fitted and served many times faster.
         """
         own = {"base", "training", "vllm"} & file.small.model_fields_set
-        return file.kind != "classify" or bool(own) or self.name in (file.goes_live, *file.routing.ahead)
+        return file.kind not in ("classify", "call") or bool(own) or self.name in (file.goes_live, *file.routing.ahead)
 
     def fit(self, project: Project, run_folder: RunFolder) -> float:
         """Fine-tune and keep the best epoch."""

@@ -24,7 +24,7 @@ class CandidateDescription:
     """What it is and does in a line that needs no knowledge of models."""
     size: float
     """Sort key from the smallest model to the largest, in which candidates are shown. Built in: words 10,
-    encoder 20, tuned, tagger and reader 30, larger_encoder 31, larger_tuned 32, blend 35, tagger_small 45,
+    encoder 20, tuned, tagger, reader and caller 30, larger_encoder 31, larger_tuned 32, blend 35, tagger_small 45,
     small 50. Which one
     is the cheapest is measured."""
     promise: float | None = None
@@ -78,6 +78,7 @@ CANDIDATES: Registry[CandidateDescription] = Registry(
         "tagger": "smallfirst.path.candidates.tuned:TAGGER",
         "tagger_small": "smallfirst.path.candidates.joined:TAGGER_AND_SMALL",
         "reader": "smallfirst.path.candidates.tuned:READER",
+        "caller": "smallfirst.path.candidates.caller:CALLER",
         FINE_TUNED: "smallfirst.path.candidates.language_model:SMALL",
     },
     noun="candidate",

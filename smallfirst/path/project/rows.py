@@ -14,6 +14,7 @@ from smallfirst.base.errors import DataError, Problem, did_you_mean
 from smallfirst.base.progress import ProgressCallback, no_progress
 from smallfirst.base.records import Record, parse_record
 from smallfirst.data.check import Finding, make_finding
+from smallfirst.data.conversations import conversations_of
 from smallfirst.data.copies import CountedRows, LeakReport, count_rows, find_leaks
 from smallfirst.data.dataset import Dataset, Example, Message, fold_text, sample_rows, sample_share, split
 from smallfirst.data.redaction import redact
@@ -85,12 +86,13 @@ def read_rows(task_file: TaskFile, progress: ProgressCallback = no_progress) -> 
             progress=progress,
         )
         read_so_far.append(found)
-        return found.data
+        return with_conversations(found.data)
 
     train = read(files.train, kind.row_labels(task_file.settings))
     labels = kind.row_labels(task_file.settings, train)
     share = split_off(len(train)) / max(1, len(train))
-    shares = [0.0 if file else share for file in (files.validation, files.test)]
+    wanted = zip(kind.held_out or (share, share), (files.validation, files.test), strict=True)
+    shares = [0.0 if file else own for own, file in wanted]
     parts = split(train, validation=shares[0], test=shares[1])
     validation = read(files.validation, labels) if files.validation else parts.validation
     selection, calibration = sample_share(validation, task_file.routing.selection_share, _SELECTION_SALT)
@@ -105,6 +107,16 @@ def read_rows(task_file: TaskFile, progress: ProgressCallback = no_progress) -> 
         skipped=tuple(found.skipped for found in read_so_far if found.skipped),
     )
     return rows if files.out_of_scope_label is None else _set_apart(rows, files.out_of_scope_label)
+
+
+def with_conversations(data: Dataset) -> Dataset:
+    """Return the rows, those with function calls in the groups of their conversations where they have none."""
+    at = [i for i, example in enumerate(data.examples) if example.shape == "call" and not example.group]
+    if not at:
+        return data
+    groups = dict(zip(at, conversations_of([data.examples[i].text for i in at]), strict=True))
+    found = (e.model_copy(update={"group": groups[i]}) if i in groups else e for i, e in enumerate(data.examples))
+    return data.subset(data.name, tuple(found))
 
 
 def split_off(n_rows: float) -> float:
@@ -170,6 +182,8 @@ def with_canonical_answers(rows: Rows, task: Task, files: DataFiles | None = Non
                 problems.append(Problem(example.path, example.line, rule))
             elif len(example.messages) > 1 and sum(m.role != "system" for m in example.messages) > 1:
                 rule = "a conversation of several turns; a task is one question and its answer"
+                problems.append(Problem(example.path, example.line, rule))
+            elif rule := task.row_rule(example):
                 problems.append(Problem(example.path, example.line, rule))
             elif None in golds:
                 bad = example.golds[golds.index(None)]

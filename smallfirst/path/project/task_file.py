@@ -224,8 +224,8 @@ class TaskFile(Record):
     name: str = pydantic.Field(default="", pattern=NAME_PATTERN)
     """Short name, also of the served model; left out: that of the folder, in lower case with dashes."""
     kind: str = DEFAULT_KIND
-    """`classify`: labels · `extract`: JSON fields · `answer`: short answers · `chat`: open text, your own scorers; or
-    the name of a kind that an installed package registers."""
+    """`classify`: labels · `extract`: JSON fields · `answer`: short answers · `chat`: open text, your own scorers ·
+    `call`: function calls; or the name of a kind that an installed package registers."""
     about: str = ""
     """One sentence on the job, shown to general models."""
     data: DataFiles
@@ -263,6 +263,11 @@ class TaskFile(Record):
         return "gate" in self.model_fields_set
 
     @property
+    def may_have_no_answer(self) -> bool:
+        """True if a model of its kind may have no answer to a request, so that none answers every one."""
+        return TASK_KINDS.get(self.kind).no_answer is not None
+
+    @property
     def binds_answers(self) -> bool:
         """True if the file sets a guarantee and a large model: what it does not cover goes there."""
         return self.large is not None and "guarantee" in self.routing.model_fields_set
@@ -272,8 +277,11 @@ class TaskFile(Record):
         """True if foreign requests are told apart: there is a large model for them, or the file asks for it.
 
         It asks with `routing.domain`, `routing.out_of_scope`, `data.open_ended`, `data.out_of_scope_label` or
-        `max_foreign_share`. Where nobody could answer them, telling them apart would only refuse own requests.
+        `max_foreign_share`. Where nobody could answer them, telling them apart would only refuse own requests. Function
+        calls are told by their functions.
         """
+        if self.may_have_no_answer:
+            return False
         routing, data = self.routing, self.data
         asked = routing.model_fields_set & {"domain", "out_of_scope"} or data.open_ended or data.out_of_scope_label
         wanted = self.large is not None or asked or routing.guarantee.max_foreign_share > 0
@@ -361,6 +369,8 @@ class TaskFile(Record):
     def why_no_second_look(self) -> str:
         """Why what is drafted in shadow cannot certify; empty if it can."""
         routing, guarantee = self.routing, self.routing.guarantee
+        if self.may_have_no_answer:
+            return "calls count by whole conversations, and in shadow single texts are counted"
         if routing.labels != "large":
             return "right is what people say, and in shadow only the large model answers"
         if not guarantee.limits_errors_alone or guarantee.per_group:

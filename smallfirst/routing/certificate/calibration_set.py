@@ -89,6 +89,10 @@ class CalibrationSet:
     """Whose answers say what is right."""
     unit: np.ndarray | None = None
     """By row the group that it belongs to, empty for none; None where no row has one."""
+    place: np.ndarray | None = None
+    """By row where it stands in its group; None where groups count by one row."""
+    most_of_group: int = 1
+    """Kept answers of a group that count, the first ones."""
     part: np.ndarray | None = None
     """By row what the guarantee counts by itself, the last stage's answer or the value of a tag; None without."""
     fields: FieldTable | None = None
@@ -152,6 +156,8 @@ class CalibrationSet:
             large_right=np.array(right_large, dtype=bool),
             judged_by=judged_by,
             unit=np.array(groups, dtype=object) if any(groups) else None,
+            place=np.array([len(row.text) for row in rows]) if guarantee.most_of_group else None,
+            most_of_group=guarantee.most_of_group or 1,
             part=_parts(rows, guarantee.per_group, len(drafts)) if guarantee.per_group else None,
             fields=FieldTable.of(rows) if guarantee.max_wrong_fields and rows else None,
             foreign=np.array(sorted(zip(*foreign, strict=True)), dtype=float).T.reshape(len(drafts), -1),
@@ -187,12 +193,16 @@ class CalibrationSet:
 
     def take(self, rows: np.ndarray) -> CalibrationSet:
         """Return these rows of the tables by row, with all else as it is."""
-        names = ("confidence", "right", "cost_usd", "asked", "large_right", "unit", "part")
+        names = ("confidence", "right", "cost_usd", "asked", "large_right", "unit", "place", "part")
         tables = {name: table for name in names if (table := getattr(self, name)) is not None}
         return replace(self, **{name: table[..., rows] for name, table in tables.items()})
 
     def one_row_a_unit(self) -> CalibrationSet:
-        return self if self.unit is None else self.take(one_row_a_unit(unit_numbers(self.unit.tolist())))
+        return (
+            self
+            if self.unit is None or self.place is not None
+            else self.take(one_row_a_unit(unit_numbers(self.unit.tolist())))
+        )
 
 
 def trial_fingerprint(*inputs: object) -> str:

@@ -43,6 +43,9 @@ class Guarantee(Record):
     unit: Literal["text", "group"] | None = None
     """What counts once where rows are no random requests: `text` for one row a text however often it is asked, as
     `discover` drafts them; `group` for one a group. A run sets it where it leaves repeats out. The promise says so."""
+    most_of_group: int | None = pydantic.Field(default=None, ge=1)
+    """Answers of a group (a conversation) that may be kept, the first ones: all of them count, by the sums of groups. A
+    run sets it for function calls. None: one row of a group counts."""
     confidence: float = pydantic.Field(default=0.95, gt=0.5, lt=1)
     """Confidence level of the guarantee as a whole, in (0.5, 1)."""
 
@@ -52,6 +55,8 @@ class Guarantee(Record):
             raise ValueError("a guarantee needs a limit: max_error, max_accuracy_loss or max_wrong_fields")
         if self.per_group and not self.limits_errors_alone:
             raise ValueError(f"per_group applies max_error to each {self.per_group} and allows no other limit")
+        if self.most_of_group and not self.limits_errors_alone:
+            raise ValueError("most_of_group counts errors alone: set max_error and no other limit")
         if self.max_foreign_share and (self.max_error is None or self.per_group):
             raise ValueError("max_foreign_share widens max_error, over all labels together: set it, without per_group")
         return self
@@ -80,6 +85,8 @@ class Guarantee(Record):
             said += f" of each guaranteed {self.per_group}"
         if self.max_foreign_share:
             said += f" while at most {100 * self.max_foreign_share:g} % of requests are foreign"
+        if self.most_of_group:
+            said += f", at most {self.most_of_group} of a conversation"
         if self.unit:
             said += f", each {self.unit} counted once"
         return f"{said} ({100 * self.confidence:g} %)"

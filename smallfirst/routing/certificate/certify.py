@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +17,9 @@ from smallfirst.routing.certificate.calibration_set import (
     CascadeOutcome,
     audit_limits,
     measure_risk,
+    one_row_a_unit,
     trial_fingerprint,
+    unit_numbers,
 )
 from smallfirst.routing.certificate.certificate import (
     NEVER_ACCEPT,
@@ -43,6 +47,7 @@ from smallfirst.routing.certificate.threshold_search import (
     certify_fields,
     certify_groups,
     search_cascade,
+    search_groups,
 )
 
 LEVEL = 0.05
@@ -89,7 +94,7 @@ def certify(
         counted = count_look(look, rows.texts, trial)
         share, next_share = counted.share, next_look(look.path, rows.texts).share
     data, selection = rows.one_row_a_unit(), rows.selection
-    if rows.unit is not None:
+    if rows.unit is not None and rows.place is None:
         guarantee = guarantee.model_copy(update={"unit": "group"})
     limits, by_field, fields = guarantee.limits, guarantee.max_wrong_fields, None
     level = share * (1 - guarantee.confidence) / guarantee.n_limits
@@ -132,6 +137,11 @@ def _rows_missing(
     """
     if set(guarantee.limits) != {"error"} or guarantee.per_group or data.foreign_share:
         return None
+    if data.place is not None and data.unit is not None:  # one call of each conversation, then as many calls as it has
+        drawn = data.take(one_row_a_unit(unit_numbers(data.unit.tolist())))
+        alone = replace(drawn, place=None, unit=None)
+        found = _rows_missing(alone, guarantee, refused_at, share=share, again=again)
+        return found and found._replace(n_more=math.ceil(found.n_more * data.n / drawn.n))
     score, right, limit = data.confidence[-1], data.right[-1], guarantee.limits["error"]
     return rows_for_error(score, right, limit, refused_at * share, refused_at=refused_at, again=again)
 
@@ -180,6 +190,8 @@ def _search(data: CalibrationSet, tested: Guarantee, level: float) -> _Shown:
     if level and tested.per_group:
         groups = certify_groups(data, limits["error"], level=level)
         found = found._replace(thresholds=(min((one.threshold for one in groups), default=NEVER_ACCEPT),))
+    elif level and tested.most_of_group and data.unit is not None:
+        return _search_groups(data, limits["error"], level)
     elif level and limits:
         found = search_cascade(data, tested)
     outcome = data.outcome(found.thresholds)
@@ -193,6 +205,16 @@ def _search(data: CalibrationSet, tested: Guarantee, level: float) -> _Shown:
     bound = upper_bound(errors, n, confidence=tested.confidence)
     bound = next((one.bound for one in risks if one.risk == "error"), bound)
     return _Shown(found, groups, outcome, accepted, n, errors, risks, bound)
+
+
+def _search_groups(data: CalibrationSet, limit: float, level: float) -> _Shown:
+    """Search where the limit on errors is shown by the sums of groups."""
+    shown = search_groups(data, limit, level)
+    outcome = data.outcome((shown.threshold,))
+    n, errors = int(shown.kept.sum()), int((shown.kept & ~outcome.right).sum())
+    risk = RiskResult(risk="error", limit=limit, value=errors / max(1, n), bound=shown.bound, n=n)
+    found = CascadeThresholds((shown.threshold,), level)
+    return _Shown(found, (), outcome, shown.kept, n, errors, (risk,) if n else (), shown.bound)
 
 
 def decide_below_threshold(
@@ -342,6 +364,7 @@ def _rests_on(
 ) -> Iterator[str]:
     """Yield what the guarantee rests on and when it ends, a sentence each; `n_rows` before one of a group was drawn."""
     n, asked, limits = data.n, int(data.asked.sum()), guarantee.limits
+    yield from _rests_on_groups(data)
     if n < n_rows:
         yield f"{n_rows} calibration rows belong to {n} groups, of each of which one row counts"
     yield f"it holds for requests drawn like its {n} calibration rows; drift ends it"
@@ -368,6 +391,13 @@ def _rests_on(
     yield "what happens below the threshold was chosen on these rows and is not guaranteed to be right"
     if guarantee.max_wrong_fields is not None:
         yield "the fields of a row, and the rows of a group, count as one observation; no audit tests fields yet"
+
+
+def _rests_on_groups(data: CalibrationSet) -> Iterator[str]:
+    if data.place is not None and data.unit is not None:
+        n_groups = len(set(data.unit.tolist()))
+        yield f"its {data.n} calls come from {n_groups} conversations, which are right and wrong as a whole"
+        yield "it speaks of conversations as the recorded model led them; what a small call changes later is not tested"
 
 
 def _describe_look(guarantee: Guarantee, look: Look) -> str:

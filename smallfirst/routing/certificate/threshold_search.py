@@ -22,6 +22,7 @@ not knowing the variance.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from bisect import bisect_left
@@ -43,6 +44,7 @@ from smallfirst.routing.certificate.calibration_set import (
     FieldTable,
     is_shown,
     one_row_a_unit,
+    unit_numbers,
 )
 from smallfirst.routing.certificate.certificate import (
     NEVER_ACCEPT,
@@ -55,6 +57,8 @@ from smallfirst.routing.certificate.certificate import (
 Starts = tuple[tuple[float, float], ...]
 """Shares of the rows accepted at the starts, ascending, each with its share of the level; these sum to 1."""
 DEFAULT_STARTS: Starts = ((1 / 8, 1 / 4), (1 / 4, 1 / 4), (1 / 2, 1 / 2))
+HALF: Starts = ((1 / 2, 1.0),)
+"""The whole level at one start, where units are few."""
 CHOICES = (1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 1 / 16, 5 / 8, 3 / 4)
 """Shares of the rows of which selection rows choose one to start at; the first of equally good ones."""
 DOUBT = 10
@@ -380,6 +384,88 @@ def certify_fields(
     each, whole = (search_fields(one, max_wrong, level / 2) for one in (table, replace(table, confidence=lowest)))
     n_rows, n_units = len(table.wrong), len(set(table.unit.tolist()))
     return FieldCertificate(names=table.names, each=each, whole=whole, n_rows=n_rows, n_units=n_units, curves=curves)
+
+
+class KeptOfGroups(NamedTuple):
+    """What is shown where answers of groups (conversations) count together."""
+
+    threshold: float
+    """Least confidence that is kept; NEVER_ACCEPT if none is."""
+    bound: float
+    """Upper bound on the share of kept answers that are wrong."""
+    kept: np.ndarray
+    """By row: kept at the threshold, among the first of its group."""
+
+
+def search_groups(data: CalibrationSet, limit: float, level: float) -> KeptOfGroups:
+    """Return the loosest threshold at which at most `limit` of the kept answers of all groups are shown to be wrong.
+
+    Rows of a group stand in their order, and at most `data.most_of_group` of its confident answers are kept, the first
+    ones. The limit is on E[wrong] / E[kept] over groups, whatever depends on what inside them, and both tests are
+    `search_fields`'s: of few groups one of these places is drawn, and what is kept there is tested by the exact
+    binomial; of many the mean of wrong - limit * kept is bet to be below 0.
+    """
+    assert data.unit is not None
+    assert data.place is not None
+    confidence, wrong, unit = data.confidence[-1], ~data.right[-1], unit_numbers(data.unit.tolist())
+    order = np.lexsort((data.place, unit))
+    first = np.searchsorted(unit[order], np.arange(unit.max(initial=-1) + 1))
+    slot = np.random.default_rng(_SEED).integers(1, data.most_of_group + 1, len(first))
+
+    def kept_places(threshold: float) -> np.ndarray:
+        """Return by row which kept answer of its group it is, from 1; 0 if it is not kept."""
+        inside = (confidence >= threshold)[order]
+        counted = np.cumsum(inside)
+        before = np.concatenate(([0], counted))[first]
+        places = np.zeros(len(unit), dtype=int)
+        places[order] = np.where(inside, counted - before[unit[order]], 0)
+        return np.where(places <= data.most_of_group, places, 0)
+
+    descending = np.sort(confidence)[::-1]
+    tried = np.unique(np.ceil(np.arange(1, STEPS + 1) / STEPS * descending.size).astype(int)) - 1
+    thresholds = np.unique(descending[tried])[::-1]
+    places = [kept_places(threshold) for threshold in thresholds]
+    if len(first) * limit < MIN_EXPECTED:
+        drawn = [own == slot[unit] for own in places]
+        n = np.array([one.sum() for one in drawn], dtype=int)
+        errors = np.array([(one & wrong).sum() for one in drawn], dtype=int)
+        [(rows, share)] = start_rows(int(n.max(initial=0)), limit, level, HALF)
+        p_values = np.where(n > 0, special.bdtr(errors, np.maximum(n, 1), limit), 1.0)
+        starts = [(int(np.searchsorted(n, rows)), share)]
+        bound: Callable[[int], float] = functools.partial(_drawn_bound, n, errors, 1 - level)
+    else:
+        p_values, starts, bound = _bet_on_groups(places, wrong, unit, data.most_of_group, limit, level)
+    found = rejected_on_path(lambda a, b, share: p_values[a:b] <= share, starts, len(places), level)
+    if not found.any():
+        return KeptOfGroups(NEVER_ACCEPT, 1.0, np.zeros(len(unit), dtype=bool))
+    best = int(np.flatnonzero(found)[-1])
+    return KeptOfGroups(float(thresholds[best]), bound(best), places[best] > 0)
+
+
+def _drawn_bound(n: np.ndarray, errors: np.ndarray, confidence: float, at: int) -> float:
+    return upper_bound(int(errors[at]), int(n[at]), confidence=confidence)
+
+
+def _bet_on_groups(
+    places: Sequence[np.ndarray], wrong: np.ndarray, unit: np.ndarray, most: int, limit: float, level: float
+) -> tuple[np.ndarray, list[tuple[int, float]], Callable[[int], float]]:
+    """Return the p-value at each threshold, where the search begins with which level, and the bound at one."""
+
+    def p_value(at: int, limit: float, wrong: np.ndarray) -> float:
+        kept = places[at] > 0
+        excess = (np.bincount(unit, kept & wrong) - limit * np.bincount(unit, kept)) / most
+        return betting_p_value(excess, 0.0, low=-limit, high=1 - limit)
+
+    nothing, all_places = np.zeros_like(wrong), range(len(places))
+    first = bisect_left(all_places, True, key=lambda at: p_value(at, limit, nothing) <= level)
+    p_values = np.array([p_value(at, limit, wrong) for at in all_places])
+    starts = [(max(first, int(share * len(places))), weight) for share, weight in DEFAULT_STARTS]
+    # The p-value falls as the limit grows.
+    return (
+        p_values,
+        starts,
+        lambda at: edge(0.0, limit, lambda smaller: p_value(at, smaller, wrong) > level, within=1e-4),
+    )
 
 
 def fit_curves(selection: FieldTable) -> dict[str, IsotonicCurve]:

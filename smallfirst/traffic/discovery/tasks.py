@@ -123,6 +123,7 @@ def _shared(case: Case) -> Case:
 
 
 def _case(exchange: Exchange) -> Case | str:
+    """Return the case, or why it is none."""
     prompt = read_prompt(exchange.route, exchange.request)
     if prompt is None:
         return f"{exchange.route}: no messages"
@@ -375,6 +376,7 @@ class RecurringTask:
 
     @cached_property
     def largest(self) -> Wording:
+        """The wording with most cases."""
         return max(self.wordings, key=lambda wording: len(wording.cases))
 
     @cached_property

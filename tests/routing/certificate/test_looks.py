@@ -84,6 +84,7 @@ def test_all_that_proves_something_tells_looks_apart() -> None:
     changed: dict[str, Any] = {
         "confidence": usual.confidence + 1e-15, "right": ~usual.right, "asked": ~usual.asked,
         "large_right": ~usual.large_right, "judged_by": "large", "unit": np.array(["g"] * 40, dtype=object),
+        "place": np.arange(40), "most_of_group": 2,
         "part": np.array(["a"] * 40, dtype=object), "fields": None, "foreign": usual.foreign + 0.1,
         "foreign_share": 0.1, "selection": None, "texts": frozenset({"other"}), "stages": ("words",),
         "cost_usd": usual.cost_usd + 1, "fingerprint": "other",

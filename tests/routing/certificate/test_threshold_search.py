@@ -502,3 +502,56 @@ def test_the_promise_holds_where_all_fields_of_a_row_are_wrong_together() -> Non
         broken["whole"] += whole.threshold <= 1
     for times in broken.values():
         assert times / sets <= 0.025 + 3 * math.sqrt(0.025 * 0.975 / sets)
+
+
+# Answers of conversations, which count together
+
+
+def conversations(n: int, wrong: float, seed: int, *, alike: bool) -> CalibrationSet:
+    """Return `n` conversations of one to three calls; `alike`: all calls of one are right, or all are wrong."""
+    draw = np.random.default_rng(seed)
+    sizes = draw.integers(1, 4, n)
+    unit = np.repeat(np.arange(n), sizes)
+    bad = (draw.random(n) < wrong)[unit] if alike else draw.random(len(unit)) < wrong
+    confidence = np.clip(draw.normal(0.8 - 0.2 * bad, 0.1), 0.01, 0.99)
+    data = cascade(confidence.tolist(), (~bad).tolist())
+    place = np.concatenate([np.arange(size) for size in sizes])
+    return replace(data, unit=unit.astype(str).astype(object), place=place, most_of_group=2)
+
+
+@pytest.mark.parametrize(("n", "limit"), [(120, 0.1), (500, 0.1)])  # a place is drawn of few, means of many are bet on
+@pytest.mark.parametrize("alike", [True, False])
+def test_the_limit_on_calls_of_conversations_is_rarely_broken(n: int, limit: float, alike: bool) -> None:
+    truth = conversations(20_000, 0.16, seed=10**6, alike=alike)
+    broken = issued = 0
+    for seed in range(100):
+        found = threshold_search.search_groups(conversations(n, 0.16, seed, alike=alike), limit, 0.05)
+        if found.threshold > 1:
+            continue
+        issued += 1
+        kept = kept_of_conversations(truth, found.threshold)
+        broken += (kept & ~truth.right[-1]).sum() > limit * kept.sum()
+    assert issued >= 20
+    assert broken <= 10  # 5 allowed; at 5 % more than 10 of 100 have a chance of 1 %
+
+
+def kept_of_conversations(data: CalibrationSet, threshold: float) -> np.ndarray:
+    """Return by row whether it is kept: confident, and one of the first two such of its conversation."""
+    kept, seen = np.zeros(data.n, dtype=bool), dict[str, int]()
+    assert data.unit is not None
+    for i, unit in enumerate(data.unit.tolist()):
+        if data.confidence[-1][i] >= threshold and seen.get(unit, 0) < data.most_of_group:
+            kept[i] = True
+            seen[unit] = seen.get(unit, 0) + 1
+    return kept
+
+
+def test_kept_calls_are_the_first_of_their_conversation_whatever_the_order_of_rows() -> None:
+    data = conversations(300, 0.02, seed=1, alike=False)
+    found = threshold_search.search_groups(data, 0.1, 0.05)
+    assert found.threshold <= 1
+    assert found.kept.tolist() == kept_of_conversations(data, found.threshold).tolist()
+    assert found.bound <= 0.1
+    order = np.random.default_rng(0).permutation(data.n)
+    mixed = threshold_search.search_groups(data.take(order), 0.1, 0.05)
+    assert mixed.kept.sum() == pytest.approx(found.kept.sum(), abs=30)  # other places of conversations are drawn

@@ -1,0 +1,203 @@
+"""Function calls made small: plain runs on seven assistants, and redraws of the promise.
+
+    python -m benchmarks.accuracy.function_calls FOLDER [--services Homes_1 …] [--page]
+
+A fifth of the conversations is held back; a run gets the other turns and a limit of 10 %, and splits them itself. Limits
+of 2 and 5 % are then looked for on the same calibration and test rows, each as if it alone had been asked for. Redraws
+take all conversations answered out of fold as the population: of 200 calibration sets, drawn with replacement, each has
+a promise, which is broken if more than its limit is wrong in the population.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.datasets import ROOT, data_folder, read_lines
+from smallfirst.base.stats.intervals import clopper_pearson, ratio_interval
+from smallfirst.data.conversations import NO_CALL, calls_of, read_turns, to_text, write_call
+from smallfirst.measuring.evaluate import Evaluation
+from smallfirst.models.calls.caller import FunctionCaller
+from smallfirst.models.catalog import find_weights
+from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, CachedEncoder, open_encoder
+from smallfirst.models.manifest import Manifest, read_manifest
+from smallfirst.models.pricing import PriceBook, Reported
+from smallfirst.routing.certificate.calibration_set import CalibrationSet
+from smallfirst.routing.certificate.certificate import Guarantee
+from smallfirst.routing.certificate.threshold_search import search_groups
+from smallfirst.tasks.call import Call, function_of
+from smallfirst.traffic.exchange import charge_of, estimate_tokens
+
+SERVICES = ("Restaurants_1", "Homes_1", "Hotels_2", "Movies_1", "Banks_1", "Calendar_1", "Services_1")
+LIMITS, LEVEL, N_DRAWS, SIZES = (0.02, 0.05, 0.1), 0.05, 200, (150, 300, 1000)
+Turn = tuple[str, str, str, float]
+"""Conversation as text, answer, dialogue, and what the recorded answer costs in USD."""
+
+
+def turns_of(service: str) -> tuple[list[dict[str, Any]], list[Turn], list[dict[str, Any]]]:
+    """Return tools, turns and rows of a service."""
+    rows, turns, given = list(read_lines(data_folder("tool_calls") / f"{service}.jsonl.gz")), list[Turn](), []
+    for row in rows:
+        message, asked = row["response"]["choices"][0]["message"], row["request"]
+        made, tokens = calls_of(message), estimate_tokens("/v1/chat/completions", asked, row["response"])
+        charge = charge_of((asked["model"],), Reported(tokens), PriceBook())
+        answer = write_call(**made[0]) if len(made) == 1 else NO_CALL
+        turns.append(
+            (to_text(read_turns(asked["messages"])), answer, row["dialogue"], charge.usd or 0 if charge else 0)
+        )
+        given.append({"messages": [*asked["messages"], message], "tools": asked["tools"], "dialogue": row["dialogue"]})
+    return rows[0]["request"]["tools"], turns, given
+
+
+def plain_run(service: str, folder: Path) -> dict[str, Any]:
+    """Run a service, and answer what was held back; return the figures."""
+    _, turns, rows = turns_of(service)
+    names = sorted({turn[2] for turn in turns})
+    held = set(random.Random(0).sample(names, len(names) // 5))
+    place = folder / service
+    place.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(row) for row in rows if row["dialogue"] not in held]
+    (place / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    values = {"name": service.lower().replace("_", "-"), "kind": "call", "routing": {"guarantee": {"max_error": 0.1}}}
+    values["data"] = {"train": "rows.jsonl", "columns": {"group": "dialogue"}}
+    (place / "task.yaml").write_text(json.dumps(values), encoding="utf-8")
+    env, began = {**os.environ, "PYTHONPATH": str(ROOT)}, time.monotonic()
+    main = [sys.executable, "-P", "-m", "smallfirst.interfaces.cli.main", "run", "."]
+    done = subprocess.run(main, cwd=place, env=env, capture_output=True, text=True, check=False)
+    minutes = (time.monotonic() - began) / 60
+    said = [
+        line for line in (done.stdout + done.stderr).split("\n") if "caller” answers" in line or "GateFailed" in line
+    ]
+    run = max((place / ".smallfirst" / "tasks").glob("*/*/"), key=lambda path: path.name)
+    parts = [Evaluation.load(run / "evaluations" / f"caller-{part}.json") for part in ("calibration", "test")]
+    asked = [turn for turn in turns if turn[2] in held]
+    caller = FunctionCaller.load(run / "caller", read_manifest(run / "caller"))
+    began = time.perf_counter()
+    answers = [caller.answer([text])[0] for text, *_ in asked]
+    ms = 1000 * (time.perf_counter() - began) / len(asked)
+    found = {
+        "service": service,
+        "minutes": minutes,
+        "ms": ms,
+        "n_calls": sum(t[1] != NO_CALL for t in asked),
+        "said": said[-1:],
+    }
+    rows_kept = tuple(row for part in parts for row in part.rows if row.confidence)
+    for limit in LIMITS:
+        guarantee = Guarantee(max_error=limit, most_of_group=caller.most)
+        data = CalibrationSet.of([parts[0].model_copy(update={"rows": rows_kept})], guarantee=guarantee)
+        found[str(limit)] = measured(asked, answers, search_groups(data, limit, LEVEL).threshold, caller, data)
+    return found
+
+
+def measured(
+    asked: list[Turn], answers: list[Any], threshold: float, caller: FunctionCaller, data: Any
+) -> dict[str, Any]:
+    """Return what is kept of held-back turns, wrong among it by dialogue and by function, and its share of the bill."""
+    n, wrong, seen, by = defaultdict(int), defaultdict(int), defaultdict(int), defaultdict(lambda: [0, 0])
+    usd = 0.0
+    for (_, gold, dialogue, cost), said in zip(asked, answers, strict=True):
+        if said.confidence < threshold or not said.confidence or seen[dialogue] >= caller.most:
+            continue
+        seen[dialogue] += 1
+        bad = caller.task.score([gold], said.text) < 1
+        n[dialogue], wrong[dialogue], usd = n[dialogue] + 1, wrong[dialogue] + bad, usd + cost
+        by[function_of(said.text)] = [a + b for a, b in zip(by[function_of(said.text)], (1, bad), strict=True)]
+    error = ratio_interval([wrong[one] for one in n], list(n.values())).model_dump() if n else None
+    whole = sum(turn[3] for turn in asked)
+    return {
+        "threshold": threshold,
+        "n": sum(n.values()),
+        "wrong": sum(wrong.values()),
+        "error": error,
+        "by": dict(by),
+        "dialogues": len(n),
+        "dialogues_wrong": sum(map(bool, wrong.values())),
+        "bill": usd / whole if whole else None,
+        "certified_on": data.n,
+        "conversations": len(set(data.unit.tolist())),
+    }
+
+
+def redraws(service: str) -> list[str]:
+    """Return rows of the page: how often a promise from drawn conversations is broken, and what it keeps."""
+    tools, turns, _ = turns_of(service)
+    names = sorted({turn[2] for turn in turns})
+    random.Random(0).shuffle(names)
+    manifest = Manifest(kind="caller", task=Call(name="calls", tools=tools), base="")
+    encoder, rows, most = CachedEncoder(open_encoder(find_weights(DEFAULT_ENCODER))), list[Any](), 2
+    for fold in range(5):
+        held = set(names[fold::5])
+        caller = FunctionCaller.fit([turn[:3] for turn in turns if turn[2] not in held], manifest, encoder.embed)
+        asked, most = [turn for turn in turns if turn[2] in held], caller.most
+        for (text, gold, dialogue, _), said in zip(asked, caller.answer([turn[0] for turn in asked]), strict=True):
+            if said.confidence:
+                rows.append((dialogue, len(text), said.confidence, caller.task.score([gold], said.text) == 1))
+    by = {name: [row for row in rows if row[0] == name] for name in names}
+    n_due = sum(turn[1] != NO_CALL for turn in turns)
+    lines, draw = list[str](), random.Random(1)
+    for limit in LIMITS[1:]:
+        for size in SIZES:
+            kept, broken, issued = list[float](), 0, 0
+            for _ in range(N_DRAWS):
+                found = search_groups(_set([by[name] for name in draw.choices(names, k=size)], most), limit, LEVEL)
+                if found.threshold > 1:
+                    kept.append(0.0)
+                    continue
+                truth = _set(list(by.values()), most)
+                all_kept = _kept(truth, found.threshold)
+                issued, wrong = issued + 1, int((all_kept & ~truth.right[-1]).sum())
+                broken += wrong > limit * all_kept.sum()
+                kept.append(all_kept.sum() / n_due)
+            bound = clopper_pearson(broken, N_DRAWS)
+            lines.append(
+                f"| {service} | {limit:.0%} | {size:,} | {issued} | {broken} [{bound.low:.3f}, {bound.high:.3f}] | {np.mean(kept):.3f} |"
+            )
+            print(lines[-1], flush=True)
+    return lines
+
+
+def _set(dialogues: list[list[Any]], most: int) -> CalibrationSet:
+    rows = [(str(i), *row[1:]) for i, dialogue in enumerate(dialogues) for row in dialogue]
+    unit, place, confidence, right = (np.array(column) for column in zip(*rows, strict=True))
+    tables = {"confidence": confidence[None], "right": right[None], "cost_usd": np.zeros((2, len(rows)))}
+    alike = {"asked": np.zeros(len(rows), bool), "large_right": np.zeros(len(rows), bool)}
+    return CalibrationSet(**tables, **alike, unit=unit.astype(object), place=place, most_of_group=most)
+
+
+def _kept(data: CalibrationSet, threshold: float) -> np.ndarray:
+    kept, seen = np.zeros(data.n, bool), defaultdict(int)
+    for i in np.lexsort((data.place, data.unit)):
+        if data.confidence[0, i] >= threshold and seen[data.unit[i]] < data.most_of_group:
+            kept[i], seen[data.unit[i]] = True, seen[data.unit[i]] + 1
+    return kept
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--services", nargs="*", default=SERVICES)
+    parser.add_argument("--redraw", nargs="*", default=())
+    given = parser.parse_args()
+    for service in given.services:
+        found = plain_run(service, given.folder.absolute())
+        (given.folder / f"{service}.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
+        print(
+            service, {k: v if not isinstance(v, dict) else (v["n"], v["wrong"]) for k, v in found.items()}, flush=True
+        )
+    for service in given.redraw:
+        (given.folder / f"{service}-redraws.md").write_text("\n".join(redraws(service)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""Conversations with function calls as one text: a line of JSON for each turn, which reads back without a loss.
+
+The lines are `{"system": text}`, `{"user": text}`, `{"assistant": text}`, `{"call": {"name": …, "arguments": {…}}}` and
+`{"result": value}`. Ids of calls are left out: they say nothing about what comes next, and two askings of one
+conversation are the same text. Functions are read as OpenAI's two interfaces and Anthropic's write them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from smallfirst.base.records import fingerprint
+
+TurnKind = Literal["system", "user", "assistant", "call", "result"]
+_KINDS = ("system", "user", "assistant", "call", "result")
+NO_CALL = "no call"
+"""The answer to a turn that is text, or several calls at once."""
+_COMMENTS = ("description", "title", "examples", "default")
+"""Keys of a parameter's schema that do not change which calls are allowed."""
+
+
+class ConversationTurn(NamedTuple):
+    """One step of a conversation."""
+
+    kind: TurnKind
+    value: Any
+    """The text; of a call its name and arguments; of a result what the function returned, as JSON or text."""
+
+
+def read_turns(messages: Sequence[Mapping[str, Any]]) -> list[ConversationTurn]:
+    """Return the turns of messages as OpenAI's chat completions write them. Raise ValueError with the rule broken."""
+    found = list[ConversationTurn]()
+    for number, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise ValueError(f"messages[{number}] must be an object")
+        role, text = message.get("role"), _text(message.get("content"), f"messages[{number}] content")
+        if role in ("system", "developer", "user") or (role == "assistant" and not message.get("tool_calls")):
+            if text is None:
+                raise ValueError(f"messages[{number}] has no content")
+            found.append(ConversationTurn("system" if role == "developer" else role, text))
+        elif role == "assistant":
+            found += [ConversationTurn("assistant", text)] if text else []
+            found += [ConversationTurn("call", call) for call in calls_of(message)]
+        elif role == "tool":
+            found.append(ConversationTurn("result", _json_or_text(text or "")))
+        else:
+            raise ValueError(f'messages[{number}] has role "{role}": use system, user, assistant or tool')
+    return found
+
+
+def calls_of(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return name and arguments of an assistant's calls, in order. Raise ValueError where they cannot be read."""
+    found = []
+    for call in message.get("tool_calls") or ():
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise ValueError("tool_calls must be objects with function.name and function.arguments")
+        arguments = function.get("arguments") or {}
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments)
+            except (ValueError, RecursionError):
+                raise ValueError(f"the arguments of {function['name']} are not JSON") from None
+        if not isinstance(arguments, Mapping):
+            raise ValueError(f"the arguments of {function['name']} must be a JSON object")
+        found.append({"name": function["name"], "arguments": dict(arguments)})
+    return found
+
+
+def to_text(turns: Iterable[ConversationTurn]) -> str:
+    """Return the turns as one text, a line each."""
+    return "\n".join(json.dumps({turn.kind: turn.value}, ensure_ascii=False) for turn in turns)
+
+
+def from_text(text: str) -> list[ConversationTurn]:
+    """Return the turns of a text of `to_text`; one of any other text, which a user said."""
+    found = []
+    for line in text.split("\n"):
+        try:
+            read = json.loads(line)
+        except (ValueError, RecursionError):
+            return [ConversationTurn("user", text)]
+        if not isinstance(read, dict) or len(read) != 1 or (kind := next(iter(read))) not in _KINDS:
+            return [ConversationTurn("user", text)]
+        found.append(ConversationTurn(kind, read[kind]))
+    return found
+
+
+def to_messages(turns: Iterable[ConversationTurn]) -> list[dict[str, Any]]:
+    """Return the turns as messages of OpenAI's chat completions, with ids counted anew."""
+    found, waiting, n = list[dict[str, Any]](), list[str](), 0
+    for turn in turns:
+        if turn.kind == "call":
+            n += 1
+            waiting.append(f"call_{n}")
+            function = {"name": turn.value["name"], "arguments": json.dumps(turn.value["arguments"])}
+            call = {"id": waiting[-1], "type": "function", "function": function}
+            if found and found[-1]["role"] == "assistant":
+                found[-1].setdefault("tool_calls", []).append(call)
+            else:
+                found.append({"role": "assistant", "content": None, "tool_calls": [call]})
+        elif turn.kind == "result":
+            content = turn.value if isinstance(turn.value, str) else json.dumps(turn.value, ensure_ascii=False)
+            answered = waiting.pop(0) if waiting else "call_0"
+            found.append({"role": "tool", "tool_call_id": answered, "content": content})
+        else:
+            found.append({"role": turn.kind, "content": turn.value})
+    return found
+
+
+def write_call(name: str, arguments: Mapping[str, Any]) -> str:
+    """Return a call as an answer is kept: one line of JSON, arguments in alphabetical order."""
+    return json.dumps({"name": name, "arguments": dict(sorted(arguments.items()))}, ensure_ascii=False)
+
+
+def read_functions(tools: object) -> tuple[dict[str, Any], ...]:
+    """Return name, description and parameters of each function. Raise ValueError with the rule that `tools` break."""
+    if not isinstance(tools, list | tuple) or not tools:
+        raise ValueError("tools must be a list of functions")
+    found = []
+    for number, tool in enumerate(tools):
+        if not isinstance(tool, Mapping) or tool.get("type", "function") not in ("function", "custom"):
+            raise ValueError(f"tools[{number}] is no function")
+        nested = tool.get("function")
+        own: Mapping[str, Any] = nested if isinstance(nested, Mapping) else tool
+        parameters = own.get("parameters", own.get("input_schema", {"type": "object", "properties": {}}))
+        if not isinstance(own.get("name"), str) or not isinstance(parameters, Mapping):
+            raise ValueError(f"tools[{number}] must have a name and a JSON schema of its parameters")
+        found.append({"name": own["name"], "description": str(own.get("description", "")), "parameters": parameters})
+    if len({one["name"] for one in found}) < len(found):
+        raise ValueError("tools repeat a name")
+    return tuple(sorted(found, key=lambda one: str(one["name"])))
+
+
+def changed_functions(known: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> str:
+    """Return how other functions differ from the known ones, by name; empty if the same calls are allowed."""
+    ours, theirs = ({one["name"]: one["parameters"] for one in some} for some in (known, others))
+    said = [f"{name} is new" for name in theirs if name not in ours]
+    said += [f"{name} is missing" for name in ours if name not in theirs]
+    for name in ours.keys() & theirs.keys():
+        if _bare(ours[name]) == _bare(theirs[name]):
+            continue
+        own, other = (set(one.get("properties", {})) for one in (ours[name], theirs[name]))
+        renamed = [f"{name}.{argument} is new" for argument in sorted(other - own)]
+        renamed += [f"{name}.{argument} is missing" for argument in sorted(own - other)]
+        said += renamed or [f"the parameters of {name} have changed"]
+    return "; ".join(said)
+
+
+def _bare(schema: Any, *, names: bool = False) -> Any:
+    """Return a schema without comments; `names`: the keys are names of properties."""
+    if isinstance(schema, Mapping):
+        kept = {k: v for k, v in schema.items() if names or k not in _COMMENTS}
+        bare = {k: _bare(v, names=not names and k in ("properties", "$defs", "definitions")) for k, v in kept.items()}
+        if isinstance(bare.get("required"), list) and not names:
+            bare["required"] = sorted(bare["required"], key=str)
+        return {k: v for k, v in bare.items() if names or v not in ([], None)}
+    return [_bare(one) for one in schema] if isinstance(schema, list) else schema
+
+
+def _text(content: object, name: str) -> str | None:
+    if content is None or isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise ValueError(f"{name} must be text")
+    parts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type", "text") == "text"]
+    if len(parts) < len(content) or not all(isinstance(part, str) for part in parts):
+        raise ValueError(f"{name} has a part that is no text")
+    return "".join(map(str, parts))
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def conversations_of(texts: Sequence[str]) -> list[str]:
+    """Return what is common to the turns of one conversation: texts of `to_text` that begin with another one.
+
+    Conversations that share a whole text are one.
+    """
+    first: dict[str, str] = {}
+    for text in sorted(set(texts), key=len):
+        lines, before = text.split("\n"), ""
+        for n in range(len(lines) - 1, 0, -1):
+            if before := first.get("\n".join(lines[:n]), ""):
+                break
+        first[text] = before or fingerprint(text)
+    return [first[text] for text in texts]

@@ -1,0 +1,92 @@
+"""Chats with tools at a server, as OpenAI's own client sees them."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import openai
+import pytest
+from fixtures.assistants import TOOLS, call, conversation
+from fixtures.server import WholeModel
+
+from smallfirst.data.conversations import NO_CALL, from_text, read_functions, write_call
+from smallfirst.models.protocol import Completion, Request
+
+ORDER = {"tea": "Misty Valley", "day": "2026-03-03", "boxes": 2}
+
+
+class Assistant(WholeModel):
+    """Answers `text`, and keeps what it was asked."""
+
+    name = "assistant-1"
+    functions: Any = read_functions(TOOLS)
+
+    def __init__(self, text: str = "") -> None:
+        self.text, self.asked = text, list[str]()
+
+    async def complete(self, request: Request) -> Completion:
+        self.asked.append(request.text)
+        return Completion(text=self.text, answered_by=self.name, latency_ms=1, cost_usd=0.0)
+
+
+class Classifier(Assistant):
+    functions = None
+
+
+@pytest.fixture
+def messages() -> list[Any]:
+    return next(found for number in range(20) if len(found := conversation(number)) > 9)[:-3]
+
+
+def test_a_call_comes_back_as_openai_writes_it(start, messages: list[Any]) -> None:
+    model = Assistant(write_call("OrderTea", ORDER))
+    client = start(m=model).client()
+    asked = {"model": "m", "messages": messages, "tools": TOOLS, "tool_choice": "auto", "parallel_tool_calls": False}
+    choice = client.chat.completions.create(**asked).choices[0]
+    (made,) = choice.message.tool_calls
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+    assert (made.function.name, json.loads(made.function.arguments)) == ("OrderTea", ORDER)
+    assert [turn.kind for turn in from_text(model.asked[0])][:2] == ["system", "user"]
+
+    chunks = [chunk.choices[0] for chunk in client.chat.completions.create(**asked, stream=True)]
+    parts = [part for chunk in chunks for part in chunk.delta.tool_calls or ()]
+    assert "".join(part.function.arguments for part in parts) == made.function.arguments
+    assert (parts[0].function.name, chunks[-1].finish_reason) == ("OrderTea", "tool_calls")
+    assert not any(chunk.delta.content for chunk in chunks)
+
+
+def test_text_stays_text_and_no_call_is_a_refusal(start, messages: list[Any]) -> None:
+    asked = {"model": "m", "messages": messages, "tools": TOOLS}
+    said = start(m=Assistant("How many boxes?")).client().chat.completions.create(**asked).choices[0]
+    assert (said.message.content, said.message.tool_calls, said.finish_reason) == ("How many boxes?", None, "stop")
+    refused = start(m=Assistant(NO_CALL)).client().chat.completions.create(**asked).choices[0].message
+    assert refused.content is None
+    assert "Nobody here answers this turn" in (refused.refusal or "")
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        ({"tools": TOOLS[:1]}, "tools_changed", "OrderTea is missing"),
+        ({"tools": [{"type": "web_search"}]}, "invalid_tools", "no function"),
+        ({"tool_choice": "required"}, "unsupported_parameter", '"auto"'),
+        ({"messages": [call("FindTea")]}, None, "last message"),
+        ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, None, "no text"),
+    ],
+)
+def test_what_a_caller_cannot_answer_is_named(
+    start, messages: list[Any], change: dict[str, Any], code: str | None, words: str
+) -> None:
+    client = start(m=Assistant("x")).client()
+    asked = {"model": "m", "messages": messages, "tools": copy.deepcopy(TOOLS), **change}
+    with pytest.raises(openai.BadRequestError, match=words) as error:
+        client.chat.completions.create(**asked)
+    assert error.value.code == code
+
+
+def test_a_model_that_answers_in_text_takes_no_tools(start, messages: list[Any]) -> None:
+    client = start(m=Classifier("x")).client()
+    with pytest.raises(openai.BadRequestError, match="it answers in text"):
+        client.chat.completions.create(model="m", messages=messages, tools=TOOLS)
