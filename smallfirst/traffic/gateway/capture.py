@@ -241,14 +241,14 @@ def read_entry(entry: bytes, order: WorkerOrder) -> Exchange | None:
     response = read_response(headers, entry[start + n_request :])
     if not isinstance(request, dict) or response is None:
         return None
-    model, answered_by = _text(request.get("model")), _text(response.get("model"))
+    models = [name if isinstance(name := body.get("model"), str) else "" for body in (request, response)]
     upstream = order.settings.upstreams.get(facts.pop("upstream"))
     exchange = Exchange(
         **{**facts, "at": datetime.fromtimestamp(facts["at"], UTC)},
         request=request,
         response=response,
-        model=model,
-        answered_by=answered_by,
+        model=models[0],
+        answered_by=models[1],
     )
     named = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
     address = upstream.base_url if upstream else None
@@ -280,7 +280,9 @@ class Worker:
 
     def _listen(self, timeout_s: float) -> None:
         """Wait until the proxy has put something, or has ended, at most so long."""
-        if not self._ended and select.select([self._order.wake_fd], [], [], timeout_s)[0]:
+        waiting = select.poll()  # select.select takes no descriptor above 1,023
+        waiting.register(self._order.wake_fd, select.POLLIN)
+        if not self._ended and waiting.poll(1000 * timeout_s):
             self._ended = not os.read(self._order.wake_fd, 65536)
 
     def _read(self, entry: bytes) -> Exchange | None:
@@ -319,10 +321,6 @@ def main() -> None:
     os.nice(5)  # an answer comes before its copy
     with closing(order.open_store()) as store:
         Worker(order, store, Ring(order.ring_fd, BUFFER_BYTES)).run()
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
 
 
 if __name__ == "__main__":

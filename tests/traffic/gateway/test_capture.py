@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
+import resource
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,10 +69,8 @@ def test_only_those_who_agreed_are_kept_and_only_questions(tmp_path: Path, monke
     assert capture.wants(request("ada"))
     assert not capture.wants(request())
     assert not capture.wants(request("ada", long="x" * 200))
-    files = GatewayRequest("POST", "/v1/files", b"", [], b"", "ada")
-    assert not capture.wants(files)
-    none = Unstarted(SETTINGS, CaptureSettings(share=0), tmp_path)
-    assert not none.wants(request())
+    assert not capture.wants(GatewayRequest("POST", "/v1/files", b"", [], b"", "ada"))
+    assert not Unstarted(SETTINGS, CaptureSettings(share=0), tmp_path).wants(request())
 
 
 def test_what_finds_no_room_is_counted_and_delays_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +139,9 @@ def worked(tmp_path: Path, times: int) -> tuple[Unstarted, CaptureStore, list[fl
     for _ in range(2):
         capture.keep(request(), reply())
     os.close(capture._wake_fd)
-    order: WorkerOrder = capture._order.model_copy(update={"wake_fd": capture._read_fd})
+    # A descriptor as where 1,000 connections are open.
+    wake_fd = fcntl.fcntl(capture._read_fd, fcntl.F_DUPFD, min(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 1))
+    order: WorkerOrder = capture._order.model_copy(update={"wake_fd": wake_fd})
     store, slept = FullDisk(tmp_path / "capture.db", times), list[float]()
     Worker(order, store, capture._ring).run(slept.append)
     return capture, store, slept
