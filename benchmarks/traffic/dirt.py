@@ -14,16 +14,18 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, NamedTuple
 
+from benchmarks.accuracy.plain_runs import read_source
 from benchmarks.traffic.cases import TASKS
 
-TABLE_SETS, DEVELOPMENT_SETS = ("banking77", "snips", "hosted_invoices"), ("clinc_intent", "restaurant8k")
+TABLE_SETS, DEVELOPMENT_SETS = ("banking77", "snips", "hosted_invoices", "tool_calls"), ("clinc_intent", "restaurant8k")
 TABLE_RATES, DEVELOPMENT_RATES = (0.05, 0.2, 0.5), (0.02, 0.1, 0.3)
 TABLE_KINDS = (
     "random", "by_class", "swapped", "other_rows", "renamed", "rule", "foreign", "foreign_forced", "tenant", "duplicates"
 )  # fmt: skip
 DEVELOPMENT_KINDS = ("random", "swapped", "renamed", "rule", "foreign", "foreign_forced", "tenant", "duplicates")
 START, DAYS, TENANTS = datetime(2026, 10, 1, tzinfo=UTC), 30, 12
-FOREIGN = {"banking77": "clinc_intent", "clinc_intent": "banking77", "snips": "restaurant8k", "restaurant8k": "snips"}
+FOREIGN = {"banking77": "clinc_intent", "clinc_intent": "banking77", "tool_calls": "clinc_intent"}
+FOREIGN |= {"snips": "restaurant8k", "restaurant8k": "snips"}
 """The set whose rows are foreign in another one; snips for all others."""
 
 
@@ -47,6 +49,8 @@ class Row(NamedTuple):
 @cache
 def clean_cases(name: str) -> list[tuple[str, Any]]:
     """Return the texts of a set with their right answers: labels, or dicts without what is null."""
+    if name == "tool_calls":  # what was said last, and the function that is called
+        return [*{row.text: row.label for part in read_source(name) for row in part}.items()]
     found = TASKS["hosted_banking77" if name == "banking77" else name]().cases
     return [(case.fields["text"], _bare(case.gold)) for case in found]
 

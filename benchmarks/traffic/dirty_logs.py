@@ -154,7 +154,7 @@ def _share(n: int, of: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--sets", nargs="+", default=["banking77", "snips"])
+    parser.add_argument("--sets", nargs="+", default=["banking77", "snips", "tool_calls"])
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--draws", type=int, default=1)
     parser.add_argument("--first-seed", type=int, default=0)
