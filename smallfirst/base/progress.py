@@ -39,7 +39,6 @@ class Activity:
         self._first: tuple[float, float] | None = None
 
     def report(self, done: float, of: float, words: str = "") -> None:
-        """Note that `done` of `of` units are done."""
         self.done, self.total, self.words, self._last = done, of, words, self.clock()
         self._first = self._first or (self._last, done)
 

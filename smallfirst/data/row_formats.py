@@ -393,7 +393,6 @@ def _quoted(value: object) -> str:
 
 
 def _kind(value: object) -> str:
-    """Return what JSON calls this value."""
     if value is None:
         return "null"
     kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list"}

@@ -110,7 +110,6 @@ class TrafficSplit(DelegatingModel):
 
 
 def _with_route(completion: Completion, entity: str, why: str) -> Completion:
-    """Return the completion with the entity that gave it."""
     # Without a `model`: that is what tells a draft from a decision.
     step = RouteStep(stage="split", decision="passed on", why=f"{why}: to {entity}")
     route = Route(stage=entity, why=why, certified=False, confidence=completion.confidence, trail=(step,))

@@ -84,7 +84,6 @@ class SecondLook(Record):
         return f"The second look, over {rows}, {shows}"
 
     def in_words(self, *, live: bool) -> str:
-        """Return what was found and what follows from it."""
         then = "the small model answers them from now on" if live else "it answers none until it is taken over"
         return f"{self.found}; {then if self.replaces else 'nothing changes'}."
 

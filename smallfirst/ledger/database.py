@@ -57,7 +57,6 @@ class Moment(sa.TypeDecorator[datetime]):
         return dialect.type_descriptor(sa.TIMESTAMP(timezone=True) if dialect.name == "postgresql" else sa.Text())
 
     def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> Any:
-        """Return the time as the database takes it."""
         return value if value is None or dialect.name == "postgresql" else utc_text(value)
 
     def process_result_value(self, value: Any, dialect: sa.Dialect) -> datetime | None:
@@ -219,7 +218,6 @@ class Database(NamedTuple):
         return self._or_away(self.writer.begin if self.path else self._single.connect)
 
     def short_read(self) -> AbstractContextManager[sa.Connection]:
-        """Return the like for reading."""
         return self._or_away(self.reader.connect if self.path else self._single.connect)
 
     @property

@@ -96,7 +96,6 @@ class FoldAnswers(Record):
 
     @property
     def best_epoch(self) -> int:
-        """The epoch to keep, as `best_epoch` chooses it."""
         return best_epoch(self.curve, len(self.answers))
 
     @property

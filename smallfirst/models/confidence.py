@@ -29,7 +29,6 @@ class IsotonicCurve(Record):
         return float(self.at_each(np.array([value]))[0])
 
     def at_each(self, values: np.ndarray) -> np.ndarray:
-        """Return `at` of each of the values."""
         if not self.x:
             return values
         rising = 0.5 + 0.5 * values / (1 + np.abs(values))

@@ -78,7 +78,6 @@ class PreflightReport(Record):
 
     @property
     def in_words(self) -> str:
-        """The report as text for the terminal."""
         needs = self.needs.in_words if self.needs else []
         if self.unknown:
             needs = [f"time and memory of the fine-tune: unknown, {self.unknown}"]

@@ -40,7 +40,7 @@ from smallfirst.measuring.evaluate import EvaluatedRow, Evaluation
 from smallfirst.measuring.gate import CheckInputs, ConfidenceLevel, Gate, run_checks
 from smallfirst.measuring.outcome import LabelsNeeded, Outcome
 from smallfirst.measuring.verdict import CheckResult
-from smallfirst.models.linear.tfidf import WORD_ERRORS, HeldOutAnswers, hold_out_labels
+from smallfirst.models.linear.tfidf import WORD_ERRORS, HeldOutAnswers, hold_out
 from smallfirst.path.evaluate import LIMITED_PROBE_ROWS
 from smallfirst.path.finalists import LOOKS, MAX_FINALISTS
 from smallfirst.path.project.candidate_registry import candidate_names
@@ -243,7 +243,8 @@ def _word_model(project: Project) -> tuple[HeldOutAnswers | None, str]:
     examples = sample_rows(project.rows.development, CASES).examples
     if not project.task.closed or len({example.answer for example in examples}) < 2:
         return None, "from half of the errors that are allowed to none, since nothing is known of the model yet"
-    found = hold_out_labels([example.text for example in examples], [example.answer for example in examples])
+    answers = [[example.answer for example in examples]]
+    found = hold_out([example.text for example in examples], answers, answers, share=0.7)
     right = wilson(int(found.right.sum()), len(found.right))
     words = f"from the errors of a linear model on words (right on {right} of {right.n} rows that it did not learn) "
     return found, f"{words}to half of them"

@@ -251,7 +251,6 @@ class LargeForecast(Record):
 
     @property
     def n(self) -> int:
-        """All requests to send."""
         return sum(self.n_requests.values())
 
     @property

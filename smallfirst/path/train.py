@@ -236,7 +236,6 @@ class TimeBudget:
 
     @property
     def left_s(self) -> float:
-        """Seconds left for candidates."""
         return self.total_s - self.used_s - self._kept_s
 
     def keep(self, seconds: float) -> None:
@@ -328,7 +327,6 @@ def _rungs(
 
 
 def _is_named(file: TaskFile, candidate: Candidate) -> bool:
-    """Return True if the task asks for it by name."""
     return _is_required(file, candidate) or candidate.name in (file.ladder or ())
 
 

@@ -178,7 +178,6 @@ class GainModel:
 
     @classmethod
     def load(cls, folder: Path) -> GainModel | None:
-        """Return the model saved in a folder; None without one."""
         if not (folder / "gain.json").exists():
             return None
         fitted = GainParameters.load(folder / "gain.json")

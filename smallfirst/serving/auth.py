@@ -140,7 +140,6 @@ class TokenReservation:
         self._n_added = 0
 
     def add(self, completion: Completion) -> None:
-        """Add what an answer used."""
         self._n_added += completion.prompt_tokens + completion.completion_tokens
         self.used = self._n_added
 

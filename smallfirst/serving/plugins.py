@@ -108,7 +108,6 @@ class Plugin:
     collectors: Sequence[Collector] = ()
 
     def find(self, name: str, caller: str) -> Model | None:
-        """Return the caller's model of this name, or None."""
         return None
 
     def names(self, caller: str) -> Mapping[str, int]:

@@ -97,10 +97,6 @@ class ReplicaApp:
             finally:
                 self._running.discard(task)
 
-    @property
-    def n_running(self) -> int:
-        return len(self._running)
-
     async def stop(self) -> int:
         """Refuse new requests, let running ones finish, cut off those that take longer; return how many were."""
         self._app.state.readiness.stopping = True

@@ -100,7 +100,6 @@ class Metrics:
         Gauge(name, what, registry=self._registry).set_function(value)
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
-        """Count a request that has ended after `seconds`."""
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 

@@ -380,7 +380,6 @@ def _training_row(one: LabelOutcome, columns: Columns, teacher: str) -> dict[str
 
 
 def _answers(path: Path, asked: dict[str, Request]) -> dict[str, RecordedAnswer]:
-    """Return the recorded answers to these texts."""
     by_key = {answer.key: answer for answer in read_recording(path)[1]}
     found = {text: by_key.get(request_key(request)) for text, request in asked.items()}
     return {text: answer for text, answer in found.items() if answer is not None}

@@ -83,7 +83,6 @@ class Learnt(Record):
 
     @property
     def in_words(self) -> tuple[str, ...]:
-        """Return what it means in sentences."""
         of = f", {self.n_corrections} of them corrected by people" if self.n_corrections else ""
         of += f", and from {self.n_marked:,} that judges marked as it was served" if self.n_marked else ""
         look = f"the second look comes by itself, after {self.second_look_after or 0:,} texts there"
@@ -253,7 +252,6 @@ def _run(place: Path, progress: Progress | None, minutes: float | None) -> RunSu
 
 
 def _version(summary: RunSummary) -> int:
-    """Return the version of a run, live or in shadow."""
     found = summary.promoted or summary.outcome
     assert found is not None
     assert found.version is not None

@@ -41,7 +41,6 @@ class JsonWriting(Record):
     """True if other characters are written as escapes."""
 
     def write(self, value: Any) -> str:
-        """Return `value` as JSON text."""
         return self._write(value, "", "\n")
 
     def _write(self, value: Any, path: str, line_end: str) -> str:
@@ -415,7 +414,6 @@ class TakeOvers:
         self.path = path or state_folder() / TAKEOVERS_FILE
 
     def read(self) -> Mapping[str, TakeOver]:
-        """Return the learnt tasks by name."""
         found = _Content.load(self.path).tasks if self.path.exists() else ()
         return {one.task: one for one in found}
 

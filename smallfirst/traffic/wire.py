@@ -237,7 +237,6 @@ def _continued(had: list[Any], more: list[Any]) -> list[Any]:
 
 
 def _write_chat(reply: Reply) -> Json:
-    """Return a chat completion."""
     calls = function_calls(reply)
     message: Json = {"role": "assistant", "content": None if calls else reply.answer.text}
     message |= {"tool_calls": calls} if calls else {}
@@ -323,7 +322,6 @@ def _assemble_response(events: list[Json]) -> Json | None:
 
 
 def _write_response(reply: Reply) -> Json:
-    """Return the response's body."""
     body, read, written = reply.body, reply.prompt_tokens, reply.completion_tokens
     asked: Json = {name: body.get(name) for name in ("instructions", "max_output_tokens", "user", "safety_identifier")}
     asked |= {name: body.get(name, value) for name, value in _RESPONSE_DEFAULTS.items()}
@@ -410,7 +408,6 @@ def _read_message(response: Json) -> ModelAnswer | None:
 
 
 def _assemble_message(events: list[Json]) -> Json:
-    """Return the message that events amount to."""
     message: Json = {}
     blocks: dict[int, Json] = {}
     for one in events:
@@ -435,7 +432,6 @@ def _assemble_message(events: list[Json]) -> Json:
 
 
 def _write_message(reply: Reply) -> Json:
-    """Return the message."""
     content: list[Json] = [
         {"type": "tool_use", "id": f"toolu_{reply.id[-20:]}{i}", "name": c.name, "input": json.loads(c.arguments)}
         for i, c in enumerate(reply.answer.tool_calls)

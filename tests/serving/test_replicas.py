@@ -119,7 +119,7 @@ async def test_a_replica_stops_when_its_requests_are_done_and_cuts_off_the_rest(
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         quick, slow = (asyncio.create_task(client.post(PATH, json=asking(s))) for s in (0.2, 60))
-        await until_async(lambda: app.n_running == 2)
+        await until_async(lambda: len(app._running) == 2)
         assert await app.stop() == 1
         assert (await quick).status_code == 200
         assert (await slow).json()["error"]["code"] == "stopping"

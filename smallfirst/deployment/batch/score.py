@@ -60,7 +60,6 @@ class ScorerSource(Record):
 
     @property
     def model(self) -> str:
-        """The model in words, with its version."""
         return f"router of version {self.champion}" if self.reference == "router" else self.reference
 
     @classmethod

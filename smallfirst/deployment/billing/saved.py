@@ -71,7 +71,6 @@ class Amount(Record):
 
     @property
     def half_usd(self) -> float | None:
-        """Half the width of the interval."""
         return None if self.high_usd is None else self.high_usd - self.usd
 
     def times(self, factor: float, *, less: float = 0.0) -> Amount:
@@ -114,7 +113,6 @@ class Saving(Record):
 
     @property
     def in_words(self) -> str:
-        """Return the saving and its basis in one sentence."""
         return f"{f'saved {self.saved_usd}' if self.saved_usd else 'saving unknown'}: {self.basis_in_words}"
 
 

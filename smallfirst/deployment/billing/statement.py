@@ -108,7 +108,6 @@ class Figures(Record):
 
     @property
     def n(self) -> int:
-        """Number of rows."""
         return sum(one.n for one in self.sums)
 
 
@@ -269,7 +268,6 @@ def _cells(
 
 
 def _proofs(verdicts: Mapping[tuple[str, str], Sequence[Line]]) -> tuple[Proof, ...]:
-    """Return the proofs from the verdicts by task and certificate."""
     return tuple(
         Proof(
             task=task,

@@ -56,7 +56,6 @@ class CommandGroup(click.Group):
         return list(COMMANDS.names())
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """Return the command of this name, loading it; None if it is unknown."""
         return COMMANDS.get(name) if name in COMMANDS.names() else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -109,7 +109,6 @@ class _WithExamples(click.Command):
         self.examples = examples
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write what a TASK is, the options, and the examples."""
         if any(parameter.metavar in ("[TASK]", "[TASK]...") for parameter in self.params):
             with formatter.section("Arguments"):
                 formatter.write_dl([("TASK", TASK_HELP)])

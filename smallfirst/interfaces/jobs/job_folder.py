@@ -287,7 +287,6 @@ class JobRows(NamedTuple):
 
     @classmethod
     def load(cls, job: JobFolder) -> JobRows:
-        """Return the rows kept in the job's folder."""
         evaluation = job.folder / "rows" / "evaluation.json"
         train = Dataset.load(job.folder / "rows" / "train.json")
         return cls(train, Dataset.load(evaluation) if evaluation.is_file() else None)

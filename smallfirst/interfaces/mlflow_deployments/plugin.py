@@ -52,7 +52,6 @@ class SmallfirstClient(BaseDeploymentClient):  # type: ignore[misc]
     def create_endpoint(
         self, name: str | None = None, config: Mapping[str, Any] | None = None, route_optimized: bool = False
     ) -> dict[str, Any]:
-        """Return the new endpoint, which answers."""
         return self._shown(self._ask("POST", API, {**({"name": name} if name else {}), **(config or {})}))
 
     def update_endpoint(self, endpoint: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -124,9 +124,7 @@ WORD_ERRORS = (1.0, 0.8, 0.5)
 """Share of the cheap model's errors that the model of a run makes: at worst, probably, and at best."""
 PARTS = 10
 """In which cases are left out."""
-_RIDGE, _VECTOR_WEIGHT, _BATCH = 1.0, 4.0, 256
-Embed = Callable[[Sequence[str]], np.ndarray]
-"""Makes vectors of unit length of texts, (texts, dimensions)."""
+_RIDGE, _VECTOR_WEIGHT = 1.0, 4.0
 
 
 class HeldOutAnswers(NamedTuple):
@@ -140,43 +138,46 @@ class HeldOutAnswers(NamedTuple):
     """(cases,), requests that asked each; None: one each. Shares are of requests, and each case certifies once."""
 
 
-def hold_out_labels(texts: Sequence[str], labels: Sequence[str]) -> HeldOutAnswers:
-    """Return the answers of a ridge regression on words that has learnt 7 of 10 cases."""
-    return hold_out(texts, [labels], [labels], share=0.7)
-
-
 def hold_out(
     texts: Sequence[str],
     learnt: Sequence[Sequence[str]],
     said: Sequence[Sequence[str]],
-    embed: Embed | None = None,
+    vectors: np.ndarray | None = None,
     *,
     share: float,
 ) -> HeldOutAnswers:
     """Return the answers of a ridge regression to the cases of the other parts, left out in closed form.
 
     It learns this share of the columns of labels `learnt` (columns, cases), each by itself, from words and their parts
-    and with `embed` from sentence vectors; an answer is right where all are what was `said`. Confidence is the least
-    margin over a second label.
+    and from sentence `vectors` of unit length (cases, dimensions); an answer is right where all are what was `said`.
     """
     both = [np.unique([*own, *theirs], return_inverse=True)[1] for own, theirs in zip(learnt, said, strict=True)]
     features = TfidfFeatures.fit(texts).matrix(texts)
     kernel = np.asarray((features @ features.T).todense(), dtype=np.float64)
-    if embed is not None:
-        vectors = np.concatenate([embed(texts[at : at + _BATCH]) for at in range(0, len(texts), _BATCH)])
+    if vectors is not None:
         kernel += _VECTOR_WEIGHT * (vectors @ vectors.T)
     inverse = np.linalg.inv(kernel + _RIDGE * np.eye(len(kernel)))
     wanted = np.hstack([np.eye(int(one.max()) + 1)[one[: len(texts)]] for one in both])
     dual, scores = inverse @ (wanted - wanted.mean(axis=0)), np.zeros_like(wanted)
-    part_of, n_out = np.arange(len(texts)) % PARTS, min(PARTS - 1, max(1, round(PARTS * (1 - share))))
-    for part in range(PARTS):
-        out = np.flatnonzero((part_of - part) % PARTS < n_out)
+    for out, read in left_out(len(texts), share):
         found = wanted[out] - np.linalg.solve(inverse[np.ix_(out, out)], dual[out])
-        scores[part_of == part] = found[part_of[out] == part]
-    margin, right = np.ones(len(texts)), np.ones(len(texts), dtype=bool)
+        scores[read] = found[read[out]]
+    return judge(scores, both)
+
+
+def left_out(n: int, share: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (n,) bool for each part: cases that are not learnt, so that this share is, and those of them to answer."""
+    part_of, n_out = np.arange(n) % PARTS, min(PARTS - 1, max(1, round(PARTS * (1 - share))))
+    for part in range(PARTS):
+        yield (part_of - part) % PARTS < n_out, part_of == part
+
+
+def judge(scores: np.ndarray, both: Sequence[np.ndarray]) -> HeldOutAnswers:
+    """Return the answers of scores (cases, labels of `both` side by side), as confident as their least margin."""
+    margin, right = np.ones(len(scores)), np.ones(len(scores), dtype=bool)
     for one in both:
         own, scores = np.split(scores, [int(one.max()) + 1], axis=1)
         ranked = np.sort(own, axis=1)
         margin = np.minimum(margin, ranked[:, -1] - ranked[:, -2] if ranked.shape[1] > 1 else ranked[:, -1])
-        right &= own.argmax(axis=1) == one[len(texts) :]
+        right &= own.argmax(axis=1) == one[len(own) :]
     return HeldOutAnswers(np.clip(0.5 + 0.5 * margin, 0.0, 1.0), right)

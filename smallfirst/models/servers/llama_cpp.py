@@ -197,10 +197,6 @@ class SlotPool:
     def n_free(self) -> int:
         return len(self._free)
 
-    @property
-    def n_queued(self) -> int:
-        return len(self._queue)
-
     @asynccontextmanager
     async def acquire(self, tenant: str, *, timeout_s: float) -> AsyncIterator[EngineSlot]:
         """Yield a slot. Raise Unavailable if the queue is full (never without a tenant), or after `timeout_s`."""

@@ -151,7 +151,6 @@ class Tagger:
         return [self.written(text, one, busy_s) for text, one in zip(texts, read, strict=True)]
 
     def read(self, texts: Sequence[str]) -> list[ReadText]:
-        """Return what is read in each text, in order."""
         tokenized = [self.network.tokenize(text) for text in texts]
         found: dict[int, ReadText] = {}
         for chosen in length_batches([len(one.ids) for one in tokenized], max_tokens=BATCH_TOKENS):

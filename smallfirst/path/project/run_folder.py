@@ -201,7 +201,6 @@ class RunFolder:
         evaluation.save(self.path / "evaluations" / f"{evaluation.candidate}-{evaluation.split}.json")
 
     def evaluation(self, candidate: str, split: str) -> Evaluation | None:
-        """Return a saved evaluation, or None."""
         return self.find(Evaluation, f"evaluations/{candidate}-{split}.json")
 
     def evaluations(self, split: str, names: Iterable[str] | None = None) -> list[Evaluation]:

@@ -261,6 +261,5 @@ def _digest(body: str) -> str:
 
 
 def _is_ours(text: str) -> bool:
-    """Return True if the file is as it was drafted."""
     found = re.match(rf"{re.escape(_MARK)}([0-9a-f]{{12}}): .*\n\n", text)
     return found is not None and found[1] == _digest(text[found.end() :])

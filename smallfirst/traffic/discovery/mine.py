@@ -131,7 +131,6 @@ class Miner(Generic[T]):
             self._pool = [asked for asked in self._pool if not self._match(asked)]
 
     def _templates_of(self, group: Sequence[_Request[T]]) -> Iterator[Template]:
-        """Yield templates of requests of one shape."""
         if len(group) < self.min_requests:
             return
         sample = _sample(group, _SAMPLE, _SAMPLE_CHARACTERS // _mean_length([asked.prompt for asked in group]))

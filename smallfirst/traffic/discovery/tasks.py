@@ -123,7 +123,6 @@ def _shared(case: Case) -> Case:
 
 
 def _case(exchange: Exchange) -> Case | str:
-    """Return the case, or why it is none."""
     prompt = read_prompt(exchange.route, exchange.request)
     if prompt is None:
         return f"{exchange.route}: no messages"
@@ -376,7 +375,6 @@ class RecurringTask:
 
     @cached_property
     def largest(self) -> Wording:
-        """The wording with most cases."""
         return max(self.wordings, key=lambda wording: len(wording.cases))
 
     @cached_property

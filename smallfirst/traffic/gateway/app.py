@@ -103,7 +103,6 @@ class Gateway:
         return json_response({"requests": dict(self.counts), "capture": kept})
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
-        """Serve one request."""
         if scope["type"] != "http":
             raise NotImplementedError(scope["type"])
         client, request = Client(receive, send), _head(scope)

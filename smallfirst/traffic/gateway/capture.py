@@ -11,6 +11,7 @@ import logging
 import mmap
 import os
 import random
+import re
 import select
 import struct
 import subprocess
@@ -28,7 +29,7 @@ from smallfirst.base.records import Record
 from smallfirst.data.redaction import redact_logs
 from smallfirst.traffic.capture_store import FILE_NAME, CaptureStore, CaptureUnavailable
 from smallfirst.traffic.exchange import Exchange, billed
-from smallfirst.traffic.gateway.http import GatewayRequest, UpstreamAnswer, read_response
+from smallfirst.traffic.gateway.http import GatewayRequest, UpstreamAnswer, header_of, read_response
 from smallfirst.traffic.settings import CaptureSettings, GatewaySettings
 
 _log = logging.getLogger("smallfirst.gateway")
@@ -36,6 +37,8 @@ _ROUTES = (
     "/chat/completions", "/responses", "/completions", "/messages", "/embeddings", "/moderations", "/decisions"
 )  # fmt: skip
 """Ends of the routes that are kept: questions that a model answers at once. Files, audio and jobs are not."""
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+"""W3C Trace Context: version, trace id, parent id and flags."""
 _KEPT_HEADERS = frozenset({b"content-type", b"content-encoding"})
 _RESTART_S = 5.0
 _END_S = 10.0
@@ -90,8 +93,10 @@ class Capture:
 
     def keep(self, request: GatewayRequest, answer: UpstreamAnswer) -> None:
         """Hand an exchange over as it went over the line, with the headers alone that say how to read the answer."""
+        named = _TRACEPARENT.match(header_of(request.headers, b"traceparent"))
         facts: dict[str, Any] = {
             "id": request.id,
+            "trace": named[1] if named else "",
             "at": request.at,
             "route": request.path,
             "tenant": "" if request.tenant == "default" else request.tenant,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import parse_qsl
 
 from smallfirst.base.records import Record
@@ -17,6 +18,7 @@ from smallfirst.ledger.ledger import Ledger, open_existing
 from smallfirst.ledger.rows import StateRow
 from smallfirst.ledger.sums import DrawnAudits
 from smallfirst.models.pricing import format_usd
+from smallfirst.path.project.settlements import read_settlements
 from smallfirst.traffic.discovery.discover import Discovery
 from smallfirst.traffic.gateway.app import Handler
 from smallfirst.traffic.gateway.draft_watch import DraftWatch
@@ -62,10 +64,13 @@ class TaskLine(Record):
     """What the second look found, and the command that it waits for; empty before it."""
     watched: tuple[str, ...] = ()
     """Of a live task: what is usual of its drafts, and a warning where audits have no verdict; in sentences."""
+    issues: tuple[dict[str, Any], ...] = ()
+    """What `discover` found wrong with its recorded answers and nobody has settled: DataIssues with their cost."""
+    review: str = ""
+    """The command that settles it."""
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """The columns of HEADING."""
         state = self.state if self.state != "live" else f"live, {self.share:.0%} of requests"
         expected = "foretold " if self.state == "found" and self.small_share is not None else ""
         return (
@@ -147,7 +152,19 @@ def _learnt(taken: TakeOver, saving: Saving | None, bill_usd: float) -> TaskLine
         why=taken.why,
         tenant_back=taken.tenant_back,
         second_look=taken.about_second_look,
+        **_unsettled(taken.folder),
     )
+
+
+def _unsettled(folder: Path) -> dict[str, Any]:
+    path, decided = folder.parent / "discovery.json", {one.id for one in read_settlements(folder)}
+    tasks = {task.name: task for task in Discovery.load(path).tasks} if path.exists() else {}
+    issues = [
+        one.model_dump(mode="json", exclude={"keys", "suggested"}) | {"cost": one.cost}
+        for one in (tasks[folder.name].issues if folder.name in tasks else ())
+        if one.id not in decided
+    ]
+    return {"issues": issues, "review": f"smallfirst review {shlex.quote(str(folder))}"}
 
 
 def _drafts(taken: TakeOver, ledger: Ledger | None) -> Iterator[str]:
@@ -182,6 +199,7 @@ def _found(folder: Path, known: Mapping[str, TakeOver]) -> Iterator[TaskLine]:
             teacher=source.teacher.model if source else "",
             training_allowed=source.teacher.training_allowed if source else True,
             why=task.why,
+            **_unsettled(folder / task.name),
         )
 
 

@@ -267,7 +267,7 @@ async def test_latency_counts_the_wait_for_a_slot_and_the_cost_does_not(
         slots = model.server().slots
         async with slots.acquire("", timeout_s=60):
             waiting = asyncio.create_task(model.complete(SHORT))
-            await until_async(lambda: slots.n_queued == 1)
+            await until_async(lambda: len(slots._queue) == 1)
             now_s += 100
         found = await waiting
         assert (found.latency_ms, found.cost_usd) == (100_000, 0)
@@ -371,7 +371,7 @@ async def test_the_queue_is_served_in_order_bounded_for_tenants_and_left_by_who_
         leaver = await queued(one, "c")
         leaver.cancel()
         await asyncio.gather(leaver, return_exceptions=True)
-        assert one.n_queued == 0
+        assert len(one._queue) == 0
         waiting = [await queued(one, tenant) for tenant in ("b", "a")]
         with pytest.raises(Unavailable, match="1 requests in flight, 2 queued"):
             await visit(one, "c")
@@ -379,7 +379,7 @@ async def test_the_queue_is_served_in_order_bounded_for_tenants_and_left_by_who_
         for n, task in enumerate(waiting):
             task.add_done_callback(lambda _, n=n: order.append(n))
     slots = await asyncio.gather(*waiting)
-    assert (order, one.n_free, one.n_queued) == ([*range(52)], 1, 0)
+    assert (order, one.n_free, len(one._queue)) == ([*range(52)], 1, 0)
     assert [slot.may_reuse_cache for slot in slots[:4]] == [False, False, False, True]
 
 
@@ -405,7 +405,7 @@ async def test_event_loops_share_the_slots() -> None:
     other.start()
     held.wait()
     task = await queued(one, "b")
-    assert one.n_queued == 1
+    assert len(one._queue) == 1
     release.set()
     assert await task == EngineSlot(0, False)
     other.join()

@@ -21,6 +21,8 @@ from smallfirst.interfaces.cli.main import main
 from smallfirst.ledger.keys import KeyPolicy, KeyStore
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, LedgerRow
+from smallfirst.measuring.data_issues import DataIssue
+from smallfirst.path.project.settlements import settle
 from smallfirst.traffic.discovery.discover import discover
 from smallfirst.traffic.gateway.access import Access
 from smallfirst.traffic.gateway.app import Gateway
@@ -32,6 +34,7 @@ from smallfirst.traffic.task_source import SOURCE_FILE, TakeOver, TakeOvers, Tea
 
 NOW = datetime.now(UTC)
 WHY = "the upstream answers with another <model>"
+ISSUE = DataIssue(kind="versions", what="1 label has another", n=30, of=150, keys=("k",), names={"billing": "<money>"})
 
 
 @pytest.fixture
@@ -42,7 +45,8 @@ def state(tmp_path, monkeypatch):
     (tmp_path / "state").mkdir()
     folder = tmp_path / "discovered"
     found = discover(sorted_tickets(150), out=folder, teacher_of=lambda m, *_: Teacher(model=m, training_allowed=False))
-    found.save(folder / "discovery.json")
+    (task,) = found.tasks
+    found.model_copy(update={"tasks": (task.model_copy(update={"issues": (ISSUE,)}),)}).save(folder / "discovery.json")
     source().save(folder / SOURCE_FILE)
     file = TakeOvers()
     file.put(TakeOver(task="tickets", folder=folder, promise="at most 5 % wrong"))
@@ -72,15 +76,13 @@ def test_every_task_once_with_its_sums(state):
     assert tickets.bill_usd == pytest.approx(6 * 0.0001 + 4 * 0.01 + 0.01)
     assert tickets.saved_usd == pytest.approx(6 * 0.01 - 6 * 0.0001 - 0.01)  # an audit is paid from it
     assert tickets.promise == "at most 5 % wrong"
-    assert (mails.state, mails.requests, mails.small_share, mails.saved_usd, mails.why) == (
-        "stepped back",
-        0,
-        None,
-        None,
-        WHY,
-    )
+    assert (mails.state, mails.requests, mails.small_share) == ("stepped back", 0, None)
+    assert (mails.saved_usd, mails.why) == (None, WHY)
     assert (notes.task, notes.state, notes.requests) == ("sort-customer", "found", 150)
     assert (notes.bill_usd, notes.training_allowed) == (pytest.approx(0.15), False)
+    assert [one["cost"] for one in notes.issues] == [ISSUE.cost]
+    settle(state / "discovered" / "sort-customer", ISSUE, "map", labels=True)
+    assert not read_task_table(state / "state", state / "discovered").tasks[0].issues
     TakeOvers().put(TakeOver(task="sort-customer", folder=state))
     assert "found" not in [line.state for line in read_task_table(state / "state", state).tasks]
 
@@ -111,18 +113,19 @@ def test_the_verb_prints_it(state):
     assert [task["task"] for task in json.loads(as_json.output)["tasks"]] == ["sort-customer", "tickets", "mails"]
 
 
-def test_the_proxy_has_a_page_of_its_tasks(chromium: Any, tmp_path: Path) -> None:
-    ledger, store = Ledger(tmp_path / "ledger.db"), KeyStore(tmp_path / "keys.db")
+def test_the_proxy_has_a_page_of_its_tasks(chromium: Any, state: Path) -> None:
+    ledger, store = Ledger(state / "ledger.db"), KeyStore(state / "keys.db")
     _, user = store.create("user", KeyPolicy())
     _, admin = store.create("admin", KeyPolicy(role="admin"))
     for index, stage in enumerate(("small", "small", "large")):
         given = {"id": str(index), "at": datetime.now(UTC), "served_name": "m", "status": 200, "latency_ms": 5.0}
         ledger.append(LedgerRow.model_validate({**given, "stage": stage, "task": TASK, "cost_usd": 0.01}))
-    taken = TakeOver(task=TASK, folder=tmp_path / TASK, state="live", share=0.5, promise="at most 5 % wrong")
+    folder = state / "discovered" / "sort-customer"
+    taken = TakeOver(task=TASK, folder=folder, state="live", share=0.5, promise="at most 5 % wrong")
     taken = taken.stepped_back("ada", "prompt", "another <wording>", one_tenant=False)
-    TakeOvers(tmp_path / "takeovers.json").put(taken)
-    local = TakenOverTasks(ledger, TakeOvers(tmp_path / "none.json"))
-    routes = {**task_routes(tmp_path, tmp_path), **page_routes(ledger, local)}
+    TakeOvers(state / "takeovers.json").put(taken)
+    local = TakenOverTasks(ledger, TakeOvers(state / "none.json"))
+    routes = {**task_routes(state, state), **page_routes(ledger, local)}
     settings = GatewaySettings.model_validate({"upstreams": {"main": {"base_url": "http://127.0.0.1:9/v1"}}})
     gateway = Gateway(settings, local=local, access=Access(store), routes=routes)
     with run_gateway(gateway) as port:
@@ -143,6 +146,9 @@ def test_the_proxy_has_a_page_of_its_tasks(chromium: Any, tmp_path: Path) -> Non
         assert "live, 50 % of requests" in row.inner_text()
         assert "stepped back for ada alone: another <wording>" in row.inner_text()
         assert page.get_by_role("navigation").get_by_role("link").all_inner_texts() == ["Tasks", "Watch"]
+        wrong = page.get_by_role("listitem").inner_text()
+        assert wrong.startswith("1 label has another: 30 of 150 rows, 20.0 %\n\nbilling → <money>\n\na model that")
+        assert page.get_by_text(f"smallfirst review {folder}").is_visible()
         row.get_by_role("link").click()
         page.get_by_text("2 of 3 answers").wait_for()
         page.close()
