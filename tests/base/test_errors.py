@@ -8,7 +8,6 @@ from smallfirst.base.errors import (
     ConfigError,
     DataError,
     GateFailed,
-    ModelError,
     Problem,
     RateLimited,
     SmallfirstError,
@@ -28,7 +27,6 @@ def test_the_next_command_is_printed_on_a_line_of_its_own() -> None:
     error = SmallfirstError("no such run", hint="smallfirst train task.yaml")
     assert str(error) == "no such run\n  next: smallfirst train task.yaml"
     assert error.args == ("no such run",)
-    assert str(SmallfirstError("no such run")) == "no such run"
 
 
 def test_a_data_error_shows_twenty_problems_and_counts_the_rest() -> None:
@@ -46,7 +44,6 @@ def test_equal_problems_are_one_line_with_their_count_and_first_place() -> None:
     problems = [Problem("rows.jsonl", line, "bad") for line in range(3, 153)]
     error = DataError("150 bad rows", problems)
     assert str(error) == "150 bad rows\n  150 rows, first rows.jsonl:3  bad"
-    assert len(error.problems) == 150
 
 
 def test_exit_codes_tell_a_script_what_happened() -> None:
@@ -58,15 +55,11 @@ def test_exit_codes_tell_a_script_what_happened() -> None:
 
 def test_only_a_busy_or_absent_endpoint_is_worth_asking_again() -> None:
     assert {kind for kind in kinds() if kind.retryable} == {RateLimited, Unavailable}
-    assert issubclass(RateLimited, ModelError)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [("promis", ' — did you mean "promise"?'), ("promise", ' — did you mean "promise"?'), ("zzz", "")],
-)
-def test_the_nearest_known_word_is_suggested(wrong: str, said: str) -> None:
-    assert did_you_mean(wrong, ["promise", "small"]) == said
+def test_the_nearest_known_word_is_suggested() -> None:
+    assert did_you_mean("promis", ["promise", "small"]) == ' — did you mean "promise"?'
+    assert did_you_mean("zzz", ["promise", "small"]) == ""
 
 
 @pytest.mark.parametrize(
