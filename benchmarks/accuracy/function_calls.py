@@ -97,7 +97,21 @@ def plain_run(service: str, folder: Path) -> dict[str, Any]:
         guarantee = Guarantee(max_error=limit, most_of_group=caller.most)
         data = CalibrationSet.of([parts[0].model_copy(update={"rows": rows_kept})], guarantee=guarantee)
         found[str(limit)] = measured(asked, answers, search_groups(data, limit, LEVEL).threshold, caller, data)
+    evaluated = [Evaluation.load(path) for path in (run / "evaluations").glob("caller-*.json")]
+    others = held | {row.group for one in evaluated for row in one.rows}
+    words = FunctionCaller.fit([turn[:3] for turn in turns if turn[2] not in others], caller.manifest)
+    sides = {"caller": answers, "words": [words.answer([text])[0] for text, *_ in asked]}
+    found["hindsight"] = {name: [hindsight(asked, said, caller, x) for x in LIMITS] for name, said in sides.items()}
+    found["train"] = len({turn[2] for turn in turns} - others)
     return found
+
+
+def hindsight(asked: list[Turn], said: list[Any], caller: FunctionCaller, limit: float) -> float:
+    """Return how many calls could have been kept, of all that were due, with at most so many wrong: no promise."""
+    made = sorted(zip(said, asked, strict=True), key=lambda both: -both[0].confidence)
+    wrong = np.array([caller.task.score([turn[1]], one.text) < 1 for one, turn in made if one.confidence], dtype=bool)
+    fine = np.flatnonzero(np.cumsum(wrong) <= limit * np.arange(1, len(wrong) + 1))
+    return float(fine[-1] + 1 if fine.size else 0) / sum(turn[1] != NO_CALL for turn in asked)
 
 
 def measured(

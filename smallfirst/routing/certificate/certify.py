@@ -213,7 +213,7 @@ def _search_groups(data: CalibrationSet, limit: float, level: float) -> _Shown:
     outcome = data.outcome((shown.threshold,))
     n, errors = int(shown.kept.sum()), int((shown.kept & ~outcome.right).sum())
     risk = RiskResult(risk="error", limit=limit, value=errors / max(1, n), bound=shown.bound, n=n)
-    found = CascadeThresholds((shown.threshold,), level)
+    found = CascadeThresholds((shown.threshold,), level, first=shown.first)
     return _Shown(found, (), outcome, shown.kept, n, errors, (risk,) if n else (), shown.bound)
 
 

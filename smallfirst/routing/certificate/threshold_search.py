@@ -395,6 +395,8 @@ class KeptOfGroups(NamedTuple):
     """Upper bound on the share of kept answers that are wrong."""
     kept: np.ndarray
     """By row: kept at the threshold, among the first of its group."""
+    first: int = 0
+    """Rows kept where the search begins."""
 
 
 def search_groups(data: CalibrationSet, limit: float, level: float) -> KeptOfGroups:
@@ -436,10 +438,11 @@ def search_groups(data: CalibrationSet, limit: float, level: float) -> KeptOfGro
     else:
         p_values, starts, bound = _bet_on_groups(places, wrong, unit, data.most_of_group, limit, level)
     found = rejected_on_path(lambda a, b, share: p_values[a:b] <= share, starts, len(places), level)
+    begins = next((int((kept > 0).sum()) for kept in places[starts[0][0] :]), len(unit))
     if not found.any():
-        return KeptOfGroups(NEVER_ACCEPT, 1.0, np.zeros(len(unit), dtype=bool))
+        return KeptOfGroups(NEVER_ACCEPT, 1.0, np.zeros(len(unit), dtype=bool), begins)
     best = int(np.flatnonzero(found)[-1])
-    return KeptOfGroups(float(thresholds[best]), bound(best), places[best] > 0)
+    return KeptOfGroups(float(thresholds[best]), bound(best), places[best] > 0, begins)
 
 
 def _drawn_bound(n: np.ndarray, errors: np.ndarray, confidence: float, at: int) -> float:
