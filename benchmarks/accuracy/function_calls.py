@@ -206,9 +206,7 @@ def main() -> None:
     for service in given.services:
         found = plain_run(service, given.folder.absolute())
         (given.folder / f"{service}.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
-        print(
-            service, {k: v if not isinstance(v, dict) else (v["n"], v["wrong"]) for k, v in found.items()}, flush=True
-        )
+        print(service, [(found[str(limit)]["n"], found[str(limit)]["wrong"]) for limit in LIMITS], flush=True)
     for service in given.redraw:
         (given.folder / f"{service}-redraws.md").write_text("\n".join(redraws(service)), encoding="utf-8")
 

@@ -194,6 +194,9 @@ def _path_summary(evaluation: Evaluation, run_folder: RunFolder) -> PathSummary:
     model_mb = None
     if evaluation.candidate in CANDIDATES.names():
         model_mb = model_bytes(run_folder.model_folder(evaluation.candidate)) / 1e6 or None
+    outcome = run_folder.find(Outcome, OUTCOME)
+    if outcome is not None and outcome.counted != "requests" and outcome.share_small:
+        small = outcome.share_small.value
     measured = {name: getattr(evaluation, name) for name in MeasuredFigures.model_fields}
     return PathSummary(share=small if evaluation.candidate == "routed" else 1.0, model_mb=model_mb, **measured)
 

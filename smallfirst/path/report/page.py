@@ -116,6 +116,8 @@ def path_cards(data: ReportData, costs: tuple[measures.PathCost, ...]) -> list[P
     found = {name: e for name in dict.fromkeys(wanted) if name and (e := data.evaluation(name))}
     names = sorted([*found][:MAX_CARDS], key=lambda name: (name != focus, name == "large", name == "routed"))
     shares = {"routed": sum(routed.stays_small) / len(routed.rows)} if routed else {}
+    if data.outcome is not None and data.outcome.counted != "requests" and data.outcome.share_small:
+        shares["routed"] = data.outcome.share_small.value
     return [PathCard(found[name], cost[name], shares.get(name), *_state(data, name)) for name in names]
 
 

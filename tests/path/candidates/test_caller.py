@@ -49,6 +49,11 @@ def test_calls_that_the_certificate_covers_go_live_and_everything_else_goes_on(
     kept = run.read(KeptOnTest, KEPT, next_command="")
     assert kept.n_rows == sum(e.answer != NO_CALL for e in project.rows.test.examples)
     assert kept.n_kept > 0.5 * kept.n_rows
+    assert outcome.share_small is not None
+    assert summary.paths["routed"].share == outcome.share_small.value == kept.n_kept / kept.n_rows
+    page = Path(summary.report).read_text(encoding="utf-8")
+    assert "</b> of calls stay small" in page
+    assert f"{certificate.evidence.n_accepted} of {certificate.evidence.n_labels} calls of calibration rows" in page
 
     ledger = Ledger(home() / "ledger.db")
     model = service.deploy([file], ledger).models["tea"]
