@@ -22,7 +22,7 @@ from smallfirst.tasks.classify import Classify
 # `server` before those that import it; `finetuning_api` imports others, which pytest must see first.
 FIXTURES = """
 cli server dashboard deployment gate jobs light_process logs models pages postgresql ray_cluster registry
-report takeover training vllm_server warm_processes finetuning_api
+report takeover assistant training vllm_server warm_processes finetuning_api
 """
 pytest_plugins = [f"fixtures.{name}" for name in FIXTURES.split()]
 

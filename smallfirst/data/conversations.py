@@ -44,7 +44,7 @@ def read_turns(messages: Sequence[Mapping[str, Any]]) -> list[ConversationTurn]:
             found += [ConversationTurn("assistant", text)] if text else []
             found += [ConversationTurn("call", call) for call in calls_of(message)]
         elif role == "tool":
-            found.append(ConversationTurn("result", _json_or_text(text or "")))
+            found.append(ConversationTurn("result", json_or_text(text or "")))
         else:
             raise ValueError(f'messages[{number}] has role "{role}": use system, user, assistant or tool')
     return found
@@ -139,7 +139,7 @@ def changed_functions(known: Sequence[Mapping[str, Any]], others: Sequence[Mappi
     ours, theirs = ({one["name"]: one["parameters"] for one in some} for some in (known, others))
     said = [f"{name} is new" for name in theirs if name not in ours]
     said += [f"{name} is missing" for name in ours if name not in theirs]
-    for name in ours.keys() & theirs.keys():
+    for name in (name for name in ours if name in theirs):
         if _bare(ours[name]) == _bare(theirs[name]):
             continue
         own, other = (set(one.get("properties", {})) for one in (ours[name], theirs[name]))
@@ -147,6 +147,11 @@ def changed_functions(known: Sequence[Mapping[str, Any]], others: Sequence[Mappi
         renamed += [f"{name}.{argument} is missing" for argument in sorted(own - other)]
         said += renamed or [f"the parameters of {name} have changed"]
     return "; ".join(said)
+
+
+def same_calls(functions: Sequence[Mapping[str, Any]]) -> str:
+    """Return a text that is equal for functions that allow the same calls."""
+    return json.dumps([[one["name"], _bare(one["parameters"])] for one in functions], sort_keys=True)
 
 
 def _bare(schema: Any, *, names: bool = False) -> Any:
@@ -171,7 +176,8 @@ def _text(content: object, name: str) -> str | None:
     return "".join(map(str, parts))
 
 
-def _json_or_text(text: str) -> Any:
+def json_or_text(text: str) -> Any:
+    """Return what a function returned, read as JSON where it is."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -179,15 +185,29 @@ def _json_or_text(text: str) -> Any:
 
 
 def conversations_of(texts: Sequence[str]) -> list[str]:
-    """Return what is common to the turns of one conversation: texts of `to_text` that begin with another one.
+    """Return by text of `to_text` what names its conversation.
 
-    Conversations that share a whole text are one.
+    Texts up to the same second turn of the user are of one conversation, also where it was asked twice. A shorter one
+    belongs to one that goes on from it: people who begin with the same words are no one conversation.
     """
-    first: dict[str, str] = {}
-    for text in sorted(set(texts), key=len):
-        lines, before = text.split("\n"), ""
-        for n in range(len(lines) - 1, 0, -1):
-            if before := first.get("\n".join(lines[:n]), ""):
-                break
-        first[text] = before or fingerprint(text)
-    return [first[text] for text in texts]
+    heads = list[str]()
+    for text in texts:
+        lines = text.split("\n")
+        said = [n for n, line in enumerate(lines, 1) if line.startswith('{"user":')]
+        heads.append("\n".join(lines[: said[1]]) if len(said) > 1 else text)
+    before = {head: _beginnings(head) for head in set(heads)}
+    inner = {beginning for own in before.values() for beginning in own}
+    going_on: dict[str, list[str]] = {}
+    for head in dict.fromkeys(heads):
+        for beginning in before[head] if head not in inner else ():
+            going_on.setdefault(beginning, []).append(head)
+    found = []
+    for head in heads:
+        waiting = going_on.get(head, [head])
+        found.append(fingerprint(waiting.pop() if len(waiting) > 1 else waiting[0]))
+    return found
+
+
+def _beginnings(text: str) -> list[str]:
+    lines = text.split("\n")
+    return ["\n".join(lines[:n]) for n in range(1, len(lines))]

@@ -257,7 +257,8 @@ def _row(project: Project, vote: _Vote) -> _HarvestedRow | None:
     if parsed is None:
         return None
     asked = (Message(role="user", content=vote.text),)
-    example = Example(messages=asked, answer=parsed, shape=project.rows.train.examples[0].shape)
+    first = project.rows.train.examples[0]
+    example = Example(messages=asked, answer=parsed, shape=first.shape, tools=first.tools)
     values = {getattr(columns, field): value for field, value in to_row(example).items()}
     found = detect_layout(values, columns)
     if isinstance(found, str) or parse_row(values, found, path="", line=0, labels=None)[0] is None:

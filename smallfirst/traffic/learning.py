@@ -104,7 +104,7 @@ class _LearntRow(NamedTuple):
 
     @property
     def key(self) -> str:
-        return fold_text(self.example.text)
+        return fold_text(self.example.asked)
 
 
 def learn(
@@ -326,7 +326,7 @@ def _write_parts(
     parts: dict[str, list[dict[str, Any]]] = {name: [] for name, _ in _PARTS}
     for row in rows:
         if row.key in corrections:
-            parts[_part(row.key)].append(corrections[row.key].values)
+            parts[_part(row.example.group or row.key)].append(corrections[row.key].values)
     parts["train"] += [row.values for row in rows if row.key not in corrections]
     for name, lines in parts.items():
         _write_lines(place / f"{name}.jsonl", lines)
@@ -334,7 +334,7 @@ def _write_parts(
 
 
 def _part(key: str) -> str:
-    """Return what a correction is used for: the same text always for the same."""
+    """Return what a correction is used for: the same text or group always for the same."""
     place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:6]) / 2**48
     return next(name for name, end in _PARTS if place < end)
 
@@ -373,6 +373,8 @@ def _write_task(
         changes["routing"].setdefault("second_look_after", SECOND_LOOK_AFTER)
     else:
         changes["routing"].pop("second_look_after", None)
+    if isinstance(values.get("tools"), str):
+        changes["tools"] = os.path.relpath(folder / values["tools"], place)
     if isinstance(values.get("labels"), list):  # people may name one that the large model never did
         changes["labels"] = list(dict.fromkeys([*values["labels"], *named]))
     _write_settings(place, {**values, **changes})

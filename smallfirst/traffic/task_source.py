@@ -19,6 +19,8 @@ from smallfirst.base.errors import ConfigError, did_you_mean
 from smallfirst.base.files import locked
 from smallfirst.base.paths import home, state_folder
 from smallfirst.base.records import Record, fingerprint
+from smallfirst.data.conversations import NO_CALL, write_call
+from smallfirst.traffic.assistant import Assistant
 from smallfirst.traffic.wire import ModelAnswer, Prompt, ToolCall
 
 # The format of its answers
@@ -40,8 +42,9 @@ class JsonWriting(Record):
     ascii_only: bool = False
     """True if other characters are written as escapes."""
 
-    def write(self, value: Any) -> str:
-        return self._write(value, "", "\n")
+    def write(self, value: Any, path: str = "") -> str:
+        """Return the value at a path as JSON text."""
+        return self._write(value, path, "\n")
 
     def _write(self, value: Any, path: str, line_end: str) -> str:
         if isinstance(value, dict):
@@ -78,8 +81,8 @@ def child_path(path: str, key: str) -> str:
 class AnswerFormat(Record):
     """How a value stands in an answer."""
 
-    kind: Literal["label", "json", "text"]
-    """A label, a JSON object or list, or text as it is."""
+    kind: Literal["label", "json", "text", "call"]
+    """A label, a JSON object or list, text as it is, or a call of one of several functions."""
     prefix: str = ""
     """Constant text before the value: a sentence frame, or the opening of a code fence."""
     suffix: str = ""
@@ -90,10 +93,15 @@ class AnswerFormat(Record):
     """True: the label is the name of the function that is called, as where an agent hands over, with `prefix` as its
     arguments."""
     writing: JsonWriting = JsonWriting()
-    """How JSON is written: order of keys, spaces, decimals."""
+    """How JSON is written: order of keys, spaces, decimals. Arguments of calls are at the path of their function."""
 
     def parse(self, answer: ModelAnswer) -> Any | None:
-        """Return the value in an answer: a str, or a dict or list for JSON; None if the answer has another format."""
+        """Return the value in an answer: a str, or a dict or list for JSON; None if the answer has another format.
+
+        Of calls it is the one call in canonical form; NO_CALL for text or several.
+        """
+        if self.kind == "call":
+            return _parse_call(answer)
         if self.calls:
             called = [call.name for call in answer.tool_calls if call.arguments == self.prefix]
             alone = len(answer.tool_calls) == 1 and not answer.text.strip()
@@ -117,6 +125,10 @@ class AnswerFormat(Record):
 
         `value` is what `parse` returns; JSON may also be given as text. Raise ValueError for text that is no JSON.
         """
+        if self.kind == "call":
+            call = json.loads(value)
+            written = self.writing.write(call["arguments"], call["name"])
+            return ModelAnswer("", (ToolCall(call["name"], written),), "tool_calls")
         if self.calls:
             return ModelAnswer("", (ToolCall(str(value), self.prefix),), "tool_calls")
         if self.kind == "json":
@@ -129,7 +141,7 @@ class AnswerFormat(Record):
     def reproduces(self, answer: ModelAnswer) -> bool:
         """Return True if the value in the answer is written again byte for byte."""
         value = self.parse(answer)
-        if value is None:
+        if value is None or (self.kind == "call" and value == NO_CALL):
             return False
         again = self.render(value)
         return again.text == answer.text and again.tool_calls == answer.tool_calls
@@ -143,6 +155,18 @@ class AnswerFormat(Record):
         if len(answer.tool_calls) != 1 or answer.tool_calls[0].name != self.tool:
             return None
         return answer.tool_calls[0].arguments
+
+
+def _parse_call(answer: ModelAnswer) -> str | None:
+    if answer.finish_reason not in ("stop", "tool_calls") or not (answer.tool_calls or answer.text):
+        return None
+    if len(answer.tool_calls) != 1 or answer.text.strip():
+        return NO_CALL
+    try:
+        arguments = json.loads(answer.tool_calls[0].arguments or "{}")
+    except (ValueError, RecursionError):
+        return None
+    return write_call(answer.tool_calls[0].name, arguments) if isinstance(arguments, dict) else None
 
 
 class FormatCheck(Record):
@@ -285,13 +309,15 @@ class TaskSource(Record):
 
     name: str
     templates: tuple[TaskTemplate, ...]
-    """The wordings in use, newest last."""
+    """The wordings in use, newest last; none of an assistant."""
     answer_format: AnswerFormat
     format_check: FormatCheck | None = None
     """How faithfully the format gives the recorded answers back; one that is not exact blocks the take-over."""
     models: tuple[str, ...] = ()
     """Models that the application asks for with these prompts."""
     teacher: Teacher
+    assistant: Assistant | None = None
+    """Whose calls these are; its requests follow no template."""
     foretold_share: tuple[float, float, float] | None = None
     """Share of its requests that can move: estimate, and the ends of its 95 % interval."""
 

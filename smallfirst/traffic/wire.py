@@ -398,9 +398,7 @@ def _read_message(response: Json) -> ModelAnswer | None:
         return None
     parts = objects(response["content"])
     calls = tuple(
-        ToolCall(str(part.get("name")), canonical(part.get("input")))
-        for part in parts
-        if part.get("type") == "tool_use"
+        ToolCall(str(part.get("name")), compact(part.get("input"))) for part in parts if part.get("type") == "tool_use"
     )
     reason = str(response.get("stop_reason") or "end_turn")
     text = "".join(str(part.get("text", "")) for part in parts if part.get("type") == "text")

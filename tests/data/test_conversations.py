@@ -96,6 +96,7 @@ def test_turns_of_one_conversation_are_found_without_a_name_for_it() -> None:
     rows = load_rows(assistant_rows(30)).examples
     given = [row["conversation"] for row in assistant_rows(30)]
     found = conversations_of([row.text for row in rows])
-    named = dict(zip(given, found, strict=True))
-    assert all(named[one] == other for one, other in zip(given, found, strict=True))
-    assert len(set(found)) > 20  # conversations that begin with the same words are one
+    begun = [row.text.count('{"user"') > 1 for row in rows]
+    named = {one: other for one, other, far in zip(given, found, begun, strict=True) if far}
+    assert all(named[one] == other for one, other, far in zip(given, found, begun, strict=True) if far)
+    assert len(set(named.values())) > 20  # of those that begin with the same two turns one

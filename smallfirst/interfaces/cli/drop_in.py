@@ -161,7 +161,12 @@ def _in_words(found: Discovery) -> list[str]:
         doubts += [f"{task.name}: {line}" for issue in task.issues for line in issue.in_words[:2]]
         doubts += [f"  settle it: smallfirst review {task.folder}"] * bool(task.issues and task.folder)
     table = format_table(rows) if found.tasks else []
-    lines = [*table, *rest, *doubts, *_steps_in_words(found), headline(found)]
+    calls = []
+    for task in found.tasks:
+        if task.calls:
+            by_function = ", ".join(f"{name} {n:,}" for name, n in task.labels.items())
+            calls += [f"{task.name}: {task.calls.in_words}", f"  {by_function}; {task.why}"]
+    lines = [*table, *calls, *rest, *doubts, *_steps_in_words(found), headline(found)]
     if found.problems:
         lines.append(f"not readable: {len(found.problems):,} lines of the log, the first {found.problems[0]}")
     return lines

@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from smallfirst.data.conversations import NO_CALL
 from smallfirst.traffic.task_source import AnswerFormat, FormatCheck, JsonWriting, child_path
 from smallfirst.traffic.wire import ModelAnswer
 
@@ -90,6 +91,19 @@ def _called_format(finished: Sequence[ModelAnswer]) -> FoundFormat | None:
         return None
     found = AnswerFormat(kind="label", calls=True, prefix=arguments)
     return FoundFormat(found, labels, check_format(found, finished))
+
+
+def find_call_format(answers: Sequence[ModelAnswer]) -> FoundFormat:
+    """Return how the calls among an assistant's answers are written; the check counts these alone."""
+    plain = AnswerFormat(kind="call")
+    made = [answer for answer in answers if plain.parse(answer) not in (None, NO_CALL)]
+    calls = [answer.tool_calls[0] for answer in made]
+    try:
+        found = find_writing([call.arguments or "{}" for call in calls], [call.name for call in calls])
+    except ValueError:  # a number that no float holds
+        found = plain.writing
+    answer_format = plain.model_copy(update={"writing": found})
+    return FoundFormat(answer_format, (), check_format(answer_format, made))
 
 
 def _shown(answer: ModelAnswer) -> str:
@@ -194,12 +208,15 @@ _FIRST, _SAMPLE, _KEPT = 10, 300, 3
 _INDENTS = ("", " ", "  ", "   ", "    ", "\t")
 
 
-def find_writing(texts: Sequence[str]) -> JsonWriting:
-    """Return the writing that gives most of these JSON texts back byte for byte. Raise ValueError if one is no JSON."""
-    values = [json.loads(text, parse_float=_Written) for text in texts]
+def find_writing(texts: Sequence[str], paths: Sequence[str] = ()) -> JsonWriting:
+    """Return the writing that gives most of these JSON texts, each at a path, back byte for byte.
+
+    Raise ValueError if one is no JSON.
+    """
+    values, paths = [json.loads(text, parse_float=_Written) for text in texts], paths or [""] * len(texts)
     orders: dict[str, Counter[tuple[str, ...]]] = defaultdict(Counter)
     numbers: dict[str, Counter[int]] = defaultdict(Counter)
-    for path, value in (found for one in values for found in _walk(one, "")):
+    for path, value in (found for one, at in zip(values, paths, strict=True) for found in _walk(one, at)):
         if isinstance(value, dict):
             orders[path][tuple(value)] += 1
         else:
@@ -210,10 +227,10 @@ def find_writing(texts: Sequence[str]) -> JsonWriting:
         # Numbers whose last decimal may be any digit end in 0 one time in ten, where a shortest form drops it.
         decimals={path: n for path, (n, times) in common.items() if n > 0 and times > 0.95 * numbers[path].total()},
     )
-    pairs = list(zip(texts, values, strict=True))
+    pairs = list(zip(texts, values, paths, strict=True))
 
-    def n_exact(writing: JsonWriting, sample: Sequence[tuple[str, Any]]) -> int:
-        return sum(writing.write(value) == text for text, value in sample)
+    def n_exact(writing: JsonWriting, sample: Sequence[tuple[str, Any, str]]) -> int:
+        return sum(writing.write(value, path) == text for text, value, path in sample)
 
     best = sorted(_writings(found), key=lambda one: -n_exact(one, pairs[:_FIRST]))[:_KEPT]
     return max(best, key=lambda one: n_exact(one, pairs[:_SAMPLE]))

@@ -17,6 +17,16 @@ from smallfirst.measuring.data_issues import DataIssue, RecordedRow, find_issues
 from smallfirst.path.report.page import render_page
 from smallfirst.traffic.discovery import draft
 from smallfirst.traffic.discovery.agent_runs import AgentRuns, Step, find_steps
+from smallfirst.traffic.discovery.assistants import (
+    AssistantTask,
+    CallFigures,
+    examples_of,
+    find_assistants,
+    foretell_calls,
+    prompt_of,
+    source_of,
+    write_draft,
+)
 from smallfirst.traffic.discovery.mine import Miner
 from smallfirst.traffic.discovery.outlook import MIN_ROWS, Outlook, PlannedRun, foretell_fields, foretell_labels
 from smallfirst.traffic.discovery.tasks import (
@@ -24,10 +34,10 @@ from smallfirst.traffic.discovery.tasks import (
     MOST_CASES,
     AnswerKind,
     Case,
-    Cases,
     RecurringTask,
     as_text,
     find_tasks,
+    free_name,
     read_cases,
     total_cost_usd,
 )
@@ -87,6 +97,8 @@ class FoundTask(Record):
     issues: tuple[DataIssue, ...] = ()
     """What seems to be wrong with its answers."""
     outlook: Outlook
+    calls: CallFigures | None = None
+    """Of an assistant; its `labels` are functions with numbers of calls."""
     step: Step | None = None
     """What it does in agents' runs; None if it is no step of them."""
     verdict: Verdict
@@ -177,15 +189,20 @@ def discover(
     """Find the tasks in recorded traffic, of which `most` requests are held; with `out` draft a folder for each."""
     read = read_cases(exchanges, most)
     log(f"{len(read.cases):,} of {read.n:,} requests with messages and an answer")
+    assistants = find_assistants(read.cases)
+    taken = {case.id for one in assistants for case in one.cases}
+    others = [case for case in read.cases if case.id not in taken]
     miner = Miner[Case]()
-    for case in read.cases:
+    for case in others:
         miner.add(case, case.at, case.prompt)
     mined = miner.templates()
     log(f"{len(mined):,} recurring prompts")
     tasks = find_tasks(mined)
-    for i, task in enumerate(tasks):
-        task.name = _settled_name(task, out, [one.name for one in tasks[:i]])
-    runs, steps = find_steps(read.cases, tasks) if len(read.cases) == read.n else (None, {})
+    named, every = list[str](), list[RecurringTask | AssistantTask]([*tasks, *assistants])
+    for one in every:
+        one.name = free_name(_settled_name(one, out, named), set(named))
+        named.append(one.name)
+    runs, steps = find_steps(others, tasks) if len(read.cases) == read.n else (None, {})
     timed = [case.at for case in read.cases if case.timed]
     days = (timed[-1] - timed[0]).total_seconds() / 86400 if timed else 0.0
     per_month = month_factor(days) * read.n / max(1, len(read.cases))
@@ -195,6 +212,9 @@ def discover(
         if step := steps.get(task.name):
             step = step.promising(judged.outlook, max_error, judged.n_cases)
         found.append(judged.model_copy(update={"step": step}))
+        log(f"{found[-1].name}: {found[-1].why}")
+    for assistant in assistants:
+        found.append(_judge_assistant(assistant, out, max_error, teacher_of, per_month))
         log(f"{found[-1].name}: {found[-1].why}")
     return Discovery(
         sources=tuple(sources),
@@ -209,14 +229,17 @@ def discover(
         max_error=max_error,
         tasks=tuple(found),
         runs=runs,
-        rest=_rest(read, tasks),
+        rest=_rest(others, tasks),
         problems=tuple(map(str, problems)),
     )
 
 
-def _settled_name(task: RecurringTask, out: Path | None, taken: Sequence[str]) -> str:
+def _settled_name(task: RecurringTask | AssistantTask, out: Path | None, taken: Sequence[str]) -> str:
     """Return the name that an earlier discovery gave to the task, if any."""
-    known = draft.known_name([one.template.template.id for one in task.wordings], out) if out and out.is_dir() else None
+    ids = (
+        [task.assistant.id] if isinstance(task, AssistantTask) else [one.template.template.id for one in task.wordings]
+    )
+    known = draft.known_name(ids, out) if out and out.is_dir() else None
     return known if known and known not in taken else task.name
 
 
@@ -268,6 +291,54 @@ def _judge(
         verdict=verdict,
         why=why,
     )
+
+
+def _judge_assistant(
+    task: AssistantTask, out: Path | None, max_error: float, teacher_of: draft.TeacherOf, per_month: float
+) -> FoundTask:
+    outlook, calls = foretell_calls(task, max_error)
+    figures = task.figures.model_copy(update={"moves": calls})
+    verdict, why = _verdict_of_calls(figures, outlook, max_error)
+    folder = str(out / task.name) if out and verdict != "stays" else ""
+    if out and folder:
+        write_draft(task, source_of(task, outlook, teacher_of), out / task.name, max_error)
+    cost, first, last = total_cost_usd(task.cases), task.cases[0].at, task.cases[-1].at
+    asked = {"n_requests": len(task.cases), "first_at": first, "last_at": last}
+    return FoundTask(
+        name=task.name,
+        kind="functions",
+        folder=folder,
+        n_cases=len(set(task.texts)),
+        requests_per_month=round(len(task.cases) * per_month),
+        cost_usd=cost,
+        usd_per_month=None if cost is None else cost * per_month,
+        models=task.models,
+        answered_by=task.answered_by,
+        wordings=(FoundWording(prompt=prompt_of(task)[:_MOST_CHARACTERS], slots={}, **asked),),
+        labels=dict(task.calls.most_common(_MOST_LABELS)),
+        answer="⟨function⟩(⟨arguments⟩), or text",
+        format_check=task.found.check,
+        repeats=task.repeats,
+        examples=examples_of(task, _EXAMPLES, 400),
+        outlook=outlook,
+        calls=figures,
+        verdict=verdict,
+        why=why,
+        **asked,
+    )
+
+
+def _verdict_of_calls(figures: CallFigures, outlook: Outlook, max_error: float) -> tuple[Verdict, str]:
+    at = figures.moves
+    if at is None:
+        return "unclear", outlook.why
+    limit = f"{max_error:.0%} of the kept calls differing"
+    if at.high < 0.05:
+        right = outlook.agreement
+        shown = f", and {right.value:.0%} of those that a simple model makes are right" if right and right.n else ""
+        return "stays", f"its next act is open: nothing can be kept with at most {limit}{shown}"
+    told = f"{share_in_words(at)} of its calls can move when it is learnt, with at most {limit}"
+    return ("moves", told) if at.low >= 0.01 else ("unclear", f"{told}, or nothing: learn tells, or collect more")
 
 
 def _issues(task: RecurringTask) -> tuple[DataIssue, ...]:
@@ -327,11 +398,11 @@ def share_in_words(at: Estimate) -> str:
     return f"{at.value:.0%} [{at.low:.0%}, {at.high:.0%}]"
 
 
-def _rest(read: Cases, tasks: Sequence[RecurringTask]) -> tuple[Rest, ...]:
+def _rest(cases: Sequence[Case], tasks: Sequence[RecurringTask]) -> tuple[Rest, ...]:
     """Return the requests of no task by what they are, the most frequent first."""
     taken = {case.id for task in tasks for case, _, _ in task.cases}
     by_kind: dict[str, list[Case]] = {}
-    for case in read.cases:
+    for case in cases:
         if case.id not in taken:
             by_kind.setdefault(_kind_of_rest(case), []).append(case)
     found = [Rest(what=what, n_requests=len(cases), cost_usd=total_cost_usd(cases)) for what, cases in by_kind.items()]
@@ -363,7 +434,7 @@ def _answer_in_words(task: RecurringTask) -> str:
         return "no common format"
     if own.calls:
         return f"⟨label⟩({own.prefix})"
-    what = {"label": "⟨label⟩", "json": "⟨JSON⟩", "text": "⟨text⟩"}[own.kind]
+    what = {"label": "⟨label⟩", "json": "⟨JSON⟩"}.get(own.kind, "⟨text⟩")
     text = f"{own.prefix}{what}{own.suffix}"
     shown = f"{own.tool}({text})" if own.tool else text
     others = len({w.found.format.model_dump_json() for w in task.wordings if w.found}) - 1

@@ -7,7 +7,8 @@ import json
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,11 +23,12 @@ from smallfirst.tasks.json.schema import infer_schema
 from smallfirst.traffic.discovery.outlook import Outlook
 from smallfirst.traffic.discovery.tasks import MONTH, Case, RecurringTask, as_text
 from smallfirst.traffic.task_source import TaskSource, Teacher
+from smallfirst.traffic.wire import Json
 
 ROWS, VALIDATION, TEST, SCHEMA = "rows.jsonl", "validation.jsonl", "test.jsonl", "schema.json"
 MANY = 500
 """Different cases from which more of them measure: half learns then, and three fifths of fewer."""
-_CERTIFYING = 0.8
+CERTIFYING = 0.8
 """Share of the validation rows that certifies."""
 _GOES_LIVE = {"classify": ("tuned", ["words", "encoder", "tuned"]), "extract": ("tagger", ["tagger"])}
 """The candidate that goes live and the ladder, by kind: the one that keeps most, since each costs next to nothing."""
@@ -77,7 +79,7 @@ def rows_of(task: RecurringTask) -> list[CaseRow]:
         counts = Counter(given)
         most = max(counts.values())
         usual = next(one for one, said in zip(reversed(asked), reversed(given), strict=True) if counts[said] == most)
-        drawn = min(asked, key=lambda one: _digest(f"{one.case.id}\0{one.case.at.isoformat()}"))
+        drawn = min(asked, key=lambda one: digest(f"{one.case.id}\0{one.case.at.isoformat()}"))
         rows.append(CaseRow(drawn, usual, len(asked)))
     return sorted(rows, key=lambda row: row.drawn.case.at)
 
@@ -139,30 +141,40 @@ def write_draft(
     max_error: float,
 ) -> bool:
     """Write the folder of a task; return False if its task.yaml was changed by hand, which then stays as it is."""
+    parts, kind, written = parts_of(rows), settings["kind"], {**settings}
+    lines = {
+        name: [_as_row(row.usual if name == ROWS else row.drawn, row.n, kind) for row in part]
+        for name, part in parts.items()
+    }
+    if "schema" in settings:
+        written["schema"] = SCHEMA
+    body = _task_yaml(task, written, sorted(parts), max_error)
+    return write_folder(folder, source, lines, body, {SCHEMA: settings["schema"]} if "schema" in settings else {})
+
+
+def write_folder(
+    folder: Path, source: TaskSource, parts: Mapping[str, Sequence[Json]], body: str, beside: Mapping[str, Any]
+) -> bool:
+    """Write source, rows by file, the body of task.yaml and JSON files beside it; return False as `write_draft`."""
     folder.mkdir(parents=True, exist_ok=True)
     source.save(folder / "source.json")
-    parts = parts_of(rows)
-    for name, part in parts.items():
-        asked = [(row.usual if name == ROWS else row.drawn, row.n) for row in part]
-        lines = [json.dumps(_as_row(one, n, settings["kind"]), ensure_ascii=False) for one, n in asked]
-        write_atomically(folder / name, ("\n".join(lines) + "\n").encode())
+    for name, rows in parts.items():
+        write_atomically(folder / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
     for name in {VALIDATION, TEST} - parts.keys():
         (folder / name).unlink(missing_ok=True)
-    written = {**settings}
-    if "schema" in settings:
-        write_atomically(folder / SCHEMA, json.dumps(settings["schema"], indent=2, ensure_ascii=False).encode())
-        written["schema"] = SCHEMA
+    for name, value in beside.items():
+        write_atomically(folder / name, json.dumps(value, indent=2, ensure_ascii=False).encode())
     path = folder / "task.yaml"
     if path.exists() and not _is_ours(path.read_text(encoding="utf-8")):
         return False
-    write_atomically(path, _task_yaml(task, written, sorted(parts), max_error).encode())
+    write_atomically(path, f"{_MARK}{digest(body)}: a changed file is kept by the next discover.\n\n{body}".encode())
     return True
 
 
 def n_certifying(n_rows: int) -> int:
     """Return how many of so many rows certify in a run on the draft."""
     ends = _ends(n_rows)
-    return max(1, round(_CERTIFYING * (ends[VALIDATION] - ends[ROWS])))
+    return max(1, round(CERTIFYING * (ends[VALIDATION] - ends[ROWS])))
 
 
 def n_training(n_rows: int) -> int:
@@ -171,13 +183,14 @@ def n_training(n_rows: int) -> int:
 
 
 def known_name(templates: Sequence[str], out: Path) -> str | None:
-    """Return the name of the task in `out` that has one of these templates, by id; None if there is none."""
+    """Return the name of the task in `out` that has one of these templates or assistants, by id; None without one."""
     for path in sorted(out.glob("*/source.json")):
         try:
             known = TaskSource.load(path)
         except ConfigError:
             continue
-        if set(templates) & {one.template.id for one in known.templates}:
+        ids = {one.template.id for one in known.templates} | ({known.assistant.id} if known.assistant else set())
+        if set(templates) & ids:
             return path.parent.name
     return None
 
@@ -188,7 +201,7 @@ def parts_of(rows: Sequence[CaseRow]) -> dict[str, list[CaseRow]]:
     Rows too few for three parts are all to learn from.
     """
     ends = _ends(len(rows))
-    order = sorted(range(len(rows)), key=lambda i: _digest(fold_text(rows[i].drawn.text)))
+    order = sorted(range(len(rows)), key=lambda i: digest(fold_text(rows[i].drawn.text)))
     place = {i: place for place, i in enumerate(order)}
     parts: dict[str, list[CaseRow]] = {name: [] for name in ends}
     for i, row in enumerate(rows):
@@ -203,10 +216,15 @@ def _ends(n_rows: int) -> dict[str, int]:
 
 
 def _as_row(asked: Asking, n: int, kind: str) -> dict[str, Any]:
-    case = asked.case
     names = {"classify": ("text", "label"), "extract": ("text", "target"), "answer": ("question", "answer")}[kind]
     if isinstance(asked.value, list):
         names = ("text", "labels")
+    facts = facts_of(asked.case, n=n)
+    return {names[0]: asked.text, names[1]: asked.value, **facts}
+
+
+def facts_of(case: Case, **more: Any) -> Json:
+    """Return the columns of a row that say who answered it, when, and what that cost."""
     measured = {
         "cost_usd": case.cost_usd,
         "latency_ms": case.latency_ms,
@@ -221,11 +239,10 @@ def _as_row(asked: Asking, n: int, kind: str) -> dict[str, Any]:
         **({"tenant": case.tenant} if case.tenant else {}),
     }
     known = {name: value for name, value in measured.items() if value is not None}
-    return {names[0]: asked.text, names[1]: asked.value, **origin, "n": n, **known}
+    return {**origin, **more, **known}
 
 
 def _task_yaml(task: RecurringTask, settings: dict[str, Any], files: Sequence[str], max_error: float) -> str:
-    days = max(1.0, (task.last_at - task.first_at).total_seconds() / 86400)
     names = {ROWS: "train", VALIDATION: "validation", TEST: "test"}
     live = None if settings.get("multiple") else _GOES_LIVE.get(settings["kind"])
     small = {"small": live[0]} if live else {}
@@ -237,29 +254,45 @@ def _task_yaml(task: RecurringTask, settings: dict[str, Any], files: Sequence[st
         **({"ladder": live[1]} if live else {}),
         "data": {names[name]: name for name in (ROWS, VALIDATION, TEST) if name in files},
         "routing": {"labels": "large", "guarantee": {"max_error": max_error, "unit": "text"}, **small},
-        "requests_per_month": max(1, round(len(task.cases) * MONTH.days / days)),
+        "requests_per_month": a_month(len(task.cases), task.first_at, task.last_at),
     }
     body = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110)
     model = task.models[0] if task.models else ""
-    body += (
-        f"\n# Right is what {task.most_frequent('answered_by') or 'the large model'} answered, asked for as "
+    return body + whose_answers(task.most_frequent("answered_by"), model)
+
+
+def a_month(n_requests: int, first: datetime, last: datetime) -> int:
+    """Return how many requests a month so many in this time are."""
+    days = max(1.0, (last - first).total_seconds() / 86400)
+    return max(1, round(n_requests * MONTH.days / days))
+
+
+def whose_answers(answered_by: str, model: str) -> str:
+    """Return the note of a task.yaml that says whose answers are right."""
+    return (
+        f"\n# Right is what {answered_by or 'the large model'} answered, asked for as "
         f"{model or 'an unnamed model'}: `learn` promises\n# agreement with it, and accuracy once corrections.jsonl "
         "beside this file holds people's answers.\n"
     )
-    return f"{_MARK}{_digest(body)}: a changed file is kept by the next discover.\n\n{body}"
 
 
 def _about(task: RecurringTask) -> str:
     """Return the instruction of the largest wording on one line, slots as "…"."""
     turns = task.largest.template.template.turns
     text = " ".join("…".join(turn.pieces) for turn in turns if turn.role != "assistant")
+    return shortened(text)
+
+
+def shortened(text: str) -> str:
+    """Return an instruction on one line, as task.yaml shows it."""
     return textwrap.shorten(text, _MOST_ABOUT, placeholder=" …")
 
 
-def _digest(body: str) -> str:
+def digest(body: str) -> str:
+    """Return 12 hex digits of a text."""
     return hashlib.sha256(body.encode()).hexdigest()[:12]
 
 
 def _is_ours(text: str) -> bool:
     found = re.match(rf"{re.escape(_MARK)}([0-9a-f]{{12}}): .*\n\n", text)
-    return found is not None and found[1] == _digest(text[found.end() :])
+    return found is not None and found[1] == digest(text[found.end() :])

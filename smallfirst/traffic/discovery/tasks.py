@@ -15,7 +15,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from smallfirst.base.stats.intervals import Estimate, wilson
+from smallfirst.data.conversations import to_text
 from smallfirst.path.project.task_file import NAME_PATTERN
+from smallfirst.traffic.assistant import Assistant, read_request
 from smallfirst.traffic.discovery.answer_formats import FoundFormat, find_format
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.questions import ROUTE, read_decision
@@ -48,9 +50,13 @@ class Case(NamedTuple):
     """As in `Exchange`."""
     step: str
     tenant: str = ""
+    assistant: Assistant | None = None
+    """Whose functions it may call; None where it has none, or where the conversation is not understood."""
+    lines: tuple[str, ...] = ()
+    """The conversation with it, as `conversations.to_text` writes it."""
 
 
-_FACTS = tuple(name for name in Case._fields if name not in ("prompt", "answer", "answered_by"))
+_FACTS = tuple(name for name in Case._fields if name in Exchange.model_fields and name != "answered_by")
 
 
 class Cases(NamedTuple):
@@ -118,7 +124,8 @@ def _shared(case: Case) -> Case:
             turns=tuple(turn._replace(text=sys.intern(turn.text)) for turn in prompt.turns),
             tools=sys.intern(prompt.tools),
             response_format=sys.intern(prompt.response_format),
-        )
+        ),
+        lines=tuple(map(sys.intern, case.lines)),
     )
 
 
@@ -134,13 +141,22 @@ def _case(exchange: Exchange) -> Case | str:
     if sum(len(turn.text) for turn in prompt.turns) > _MOST_CHARACTERS:
         return f"longer than {_MOST_CHARACTERS:,} characters"
     facts = {name: getattr(exchange, name) for name in _FACTS}
-    return Case(prompt=prompt, answer=answer, answered_by=exchange.answered_by or exchange.model, **facts)
+    asked = read_request(exchange.route, exchange.request) if prompt.tools else None
+    return Case(
+        prompt=prompt,
+        answer=answer,
+        answered_by=exchange.answered_by or exchange.model,
+        assistant=asked.assistant if asked else None,
+        lines=tuple(to_text(asked.turns).split("\n")) if asked else (),
+        **facts,
+    )
 
 
 # Wordings
 
-AnswerKind = Literal["labels", "label lists", "fields", "short answers", "open text", "mixed"]
-"""What answers are: one of a few labels, a list of some, a JSON object, a few words, text, or no one thing."""
+AnswerKind = Literal["labels", "label lists", "fields", "short answers", "functions", "open text", "mixed"]
+"""What answers are: one of a few labels, a list of some, a JSON object, a few words, an assistant's calls of functions
+and text between them, text, or no one thing."""
 
 SHORT_CHARACTERS = 60
 """Median length up to which answers are short."""
@@ -451,7 +467,7 @@ def find_tasks(mined: Mapping[Template, Sequence[Case]]) -> list[RecurringTask]:
     for group in groups:
         if sum(len(wording.cases) for wording in group) < MIN_REQUESTS:
             continue
-        name = _free_name(task_name_of(max(group, key=lambda wording: len(wording.cases))), taken)
+        name = free_name(task_name_of(max(group, key=lambda wording: len(wording.cases))), taken)
         taken.add(name)
         tasks.append(RecurringTask(name, group))
     return tasks
@@ -461,14 +477,14 @@ def task_name_of(wording: Wording) -> str:
     """Return a name for a task: that of its step, the function that answers call, or the instruction's first words."""
     step, n = Counter(case.step for case in wording.cases).most_common(1)[0]
     if step and n >= _NAMED * len(wording.cases):
-        return _as_name(step)
+        return as_name(step)
     if wording.found and wording.found.format.tool:
-        return _as_name(wording.found.format.tool)
+        return as_name(wording.found.format.tool)
     labels = frozenset(word for label in wording.domain for word in re.findall(r"[a-z]+", label.casefold()))
     text = " ".join(piece for turn in wording.template.template.turns for piece in turn.pieces)
     words = [word for word in re.findall(r"[a-z]{2,}", text.casefold()) if word not in _STOPWORDS]
     telling = list(dict.fromkeys(word for word in words if word not in labels)) or list(dict.fromkeys(words))
-    return _as_name("-".join(telling[:_NAME_WORDS]))
+    return as_name("-".join(telling[:_NAME_WORDS]))
 
 
 def total_cost_usd(cases: Sequence[Case]) -> float | None:
@@ -477,12 +493,14 @@ def total_cost_usd(cases: Sequence[Case]) -> float | None:
     return sum(known) / len(known) * len(cases) if known else None
 
 
-def _as_name(words: str) -> str:
+def as_name(words: str) -> str:
+    """Return words as the name of a task."""
     name = re.sub(r"[^a-z0-9]+", "-", words.casefold()).strip("-")[:48].strip("-")
     return name if re.match(NAME_PATTERN, name) else "task"
 
 
-def _free_name(name: str, taken: set[str]) -> str:
+def free_name(name: str, taken: set[str]) -> str:
+    """Return a name that is not taken: this one, or with a number."""
     if name not in taken:
         return name
     return next(other for n in range(2, len(taken) + 3) if (other := f"{name}-{n}") not in taken)

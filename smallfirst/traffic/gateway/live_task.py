@@ -19,6 +19,7 @@ from time import perf_counter
 from typing import NamedTuple
 
 from smallfirst.base.errors import ModelError
+from smallfirst.data.redaction import redact_body
 from smallfirst.deployment.second_look import SecondLook
 from smallfirst.deployment.task_deployment import DeployedVersion, TargetVersions, TaskDeployment
 from smallfirst.ledger.ledger import AlreadyRecorded, Ledger, LedgerUnavailable
@@ -175,8 +176,14 @@ class LiveTask:
         counts = as_learnt and self.taken.state != "stepped back" and self.upstream.reads(ruling.asked, response)
         self._note(ruling, completion.model_copy(update={"route": route}), in_shadow=counts)
 
-    def missed(self, tenant: str) -> None:
-        """Note that the upstream has answered a request that resembles the task's wording and does not follow it."""
+    def missed(self, tenant: str, changed: str = "") -> None:
+        """Note that the upstream has answered a request that resembles the task's wording and does not follow it.
+
+        `changed` says what of an assistant's functions has changed, which leads back at once.
+        """
+        if changed:
+            self._evidence(tenant, "prompt", f"the application's functions have changed: {changed}")
+            return
         self._evidence(tenant, "prompt", self._watches.of(tenant).missed())
 
     async def aclose(self) -> None:
@@ -186,7 +193,8 @@ class LiveTask:
 
     def _followed(self, asked: TaskRequest) -> str:
         """Note an answered request that follows the task's wording; return how that has grown, or nothing."""
-        grown = self._watches.of(asked.tenant).followed(asked.text)
+        case = "" if self.source.assistant else asked.text  # all conversations begin with the same instructions
+        grown = self._watches.of(asked.tenant).followed(case)
         self._evidence(asked.tenant, "prompt", grown)
         return grown
 
@@ -361,7 +369,8 @@ class Upstream(CallableModel):
 
     def read(self, asked: TaskRequest, response: Json | None, *, latency_ms: float = 0.0) -> Completion | None:
         """Return the answer in a response, in the task's form where it has the known format; None without one."""
-        answer = read_answer(asked.path, response or {})
+        # An assistant's is redacted as its conversation was, whose values stand in calls.
+        answer = read_answer(asked.path, (redact_body(response) if self.source.assistant else response) or {})
         if answer is None or response is None:
             return None
         named = str(response.get("model") or self.name)

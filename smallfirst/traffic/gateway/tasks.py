@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import pydantic
 from pydantic import Field
 
+from smallfirst.data.conversations import to_text
 from smallfirst.data.redaction import redact_body
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.models.pricing import PriceBook
 from smallfirst.serving.wire import has_text, raw_headers, system_fingerprint
+from smallfirst.traffic.assistant import read_request
 from smallfirst.traffic.gateway.access import Credentials, read_head
+from smallfirst.traffic.gateway.assistants import CONVERSATION, AssistantIndex, why_continued, why_not_these
 from smallfirst.traffic.gateway.http import (
     BackgroundTasks,
     GatewayRequest,
@@ -55,6 +58,8 @@ class _Missed(NamedTuple):
 
     task: LiveTask
     tenant: str
+    changed: str = ""
+    """How an assistant's functions have changed."""
 
 
 class TakenOverTasks:
@@ -100,31 +105,43 @@ class TakenOverTasks:
         prompt = read_prompt(path, raw)
         if prompt is None:
             return None
-        body = raw
-        if self._matcher.may_find(prompt):
-            body = redact_body(raw)
-            prompt = read_prompt(path, body) or prompt
-        found = self._matcher.find(prompt)
-        near = None if found else self._matcher.near(prompt)
-        target = upstreams.own_target(request, prompt.model) if found or near else None
-        if target is None:
+        found = self._looked_up(request, raw, prompt)
+        target = upstreams.own_target(request, prompt.model) if found else None
+        if found is None or target is None:
             return None
-        if found is None:
-            request.watched = _Missed(self.tasks[near or ""], request.tenant)
+        if isinstance(found, _Missed):
+            request.watched = found
             return None
-        task = self.tasks[found.task]
-        closed = found.answer_format.kind == "label"
-        if why_not(route, raw, closed=closed) or (not closed and body != raw) or not has_text(found.text):
-            return None  # a redacted value must not stand in an answer, and of an empty case nothing is known
+        task, kind = self.tasks[found.task], found.answer_format.kind
+        if why_not(route, raw, kind=kind) or not has_text(found.text):
+            return None  # of an empty case nothing is known
         again, may_ask = _asking_again(request, upstreams), upstreams.accepts(request, target, prompt.model)
         asked = TaskRequest(
             request.id, path, raw, found.text, again, found.answer_format, request.tenant, may_ask=may_ask
         )
         ruling = await task.rule(asked)
-        if ruling.small is None or ruling.answer is None or why_not_this(raw, ruling.answer):
+        if ruling.small is None or ruling.answer is None or why_not_this(raw, ruling.answer, kind=kind):
             request.watched = ruling
             return None
         return await _reply(route, ruling._replace(asked=asked._replace(id=new_id(route))))
+
+    def _looked_up(self, request: GatewayRequest, raw: Json, prompt: Prompt) -> Match | _Missed | None:
+        """Return the task of a request with its case, empty if it cannot be told, or the task that it resembles."""
+        matcher, assistants = self._matcher, self._matcher.assistants
+        asked = read_request(request.path, redact_body(raw)) if assistants and raw.get("tools") else None
+        if asked and assistants and (found := assistants.find(asked, prompt.model)):
+            task = self.tasks[found.task]
+            if found.changed is not None:
+                return _Missed(task, request.tenant, found.changed)
+            return Match(found.task, to_text(asked.turns), task.source.answer_format)
+        body = raw
+        if matcher.may_find(prompt):
+            body = redact_body(raw)
+            prompt = read_prompt(request.path, body) or prompt
+        if match := matcher.find(prompt):  # a redacted value must not stand in an answer that is written
+            return match if body == raw or match.answer_format.kind == "label" else match._replace(text="")
+        near = matcher.near(prompt)
+        return _Missed(self.tasks[near], request.tenant) if near else None
 
     def find(self, prompt: Prompt) -> tuple[LiveTask, Match] | None:
         """Return the task that a prompt follows, and the case that it asks about."""
@@ -137,7 +154,7 @@ class TakenOverTasks:
         if ruling is None or not 200 <= answer.status < 300:
             return  # a request that was refused is no evidence of anything
         if isinstance(ruling, _Missed):
-            ruling.task.missed(ruling.tenant)
+            ruling.task.missed(ruling.tenant, ruling.changed)
             return
         response = read_response(answer.headers, answer.body)
         if response is None:
@@ -328,12 +345,16 @@ _BYTES_PER_TOKEN = 3
 """Fewest bytes of an answer that a token is taken to cover."""
 
 
-def why_not(route: str, body: Json, *, closed: bool = False) -> str:
+def why_not(route: str, body: Json, *, kind: str = "text") -> str:
     """Return why no answer of one's own can stand for the upstream's, in a clause; empty if one can.
 
-    `closed`: it is one of the task's labels, which is chosen and not written, whatever settings of sampling there are.
+    `kind` is the answer format's: a label is chosen and not written, whatever settings of sampling there are; of a call
+    the conversation is known to be understood.
     """
-    given = {name: value for name, value in body.items() if value is not None}
+    if kind == "call" and (why := why_continued(route, body)):
+        return why
+    checked = CONVERSATION if kind == "call" else ()
+    given = {name: value for name, value in body.items() if value is not None and name not in checked}
     try:
         _SHAPES[route].model_validate(given)
     except pydantic.ValidationError as error:
@@ -341,13 +362,15 @@ def why_not(route: str, body: Json, *, closed: bool = False) -> str:
         name = str(first["loc"][0])
         return f"it sets {name}" if first["type"] == "extra_forbidden" else f"it asks for {name}: {body.get(name)}"
     more = next((name for name, most in _MOST.items() if given.get(name, most) > most), None)
-    return "" if more is None or (closed and more in _SAMPLING) else f"it asks for {more}: {given[more]}"
+    return "" if more is None or (kind == "label" and more in _SAMPLING) else f"it asks for {more}: {given[more]}"
 
 
-def why_not_this(body: Json, answer: ModelAnswer) -> str:
+def why_not_this(body: Json, answer: ModelAnswer, *, kind: str = "text") -> str:
     """Return why `answer` cannot stand for the upstream's to an understood request, in a clause; empty if it can."""
     called = [call.name for call in answer.tool_calls]
     if wrong := _wrong_tools(body.get("tool_choice"), called):
+        return wrong
+    if kind == "call" and (wrong := why_not_these(body, answer.tool_calls)):
         return wrong
     written = answer.text + "".join(call.arguments for call in answer.tool_calls)
     stop = body.get("stop") or body.get("stop_sequences") or ()
@@ -365,6 +388,10 @@ def _wrong_tools(choice: Any, called: Sequence[str]) -> str:
     kind = choice.get("type") if isinstance(choice, dict) else choice
     if kind == "none":
         return "it forbids tools, and the answer calls one" if called else ""
+    if kind == "allowed_tools" and called:
+        own = choice.get("allowed_tools") or choice
+        allowed = [(one.get("function") or one).get("name") for one in own.get("tools") or ()]
+        return "" if called[0] in allowed else f"it does not allow {called[0]}"
     if kind in (None, "auto", "allowed_tools"):
         return ""
     named = (choice.get("function") or choice).get("name") if isinstance(choice, dict) else None
@@ -405,6 +432,8 @@ class TaskMatcher:
     """An index of the wordings of several tasks. A lookup does not depend on their number."""
 
     def __init__(self, sources: Mapping[str, TaskSource]) -> None:
+        learnt = any(source.assistant for source in sources.values())
+        self.assistants = AssistantIndex(sources) if learnt else None
         self._by_prefix: dict[tuple[str, ...], dict[str, list[_Wording]]] = defaultdict(lambda: defaultdict(list))
         self._beginnings: dict[tuple[str, ...], set[str]] = defaultdict(set)
         self._words: list[tuple[frozenset[str], str, tuple[str, ...]]] = []

@@ -336,7 +336,7 @@ ASKED_CHAT = {"model": "m", "messages": [], "temperature": 0, "stream": True, "s
     ({"messages": [{"role": "user", "content": "a", "audio": {"id": "b"}}]}, "it sets messages"),
 ])  # fmt: skip
 def test_a_setting_that_asks_for_more_passes_the_request_on(changes: dict[str, Any], why: str) -> None:
-    assert why_not("chat/completions", ASKED_CHAT | changes, closed=True) == why
+    assert why_not("chat/completions", ASKED_CHAT | changes, kind="label") == why
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_an_answer_that_breaks_a_limit_is_not_given(changes: dict[str, Any], why
 def test_an_answer_that_is_written_is_the_upstreams_where_a_less_likely_one_is_wanted(setting: dict[str, Any]) -> None:
     (name, value), usual = *setting.items(), {"temperature": 0.7, "top_p": 0.9, "presence_penalty": 0, "seed": 4}
     assert why_not("chat/completions", ASKED_CHAT | setting) == f"it asks for {name}: {value}"
-    assert why_not("chat/completions", ASKED_CHAT | setting, closed=True) == ""
+    assert why_not("chat/completions", ASKED_CHAT | setting, kind="label") == ""
     assert why_not("chat/completions", ASKED_CHAT | usual) == ""
 
 
