@@ -255,7 +255,8 @@ class _Search:
         fewer = after if len(after) <= len(before) else before
         self.answers = [_renamed(answer, names) for answer in self.answers]
         since = self.rows[day].at
-        what = f"{len(names)} {'labels' if self.kind is str else 'names'} have others since {since:%Y-%m-%d}"
+        noun, more = "label" if self.kind is str else "name", len(names) > 1
+        what = f"{len(names)} {noun}{'s have others' if more else ' has another'} since {since:%Y-%m-%d}"
         found = self._issue("versions", what, fewer, names={old: new for new, old in names.items()}, since=since)
         self.settled[fewer] = False  # under one name they are as good as others
         yield found
