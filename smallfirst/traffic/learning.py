@@ -75,6 +75,8 @@ class Learnt(Record):
     """Texts in shadow after which the certificate is looked for once more."""
     share: float
     """Share of the test rows that stayed small."""
+    counted: str = "rows"
+    """What of the test rows that share is of."""
     differ: Estimate | None = None
     """Share of the kept test requests whose answer differs, each text weighing as many as asked it; None without."""
     limit: float = 1.0
@@ -86,7 +88,7 @@ class Learnt(Record):
         of = f", {self.n_corrections} of them corrected by people" if self.n_corrections else ""
         of += f", and from {self.n_marked:,} that judges marked as it was served" if self.n_marked else ""
         look = f"the second look comes by itself, after {self.second_look_after or 0:,} texts there"
-        stays = f"{self.share:.0%} of the test rows stay small" if self.promise else "nothing stays small yet"
+        stays = f"{self.share:.0%} of the test {self.counted} stay small" if self.promise else "nothing stays small yet"
         return (
             f"{self.task}: learnt from {self.n_rows:,} recorded answers{of}",
             f"promise: {self.promise or f'none yet: {self.why}'}",
@@ -158,6 +160,7 @@ def learn(
         why="" if certificate.issued else certificate.report.why,
         second_look_after=read_task_file(place).routing.second_look_after,
         share=routed.share if routed and certificate.issued else 0.0,
+        counted="calls" if summary.outcome and summary.outcome.counted == "calls" else "rows",
         differ=differ,
         limit=limit,
         report=summary.report,
