@@ -252,6 +252,8 @@ class Router(CallableModel):
             f"the large model did not answer ({what}), so the small model's draft is used",
             decision.route.trail,
         )
+        if self.functions is not None and not isinstance(error, NotRecorded):
+            raise error  # nobody vouches for a call, and what it does may not be undone
         if decision.draft is not None:
             stage = next(s.stage for s in reversed(trail) if s.decision == "passed on" and s.model)
             route = decision.route.model_copy(update={"stage": stage, "why": why, "trail": (*trail, failed)})

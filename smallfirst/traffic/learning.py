@@ -146,9 +146,7 @@ def learn(
     if certificate.issued:
         promise = _promise(certificate, accuracy=accuracy, chosen=chosen)
         limit = certificate.guarantee.max_error or 1.0
-        answered = RunFolder(Path(summary.report).parent).evaluation("routed", "test")
-        asked = {row.key: int(row.values.get("n", 1)) for row in rows}
-        differ = requests_that_differ(answered.rows, asked) if answered else None
+        differ = _measured_by_requests(summary, rows)
     learnt = Learnt(
         task=source.name,
         n_rows=len(rows),
@@ -259,6 +257,12 @@ def _version(summary: RunSummary) -> int:
     assert found is not None
     assert found.version is not None
     return found.version
+
+
+def _measured_by_requests(summary: RunSummary, rows: Sequence[_LearntRow]) -> Estimate | None:
+    routed = RunFolder(Path(summary.report).parent).evaluation("routed", "test")
+    asked = {row.key: int(row.values.get("n", 1)) for row in rows}
+    return requests_that_differ(routed.rows, asked) if routed else None
 
 
 def requests_that_differ(routed: Sequence[EvaluatedRow], asked: Mapping[str, int]) -> Estimate | None:

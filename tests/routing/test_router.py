@@ -46,6 +46,7 @@ class Echo:
         self.name, self.confidence, self.error = name, confidence, error
         self.cost_usd, self.latency_ms = cost_usd, latency_ms
         self.events = events if events is not None else []
+        self.functions: tuple[dict[str, Any], ...] | None = None
 
     async def complete(self, request: Request) -> Completion:
         self.events.append(self.name)
@@ -176,6 +177,16 @@ def test_an_uncertain_draft_is_used_uncertified_where_nobody_is_better(
     assert (answer.answered_by, answer.cost_usd) == ("small", 0.001)
     assert ([chunk.text for chunk in chunks], chunks[-1].completion) == ([answer.text, ""], answer)
     assert route(answer) == {"stage": "small", "why": why, "certified": False, "threshold": 0.8, "confidence": 0.3}
+
+
+def test_a_call_that_nothing_covers_is_not_made_because_the_large_model_is_down() -> None:
+    small = Echo("small", confidence=0.3)
+    small.functions = ({"name": "OrderTea"},)
+    router = Router(small, Echo("large", error=Unavailable("no route", hint="wait")), certificate(0.8))
+    with pytest.raises(Unavailable, match="no route"):
+        ask(router)
+    with pytest.raises(Unavailable, match="no route"):
+        streamed(router, "order a box")
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["whole", "stream"])

@@ -148,6 +148,11 @@ def guess(source: Source, chosen: Mapping[str, str], where: str) -> Guess:
     unused = [Problem(row.path, row.line, row.values) for row in source.rows if isinstance(row.values, str)]
     if not good:
         raise DataError(f"{where}: {'no row can be read' if unused else 'there are no rows, at most a header'}", unused)
+    if chosen.get("kind", "call") == "call" and _call_functions(good):
+        raise ConfigError(
+            f"{where}: conversations with functions, which are a task of kind call and need no other columns",
+            hint="smallfirst init FOLDER --kind call   then name the rows as data.train; --kind chat   reads its texts",
+        )
     importer = _importer_of(good)
     converted = importer.convert(good) if importer else None
     if importer and converted and not converted.table.rows:
@@ -199,6 +204,12 @@ def _importer_of(rows: Sequence[RawRow]) -> Importer | None:
         if sum(importer.recognizes(values) for values in head) > len(head) / 2:
             return importer
     return None
+
+
+def _call_functions(rows: Sequence[RawRow]) -> bool:
+    """Return True if most of the first rows have `tools` beside `messages`."""
+    head = [row.values for row in rows[:_LOOKED_AT] if isinstance(row.values, dict)]
+    return sum(isinstance(one.get("messages"), list) and bool(one.get("tools")) for one in head) > len(head) / 2
 
 
 def _others(readings: Sequence[RowReading]) -> tuple[str, ...]:

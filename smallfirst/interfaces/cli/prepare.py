@@ -53,7 +53,9 @@ def demo(folder: Path, as_json: bool) -> None:
 @verb("smallfirst init tickets --from tickets.csv", "smallfirst init invoices --kind extract")
 @click.argument("folder", type=PATH, default=".")
 @click.option("--from", "source", metavar="ROWS", help="File, folder or address of rows of any shape.")
-@click.option("--kind", help="Task kind: classify, extract, answer, chat. [default: classify; with --from what it is]")
+@click.option(
+    "--kind", help="Task kind: classify, extract, answer, chat, call. [default: classify; with --from what it is]"
+)
 @click.option(
     "--good-enough",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),

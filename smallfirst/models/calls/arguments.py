@@ -267,9 +267,10 @@ class _SaidWords:
     def __init__(self, state: State) -> None:
         user = [text.lower() for role, text, _ in state.texts if role == "user"][-4:]
         split = [_WORD.findall(text) for text in user]
-        self.user = {w for words in split for w in words} | {f"{a} {b}" for ws in split for a, b in pairwise(ws)}
+        said = [*(w for words in split for w in words), *(f"{a} {b}" for ws in split for a, b in pairwise(ws))]
+        self.user = list(dict.fromkeys(said))  # lists: the order of a set differs from process to process
         last = next((text for role, text, _ in reversed(state.texts) if role == "assistant"), "")
-        self.assistant = set(_WORD.findall(last.lower()))
+        self.assistant = list(dict.fromkeys(_WORD.findall(last.lower())))
         self._texts = state.texts
 
     def topic(self, pattern: re.Pattern[str], role: str) -> float:
@@ -317,7 +318,7 @@ class _Context:
             "call": math.log(min((m.age for m in mentions if m.source == "call"), default=FAR)),
             f"role {recent.role}": 1.0,
         }
-        for source in {m.source for m in mentions}:
+        for source in dict.fromkeys(m.source for m in mentions):
             found[f"source {source}"] = 1.0
         only = {m.source for m in mentions} <= {"phrase", "span"}
         for mention in sorted(mentions, key=lambda m: m.age)[:3]:

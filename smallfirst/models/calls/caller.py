@@ -124,7 +124,7 @@ def _act_texts(state: State, arguments: Sequence[Argument]) -> tuple[str, str, s
         f"n_{min(len(calls), 5)}",
         f"turn_{min(len(state.turns), 24) // 2}",
     ]
-    marks += [f"had_{name}" for name in set(calls)] + [f"empty_{one}" for one in empty[-1:]]
+    marks += [f"had_{name}" for name in sorted(set(calls))] + [f"empty_{one}" for one in empty[-1:]]
     since = next((age for role, _, age in reversed(state.texts) if role == "assistant"), 0)
     return (
         (user or [""])[-1],

@@ -359,6 +359,17 @@ class TaskFile(Record):
         return self
 
     @pydantic.model_validator(mode="after")
+    def _what_is_promised_is_kept(self) -> TaskFile:
+        guarantee = self.routing.guarantee
+        if guarantee.most_of_group:
+            raise ValueError("routing.guarantee.most_of_group: a run sets it, to what its model does; leave it out")
+        other = not guarantee.limits_errors_alone or guarantee.per_group or guarantee.max_foreign_share
+        if self.may_have_no_answer and (other or self.routing.ahead):
+            where = "guarantee" if other else "ahead"
+            raise ValueError(f"routing.{where}: kind {self.kind} promises max_error alone, of one model; leave it out")
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _out_of_scope_is_no_label(self) -> TaskFile:
         label, own = self.data.out_of_scope_label, {self.settings.get("other"), *self.settings.get("labels", ())}
         if label is not None and label in own:

@@ -137,7 +137,9 @@ def _rows_missing(
     """
     if set(guarantee.limits) != {"error"} or guarantee.per_group or data.foreign_share:
         return None
-    if data.place is not None and data.unit is not None:  # one call of each conversation, then as many calls as it has
+    if (
+        data.place is not None and data.unit is not None and data.n
+    ):  # one call of each conversation, then as many calls as it has
         drawn = data.take(one_row_a_unit(unit_numbers(data.unit.tolist())))
         alone = replace(drawn, place=None, unit=None)
         found = _rows_missing(alone, guarantee, refused_at, share=share, again=again)

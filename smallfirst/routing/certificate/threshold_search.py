@@ -409,6 +409,8 @@ def search_groups(data: CalibrationSet, limit: float, level: float) -> KeptOfGro
     """
     assert data.unit is not None
     assert data.place is not None
+    if not data.n:
+        return KeptOfGroups(NEVER_ACCEPT, 1.0, np.zeros(0, dtype=bool))
     confidence, wrong, unit = data.confidence[-1], ~data.right[-1], unit_numbers(data.unit.tolist())
     order = np.lexsort((data.place, unit))
     first = np.searchsorted(unit[order], np.arange(unit.max(initial=-1) + 1))

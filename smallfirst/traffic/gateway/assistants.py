@@ -8,10 +8,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jsonschema import Draft202012Validator, ValidationError  # type: ignore[import-untyped]
-from referencing import Registry
-from referencing.exceptions import Unresolvable
-
 from smallfirst.data.redaction import KINDS
 from smallfirst.traffic.assistant import AssistantRequest, functions_of
 from smallfirst.traffic.task_source import TaskSource
@@ -73,6 +69,10 @@ def why_not_these(body: Json, calls: Sequence[ToolCall]) -> str:
 
 
 def _wrong_arguments(schema: str, arguments: str) -> str:
+    # Imported here: a proxy without assistants starts without them.
+    from jsonschema import ValidationError  # type: ignore[import-untyped]
+    from referencing.exceptions import Unresolvable
+
     try:
         _validator(schema).validate(json.loads(arguments))
     except (ValidationError, Unresolvable) as error:
@@ -82,4 +82,7 @@ def _wrong_arguments(schema: str, arguments: str) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _validator(schema: str) -> Any:
+    from jsonschema import Draft202012Validator
+    from referencing import Registry
+
     return Draft202012Validator(json.loads(schema), registry=Registry())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.assistants import assistant_rows
 
 from smallfirst.base.errors import ConfigError, DataError
 from smallfirst.data.importers.recognize import Guess, guess, read_source
@@ -137,6 +138,15 @@ def test_a_chat_file_whose_answers_are_few_is_a_classification_and_its_system_pr
     assert found.kind == "classify"
     assert found.rows[1] == {"text": TEXTS[1], "label": "refund"}
     assert found.converted.about == SYSTEM
+
+
+def test_conversations_with_functions_are_told_to_be_calls_and_not_read_as_texts_alone(write: Write) -> None:
+    source = read_source(str(write("calls.jsonl", assistant_rows(30))))
+    for chosen in ({}, {"kind": "call"}):
+        with pytest.raises(ConfigError, match="a task of kind call") as error:
+            guess(source, chosen, "calls.jsonl")
+        assert "smallfirst init FOLDER --kind call" in str(error.value.hint)
+    assert guess(source, {"kind": "chat"}, "calls.jsonl").kind == "chat"
 
 
 def test_a_log_of_requests_gives_what_varies_and_the_labels_that_its_prompts_spell(write: Write) -> None:

@@ -130,6 +130,23 @@ def test_a_second_look_is_refused_where_shadow_cannot_say_what_is_right(tmp_path
     assert read(tmp_path, f"{MINIMAL}routing: {{second_look_after: 500, labels: large}}\n")
 
 
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ("routing: {guarantee: {most_of_group: 2}}", "routing.guarantee.most_of_group: a run sets it"),
+        (
+            "kind: call\nrouting: {guarantee: {max_accuracy_loss: 0.02}}",
+            "routing.guarantee: kind call promises max_error",
+        ),
+        ("kind: call\nrouting: {guarantee: {per_group: label}}", "routing.guarantee: kind call promises max_error"),
+        ("kind: call\nrouting: {ahead: [words], small: tuned}", "routing.ahead: kind call promises max_error"),
+    ],
+)
+def test_a_guarantee_that_nobody_would_keep_is_refused(tmp_path: Path, more: str, why: str) -> None:
+    assert why in refused(written(tmp_path, f"{MINIMAL}{more}\n"))
+    assert read(tmp_path, f"{MINIMAL}kind: call\nrouting: {{guarantee: {{max_error: 0.02}}}}\n")
+
+
 def test_a_file_that_is_missing_or_holds_no_settings_is_named(tmp_path: Path) -> None:
     path = tmp_path / "task.yaml"
     assert refused(path) == f"{path}: no such file\n  next: smallfirst init   writes a commented task.yaml"

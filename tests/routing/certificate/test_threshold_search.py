@@ -19,6 +19,7 @@ from smallfirst.base.stats.intervals import upper_bound
 from smallfirst.routing.certificate import threshold_search
 from smallfirst.routing.certificate.calibration_set import CalibrationSet, FieldTable, is_shown, measure_risk
 from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, GroupCertificate, Guarantee
+from smallfirst.routing.certificate.certify import certify
 from smallfirst.routing.certificate.threshold_search import (
     DEFAULT_STARTS,
     ThresholdSearchResult,
@@ -555,3 +556,10 @@ def test_kept_calls_are_the_first_of_their_conversation_whatever_the_order_of_ro
     order = np.random.default_rng(0).permutation(data.n)
     mixed = threshold_search.search_groups(data.take(order), 0.1, 0.05)
     assert mixed.kept.sum() == pytest.approx(found.kept.sum(), abs=30)  # other places of conversations are drawn
+
+
+def test_an_assistant_that_makes_no_call_on_the_certifying_rows_promises_nothing() -> None:
+    none = conversations(20, 0.02, seed=1, alike=False).take(np.zeros(0, dtype=int))
+    found = certify(none, Guarantee(max_error=0.1, most_of_group=2), model_fingerprint="m")
+    assert not found.issued
+    assert (found.threshold, found.evidence.n_accepted, found.evidence.labels_missing) == (NEVER_ACCEPT, 0, None)
