@@ -36,18 +36,19 @@ class Upstream:
         self.model, self.valid, self.status, self.n_asked, self.url = model, {VALID}, 200, 0, ""
         self.wrong: Callable[[str], bool] = lambda text: False
 
-    def answer(self, _: str, headers: Mapping[str, str], sent: bytes) -> tuple[int, dict[str, Any]]:
-        """Answer whoever has a valid credential."""
+    def answer(self, path: str, headers: Mapping[str, str], sent: bytes) -> tuple[int, dict[str, Any]]:
+        """Answer whoever has a valid credential; a deployment answers with its own model, whatever the body names."""
         self.n_asked += 1
         if not self.valid & {headers[name] for name in ("authorization", "x-api-key", "api-key")}:
             return 401, {}
         body = json.loads(sent)
-        text = body["messages"][-1]["content"]
+        said = body["messages"][-1]["content"]
+        text = said if isinstance(said, str) else said[0]["text"]
         rank = min if self.wrong(text) else max
         label = rank(NOUNS, key=lambda queue: sum(word in NOUNS[queue] for word in text.split()))
-        named = self.model if body["model"] == "big" else body["model"]
-        said = completion(f"Queue: {label}", named, f"up-{self.n_asked}")
-        return self.status, said if self.status == 200 else {}
+        named = self.model if body["model"] == "big" or "/deployments/" in path else body["model"]
+        answer = completion(f"Queue: {label}", named, f"up-{self.n_asked}")
+        return self.status, answer if self.status == 200 else {}
 
 
 @contextmanager
