@@ -35,6 +35,7 @@ from smallfirst.routing.certificate.looks import LARGE, LookRequest, Portion
 from smallfirst.routing.certificate.threshold_search import chance_to_show
 from smallfirst.routing.gain import GainModel
 from smallfirst.routing.policies import CASCADE, apply_policies, is_conversation
+from smallfirst.tasks.call import Call
 
 CERTIFIED = "certified.json"
 """File of the latest Certified in a run folder."""
@@ -182,7 +183,8 @@ def guarantee_of(project: Project, most_of_group: int | None = None) -> Guarante
     """
     guarantee, most = project.file.routing.guarantee, most_of_group
     if most and guarantee.most_of_group is None and guarantee.limits_errors_alone:
-        return guarantee.model_copy(update={"most_of_group": most})
+        own = project.task.limits if isinstance(project.task, Call) else {}
+        return guarantee.model_copy(update={"most_of_group": most, "max_error_of": own})
     repeats = project.rows.counted.n_repeats and not guarantee.unit
     return guarantee.model_copy(update={"unit": "text"}) if repeats else guarantee
 

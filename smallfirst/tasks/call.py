@@ -16,11 +16,19 @@ from typing import Any, ClassVar, Literal
 import pydantic
 
 from smallfirst.base.errors import ConfigError, DataError, did_you_mean
+from smallfirst.base.records import Record
 from smallfirst.base.stats.intervals import Estimate, wilson
 from smallfirst.data.conversations import NO_CALL, changed_functions, read_functions, write_call
 from smallfirst.data.dataset import Dataset, Example, RowFormat
 from smallfirst.tasks.task import PartCounts, ScoredAnswer, Task
 from smallfirst.tasks.value_matching import Normalizer, normalize_value
+
+
+class FunctionLimit(Record):
+    """What is promised of the calls of one function."""
+
+    max_error: float = pydantic.Field(gt=0, lt=1)
+    """Largest share of its small calls that may be wrong, in (0, 1), in place of the guarantee's."""
 
 
 class Call(Task):
@@ -39,8 +47,9 @@ class Call(Task):
     normalise: dict[str, Normalizer] = {}
     """How arguments are compared, by `argument` or `function.argument`; without case and white space where nothing is
     said."""
-    functions: dict[str, Literal["never"]] = {}
-    """Functions that are never called small, such as what cannot be undone: `{pay: never}`."""
+    functions: dict[str, Literal["never"] | FunctionLimit] = {}
+    """Functions that are never called small, such as what cannot be undone (`{pay: never}`), or under a limit of their
+    own (`{cancel: {max_error: 0.01}}`)."""
     max_answer_tokens: int = pydantic.Field(default=256, ge=1, le=4096)
 
     @pydantic.field_validator("tools", mode="before")
@@ -114,7 +123,12 @@ class Call(Task):
 
     def is_never_small(self, name: str) -> bool:
         """Return True if a function is never called by a small model."""
-        return name in self.functions
+        return self.functions.get(name) == "never"
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """By function the largest share of wrong calls, where it has a limit of its own."""
+        return {name: own.max_error for name, own in self.functions.items() if isinstance(own, FunctionLimit)}
 
     def row_rule(self, example: Example) -> str:
         """Return how the functions of a row differ from the task's."""

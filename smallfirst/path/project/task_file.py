@@ -361,8 +361,9 @@ class TaskFile(Record):
     @pydantic.model_validator(mode="after")
     def _what_is_promised_is_kept(self) -> TaskFile:
         guarantee = self.routing.guarantee
-        if guarantee.most_of_group:
-            raise ValueError("routing.guarantee.most_of_group: a run sets it, to what its model does; leave it out")
+        if guarantee.most_of_group or guarantee.max_error_of:
+            name = "most_of_group" if guarantee.most_of_group else "max_error_of"
+            raise ValueError(f"routing.guarantee.{name}: a run sets it, from its model and functions; leave it out")
         other = not guarantee.limits_errors_alone or guarantee.per_group or guarantee.max_foreign_share
         if self.may_have_no_answer and (other or self.routing.ahead):
             where = "guarantee" if other else "ahead"

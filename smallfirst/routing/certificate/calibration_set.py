@@ -27,6 +27,7 @@ from smallfirst.measuring.evaluate import EvaluatedRow, Evaluation
 from smallfirst.models.confidence import IsotonicCurve
 from smallfirst.routing.certificate.certificate import LABEL, Guarantee, RiskResult, calibrated_fields
 from smallfirst.routing.certificate.looks import text_fingerprints
+from smallfirst.tasks.call import function_of
 
 MEASURED = {"cost_usd", "latency_ms"}
 """Fields of a row that are measured anew with equal answers."""
@@ -94,7 +95,8 @@ class CalibrationSet:
     most_of_group: int = 1
     """Kept answers of a group that count, the first ones."""
     part: np.ndarray | None = None
-    """By row what the guarantee counts by itself, the last stage's answer or the value of a tag; None without."""
+    """By row what the guarantee counts by itself: the last stage's answer, the function that it calls (empty for one
+    without a limit of its own) or the value of a tag; None without."""
     fields: FieldTable | None = None
     """None where no limit is on fields."""
     foreign: np.ndarray = field(default_factory=lambda: np.zeros((1, 0)))
@@ -158,7 +160,7 @@ class CalibrationSet:
             unit=np.array(groups, dtype=object) if any(groups) else None,
             place=np.array([len(row.text) for row in rows]) if guarantee.most_of_group else None,
             most_of_group=guarantee.most_of_group or 1,
-            part=_parts(rows, guarantee.per_group, len(drafts)) if guarantee.per_group else None,
+            part=_parts(rows, guarantee, len(drafts)),
             fields=FieldTable.of(rows) if guarantee.max_wrong_fields and rows else None,
             foreign=np.array(sorted(zip(*foreign, strict=True)), dtype=float).T.reshape(len(drafts), -1),
             foreign_share=guarantee.max_foreign_share,
@@ -224,7 +226,12 @@ def _plain(value: Any) -> Any:
     return [*map(_plain, value)] if isinstance(value, tuple) else value
 
 
-def _parts(rows: Sequence[EvaluatedRow], name: str, n_stages: int) -> np.ndarray:
+def _parts(rows: Sequence[EvaluatedRow], guarantee: Guarantee, n_stages: int) -> np.ndarray | None:
+    name, own = guarantee.per_group, guarantee.max_error_of
+    if own:
+        return np.array([called if (called := function_of(row.answer)) in own else "" for row in rows], dtype=object)
+    if not name:
+        return None
     if n_stages > 1:
         raise ConfigError(
             f"a guarantee by {name} covers one drafting stage, and there are {n_stages}",

@@ -15,6 +15,7 @@ import pydantic
 from smallfirst.base.records import Record
 from smallfirst.base.stats.intervals import Estimate, wilson
 from smallfirst.models.confidence import IsotonicCurve
+from smallfirst.tasks.call import function_of
 
 LABEL = "label"
 """The `per_group` of the predicted label."""
@@ -46,6 +47,9 @@ class Guarantee(Record):
     most_of_group: int | None = pydantic.Field(default=None, ge=1)
     """Answers of a group (a conversation) that may be kept, the first ones: all of them count, by the sums of groups. A
     run sets it for function calls. None: one row of a group counts."""
+    max_error_of: dict[str, float] = {}
+    """By function a limit on its own calls, in place of `max_error`. A run sets it from `functions`; the limits share
+    the error probability alike."""
     confidence: float = pydantic.Field(default=0.95, gt=0.5, lt=1)
     """Confidence level of the guarantee as a whole, in (0.5, 1)."""
 
@@ -69,18 +73,18 @@ class Guarantee(Record):
     @property
     def n_limits(self) -> int:
         """Limits that share the error probability, each alike."""
-        return len(self.limits) + (self.max_wrong_fields is not None)
+        return len(self.limits) + (self.max_wrong_fields is not None) + len(self.max_error_of)
 
     @property
     def limits_errors_alone(self) -> bool:
-        return set(self.limits) == {"error"} and self.n_limits == 1
+        return set(self.limits) == {"error"} and self.max_wrong_fields is None
 
     @property
     def in_words(self) -> str:
         limits = [describe_limit(risk, limit) for risk, limit in self.limits.items()]
         if self.max_wrong_fields is not None:
             limits.append(f"at most {100 * self.max_wrong_fields:g} % of kept fields wrong")
-        said = ", ".join(limits)
+        said = ", ".join([*limits, *(f"of {name} at most {100 * own:g} %" for name, own in self.max_error_of.items())])
         if self.per_group:
             said += f" of each guaranteed {self.per_group}"
         if self.max_foreign_share:
@@ -240,7 +244,8 @@ class Certificate(Record):
     thresholds: dict[str, float] = {}
     """The same of every drafting stage by its candidate's name, cheapest first."""
     groups: tuple[GroupCertificate, ...] = ()
-    """By predicted label or tag, with `guarantee.per_group`."""
+    """By predicted label or tag, with `guarantee.per_group`; by function with `guarantee.max_error_of`, the empty one
+    for all that have no limit of their own."""
     fields: FieldCertificate | None = None
     """What is shown about the fields of the last stage's JSON answers; None where `guarantee.max_wrong_fields` is."""
     below: BelowAction
@@ -278,8 +283,12 @@ class Certificate(Record):
         value, name = confidence or 0.0, self.guarantee.per_group
         if not self.issued or value < (self.threshold if threshold is None else threshold):
             return False
-        group = label if name == LABEL else (tags or {}).get(name)
-        return not name or any(value >= one.threshold for one in self.groups if one.label == group)
+        if own := self.guarantee.max_error_of:
+            called = function_of(label)
+            group: str | None = called if called in own else ""
+        else:
+            group = label if name == LABEL else (tags or {}).get(name)
+        return not (name or own) or any(value >= one.threshold for one in self.groups if one.label == group)
 
     def keeps_fields(self, field_confidence: Mapping[str, float]) -> bool:
         """Return True if an answer of the last stage is kept for its fields, where no other limit decides on it."""

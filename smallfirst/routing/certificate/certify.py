@@ -141,9 +141,11 @@ def _rows_missing(
         data.place is not None and data.unit is not None and data.n
     ):  # one call of each conversation, then as many calls as it has
         drawn = data.take(one_row_a_unit(unit_numbers(data.unit.tolist())))
+        if drawn.part is not None:  # functions with a limit of their own need more
+            drawn = replace(drawn.take(drawn.part == ""), part=None)
         alone = replace(drawn, place=None, unit=None)
         found = _rows_missing(alone, guarantee, refused_at, share=share, again=again)
-        return found and found._replace(n_more=math.ceil(found.n_more * data.n / drawn.n))
+        return found and found._replace(n_more=math.ceil(found.n_more * data.n / max(1, drawn.n)))
     score, right, limit = data.confidence[-1], data.right[-1], guarantee.limits["error"]
     return rows_for_error(score, right, limit, refused_at * share, refused_at=refused_at, again=again)
 
@@ -193,12 +195,12 @@ def _search(data: CalibrationSet, tested: Guarantee, level: float) -> _Shown:
         groups = certify_groups(data, limits["error"], level=level)
         found = found._replace(thresholds=(min((one.threshold for one in groups), default=NEVER_ACCEPT),))
     elif level and tested.most_of_group and data.unit is not None:
-        return _search_groups(data, limits["error"], level)
+        return _search_groups(data, tested, level)
     elif level and limits:
         found = search_cascade(data, tested)
     outcome = data.outcome(found.thresholds)
     accepted = outcome.accepted
-    if data.part is not None:
+    if tested.per_group and data.part is not None:
         own = {one.label: one.threshold for one in groups}
         accepted = data.confidence[-1] >= np.array([own.get(part, NEVER_ACCEPT) for part in data.part.tolist()])
     shown = limits.items() if found.issued and not tested.per_group else ()
@@ -209,14 +211,24 @@ def _search(data: CalibrationSet, tested: Guarantee, level: float) -> _Shown:
     return _Shown(found, groups, outcome, accepted, n, errors, risks, bound)
 
 
-def _search_groups(data: CalibrationSet, limit: float, level: float) -> _Shown:
-    """Search where the limit on errors is shown by the sums of groups."""
-    shown = search_groups(data, limit, level)
-    outcome = data.outcome((shown.threshold,))
-    n, errors = int(shown.kept.sum()), int((shown.kept & ~outcome.right).sum())
-    risk = RiskResult(risk="error", limit=limit, value=errors / max(1, n), bound=shown.bound, n=n)
-    found = CascadeThresholds((shown.threshold,), level, first=shown.first)
-    return _Shown(found, (), outcome, shown.kept, n, errors, (risk,) if n else (), shown.bound)
+def _search_groups(data: CalibrationSet, tested: Guarantee, level: float) -> _Shown:
+    """Search where the limits on errors are shown by the sums of groups, that of each function among its own calls."""
+    kept, shown = np.zeros(data.n, dtype=bool), list[GroupCertificate]()
+    first, bound = 0, 0.0
+    for name, limit in {"": tested.limits["error"], **tested.max_error_of}.items():
+        rows = np.arange(data.n) if data.part is None else np.flatnonzero(data.part == name)
+        one = search_groups(data.take(rows), limit, level)
+        kept[rows[one.kept]] = True
+        n, wrong = int(one.kept.sum()), int((~data.right[-1][rows[one.kept]]).sum())
+        first, bound = (first if name else one.first), max(bound, one.bound if n else 0.0)
+        found = {"threshold": one.threshold, "n_accepted": n, "n_errors": wrong, "error_bound": one.bound}
+        shown.append(GroupCertificate(label=name, labels_missing=None, **found))
+    threshold, n, errors = min(one.threshold for one in shown), int(kept.sum()), sum(one.n_errors for one in shown)
+    risk = RiskResult(risk="error", limit=tested.limits["error"], value=errors / max(1, n), bound=bound, n=n)
+    groups = tuple(shown) if tested.max_error_of else ()
+    outcome = data.outcome((threshold,))
+    cascade = CascadeThresholds((threshold,), level, first=first)
+    return _Shown(cascade, groups, outcome, kept, n, errors, (risk,) if n else (), bound if n else 1.0)
 
 
 def decide_below_threshold(
@@ -308,6 +320,10 @@ def _measured(guarantee: Guarantee, shown: _Shown) -> Iterator[str]:
             f"shown for {n} of {len(shown.groups)} {guarantee.per_group}s, of whose {shown.n_accepted} kept "
             f"calibration answers {shown.n_errors} were wrong"
         )
+    for own in shown.groups if guarantee.max_error_of else ():
+        if own.label:
+            stays = "" if own.certified else ", which shows too little: the large model makes them"
+            yield f"of {own.n_accepted} kept calls of {own.label} {own.n_errors} were wrong{stays}"
     for one in shown.risks:
         if one.risk == "error":
             yield f"{shown.n_errors} of {one.n} kept calibration answers were wrong, so at most {one.bound:.3f}"

@@ -35,13 +35,24 @@ def desk(folder: Path, encoder: Path, n: int, *, name: str = "tea", **settings: 
 def test_calls_that_the_certificate_covers_go_live_and_everything_else_goes_on(
     tmp_path: Path, tiny_encoder_folder: Path
 ) -> None:
-    file = desk(tmp_path, tiny_encoder_folder, 300, gate={"accuracy_at_least": 0.5})
+    own = {"OrderTea": {"max_error": 0.2}}
+    file = desk(
+        tmp_path,
+        tiny_encoder_folder,
+        300,
+        gate={"accuracy_at_least": 0.5},
+        functions=own,
+        routing={"guarantee": {"max_error": 0.1}},
+    )
     summary = pipeline.run(file, progress=QUIET)
     outcome, certificate = summary.outcome, summary.certificate
     assert outcome is not None
     assert certificate is not None
     assert (outcome.kind, outcome.counted) == ("small first", "calls")  # though the caller passed its gate alone
-    assert certificate.guarantee.in_words.startswith("at most 5 % of kept answers wrong, at most 2 of a conversation")
+    promise = "at most 10 % of kept answers wrong, of OrderTea at most 20 %, at most 2 of a conversation"
+    assert certificate.guarantee.in_words.startswith(promise)
+    assert [(one.label, one.certified) for one in certificate.groups] == [("", True), ("OrderTea", True)]
+    assert f"of {certificate.groups[1].n_accepted} kept calls of OrderTea" in certificate.report.why
     project, run = Project.read(file, QUIET), RunFolder.latest("tea")
     groups = [{e.group for e in getattr(project.rows, name).examples} for name in ("train", "calibration", "test")]
     assert not groups[0] & groups[1]

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smallfirst.base.stats.intervals import upper_bound
+from smallfirst.data.conversations import write_call
 from smallfirst.routing.certificate import threshold_search
 from smallfirst.routing.certificate.calibration_set import CalibrationSet, FieldTable, is_shown, measure_risk
 from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, GroupCertificate, Guarantee
@@ -556,6 +557,22 @@ def test_kept_calls_are_the_first_of_their_conversation_whatever_the_order_of_ro
     order = np.random.default_rng(0).permutation(data.n)
     mixed = threshold_search.search_groups(data.take(order), 0.1, 0.05)
     assert mixed.kept.sum() == pytest.approx(found.kept.sum(), abs=30)  # other places of conversations are drawn
+
+
+def test_a_function_with_a_limit_of_its_own_has_its_own_threshold() -> None:
+    guarantee = Guarantee(max_error=0.2, most_of_group=2, max_error_of={"Pay": 0.05, "Drop": 0.01})
+    data = conversations(2000, 0.1, seed=3, alike=False)
+    calls = np.array(["", "Pay", "Pay", "Drop"], dtype=object)[np.random.default_rng(0).integers(0, 4, data.n)]
+    found = certify(replace(data, part=calls), guarantee, model_fingerprint="m")
+    others, pay, drop = found.groups
+    assert others.threshold < pay.threshold <= 1 < drop.threshold  # 1 % is not shown for so few conversations
+    assert pay.n_errors <= 0.05 * pay.n_accepted
+    assert found.evidence.n_accepted == sum(one.n_accepted for one in found.groups)
+    between = (others.threshold + pay.threshold) / 2
+    kept = [name for name in ("Find", "Pay", "Drop") if found.covers(write_call(name, {}), between)]
+    assert kept == ["Find"]
+    assert found.covers(write_call("Pay", {}), pay.threshold)
+    assert "Drop 0 were wrong, which shows too little" in found.report.why
 
 
 def test_an_assistant_that_makes_no_call_on_the_certifying_rows_promises_nothing() -> None:
