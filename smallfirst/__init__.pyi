@@ -73,6 +73,7 @@ from smallfirst.models.protocol import ResponseFormat as ResponseFormat
 from smallfirst.models.protocol import Route as Route
 from smallfirst.models.protocol import RouteStep as RouteStep
 from smallfirst.models.protocol import Token as Token
+from smallfirst.models.protocol import ValuePlace as ValuePlace
 from smallfirst.models.remote.config import EndpointConfig as EndpointConfig
 from smallfirst.models.remote.config import VllmServer as VllmServer
 from smallfirst.models.remote.model import EndpointModel as EndpointModel

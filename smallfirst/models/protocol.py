@@ -129,6 +129,24 @@ class Request(Record):
         return cls(messages=(Message(role="user", content=text),), max_tokens=max_tokens)
 
 
+class ValuePlace(Record):
+    """Where an argument of a call was read, in the messages as chat completions write them."""
+
+    message: int
+    """Its index, from 0."""
+    role: str
+    start: int = 0
+    end: int = 0
+    """Characters of its text; 0 in a result or a former call, and where parts of the value are said."""
+    words: str = ""
+    """What stands there; the ledger does not keep it."""
+
+    def __str__(self) -> str:
+        place = f"messages[{self.message}] ({self.role})"
+        place += f", characters {self.start} to {self.end}" if self.end else ""
+        return f"{place}: {self.words}" if self.words else place
+
+
 class RouteStep(Record):
     """The decision of one stage of a Router about a request."""
 
@@ -150,6 +168,10 @@ class RouteStep(Record):
     latency_ms: float = 0.0
     differs: bool = False
     """True if the answer differs from the last draft, which was not sure enough, by the task's own score."""
+    function: str = ""
+    """The function that an assistant's answer calls, or `no call`; empty of other tasks and discarded drafts."""
+    read: dict[str, ValuePlace | None] = {}
+    """By argument of a kept call where its value was said last; None for a usual value that is judged from words."""
 
 
 class Route(Record):
@@ -218,6 +240,8 @@ class Completion(Record):
     """The likeliest labels with their probabilities, likeliest first, at most five; empty for free text."""
     field_confidence: dict[str, float] = Field(default_factory=dict)
     """By field path of a JSON answer, the model's own probability in [0, 1] of its value."""
+    read: dict[str, ValuePlace | None] = {}
+    """As in `RouteStep`."""
     finish_reason: Literal["stop", "length"] = "stop"
     """Why the answer ended."""
     stopped: bool | None = None

@@ -36,6 +36,7 @@ from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, Certificate
 from smallfirst.routing.domain import OodGate
 from smallfirst.routing.gain import GainModel
 from smallfirst.routing.policies import CASCADE, Policy, PolicyDecision, apply_policies, is_conversation
+from smallfirst.tasks.call import function_of
 
 OUT_OF_SCOPE = "out_of_scope"
 """Stage and model name of an answer to a request that nobody here can answer."""
@@ -263,6 +264,10 @@ class Router(CallableModel):
         attempt = RoutingAttempt(self, request, after=(decision, failed))
         return await attempt.answer_uncertified(self.stages[-1], why)
 
+    def call_in(self, answer: Completion) -> dict[str, Any]:
+        """Return what a step says of the call in an answer: its function, and where its arguments were read."""
+        return {"function": function_of(answer.text), "read": answer.read} if self.functions is not None else {}
+
     def routed(self, decision: Decision, answer: Completion) -> Completion:
         """Return the answer of the model that a decision names, with its route and the cost of the draft."""
         step = RouteStep(
@@ -272,6 +277,7 @@ class Router(CallableModel):
             model=answer.answered_by,
             cost_usd=answer.cost_usd,
             latency_ms=answer.latency_ms,
+            **self.call_in(answer),
         )
         return answer.with_charges(
             (*decision.charges, *answer.charges),
@@ -432,7 +438,8 @@ class RoutingAttempt:
         assert self.draft is not None
         paid = {"cost_usd": self.draft.cost_usd, "latency_ms": self.draft.latency_ms}
         by = self.draft.answered_by
-        self._add_step(stage.name, decision, why, model=by, score=confidence, threshold=threshold, **paid)
+        kept = self.router.call_in(self.draft) if decision == "kept" else {}
+        self._add_step(stage.name, decision, why, model=by, score=confidence, threshold=threshold, **paid, **kept)
 
     def _add_large_not_asked(self) -> None:
         """Add what the large model was expected to cost, where that is known."""

@@ -385,7 +385,9 @@ def usage_columns(used: Completion) -> dict[str, object]:
 
 def route_columns(route: Route) -> dict[str, object]:
     """Return the columns of a ledger row that say how the answer was chosen."""
-    trail = [step.model_dump(exclude_defaults=True) for step in route.trail]
+    # What was said is kept, if at all, with the bodies, which are redacted and expire.
+    words: Any = {"read": {"__all__": {"words"}}}
+    trail = [step.model_dump(exclude_defaults=True, exclude=words) for step in route.trail]
     return {
         "task": route.task or None,
         "guarantee": route.guarantee or None,

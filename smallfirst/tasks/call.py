@@ -195,10 +195,11 @@ class Call(Task):
 
 
 def function_of(answer: str | None) -> str:
-    """Return the function that an answer in canonical form calls, NO_CALL for none; empty without an answer."""
-    if answer is None or answer == NO_CALL:
-        return answer or ""
-    return str(json.loads(answer)["name"])
+    """Return the function that an answer in canonical form calls, NO_CALL for a text; empty without an answer."""
+    try:
+        return str(json.loads(answer)["name"]) if answer else ""
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return NO_CALL
 
 
 @functools.lru_cache(maxsize=256)

@@ -9,10 +9,14 @@ from typing import Any
 import openai
 import pytest
 from fixtures.assistants import TOOLS, call, conversation
+from fixtures.certificates import certificate
+from fixtures.dashboard import large_model
 from fixtures.server import WholeModel
 
 from smallfirst.data.conversations import NO_CALL, from_text, read_functions, write_call
-from smallfirst.models.protocol import Completion, Request
+from smallfirst.ledger.ledger import Ledger
+from smallfirst.models.protocol import Completion, Request, ValuePlace
+from smallfirst.routing.router import Router
 
 ORDER = {"tea": "Misty Valley", "day": "2026-03-03", "boxes": 2}
 
@@ -28,7 +32,10 @@ class Assistant(WholeModel):
 
     async def complete(self, request: Request) -> Completion:
         self.asked.append(request.text)
-        return Completion(text=self.text, answered_by=self.name, latency_ms=1, cost_usd=0.0)
+        place = ValuePlace(message=1, role="user", start=3, end=8, words="Misty")
+        return Completion(
+            text=self.text, answered_by=self.name, latency_ms=1, cost_usd=0.0, confidence=0.9, read={"tea": place}
+        )
 
 
 class Classifier(Assistant):
@@ -55,6 +62,17 @@ def test_a_call_comes_back_as_openai_writes_it(start, messages: list[Any]) -> No
     assert "".join(part.function.arguments for part in parts) == made.function.arguments
     assert (parts[0].function.name, chunks[-1].finish_reason) == ("OrderTea", "tool_calls")
     assert not any(chunk.delta.content for chunk in chunks)
+
+
+def test_where_arguments_were_read_is_told_and_their_words_are_not_kept(start, messages: list[Any], tmp_path) -> None:
+    router = Router(Assistant(write_call("OrderTea", ORDER)), large_model(), certificate(0.8))
+    asked = {"model": "m", "messages": messages, "tools": TOOLS}
+    found = start(m=router).client().chat.completions.create(**asked)
+    (step,) = (one for one in found.smallfirst["steps"] if one["decision"] == "kept")
+    place = {"message": 1, "role": "user", "start": 3, "end": 8}
+    assert (step["function"], step["read"]) == ("OrderTea", {"tea": place | {"words": "Misty"}})
+    kept = Ledger(tmp_path / "ledger.sqlite").get(found.id).steps
+    assert [one.read["tea"].model_dump() for one in kept if one.read] == [place | {"words": ""}]
 
 
 def test_text_stays_text_and_no_call_is_a_refusal(start, messages: list[Any]) -> None:

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 from smallfirst.base.stats.intervals import Estimate, wilson
 from smallfirst.base.stats.sequential import share_wrong
+from smallfirst.data.conversations import NO_CALL
 from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.deployment.billing.saved import Amount, Saving, is_small, machine_costs, savings, total
 from smallfirst.ledger.ledger import Ledger
-from smallfirst.ledger.rows import AuditRow, FeedbackRow, StateRow, standing
+from smallfirst.ledger.rows import AuditRow, FeedbackRow, LedgerRow, StateRow, standing
 from smallfirst.ledger.sums import DrawnAudits, Period, Sums
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.models.pricing import PriceBook
@@ -23,6 +24,9 @@ from smallfirst.serving.errors import ApiError
 
 RANGES: dict[str, tuple[int, Period]] = {"24h": (24, "hour"), "7d": (7, "day"), "30d": (30, "day")}
 """Windows by name: so many periods, the present one among them."""
+MAX_CALLS = 5_000
+"""Newest answers of an assistant among which calls are counted by function."""
+ALL_CALLS = "all calls"
 MAX_MARKS = 100
 """Newest verdicts of judges whose answers are looked up."""
 
@@ -88,8 +92,10 @@ def watch(
             row.model_dump(mode="json") for row in ledger.entries(StateRow, since=window.since, limit=20, **equal)
         ],
     }
-    audited = _audited(ledger.scan(AuditRow, window.since, window.until, **equal))
+    audits = [*ledger.scan(AuditRow, window.since, window.until, **equal)]
+    audited = _audited(audits)
     if task:
+        found["calls"] = _calls(ledger.entries(LedgerRow, since=window.since, limit=MAX_CALLS, task=task), audits)
         large = {"large_marked": _marked(ledger, task, window), "large_measured": None}
         if evaluation := measured(task):
             large["large_measured"] = evaluation.accuracy.model_dump()
@@ -189,6 +195,25 @@ def _audited(audits: Iterable[AuditRow]) -> dict[str, dict[str, Any]]:
         }
         for task, rows in found.items()
     }
+
+
+def _calls(answers: Sequence[LedgerRow], audits: Iterable[AuditRow]) -> list[dict[str, Any]]:
+    """Return by function, the most frequent first, who made an assistant's calls, and the verdicts on small ones."""
+    verdicts = {one.id: one.wrong for one in audits if one.judged_by != "nobody"}
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in answers:
+        made = (
+            [step.function for step in row.steps if step.decision in ("kept", "answered")] if row.status == 200 else []
+        )
+        function, path = made[-1] if made else "", "small" if is_small(row.stage or "") else "large"
+        for name in (function, *([] if function == NO_CALL else [ALL_CALLS])) if function else ():
+            verdict = verdicts.get(row.id) if path == "small" else None
+            found[name].update({path: 1, "audited": verdict is not None, "wrong": bool(verdict)})
+    ordered = sorted(found.items(), key=lambda one: (one[0] == NO_CALL, -one[1]["small"] - one[1]["large"], one[0]))
+    return [
+        {"function": name, **n, "share": wilson(n["small"], n["small"] + n["large"]).model_dump()}
+        for name, n in ordered
+    ]
 
 
 def _marked(ledger: Ledger, task: str, window: Window) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ import click
 from smallfirst.base.errors import ConfigError, DataError
 from smallfirst.base.progress import Progress, format_table, one_line
 from smallfirst.base.records import Record
+from smallfirst.data.conversations import from_text, to_messages
 from smallfirst.interfaces.cli.options import (
     JSON,
     LEDGER,
@@ -28,7 +29,7 @@ from smallfirst.interfaces.cli.options import (
     verb,
 )
 from smallfirst.ledger.rows import AttemptRow, AuditRow, FeedbackRow, LedgerRow, StateRow
-from smallfirst.models.protocol import RouteStep
+from smallfirst.models.protocol import RouteStep, ValuePlace
 
 if TYPE_CHECKING:
     from smallfirst.deployment.review_queue import Waiting
@@ -126,10 +127,23 @@ def in_words(found: Explanation) -> Iterator[str]:
         right = f"; right is {one_line(said.answer)}" if said.answer else ""
         counted = "; the audit's verdict" if said.counted else ""
         facts.append(("feedback", f"{_time(said.at)}, {said.verdict}{right}{counted}"))
+    facts += [("read", f"{name}: {_place(place, row)}") for step in found.steps for name, place in step.read.items()]
     yield from format_table([fact for fact in facts if fact[1]])
     if found.steps:
         yield ""
         yield from format_table([STEP_COLUMNS, *map(_cells, found.steps)], right=range(2, 6))
+
+
+def _place(place: ValuePlace | None, row: LedgerRow) -> str:
+    """Return where a value was read, with its words where the text is kept and nothing before them was redacted."""
+    from smallfirst.traffic.harvest import last_user_message
+
+    if place is None:
+        return "a usual value, judged from words"
+    messages = to_messages(from_text(last_user_message(row)))
+    content = messages[place.message].get("content") if place.message < len(messages) else None
+    said = str(content)[: place.end] if content else ""
+    return str(place if "[" in said else place.model_copy(update={"words": one_line(said[place.start :])}))
 
 
 def _cells(step: RouteStep) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from smallfirst.base.records import Record
 from smallfirst.models.calls.mentions import Candidates, Mention, State, as_json, known_strings, word_list
+from smallfirst.models.protocol import ValuePlace
 from smallfirst.tasks.value_matching import normalize_value
 
 FEW, MIN_SEEN = 64, 3
@@ -188,6 +189,21 @@ class Argument:
 
     def _named(self, text: str) -> bool:
         return any(map(self._name.match, _WORD.findall(text.lower())))
+
+    def place(self, state: State, value: str) -> ValuePlace | None:
+        """Return where a chosen value, as JSON, is said last, a usual one by the argument's name; None if nowhere."""
+        mentions = [one for known, one in state.fields.get(self.plan.name, ()) if as_json(known) == value]
+        if self.plan.kind != "closed":
+            mentions += self.candidates(state, self.plan.seen).get(value, [])
+        if value in self._words:
+            mentions += [one for _, one in state.listed(self._words[value], Counter(), "listed")]
+
+        def later(one: Mention) -> tuple[bool, int, int]:
+            around = [*_WORD.findall(one.before)[-3:], *_WORD.findall(one.after)[:2]]
+            return value in self._words and not any(map(self._name.match, around)), one.age, -one.start
+
+        last = min(mentions, key=later, default=None)
+        return last and state.place(last, json.loads(value))
 
     def choose(self, state: State, vector: np.ndarray | None = None) -> tuple[str | None, float]:
         """Return the likeliest value as JSON, None for none, and its log-probability in nats."""

@@ -37,6 +37,7 @@ from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import open_encoder
 from smallfirst.models.linear.tfidf import SparseRows, Vocabulary, weighed, word_grams
 from smallfirst.models.manifest import Manifest
+from smallfirst.models.protocol import ValuePlace
 from smallfirst.models.spans.model import SpanAnswer
 from smallfirst.tasks.call import Call, function_of
 
@@ -145,6 +146,8 @@ class Reading(NamedTuple):
     """By argument the log-probability of its value or absence."""
     n_before: int
     """Calls of the conversation so far."""
+    places: dict[str, ValuePlace | None] = {}
+    """By argument of the call where its value was read."""
 
 
 class FunctionCaller:
@@ -205,7 +208,7 @@ class FunctionCaller:
             certain = self.manifest.calibration.confidence(one.logs)
             sure = 0.0 if one.answer == NO_CALL or one.n_before >= self.most else max(LEAST, certain)
             fields = {name: math.exp(log) for name, log in one.arguments.items()}
-            found.append(SpanAnswer(one.answer, sure, fields, 0, busy_s))
+            found.append(SpanAnswer(one.answer, sure, fields, 0, busy_s, one.places))
         return found
 
     def read(self, texts: Sequence[str]) -> list[Reading]:
@@ -222,15 +225,15 @@ class FunctionCaller:
         nothing = Reading(NO_CALL, logs, {}, state.n_calls)
         if function == NO_CALL or self.task.is_never_small(function) or state.n_characters > MAX_CHARACTERS:
             return nothing
-        said, own = dict[str, Any](), dict[str, float]()
+        said, own, places = dict[str, Any](), dict[str, float](), dict[str, ValuePlace | None]()
         for name in self.task.parameters(function):
             argument = self.arguments.get((function, name))
             value, own[name] = argument.choose(state, vector) if argument else (None, 0.0)
             if value is None and name in self.task.required(function):
                 return nothing
-            if value is not None:
-                said[name] = json.loads(value)
-        return Reading(write_call(function, said), [*logs, *own.values()], own, state.n_calls)
+            if value is not None and argument:
+                said[name], places[name] = json.loads(value), argument.place(state, value)
+        return Reading(write_call(function, said), [*logs, *own.values()], own, state.n_calls, places)
 
     def save(self, folder: Path) -> str:
         """Write the model's files; return a fingerprint of them."""

@@ -12,10 +12,12 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from smallfirst.data.conversations import ConversationTurn, from_text
 from smallfirst.models.calls.dates import days_in, stated_day
+from smallfirst.models.protocol import ValuePlace
 from smallfirst.models.spans.values import TIME_FORMS, reads
 
 MAX_PHRASE = 7
@@ -59,6 +61,8 @@ class Mention(NamedTuple):
     before: str = ""
     """What stands before it, in lower case."""
     after: str = ""
+    end: int = 0
+    """Where it ends in a text."""
 
 
 Candidates = dict[str, list[Mention]]
@@ -104,11 +108,24 @@ class State:
     def n_calls(self) -> int:
         return len(self.calls)
 
+    def place(self, mention: Mention, value: Any) -> ValuePlace:
+        """Return where a value stands, with the words that name it."""
+        at = len(self.turns) - mention.age
+        kinds = [turn.kind for turn in self.turns[: at + 1]]
+        joined = sum(kind == "call" and before in ("assistant", "call") for before, kind in pairwise(kinds))
+        role = {"result": "tool", "call": "assistant"}.get(mention.role, mention.role)
+        start, end = (mention.start, mention.end) if mention.end else (0, 0)
+        words = self.turns[at].value[start:end] if mention.end else str(value)
+        return ValuePlace(message=at - joined, role=role, start=start, end=end, words=words)
+
     def said(self, form: str) -> list[tuple[Any, Mention]]:
         """Return what the texts say in a form: `date`, `time`, `time_pm`, `number`, `money`, `span` or `phrase`."""
         if form not in self._mentions:
             self._mentions[form] = [
-                (value, Mention(form, age, role, start, low[max(0, start - BEFORE) : start], low[end : end + BEFORE]))
+                (
+                    value,
+                    Mention(form, age, role, start, low[max(0, start - BEFORE) : start], low[end : end + BEFORE], end),
+                )
                 for role, text, age in self.texts
                 for low in [text.lower()]
                 for start, end, value in _said(text, form, self.today)
@@ -127,6 +144,7 @@ class State:
                     found.start(),
                     low[max(0, found.start() - BEFORE) : found.start()],
                     low[found.end() : found.end() + BEFORE],
+                    found.end(),
                 ),
             )
             for role, text, age in self.texts

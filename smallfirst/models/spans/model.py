@@ -17,7 +17,7 @@ from smallfirst.models.batching import SHORT_PASS, BatchWorker, estimated_tokens
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.pricing import MachinePrice, tokens_of
-from smallfirst.models.protocol import CallableModel, Capability, Completion, Request, paid
+from smallfirst.models.protocol import CallableModel, Capability, Completion, Request, ValuePlace, paid
 
 ENCODER_FOLDER, HEADS_FILE = "encoder", "heads.safetensors"
 OVERLAP = 4
@@ -35,6 +35,8 @@ class SpanAnswer(NamedTuple):
     """By field path, the probability in [0, 1] of its value, or of its absence; empty where answers have no fields."""
     n_tokens: int
     busy_s: float
+    read: dict[str, ValuePlace | None] = {}
+    """By argument of a call where its value was read."""
 
 
 class SpanScorer(Protocol):
@@ -76,6 +78,7 @@ class SpanModel(CallableModel):
             **paid(self._price.charge(self.name, answer.busy_s, tokens_of(answer.n_tokens))),
             confidence=answer.confidence,
             field_confidence=answer.field_confidence,
+            read=answer.read,
         )
 
     async def ready(self) -> None:

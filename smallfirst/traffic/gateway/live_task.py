@@ -25,7 +25,7 @@ from smallfirst.deployment.task_deployment import DeployedVersion, TargetVersion
 from smallfirst.ledger.ledger import AlreadyRecorded, Ledger, LedgerUnavailable
 from smallfirst.ledger.rows import LedgerRow, StateRow
 from smallfirst.models.pricing import Charge, PriceBook, TokenUsage, read_usage, stated
-from smallfirst.models.protocol import CallableModel, Capability, Completion, Request, Route, paid
+from smallfirst.models.protocol import CallableModel, Capability, Completion, Request, Route, RouteStep, paid
 from smallfirst.path.project.task_file import read_task_file
 from smallfirst.routing.router import Decision
 from smallfirst.serving.request_lifecycle import route_columns, usage_columns
@@ -168,7 +168,10 @@ class LiveTask:
             return
         share = COMPARED_BESIDE if self._live_share else 1.0
         why = ruling.why if ruling.decision is None else ruling.decision.route.why
-        route = Route(stage="large", why=why, certified=False, task=self.router.name)
+        made = self.router.router.call_in(completion)
+        step = RouteStep(stage="large", decision="answered", why=why, model=completion.answered_by, **made)
+        trail = (step,) if made else ()  # else the row itself says as much
+        route = Route(stage="large", why=why, certified=False, task=self.router.name, trail=trail)
         if ruling.why != ALONE:  # what one tenant has changed is no evidence against the promise to the others
             drawn = ruling.decision is None and random.random() < share
             route = route.model_copy(update={"audit_share": share, "audited": drawn})

@@ -105,6 +105,32 @@ def test_accuracy_counts_verdicts_and_keeps_marks_apart_from_audits(ledger: Ledg
     assert found["large_measured"] is None
 
 
+def test_calls_are_counted_by_function_and_who_made_them(ledger: Ledger) -> None:
+    def made(id: str, stage: str, function: str) -> LedgerRow:
+        step = {
+            "stage": stage,
+            "decision": "kept" if stage == "small" else "answered",
+            "why": "x",
+            "function": function,
+        }
+        return answer(f"small-{id}" if id.isdigit() else id, 1, stage, 0.01, task="home", trail=json.dumps([step]))
+
+    ledger.append(*(made(f"{10 + i}", "small", "Find") for i in range(3)), made("c", "large", "Visit"))
+    ledger.append(
+        made("a", "large", "Find"), made("b", "large", "no call"), audit("small-11", 1, wrong=True, task="home")
+    )
+    found = watch(ledger, {}, {"task": "home", "range": "24h"}, now=NOON)["calls"]
+    assert [(one["function"], one.get("small", 0), one.get("large", 0)) for one in found] == [
+        ("all calls", 3, 2),
+        ("Find", 3, 1),
+        ("Visit", 0, 1),
+        ("no call", 0, 1),
+    ]
+    assert [(one["audited"], one["wrong"]) for one in found] == [(1, 1), (1, 1), (0, 0), (0, 0)]
+    assert found[0]["share"] == wilson(3, 5).model_dump()
+    assert watch(ledger, {}, {"task": "tickets", "range": "24h"}, now=NOON)["calls"] == []
+
+
 def test_all_tasks_have_a_line_each_and_other_models_are_no_task(ledger: Ledger) -> None:
     found = watch(ledger, {}, {"task": "", "range": "24h"}, now=NOON)
     assert {one["task"]: one["n"].get("small") for one in found["tasks"]} == {"tickets": 6, "invoices": 1}

@@ -38,15 +38,24 @@ def test_calls_of_new_conversations_are_right_and_text_is_left_alone(caller: Fun
     assert all((one.confidence == 0) == (one.text == NO_CALL) for one in said)
 
 
-def test_a_value_that_was_read_nowhere_is_never_made(caller: FunctionCaller) -> None:
-    for text, _, _ in turns(25, first=2000):
+def test_a_value_that_was_read_nowhere_is_never_made_and_its_place_is_told(caller: FunctionCaller) -> None:
+    asked = [
+        (row["messages"][:-1], turn[0]) for row, turn in zip(assistant_rows(25, 2000), turns(25, 2000), strict=True)
+    ]
+    for messages, text in asked:
         (said,) = caller.answer([text])
         if said.text == NO_CALL:
             continue
-        arguments, read = json.loads(said.text)["arguments"], text.lower()
-        free = [arguments[name] for name in ("city", "tea") if name in arguments]
-        assert all(value.lower() in read for value in free)
-        assert set(json.loads(said.text)["arguments"]) == set(said.field_confidence) & set(arguments)
+        arguments = json.loads(said.text)["arguments"]
+        assert set(said.read) == set(arguments) == set(said.field_confidence) & set(arguments)
+        for name, place in said.read.items():
+            message = messages[place.message] if place else {"role": "", "content": "herbal"}
+            if place is None:
+                assert (name, arguments[name]) in (("kind", "Herbal"), ("organic", True))  # camomile
+                continue
+            assert place.role == message["role"]
+            assert place.words == (str(message["content"])[place.start : place.end] if place.end else arguments[name])
+            assert name != "tea" or place.words == arguments[name]
 
 
 def test_a_saved_caller_answers_the_same(caller: FunctionCaller, tmp_path: Path) -> None:

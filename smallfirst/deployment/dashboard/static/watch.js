@@ -46,7 +46,7 @@ function sections(found, range) {
   if (n === 0) {
     return [state(found), h('p', { class: 'card' }, `No requests in the last ${RANGES[range]}. `, h('a', { href: '#/try' }, 'Try one'), '.'), changes(found)];
   }
-  return [state(found), cards(found), unaudited(found), unanswered(found), found.tasks && taskTable(found.tasks, range), charts(found), accuracy(found), latency(found), changes(found)];
+  return [state(found), cards(found), unaudited(found), unanswered(found), found.tasks && taskTable(found.tasks, range), calls(found), charts(found), accuracy(found), latency(found), changes(found)];
 }
 
 const card = (title, big, ...lines) =>
@@ -90,6 +90,16 @@ function cards(found) {
       ? card(`Small answers ${byLarge(right.small) ? 'confirmed' : 'right'}`, percent(right.small.value), `${count(right.small.n - right.small.n_wrong)} of ${plural(right.small.n, 'audit')}${byLarge(right.small) ? ', by the large model' : ''}`,
         range95(right.small), promise(router))
       : card('Small answers right', '–', router?.state === 'live' && !router.guarantee && !router.live.by_gate ? 'nothing is promised, and nobody audits' : 'no audit in this time yet')));
+}
+
+/** Return an assistant's calls by function, and who made them. */
+function calls({ calls: found }) {
+  if (!found?.length) return null;
+  const row = ({ function: name, small = 0, large = 0, share, audited = 0, wrong = 0 }) => [name === 'no call' ? 'text, or several calls' : name,
+    count(small), count(large), `${percent(share.value)} (${percent(share.low)} to ${percent(share.high)})`, audited ? `${count(wrong)} of ${count(audited)}` : '–'];
+  return h('section', { class: 'card', 'aria-labelledby': 'calls' }, h('h2', { id: 'calls' }, 'Calls by function'),
+    table('Calls by function', ['Function', 'Small', 'Large', 'Small, 95 %', 'Wrong of audited small ones'], found.map(row)),
+    h('p', { class: 'soft' }, 'Of the newest 5,000 answers at most.'));
 }
 
 /** Return the share of calibration rows that the certificate covers, and whether the requests are unlike those. */
