@@ -32,6 +32,7 @@ from smallfirst.models.calls.arguments import (
     gold_place,
     plan_argument,
 )
+from smallfirst.models.calls.injection import Embed, InjectionGuard
 from smallfirst.models.calls.mentions import State, as_json
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import open_encoder
@@ -41,8 +42,6 @@ from smallfirst.models.protocol import ValuePlace
 from smallfirst.models.spans.model import SpanAnswer
 from smallfirst.tasks.call import Call, function_of
 
-Embed = Callable[[Sequence[str]], np.ndarray]
-"""Makes sentence vectors of texts, (texts, dimensions)."""
 FOLDS = 5
 """Parts of the conversations, each of which the others' topic models read for the training of an argument."""
 FULL, MAX_CALLS = 0.7, 8
@@ -161,13 +160,14 @@ class FunctionCaller:
         *,
         embed: Embed | None,
         most: int,
+        guard: InjectionGuard | None = None,
     ) -> None:
         """The act's features, weights (acts, features) and bias (acts,); acts are NO_CALL, then the task's functions.
 
         `most`: calls of a conversation after which every further one goes to the large model.
         """
         self.features, self.weights, self.bias = act
-        self.manifest, self.embed, self.most = manifest, embed, most
+        self.manifest, self.embed, self.most, self.guard = manifest, embed, most, guard
         task = manifest.task
         assert isinstance(task, Call)
         self.task, self.acts = task, (NO_CALL, *task.names)
@@ -198,7 +198,13 @@ class FunctionCaller:
         arguments = list(_fit_arguments(task, calls, vectors, progress))
         features = ActFeatures.fit(states, arguments, embed)
         act = (features, *fit_linear(features.matrix(states), gold, len(acts), ACT_C))
-        return cls(act, arguments, manifest, embed=embed, most=most_calls(Counter(one.group for one in calls).values()))
+        said = [(state.last("user"), group) for state, (_, _, group) in zip(states, turns, strict=True)]
+        values = [value for one in calls for value in one.call["arguments"].values()]
+        guard, most = (
+            InjectionGuard.fit(task, said, values, embed),
+            most_calls(Counter(one.group for one in calls).values()),
+        )
+        return cls(act, arguments, manifest, embed=embed, most=most, guard=guard)
 
     def answer(self, texts: Sequence[str]) -> list[SpanAnswer]:
         began, found = time.perf_counter(), list[SpanAnswer]()
@@ -220,10 +226,15 @@ class FunctionCaller:
         return [self._read(state, *both) for state, *both in zip(states, nats, topics, strict=True)]
 
     def _read(self, state: State, nats: np.ndarray, vector: np.ndarray | None) -> Reading:
-        """Return the act with its arguments; NO_CALL where a required one has no value, or for what is never small."""
+        """Return the act with its arguments; NO_CALL where a required one has no value, or for what is never small.
+
+        Neither is what follows an order of the user's to the model.
+        """
         function, logs = self.acts[int(nats.argmax())], [float(nats.max())]
         nothing = Reading(NO_CALL, logs, {}, state.n_calls)
         if function == NO_CALL or self.task.is_never_small(function) or state.n_characters > MAX_CHARACTERS:
+            return nothing
+        if self.guard and self.guard.flags([text for role, text, _ in state.texts if role == "user"], self.embed):
             return nothing
         said, own, places = dict[str, Any](), dict[str, float](), dict[str, ValuePlace | None]()
         for name in self.task.parameters(function):
@@ -247,6 +258,9 @@ class FunctionCaller:
                 weights |= {f"{number}.topic": one.topic.weights, f"{number}.topic.bias": one.topic.bias}
         words = [{"vocabulary": part.column, "idf": part.idf.tolist()} for part in self.features.parts]
         plan = {"most": self.most, "words": words, "arguments": arguments}
+        if guard := self.guard:
+            plan["guard"] = {"vocabulary": guard.words.column, "idf": guard.words.idf.tolist(), "least": guard.least}
+            weights |= {"guard": guard.weights, "guard.bias": np.array([guard.bias])}
         written, content = json.dumps(plan, ensure_ascii=False).encode(), save(weights)
         write_atomically(folder / PLAN_FILE, written)
         write_atomically(folder / WEIGHTS_FILE, content)
@@ -265,8 +279,11 @@ class FunctionCaller:
                 topic = Topic(one["topic"], weights[f"{number}.topic"], weights[f"{number}.topic.bias"])
             arguments.append(Argument(ArgumentPlan.model_validate(one["plan"]), one["weights"], topic))
         embed = open_encoder(find_weights(manifest.base)).embed if manifest.base else None
-        act = (ActFeatures(words, arguments, embed), weights["act"], weights["act.bias"])
-        return cls(act, arguments, manifest, embed=embed, most=plan["most"])
+        act, guard = (ActFeatures(words, arguments, embed), weights["act"], weights["act.bias"]), None
+        if (own := plan.get("guard")) is not None:
+            known = Vocabulary(own["vocabulary"], np.asarray(own["idf"]))
+            guard = InjectionGuard(known, weights["guard"], float(weights["guard.bias"][0]), own["least"])
+        return cls(act, arguments, manifest, embed=embed, most=plan["most"], guard=guard)
 
 
 def most_calls(calls: Iterable[int]) -> int:
