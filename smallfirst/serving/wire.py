@@ -469,6 +469,7 @@ class ResponseBuilder(NamedTuple):
             "certified_fields": list(fields) if route and (fields := route.certified_fields) is not None else None,
             "confidence": confidence(completion),
             "threshold": route.threshold if route else None,
+            **({"language": route.language} if route and route.language else {}),
             "task": (route.task or None) if route else None,
             "guarantee": (route.guarantee or None) if route else None,
             "steps": [step.model_dump(exclude_defaults=True) for step in route.trail] if route else [],

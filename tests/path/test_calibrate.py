@@ -104,6 +104,26 @@ def test_a_look_that_is_not_likely_to_show_anything_keeps_the_large_portion() ->
     assert look_portion(cascade([0.9] * 40, [True] * 40), guarantee, 1.0) == "large"
 
 
+def test_a_promise_is_by_language_where_rows_hold_several_and_nothing_else_is_asked(tmp_path: Path) -> None:
+    texts = {"en": "where is the card that I ordered", "de": "wo ist die Karte, die ich bestellt habe"}
+    rows = {
+        part: [{"text": f"{texts[one]} {part} {i}", "label": "ab"[i % 2]} for i in range(20) for one in texts]
+        for part in ("train", "validation", "test")
+    }
+
+    def promised(**routing: Any) -> tuple[str, tuple[str, ...] | None]:
+        found = guarantee_of(task_of(tmp_path, rows, labels=["a", "b"], routing=routing))
+        return found.per_group, found.languages and tuple(sorted(found.languages))
+
+    assert promised() == ("language", ("de", "en"))
+    assert promised(guarantee={"languages": ["it"]}) == ("language", ("it",))
+    assert promised(guarantee={"per_group": "language"}) == ("language", ("de", "en"))
+    assert promised(guarantee={"languages": []}) == ("", ())
+    assert promised(guarantee={"per_group": "label"}) == ("label", None)
+    assert promised(second_look_after=9, labels="large") == ("", None)
+    assert guarantee_of(project(tmp_path)).per_group == ""  # "train 1" is in no language for sure
+
+
 def append(path: Path, rows: list[dict[str, Any]]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)

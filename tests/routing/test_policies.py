@@ -13,6 +13,7 @@ from smallfirst.base.errors import ConfigError
 from smallfirst.base.records import Record, parse_record
 from smallfirst.data.dataset import Message
 from smallfirst.models.protocol import Request
+from smallfirst.routing.languages import detect_language, languages_of
 from smallfirst.routing.policies import (
     POLICIES,
     AnyPolicy,
@@ -23,7 +24,6 @@ from smallfirst.routing.policies import (
     SplitPolicy,
     apply_policies,
     check_stages,
-    detect_language,
     dominant_script,
     split_position,
 )
@@ -134,13 +134,15 @@ def test_what_the_large_model_gains_on_goes_there_and_what_is_hard_for_both_does
     assert (found.to, found.threshold) == ("challenger", 0.9)
 
 
-def test_the_script_of_most_letters_and_the_language() -> None:
+def test_the_script_of_most_letters_and_the_languages() -> None:
     assert (dominant_script("где ok"), dominant_script("12 !"), dominant_script("カード")) == (
         "CYRILLIC",
         "",
         "KATAKANA",
     )
-    assert detect_language("où est ma carte\nje ne sais pas") == "fr"
+    assert (detect_language("où est ma carte\nje ne sais pas"), detect_language("")) == ("fr", "")
+    english, german = ("where is the card that I ordered",) * 196, ("wo ist die Karte, die ich bestellt habe",)
+    assert [languages_of(english + german * n) for n in (4, 10)] == [("en",), ("en", "de")]
 
 
 class Policies(Record):

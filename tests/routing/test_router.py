@@ -19,7 +19,13 @@ from smallfirst.models.generation.model import GenerativeModel
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.pricing import stated, total_usd
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, ResponseFormat
-from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, FieldCertificate, Guarantee, KeptFields
+from smallfirst.routing.certificate.certificate import (
+    NEVER_ACCEPT,
+    FieldCertificate,
+    GroupCertificate,
+    Guarantee,
+    KeptFields,
+)
 from smallfirst.routing.domain import OodScore
 from smallfirst.routing.policies import RulePolicy, SplitPolicy
 from smallfirst.routing.router import REFUSAL, OutOfScope, Router, RouterOptions, Stage, changed_by, took_cascade
@@ -177,6 +183,30 @@ def test_an_uncertain_draft_is_used_uncertified_where_nobody_is_better(
     assert (answer.answered_by, answer.cost_usd) == ("small", 0.001)
     assert ([chunk.text for chunk in chunks], chunks[-1].completion) == ([answer.text, ""], answer)
     assert route(answer) == {"stage": "small", "why": why, "certified": False, "threshold": 0.8, "confidence": 0.3}
+
+
+def test_the_languages_that_are_not_shown_go_on_before_they_are_drafted() -> None:
+    groups = [
+        GroupCertificate(label=one, threshold=at, n_accepted=9, n_errors=0, error_bound=0.0, labels_missing=0)
+        for one, at in (("de", 0.5), ("en", 0.8), ("it", NEVER_ACCEPT))
+    ]
+    shown = certificate(0.5, groups=groups, guarantee=Guarantee(languages=("de", "en", "it")))
+    texts = ("wo ist meine Karte?", "where is my card?", "dove si trova la mia carta?", "missä minun korttini on?")
+    small, large = Echo("small", confidence=0.6), Echo("large")
+    found = [ask(Router(small, large, shown), text).route for text in texts]
+    assert [(one.language, one.stage, one.certified) for one in found] == [
+        ("de", "small", True), ("en", "large", False), ("it", "large", False), ("fi", "large", False),
+    ]  # fmt: skip
+    assert (found[2].why, found[3].why) == (
+        "written in it, in which nothing is shown (de, en are)",
+        "written in fi, foreign here",
+    )
+    assert small.events == ["small"] * 2
+    assert [step.why for step in found[0].trail if step.stage == "language"] == ["written in de"]
+    stages = [ask(Router(small, None, shown), text).route for text in texts]
+    assert [(one.stage, one.certified) for one in stages] == [("small", True)] + [("small", False)] * 3
+    refused = shown.model_copy(update={"issued": False, "below": "keep"})
+    assert [ask(Router(small, large, refused), text).route.stage for text in texts] == ["small"] * 3 + ["large"]
 
 
 def test_a_call_that_nothing_covers_is_not_made_because_the_large_model_is_down() -> None:

@@ -27,6 +27,7 @@ from smallfirst.measuring.evaluate import EvaluatedRow, Evaluation
 from smallfirst.models.confidence import IsotonicCurve
 from smallfirst.routing.certificate.certificate import LABEL, Guarantee, RiskResult, calibrated_fields
 from smallfirst.routing.certificate.looks import text_fingerprints
+from smallfirst.routing.languages import detect_language
 from smallfirst.tasks.call import function_of
 
 MEASURED = {"cost_usd", "latency_ms"}
@@ -149,7 +150,7 @@ class CalibrationSet:
 
         right_large = [row is not None and (row.correct or judged_by != "gold") for row in by_large]
         groups = [row.group for row in rows]
-        plain = guarantee.model_copy(update={"per_group": "", "max_foreign_share": 0.0})
+        plain = guarantee.model_copy(update={"per_group": "", "languages": None, "max_foreign_share": 0.0})
         return cls(
             confidence=table(lambda row: row.confidence or 0.0, float),
             right=table(lambda row: row.correct, bool),
@@ -227,6 +228,7 @@ def _plain(value: Any) -> Any:
 
 
 def _parts(rows: Sequence[EvaluatedRow], guarantee: Guarantee, n_stages: int) -> np.ndarray | None:
+    """Return the group of each row (rows,), None for one in a language that is none of the guarantee's."""
     name, own = guarantee.per_group, guarantee.max_error_of
     if own:
         return np.array([called if (called := function_of(row.answer)) in own else "" for row in rows], dtype=object)
@@ -237,6 +239,9 @@ def _parts(rows: Sequence[EvaluatedRow], guarantee: Guarantee, n_stages: int) ->
             f"a guarantee by {name} covers one drafting stage, and there are {n_stages}",
             hint="leave out guarantee.per_group, or let one stage draft",
         )
+    if guarantee.languages:
+        told = [detect_language(row.text) for row in rows]
+        return np.array([one if one in guarantee.languages else None for one in told], dtype=object)
     found = [row.answer if name == LABEL else row.tags.get(name, "") for row in rows]
     if name != LABEL and (missing := found.count("")):
         raise DataError(

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
 from smallfirst.base.records import Record
 from smallfirst.base.stats.intervals import Estimate, wilson
 from smallfirst.models.confidence import IsotonicCurve
+from smallfirst.routing.languages import LANGUAGE
 from smallfirst.tasks.call import function_of
 
 LABEL = "label"
@@ -37,7 +38,11 @@ class Guarantee(Record):
     confidence. Without other limits (`max_error: null`) an answer stays small if every field is kept."""
     per_group: str = ""
     """Applies `max_error` to each group by itself, and covers only groups for which it can be shown: `label` for the
-    predicted label, else the name of a column of `data.columns.tags`, which requests send as a tag (`metadata`)."""
+    predicted label, `language` for that of the text, else the name of a column of `data.columns.tags`, which requests
+    send as a tag (`metadata`)."""
+    languages: tuple[Annotated[str, pydantic.Field(pattern="^[a-z]{2,3}$")], ...] | None = None
+    """Languages of the task (ISO 639-1), each guaranteed by itself; a request in another one goes to the large model.
+    Left out, a run sets those of the rows if there are several and the extra `language` is installed; `[]`: never."""
     max_foreign_share: float = pydantic.Field(default=0.0, ge=0, lt=1)
     """Share of foreign requests up to which `max_error` holds, in [0, 1): an accepted foreign request counts as wrong.
     0 promises for the task's own requests alone."""
@@ -53,12 +58,21 @@ class Guarantee(Record):
     confidence: float = pydantic.Field(default=0.95, gt=0.5, lt=1)
     """Confidence level of the guarantee as a whole, in (0.5, 1)."""
 
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _languages_are_groups(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not values.get("languages"):
+            return values
+        return {"per_group": LANGUAGE, **values}
+
     @pydantic.model_validator(mode="after")
     def _has_a_limit(self) -> Guarantee:
         if not self.limits and self.max_wrong_fields is None:
             raise ValueError("a guarantee needs a limit: max_error, max_accuracy_loss or max_wrong_fields")
         if self.per_group and not self.limits_errors_alone:
             raise ValueError(f"per_group applies max_error to each {self.per_group} and allows no other limit")
+        if self.languages and self.per_group != LANGUAGE:
+            raise ValueError(f"languages are the groups of per_group: {LANGUAGE}, and it is {self.per_group}")
         if self.most_of_group and not self.limits_errors_alone:
             raise ValueError("most_of_group counts errors alone: set max_error and no other limit")
         if self.max_foreign_share and (self.max_error is None or self.per_group):
@@ -119,7 +133,7 @@ class GroupCertificate(Record):
     """What is shown about the accepted answers of one group."""
 
     label: str
-    """The predicted label, or the value of the guarantee's tag."""
+    """The predicted label, the language, or the value of the guarantee's tag."""
     threshold: float
     """Least confidence at which it is certified; above 1 when it is not."""
     n_accepted: int
@@ -128,11 +142,22 @@ class GroupCertificate(Record):
     error_bound: float
     """Exact one-sided upper bound on their error, at this group's share of the level."""
     labels_missing: int | None
-    """About how many more accepted rows of the group would show it at the measured error; None if none would."""
+    """About how many more accepted rows of the group would show it at the measured error, of a language how many more
+    rows are likely to show it of a part; None if none would."""
+    n_rows: int = 0
+    """Its calibration rows."""
 
     @property
     def certified(self) -> bool:
         return self.threshold <= 1
+
+    @property
+    def in_words(self) -> str:
+        """What is shown, or how many rows that takes."""
+        if self.certified:
+            return f"{self.label} keeps {self.n_accepted:,} of {self.n_rows:,} rows"
+        more = "more rows are unlikely to do" if self.labels_missing is None else f"{self.labels_missing:,} more may do"
+        return f"{self.label} is not shown by {self.n_rows:,} rows, {more}"
 
 
 class KeptFields(Record):
@@ -244,8 +269,8 @@ class Certificate(Record):
     thresholds: dict[str, float] = {}
     """The same of every drafting stage by its candidate's name, cheapest first."""
     groups: tuple[GroupCertificate, ...] = ()
-    """By predicted label or tag, with `guarantee.per_group`; by function with `guarantee.max_error_of`, the empty one
-    for all that have no limit of their own."""
+    """By predicted label, language or tag, with `guarantee.per_group`; by function with `guarantee.max_error_of`, the
+    empty one for all that have no limit of their own."""
     fields: FieldCertificate | None = None
     """What is shown about the fields of the last stage's JSON answers; None where `guarantee.max_wrong_fields` is."""
     below: BelowAction

@@ -192,7 +192,7 @@ def _search(data: CalibrationSet, tested: Guarantee, level: float) -> _Shown:
     limits, groups = tested.limits, tuple[GroupCertificate, ...]()
     found = CascadeThresholds((NEVER_ACCEPT,) * data.n_stages, level)
     if level and tested.per_group:
-        groups = certify_groups(data, limits["error"], level=level)
+        groups = certify_groups(data, limits["error"], level=level, languages=tested.languages or ())
         found = found._replace(thresholds=(min((one.threshold for one in groups), default=NEVER_ACCEPT),))
     elif level and tested.most_of_group and data.unit is not None:
         return _search_groups(data, tested, level)
@@ -309,7 +309,8 @@ def _describe(
         return NOTHING_LEFT
     of_fields = [describe_fields(fields, guarantee.max_wrong_fields or 0.0)] if fields else []
     if guarantee.limits and not shown.found.issued:
-        return "; ".join([_describe_refused(data, guarantee, shown.found, missing), *of_fields])
+        of_languages = [one.in_words for one in shown.groups if guarantee.languages]
+        return "; ".join([_describe_refused(data, guarantee, shown.found, missing), *of_languages, *of_fields])
     return f"{guarantee.in_words}: {'; '.join([*_measured(guarantee, shown), *of_fields])}{_judged_by(data)}"
 
 
@@ -320,6 +321,7 @@ def _measured(guarantee: Guarantee, shown: _Shown) -> Iterator[str]:
             f"shown for {n} of {len(shown.groups)} {guarantee.per_group}s, of whose {shown.n_accepted} kept "
             f"calibration answers {shown.n_errors} were wrong"
         )
+        yield from (one.in_words for one in shown.groups if guarantee.languages)
     for own in shown.groups if guarantee.max_error_of else ():
         if own.label:
             stays = "" if own.certified else ", which shows too little: the large model makes them"
@@ -416,6 +418,8 @@ def _rests_on_groups(data: CalibrationSet) -> Iterator[str]:
         n_groups = len(set(data.unit.tolist()))
         yield f"its {data.n} calls come from {n_groups} conversations, which are right and wrong as a whole"
         yield "it speaks of conversations as the recorded model led them; what a small call changes later is not tested"
+    if data.part is not None and (others := sum(one is None for one in data.part.tolist())):
+        yield f"{others} of its {data.n} rows are told to be in none of the task's languages: such requests go on"
 
 
 def _describe_look(guarantee: Guarantee, look: Look) -> str:

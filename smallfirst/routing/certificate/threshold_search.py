@@ -35,7 +35,7 @@ import numpy as np
 from scipy import special
 
 from smallfirst.base.stats.intervals import betting_p_value, edge, upper_bound
-from smallfirst.base.stats.sample_size import min_rows_without_error, rows_for_upper_bound
+from smallfirst.base.stats.sample_size import min_rows_without_error, rows_for_error, rows_for_upper_bound
 from smallfirst.measuring.calibration import fit_isotonic
 from smallfirst.models.confidence import IsotonicCurve
 from smallfirst.routing.certificate.calibration_set import (
@@ -314,19 +314,30 @@ def _excess(outcome: CascadeOutcome) -> float:
     return 0.0 if outcome.data.foreign_share else max(0.0, share - MAX_FOREIGN_ACCEPTED)
 
 
-def certify_groups(data: CalibrationSet, limit: float, *, level: float) -> tuple[GroupCertificate, ...]:
-    """Return the certificates of the parts of one stage's answers, in alphabetical order; all hold at `level`."""
+def certify_groups(
+    data: CalibrationSet, limit: float, *, level: float, languages: Sequence[str] = ()
+) -> tuple[GroupCertificate, ...]:
+    """Return the certificates of the parts of one stage's answers, in alphabetical order; all hold at `level`.
+
+    `languages`: the parts are these, and one without a row is told too.
+    """
     if data.part is None:
         return ()
     confidence, right, certificates = data.confidence[-1], data.right[-1], []
     found = _search_groups(data.part, confidence, right, limit, level)
-    left = min((share for _, share in found.values()), default=level)
-    for label in sorted({part for part in data.part.tolist() if part is not None}):
+    left = level / (len(found) + 1)  # with enough rows it is one more group that the level is divided among
+    for label in sorted({*languages, *(part for part in data.part.tolist() if part is not None)}):
         threshold, share = found.get(label, (NEVER_ACCEPT, left))
-        accepted = (data.part == label) & ((confidence >= threshold) | (threshold > 1))
+        own = data.part == label
+        accepted = own & ((confidence >= threshold) | (threshold > 1))
         n, errors = int(accepted.sum()), int((accepted & ~right).sum())
         missing: int | None = 0
-        if threshold > 1:
+        if threshold > 1 and not n:
+            missing = min_rows_without_error(limit, share)
+        elif threshold > 1 and languages:
+            needed = rows_for_error(confidence[own], right[own], limit, share, refused_at=share)
+            missing = None if needed.unlikely else needed.n_more
+        elif threshold > 1:
             enough = rows_for_upper_bound(errors / max(1, n), limit, confidence=1 - share, max_rows=20_000)
             missing = None if enough is None else max(1, enough - n)
         certificates.append(
@@ -337,6 +348,7 @@ def certify_groups(data: CalibrationSet, limit: float, *, level: float) -> tuple
                 n_errors=errors,
                 error_bound=upper_bound(errors, n, confidence=1 - share),
                 labels_missing=missing,
+                n_rows=int(own.sum()),
             )
         )
     return tuple(certificates)

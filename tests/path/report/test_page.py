@@ -86,7 +86,7 @@ def test_what_is_guaranteed_and_what_happens_below_stand_in_tables() -> None:
     seen = Page(page).words
     assert "at most 10 % of kept answers wrong 0.0143 0.066 70" in seen
     assert "words is kept from a confidence of 0.900, the last draft is kept from a confidence of 0.800." in seen
-    assert "Label by label: 1 of 2 labels hold the guarantee on their own" in seen
+    assert "By label: 1 of 2 labels hold the guarantee on their own" in seen
     assert "&lt;b&gt;" in page
     assert "It speaks of requests drawn like its rows." in seen
 

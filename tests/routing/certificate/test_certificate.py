@@ -24,6 +24,7 @@ from smallfirst.routing.certificate.certificate import GroupCertificate, Guarant
         ({"max_error": None, "max_wrong_fields": 0.1}, "at most 10 % of kept fields wrong (95 %)", 1),
         ({"unit": "text"}, "at most 5 % of kept answers wrong, each text counted once (95 %)", 1),
         ({"per_group": "channel"}, "at most 5 % of kept answers wrong of each guaranteed channel (95 %)", 1),
+        ({"languages": ["en", "de"]}, "at most 5 % of kept answers wrong of each guaranteed language (95 %)", 1),
         (
             {"max_foreign_share": 0.5},
             "at most 5 % of kept answers wrong while at most 50 % of requests are foreign (95 %)",
@@ -43,6 +44,11 @@ def test_every_limit_is_described_and_shares_the_level(values: dict[str, object]
         ({"max_error": None}, "a guarantee needs a limit"),
         ({"max_accuracy_loss": 0.01, "per_group": "label"}, "allows no other limit"),
         ({"max_wrong_fields": 0.1, "per_group": "channel"}, "per_group applies max_error to each channel"),
+        (
+            {"languages": ["en"], "per_group": "label"},
+            "languages are the groups of per_group: language, and it is label",
+        ),
+        ({"languages": ["english"]}, "languages"),
         ({"max_foreign_share": 0.1, "per_group": "label"}, "max_foreign_share widens max_error"),
         ({"max_foreign_share": 0.1, "max_error": None, "max_accuracy_loss": 0.1}, "max_foreign_share widens max_error"),
     ],

@@ -13,6 +13,7 @@ from fixtures.evaluations import evaluated_row, evaluation_of
 from scipy.stats import binom
 
 from smallfirst.base.stats.intervals import mid_p_value, upper_bound
+from smallfirst.base.stats.sample_size import min_rows_without_error
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.routing.certificate.calibration_set import CalibrationSet
 from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, Certificate, Guarantee
@@ -147,6 +148,27 @@ def test_per_group_only_labels_that_are_shown_are_covered() -> None:
     assert (found.evidence.n_accepted, found.threshold) == (200, falling(300)[199])
     assert [found.covers(label, 0.99) for label in ("card", "loan")] == [True, False]
     assert certified(small).groups == ()  # without the wish it is about all of them together
+
+
+def test_each_language_has_its_own_threshold_and_says_how_many_rows_it_needs() -> None:
+    texts = {"en": "where is the card that I ordered", "de": "wo ist die Karte", "fi": "missä minun korttini on"}
+    rows = [
+        evaluated_row(f"{one}-{i}", "a", "a" if i < 150 else "b", confidence=1 - i / 1000, text=f"{text} {i}")
+        for one, text, n in (("en", texts["en"], 200), ("de", texts["de"], 40), ("fi", texts["fi"], 90))
+        for i in range(n)
+    ]
+    found = certified(evaluation_of(rows), None, Guarantee(languages=("en", "de", "it")))
+    assert [(one.label, one.certified, one.n_rows) for one in found.groups] == [
+        ("de", False, 40),
+        ("en", True, 200),
+        ("it", False, 0),
+    ]
+    de, en, it = found.groups
+    assert it.labels_missing == min_rows_without_error(0.05, 0.025) == 72  # beside English, the one with enough
+    assert de.labels_missing >= 72 - 40
+    assert found.evidence.n_accepted == en.n_accepted >= 150
+    assert f"de is not shown by 40 rows, {de.labels_missing} more may do" in found.report.why
+    assert found.report.rests_on[0].startswith("90 of its 330 rows are told to be in none of the task's languages")
 
 
 def test_rows_of_groups_promise_something_about_groups_and_say_so() -> None:
