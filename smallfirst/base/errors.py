@@ -120,7 +120,6 @@ EXTRAS = {
     "h11": "serve",
     "huggingface_hub": "serve",
     "liger_kernel": "gpu",
-    "mcp": "mcp",
     "pandas": "databricks",
     "peft": "train",
     "prometheus_client": "serve",
