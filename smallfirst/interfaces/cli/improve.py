@@ -175,15 +175,10 @@ def _usd(amount: float | None) -> str:
 @verb(
     "smallfirst review tickets",
     "smallfirst review tickets --settle 4f0c2a1b=map",
-    "smallfirst review tickets --labels suspects.jsonl --random 200",
 )
 @TASK
 @LEDGER
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Answers to show.")
-@click.option("--labels", type=PATH, metavar="FILE", help="Write training rows whose label is probably wrong instead.")
-@click.option(
-    "--random", "n_random", type=click.IntRange(0), default=0, help="With --labels: calibration rows to judge."
-)
 @click.option("--settle", multiple=True, metavar="ID=DECISION", help="Settle a finding.")
 @click.option("--decisions", type=click.File(), metavar="FILE", help="Lines of ID=DECISION; - reads them from a pipe.")
 @click.option("--undo", is_flag=True, help="Take the last decision back.")
@@ -191,8 +186,6 @@ def _usd(amount: float | None) -> str:
 def review(
     task_yaml: Path,
     limit: int,
-    labels: Path | None,
-    n_random: int,
     settle: tuple[str, ...],
     decisions: Iterable[str] | None,
     undo: bool,
@@ -203,11 +196,8 @@ def review(
     Findings come first, those that decide most ahead: one decision settles all rows of a finding and goes to
     review.jsonl beside task.yaml, which `run` and `learn` read. On a terminal each is asked. Then the served answers:
     audits without a verdict, what is in doubt, and what is nearest to the certificate's threshold; mark them on the
-    endpoint's page. With --labels rows are written to FILE for a person to fill in.
+    endpoint's page.
     """
-    if labels is not None:
-        _write_suspects(task_yaml, labels, n_random)
-        return
     from smallfirst.deployment.review_queue import DUE, review_queue
     from smallfirst.path.project.settlements import read_settlements
 
@@ -221,9 +211,9 @@ def review(
         with read_ledger() as opened:
             found = review_queue(opened, [task])
     except ConfigError:  # nothing was served yet
-        if not issues and not read_settlements(file.folder):
-            raise
         if not as_json:
+            if not issues and not read_settlements(file.folder):
+                click.echo("nothing seems wrong with the answers, and nothing was served yet")
             return
         found = []
     n_due, shown = sum(one.reason in DUE for one in found), [_told(one) for one in found[:limit]]
@@ -301,21 +291,6 @@ def _told(one: Waiting) -> dict[str, Any]:
         "question": last_user_message(row),
         "draft": row.answer_text or "",
     }
-
-
-def _write_suspects(task_yaml: Path, out: Path, n_random: int) -> None:
-    from smallfirst.path.diagnostics import export_suspects
-
-    project = load_project(task_yaml)
-    n = export_suspects(project, out, n_random=n_random)
-    if n_random:
-        click.echo(f"and {n_random} calibration rows drawn at random: fill in `answer` of each, right or wrong")
-    if n or n_random:
-        click.echo(f"{n} probable label errors in {out}: fill in `answer` where the given one is wrong")
-        setting = f"relabels: {named_in_task(out, project.file)}"
-        click.echo(f"then add  {setting}  under data: in task.yaml\nnext: smallfirst run {task_yaml}")
-    else:
-        click.echo(f"no probable label errors: label more rows\nnext: smallfirst run {task_yaml}")
 
 
 @verb("smallfirst label tickets new.jsonl --cap-usd 2", "smallfirst label tickets new.jsonl --yes --min-confidence 0.9")

@@ -18,7 +18,6 @@ from smallfirst.path.project.rows import (
     with_canonical_answers,
     with_harvested,
     with_independent_calibration,
-    with_relabels,
 )
 from smallfirst.path.project.settlements import read_settlements, with_settlements, without_old_names
 from smallfirst.path.project.task_file import TaskFile
@@ -59,7 +58,7 @@ class Project(NamedTuple):
             task = read_task(file, rows)
             for path in file.data.harvested:  # labels and schema are those of the file's own rows
                 rows = with_harvested(rows, file.path(path), columns=file.data.columns, labels=task.closed)
-            rows = with_relabels(with_canonical_answers(rows, task, file.data), file, task)
+            rows = with_canonical_answers(rows, task, file.data)
             with progress.step("looking for copies"):
                 return cls(file, with_independent_calibration(rows), task, progress)
 

@@ -68,8 +68,6 @@ class DataFiles(Record):
     out_of_scope_label: str | None = None
     """Label of rows, in any of the files, that are requests outside the task: they train nothing. Those of training and
     validation rows join `open_ended`, those of test rows measure the domain check."""
-    relabels: Path | None = None
-    """A person's answers to probable label errors (`smallfirst review --labels FILE` writes the file to fill in)."""
     harvested: tuple[Path, ...] = ()
     """Rows from served traffic (`smallfirst harvest` writes them), added to the training rows."""
     exchangeable: bool = False
