@@ -120,6 +120,7 @@ EXTRAS = {
     "h11": "serve",
     "huggingface_hub": "serve",
     "liger_kernel": "gpu",
+    "mcp": "mcp",
     "pandas": "databricks",
     "peft": "train",
     "prometheus_client": "serve",

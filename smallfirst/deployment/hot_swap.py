@@ -93,6 +93,10 @@ class HotSwapModels(Mapping[str, Model]):
         return idle
 
     @property
+    def active(self) -> dict[str, ModelSet]:
+        return self._active
+
+    @property
     def retired(self) -> list[ModelSet]:
         """Sets that were replaced and not handed out by `take_idle` yet."""
         return list(self._retired)

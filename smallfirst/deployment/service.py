@@ -1,4 +1,4 @@
-"""Deploy tasks on a server: each one's audited Router, and the models behind it.
+"""Deploy tasks on a server: each one's audited Router, the models behind it, and `auto` over all tasks.
 
 When the registry's aliases move, by a promotion or a rollback, the server follows.
 """
@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 from smallfirst.base.errors import ConfigError
 from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.deployment.billing.saved import Amount, evaluated_costs
-from smallfirst.deployment.hot_swap import HotSwapModels, NotReadyYet, RegistryWatcher, one_line
+from smallfirst.deployment.hot_swap import HotSwapModels, ModelProxy, ModelSet, NotReadyYet, RegistryWatcher, one_line
 from smallfirst.deployment.review_queue import QueueRoutes, mark
 from smallfirst.deployment.second_look import CAUSE
 from smallfirst.deployment.task_deployment import DeployedVersion, TargetVersions, TaskDeployment, check_models_answer
@@ -29,14 +29,19 @@ from smallfirst.ledger.rows import FeedbackRow, StateRow, standing
 from smallfirst.ledger.sums import DrawnAudits
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.models.pricing import PriceBook
-from smallfirst.models.protocol import Completion, Request
+from smallfirst.models.protocol import Completion, Model, Request
+from smallfirst.path.project.run_folder import RunFolder
 from smallfirst.path.project.task_file import TaskFile
+from smallfirst.routing.auto import AutoRouter, TaskSelector
+from smallfirst.routing.domain import PROFILE_FILE, TaskProfile
 from smallfirst.routing.monitor import not_watched
 from smallfirst.serving.errors import ApiError
 from smallfirst.serving.plugins import Plugin, PluginRequest, PluginRoute
 
 _log = logging.getLogger("smallfirst.serving")
 
+AUTO = "auto"
+"""Name under which all tasks of a server are reached at once."""
 POLL_INTERVAL_S = 5.0
 """Seconds between two lookups of the aliases."""
 LINGER_S = 2.0
@@ -58,7 +63,7 @@ def deploy(
     store_bodies: bool = False,
     poll_interval_s: float | None = None,
 ) -> DeployedTasks:
-    """Return the plugin that serves several tasks: each one's Router, small and large model.
+    """Return the plugin that serves several tasks: each one's Router, small and large model, and `auto` over all.
 
     `live=False` answers the large path from recordings. With `poll_interval_s` the registry's aliases are polled and
     followed until the plugin is closed. Raise StageMissing if a task has no champion or certificate, ConfigError if two
@@ -66,8 +71,8 @@ def deploy(
     """
     names: set[str] = set()
     for file in files:
-        if file.name in names:
-            raise ConfigError(f"two tasks would be served as {file.name!r}", hint="give each task a name of its own")
+        if file.name in names or file.name == AUTO:
+            raise ConfigError(f"two things would be served as {file.name!r}", hint="give each task a name of its own")
         names.add(file.name)
     deployments = [TaskDeployment(file, ledger, live=live, store_bodies=store_bodies) for file in files]
     deployed = DeployedTasks(deployments, ledger, poll_interval_s=poll_interval_s or POLL_INTERVAL_S)
@@ -149,7 +154,8 @@ class DeployedTasks(MonitoringRoutes):
         self.watcher = RegistryWatcher(
             self.models, list(self._targets.values()), interval_s=poll_interval_s, linger_s=LINGER_S
         )
-        self.models.put([target.deployed.models for target in self._targets.values()])
+        auto = self._create_auto()
+        self.models.put([*(target.deployed.models for target in self._targets.values()), *([auto] if auto else [])])
 
     def describe(self) -> Mapping[str, str]:
         return {name: router.standing.in_words for name, router in self.by_task.items()}
@@ -157,7 +163,7 @@ class DeployedTasks(MonitoringRoutes):
     def measured(self, task: str) -> Evaluation | None:
         """Return the large model on the test rows of the run whose version answers; None where it was not measured."""
         target = self._targets.get(task)
-        return target.deployed.run_folder.evaluation("large", "test") if target else None
+        return RunFolder(target.deployed.profile_folder.parent).evaluation("large", "test") if target else None
 
     def prices(self, task: str) -> PriceBook | None:
         """Return the prices of a task's settings, or with an empty name those of the first task."""
@@ -190,10 +196,15 @@ class DeployedTasks(MonitoringRoutes):
                 await model.aclose()
 
     def replace(self, name: str, old: DeployedVersion, new: DeployedVersion) -> None:
-        """Let `new` answer in the place of `old`."""
+        """Let `new` answer in the place of `old`, by its name and by `auto`."""
         retired = self.models.retired
         self._replaced = [*(version for version in self._replaced if version.models in retired), old]
-        self.models.put([new.models])
+        try:
+            auto = self._create_auto()
+        except Exception:  # requests by name matter more than those by `auto`
+            _log.exception("%s: auto keeps its earlier profile of the task", name)
+            auto = self.models.active.get(AUTO)
+        self.models.put([new.models, *([auto] if auto else [])], without=() if auto else (AUTO,))
         self.by_task[name] = new.router
         moved = f"moved from {old.versions.description} to {new.versions.description}, which answers"
         self.record_state(new.router, old.router.monitor.state, f"the registry's aliases {moved}")
@@ -205,6 +216,24 @@ class DeployedTasks(MonitoringRoutes):
             router.ledger.append(router.audits.row(before, router.monitor.state, why, "version"))
         except Exception:  # a change of version does not depend on a full disk
             _log.exception("%s: the ledger did not take a row", router.name)
+
+    def _create_auto(self) -> ModelSet | None:
+        known = {
+            name: target.deployed
+            for name, target in self._targets.items()
+            if (target.deployed.profile_folder / PROFILE_FILE).exists()
+        }
+        if not known:
+            return None
+        deployments = [target.deployment for target in self._targets.values()]
+        general = next((each.general for each in deployments if each.general is not None), None)
+        routers: dict[str, Model] = {
+            name: ModelProxy(self.models, name, deployed.router) for name, deployed in known.items()
+        }
+        profiles = {name: TaskProfile.load(one.profile_folder, one.encoder) for name, one in known.items()}
+        selector = TaskSelector(profiles, price=deployments[0].file.prices.machine)
+        auto = AutoRouter(selector, routers, general)
+        return ModelSet(AUTO, {AUTO: auto}, auto)
 
 
 class TaskTarget:

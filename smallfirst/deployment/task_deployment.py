@@ -6,6 +6,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from smallfirst.base.errors import RegistryError, StageMissing
@@ -19,6 +20,7 @@ from smallfirst.deployment.hot_swap import ModelSet, SharedModel
 from smallfirst.deployment.second_look import TAG, SecondLook, SecondLooks, read_look
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.measuring.outcome import Outcome
+from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.protocol import Model, Request
 from smallfirst.path import large_model as large_path
@@ -63,11 +65,17 @@ class DeployedVersion(NamedTuple):
     versions: TargetVersions
     router: AuditedRouter
     models: ModelSet
-    run_folder: RunFolder
+    profile_folder: Path
+    """May be missing; `auto` recognises the task by it."""
     second_look: SecondLook | None = None
     """If it was taken."""
     held: SharedLock | None = None
     """Keeps its task from being forgotten."""
+
+    @property
+    def encoder(self) -> SentenceEncoder | None:
+        """The one that the model which answers last reads with."""
+        return router_setup.own_encoder(self.router.router.stages[-1].model)
 
     async def aclose(self) -> None:
         await self.models.aclose()
@@ -212,7 +220,8 @@ class TaskDeployment:
         if self.general is not None:
             models[f"{file.name}-large"] = self.general.inner
         served = ModelSet(file.name, models, audited)
-        return DeployedVersion(wanted, audited, served, run_folder, read_look(version), held)
+        profile = run_folder.path / router_setup.PROFILE_FOLDER
+        return DeployedVersion(wanted, audited, served, profile, read_look(version), held)
 
     def _second_look(self, router: Router, version: ModelVersion, run_folder: RunFolder) -> SecondLooks | None:
         """Return what collects drafts in shadow; None if no second look is to come."""

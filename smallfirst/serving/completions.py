@@ -31,6 +31,8 @@ INVOCATION_PATHS = (
     "/serving-endpoints/{name}/invocations",
     "/serving-endpoints/{name}/served-models/{entity}/invocations",
 )
+DEFAULT_MODEL = "auto"
+"""The model that /invocations asks where none is named, if it is served; else the first one served."""
 _MAX_AHEAD = 64
 """Chunks that a model may be ahead of its client."""
 _Chunks = asyncio.Queue[Chunk | Exception]
@@ -60,7 +62,7 @@ def _default_model(call: ApiCall) -> str:
     served = list(call.app.models)
     if not served:
         raise ApiError(404, "No model is served here.", param="model", code="model_not_found")
-    return served[0]
+    return DEFAULT_MODEL if DEFAULT_MODEL in served else served[0]
 
 
 async def _answer(call: ApiCall, parsed: ParsedRequest) -> None:

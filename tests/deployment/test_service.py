@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +12,12 @@ from smallfirst.base.errors import ConfigError, RegistryError, StageMissing
 from smallfirst.base.paths import home
 from smallfirst.base.records import parse_record
 from smallfirst.deployment import service, task_deployment
+from smallfirst.deployment.hot_swap import HotSwapModels
 from smallfirst.ledger.ledger import Ledger
+from smallfirst.models.pricing import MachinePrice, PriceBook
 from smallfirst.path import router_setup
 from smallfirst.path.project.task_file import TaskFile
+from smallfirst.routing.domain import PROFILE_FILE
 from smallfirst.routing.policies import RulePolicy
 from smallfirst.routing.router import Stage
 from smallfirst.tasks.classify import Classify
@@ -61,10 +65,11 @@ def test_a_draft_holds_if_it_says_what_the_judge_says() -> None:
     assert not same('{"n": "two"}', '{"n": "three"}')
 
 
-def test_two_tasks_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_two_tasks_of_one_name_and_a_task_called_auto_are_refused(tmp_path: Path) -> None:
     ledger = Ledger(home() / "ledger.db")
-    with pytest.raises(ConfigError, match="two tasks would be served as"):
-        service.deploy([task_file(), task_file()], ledger)
+    auto = task_file().model_copy(update={"name": "auto"})
+    with pytest.raises(ConfigError, match="two things would be served as 'auto'"):
+        service.deploy([auto], ledger)
     ledger.close()
 
 
@@ -73,3 +78,21 @@ def test_without_a_champion_nothing_is_served(tmp_path: Path) -> None:
     with pytest.raises((RegistryError, StageMissing)):
         service.deploy([task_file()], ledger)
     ledger.close()
+
+
+def test_the_choice_of_the_task_is_billed_at_the_machine_price_of_the_first_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / PROFILE_FILE).touch()
+    priced = task_file().model_copy(update={"prices": PriceBook(machine=MachinePrice(usd_per_hour=7.0))})
+    deployed = SimpleNamespace(profile_folder=tmp_path, encoder=None, router=SimpleNamespace(name="desk"))
+    served = object.__new__(service.DeployedTasks)
+    served.models = HotSwapModels()
+    served._targets = {
+        "desk": SimpleNamespace(deployed=deployed, deployment=SimpleNamespace(file=priced, general=None))
+    }  # type: ignore[dict-item]
+    given: list[MachinePrice] = []
+    monkeypatch.setattr(service.TaskProfile, "load", lambda *folder_and_encoder: None)
+    monkeypatch.setattr(service, "TaskSelector", lambda profiles, *, price: given.append(price))
+    assert served._create_auto() is not None
+    assert [price.usd_per_hour for price in given] == [7.0]

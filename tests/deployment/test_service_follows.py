@@ -49,7 +49,7 @@ def test_a_promotion_and_a_rollback_are_followed(desk, ledger: Ledger, monkeypat
     first = answer(small)
     assert (first.answered_by, deployed.watcher.poll()) == ("toy-small@1", [])
     assert list(deployed.models) == ["toy", "toy-small"]
-    left = deployed.models._active["toy"].models["toy-small"]
+    left = deployed.models.active["toy"].models["toy-small"]
 
     versions.promote("main.desk.toy", 2)
     assert deployed.watcher.poll() == ["toy"]
@@ -59,7 +59,7 @@ def test_a_promotion_and_a_rollback_are_followed(desk, ledger: Ledger, monkeypat
     assert labels.index(second.text) == (labels.index(first.text) - 1) % 4  # the codes were turned by one place
     kept = answer(router)
     assert (kept.text, kept.answered_by, kept.route.trail[-1].model) == (second.text, "toy-small@2", "toy-small@2")
-    assert deployed.by_task["toy"].certificate == deployed.models["toy"].inner.certificate  # type: ignore[attr-defined]
+    assert deployed.by_task["toy"].certificate == deployed.models.active["toy"].models["toy"].certificate  # type: ignore[attr-defined]
 
     versions.rollback("main.desk.toy")
     assert deployed.watcher.poll() == ["toy"]

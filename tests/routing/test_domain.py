@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import math
-import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fixtures.light_process import LightProcess
 from fixtures.rows import example
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from smallfirst.base.errors import DataError
-from smallfirst.base.paths import state_of
 from smallfirst.data.dataset import Dataset
-from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.protocol import Request
 from smallfirst.routing.domain import (
     KNOTS,
@@ -64,11 +58,10 @@ def dataset(texts: list[str] | tuple[str, ...], answer: str) -> Dataset:
 
 OWN = dataset([wish.format(thing) for wish in WISHES[:3] for thing in THINGS], "a")
 SELECTION = dataset([WISHES[3].format(thing) for thing in THINGS], "a")
-MANY = SELECTION.subset("many", SELECTION.examples * 4)
 
 
 def test_a_gate_measures_as_the_profile_that_was_saved(tmp_path: Path) -> None:
-    profile = fit_task_profile(OWN.subset("own", OWN.examples * 2), MANY)
+    profile = fit_task_profile(OWN.subset("own", OWN.examples * 2), SELECTION.subset("more", SELECTION.examples * 4))
     profile.save(tmp_path / "signature")
     texts = (*(e.text for e in OWN.examples), *OTHER, *UNSEEN_OTHER, "card", "")
 
@@ -214,58 +207,3 @@ def test_of_a_long_text_both_ends_are_compared(features: TextFeatures) -> None:
     half = MAX_CHARS // 2
     hidden = "x" * half + " poem sea " * 50 + "y" * half
     assert features.scores([hidden]).tolist() == features.scores(["x" * half + " " + "y" * half]).tolist()
-
-
-def test_few_selection_rows_are_supplemented_and_too_few_rows_are_refused() -> None:
-    train = dataset([wish.format(thing) for wish in WISHES[:3] for thing in (*THINGS, *ODD)], "a")
-    few = SELECTION.subset("few", SELECTION.examples[:3])
-    profile = fit_task_profile(train, few)
-    assert len(profile.parameters.fusion.fused.own) == 3 + len(train.examples[::5])
-    assert profile.measure([OTHER[0]])[0].ood_score > profile.threshold
-    with pytest.raises(DataError, match=r"needs 20 selection rows, or 25 training rows .*\(got 3 and 10\)"):
-        fit_task_profile(train.subset("few", train.examples[:10]), few)
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_encoder_folder: Path) -> SentenceEncoder:
-    return SentenceEncoder(tiny_encoder_folder)
-
-
-def test_a_profile_with_an_encoder_loads_as_it_was_saved(
-    encoder: SentenceEncoder, tiny_encoder_folder: Path, tmp_path: Path
-) -> None:
-    profile = fit_task_profile(OWN, MANY, encoder=(str(tiny_encoder_folder), encoder))
-    profile.save(tmp_path)
-    texts = [*OTHER, "where is my pin"]
-    assert TaskProfile.load(tmp_path).measure(texts) == profile.measure(texts)
-    words = fit_task_profile(OWN, MANY)
-    assert [len(one.measure(texts)[0].features) for one in (words, profile)] == [1, 2]
-    assert [one.ood_score for one in profile.measure(texts)] != [one.ood_score for one in words.measure(texts)]
-
-
-def test_an_encoder_is_looked_up_in_the_state_folder_of_the_task_that_was_loaded(
-    encoder: SentenceEncoder, tiny_encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name = "sentence-transformers/all-MiniLM-L6-v2"
-    profile = fit_task_profile(OWN, MANY, encoder=(name, encoder))
-    profile.save(tmp_path / "profile")
-    weights = tmp_path / "bank" / ".smallfirst" / "weights"
-    shutil.copytree(tiny_encoder_folder, weights / name.replace("/", "--"))
-    monkeypatch.delenv("SMALLFIRST_HOME", raising=False)
-    monkeypatch.chdir(tmp_path)
-    with state_of(tmp_path / "bank"):
-        loaded = TaskProfile.load(tmp_path / "profile")
-    with ThreadPoolExecutor() as threads:  # as a server does; a thread knows no task's folder
-        found = threads.submit(loaded.measure, ["where is a late pin"]).result()
-    assert found == profile.measure(["where is a late pin"])
-
-
-def test_words_decide_without_torch_in_the_process(tmp_path: Path, light_process: LightProcess) -> None:
-    fit_task_profile(OWN, MANY).save(tmp_path)
-    program = (
-        "import sys; from pathlib import Path; from smallfirst.routing.domain import TaskProfile\n"
-        f"profile = TaskProfile.load(Path({str(tmp_path)!r}))\n"
-        "found = profile.measure(['where is my pin', 'write a poem'])\n"
-        "print(*(one.ood_score > profile.threshold for one in found), 'torch' in sys.modules)"
-    )
-    assert light_process(program).split() == ["False", "True", "False"]

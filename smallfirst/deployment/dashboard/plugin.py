@@ -17,6 +17,7 @@ from smallfirst.ledger.ledger import Ledger
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.models.pricing import PriceBook
 from smallfirst.models.protocol import Model
+from smallfirst.routing.auto import AutoRouter
 from smallfirst.serving.plugins import ApiError, Plugin, PluginRequest, PluginRoute, Response, current_caller
 
 HEADERS = {
@@ -64,10 +65,10 @@ class Dashboard(Plugin):
         )
 
     async def _session(self, call: PluginRequest) -> dict[str, Any]:
-        """Say who asks and what there is to ask: the tasks and the single models."""
+        """Say who asks and what there is to ask: the tasks, `auto` among them, and the single models."""
         caller = current_caller()
         usable = [name for name in self._models if caller.may_use(name)]
-        tasks = [name for name in usable if name in self._routers]
+        tasks = [name for name in usable if name in self._routers or name == AutoRouter.name]
         return {
             "at": "server",
             "role": call.role,

@@ -150,7 +150,7 @@ def _cells(step: RouteStep) -> tuple[str, ...]:
     expected = step.decision == "not asked"  # its price is what asking would have cost
     bound = ""
     if step.threshold is not None:  # what the score had to reach; an out-of-domain score must not exceed it
-        sign = "<=" if step.stage == "domain" else ">="
+        sign = "<=" if step.stage in ("domain", "front") else ">="
         bound = "never kept" if step.threshold > 1 else f"{sign} {step.threshold:.3f}"
     return (
         step.stage,

@@ -23,7 +23,7 @@ STAGES = {
     "improve": ("explain", "review", "label", "harvest"),
     "drop in": ("proxy", "discover", "learn", "take-over", "give-back", "tasks"),
     "account": ("ledger", "statement", "plan"),
-    "operate": ("score", "doctor", "keys", "forget"),
+    "operate": ("score", "doctor", "keys", "forget", "mcp"),
 }
 """The verbs by stage of work, in the order of the path; those of installed packages belong to the last stage."""
 

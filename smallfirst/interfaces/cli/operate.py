@@ -1,4 +1,4 @@
-"""Verbs about this installation: who may use its server, and what is left of a task."""
+"""Verbs about this installation: who may use its server, what is left of a task, an assistant that uses its verbs."""
 
 from __future__ import annotations
 
@@ -120,6 +120,17 @@ def forget(task_yaml: Path, answers: bool, dry_run: bool, yes: bool, as_json: bo
             raise ConfigError("nothing was deleted: nobody can be asked here", hint="the same command with --yes")
         click.confirm("Delete this?", abort=True, err=True)
     show(forget_task(task_yaml, answers=answers), as_json)
+
+
+@verb("smallfirst mcp")
+def mcp() -> None:
+    """Let an assistant use check, run, tasks, explain, discover.
+
+    A Model Context Protocol server over standard input and output, for the tasks of the current folder.
+    """
+    from smallfirst.interfaces.cli.mcp_server import server
+
+    server.run()
 
 
 def _key_store() -> KeyStore:

@@ -1,4 +1,4 @@
-"""Verbs that answer: `serve` the Routers of tasks behind one address; `score` rows in bulk."""
+"""Verbs that answer: `serve` the Routers of tasks, and `auto` over them, behind one address; `score` rows in bulk."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ FINE_TUNING = "openai_finetuning"
 def serve(task_yamls: tuple[Path, ...], replicas: int | None, **options: Any) -> None:
     """Serve the Routers of tasks as an OpenAI-style API.
 
-    Each task's Router, its small and its large model are served.
+    Each task's Router, its small and its large model are served, and `auto` over all tasks.
 
     Loopback alone until there is a key (`smallfirst keys create NAME`). The registry's aliases are followed: a
     promotion or a rollback changes who answers, without a restart. A model named by --model answers as it is, with

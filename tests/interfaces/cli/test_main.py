@@ -16,7 +16,7 @@ from smallfirst.interfaces.cli.main import COMMANDS, STAGES, main
 
 VERBS = COMMANDS.names()
 READ_NO_TASK = set(STAGES["drop in"]) | {"init", "models", "explain", "keys", "jobs", "ledger"}
-READ_NO_TASK |= {"demo", "doctor"}
+READ_NO_TASK |= {"demo", "doctor", "mcp"}
 
 
 def test_help_lists_the_verbs_by_stage_of_work_in_the_order_of_the_path() -> None:

@@ -8,7 +8,7 @@ const EMPTY_MS = 15000;
 
 export async function show(root, { session, params, go, say }) {
   const task = params.get('task') ?? '';
-  const { tasks } = session;
+  const tasks = session.tasks.filter((name) => name !== 'auto');
   const note = h('div', { class: 'note', role: 'status' });
   const stage = h('div', {});
   const waits = h('summary', {}, 'The queue');

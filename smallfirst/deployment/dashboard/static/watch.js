@@ -13,7 +13,7 @@ const MEANINGS = {
 const LEVELS = { live: 'good', shadow: 'mixed', fallback: 'bad' };
 
 export async function show(root, { session, params, go, say }) {
-  const { tasks } = session;
+  const tasks = session.tasks.filter((name) => name !== 'auto');
   const task = params.get('task') ?? (tasks.length === 1 ? tasks[0] : '');
   const range = RANGES[params.get('range')] ? params.get('range') : '30d';
   const figures = h('div', {});
