@@ -60,16 +60,24 @@ def test_functions_are_equal_whatever_describes_them_and_a_change_is_named() -> 
     known, other = read_functions(TOOLS), copy.deepcopy(TOOLS)
     other[0]["function"]["description"] = "another description"
     other[1]["function"]["parameters"]["properties"]["day"].pop("description")
+    other[0]["function"]["parameters"]["properties"]["kind"]["enum"].reverse()
+    other.reverse()
     assert changed_functions(known, read_functions(other)) == ""
     anthropic = [{"name": one["name"], "input_schema": one["parameters"]} for one in known]
     assert changed_functions(known, read_functions(anthropic)) == ""
-    properties = other[1]["function"]["parameters"]["properties"]
+    parameters = other[0]["function"]["parameters"]
+    properties = parameters["properties"]
     properties["date"] = properties.pop("day")
-    del other[0]
+    del other[1]
     changed = changed_functions(known, read_functions(other))
     assert changed == "FindTea is missing; OrderTea.date is new; OrderTea.day is missing"
     properties["day"] = properties.pop("date") | {"format": "date"}
-    assert changed_functions(known[1:], read_functions(other)) == "the parameters of OrderTea have changed"
+    parameters |= {"required": ["tea", "day"], "additionalProperties": False}
+    changed = changed_functions(known[1:], read_functions(other))
+    assert (
+        changed
+        == "OrderTea.boxes is optional now; OrderTea.day has changed; additionalProperties of OrderTea has changed"
+    )
 
 
 @pytest.mark.parametrize(
