@@ -5,16 +5,20 @@ from __future__ import annotations
 import functools
 import json
 import re
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from smallfirst.data.redaction import KINDS
 from smallfirst.traffic.assistant import AssistantRequest, functions_of
+from smallfirst.traffic.gateway.http import GatewayRequest
 from smallfirst.traffic.task_source import TaskSource
 from smallfirst.traffic.wire import Json, ToolCall, canonical, objects
 
 CONVERSATION = ("messages", "input", "instructions", "system")
 """Settings of a request that hold its conversation, which `assistant.read_request` checks."""
+MOST_KEPT_BYTES = 2**25
+"""Most bytes of conversations that may be gone on from by the id of a small answer; the oldest go first."""
 _PLACEHOLDER = re.compile(rf"\[(?:{'|'.join(KINDS).upper()})\]|\[[\d,]+ (?:characters of data|numbers)\]")
 
 
@@ -53,6 +57,36 @@ def why_continued(route: str, body: Json) -> str:
     own = any(one.get("type") == "function_call" or one.get("role") == "assistant" for one in items)
     stays = route == "responses" and body.get("store") is not False and not own
     return "the provider keeps its answer, which may be continued by its id" if stays else ""
+
+
+class GivenResponses:
+    """Conversations of small answers on `/v1/responses` by id, which the provider does not know; in memory alone.
+
+    A client that sent a whole conversation may all the same go on by the id of its answer: then it is sent whole again.
+    """
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[str, str], bytes] = OrderedDict()
+        self._n_bytes = 0
+
+    def keep(self, request: GatewayRequest, answer: Json) -> None:
+        output = [{name: value for name, value in item.items() if name != "id"} for item in answer["output"]]
+        content = json.dumps([*_items(request), *output]).encode()
+        self._kept[request.tenant, answer["id"]] = content
+        self._n_bytes += len(content)
+        while self._n_bytes > MOST_KEPT_BYTES:
+            self._n_bytes -= len(self._kept.popitem(last=False)[1])
+
+    def complete(self, request: GatewayRequest) -> None:
+        """Let a request that goes on from such an answer hold its conversation itself."""
+        body = dict(request.json() or {})
+        if kept := self._kept.get((request.tenant, str(body.pop("previous_response_id", "")))):
+            request.rewrite(body | {"input": [*json.loads(kept), *_items(request)]})
+
+
+def _items(request: GatewayRequest) -> list[Any]:
+    given = (request.json() or {}).get("input")
+    return given if isinstance(given, list) else [{"role": "user", "content": given}]
 
 
 def why_not_these(body: Json, calls: Sequence[ToolCall]) -> str:

@@ -22,7 +22,13 @@ from smallfirst.models.pricing import PriceBook
 from smallfirst.serving.wire import has_text, raw_headers, system_fingerprint
 from smallfirst.traffic.assistant import read_request
 from smallfirst.traffic.gateway.access import Credentials, read_head
-from smallfirst.traffic.gateway.assistants import CONVERSATION, AssistantIndex, why_continued, why_not_these
+from smallfirst.traffic.gateway.assistants import (
+    CONVERSATION,
+    AssistantIndex,
+    GivenResponses,
+    why_continued,
+    why_not_these,
+)
 from smallfirst.traffic.gateway.http import (
     BackgroundTasks,
     GatewayRequest,
@@ -84,6 +90,7 @@ class TakenOverTasks:
         self.tasks: dict[str, LiveTask] = {}
         self._matcher = TaskMatcher({})
         self._failed: dict[str, TakeOver] = {}
+        self._given = GivenResponses()
         self._background = BackgroundTasks()
         self._stamp = 0
         self._following: asyncio.Task[None] | None = None
@@ -97,10 +104,11 @@ class TakenOverTasks:
 
     async def answer(self, request: GatewayRequest, upstreams: Upstreams) -> GatewayResponse | None:
         """Return the small model's certified answer, or None: the request is passed on."""
-        path, raw, route = request.path, request.json(), _answered_route(request)
-        if route is None or raw is None:
-            return None
-        if not self.tasks:
+        path, route = request.path, _answered_route(request)
+        if route == "responses":
+            self._given.complete(request)
+        raw = request.json()
+        if route is None or raw is None or not self.tasks:
             return None
         prompt = read_prompt(path, raw)
         if prompt is None:
@@ -123,7 +131,10 @@ class TakenOverTasks:
         if ruling.small is None or ruling.answer is None or why_not_this(raw, ruling.answer, kind=kind):
             request.watched = ruling
             return None
-        return await _reply(route, ruling._replace(asked=asked._replace(id=new_id(route))))
+        reply = await _reply(route, ruling._replace(asked=asked._replace(id=new_id(route))))
+        if kind == "call" and route == "responses" and raw.get("store") is not False:
+            self._given.keep(request, read_response(reply.headers, reply.body) or {})
+        return reply
 
     def _looked_up(self, request: GatewayRequest, raw: Json, prompt: Prompt) -> Match | _Missed | None:
         """Return the task of a request with its case, empty if it cannot be told, or the task that it resembles."""

@@ -19,7 +19,7 @@ from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, LedgerRow, StateRow
 from smallfirst.traffic.gateway.assistants import why_not_these
 from smallfirst.traffic.gateway.draft_watch import DraftWatch
-from smallfirst.traffic.gateway.http import GatewayRequest, GatewayResponse, UpstreamAnswer
+from smallfirst.traffic.gateway.http import GatewayRequest, GatewayResponse, UpstreamAnswer, read_response
 from smallfirst.traffic.gateway.tasks import TakenOverTasks, TaskMatcher
 from smallfirst.traffic.wire import ToolCall, read_answer, read_stream
 
@@ -162,6 +162,26 @@ async def test_what_asks_for_another_answer_passes(serve):
         for what, (path, body) in PASSES.items():
             assert await app.ask_about(PLAIN[path], path), path
             assert await app.ask_about(body, path) is None, what
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_id_of_a_small_answer_never_reaches_the_provider(serve, stream):
+    history = next(asked for asked, _ in CALLS if any(message["role"] == "assistant" for message in asked))
+    body = body_of(RESPONSES, history) | {"store": None, "stream": stream}
+    async with serve() as app:
+        given = await app.ask_about(body, RESPONSES)
+        made = read_response(given.headers, given.body)
+        [item] = made["output"]
+        result = {"type": "function_call_output", "call_id": item["call_id"], "output": "[]"}
+        going_on = {name: value for name, value in body.items() if name != "input"} | {"input": [result]}
+        for tenant, known in (("default", True), ("another", False)):
+            asked = asking(RESPONSES, going_on | {"previous_response_id": made["id"]})
+            asked.tenant = tenant
+            await app.tasks.answer(asked, app)
+            sent = json.loads(asked.body)
+            assert ("previous_response_id" in sent) is not known
+            item.pop("id", None)
+            assert sent["input"] == ([*body["input"], item, result] if known else [result])
 
 
 async def test_what_was_redacted_beside_the_call_does_not_matter(serve):
