@@ -3,7 +3,7 @@
 Names first: answers outside the list, two versions of the labels or fields, answers of another task. Then who answers
 otherwise: a changed rule, a tenant unlike all others. Last single rows: near copies that disagree, values that stand
 nowhere in the text, answers that are probably wrong (`label_noise`). A row is named once. At most MOST_ROWS rows are
-looked at, some 2 s.
+looked at, some 2 s; documents of several pages are not, whose words say little of an answer.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from scipy import optimize, stats
 from smallfirst.base.records import Record, fingerprint
 from smallfirst.data.copies import clusters
 from smallfirst.data.dataset import fold_text
+from smallfirst.data.pages import PAGE_BREAK
 from smallfirst.measuring.label_noise import WordsModel, estimate_noise, folds_by
 from smallfirst.models.linear.tfidf import TfidfFeatures
 from smallfirst.models.spans.values import FORMS, occurrences
@@ -125,7 +126,7 @@ def looked_at(rows: Sequence[T]) -> Sequence[T]:
 
 def find_issues(rows: Sequence[RecordedRow], *, labels: Sequence[str] = ()) -> tuple[DataIssue, ...]:
     """Return the findings, systematic ones first, then the largest; `labels` are the allowed answers, if known."""
-    rows = [row._replace(text=row.text[:4000]) for row in looked_at(rows)]
+    rows = [row._replace(text=row.text[:4000]) for row in looked_at(rows) if PAGE_BREAK not in row.text]
     if all(row.at for row in rows):
         rows = sorted(rows, key=lambda row: row.at or datetime.min)
     if len(rows) < MIN_ROWS:

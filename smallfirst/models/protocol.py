@@ -130,7 +130,7 @@ class Request(Record):
 
 
 class ValuePlace(Record):
-    """Where an argument of a call was read, in the messages as chat completions write them."""
+    """Where an argument of a call, or a field, was read, in the messages as chat completions write them."""
 
     message: int
     """Its index, from 0."""
@@ -138,11 +138,20 @@ class ValuePlace(Record):
     start: int = 0
     end: int = 0
     """Characters of its text; 0 in a result or a former call, and where parts of the value are said."""
+    page: int = 0
+    """Of a field, the page of its document, from 1; 0 of an argument."""
+    offset: int = 0
+    """Of a field, characters from the beginning of the page."""
     words: str = ""
     """What stands there; the ledger does not keep it."""
 
+    def in_message(self, index: int) -> ValuePlace:
+        """Return the place of a field, in that message; an argument's place names its own."""
+        return self.model_copy(update={"message": index}) if self.page else self
+
     def __str__(self) -> str:
         place = f"messages[{self.message}] ({self.role})"
+        place += f", page {self.page}, offset {self.offset}" if self.page else ""
         place += f", characters {self.start} to {self.end}" if self.end else ""
         return f"{place}: {self.words}" if self.words else place
 
@@ -171,7 +180,8 @@ class RouteStep(Record):
     function: str = ""
     """The function that an assistant's answer calls, or `no call`; empty of other tasks and discarded drafts."""
     read: dict[str, ValuePlace | None] = {}
-    """By argument of a kept call where its value was said last; None for a usual value that is judged from words."""
+    """By argument of a kept call where its value was said last; None for a usual value that is judged from words. By
+    path of a marked field (`total`, `items[0]`) where it was read."""
 
 
 class Route(Record):

@@ -121,7 +121,8 @@ def time_needed(project: Project, candidate: Candidate, *, timed: bool = True) -
 def _encoder_time(project: Project, candidate: Candidate, *, timed: bool) -> TimeNeeded:
     rows, small, n_folds = project.rows, project.file.small, n_folds_of(project, candidate)
     name, every = candidate.encoder_name(small), max(1, len(rows.train) // SAMPLE_ROWS)
-    texts = tuple(e.text for e in rows.train.examples[::every][:SAMPLE_ROWS])
+    sample, most = rows.train.examples[::every][:SAMPLE_ROWS], candidate.most_words
+    texts = tuple(" ".join(e.text.split()[:most]) if most else e.text for e in sample)
     if timed and not (candidate.encoder_setting == "larger_encoder" and weights_bytes(name).missing):
         pace = encoder_pace(find_weights(name), texts)
     else:

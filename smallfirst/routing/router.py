@@ -268,8 +268,9 @@ class Router(CallableModel):
         return await attempt.answer_uncertified(self.stages[-1], why)
 
     def call_in(self, answer: Completion) -> dict[str, Any]:
-        """Return what a step says of the call in an answer: its function, and where its arguments were read."""
-        return {"function": function_of(answer.text), "read": answer.read} if self.functions is not None else {}
+        """Return what a step says of an answer: the function that it calls, and where values were read."""
+        function = {} if self.functions is None else {"function": function_of(answer.text)}
+        return {**function, **({"read": answer.read} if function or answer.read else {})}
 
     def routed(self, decision: Decision, answer: Completion) -> Completion:
         """Return the answer of the model that a decision names, with its route and the cost of the draft."""

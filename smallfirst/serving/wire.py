@@ -468,6 +468,9 @@ class ResponseBuilder(NamedTuple):
             "certified": certified(completion),
             "certified_fields": list(fields) if route and (fields := route.certified_fields) is not None else None,
             "confidence": confidence(completion),
+            "read": {
+                path: place and place.model_dump(exclude_defaults=True) for path, place in completion.read.items()
+            },
             "threshold": route.threshold if route else None,
             **({"language": route.language} if route and route.language else {}),
             "task": (route.task or None) if route else None,

@@ -18,12 +18,13 @@ but for a point or comma between two digits · `number` · `money`: currency and
 _MOST_CHARACTERS = 64
 """Longest text that is tried as a number, an amount or a date."""
 _OUTER = " .,;:!?…\"'`´“”„‚‘’«»()[]{}¿¡。、，；：！？"
+_SPELLED = re.compile(r"[^\W_]|(?<=\d)[.,](?=\d)")
 _SPACES = re.compile(r"[\s_'’]+")
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:[.,]\d+)*|[.,]\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
 _PRICE = re.compile(
     r"(?P<sign>[+-]?)\s*(?P<before>\D*?)\s*(?P<inner>[+-]?)(?P<amount>\d[\d\s.,'’_]*)(?P<after>\D*)", re.ASCII
 )
-_CURRENCIES = {
+CURRENCIES = {
     "$": "USD", "us$": "USD", "dollar": "USD", "dollars": "USD", "usd": "USD", "a$": "AUD", "au$": "AUD", "c$": "CAD",
     "ca$": "CAD", "hk$": "HKD", "nz$": "NZD", "s$": "SGD", "r$": "BRL", "€": "EUR", "euro": "EUR", "euros": "EUR",
     "£": "GBP", "pound": "GBP", "pounds": "GBP", "¥": "JPY", "yen": "JPY", "₹": "INR", "rs": "INR", "rs.": "INR",
@@ -87,10 +88,12 @@ def normalize_value(value: Any, how: Normalizer = "exact") -> Hashable:
 def spelling(text: str) -> tuple[str, tuple[int, ...]]:
     """Return letters and digits without case, with points and commas between two digits, and the place of each."""
     found = []
-    for i, character in enumerate(text):
-        if character in ".," and text[max(0, i - 1) : i].isdigit() and text[i + 1 : i + 2].isdigit():
-            found.append((character, i))
-        found += [(folded, i) for folded in character.casefold() if folded.isalnum()]
+    for match in _SPELLED.finditer(text):
+        character, i = match[0], match.start()
+        if character.isascii():
+            found.append((character.lower(), i))
+        else:
+            found += [(folded, i) for folded in character.casefold() if folded.isalnum()]
     return "".join(folded for folded, _ in found), tuple(i for _, i in found)
 
 
@@ -131,8 +134,8 @@ def _money(text: str) -> tuple[str, Decimal] | None:
 def _currency(name: str) -> str | None:
     """Return the ISO 4217 code of a sign, code or word; None if it is none."""
     name = name.casefold()
-    if name in _CURRENCIES:
-        return _CURRENCIES[name]
+    if name in CURRENCIES:
+        return CURRENCIES[name]
     return name.upper() if re.fullmatch(r"[a-z]{3}", name) else None
 
 

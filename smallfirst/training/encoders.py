@@ -63,7 +63,8 @@ class EncoderBackend:
         words = model.body.get_input_embeddings()
         words.sparse = True
         words.weight.trained_rows = torch.tensor(sorted({token for row in rows for token in row.ids}))
-        sample = [row.ids for row in measured_rows(self.batches(rows, config, config.seed)[0])]
+        most = model.encoder.max_positions - 2  # of a longer row of a tagger, which reads it in windows
+        sample = [row.ids[:most] for row in measured_rows(self.batches(rows, config, config.seed)[0])]
         chosen = fastest_precision(model.body, lambda: model.encoder.vectors(sample).sum(), began_in)
         set_precision(model.body, DTYPES[chosen.name])
         if config.frozen_layers:

@@ -20,14 +20,16 @@ import torch.nn.functional as F
 
 from smallfirst.base.errors import ConfigError
 from smallfirst.data.dataset import Dataset, Example
+from smallfirst.data.pages import Span
 from smallfirst.measuring.calibration import THRESHOLDS
 from smallfirst.measuring.out_of_fold import RawAnswer, calibrate_spans, read_spans
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.spans.plan import AnswerPlan, FieldPlan, align, learn_plan, parse_row
+from smallfirst.models.spans.passages import learn_reading
+from smallfirst.models.spans.plan import AnswerPlan, FieldPlan, align, parse_row
 from smallfirst.models.spans.reader import ContextWindow, PointerNetwork, Reader, windows_of
 from smallfirst.models.spans.tagger import Tagger, TaggerNetwork, TokenizedText, chosen_labels
-from smallfirst.models.spans.values import CharSpan, answer_places
+from smallfirst.models.spans.values import answer_places
 from smallfirst.tasks.answer import Answer, split_context
 from smallfirst.tasks.extract import Extract
 from smallfirst.training.config import Precision, TrainConfig, ValidationResult
@@ -55,17 +57,17 @@ class TaggedRow(NamedTuple):
 class TaggingBackend(EncoderBackend):
     """The Backend of a tagger."""
 
-    def __init__(self, plan: AnswerPlan) -> None:
-        self.plan = plan
+    def __init__(self, plan: AnswerPlan, passages: np.ndarray | None = None) -> None:
+        self.plan, self.passages = plan, passages
 
     def load(self, base: Path, config: TrainConfig) -> tuple[TaggerNetwork, TaggerNetwork]:
         encoder = SentenceEncoder(base)
         encoder.model.config.attention_probs_dropout_prob = 0.0  # a quarter of the time at 200 tokens
-        network = TaggerNetwork(encoder, self.plan, config.max_seq_tokens).eval()
+        network = TaggerNetwork(encoder, self.plan, config.max_seq_tokens, self.passages).eval()
         return network, network
 
     def loss(self, model: TaggerNetwork, rows: Sequence[TaggedRow]) -> torch.Tensor:
-        labels, closed = model([row.ids for row in rows])
+        labels, closed, _ = model([row.ids for row in rows])
         loss = F.cross_entropy(labels.flatten(0, 1), targets(rows, labels).flatten(), ignore_index=IGNORED)
         for i, (field, logits) in enumerate(zip(self.plan.closed, closed, strict=True)):
             gold = torch.tensor([row.closed[i] for row in rows])
@@ -99,14 +101,14 @@ class TaggingRecipe(MarkingRecipe[Extract]):
 
     def __init__(self, task: Extract, train_rows: Dataset, selection: Dataset) -> None:
         super().__init__(task, train_rows, selection)
-        self.plan = learn_plan(task, train_rows.examples)
+        self.plan, self.ranker, self.excerpts = learn_reading(task, train_rows.examples)
 
     @property
     def backend(self) -> TaggingBackend:
-        return TaggingBackend(self.plan)
+        return TaggingBackend(self.plan, self.ranker.weights if self.ranker else None)
 
     def prepare(self, tokenizer: TaggerNetwork, config: TrainConfig, base: str) -> PreparedData:
-        rows = [self._tagged(example, tokenizer) for example in self.train_rows.examples]
+        rows = [self._tagged(example, tokenizer) for example in self.excerpts]
         return PreparedData(rows, Manifest(kind="tagger", task=self.task, base=base, max_tokens=config.max_seq_tokens))
 
     def read(self, model: TaggerNetwork, manifest: Manifest) -> list[RawAnswer]:
@@ -117,7 +119,7 @@ class TaggingRecipe(MarkingRecipe[Extract]):
             read = tagger.read([example.text for example in examples])
         threshold = self._label_threshold([one.odds for one in read])
         tagger.manifest = manifest.model_copy(update={"label_threshold": threshold})
-        found = [tagger.written(example.text, one) for example, one in zip(examples, read, strict=True)]
+        found = [tagger.written(one) for one in read]
         spans = [(one.text, tagger.log_probabilities(one), one.field_confidence) for one in found]
         return read_spans(spans, label_threshold=threshold)
 
@@ -259,7 +261,7 @@ def _window_rows(example: Example, task: Answer, tokenizer: Any, max_tokens: int
     return [WindowRow(window, _positions(window, places, task.max_answer_tokens)) for window in windows]
 
 
-def _positions(window: ContextWindow, places: Sequence[CharSpan], max_span_tokens: int) -> tuple[tuple[int, int], ...]:
+def _positions(window: ContextWindow, places: Sequence[Span], max_span_tokens: int) -> tuple[tuple[int, int], ...]:
     """Return the first and last position of each place that a window holds whole and that is short enough."""
     found = set()
     for place in places:

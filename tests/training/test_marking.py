@@ -14,11 +14,11 @@ from fixtures.training import answers, fine_tune
 
 from smallfirst.base.errors import ConfigError
 from smallfirst.data.dataset import Dataset
+from smallfirst.data.pages import Span
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.spans.reader import ContextWindow, PointerNetwork
 from smallfirst.models.spans.tagger import TokenizedText
-from smallfirst.models.spans.values import CharSpan
 from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.extract import Extract
 from smallfirst.training.config import TrainConfig
@@ -166,7 +166,7 @@ def test_the_loss_of_windows_by_hand(tiny_encoder_folder: Path) -> None:
         states[:, at, 0], states[:, at, 1] = start, end
     model.encoder.hidden_states = lambda encoded: (states, None)  # type: ignore[method-assign, assignment]
     model.heads.data[0, 0] = model.heads.data[1, 1] = 1
-    window = ContextWindow((1, 2, 3, 4), 2, (CharSpan(0, 1), CharSpan(1, 2)))
+    window = ContextWindow((1, 2, 3, 4), 2, (Span(0, 1), Span(1, 2)))
     loss = ReadingBackend(2).loss(model, [WindowRow(window, ((2, 3), (2, 2))), WindowRow(window, ())])
     scores = [3 + 0 - 3, 3 + 5 - 3, 0 + 5 - 3]  # spans (2, 2), (2, 3), (3, 3), against the null's 1 + 2
     everything = math.log(1 + sum(math.exp(score) for score in scores))

@@ -140,8 +140,10 @@ def _place(place: ValuePlace | None, row: LedgerRow) -> str:
 
     if place is None:
         return "a usual value, judged from words"
-    messages = to_messages(from_text(last_user_message(row)))
-    content = messages[place.message].get("content") if place.message < len(messages) else None
+    content: Any = last_user_message(row)
+    if not place.page:
+        messages = to_messages(from_text(content))
+        content = messages[place.message].get("content") if place.message < len(messages) else None
     said = str(content)[: place.end] if content else ""
     return str(place if "[" in said else place.model_copy(update={"words": one_line(said[place.start :])}))
 

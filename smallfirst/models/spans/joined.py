@@ -41,6 +41,7 @@ class JoinedModel(MembersModel):
             completion_tokens=sum(part.completion_tokens for part in parts),
             confidence=self.manifest.calibration.confidence(nats(parts)) if answer else 0.0,
             field_confidence={path: value for part in parts for path, value in part.field_confidence.items()},
+            read={path: place for part in parts for path, place in part.read.items()},
             finish_reason="length" if any(part.finish_reason == "length" for part in parts) else "stop",
         )
 

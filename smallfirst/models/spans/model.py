@@ -36,7 +36,7 @@ class SpanAnswer(NamedTuple):
     n_tokens: int
     busy_s: float
     read: dict[str, ValuePlace | None] = {}
-    """By argument of a call where its value was read."""
+    """By argument of a call, or path of a field, where its value was read."""
 
 
 class SpanScorer(Protocol):
@@ -71,6 +71,7 @@ class SpanModel(CallableModel):
         """Return the marked answer; it generates no tokens. Raise ModelError if there is none."""
         began = time.perf_counter()
         answer = await self._worker.submit(request.text, request.bill)
+        at = max((i for i, message in enumerate(request.messages) if message.role == "user"), default=0)
         return Completion(
             text=answer.text,
             answered_by=self.name,
@@ -78,7 +79,7 @@ class SpanModel(CallableModel):
             **paid(self._price.charge(self.name, answer.busy_s, tokens_of(answer.n_tokens))),
             confidence=answer.confidence,
             field_confidence=answer.field_confidence,
-            read=answer.read,
+            read={name: place and place.in_message(at) for name, place in answer.read.items()},
         )
 
     async def ready(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from smallfirst.base.records import Record
 from smallfirst.data.dataset import Example
+from smallfirst.data.pages import Span
 from smallfirst.models.spans.values import FORMS, NUMBER_FORMS, TEXT_FORMS, TIME_FORMS, occurrences, spelled_places
 from smallfirst.tasks.extract import Extract
 from smallfirst.tasks.json.answers import AnswerCheck
@@ -33,8 +34,6 @@ _FORMS = (("date", "date_dmy"), TIME_FORMS, NUMBER_FORMS, TEXT_FORMS)
 """Of each group a field has one form at most: what one reads, the others read too."""
 _LEAST_SHARE = 0.01
 """Of a field's values that a form must reproduce."""
-
-Span = tuple[int, int]
 
 
 class FieldPlan(Record):
@@ -94,10 +93,11 @@ class AnswerPlan(Record):
 
 
 class FoundValue(NamedTuple):
-    """A value and where its words begin in the text."""
+    """A value and where its words begin and end in the text."""
 
     place: int
     value: Any
+    end: int = 0
 
 
 def assemble(plan: AnswerPlan, schema: Schema, found: Mapping[str, Sequence[FoundValue]]) -> str:
@@ -247,7 +247,7 @@ def _places(task: Extract, path: str, forms: Sequence[str], row: AnsweredRow, va
     how = task.normalise.get(path, "exact")
     found = next((found for form in forms if (found := occurrences(row.text, value, form, how))), [])
     in_words = isinstance(value, str) and any(form in TEXT_FORMS for form in forms)
-    return found or (spelled_places(row.text, value) if in_words else [])
+    return [Span(*place) for place in found or (spelled_places(row.text, value) if in_words else [])]
 
 
 class _Forms(NamedTuple):

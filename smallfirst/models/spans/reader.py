@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from smallfirst.data.pages import Span
 from smallfirst.models.batching import length_batches, run_in_compute_thread
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.spans.model import ENCODER_FOLDER, MarkingNetwork, SpanAnswer, windows
-from smallfirst.models.spans.values import CharSpan
 from smallfirst.tasks.answer import Answer, split_context
 from smallfirst.tasks.scorers import normalize_answer
 
@@ -36,7 +36,7 @@ class ContextWindow(NamedTuple):
     ids: tuple[int, ...]
     first: int
     """Position of the first token of the context."""
-    places: tuple[CharSpan, ...]
+    places: tuple[Span, ...]
 
 
 def windows_of(question: str, context: str, tokenizer: Any, max_tokens: int) -> list[ContextWindow]:
@@ -54,7 +54,7 @@ def windows_of(question: str, context: str, tokenizer: Any, max_tokens: int) -> 
         ContextWindow(
             (*ids[:first], *(ids[own[i]] for i in part), *behind),
             first,
-            tuple(CharSpan(*found["offset_mapping"][own[i]]) for i in part),
+            tuple(Span(*found["offset_mapping"][own[i]]) for i in part),
         )
         for part in windows(len(own), max_tokens - first - len(behind))
     ]
@@ -123,7 +123,7 @@ class Reader:
             for i, (context, question) in enumerate(split)
             for window in windows_of(question, context, self.network.encoder.tokenizer, self.manifest.max_tokens)
         ]
-        best: dict[int, dict[CharSpan, float]] = defaultdict(dict)
+        best: dict[int, dict[Span, float]] = defaultdict(dict)
         for chosen in length_batches([len(window.ids) for _, window in rows], max_rows=self.batch_rows):
             with torch.inference_mode():
                 odds = self.network([rows[k][1] for k in chosen])
@@ -135,7 +135,7 @@ class Reader:
             n_tokens[i] += len(window.ids)
         return [(*self._choose(context, best[i]), n_tokens[i]) for i, (context, _) in enumerate(split)]
 
-    def _choose(self, context: str, spans: dict[CharSpan, float]) -> tuple[str, float]:
+    def _choose(self, context: str, spans: dict[Span, float]) -> tuple[str, float]:
         answers: dict[str, list[tuple[float, str]]] = defaultdict(list)
         for span, score in spans.items():
             words = context[span.start : span.end].strip()
@@ -149,12 +149,12 @@ class Reader:
         return max(answers[chosen])[1], totals[chosen] - float(np.logaddexp.reduce(list(totals.values())))
 
 
-def _best_spans(window: ContextWindow, odds: torch.Tensor) -> list[tuple[CharSpan, float]]:
+def _best_spans(window: ContextWindow, odds: torch.Tensor) -> list[tuple[Span, float]]:
     """Return at most N_BEST spans of a window with their log-odds (tokens, tokens), as characters of the context."""
     scores, at = odds.flatten().topk(min(N_BEST, odds.numel()))
     found = []
     for score, place in zip(scores.tolist(), at.tolist(), strict=True):
         if score > -np.inf:
             first, last = (window.places[token - window.first] for token in divmod(place, odds.shape[1]))
-            found.append((CharSpan(first.start, last.end), score))
+            found.append((Span(first.start, last.end), score))
     return found

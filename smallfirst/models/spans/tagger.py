@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -17,16 +18,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from smallfirst.base.files import write_atomically
+from smallfirst.data.pages import Span, has_scanned_page
 from smallfirst.models.batching import length_batches, run_in_compute_thread
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.spans.model import ENCODER_FOLDER, MarkingNetwork, SpanAnswer, windows
+from smallfirst.models.spans.model import ENCODER_FOLDER, HEADS_FILE, MarkingNetwork, SpanAnswer, windows
+from smallfirst.models.spans.passages import Excerpt, PassageRanker
 from smallfirst.models.spans.plan import AnswerPlan, FieldPlan, FoundValue, assemble, is_allowed, node_at
-from smallfirst.models.spans.values import read_value
+from smallfirst.models.spans.values import read_value, spelled_places
+from smallfirst.tasks.json.schema import LIST
+from smallfirst.tasks.value_matching import CURRENCIES
 
 PLAN_FILE = "tagger.json"
+_SIGN = re.compile(r"[^\W\d]+|[$€£¥₹₩₽₺₫₪₴฿]")
 BATCH_TOKENS = 4096
 """Tokens that are read together, padding included."""
 GAIN = 8.0
@@ -50,9 +57,17 @@ class TaggerNetwork(MarkingNetwork):
     A closed field has one attention, and one for each label where there may be several (Mullenbach et al. 2018).
     """
 
-    def __init__(self, encoder: SentenceEncoder, plan: AnswerPlan, max_tokens: int) -> None:
+    passages: torch.Tensor
+    """Weights of the ranker of passages, where there is one."""
+
+    def __init__(
+        self, encoder: SentenceEncoder, plan: AnswerPlan, max_tokens: int, passages: np.ndarray | None = None
+    ) -> None:
         """Read `max_tokens` tokens at once, special tokens included, or as many as the encoder has positions for."""
         super().__init__(encoder)
+        if passages is not None:
+            self.register_buffer("passages", torch.from_numpy(passages))
+        self.ranker = None if passages is None else PassageRanker(passages)
         self.plan, self.max_tokens = plan, min(max_tokens, encoder.max_positions - 2)
         width, query_of = encoder.width, list[int]()
         for field in plan.closed:
@@ -71,14 +86,26 @@ class TaggerNetwork(MarkingNetwork):
         found = self.encoder.tokenizer(text, return_offsets_mapping=True, truncation=False, verbose=False)
         return TokenizedText(tuple(found["input_ids"]), tuple(map(tuple, found["offset_mapping"])))
 
-    def forward(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return label logits (rows, tokens, labels), and logits (rows, values) of each field of the whole text."""
+    def excerpt(self, text: str) -> Excerpt:
+        """Return what of the text is read."""
+        return self.ranker.excerpt(text) if self.ranker else Excerpt(text, text)
+
+    def query_of(self, number: int, value: int) -> int:
+        """Return which attention a value of the closed field of that number has."""
+        return self._query_of[sum(self._sizes[:number]) + value]
+
+    def forward(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
+        """Return label logits (rows, tokens, labels), and logits (rows, values) of each field of the whole text.
+
+        Last how much each attention looks at each token (rows, queries, tokens).
+        """
         states, mask = self.states(rows)  # (rows, tokens, width), (rows, tokens)
         likeness = (GAIN * self.queries @ states.transpose(1, 2)).masked_fill(mask[:, None] == 0, -torch.inf)
-        pooled = likeness.softmax(-1) @ states  # (rows, queries, width)
+        looks = likeness.softmax(-1)
+        pooled = looks @ states  # (rows, queries, width)
         logits = (pooled[:, self._query_of] * self.closed[:, :-1]).sum(-1) + self.closed[:, -1]  # (rows, values)
         logits, labels = GAIN * logits, GAIN * self.tokens(states)
-        return labels, list(torch.split(logits, self._sizes, dim=1))
+        return labels, list(torch.split(logits, self._sizes, dim=1)), looks
 
     def states(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the states (texts, tokens, width), float32, and the mask (texts, tokens), 1 for a token."""
@@ -127,6 +154,11 @@ class ReadText(NamedTuple):
     odds: dict[str, np.ndarray]
     """Log-odds (values,) in nats by path, of the labels of which any number may hold."""
     n_tokens: int
+    excerpt: Excerpt
+    """What of the text was read; places in `found` are places in it."""
+    tokenized: TokenizedText
+    looks: np.ndarray
+    """Attentions (queries, tokens) of the fields that are judged from the whole text."""
 
 
 class Tagger:
@@ -140,25 +172,31 @@ class Tagger:
     @classmethod
     def load(cls, folder: Path, manifest: Manifest) -> Tagger:
         encoder = SentenceEncoder.for_inference(folder / ENCODER_FOLDER)
-        network = TaggerNetwork(encoder, AnswerPlan.load(folder / PLAN_FILE), manifest.max_tokens).eval()
-        network.load_heads(folder)
+        heads = load_file(folder / HEADS_FILE)
+        passages = heads["passages"].numpy() if "passages" in heads else None
+        network = TaggerNetwork(encoder, AnswerPlan.load(folder / PLAN_FILE), manifest.max_tokens, passages).eval()
+        network.load_state_dict(heads, strict=False)
         return cls(network, manifest)
 
     def answer(self, texts: Sequence[str]) -> list[SpanAnswer]:
         began = time.perf_counter()
         read = self.read(texts)
         busy_s = (time.perf_counter() - began) / max(1, len(texts))
-        return [self.written(text, one, busy_s) for text, one in zip(texts, read, strict=True)]
+        return [self.written(one, busy_s) for one in read]
 
     def read(self, texts: Sequence[str]) -> list[ReadText]:
-        tokenized = [self.network.tokenize(text) for text in texts]
+        excerpts = [self.network.excerpt(text) for text in texts]
+        tokenized = [self.network.tokenize(one.text) for one in excerpts]
         found: dict[int, ReadText] = {}
         for chosen in length_batches([len(one.ids) for one in tokenized], max_tokens=BATCH_TOKENS):
             rows = [tokenized[i].ids for i in chosen]
-            labels, closed = run_in_compute_thread(functools.partial(self._probabilities, rows))
+            labels, closed, looks = run_in_compute_thread(functools.partial(self._probabilities, rows))
             for n, i in enumerate(chosen):
-                own = labels[n, : len(tokenized[i].ids)]
-                found[i] = self._read_text(texts[i], tokenized[i], own, [logits[n] for logits in closed])
+                n_tokens = len(tokenized[i].ids)
+                read = ReadText({}, {}, {}, n_tokens, excerpts[i], tokenized[i], looks[n, :, :n_tokens])
+                self._judge(read, [own[n] for own in closed])
+                self._mark(read, labels[n, :n_tokens])
+                found[i] = read
         return [found[i] for i in range(len(texts))]
 
     def log_probabilities(self, answer: SpanAnswer) -> list[float]:
@@ -166,68 +204,98 @@ class Tagger:
         return [math.log(max(p, 1e-40)) for p in answer.field_confidence.values()]
 
     @torch.inference_mode()
-    def _probabilities(self, rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Return nats of labels (rows, tokens, labels), and of each field of the whole text logits (rows, values)."""
-        labels, closed = self.network(rows)
-        return labels.log_softmax(-1).double().numpy(), [logits.double().numpy() for logits in closed]
+    def _probabilities(self, rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+        """Return what the network does, the labels in nats."""
+        labels, closed, looks = self.network(rows)
+        return labels.log_softmax(-1).double().numpy(), [one.double().numpy() for one in closed], looks.numpy()
 
-    def _read_text(
-        self, text: str, tokenized: TokenizedText, log_probs: np.ndarray, closed: Sequence[np.ndarray]
-    ) -> ReadText:
-        found: dict[str, list[FoundValue]] = {}
-        logs: dict[str, float] = {}
-        odds: dict[str, np.ndarray] = {}
-        for field, logits in zip(self.plan.closed, closed, strict=True):
+    def _judge(self, read: ReadText, closed: Sequence[np.ndarray]) -> None:
+        """Add what the logits (values,) of each field of the whole text say."""
+        for number, (field, logits) in enumerate(zip(self.plan.closed, closed, strict=True)):
             if field.how == "several":
-                odds[field.path] = logits
+                read.odds[field.path] = logits
                 continue
             best = int(logits.argmax())
-            logs[field.path] = float(logits[best] - np.logaddexp.reduce(logits))
+            read.logs[field.path] = float(logits[best] - np.logaddexp.reduce(logits))
             if field.values[best]:
-                found[field.path] = [FoundValue(0, json.loads(field.values[best]))]
+                read.found[field.path] = [self._looked_at(read, number, best)]
+
+    def _looked_at(self, read: ReadText, number: int, at: int) -> FoundValue:
+        """Return a value of the closed field of that number, with the words from which it was judged."""
+        value = json.loads(self.plan.closed[number].values[at])
+        span = looked_at(read.excerpt.text, read.tokenized, read.looks[self.network.query_of(number, at)], value)
+        return FoundValue(span.start, value, span.end)
+
+    def _mark(self, read: ReadText, log_probs: np.ndarray) -> None:
+        """Add the values of the words that the labels (tokens, labels), in nats, mark."""
         marked, absent = marks(log_probs, best_labels(log_probs)), absence(log_probs)
         for number, field in enumerate(self.plan.spans):
-            own = [mark for mark in marked if mark.field == number]
-            read = self._values(text, tokenized, field, own)
-            if not read and field.must:
-                read = self._values(text, tokenized, field, likeliest_marks(log_probs, number, N_FORCED))[:1]
+            own = self._values(read, field, [mark for mark in marked if mark.field == number])
+            if not own and field.must:
+                own = self._values(read, field, likeliest_marks(log_probs, number, N_FORCED))[:1]
             if not field.is_list and field.group is None:
-                read = _surest(read)
-            if read:
-                found[field.path] = [one for one, _ in read]
-            logs[field.path] = math.fsum(log for _, log in read) if read else float(absent[number])
-        return ReadText(found, logs, odds, len(tokenized.ids))
+                own = _surest(own)
+            if own:
+                read.found[field.path] = [one for one, _ in own]
+            read.logs[field.path] = math.fsum(log for _, log in own) if own else float(absent[number])
 
-    def written(self, text: str, read: ReadText, busy_s: float = 0.0) -> SpanAnswer:
+    def written(self, read: ReadText, busy_s: float = 0.0) -> SpanAnswer:
         """Return the answer: what was read as JSON, with the labels above the manifest's threshold."""
         found, logs = dict(read.found), dict(read.logs)
         least = math.log(self.manifest.label_threshold / (1 - self.manifest.label_threshold))
-        for field in self.plan.closed:
+        for number, field in enumerate(self.plan.closed):
             if (odds := read.odds.get(field.path)) is not None:
                 chosen = chosen_labels(field, odds, least)
-                found[field.path] = [FoundValue(0, json.loads(field.values[i])) for i in np.flatnonzero(chosen)]
+                found[field.path] = [self._looked_at(read, number, at) for at in np.flatnonzero(chosen).tolist()]
                 logs[field.path] = -float(np.logaddexp(0, np.where(chosen, -odds, odds)).sum())
         read_fields = (field.path for field in self.plan.fields if field.how != "written")
         confidence = {path: min(1.0, math.exp(logs[path])) for path in read_fields}
         answer = self.manifest.task.parse(said := assemble(self.plan, self._schema, found))
-        answered = SpanAnswer(said, 0.0, confidence, read.n_tokens, busy_s)
+        lists = {field.path for field in self.plan.fields if LIST in field.way}
+        places = {
+            numbered(path, n) if path in lists else path: read.excerpt.place(one.place, one.end)
+            for path, held in found.items()
+            for n, one in enumerate(held)
+        }
+        answered = SpanAnswer(said, 0.0, confidence, read.n_tokens, busy_s, places)
         if answer is None:  # the schema demands a value that was not found
             return answered
         sure = self.manifest.calibration.confidence(self.log_probabilities(answered))
+        if has_scanned_page(read.excerpt.source):
+            sure, answered = 0.0, answered._replace(field_confidence=dict.fromkeys(confidence, 0.0))
         return answered._replace(text=answer, confidence=sure)
 
-    def _values(
-        self, text: str, tokenized: TokenizedText, field: FieldPlan, own: Sequence[Mark]
-    ) -> list[tuple[FoundValue, float]]:
-        """Return the values of marked words that the schema allows, each with its log-probability."""
-        found, nodes = [], self._nodes[field.path]
+    def _values(self, read: ReadText, field: FieldPlan, own: Sequence[Mark]) -> list[tuple[FoundValue, float]]:
+        """Return the values of marked words that the schema allows, each with its log-probability.
+
+        A value without a place in the source, such as words of two pages, is none.
+        """
+        found, nodes, text, places = [], self._nodes[field.path], read.excerpt.text, read.tokenized.places
         for mark in own:
-            start, end = tokenized.places[mark.start][0], tokenized.places[mark.end - 1][1]
+            start, end = places[mark.start][0], places[mark.end - 1][1]
             values = (read_value(text[start:end], form) for form in field.forms)
             value = next((v for v in values if v is not None and is_allowed(self._schema, nodes, v)), None)
-            if value is not None:
-                found.append((FoundValue(start, value), mark.log_probability))
+            if value is not None and read.excerpt.place(start, end):
+                found.append((FoundValue(start, value, end), mark.log_probability))
         return found
+
+
+def numbered(path: str, n: int) -> str:
+    """Return the path of the value `n`, from 0, of those of a list's field: `tags[1]`, `items[1].price`."""
+    return path.replace(LIST, f"[{n}]", 1) if LIST in path else f"{path}[{n}]"
+
+
+def looked_at(text: str, tokenized: TokenizedText, looks: np.ndarray, value: Any) -> Span:
+    """Return the words that an attention (tokens,) looks at most: of those that spell the value, if any do."""
+    spelled = [Span(*place) for place in spelled_places(text, value)] if isinstance(value, str) else []
+    if isinstance(value, str) and not spelled:
+        spelled = [Span(*m.span()) for m in _SIGN.finditer(text) if CURRENCIES.get(m[0].lower()) == value]
+    starts, ends = np.array(tokenized.places).T
+    if spelled:
+        return max(spelled, key=lambda own: float(looks[(starts < own.end) & (ends > own.start)].sum()))
+    first = int(starts[np.where(ends > starts, looks, -1.0).argmax()])
+    word = next((m for m in re.finditer(r"\S+", text) if m.start() <= first < m.end()), None)
+    return Span(*word.span()) if word else Span(first, first)
 
 
 def chosen_labels(field: FieldPlan, odds: np.ndarray, least: float) -> np.ndarray:

@@ -14,8 +14,9 @@ from __future__ import annotations
 import functools
 import re
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Any
 
+from smallfirst.data.pages import Span
 from smallfirst.tasks.scorers import normalize_answer
 from smallfirst.tasks.value_matching import Normalizer, normalize_value, spelling
 
@@ -172,14 +173,7 @@ def _number(words: str) -> int | float | None:
     return int(amount) if amount == amount.to_integral_value() and "." not in str(amount) else float(amount)
 
 
-class CharSpan(NamedTuple):
-    """Characters of a text, from `start` up to but not including `end`."""
-
-    start: int
-    end: int
-
-
-def answer_places(answer: str, text: str) -> list[CharSpan]:
+def answer_places(answer: str, text: str) -> list[Span]:
     """Return every place of `answer` in `text`: as whole words verbatim, else in any case, else word by word folded.
 
     Folded as `normalize_answer` does, so that what is found there scores 1. Empty if it stands nowhere.
@@ -189,27 +183,27 @@ def answer_places(answer: str, text: str) -> list[CharSpan]:
         return []
     for flags in (re.NOFLAG, re.IGNORECASE):
         whole = re.compile(rf"(?<!\w){re.escape(wanted)}(?!\w)", flags)
-        if found := [CharSpan(*match.span()) for match in whole.finditer(text)]:
+        if found := [Span(*match.span()) for match in whole.finditer(text)]:
             return found
     return _folded_places(wanted, text)
 
 
-def _folded_places(answer: str, text: str) -> list[CharSpan]:
+def _folded_places(answer: str, text: str) -> list[Span]:
     wanted = [word for word, _ in _folded_words(answer)]
     words = _folded_words(text)
     starts = range(len(words) - len(wanted) + 1) if wanted else ()
     return [
-        CharSpan(words[i][1].start, words[i + len(wanted) - 1][1].end)
+        Span(words[i][1].start, words[i + len(wanted) - 1][1].end)
         for i in starts
         if all(words[i + k][0] == word for k, word in enumerate(wanted))
     ]
 
 
-def _folded_words(text: str) -> list[tuple[str, CharSpan]]:
+def _folded_words(text: str) -> list[tuple[str, Span]]:
     """Return the words without punctuation and articles, each with its place less the punctuation at its ends."""
     found = []
     for match in re.finditer(r"\S+", text):
         inner = re.search(r"\w(?:.*\w)?", match[0])
         if inner and (folded := normalize_answer(match[0])) not in _ARTICLES:
-            found.append((folded, CharSpan(match.start() + inner.start(), match.start() + inner.end())))
+            found.append((folded, Span(match.start() + inner.start(), match.start() + inner.end())))
     return found

@@ -20,7 +20,8 @@ from smallfirst.measuring.evaluate import score_row
 from smallfirst.measuring.out_of_fold import FoldAnswers, folds_of
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.manifest import read_manifest
-from smallfirst.models.spans.plan import AnswerPlan, learn_plan
+from smallfirst.models.spans.passages import EXCERPT_WORDS, learn_reading
+from smallfirst.models.spans.plan import AnswerPlan
 from smallfirst.path.candidates.language_model import fine_tune as fine_tune_base
 from smallfirst.path.candidates.linear import LinearCandidate, calibrate, choose_precision, finish_refit
 from smallfirst.path.project.candidates import Candidate, fitted_candidates
@@ -183,7 +184,7 @@ def field_plan(project: Project) -> AnswerPlan:
     task, train = cast(Extract, project.task), project.rows.train
     key = (task.model_dump_json(), train.content_fingerprint)
     if key not in _PLANS:
-        _PLANS[key] = learn_plan(task, sample_rows(train, MAX_ROWS).examples)
+        _PLANS[key] = learn_reading(task, sample_rows(train, MAX_ROWS).examples).plan
     return _PLANS[key]
 
 
@@ -228,6 +229,7 @@ class _LargerTuned(_Tuned):
 
 class _Tagger(TunedEncoder):
     name = "tagger"
+    most_words = EXCERPT_WORDS
     title = "tagger"
     explanation = (
         "marks the words that each field holds; writes nothing, so it is many times faster than a language model"

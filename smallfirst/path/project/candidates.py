@@ -38,6 +38,8 @@ class Candidate(CandidateDescription, ABC):
 
     n_folds = 0
     """Where rows are few, in how many folds they are answered by models that were fitted without them; 0: never."""
+    most_words = 0
+    """Words of a text that it reads; 0: as many as there are, or as its encoder has tokens."""
 
     @abstractmethod
     def fit(self, project: Project, run_folder: RunFolder) -> float | None:

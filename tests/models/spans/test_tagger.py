@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 
+from smallfirst.data.pages import SCANNED
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.manifest import Manifest
+from smallfirst.models.spans.passages import Excerpt
 from smallfirst.models.spans.plan import AnswerPlan, FieldPlan
 from smallfirst.models.spans.tagger import (
     Tagger,
@@ -64,7 +66,13 @@ class Spelled:
         places = ((match.start() + match[0].rfind(":") + 1, match.end()) for match in found)
         return TokenizedText(tuple(range(first, len(self.words))), tuple(places))
 
-    def __call__(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def excerpt(self, text: str) -> Excerpt:
+        return Excerpt(text, text)
+
+    def query_of(self, number: int, value: int) -> int:
+        return number
+
+    def __call__(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
         logits = torch.zeros(len(rows), max(map(len, rows)), 9)
         for n, row in enumerate(rows):
             for t, token in enumerate(row):
@@ -73,7 +81,8 @@ class Spelled:
                 logits[n, t, label] = 9 if "~" not in name else 8.5
         kinds = [float(any("flies" in self.words[token] for token in row)) for row in rows]
         moods = [[4.0 if "please" in own else -4.0, 1.0] for own in ({self.words[t] for t in row} for row in rows)]
-        return logits, [torch.tensor([[0.0, 6 * fly, 0.0] for fly in kinds]), torch.tensor(moods)]
+        looks = torch.zeros(len(rows), 2, logits.shape[1])
+        return logits, [torch.tensor([[0.0, 6 * fly, 0.0] for fly in kinds]), torch.tensor(moods)], looks
 
 
 def tagger(threshold: float = 0.8) -> Tagger:
@@ -101,6 +110,22 @@ def test_marked_words_become_the_values_of_the_schema() -> None:
     assert confidence["kind"] == pytest.approx(math.exp(6) / (math.exp(6) + 2))
     marked = math.exp(9) / (math.exp(9) + 8)
     assert confidence["city"] == pytest.approx(marked * (1 - 1 / (math.exp(9) + 8)))  # it begins there, and ends
+
+
+def test_each_value_has_the_place_of_its_words_and_without_one_it_is_not_given() -> None:
+    text = "a letter\fby air city:Bern\ftags:far tags:cold"
+    (found,) = tagger().answer([text])
+    assert json.loads(found.text) == {"city": "Bern", "tags": ["far", "cold"]}
+    pages = {path: (place.page, place.offset, place.words) for path, place in found.read.items() if place}
+    assert pages == {"city": (2, 12, "Bern"), "tags[0]": (3, 5, "far"), "tags[1]": (3, 14, "cold")}
+    (found,) = tagger().answer(["to city:Bern by air, it flies"])
+    assert found.read["kind"].words == "air"  # type: ignore[union-attr]
+    (found,) = tagger().answer([f"city:Bern\f{SCANNED}"])
+    assert (json.loads(found.text), found.confidence, set(found.field_confidence.values())) == (
+        {"city": "Bern"},
+        0,
+        {0},
+    )
 
 
 def test_of_two_values_the_likelier_is_taken_and_its_rival_costs_confidence() -> None:
