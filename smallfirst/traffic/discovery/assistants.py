@@ -1,7 +1,7 @@
 """Assistants in recorded traffic: requests with the same functions and instructions, whose conversations go on.
 
-Each is one task, of kind call. Which share of its calls can move is foretold by a caller without an encoder, fitted on
-some of the conversations: its calls in the others go through the search that a run certifies with.
+Each is one task, of kind call. What can move is foretold by two callers, each fitted on one half of the conversations:
+its calls in the other go through the search that a run certifies with.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from smallfirst.tasks.call import Call, function_of
 from smallfirst.traffic.assistant import Assistant
 from smallfirst.traffic.discovery import draft
 from smallfirst.traffic.discovery.answer_formats import FoundFormat, find_call_format
-from smallfirst.traffic.discovery.outlook import Outlook
+from smallfirst.traffic.discovery.outlook import Outlook, known_encoder
 from smallfirst.traffic.discovery.tasks import Case, as_name, free_name
 from smallfirst.traffic.task_source import TaskSource
 from smallfirst.traffic.wire import Json
@@ -38,11 +38,9 @@ GOES_ON = 0.2
 """Least share of requests that go on from an earlier answer: without them a call is the answer to one text."""
 SHARES = (0.45, 0.8, 1.0)
 """Share of the conversations at which the rows of each file end: few teach, since the promise takes many."""
-LOOKED_AT, LEARNT = 2000, 0.6
-"""Turns that a forecast looks at, and the share of them that it learns from."""
-ERRORS_LEFT = (0.6, 0.8, 1.0)
-"""Shares of the forecast's wrong calls that a run's model, which has an encoder, makes: equally likely."""
-_ENDS, _MARGIN, _RESAMPLES, _SEED = (0.05, 0.95), 0.05, 5, 0
+LOOKED_AT = 3000
+"""Turns that a forecast looks at, in a minute; each caller learns from half of their conversations, a run from 45 %."""
+_ENDS, _RESAMPLES, _SEED = (0.05, 0.5, 0.95), 200, 0
 _MOST_BESIDE = 100
 _LASTING = re.compile(
     r"approve|archive|assign|book|buy|cancel|charge|close|confirm|create|debit|delete|deny|deploy|disable|donate|email|"
@@ -64,7 +62,9 @@ class CallFigures(Record):
     """Of its turns that are."""
     per_conversation: float
     moves: Estimate | None = None
-    """Share of the calls that can move once it is learnt, with a 90 % interval; None if nothing is foretold."""
+    """Share of the calls that move if something is promised, with a 90 % interval; None if nothing is foretold."""
+    chance: float = 0.0
+    """Chance in [0, 1] that something is."""
     lasting: tuple[str, ...] = ()
     """Functions that seem to do what cannot be undone: a person decides whether they are called small."""
 
@@ -168,51 +168,64 @@ def _lasts(tool: Mapping[str, Any]) -> bool:
 # What can move
 
 
-def foretell_calls(task: AssistantTask, max_error: float) -> tuple[Outlook, Estimate | None]:
-    """Return the outlook by turns, and the share of the calls that can move."""
-    from smallfirst.models.calls.caller import FunctionCaller
-    from smallfirst.models.manifest import Manifest
+def foretell_calls(task: AssistantTask, max_error: float) -> tuple[Outlook, CallFigures]:
+    """Return the outlook by turns, and the figures with the chance of a promise and the share of the calls it moves.
 
-    rows = list(zip(task.texts, task.answers, task.conversations, strict=True))
-    names = sorted(set(task.conversations), key=draft.digest)
-    n_of = Counter(task.conversations)
-    ends = np.cumsum([n_of[name] for name in names])
-    of = {name: place for place, name in enumerate(names)}
-    looked_at = min(LOOKED_AT, len(rows))
-    place = [int(ends[of[conversation]]) for _, _, conversation in rows]
-    training = [(t, a, c) for (t, a, c), at in zip(rows, place, strict=True) if a and at <= LEARNT * looked_at]
-    others = [row for row, at in zip(rows, place, strict=True) if LEARNT * looked_at < at <= looked_at]
-    kind = Call(name=task.name, tools=task.assistant.tools)
+    Conversations are drawn twice: as many as there are, which are what these could have been, and of those as many as
+    would certify.
+    """
+    names, n_of = sorted(set(task.conversations), key=draft.digest), Counter(task.conversations)
     certifying = draft.CERTIFYING * (SHARES[1] - SHARES[0]) + SHARES[2] - SHARES[1]
     n_certifying = max(1, round(certifying * len(names)))
-    n_calls = sum(answer not in (None, NO_CALL) for _, answer, _ in others)
-    if not n_calls or sum(answer != NO_CALL for _, answer, _ in training) < MIN_CALLS:
-        return Outlook(n_certifying=n_certifying, why="its calls are too few to foretell anything"), None
-    caller = FunctionCaller.fit(training, Manifest(kind="caller", task=kind, base=""))
-    read = caller.read([text for text, _, _ in others])
-    right = np.array(
-        [a is not None and kind.score([a], r.answer) >= 1 for (_, a, _), r in zip(others, read, strict=True)]
-    )
-    made = np.array([r.answer != NO_CALL and r.n_before < caller.most for r in read])
-    sure = np.array([math.exp(sum(r.logs)) for r in read]) * made
-    units = np.array([of[conversation] for _, _, conversation in others])
-    order = np.array([len(text) for text, _, _ in others])
-    rng, kept = np.random.default_rng(_SEED), list[int]()
-    for left in ERRORS_LEFT:
-        for _ in range(_RESAMPLES):
-            drawn = rng.choice(np.unique(units), n_certifying)
-            at = [np.flatnonzero((units == unit) & made) for unit in drawn]
-            rows_at = np.concatenate(at).astype(int)
-            better = right[rows_at] | (rng.random(len(rows_at)) >= left)
-            unit = np.repeat(np.arange(n_certifying), [len(own) for own in at]).astype(object)
-            kept.append(_kept(sure, rows_at, better, unit, order, caller.most, max_error))
-    low, middle, high = (float(one) / n_calls for one in np.quantile(kept, (_ENDS[0], 0.5, _ENDS[1])))
-    low, high = max(0.0, low - _MARGIN), min(1.0, high + _MARGIN) if high else 0.0
-    calls = Estimate(value=round(min(1.0, middle), 4), low=round(min(low, 1.0), 4), high=round(high, 4), n=n_calls)
-    share = n_calls / len(others)
-    turns = Estimate(**{end: round(getattr(calls, end) * share, 4) for end in ("value", "low", "high")}, n=len(others))
-    agreement = wilson(int(right[made].sum()), int(made.sum()))
-    return Outlook(agreement=agreement, moves=turns, n_certifying=n_certifying), calls
+    n = int(np.searchsorted(np.cumsum([n_of[name] for name in names]), LOOKED_AT, side="right"))
+    place = {name: i for i, name in enumerate(names[:n])}
+    rows = [row for row in zip(task.texts, task.answers, task.conversations, strict=True) if row[2] in place]
+    unit, due = np.array([place[name] for *_, name in rows], dtype=int), [a not in (None, NO_CALL) for _, a, _ in rows]
+    if min(np.bincount(unit % 2, due, minlength=2)) < MIN_CALLS:
+        return Outlook(n_certifying=n_certifying, why="its calls are too few to foretell anything"), task.figures
+    right, sure, most = _read_by_halves(Call(name=task.name, tools=task.assistant.tools), rows, unit)
+    made = [np.flatnonzero((unit == at) & (sure > 0)) for at in range(n)]
+    order, rng, kept = np.array([len(text) for text, *_ in rows]), np.random.default_rng(_SEED), list[float]()
+    for _ in range(_RESAMPLES):
+        drawn = rng.choice(rng.integers(0, n, n), n_certifying)
+        at = np.concatenate([made[i] for i in drawn]).astype(int)
+        own = np.repeat(np.arange(n_certifying), [len(made[i]) for i in drawn]).astype(object)
+        kept.append(_kept(sure, at, right[at], own, order, most, max_error) / sum(due))
+    some, turns = [one for one in kept if one], [one * sum(due) / len(rows) for one in kept]
+    agreement = wilson(int(right[sure > 0].sum()), int((sure > 0).sum()))
+    outlook = Outlook(agreement=agreement, moves=_interval(turns, len(rows)), n_certifying=n_certifying)
+    told = {"moves": _interval(some or [0.0], sum(due)), "chance": len(some) / len(kept)}
+    return outlook, task.figures.model_copy(update=told)
+
+
+def _read_by_halves(
+    kind: Call, rows: Sequence[tuple[str, str | None, str]], unit: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return by row whether the call is right and how sure it is, 0 for none, and the most calls of a conversation.
+
+    `unit` numbers the conversations: those with even numbers are read by what was learnt from the odd ones, and these
+    by the others.
+    """
+    from smallfirst.models.calls.caller import MAX_CALLS, FunctionCaller
+    from smallfirst.models.manifest import Manifest
+
+    right, sure, most = np.zeros(len(rows), dtype=bool), np.zeros(len(rows)), MAX_CALLS
+    encoder = known_encoder()
+    manifest, embed = Manifest(kind="caller", task=kind, base=""), encoder.embed if encoder else None
+    for half in (0, 1):
+        others = [(text, a, name) for (text, a, name), at in zip(rows, unit, strict=True) if at % 2 != half and a]
+        caller, own = FunctionCaller.fit(others, manifest, embed), unit % 2 == half
+        most = min(most, caller.most)
+        for i, read in zip(*own.nonzero(), caller.read([rows[i][0] for i in own.nonzero()[0]]), strict=True):
+            answer = rows[i][1]
+            right[i] = answer is not None and kind.score([answer], read.answer) >= 1
+            sure[i] = math.exp(sum(read.logs)) if read.answer != NO_CALL and read.n_before < caller.most else 0.0
+    return right, sure, most
+
+
+def _interval(shares: Sequence[float], n: int) -> Estimate:
+    low, middle, high = (round(min(1.0, float(one)), 4) for one in np.quantile(shares, _ENDS))
+    return Estimate(value=middle, low=low, high=high, n=n)
 
 
 def _kept(

@@ -296,8 +296,7 @@ def _judge(
 def _judge_assistant(
     task: AssistantTask, out: Path | None, max_error: float, teacher_of: draft.TeacherOf, per_month: float
 ) -> FoundTask:
-    outlook, calls = foretell_calls(task, max_error)
-    figures = task.figures.model_copy(update={"moves": calls})
+    outlook, figures = foretell_calls(task, max_error)
     verdict, why = _verdict_of_calls(figures, outlook, max_error)
     folder = str(out / task.name) if out and verdict != "stays" else ""
     if out and folder:
@@ -333,12 +332,13 @@ def _verdict_of_calls(figures: CallFigures, outlook: Outlook, max_error: float) 
     if at is None:
         return "unclear", outlook.why
     limit = f"{max_error:.0%} of the kept calls differing"
-    if at.high < 0.05:
+    if figures.chance < 0.05:
         right = outlook.agreement
         shown = f", and {right.value:.0%} of those that a simple model makes are right" if right and right.n else ""
         return "stays", f"its next act is open: nothing can be kept with at most {limit}{shown}"
-    told = f"{share_in_words(at)} of its calls can move when it is learnt, with at most {limit}"
-    return ("moves", told) if at.low >= 0.01 else ("unclear", f"{told}, or nothing: learn tells, or collect more")
+    told = f"learn promises at most {limit} with a chance of {figures.chance:.0%}"
+    told += f", and then {share_in_words(at)} of its calls move"
+    return ("moves", told) if figures.chance >= 0.95 else ("unclear", f"{told}; more conversations raise it")
 
 
 def _issues(task: RecurringTask) -> tuple[DataIssue, ...]:

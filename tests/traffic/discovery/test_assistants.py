@@ -27,7 +27,8 @@ def test_an_assistant_is_one_task_with_its_calls(discovered: tuple[Discovery, Pa
     assert task.calls.lasting == ("cancel_table",)
     assert task.verdict == "moves"
     assert task.calls.moves is not None
-    assert task.calls.moves.low > 0.7
+    assert (task.calls.moves.low > 0.7, task.calls.chance) == (True, 1.0)
+    assert "with a chance of 100%, and then" in task.why
     assert task.format_check is not None
     assert task.format_check.is_exact
     page = render_report(found)

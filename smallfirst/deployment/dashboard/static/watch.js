@@ -98,7 +98,7 @@ function calls({ calls: found }) {
   const row = ({ function: name, small = 0, large = 0, share, audited = 0, wrong = 0 }) => [name === 'no call' ? 'text, or several calls' : name,
     count(small), count(large), `${percent(share.value)} (${percent(share.low)} to ${percent(share.high)})`, audited ? `${count(wrong)} of ${count(audited)}` : '–'];
   return h('section', { class: 'card', 'aria-labelledby': 'calls' }, h('h2', { id: 'calls' }, 'Calls by function'),
-    table('Calls by function', ['Function', 'Small', 'Large', 'Small, 95 %', 'Wrong of audited small ones'], found.map(row)),
+    table('Calls by function', ['Function', 'Small', 'Large', 'Share small, 95 %', 'Wrong of audited small ones'], found.map(row)),
     h('p', { class: 'soft' }, 'Of the newest 5,000 answers at most.'));
 }
 
