@@ -44,7 +44,7 @@ def refuse_to_overwrite(
 ) -> None:
     """Raise ConfigError if `out` is an input of the task or among `inputs`, no JSON Lines, or not as `earlier` says."""
     data = project.file.data
-    own = [data.train, data.validation, data.test, data.open_ended]
+    own = [data.train, data.validation, data.test, data.open_ended, data.relabels]
     read = [*(project.file.path(path) for path in own if path), *filter(None, inputs)]
     if out.resolve() in {path.resolve() for path in read}:
         raise ConfigError(f"{out} is an input, so it cannot be the output", hint="name another file: --out FILE.jsonl")

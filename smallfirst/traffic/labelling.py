@@ -82,7 +82,7 @@ class TeacherAgreement(Record):
             people = f"{min_rows_without_error(0.05, 0.05)} judgements without an error show at most 5 % wrong"
             return [
                 f"asked again it gives the recorded answer on {again}; no model agrees with it on more than {most:.3f}",
-                f"people's answers promise accuracy: {people}, 30 more for each error: as data.validation",
+                f"people's answers promise accuracy: {people}, 30 more for each error: smallfirst review TASK --labels",
             ]
         return [
             f"it is right on {self.accuracy} of {self.accuracy.n} selection rows; "

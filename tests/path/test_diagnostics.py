@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from fixtures.preflight import task_of
 
-from smallfirst.base.errors import ConfigError
+from smallfirst.base.errors import ConfigError, DataError
 from smallfirst.data.copies import LeakReport
 from smallfirst.measuring.data_issues import DataIssue
 from smallfirst.measuring.evaluate import EvaluationSetup, evaluate
@@ -23,6 +24,7 @@ from smallfirst.path.diagnostics import (
     unsettled_issues,
     without_copies,
 )
+from smallfirst.path.project.judgements import write_random_rows
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import RunFolder
 from smallfirst.path.project.settlements import settle, text_key, undo
@@ -96,6 +98,41 @@ def labelled(folder: Path, **files: object) -> Project:
         for part, n in (("train", 200), ("validation", 80), ("test", 20))
     }
     return task_of(folder, rows, data=files)
+
+
+def test_of_calibration_rows_a_random_part_is_judged_and_certifies_alone(tmp_path: Path) -> None:
+    path, calibration = tmp_path / "judged.jsonl", labelled(tmp_path).rows.calibration
+    assert write_random_rows(labelled(tmp_path).rows, 20, path) == 20 < len(calibration)
+    assert labelled(tmp_path, relabels=path.name).rows.calibration == calibration  # nothing is judged yet
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    right = [line | {"answer": next(label for label in LABELS if label in line["text"])} for line in lines]
+    path.write_text("".join(json.dumps(line) + "\n" for line in right), encoding="utf-8")
+    judged = labelled(tmp_path, relabels=path.name).rows.calibration
+    assert len(judged) == 20
+    assert all(e.answer in e.text for e in judged.examples)
+    assert write_random_rows(labelled(tmp_path).rows, 20, path) == 20  # what is filled in stays
+    assert labelled(tmp_path, relabels=path.name).rows.calibration == judged
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda lines: lines[:9], "its 9 answers are no random part of the rows"),  # judged where models disagree
+        (lambda lines: [lines[0] | {"answer": "crad"}, *lines[1:]], 'the task has no answer "crad"'),
+        (lambda lines: [{"answer": "card"}], "1 lines cannot be used"),
+    ],
+)
+def test_answers_that_are_no_random_part_certify_nothing(
+    tmp_path: Path, change: Callable[[list[dict[str, str]]], list[dict[str, str]]], told: str
+) -> None:
+    path = tmp_path / "judged.jsonl"
+    write_random_rows(labelled(tmp_path).rows, 20, path)
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines.sort(key=lambda line: line["given"] == next(label for label in LABELS if label in line["text"]))
+    changed = change([line | {"answer": line["given"]} for line in lines])
+    path.write_text("".join(json.dumps(line) + "\n" for line in changed), encoding="utf-8")
+    with pytest.raises(DataError, match=told):
+        labelled(tmp_path, relabels=path.name)
 
 
 def recorded(folder: Path, n: int = 360) -> Project:

@@ -177,10 +177,13 @@ def _usd(amount: float | None) -> str:
 @verb(
     "smallfirst review tickets",
     "smallfirst review tickets --settle 4f0c2a1b=map",
+    "smallfirst review tickets --labels judged.jsonl --random 200",
 )
 @TASK
 @LEDGER
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Answers to show.")
+@click.option("--labels", type=PATH, metavar="FILE", help="Write calibration rows for a person to judge instead.")
+@click.option("--random", "n_random", type=click.IntRange(1), default=200, show_default=True, help="How many.")
 @click.option("--settle", multiple=True, metavar="ID=DECISION", help="Settle a finding.")
 @click.option("--decisions", type=click.File(), metavar="FILE", help="Lines of ID=DECISION; - reads them from a pipe.")
 @click.option("--undo", is_flag=True, help="Take the last decision back.")
@@ -188,6 +191,8 @@ def _usd(amount: float | None) -> str:
 def review(
     task_yaml: Path,
     limit: int,
+    labels: Path | None,
+    n_random: int,
     settle: tuple[str, ...],
     decisions: Iterable[str] | None,
     undo: bool,
@@ -198,8 +203,12 @@ def review(
     Findings come first, those that decide most ahead: one decision settles all rows of a finding and goes to
     review.jsonl beside task.yaml, which `run` and `learn` read. On a terminal each is asked. Then the served answers:
     audits without a verdict, what is in doubt, and what is nearest to the certificate's threshold; mark them on the
-    endpoint's page.
+    endpoint's page. With --labels a random part of the calibration rows is written to FILE: judged by a person, it
+    alone certifies.
     """
+    if labels is not None:
+        _write_random_rows(task_yaml, labels, n_random)
+        return
     from smallfirst.deployment.review_queue import DUE, review_queue
     from smallfirst.path.project.settlements import read_settlements
 
@@ -293,6 +302,16 @@ def _told(one: Waiting) -> dict[str, Any]:
         "question": last_user_message(row),
         "draft": row.answer_text or "",
     }
+
+
+def _write_random_rows(task_yaml: Path, out: Path, n_random: int) -> None:
+    from smallfirst.path.project.judgements import write_random_rows
+
+    project = load_project(task_yaml)
+    n = write_random_rows(project.rows, n_random, out)
+    click.echo(f"{n:,} calibration rows in {out}: fill in `answer` of each, right or wrong")
+    setting = f"relabels: {named_in_task(out, project.file)}"
+    click.echo(f"then add  {setting}  under data: in task.yaml\nnext: smallfirst run {task_yaml}")
 
 
 @verb("smallfirst label tickets new.jsonl --cap-usd 2", "smallfirst label tickets new.jsonl --yes --min-confidence 0.9")

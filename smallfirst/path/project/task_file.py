@@ -68,6 +68,9 @@ class DataFiles(Record):
     out_of_scope_label: str | None = None
     """Label of rows, in any of the files, that are requests outside the task: they train nothing. Those of training and
     validation rows join `open_ended`, those of test rows measure the domain check."""
+    relabels: Path | None = None
+    """People's answers to a random part of the calibration rows, which then certifies alone (`smallfirst review
+    --labels FILE --random 200` writes the rows to judge)."""
     harvested: tuple[Path, ...] = ()
     """Rows from served traffic (`smallfirst harvest` writes them), added to the training rows."""
     exchangeable: bool = False
