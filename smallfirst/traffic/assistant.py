@@ -94,12 +94,6 @@ def read_request(path: str, body: Json) -> AssistantRequest | None:
     )
 
 
-def conversation_of(path: str, body: Json) -> list[ConversationTurn] | None:
-    """Return the conversation of a request with functions; None for whatever is not wholly understood."""
-    found = read_request(path, body)
-    return found.turns if found else None
-
-
 @functools.lru_cache(maxsize=4096)
 def _assistant(functions: str, texts: tuple[str, ...]) -> Assistant:
     return Assistant(tools=json.loads(functions), instructions=tuple(map(masked, texts)))

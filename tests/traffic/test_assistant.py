@@ -9,7 +9,7 @@ import pytest
 from fixtures.assistant import CHAT, MESSAGES, RESPONSES, body_of, called, turns
 
 from smallfirst.data.conversations import NO_CALL, ConversationTurn, conversations_of, read_turns, to_messages, to_text
-from smallfirst.traffic.assistant import Assistant, conversation_of, masked, read_request
+from smallfirst.traffic.assistant import Assistant, masked, read_request
 from smallfirst.traffic.discovery.answer_formats import find_call_format
 from smallfirst.traffic.task_source import AnswerFormat
 from smallfirst.traffic.wire import ModelAnswer, ToolCall
@@ -61,8 +61,8 @@ UNKNOWN: dict[str, tuple[str, Json]] = {
 @pytest.mark.parametrize("what", UNKNOWN)
 def test_what_is_more_than_a_conversation_is_not_understood(what: str) -> None:
     path, body = UNKNOWN[what]
-    assert conversation_of(path, body_of(path, ASKED)) is not None
-    assert conversation_of(path, body) is None
+    assert read_request(path, body_of(path, ASKED)) is not None
+    assert read_request(path, body) is None
 
 
 def test_what_changes_by_the_day_is_masked() -> None:

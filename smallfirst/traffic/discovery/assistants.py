@@ -1,7 +1,7 @@
 """Assistants in recorded traffic: requests with the same functions and instructions, whose conversations go on.
 
-Each is one task, of kind call. What can move is foretold by two callers, each fitted on one half of the conversations:
-its calls in the other go through the search that a run certifies with.
+Each is one task, of kind call. What can move is foretold by two callers without an encoder, each fitted on one half of
+the conversations: its calls in the other go through the search that a run certifies with.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from smallfirst.tasks.call import Call, function_of
 from smallfirst.traffic.assistant import Assistant
 from smallfirst.traffic.discovery import draft
 from smallfirst.traffic.discovery.answer_formats import FoundFormat, find_call_format
-from smallfirst.traffic.discovery.outlook import Outlook, known_encoder
+from smallfirst.traffic.discovery.outlook import Outlook
 from smallfirst.traffic.discovery.tasks import Case, as_name, free_name
 from smallfirst.traffic.task_source import TaskSource
 from smallfirst.traffic.wire import Json
@@ -38,9 +38,13 @@ GOES_ON = 0.2
 """Least share of requests that go on from an earlier answer: without them a call is the answer to one text."""
 SHARES = (0.45, 0.8, 1.0)
 """Share of the conversations at which the rows of each file end: few teach, since the promise takes many."""
-LOOKED_AT = 3000
-"""Turns that a forecast looks at, in a minute; each caller learns from half of their conversations, a run from 45 %."""
-_ENDS, _RESAMPLES, _SEED = (0.05, 0.5, 0.95), 200, 0
+LOOKED_AT = 4000
+"""Turns that a forecast looks at; each caller learns from half of their conversations, a run from 45 % of all."""
+ERRORS_LEFT = (0.6, 0.8, 1.0)
+"""Shares of these callers' wrong calls that a run's, which has an encoder, makes: equally likely."""
+MORE = 5
+"""Times as many conversations as there are, with which it is told whether more would help."""
+_ENDS, _RESAMPLES, _OF_MORE, _SEED = (0.05, 0.5, 0.95), 200, 20, 0
 _MOST_BESIDE = 100
 _LASTING = re.compile(
     r"approve|archive|assign|book|buy|cancel|charge|close|confirm|create|debit|delete|deny|deploy|disable|donate|email|"
@@ -65,6 +69,8 @@ class CallFigures(Record):
     """Share of the calls that move if something is promised, with a 90 % interval; None if nothing is foretold."""
     chance: float = 0.0
     """Chance in [0, 1] that something is."""
+    chance_of_more: float = 0.0
+    """The same with MORE times the conversations."""
     lasting: tuple[str, ...] = ()
     """Functions that seem to do what cannot be undone: a person decides whether they are called small."""
 
@@ -169,11 +175,7 @@ def _lasts(tool: Mapping[str, Any]) -> bool:
 
 
 def foretell_calls(task: AssistantTask, max_error: float) -> tuple[Outlook, CallFigures]:
-    """Return the outlook by turns, and the figures with the chance of a promise and the share of the calls it moves.
-
-    Conversations are drawn twice: as many as there are, which are what these could have been, and of those as many as
-    would certify.
-    """
+    """Return the outlook by turns, and the figures with the chance of a promise and the share of the calls it moves."""
     names, n_of = sorted(set(task.conversations), key=draft.digest), Counter(task.conversations)
     certifying = draft.CERTIFYING * (SHARES[1] - SHARES[0]) + SHARES[2] - SHARES[1]
     n_certifying = max(1, round(certifying * len(names)))
@@ -185,17 +187,34 @@ def foretell_calls(task: AssistantTask, max_error: float) -> tuple[Outlook, Call
         return Outlook(n_certifying=n_certifying, why="its calls are too few to foretell anything"), task.figures
     right, sure, most = _read_by_halves(Call(name=task.name, tools=task.assistant.tools), rows, unit)
     made = [np.flatnonzero((unit == at) & (sure > 0)) for at in range(n)]
-    order, rng, kept = np.array([len(text) for text, *_ in rows]), np.random.default_rng(_SEED), list[float]()
-    for _ in range(_RESAMPLES):
-        drawn = rng.choice(rng.integers(0, n, n), n_certifying)
+    order, rng = np.array([len(text) for text, *_ in rows]), np.random.default_rng(_SEED)
+
+    def kept(n_conversations: int) -> float:
+        """Return the share of the calls that so many conversations keep, drawn from what these could have been."""
+        drawn = rng.choice(rng.integers(0, n, n), n_conversations)
         at = np.concatenate([made[i] for i in drawn]).astype(int)
-        own = np.repeat(np.arange(n_certifying), [len(made[i]) for i in drawn]).astype(object)
-        kept.append(_kept(sure, at, right[at], own, order, most, max_error) / sum(due))
-    some, turns = [one for one in kept if one], [one * sum(due) / len(rows) for one in kept]
+        mended = rng.random(len(at)) >= rng.choice(ERRORS_LEFT)
+        nothing = np.zeros((1, len(at)))
+        data = CalibrationSet(
+            confidence=sure[at][None],
+            right=(right[at] | mended)[None],
+            cost_usd=nothing,
+            asked=nothing[0],
+            large_right=nothing[0] > 0,
+            unit=np.repeat(np.arange(n_conversations), [len(made[i]) for i in drawn]).astype(object),
+            place=order[at],
+            most_of_group=most,
+        )
+        found = search_groups(data, max_error, LEVEL).threshold
+        return float(((sure > 0) & (sure >= found)).sum() / sum(due))
+
+    shares, more = [kept(n_certifying) for _ in range(_RESAMPLES)], [kept(MORE * n_certifying) for _ in range(_OF_MORE)]
+    some, turns = [one for one in shares if one], [one * sum(due) / len(rows) for one in shares]
     agreement = wilson(int(right[sure > 0].sum()), int((sure > 0).sum()))
     outlook = Outlook(agreement=agreement, moves=_interval(turns, len(rows)), n_certifying=n_certifying)
-    told = {"moves": _interval(some or [0.0], sum(due)), "chance": len(some) / len(kept)}
-    return outlook, task.figures.model_copy(update=told)
+    moves = _interval(some or [one for one in more if one] or [0.0], sum(due))
+    chances = {"chance": len(some) / _RESAMPLES, "chance_of_more": sum(one > 0 for one in more) / _OF_MORE}
+    return outlook, task.figures.model_copy(update={"moves": moves, **chances})
 
 
 def _read_by_halves(
@@ -210,11 +229,10 @@ def _read_by_halves(
     from smallfirst.models.manifest import Manifest
 
     right, sure, most = np.zeros(len(rows), dtype=bool), np.zeros(len(rows)), MAX_CALLS
-    encoder = known_encoder()
-    manifest, embed = Manifest(kind="caller", task=kind, base=""), encoder.embed if encoder else None
+    manifest = Manifest(kind="caller", task=kind, base="")
     for half in (0, 1):
         others = [(text, a, name) for (text, a, name), at in zip(rows, unit, strict=True) if at % 2 != half and a]
-        caller, own = FunctionCaller.fit(others, manifest, embed), unit % 2 == half
+        caller, own = FunctionCaller.fit(others, manifest), unit % 2 == half
         most = min(most, caller.most)
         for i, read in zip(*own.nonzero(), caller.read([rows[i][0] for i in own.nonzero()[0]]), strict=True):
             answer = rows[i][1]
@@ -226,32 +244,6 @@ def _read_by_halves(
 def _interval(shares: Sequence[float], n: int) -> Estimate:
     low, middle, high = (round(min(1.0, float(one)), 4) for one in np.quantile(shares, _ENDS))
     return Estimate(value=middle, low=low, high=high, n=n)
-
-
-def _kept(
-    sure: np.ndarray,
-    at: np.ndarray,
-    right: np.ndarray,
-    unit: np.ndarray,
-    order: np.ndarray,
-    most: int,
-    max_error: float,
-) -> int:
-    """Return how many of all calls are kept at the threshold that the search finds on some."""
-    if not len(at):
-        return 0
-    nothing = np.zeros((1, len(at)))
-    data = CalibrationSet(
-        confidence=sure[at][None],
-        right=right[None],
-        cost_usd=nothing,
-        asked=nothing[0],
-        large_right=nothing[0] > 0,
-        unit=unit,
-        place=order[at],
-        most_of_group=most,
-    )
-    return int(((sure > 0) & (sure >= search_groups(data, max_error, LEVEL).threshold)).sum())
 
 
 # The draft

@@ -18,6 +18,7 @@ from smallfirst.path.report.page import render_page
 from smallfirst.traffic.discovery import draft
 from smallfirst.traffic.discovery.agent_runs import AgentRuns, Step, find_steps
 from smallfirst.traffic.discovery.assistants import (
+    MORE,
     AssistantTask,
     CallFigures,
     examples_of,
@@ -332,13 +333,14 @@ def _verdict_of_calls(figures: CallFigures, outlook: Outlook, max_error: float) 
     if at is None:
         return "unclear", outlook.why
     limit = f"{max_error:.0%} of the kept calls differing"
-    if figures.chance < 0.05:
+    if max(figures.chance, figures.chance_of_more) < 0.05:
         right = outlook.agreement
         shown = f", and {right.value:.0%} of those that a simple model makes are right" if right and right.n else ""
         return "stays", f"its next act is open: nothing can be kept with at most {limit}{shown}"
-    told = f"learn promises at most {limit} with a chance of {figures.chance:.0%}"
-    told += f", and then {share_in_words(at)} of its calls move"
-    return ("moves", told) if figures.chance >= 0.95 else ("unclear", f"{told}; more conversations raise it")
+    told = f"learn promises at most {limit} with a chance of {figures.chance:.0%}, and then {share_in_words(at)}"
+    more = f"; of {MORE} times the conversations with one of {figures.chance_of_more:.0%}"
+    surely = figures.chance >= 0.95
+    return "moves" if surely else "unclear", f"{told} of its calls move{'' if surely else more}"
 
 
 def _issues(task: RecurringTask) -> tuple[DataIssue, ...]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy import special
@@ -31,9 +31,6 @@ from smallfirst.routing.certificate.threshold_search import choose_starts, searc
 from smallfirst.tasks.extract import Extract
 from smallfirst.traffic.discovery.tasks import as_text
 from smallfirst.traffic.task_source import SECOND_LOOK_AFTER
-
-if TYPE_CHECKING:
-    from smallfirst.models.encoder.sentence_encoder import CachedEncoder
 
 MIN_ROWS = 100
 """Fewest different cases from which anything is foretold."""
@@ -84,22 +81,16 @@ def drawn_cases(texts: Sequence[str]) -> list[int]:
     return order[: max(1, int(MOST_CHARACTERS / max(1.0, mean)))]
 
 
-def known_encoder() -> CachedEncoder | None:
-    """Return the default encoder, if its weights are here already."""
-    from smallfirst.models.catalog import find_weights
-    from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, CachedEncoder, open_encoder
-
-    try:
-        return CachedEncoder(open_encoder(find_weights(DEFAULT_ENCODER, download=False)))
-    except (WeightsNotFound, ModuleNotFoundError):
-        return None
-
-
 def sentence_vectors(texts: Sequence[str]) -> np.ndarray | None:
     """Return vectors of unit length (texts, dimensions) by the default encoder, if its weights are here already."""
-    if (encoder := known_encoder()) is None:
+    from smallfirst.models.catalog import find_weights
+    from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, open_encoder
+
+    try:
+        embed = open_encoder(find_weights(DEFAULT_ENCODER, download=False)).embed
+    except (WeightsNotFound, ModuleNotFoundError):
         return None
-    return np.concatenate([encoder.embed(texts[at : at + _BATCH]) for at in range(0, len(texts), _BATCH)])
+    return np.concatenate([embed(texts[at : at + _BATCH]) for at in range(0, len(texts), _BATCH)])
 
 
 def cheap_answers(

@@ -213,17 +213,11 @@ def test_a_call_that_the_request_does_not_allow_is_not_given(path, name, argumen
     assert why_not_these(PLAIN[path], [ToolCall(name, json.dumps(arguments))]) == why
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (
-            lambda tools: tools[0]["function"]["parameters"]["properties"].update(day={"type": "string"}),
-            "the application's functions have changed: find_table.day is new",
-        ),
-        (lambda tools: tools.pop(), "the application's functions have changed: cancel_table is missing"),
-    ],
-)
-async def test_changed_functions_lead_back_at_once(serve, assistant, change, said):
+async def test_changed_functions_lead_back_at_once(serve, assistant):
+    def change(tools: list[Json]) -> None:
+        tools[0]["function"]["parameters"]["properties"].update(day={"type": "string"})
+
+    said = "the application's functions have changed: find_table.day is new"
     async with serve() as app:
         assert await app.ask_about(PLAIN[CHAT])
         assert await app.ask_about(with_tools(PLAIN[CHAT], change)) is None

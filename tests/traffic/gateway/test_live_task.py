@@ -65,10 +65,7 @@ def test_instructions_that_grew_into_the_slot_are_noticed():
     assert "Answer in German" in found[-1]
     before = WordingWatch()
     assert "all begin with" in [before.followed(f"Think step by step: {n}") for n in range(N_SAME)][-1]
-
-
-def test_the_same_case_again_and_again_is_no_wording():
-    watch = WordingWatch()
+    watch = WordingWatch()  # the same case again and again is no wording
     assert not any(watch.followed("the very same question again") for _ in range(3 * N_SAME))
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import json
-import logging
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -22,7 +20,7 @@ from smallfirst.data.dataset import fold_text
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, LedgerRow, ShadowRow, StateRow
 from smallfirst.traffic.gateway.draft_watch import DraftWatch
-from smallfirst.traffic.gateway.http import BackgroundTasks, GatewayRequest, GatewayResponse, UpstreamAnswer
+from smallfirst.traffic.gateway.http import GatewayRequest, GatewayResponse, UpstreamAnswer
 from smallfirst.traffic.gateway.live_task import Ruling
 from smallfirst.traffic.gateway.tasks import TakenOverTasks, TaskMatcher, why_not, why_not_this
 from smallfirst.traffic.task_source import AnswerFormat, TaskSource, TaskTemplate, Teacher, TemplateSlot
@@ -256,14 +254,11 @@ MATCHER = TaskMatcher(
 )
 
 
-def test_the_wording_decides_and_gives_the_case():
+def test_the_wording_decides_and_gives_the_case_and_another_model_tools_or_turns_are_not_the_task():
     asked = prompt(("system", INTENTS), ("user", "my card is gone"))
     assert MATCHER.find(asked) == ("intents", "my card is gone", AnswerFormat(kind="label"))
     mood = prompt(("user", "Is this message of a customer friendly or angry?\nno way\nAnswer:"))
     assert MATCHER.find(mood) == ("mood", "no way", AnswerFormat(kind="label"))
-
-
-def test_another_model_tools_or_a_longer_conversation_are_not_the_task():
     turns = (("system", INTENTS), ("user", "my card is gone"))
     assert MATCHER.find(prompt(*turns, model="gpt-mini")) is None
     assert MATCHER.find(prompt(*turns, tools="[{}]")) is None
@@ -302,21 +297,6 @@ def test_only_a_prompt_that_begins_like_a_wording_is_redacted():
     assert not MATCHER.may_find(prompt(("system", "Another application."), ("user", "hello")))
     mailed = TaskMatcher({"mails": source("mails", ("user", "Mail to [EMAIL], urgent or not?\n", ""))})
     assert mailed.may_find(prompt(("user", "Mail to ada@example.com, urgent or not?\nnow!")))
-
-
-def test_work_is_waited_for_and_failures_are_logged(caplog):
-    async def fails() -> None:
-        await asyncio.sleep(0)
-        raise OSError("disk full")
-
-    async def run() -> None:
-        tasks = BackgroundTasks()
-        tasks.start(fails())
-        await tasks.wait()
-
-    with caplog.at_level(logging.ERROR):
-        asyncio.run(run())
-    assert ["disk full" in str(one.exc_info) for one in caplog.records] == [True]
 
 
 # Whether an answer can stand for the upstream's
@@ -379,9 +359,3 @@ def test_an_answer_that_is_written_is_the_upstreams_where_a_less_likely_one_is_w
 def test_an_answer_that_breaks_the_choice_of_tools_is_not_given(choice: Any, called: list[str], why: str) -> None:
     answer = ModelAnswer("lost", tuple(ToolCall(name, "{}") for name in called))
     assert why_not_this(ASKED_CHAT | {"tool_choice": choice}, answer) == why
-
-
-def test_a_response_that_continues_another_one_is_not_answered() -> None:
-    body = {"model": "m", "input": "lost", "previous_response_id": "resp_1"}
-    assert why_not("responses", body) == "it sets previous_response_id"
-    assert not why_not("responses", {"model": "m", "input": "lost", "max_output_tokens": 16})
