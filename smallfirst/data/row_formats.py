@@ -61,6 +61,8 @@ class Columns(Record):
     group: str = ""
     """What rows have in common, such as a template, source or customer; empty: no column. A group is in one split, and
     one row of it counts for the certificate."""
+    file: str = ""
+    """The name of a row's document (PDF, DOCX, HTML, text), whose text is the row's text; empty: no column."""
     at: str = ""
     """When a row was asked, in ISO 8601; empty: no column. `check` tells by it since when answers have changed."""
     tenant: str = ""
@@ -92,7 +94,7 @@ _FIELDS: dict[RowFormat, tuple[str, ...]] = {
 }
 TAG = "tags."
 _ROLES = ("system", "user", "assistant")
-_NAMED = tuple(field for field in Columns.model_fields if field != "tags")
+_NAMED = tuple(field for field in Columns.model_fields if field not in ("tags", "file"))
 _BESIDE = ("group", "at", "tenant")
 _KEYS_LOOKED_AT = 20
 _BAD_CHARACTER = re.compile("[\x00\ud800-\udfff]")

@@ -22,7 +22,8 @@ from smallfirst.data.importers.table import (
     as_text,
     read_table,
 )
-from smallfirst.data.row_formats import is_blank, to_json
+from smallfirst.data.row_formats import Columns, is_blank, to_json
+from smallfirst.data.sources.documents import DOCUMENTS, with_documents
 from smallfirst.data.sources.folders import list_files
 from smallfirst.data.sources.load import load_raw
 from smallfirst.data.sources.text_files import FORMATS, MAX_DOCUMENT_BYTES, RawRow, file_format, is_list
@@ -40,6 +41,8 @@ IMPORTERS: Registry[Importer] = Registry(
 )
 """Formats that are no table, in the order in which they are tried; chats and logs are read as `traffic` reads them."""
 _LOOKED_AT = 20
+TEXT_OF_DOCUMENT = "text of the document"
+"""Name of the column that the texts of documents get."""
 _PARTS = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test", "eval")}
 
 
@@ -53,6 +56,8 @@ class Source(NamedTuple):
     """True if `load_rows` reads the same rows from the same address."""
     parts: dict[str, Path]
     """Files of a folder by the part of the rows that their names say: train, validation, test."""
+    documents: str = ""
+    """The column that names documents, whose texts are in TEXT_OF_DOCUMENT; empty without any."""
 
 
 def read_source(address: str, progress: ProgressCallback = no_progress) -> Source:
@@ -72,11 +77,33 @@ def read_source(address: str, progress: ProgressCallback = no_progress) -> Sourc
         if files:
             pieces = [load_raw(file, progress) for file in files]
             notes = tuple(note for _, notes in pieces for note in notes)
-            return Source([row for rows, _ in pieces for row in rows], notes, False, {})
+            found = Source([row for rows, _ in pieces for row in rows], notes, False, {})
+            return _with_documents(found, path, progress)
     elif file_format(path) == ".json" and (document := _document(path)):
         return Source([RawRow(address, 1, document)], (), False, {})
     rows, notes = load_raw(address, progress)
-    return Source(rows, notes, True, {})
+    return _with_documents(Source(rows, notes, True, {}), path.parent, progress)
+
+
+def _with_documents(source: Source, folder: Path, progress: ProgressCallback) -> Source:
+    """Return the rows with the texts of the documents in the folder that a column names, if one does."""
+    rows = [row.values for row in source.rows if isinstance(row.values, dict)]
+
+    def named(column: str) -> bool:
+        values = [row[column] for row in rows[:_LOOKED_AT] if isinstance(row.get(column), str)]
+        there = [v for v in values if v.lower().endswith(DOCUMENTS) and "\0" not in v and (folder / v).is_file()]
+        return len(there) > len(values) / 2
+
+    column = next((name for name in (rows[0] if rows else ()) if named(name)), "")
+    if not column:
+        return source
+    texts = with_documents(source.rows, Columns(text=TEXT_OF_DOCUMENT, file=column), folder)
+    found = list[RawRow]()
+    for old, new in zip(source.rows, texts, strict=True):
+        values = {**new.values, column: old.values[column]} if isinstance(new.values, dict) else new.values  # type: ignore[index]
+        found.append(new._replace(values=values))
+        progress(len(found), len(source.rows))
+    return source._replace(rows=found, as_it_stands=False, documents=column)
 
 
 def _document(path: Path) -> dict[str, Any] | None:
@@ -172,10 +199,17 @@ def guess(source: Source, chosen: Mapping[str, str], where: str) -> Guess:
             given = Table([row.values for row in raw if isinstance(row.values, dict)])
             parts[part] = _taken_apart(given, label, separator)
     best = readings[0]
+    rows = _canonical(table.rows, best, converted.about if converted else "")
+    if source.documents and TEXT_OF_DOCUMENT in best.columns.values():
+        own = next(role for role, name in best.columns.items() if name == TEXT_OF_DOCUMENT)
+        files = [{"file": row[source.documents]} for row in table.rows]
+        rows = [
+            file | {name: v for name, v in row.items() if name != own} for file, row in zip(files, rows, strict=True)
+        ]
     return Guess(
         kind=best.kind,
         columns=best.columns,
-        rows=_canonical(table.rows, best, converted.about if converted else ""),
+        rows=rows,
         parts={part: _canonical(rows.rows, best, "") for part, rows in parts.items()},
         source=source,
         converted=converted,

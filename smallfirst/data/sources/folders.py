@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 from smallfirst.base.errors import ConfigError, DataError
 from smallfirst.data.row_formats import Columns
+from smallfirst.data.sources.documents import DOCUMENTS, PLAIN, DocumentReader
 from smallfirst.data.sources.text_files import RawRow, ReadBudget, to_utf8
 
-TEXT_SUFFIXES = (".txt", ".md")
+TEXT_SUFFIXES = DOCUMENTS
 """Suffixes of files that are text to continue."""
 MAX_TEXT_BYTES = 10_000_000
 """A longer text file is refused: books have a tenth of it, and a row is held in memory several times."""
@@ -101,11 +102,12 @@ def read_texts(
     if labelled:
         where = display_path(files[0].path.parent.parent)
         budget.note(where, "its texts are labelled by the names of their folders")
-    for path, rule in files:
-        text = rule or _text(path, columns.text, budget)
-        if labelled and isinstance(text, dict):  # the line end after a text that is read as a whole is the editor's
-            text = {columns.text: text[columns.text].rstrip("\r\n"), columns.label: path.parent.name}
-        yield RawRow(display_path(path), 1, text)
+    with DocumentReader() as reader:
+        for path, rule in files:
+            text = rule or _text(path, columns.text, budget, reader)
+            if labelled and isinstance(text, dict):  # the line end after a text that is read as a whole is the editor's
+                text = {columns.text: text[columns.text].rstrip("\r\n"), columns.label: path.parent.name}
+            yield RawRow(display_path(path), 1, text)
 
 
 def display_path(path: Path) -> str:
@@ -113,9 +115,13 @@ def display_path(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _text(path: Path, column: str, budget: ReadBudget) -> dict[str, Any] | str:
+def _text(path: Path, column: str, budget: ReadBudget, reader: DocumentReader) -> dict[str, Any] | str:
     if path.suffix.lower() not in TEXT_SUFFIXES:
-        return f"neither {' nor '.join(TEXT_SUFFIXES)}: a folder of text holds nothing else; move it out"
+        return f"none of {', '.join(TEXT_SUFFIXES)}: a folder of text holds nothing else; move it out"
+    if path.suffix.lower() not in PLAIN:
+        found = reader.read_file(path, path.parent)
+        budget.take(len(found.text), 1)
+        return found.rule or {column: found.text}
     try:
         n_bytes = path.stat().st_size
         if n_bytes > MAX_TEXT_BYTES:

@@ -5,7 +5,7 @@ rows.xlsx                               a workbook: the first sheet with rows
 rows.parquet · folder of these          Parquet
 folder with _delta_log · …@v7           a Delta table, newest or at version 7
 catalog.schema.table · …@v7             the same below SMALLFIRST_TABLES
-folder of .txt and .md                  text to continue, a row a file; in sub-folders their names are labels
+folder of texts and documents           text to continue, a row a file; in sub-folders their names are labels
 [dbfs:]/Volumes/catalog/schema/vol/…    any of these in a volume
 """
 
@@ -45,6 +45,7 @@ from smallfirst.data.sources.arrow import (
     read_delta,
     read_parquet,
 )
+from smallfirst.data.sources.documents import with_documents
 from smallfirst.data.sources.text_files import FORMATS, RawRow, ReadBudget, file_format, read_text_file, suggest_files
 from smallfirst.data.sources.workbooks import WORKBOOKS, read_workbook
 
@@ -121,9 +122,15 @@ def load_noted(
     max_rows: int | None = None,
     skip_bad_rows_up_to: float = 0.0,
     progress: ProgressCallback = no_progress,
+    documents: Path | None = None,
 ) -> LoadedRows:
-    """Return the rows as `load_rows` does, with all notes; a share of bad rows in [0, 1] may be left out."""
+    """Return the rows as `load_rows` does, with all notes; a share of bad rows in [0, 1] may be left out.
+
+    `documents` is the folder of the files that `columns.file` names; None: that of the rows.
+    """
     source = _find(os.fspath(address), folder) if isinstance(address, str | os.PathLike) else _held(address)
+    if columns.file:
+        source = source._replace(rows=partial(_document_rows, source.rows, documents))
     read = _read(source, columns, labels, ReadBudget(source.where, max_rows, progress))
     skipped = note_skipped(read.problems, read.n_bad, len(read.data), skip_bad_rows_up_to, source.where)
     return read._replace(skipped=skipped)
@@ -166,11 +173,19 @@ def iterate_raw(address: str | Path, budget: ReadBudget) -> Iterator[RawRow]:
     yield from _find(os.fspath(address), Path()).rows(None, budget)
 
 
+def _document_rows(rows: _Rows, folder: Path | None, columns: Columns, *others: Any, **named: Any) -> Iterator[RawRow]:
+    """Yield the rows of a source with the texts of their documents."""
+    return with_documents(rows(None, *others, **named), columns, folder)
+
+
+_Rows = Callable[..., Iterable[RawRow]]
+
+
 class _Source(NamedTuple):
     where: str
     """Address as error messages show it."""
     name: str
-    rows: Callable[..., Iterable[RawRow]]
+    rows: _Rows
     """Its reader, which takes columns, budget and `answered`."""
 
 

@@ -83,6 +83,7 @@ def read_rows(task_file: TaskFile, progress: ProgressCallback = no_progress) -> 
             folder=task_file.folder,
             skip_bad_rows_up_to=share,
             progress=progress,
+            documents=task_file.path(files.documents) if files.documents else None,
         )
         read_so_far.append(found)
         return with_conversations(found.data)

@@ -144,10 +144,14 @@ def _data(folder: Path, source: str, found: Guess) -> tuple[dict[str, Any], tupl
     shared = len(set(passages)) < _OWN_PASSAGES * len(passages)  # rows on one passage are not independent
     if not found.as_it_stands:
         others = {part: f"{part}.jsonl" for part in found.source.parts if part in found.parts}
-        return {"train": ROWS_FILE, **others} | ({"columns": {"group": "context"}} if shared else {}), found.unused
+        data: dict[str, Any] = {"train": ROWS_FILE, **others} | ({"columns": {"group": "context"}} if shared else {})
+        if found.source.documents:
+            place = Path(source) if Path(source).is_dir() else Path(source).parent
+            data |= {"documents": os.path.relpath(place, folder), "columns": {"file": "file"}}
+        return data, found.unused
     parts = found.source.parts or {"train": Path(source)}
     places = {part: Path(os.path.relpath(path, folder)) if path.exists() else path for part, path in parts.items()}
-    data: dict[str, Any] = {part: path.as_posix() for part, path in places.items()}
+    data = {part: path.as_posix() for part, path in places.items()}
     columns = found.columns | ({"group": found.columns["context"]} if shared else {})
     if different := _beside(found) | {role: name for role, name in columns.items() if role != name}:
         data["columns"] = different

@@ -76,6 +76,8 @@ class DataFiles(Record):
     exchangeable: bool = False
     """True declares `validation` and `test` to be random draws of the same requests, which a run takes for granted only
     of what it splits itself: test rows then certify together with the calibration rows."""
+    documents: Path | None = None
+    """Folder of the files that `columns.file` names; left out: that of each file of rows."""
     columns: Columns = Columns()
     """Column names, where they differ from the default."""
     skip_bad_rows_up_to: float = pydantic.Field(default=0.0, ge=0, le=1)

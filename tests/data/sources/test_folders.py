@@ -50,9 +50,9 @@ def test_every_file_that_is_no_text_is_named_with_its_rule(tmp_path: Path) -> No
     assert problems(folder) == [
         ("d.txt", "not UTF-8: byte 0xe9"),
         ("f.txt", '"text" has a NUL character at position 2'),
-        ("g.pdf", "neither .txt nor .md: a folder of text holds nothing else; move it out"),
+        ("g.pdf", "broken: no PDF that can be opened; write it anew"),
         ("pipe.txt", "not a regular file"),
-        ("rows.jsonl", "neither .txt nor .md: a folder of text holds nothing else; move it out"),
+        ("rows.jsonl", "none of .pdf, .docx, .html, .htm, .txt, .md: a folder of text holds nothing else; move it out"),
         ("sparse.txt", "file of 2,147,483,648 bytes; at most 10,000,000 are read: split it"),
     ]
 
