@@ -14,6 +14,7 @@ from smallfirst.base.errors import BadAnswer
 from smallfirst.models.protocol import Chunk, Completion, Model, Request, estimate_written_tokens, open_stream
 from smallfirst.models.response_format import check_response_format
 from smallfirst.serving.errors import ApiError
+from smallfirst.serving.file_parts import with_texts
 from smallfirst.serving.function_calls import check_functions
 from smallfirst.serving.request_lifecycle import ApiCall
 from smallfirst.serving.wire import (
@@ -40,7 +41,7 @@ _Chunks = asyncio.Queue[Chunk | Exception]
 
 async def chat(call: ApiCall, body: bytes) -> None:
     """Answer a chat. Raise what `to_api_error` knows."""
-    await _answer(call, parse_chat(body, max_messages=call.app.settings.max_messages))
+    await _answer(call, parse_chat(await with_texts(body), max_messages=call.app.settings.max_messages))
 
 
 async def completion(call: ApiCall, body: bytes) -> None:

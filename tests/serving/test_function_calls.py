@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from fixtures.assistants import TOOLS, call, conversation
 from fixtures.certificates import certificate
 from fixtures.dashboard import large_model
+from fixtures.documents import pdf
 from fixtures.server import WholeModel
 
 from smallfirst.data.conversations import NO_CALL, from_text, read_functions, write_call
@@ -74,6 +76,23 @@ def test_where_arguments_were_read_is_told_and_their_words_are_not_kept(start, m
     assert found.smallfirst["read"] == {"tea": place | {"words": "Misty"}}
     kept = Ledger(tmp_path / "ledger.sqlite").get(found.id).steps
     assert [one.read["tea"].model_dump(exclude_defaults=True) for one in kept if one.read] == [place]
+
+
+def test_a_document_in_a_chat_is_asked_as_its_text_and_a_bad_one_is_refused_by_name(start) -> None:
+    model = Classifier("{}")
+    client = start(m=model).client()
+
+    def ask(raw: bytes, name: str = "a.pdf") -> Any:
+        data = "data:application/pdf;base64," + base64.b64encode(raw).decode()
+        file = {"type": "file", "file": {"filename": name, "file_data": data}}
+        return client.chat.completions.create(model="m", messages=[{"role": "user", "content": [file]}])
+
+    ask(pdf("Invoice 7", "total: 5.00"))
+    assert model.asked == ["Invoice 7\ftotal: 5.00"]
+    for raw, rule in ((b"x", "broken: no PDF"), (pdf(None), "scanned: its 1 page"), (pdf(*["a"] * 501), "501 pages")):
+        with pytest.raises(openai.BadRequestError, match=rf"messages\[0\].content\[0\]: a.pdf: {rule}"):
+            ask(raw)
+    assert len(model.asked) == 1
 
 
 def test_text_stays_text_and_no_call_is_a_refusal(start, messages: list[Any]) -> None:
