@@ -8,7 +8,7 @@ conversation are the same text. Functions are read as OpenAI's two interfaces an
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from smallfirst.base.records import fingerprint
@@ -141,20 +141,23 @@ def changed_functions(known: Sequence[Mapping[str, Any]], others: Sequence[Mappi
     said += [f"{name} is missing" for name in ours if name not in theirs]
     for name in (name for name in ours if name in theirs):
         own, other = _bare(ours[name]), _bare(theirs[name])
-        before, after = (_of_kind(dict, one.pop("properties", None)) for one in (own, other))
-        required, needed = (_of_kind(list, one.pop("required", None)) for one in (own, other))
+        before, after = properties_of(own), properties_of(other)
+        required, needed = own.get("required", ()), other.get("required", ())
         said += [f"{name}.{argument} is new" for argument in sorted(after.keys() - before.keys())]
         said += [f"{name}.{argument} is missing" for argument in sorted(before.keys() - after.keys())]
         for argument in sorted(before.keys() & after.keys()):
             said += [f"{name}.{argument} has changed"] if before[argument] != after[argument] else []
             now = "required" if argument in needed else "optional"
             said += [f"{name}.{argument} is {now} now"] if (argument in required) != (argument in needed) else []
-        said += [f"{key} of {name} has changed" for key in sorted({*own, *other}) if own.get(key) != other.get(key)]
+        rest = sorted({*own, *other} - {"properties", "required"})
+        said += [f"{key} of {name} has changed" for key in rest if own.get(key) != other.get(key)]
     return "; ".join(said)
 
 
-def _of_kind(kind: Callable[[], Any], value: Any) -> Any:
-    return value if type(value) is kind else kind()
+def properties_of(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the schemas of an object's properties by name."""
+    found = schema.get("properties")
+    return found if isinstance(found, Mapping) else {}
 
 
 def same_calls(functions: Sequence[Mapping[str, Any]]) -> str:
@@ -167,8 +170,8 @@ def _bare(schema: Any, *, names: bool = False) -> Any:
     if isinstance(schema, Mapping):
         kept = {k: v for k, v in schema.items() if names or k not in _COMMENTS}
         bare = {k: _bare(v, names=not names and k in ("properties", "$defs", "definitions")) for k, v in kept.items()}
-        for key in ("required", "enum") if not names else ():  # sets, whose order says nothing
-            bare |= {key: sorted(bare[key], key=str)} if isinstance(bare.get(key), list) else {}
+        for key in {"required", "enum"} & bare.keys() if not names else ():  # sets, whose order says nothing
+            bare[key] = sorted(bare[key], key=str) if isinstance(bare[key], list) else []
         return {k: v for k, v in bare.items() if names or v not in ([], None)}
     return [_bare(one) for one in schema] if isinstance(schema, list) else schema
 

@@ -18,7 +18,7 @@ import pydantic
 from smallfirst.base.errors import ConfigError, DataError, did_you_mean
 from smallfirst.base.records import Record
 from smallfirst.base.stats.intervals import Estimate, wilson
-from smallfirst.data.conversations import NO_CALL, changed_functions, read_functions, write_call
+from smallfirst.data.conversations import NO_CALL, changed_functions, properties_of, read_functions, write_call
 from smallfirst.data.dataset import Dataset, Example, RowFormat
 from smallfirst.tasks.task import PartCounts, ScoredAnswer, Task
 from smallfirst.tasks.value_matching import Normalizer, normalize_value
@@ -59,7 +59,12 @@ class Call(Task):
 
     @pydantic.model_validator(mode="after")
     def _settings_name_functions(self) -> Call:
-        paths = {path for tool in self.tools for name in _properties(tool) for path in (name, f"{tool['name']}.{name}")}
+        paths = {
+            path
+            for tool in self.tools
+            for name in properties_of(tool["parameters"])
+            for path in (name, f"{tool['name']}.{name}")
+        }
         wrong = [
             f'functions: no function "{name}"{did_you_mean(name, self.names)}'
             for name in self.functions
@@ -113,7 +118,7 @@ class Call(Task):
 
     def parameters(self, name: str) -> Mapping[str, Any]:
         """Return the schemas of a function's arguments by name."""
-        return next((_properties(tool) for tool in self.tools if tool["name"] == name), {})
+        return next((properties_of(tool["parameters"]) for tool in self.tools if tool["name"] == name), {})
 
     def required(self, name: str) -> frozenset[str]:
         """Return the arguments that each call of a function must have."""
@@ -205,11 +210,6 @@ def function_of(answer: str | None) -> str:
 @functools.lru_cache(maxsize=256)
 def _changed(known: str, others: str) -> str:
     return changed_functions(json.loads(known), json.loads(others))
-
-
-def _properties(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = tool["parameters"].get("properties", {})
-    return found if isinstance(found, Mapping) else {}
 
 
 def _normal(value: Any, how: Normalizer) -> object:

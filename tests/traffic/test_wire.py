@@ -46,19 +46,16 @@ def test_one_prompt_reads_the_same_on_every_route(route, request_body):
     assert read_prompt(route, {"model": "m", **request_body}) == Prompt("m", ASKED)
 
 
-def test_images_are_named_and_left_out():
-    content = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": "data:"}}]
-    found = read_prompt(CHAT, {"messages": [{"role": "user", "content": content}]})
+@pytest.mark.parametrize("kind", ["image_url", "file", "thinking"])
+def test_media_and_what_the_api_has_stored_are_named_and_left_out(kind):
+    parts = [
+        {"type": "text", "text": "What is this?"},
+        {"type": kind, "text": "My card is lost", kind: {"url": "data:"}},
+    ]
+    found = read_prompt(CHAT, {"messages": [{"role": "user", "content": parts}]})
     assert (found.turns, found.has_media) == ((Turn("user", "What is this?"),), True)
-
-
-@pytest.mark.parametrize(
-    "more",
-    [{"previous_response_id": "resp_1"}, {"conversation": "conv_1"}, {"prompt": {"id": "pmpt_1", "variables": {}}}],
-)
-def test_what_the_api_has_stored_is_named_as_left_out(more):
-    found = read_prompt(RESPONSES, {"input": "My card is lost", **more})
-    assert found.has_media
+    for more in ({"previous_response_id": "resp_1"}, {"conversation": "conv_1"}, {"prompt": {"id": "pmpt_1"}}):
+        assert read_prompt(RESPONSES, {"input": "My card is lost", **more}).has_media
 
 
 @pytest.mark.parametrize("wrong", [3, True, "text", [3], [[]], {"a": 1}, [{"function": 3}], [None]])
@@ -73,25 +70,15 @@ def test_any_json_is_read_without_an_error(wrong):
     read_answer(MESSAGES, {"content": wrong, "stop_reason": wrong})
 
 
-@pytest.mark.parametrize("kind", ["image_url", "file", "thinking"])
-def test_a_part_that_has_a_text_and_is_none_is_left_out(kind):
-    found = read_prompt(CHAT, {"messages": [{"role": "user", "content": [{"type": kind, "text": "My card is lost"}]}]})
-    assert found is not None
-    assert (found.turns, found.has_media) == ((Turn("user", ""),), True)
-
-
-def test_a_deployment_is_the_model():
+def test_a_deployment_is_the_model_and_embeddings_and_malformed_bodies_ask_nothing():
     body = {"model": "gpt-4o", "messages": [{"role": "user", "content": "a"}]}
-    found = read_prompt("/v1/deployments/org%2Fdesk/chat/completions", body)
-    assert found is not None
-    assert found.model == "org/desk"
-
-
-def test_embeddings_and_malformed_bodies_ask_nothing():
+    assert read_prompt("/v1/deployments/org%2Fdesk/chat/completions", body).model == "org/desk"
     assert read_prompt("/v1/embeddings", {"input": ["a", "b"]}) is None
     assert read_prompt(CHAT, {"messages": "no"}) == Prompt("", (Turn("user", "no"),))
     assert read_prompt(CHAT, {"messages": [3]}) is None
     assert read_prompt(CHAT, {}) is None
+    asked = (CHAT, RESPONSES, MESSAGES, COMPLETIONS, "/v1/embeddings", "/v1/responses/resp_1")
+    assert [route_of(path) for path in asked] == ["chat/completions", "responses", "messages", None, None, None]
 
 
 @pytest.mark.parametrize(
@@ -114,11 +101,6 @@ def test_tool_calls_and_refusals():
     refused = {"choices": [{"message": {"content": None, "refusal": "no"}, "finish_reason": "stop"}]}
     assert read_answer(CHAT, refused) == ModelAnswer("no", (), "refusal")
     assert read_answer(CHAT, {"error": {"message": "busy"}}) is None
-
-
-def test_the_routes_with_answers():
-    asked = (CHAT, RESPONSES, MESSAGES, COMPLETIONS, "/v1/embeddings", "/v1/responses/resp_1")
-    assert [route_of(path) for path in asked] == ["chat/completions", "responses", "messages", None, None, None]
 
 
 # Written

@@ -122,10 +122,7 @@ class State:
         """Return what the texts say in a form: `date`, `time`, `time_pm`, `number`, `money`, `span` or `phrase`."""
         if form not in self._mentions:
             self._mentions[form] = [
-                (
-                    value,
-                    Mention(form, age, role, start, low[max(0, start - BEFORE) : start], low[end : end + BEFORE], end),
-                )
+                (value, _standing(form, age, role, low, start, end))
                 for role, text, age in self.texts
                 for low in [text.lower()]
                 for start, end, value in _said(text, form, self.today)
@@ -135,18 +132,7 @@ class State:
     def listed(self, pattern: re.Pattern[str], forms: Mapping[str, Any], source: str) -> list[tuple[Any, Mention]]:
         """Return the values of a list that the texts name; `forms` has each by its words in lower case."""
         return [
-            (
-                forms[found[0]],
-                Mention(
-                    source,
-                    age,
-                    role,
-                    found.start(),
-                    low[max(0, found.start() - BEFORE) : found.start()],
-                    low[found.end() : found.end() + BEFORE],
-                    found.end(),
-                ),
-            )
+            (forms[found[0]], _standing(source, age, role, low, *found.span()))
             for role, text, age in self.texts
             for low in [text.lower()]
             for found in pattern.finditer(low)
@@ -167,6 +153,11 @@ class State:
                 if share >= PARTLY and value.lower() not in low:
                     found.append((value, Mention("partly", age, role, round(100 * share))))
         return found
+
+
+def _standing(source: str, age: int, role: str, low: str, start: int, end: int) -> Mention:
+    """Return the mention of a place in a text in lower case."""
+    return Mention(source, age, role, start, low[max(0, start - BEFORE) : start], low[end : end + BEFORE], end)
 
 
 def word_list(values: Sequence[str]) -> re.Pattern[str]:

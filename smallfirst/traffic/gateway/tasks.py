@@ -132,7 +132,7 @@ class TakenOverTasks:
             request.watched = ruling
             return None
         reply = await _reply(route, ruling._replace(asked=asked._replace(id=new_id(route))))
-        if kind == "call" and route == "responses" and raw.get("store") is not False:
+        if route == "responses" and raw.get("store") is not False:
             self._given.keep(request, read_response(reply.headers, reply.body) or {})
         return reply
 
