@@ -171,7 +171,8 @@ def measured(
         bad = caller.task.score([gold], said.text) < 1
         n[dialogue], wrong[dialogue], usd = n[dialogue] + 1, wrong[dialogue] + bad, usd + cost
         by[function_of(said.text)] = [a + b for a, b in zip(by[function_of(said.text)], (1, bad), strict=True)]
-    error = ratio_interval([wrong[one] for one in n], list(n.values())).model_dump() if n else None
+    by_dialogue = ratio_interval([wrong[one] for one in n], list(n.values())) if any(wrong.values()) else None
+    error = (by_dialogue or clopper_pearson(0, len(n))).model_dump() if n else None
     whole = sum(turn[3] for turn in asked)
     return {
         "threshold": threshold,
