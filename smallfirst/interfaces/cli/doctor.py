@@ -127,6 +127,7 @@ def _bases(file: TaskFile | None) -> list[str]:
 
     small, ladder = (file.small, file.ladder) if file else (SmallConfig(), None)
     asked = [c for c in all_candidates() if (c.asked_for(file) if file else c.measured_by_default)]
+    asked = [c for c in asked if not c.for_other_languages]  # the rows say whether it is
     wanted = asked if ladder is None else [c for c in all_candidates() if c.name in ladder]
     language = any(c.is_language_model for c in wanted)
     encoders = dict.fromkeys(name for c in wanted if (name := c.encoder_name(small)))

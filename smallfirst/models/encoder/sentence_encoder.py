@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from smallfirst.base.errors import ConfigError
 from smallfirst.base.sync import run_in_thread
 from smallfirst.models.batching import length_batches, run_in_compute_thread
 from smallfirst.models.encoder.ctranslate2_engine import FAMILIES, CTranslate2Encoder, unsupported_reason
+from smallfirst.models.encoder.universal_encoder import UniversalEncoder, is_universal
 from smallfirst.models.local.tokenizer import import_transformers, load_pretrained, refuse_remote_code
 from smallfirst.models.local.weights import weights_fingerprint
 
@@ -26,6 +28,8 @@ _log = logging.getLogger("smallfirst.serving")
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 LARGER_ENCODER = "sentence-transformers/all-mpnet-base-v2"
 """Five times the weights of the default, and about as many times as slow."""
+MULTILINGUAL_ENCODER = "universal-sentence-encoder-multilingual-3"
+"""Reads 16 languages alike (`CatalogEntry.languages`)."""
 
 
 MAX_TOKENS = 256
@@ -62,11 +66,16 @@ class SentenceEncoder:
     """Longer texts are cut."""
     batch_rows = 32
 
-    def __init__(self, folder: Path, *, engine: CTranslate2Encoder | None = None, remembered: int = 0) -> None:
+    def __init__(
+        self, folder: Path, *, engine: CTranslate2Encoder | UniversalEncoder | None = None, remembered: int = 0
+    ) -> None:
         """Load the weights into PyTorch, or read texts with `engine`; then they are loaded where `model` is asked for.
 
         Vectors of the latest `remembered` texts are kept; 0 where the weights change.
         """
+        if engine is None and is_universal(folder):
+            hint = "name it in small.multilingual_encoder, and another one in small.encoder"
+            raise ConfigError(f"{folder} holds an encoder that is read as it is: it is not fine-tuned", hint=hint)
         transformers = import_transformers("The sentence encoder", weights=engine is None)
         self.folder, self.engine = folder, engine
         self.tokenizer = load_pretrained(transformers.AutoTokenizer, folder)
@@ -85,6 +94,8 @@ class SentenceEncoder:
     def for_inference(cls, folder: Path, *, int8: bool = False, remembered: int = 0) -> SentenceEncoder:
         """Return an encoder that is not trained, on CTranslate2 where that can run it, else on PyTorch in float32."""
         refuse_remote_code(folder)
+        if is_universal(folder):
+            return cls(folder, engine=UniversalEncoder(folder), remembered=remembered)
         engine = None if unsupported_reason(folder) else CTranslate2Encoder(folder, int8=int8)
         return cls(folder, engine=engine, remembered=remembered)
 
@@ -184,7 +195,7 @@ class SentenceEncoder:
         from smallfirst.models.local.packed_rows import pack_rows, pad_right
 
         mask = pad_right([[1] * len(row) for row in encoded])
-        if self.engine is not None:
+        if isinstance(self.engine, CTranslate2Encoder):
             return torch.from_numpy(self.engine.hidden_states(encoded)), mask
         if torch.is_grad_enabled() and self.model.config.model_type in FAMILIES:
             packed, below = pack_rows(encoded), None
@@ -221,6 +232,8 @@ class SentenceEncoder:
                 return found
 
             return run_in_compute_thread(read)
+        if isinstance(self.engine, UniversalEncoder):
+            return self.engine.vectors(encoded)
         states = self.engine.hidden_states(encoded)
         mean = np.stack([own[: len(ids)].mean(axis=0) for own, ids in zip(states, encoded, strict=True)])
         unit: np.ndarray = mean / np.linalg.norm(mean, axis=1, keepdims=True)

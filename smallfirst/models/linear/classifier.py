@@ -27,6 +27,7 @@ from smallfirst.base.stats.intervals import paired_difference, wilson
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.row_formats import to_json
 from smallfirst.models.catalog import find_weights
+from smallfirst.models.encoder.ctranslate2_engine import CTranslate2Encoder
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, REMEMBERED, SentenceEncoder, open_encoder
 from smallfirst.models.label_model import LabelLogProbs, LabelModel
 from smallfirst.models.linear.tfidf import TfidfFeatures
@@ -424,7 +425,7 @@ def check_int8(folder: Path, data: Dataset) -> Int8Check | None:
     if manifest.kind != "encoder" or not len(data):
         return None
     exact = LinearClassifier.load(folder, manifest, int8=False)
-    if exact.encoder is None or exact.encoder.engine is None:
+    if exact.encoder is None or not isinstance(exact.encoder.engine, CTranslate2Encoder):
         return None
     int8 = LinearClassifier.load(folder, manifest, int8=True)
     texts = [example.text for example in data.examples]

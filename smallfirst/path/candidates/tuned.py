@@ -58,7 +58,7 @@ class TunedEncoder(Candidate):
 
     size = 30
     measured_by_default = True
-    encoder_setting: Literal["", "encoder", "larger_encoder"] = "encoder"
+    encoder_setting: Literal["", "encoder", "larger_encoder", "multilingual_encoder"] = "encoder"
     training_setting = "encoder_training"
     n_folds = 3
 

@@ -24,9 +24,8 @@ class CandidateDescription:
     """What it is and does in a line that needs no knowledge of models."""
     size: float
     """Sort key from the smallest model to the largest, in which candidates are shown. Built in: words 10,
-    encoder 20, tuned, tagger, reader and caller 30, larger_encoder 31, larger_tuned 32, blend 35, tagger_small 45,
-    small 50. Which one
-    is the cheapest is measured."""
+    encoder 20, multilingual 25, tuned, tagger, reader and caller 30, larger_encoder 31, larger_tuned 32, blend 35,
+    tagger_small 45, small 50. Which one is the cheapest is measured."""
     promise: float | None = None
     """Where time does not suffice for all, candidates of a higher promise are preferred; left out: `size`, since of
     models of a kind the larger ones answer better."""
@@ -45,7 +44,9 @@ class CandidateDescription:
     """It is made from the other candidates of the run, and fitted after them."""
     uses_sentence_encoder = False
     """Its sentence encoder is there to be used for out-of-domain detection as well."""
-    encoder_setting: Literal["", "encoder", "larger_encoder"] = ""
+    for_other_languages = False
+    """With `measured_by_default`: only where the rows hold another language than English, or several."""
+    encoder_setting: Literal["", "encoder", "larger_encoder", "multilingual_encoder"] = ""
     """Setting below `small` that names its sentence encoder; empty if it has none."""
 
     def asked_for(self, file: Any) -> bool:
@@ -71,6 +72,7 @@ CANDIDATES: Registry[CandidateDescription] = Registry(
     {
         "words": "smallfirst.path.candidates.linear:WORDS",
         "encoder": "smallfirst.path.candidates.linear:ENCODER",
+        "multilingual": "smallfirst.path.candidates.linear:MULTILINGUAL",
         "larger_encoder": "smallfirst.path.candidates.linear:LARGER_ENCODER",
         "tuned": "smallfirst.path.candidates.tuned:TUNED",
         "larger_tuned": "smallfirst.path.candidates.tuned:LARGER_TUNED",

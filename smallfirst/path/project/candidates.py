@@ -19,6 +19,7 @@ from smallfirst.models.encoder.sentence_encoder import longest_text
 from smallfirst.models.local.tokenizer import load_tokenizer
 from smallfirst.path.project.candidate_registry import CANDIDATES as CANDIDATES
 from smallfirst.path.project.candidate_registry import CandidateDescription, all_candidates
+from smallfirst.path.project.languages import task_languages
 from smallfirst.path.project.project import Project, load_small
 from smallfirst.path.project.run_folder import RunFolder
 
@@ -118,7 +119,11 @@ def project_candidates(project: Project) -> tuple[Candidate, ...]:
 def named_candidates(project: Project) -> tuple[Candidate, ...]:
     """Return the candidates on the ladder, or those that are tried without one, whether they fit the task or not."""
     file, ladder, every = project.file, project.file.ladder, cast(tuple[Candidate, ...], all_candidates())
-    return tuple(c for c in every if (c.asked_for(file) if ladder is None else c.name in ladder))
+    if ladder is not None:
+        return tuple(c for c in every if c.name in ladder)
+    asked = [c for c in every if c.asked_for(file)]
+    abroad = any(c.for_other_languages for c in asked) and task_languages(project) not in ((), ("en",))
+    return tuple(c for c in asked if abroad or not c.for_other_languages)
 
 
 def fits_in_folds(project: Project) -> bool:

@@ -19,7 +19,7 @@ from smallfirst.base.errors import ConfigError, did_you_mean
 from smallfirst.base.records import SETTINGS_PROBLEM, Record, explain_errors, parse_record, read_yaml
 from smallfirst.data.row_formats import Columns
 from smallfirst.measuring.gate import Gate
-from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, LARGER_ENCODER
+from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, LARGER_ENCODER, MULTILINGUAL_ENCODER
 from smallfirst.models.pricing import PriceBook
 from smallfirst.models.remote.config import EndpointConfig, VllmServer
 from smallfirst.path.project.candidate_registry import CANDIDATES, candidate_names
@@ -100,6 +100,8 @@ class SmallConfig(Record):
     """Sentence encoder of the candidates `encoder`, `tuned`, `tagger` and `reader`, and for nearest examples."""
     larger_encoder: str = LARGER_ENCODER
     """Sentence encoder of the candidates `larger_encoder` and `larger_tuned`."""
+    multilingual_encoder: str = MULTILINGUAL_ENCODER
+    """Sentence encoder of the candidate `multilingual`."""
     encoder_training: TrainConfig = TrainConfig(duration="6ep", patience=2, max_seq_tokens=256)
     """Training settings of the candidates `tuned`, `larger_tuned`, `tagger` and `reader`. `learning_rate` left out: by
     the encoder's width, 2e-4 for 384 (MiniLM) and 5e-5 for 768 (mpnet). `frozen_layers` left out: a third of the
