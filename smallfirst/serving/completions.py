@@ -41,7 +41,9 @@ _Chunks = asyncio.Queue[Chunk | Exception]
 
 async def chat(call: ApiCall, body: bytes) -> None:
     """Answer a chat. Raise what `to_api_error` knows."""
-    await _answer(call, parse_chat(await with_texts(body), max_messages=call.app.settings.max_messages))
+    if b'"file' in body:
+        body = await with_texts(body)
+    await _answer(call, parse_chat(body, max_messages=call.app.settings.max_messages))
 
 
 async def completion(call: ApiCall, body: bytes) -> None:

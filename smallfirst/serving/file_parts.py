@@ -23,8 +23,6 @@ async def with_texts(body: bytes) -> bytes:
 
     A document that has no text, such as a scanned one, is refused: nothing is guessed.
     """
-    if b'"file' not in body:
-        return body
     return await asyncio.get_running_loop().run_in_executor(_READERS, _with_texts, body)
 
 
