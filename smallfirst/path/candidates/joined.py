@@ -13,7 +13,7 @@ from smallfirst.measuring.calibration import calibrate_answers
 from smallfirst.models.manifest import Manifest, write_manifest
 from smallfirst.models.spans.joined import MEMBERS, JoinedModel
 from smallfirst.path.candidates.blend import copy_members
-from smallfirst.path.candidates.language_model import fine_tune
+from smallfirst.path.candidates.language_model import fine_tune, why_too_long
 from smallfirst.path.candidates.tuned import TAGGER, field_plan
 from smallfirst.path.project.candidates import Candidate
 from smallfirst.path.project.project import Project
@@ -41,6 +41,8 @@ class _TaggerAndSmall(Candidate):
         """Return why there is nothing to share out between the two."""
         if not isinstance(project.task, Extract):
             return f"it reads fields of kind extract; this task is of kind {project.file.kind}"
+        if why := why_too_long(project):
+            return why
         marked, written = _shares(project)
         return "" if marked and written else "tagger does all" if marked else "no field stands in the texts"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smallfirst.data.pages import PAGE_BREAK
 from smallfirst.models.catalog import find_weights
 from smallfirst.path.project.candidate_registry import FINE_TUNED
 from smallfirst.path.project.candidates import Candidate
@@ -31,6 +32,9 @@ class FineTunedModel(Candidate):
     measured_by_default = True
     training_setting = "training"
     is_language_model = True
+
+    def why_unsuitable(self, project: Project) -> str:
+        return why_too_long(project) or super().why_unsuitable(project)
 
     def asked_for(self, file: Any) -> bool:
         """Return True for answers that must be written, and for others where the file names it or sets how it is made.
@@ -117,6 +121,12 @@ def _tracked_run(experiment: str, folder: Path, run_name: str, params: dict[str,
         return runs.UntrackedRun()
     created = [e.values["run_id"] for e in EventLog(folder / "events.jsonl").read() if e.kind == "CREATED"]
     return runs.resume_run(created[0]) if created else runs.open_run(experiment, run_name, params=params)
+
+
+def why_too_long(project: Project) -> str:
+    """Return why a language model cannot read the training rows, in a clause; empty if it can."""
+    paged = any(PAGE_BREAK in example.text for example in project.rows.train.examples)
+    return "it reads short texts; these are documents of several pages" if paged else ""
 
 
 SMALL = FineTunedModel()

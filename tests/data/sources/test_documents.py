@@ -14,6 +14,8 @@ from smallfirst.data.row_formats import Columns
 from smallfirst.data.sources import document_text
 from smallfirst.data.sources.documents import DocumentReader
 from smallfirst.data.sources.load import load_noted
+from smallfirst.path.candidates.language_model import SMALL
+from smallfirst.path.project.project import Project
 from smallfirst.path.project.rows import read_rows
 from smallfirst.path.project.scaffold import scaffold
 from smallfirst.path.project.task_file import read_task_file
@@ -102,6 +104,8 @@ def test_a_run_goes_on_with_the_good_files_and_names_the_others(tmp_path: Path) 
     texts = [e.text for part in (rows.train, rows.selection, rows.calibration, rows.test) for e in part.examples]
     assert len(texts) == 29
     assert all(text.startswith("Dear you" + PAGE_BREAK) for text in texts)
+    why = SMALL.why_unsuitable(Project.read(read_task_file(made.task_yaml)))
+    assert why == "it reads short texts; these are documents of several pages"
     row = json.dumps({"file": "3.pdf", "target": {"total": "3.50"}})
     (tmp_path / "in" / "more.jsonl").write_text((tmp_path / "task" / "rows.jsonl").read_text() + row)
     with pytest.raises(DataError, match=r"3\.pdf: broken: no PDF"):
