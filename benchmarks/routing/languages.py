@@ -31,7 +31,7 @@ FOREIGN = {
 
 
 def main() -> None:
-    rows = {name: read_lines(data_folder("xsid") / f"{name}.jsonl") for name in ["en.valid", *_tests()]}
+    rows = {name: list(read_lines(data_folder("xsid") / f"{name}.jsonl")) for name in ["en.valid", *_tests()]}
     labels = sorted({row["label"] for row in rows["en.valid"]})
     gold = np.array([labels.index(row["label"]) for row in rows["en.valid"]])
     for kind, encoder in (("words", ""), ("encoder", DEFAULT_ENCODER), ("encoder", MULTILINGUAL_ENCODER)):
