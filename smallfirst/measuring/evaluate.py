@@ -14,6 +14,7 @@ from smallfirst.base.progress import ProgressCallback, no_progress
 from smallfirst.base.records import Record
 from smallfirst.base.stats.intervals import Estimate, mean_interval, paired_difference, wilson
 from smallfirst.data.dataset import Dataset, Example, sample_rows
+from smallfirst.data.pages import PAGE_BREAK
 from smallfirst.models.encoder.sentence_encoder import forget_texts
 from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.tasks.task import PartCounts, ScoredAnswer, Task
@@ -164,6 +165,9 @@ def score_row(example: Example, completion: Completion, task: Task, candidate: s
         latency_ms=completion.latency_ms,
         cost_usd=completion.cost_usd,
         field_confidence=completion.field_confidence,
+        read={
+            path: f"page {p.page}: {p.words}" for path, p in completion.read.items() if p and PAGE_BREAK in example.text
+        },
         wrong_fields=task.wrong_fields(example.golds, answer),
         group=example.group,
         tags=example.tags,
@@ -192,6 +196,8 @@ class EvaluatedRow(Record):
     latency_ms: float
     cost_usd: float
     field_confidence: dict[str, float] = {}
+    read: dict[str, str] = {}
+    """By field path of a document of several pages, the page and the words that the value was read from."""
     wrong_fields: tuple[str, ...] | None = None
     """Top-level fields of a JSON answer that are wrong or missing; None where answers have no fields, or no record of
     them was kept."""
