@@ -26,7 +26,7 @@ from smallfirst.models.protocol import ValuePlace
 from smallfirst.models.spans.plan import AnswerPlan, align, learn_plan, parse_row
 from smallfirst.tasks.extract import Extract
 
-EXCERPT_WORDS = 240
+EXCERPT_WORDS = 300
 """A text of up to so many words is read as a whole; of a longer one so many, of its best passages."""
 N_FEATURES = 2**15
 MAX_DOCUMENTS = 150

@@ -9,6 +9,8 @@ import pytest
 
 from smallfirst.data.dataset import Example, Message
 from smallfirst.data.pages import PAGE_BREAK, SCANNED, has_scanned_page, passages
+from smallfirst.measuring.evaluate import score_row
+from smallfirst.models.protocol import Completion
 from smallfirst.models.spans.passages import EXCERPT_WORDS, Excerpt, ReadRows, learn_reading
 from smallfirst.tasks.extract import Extract
 
@@ -22,12 +24,10 @@ WORDS = [
     "house",
     "88.20",
     "was",
-    "Rome",
     "long",
     "19",
     "tree",
     "in",
-    "Bern",
     "old",
     "3",
     "by",
@@ -71,8 +71,16 @@ def test_the_passages_with_values_are_read_and_a_place_in_them_is_one_in_the_doc
         page = text.split(PAGE_BREAK)[place.page - 1]
         assert page[place.offset : place.offset + len(words)] == text[place.start : place.end] == place.words == words
     ends = [own.end for _, own in found.pieces]
-    assert found.place(ends[0] - 3, ends[0] + 3) is None  # words of two pieces stand nowhere
+    assert found.place(ends[0] - 30, ends[0] + 30) is None  # words of two pieces stand nowhere
     assert learnt.ranker.excerpt("in Oslo").text == "in Oslo"  # a short text is read as a whole
+
+
+def test_a_measured_document_keeps_the_page_and_words_of_each_value_for_the_report() -> None:
+    asked = (Message(role="user", content="a letter\ftotal: 5"),)
+    place = Excerpt(asked[0].content, asked[0].content).place(16, 17)
+    said = Completion(text='{"total": 5}', answered_by="m", latency_ms=1, cost_usd=0, read={"total": place})
+    example = Example(messages=asked, answer='{"total": 5}', shape="target")
+    assert score_row(example, said, Extract(name="bills", json_schema=SCHEMA), "m").read == {"total": "page 2: 5"}
 
 
 def test_passages_hold_every_word_once_and_none_is_of_two_pages() -> None:
