@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from smallfirst.data.check import Finding, make_finding, severity_of
 from smallfirst.data.copies import LeakReport, find_leaks
-from smallfirst.data.dataset import Example
+from smallfirst.data.dataset import Example, sample_rows
 from smallfirst.measuring.data_issues import SINGLE_ROWS, SYSTEMATIC, DataIssue, RecordedRow, find_issues, looked_at
 from smallfirst.measuring.evaluate import Evaluation, EvaluationSetup, restrict_to_rows
+from smallfirst.measuring.label_errors import SuspectLine, suspect_line, write_suspects
 from smallfirst.path.project.project import Project, shown_as
 from smallfirst.path.project.rows import PARTS
 from smallfirst.path.project.run_folder import RunFolder
@@ -69,6 +71,24 @@ def issue_finding(issue: DataIssue) -> Finding:
     level = "fix" if issue.kind in SYSTEMATIC else severity_of(issue.n, issue.of, small="note", large="fix", bar=0.05)
     what, cost, *where = issue.in_words
     return make_finding(level, what, f"{cost.strip()}; settle it: smallfirst review task.yaml", where, issue.n)
+
+
+def export_suspects(project: Project, path: Path, *, n_random: int = 0) -> int:
+    """Write rows for a person to fill in to `path`: probable label errors among the training rows; return their number.
+
+    With `n_random` also so many calibration rows, drawn by content alone: judged all, they certify alone. No other
+    held-out row is judged: corrected where models disagree, they would flatter every model. What is filled in stays.
+    """
+    lines, train = list[SuspectLine](), project.rows.train
+    by_text = {text_key(example): example for example in reversed(train.examples)}
+    for issue in find_project_issues(project) if project.task.closed else ():
+        for key, suggested in issue.suggested.items():
+            example = by_text.get(key)
+            if example is not None and issue.kind in SINGLE_ROWS and example.answer != suggested:
+                lines.append(suspect_line(example, suggested))
+    drawn = sample_rows(project.rows.calibration, n_random).examples if n_random else ()
+    write_suspects([*lines, *(suspect_line(example) for example in drawn)], path)
+    return len(lines)
 
 
 def unsettled_issues(project: Project) -> tuple[DataIssue, ...]:

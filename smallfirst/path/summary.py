@@ -255,7 +255,8 @@ def after_gate(
     nearest = f"{best.candidate} comes nearest; furthest off is {first.requirement}, measured {first.measured}."
     yield NextStep(what=f"{nearest} {advice}".strip())
     if project.task.closed:
-        yield NextStep(what="look for wrong labels among the rows", command=f"smallfirst review {task}")
+        what = "look for wrong labels among the training rows"
+        yield NextStep(what=what, command=f"smallfirst review {task} --labels suspects.jsonl")
     what = "or sign for it with a name and a reason, which stay on record"
     signed = f"smallfirst override {task} --candidate {best.candidate} --by NAME --because REASON"
     yield NextStep(what=what, command=signed)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from smallfirst.base.errors import ConfigError, NothingGained, SmallfirstError, StageMissing, WeightsNotFound
 from smallfirst.ledger.expenses import note_expense
+from smallfirst.measuring.label_errors import read_relabels
 from smallfirst.models.local.weights import release_memory
 from smallfirst.models.manifest import TRAINED_ON, TrainedOn
 from smallfirst.path.durations import (
@@ -75,6 +76,7 @@ def _fit_all(project: Project, run_folder: RunFolder, began: float | None) -> Ru
     for skipped in project.rows.skipped:
         progress.log(f"{skipped.what}: {'; '.join(skipped.where)}")
     race = Race(project, run_folder, _fitted_so_far(project, run_folder, candidates))
+    _note_labels(project)
     waiting = [candidate for candidate in candidates if candidate.name not in race.found.fitted]
     names = {one.name for one in waiting}
     for line in forecast_in_words([one for one in forecast_candidates(project) if one.name in names]):
@@ -190,6 +192,14 @@ def _fit_one(project: Project, run_folder: RunFolder, candidate: Candidate) -> f
         score = folds.calibrated(rows.examples)[0]
     TrainedOn.of(project.rows.development).save(run_folder.model_folder(candidate.name) / TRAINED_ON)
     return score
+
+
+def _note_labels(project: Project) -> None:
+    """Write to the ledger what people's labels of probable label errors have cost so far."""
+    file, relabels = project.file, project.file.data.relabels
+    n = len(read_relabels(file.path(relabels))) if relabels else 0
+    usd = n * (file.prices.usd_per_label or 0.0)
+    note_expense(file.name, "labels", "labels", usd, what=f"{n:,} answers of people")
 
 
 def _run_id(project: Project, run_folder: RunFolder, found: FittedCandidates) -> str:

@@ -152,7 +152,13 @@ def test_without_certificate_the_large_model_answers_once_it_is_up(hunt: Hunt) -
 def test_a_failing_gate_asks_for_labels_or_a_signature(hunt: Hunt) -> None:
     write(hunt, rows(150, noise=0.5))
     found = hunt.follow()
-    assert (found.commands, found.codes) == (["run", "review"], [3, 0])
+    assert (found.commands, found.codes) == (["run", "review --labels suspects.jsonl"], [3, 0])
+    assert "fill in `answer` where the given one is wrong" in found.output
+    setting = re.search(r"add  relabels: (\S+)  under data: in task.yaml", found.output)
+    data = {"train": "rows.jsonl", "relabels": setting[1]}
+    assert (hunt.folder / setting[1]).resolve() == (hunt.folder.parent / "suspects.jsonl").resolve()
+    write(hunt, rows(150, noise=0.5), data=data)
+    assert call("check", "tickets").exit_code == 0  # nothing is filled in yet, and the file is found
     signed = hunt.follow("smallfirst gate tickets", pick="override")
     assert [command.split()[0] for command in signed.commands] == ["gate", "override", "promote", "serve"]
     assert signed.codes == [3, 0, 0, 0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,18 +13,19 @@ from fixtures.preflight import task_of
 
 from smallfirst.base.errors import ConfigError, DataError
 from smallfirst.data.copies import LeakReport
+from smallfirst.data.dataset import Example
 from smallfirst.measuring.data_issues import DataIssue
 from smallfirst.measuring.evaluate import EvaluationSetup, evaluate
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded import request_key
 from smallfirst.path import large_model as large_path
 from smallfirst.path.diagnostics import (
+    export_suspects,
     find_split_leaks,
     systematic_doubt,
     unsettled_issues,
     without_copies,
 )
-from smallfirst.path.project.judgements import write_random_rows
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import RunFolder
 from smallfirst.path.project.settlements import settle, text_key, undo
@@ -100,39 +101,47 @@ def labelled(folder: Path, **files: object) -> Project:
     return task_of(folder, rows, data=files)
 
 
-def test_of_calibration_rows_a_random_part_is_judged_and_certifies_alone(tmp_path: Path) -> None:
-    path, calibration = tmp_path / "judged.jsonl", labelled(tmp_path).rows.calibration
-    assert write_random_rows(labelled(tmp_path).rows, 20, path) == 20 < len(calibration)
-    assert labelled(tmp_path, relabels=path.name).rows.calibration == calibration  # nothing is judged yet
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    right = [line | {"answer": next(label for label in LABELS if label in line["text"])} for line in lines]
-    path.write_text("".join(json.dumps(line) + "\n" for line in right), encoding="utf-8")
-    judged = labelled(tmp_path, relabels=path.name).rows.calibration
-    assert len(judged) == 20
-    assert all(e.answer in e.text for e in judged.examples)
-    assert write_random_rows(labelled(tmp_path).rows, 20, path) == 20  # what is filled in stays
-    assert labelled(tmp_path, relabels=path.name).rows.calibration == judged
+def test_suspects_for_relabelling_are_training_rows_alone(tmp_path: Path) -> None:
+    project = labelled(tmp_path)
+    n = export_suspects(project, tmp_path / "suspects.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "suspects.jsonl").read_text(encoding="utf-8").splitlines()]
+    wrong = {e.key for e in project.rows.train.examples if e.answer not in e.text}
+    assert 8 <= n == len(lines) <= len(wrong) == 10
+    assert {line["key"] for line in lines} <= wrong
+    assert all(line["suggested"] in line["text"] and line["answer"] == "" for line in lines)
 
 
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (lambda lines: lines[:9], "its 9 answers are no random part of the rows"),  # judged where models disagree
-        (lambda lines: [lines[0] | {"answer": "crad"}, *lines[1:]], 'the task has no answer "crad"'),
-        (lambda lines: [{"answer": "card"}], "1 lines cannot be used"),
-    ],
-)
-def test_answers_that_are_no_random_part_certify_nothing(
-    tmp_path: Path, change: Callable[[list[dict[str, str]]], list[dict[str, str]]], told: str
-) -> None:
-    path = tmp_path / "judged.jsonl"
-    write_random_rows(labelled(tmp_path).rows, 20, path)
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    lines.sort(key=lambda line: line["given"] == next(label for label in LABELS if label in line["text"]))
-    changed = change([line | {"answer": line["given"]} for line in lines])
-    path.write_text("".join(json.dumps(line) + "\n" for line in changed), encoding="utf-8")
-    with pytest.raises(DataError, match=told):
-        labelled(tmp_path, relabels=path.name)
+def relabels(examples: Sequence[Example], path: Path) -> None:
+    """A person's right answers to these rows."""
+    answers = [next(label for label in LABELS if label in e.text) for e in examples]
+    rows = [
+        {"key": e.key, "text": e.text, "given": e.answer, "suggested": a, "answer": a}
+        for e, a in zip(examples, answers, strict=True)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.mark.parametrize("part", ["calibration", "test"])
+def test_held_out_labels_are_not_corrected_where_a_model_disagrees_alone(tmp_path: Path, part: str) -> None:
+    """Each 20th label is wrong, and a model that knows better would be certified without a single error."""
+    rows = getattr(labelled(tmp_path).rows, part)
+    relabels([e for e in rows.examples if e.answer not in e.text], tmp_path / "mended.jsonl")
+    with pytest.raises(DataError, match=rf"answers \d of {len(rows)} {part} rows, which would shift what they measure"):
+        labelled(tmp_path, relabels="mended.jsonl")
+    relabels(rows.examples, tmp_path / "mended.jsonl")
+    mended = getattr(labelled(tmp_path, relabels="mended.jsonl").rows, part)
+    assert [e.answer in e.text for e in mended.examples] == [True] * len(rows)
+
+
+def test_of_calibration_rows_a_random_part_may_be_judged_and_certifies_alone(tmp_path: Path) -> None:
+    calibration = labelled(tmp_path).rows.calibration
+    export_suspects(labelled(tmp_path), tmp_path / "file.jsonl", n_random=20)
+    lines = (tmp_path / "file.jsonl").read_text(encoding="utf-8").splitlines()
+    drawn = [json.loads(line)["key"] for line in lines[-20:]]
+    relabels([e for e in calibration.examples if e.key in drawn], tmp_path / "mended.jsonl")
+    rows = labelled(tmp_path, relabels="mended.jsonl").rows
+    assert len(rows.calibration) == 20 < len(calibration)
+    assert all(e.answer in e.text for e in rows.calibration.examples)
 
 
 def recorded(folder: Path, n: int = 360) -> Project:

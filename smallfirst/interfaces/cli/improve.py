@@ -177,13 +177,15 @@ def _usd(amount: float | None) -> str:
 @verb(
     "smallfirst review tickets",
     "smallfirst review tickets --settle 4f0c2a1b=map",
-    "smallfirst review tickets --labels judged.jsonl --random 200",
+    "smallfirst review tickets --labels suspects.jsonl --random 200",
 )
 @TASK
 @LEDGER
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Answers to show.")
-@click.option("--labels", type=PATH, metavar="FILE", help="Write calibration rows for a person to judge instead.")
-@click.option("--random", "n_random", type=click.IntRange(1), default=200, show_default=True, help="How many.")
+@click.option("--labels", type=PATH, metavar="FILE", help="Write training rows whose label is probably wrong instead.")
+@click.option(
+    "--random", "n_random", type=click.IntRange(0), default=0, help="With --labels: calibration rows to judge."
+)
 @click.option("--settle", multiple=True, metavar="ID=DECISION", help="Settle a finding.")
 @click.option("--decisions", type=click.File(), metavar="FILE", help="Lines of ID=DECISION; - reads them from a pipe.")
 @click.option("--undo", is_flag=True, help="Take the last decision back.")
@@ -203,11 +205,10 @@ def review(
     Findings come first, those that decide most ahead: one decision settles all rows of a finding and goes to
     review.jsonl beside task.yaml, which `run` and `learn` read. On a terminal each is asked. Then the served answers:
     audits without a verdict, what is in doubt, and what is nearest to the certificate's threshold; mark them on the
-    endpoint's page. With --labels a random part of the calibration rows is written to FILE: judged by a person, it
-    alone certifies.
+    endpoint's page. With --labels rows are written to FILE for a person to fill in.
     """
     if labels is not None:
-        _write_random_rows(task_yaml, labels, n_random)
+        _write_suspects(task_yaml, labels, n_random)
         return
     from smallfirst.deployment.review_queue import DUE, review_queue
     from smallfirst.path.project.settlements import read_settlements
@@ -222,9 +223,9 @@ def review(
         with read_ledger() as opened:
             found = review_queue(opened, [task])
     except ConfigError:  # nothing was served yet
+        if not issues and not read_settlements(file.folder):
+            raise
         if not as_json:
-            if not issues and not read_settlements(file.folder):
-                click.echo("nothing seems wrong with the answers, and nothing was served yet")
             return
         found = []
     n_due, shown = sum(one.reason in DUE for one in found), [_told(one) for one in found[:limit]]
@@ -304,14 +305,19 @@ def _told(one: Waiting) -> dict[str, Any]:
     }
 
 
-def _write_random_rows(task_yaml: Path, out: Path, n_random: int) -> None:
-    from smallfirst.path.project.judgements import write_random_rows
+def _write_suspects(task_yaml: Path, out: Path, n_random: int) -> None:
+    from smallfirst.path.diagnostics import export_suspects
 
     project = load_project(task_yaml)
-    n = write_random_rows(project.rows, n_random, out)
-    click.echo(f"{n:,} calibration rows in {out}: fill in `answer` of each, right or wrong")
-    setting = f"relabels: {named_in_task(out, project.file)}"
-    click.echo(f"then add  {setting}  under data: in task.yaml\nnext: smallfirst run {task_yaml}")
+    n = export_suspects(project, out, n_random=n_random)
+    if n_random:
+        click.echo(f"and {n_random} calibration rows drawn at random: fill in `answer` of each, right or wrong")
+    if n or n_random:
+        click.echo(f"{n} probable label errors in {out}: fill in `answer` where the given one is wrong")
+        setting = f"relabels: {named_in_task(out, project.file)}"
+        click.echo(f"then add  {setting}  under data: in task.yaml\nnext: smallfirst run {task_yaml}")
+    else:
+        click.echo(f"no probable label errors: label more rows\nnext: smallfirst run {task_yaml}")
 
 
 @verb("smallfirst label tickets new.jsonl --cap-usd 2", "smallfirst label tickets new.jsonl --yes --min-confidence 0.9")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Concatenate, Literal, NamedTuple, ParamSpec, T
 from smallfirst.base.paths import state_of
 from smallfirst.base.progress import Progress
 from smallfirst.data.sources.load import without_collections
-from smallfirst.path.project.judgements import with_judgements
 from smallfirst.path.project.rows import (
     Rows,
     read_rows,
@@ -19,6 +18,7 @@ from smallfirst.path.project.rows import (
     with_canonical_answers,
     with_harvested,
     with_independent_calibration,
+    with_relabels,
 )
 from smallfirst.path.project.settlements import read_settlements, with_settlements, without_old_names
 from smallfirst.path.project.task_file import TaskFile
@@ -59,7 +59,7 @@ class Project(NamedTuple):
             task = read_task(file, rows)
             for path in file.data.harvested:  # labels and schema are those of the file's own rows
                 rows = with_harvested(rows, file.path(path), columns=file.data.columns, labels=task.closed)
-            rows = with_judgements(with_canonical_answers(rows, task, file.data), file, task)
+            rows = with_relabels(with_canonical_answers(rows, task, file.data), file, task)
             with progress.step("looking for copies"):
                 return cls(file, with_independent_calibration(rows), task, progress)
 

@@ -16,10 +16,11 @@ from smallfirst.base.records import Record, parse_record
 from smallfirst.data.check import Finding, make_finding
 from smallfirst.data.conversations import conversations_of
 from smallfirst.data.copies import CountedRows, LeakReport, count_rows, find_leaks
-from smallfirst.data.dataset import Dataset, Example, Message, fold_text, sample_share, split
+from smallfirst.data.dataset import Dataset, Example, Message, fold_text, sample_rows, sample_share, split
 from smallfirst.data.redaction import redact
 from smallfirst.data.row_formats import ROW_FORMATS, Columns
 from smallfirst.data.sources.load import LoadedRows, load_noted, load_rows, note_skipped
+from smallfirst.measuring.label_errors import apply_relabels, read_relabels
 from smallfirst.path.project.task_file import DataFiles, TaskFile
 from smallfirst.tasks import TASK_KINDS
 from smallfirst.tasks.task import Task
@@ -203,6 +204,40 @@ def with_canonical_answers(rows: Rows, task: Task, files: DataFiles | None = Non
         )
     skipped = note_skipped(problems, len(problems), n_all - len(problems), up_to, "the task's rows")
     return rows.model_copy(update={**parts, "skipped": (*rows.skipped, *([skipped] if skipped else []))})
+
+
+def with_relabels(rows: Rows, task_file: TaskFile, task: Task) -> Rows:
+    """Return the rows with people's answers to probable label errors.
+
+    Of calibration rows a random part may be judged, the first ones of `sample_rows`: then these alone certify. Raise
+    DataError naming every bad line, and if other rows of calibration or test were judged and some not: judged where a
+    model disagrees, they would pass its answers as right and keep the labels that are wrong in its favour.
+    """
+    if task_file.data.relabels is None:
+        return rows
+    path = task_file.path(task_file.data.relabels)
+    judged = frozenset(key for key, _ in read_relabels(path))
+    random_part = sample_rows(rows.calibration, sum(e.key in judged for e in rows.calibration.examples))
+    if random_part.examples and all(e.key in judged for e in random_part.examples):
+        rows = rows.model_copy(update={"calibration": random_part})
+    for name in ("calibration", "test"):
+        part = getattr(rows, name).examples
+        own = [example for example in part if example.key in judged]
+        if 0 < len(own) < len(part):
+            raise DataError(
+                f"{path} answers {len(own)} of {len(part)} {name} rows, which would shift what they measure",
+                [Problem(e.path, e.line, f"a {name} row") for e in own],
+                hint=f"remove these lines, or judge every {name} row, or a random part of the calibration rows: "
+                "smallfirst review --labels FILE --random 200",
+            )
+    whole = rows.train.subset("rows", tuple(e for name in PARTS for e in getattr(rows, name).examples))
+    relabelled = iter(apply_relabels(whole, path, labels=task.closed or None).examples)
+    # The same number of rows in the same order: each part takes its own back.
+    parts = {}
+    for name in PARTS:
+        data = getattr(rows, name)
+        parts[name] = data.subset(data.name, tuple(next(relabelled) for _ in data.examples))
+    return rows.model_copy(update=parts)
 
 
 def with_harvested(rows: Rows, path: Path, *, columns: Columns, labels: Sequence[str]) -> Rows:

@@ -69,8 +69,7 @@ class DataFiles(Record):
     """Label of rows, in any of the files, that are requests outside the task: they train nothing. Those of training and
     validation rows join `open_ended`, those of test rows measure the domain check."""
     relabels: Path | None = None
-    """People's answers to a random part of the calibration rows, which then certifies alone (`smallfirst review
-    --labels FILE --random 200` writes the rows to judge)."""
+    """A person's answers to probable label errors (`smallfirst review --labels FILE` writes the file to fill in)."""
     harvested: tuple[Path, ...] = ()
     """Rows from served traffic (`smallfirst harvest` writes them), added to the training rows."""
     exchangeable: bool = False

@@ -86,7 +86,7 @@ def report_data(project: Project, run_folder: RunFolder) -> ReportData:
     file, task = project.file, project.task
     leaks, before = find_split_leaks(project, run_folder), (*candidate_names(), "large")
     project.progress.log(f"diagnostics: {leaks.n_leaked} of {leaks.n_test} test rows also in the training rows")
-    review = f"smallfirst review {shlex.quote(str(file.folder))}"
+    review = f"smallfirst review {shlex.quote(str(file.folder))} --labels suspects.jsonl"
     training_usd, trained = _training(project, run_folder)
     known = read_run(run_folder)
     return ReportData(

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from fixtures.cli import NOON, call, failed, row
+from fixtures.cli import NOON, call, evaluated, failed, row
 from fixtures.preflight import write_task
 
 from smallfirst.ledger.ledger import Ledger
@@ -93,6 +93,14 @@ def test_the_review_shows_what_nobody_has_judged_oldest_first(ledger: Ledger, tm
     assert output.startswith("2 answers of toy wait for a person")
     assert ("early" in output, "late" in output, "--store-bodies" in output) == (True, False, True)
     assert "asked    hm" in call("review", task).output
+
+
+def test_training_rows_that_look_mislabelled_are_written(desk_folder: Path, tmp_path: Path) -> None:
+    evaluated(wrong=30)
+    result = call("review", desk_folder, "--labels", tmp_path / "suspects.jsonl")
+    assert result.exit_code == 0
+    assert result.output == f"no probable label errors: label more rows\nnext: smallfirst run {desk_folder}\n"
+    assert (tmp_path / "suspects.jsonl").exists()
 
 
 def test_findings_are_listed_settled_by_a_file_and_taken_back(tmp_path: Path) -> None:

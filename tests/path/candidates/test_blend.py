@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from smallfirst.models.linear import blend
 from smallfirst.models.linear.blend import MEMBERS_FOLDER
 from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import read_manifest
+from smallfirst.models.pricing import PriceBook
 from smallfirst.models.protocol import Request
 from smallfirst.path.project.candidates import fitted_candidates, get_candidate
 from smallfirst.path.project.project import Project
@@ -28,11 +30,18 @@ def project(tmp_path: Path, tiny_encoder_folder: Path) -> Project:
 
 def test_a_run_leaves_out_a_blend_that_gains_nothing(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blend, "choose_weights", lambda of_members, gold: {"words": 1.0})
+    filled = [{"key": str(i), "text": "t", "given": "g", "suggested": "s", "answer": "card"} for i in range(2)]
+    project.file.path(Path("relabels.jsonl")).write_text("".join(json.dumps(line) + "\n" for line in filled))
+    data = project.file.data.model_copy(update={"relabels": Path("relabels.jsonl")})
+    project = project._replace(
+        file=project.file.model_copy(update={"data": data, "prices": PriceBook(usd_per_label=0.5)})
+    )
     run_folder = train_stage(project)
     assert [candidate.name for candidate in fitted_candidates(project, run_folder)] == ["words", "encoder"]
     found = run_folder.fitted()
+    labels = {"labels": pytest.approx(2 * 0.5)}  # a person answered two probable label errors
     hours = sum(found.minutes.values()) / 60
-    assert spent_once(project.file.folder, "desk") == {"training": pytest.approx(0.1 * hours)}
+    assert spent_once(project.file.folder, "desk") == {"training": pytest.approx(0.1 * hours), **labels}
     assert found.left_out == {"blend": "no blend is better out of fold than words alone"}
 
     monkeypatch.setattr(blend, "choose_weights", lambda of_members, gold: dict.fromkeys(of_members, 0.5))
