@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +43,7 @@ IMPORTERS: Registry[Importer] = Registry(
 )
 """Formats that are no table, in the order in which they are tried; chats and logs are read as `traffic` reads them."""
 _LOOKED_AT = 20
+_DECIMAL = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?")
 TEXT_OF_DOCUMENT = "text of the document"
 """Name of the column that the texts of documents get."""
 _PARTS = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test", "eval")}
@@ -199,7 +202,8 @@ def guess(source: Source, chosen: Mapping[str, str], where: str) -> Guess:
             given = Table([row.values for row in raw if isinstance(row.values, dict)])
             parts[part] = _taken_apart(given, label, separator)
     best = readings[0]
-    rows = _canonical(table.rows, best, converted.about if converted else "")
+    amounts = _amounts(table.rows, best)
+    rows = _canonical(table.rows, best, converted.about if converted else "", amounts)
     if source.documents and TEXT_OF_DOCUMENT in best.columns.values():
         own = next(role for role, name in best.columns.items() if name == TEXT_OF_DOCUMENT)
         files = [{"file": row[source.documents]} for row in table.rows]
@@ -210,7 +214,7 @@ def guess(source: Source, chosen: Mapping[str, str], where: str) -> Guess:
         kind=best.kind,
         columns=best.columns,
         rows=rows,
-        parts={part: _canonical(rows.rows, best, "") for part, rows in parts.items()},
+        parts={part: _canonical(rows.rows, best, "", amounts) for part, rows in parts.items()},
         source=source,
         converted=converted,
         title=importer.title if importer else "",
@@ -263,14 +267,20 @@ def _in_words(kind: str, columns: Mapping[str, str]) -> str:
     return f"{kind}: {asked} → {', '.join(answers)}"
 
 
-def _canonical(rows: Sequence[Mapping[str, Any]], reading: RowReading, about: str) -> list[dict[str, Any]]:
-    """Return the rows in the columns of the task, values as its rows have them; a chat with its system prompt."""
+def _canonical(
+    rows: Sequence[Mapping[str, Any]], reading: RowReading, about: str, amounts: AbstractSet[str]
+) -> list[dict[str, Any]]:
+    """Return the rows in the columns of the task, values as its rows have them; a chat with its system prompt.
+
+    The cells of the fields `amounts` are numbers.
+    """
     found = []
     for row in rows:
         made: dict[str, Any] = {}
         for role, name in reading.columns.items():
             if role == "fields":
-                made["target"] = {one: _field(row.get(one)) for one in name.split(",")}
+                cells = {one: _field(row.get(one)) for one in name.split(",")}
+                made["target"] = {one: json.loads(c) if c and one in amounts else c for one, c in cells.items()}
             elif role == "target":
                 made[role] = as_object(row.get(name))
             else:
@@ -280,6 +290,18 @@ def _canonical(rows: Sequence[Mapping[str, Any]], reading: RowReading, about: st
             turns = (("system", about), ("user", made["question"]), ("assistant", made["answer"]))
             made = {"messages": [{"role": role, "content": text} for role, text in turns]}
         found.append(made)
+    return found
+
+
+def _amounts(rows: Sequence[Mapping[str, Any]], reading: RowReading) -> set[str]:
+    """Return the fields of a table without types that are numbers: not all of them stand in the texts as written."""
+    text, found = reading.columns.get("text", ""), set()
+    for name in reading.columns["fields"].split(",") if "fields" in reading.columns else ():
+        cells = [(str(row.get(text)), cell) for row in rows if (cell := _field(row.get(name))) is not None]
+        if all(isinstance(cell, str) and _DECIMAL.fullmatch(cell) for _, cell in cells) and any(
+            "." in cell and cell not in said for said, cell in cells
+        ):
+            found.add(name)
     return found
 
 

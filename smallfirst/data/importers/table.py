@@ -215,10 +215,16 @@ def _is_list_of_answers(p: Profile) -> bool:
     return p.content == "texts" and p.name.casefold() in ("answer", "answers")
 
 
+_DAY = re.compile(r"(\d{4})-\d\d-(\d\d)")
+"""Year and day of the month, which a text has as numbers however it writes the date."""
+
+
 def _holds(text: str, value: str, *, numeric: bool) -> bool:
-    """Return True if the text holds the value; a number of some digits also in another way of writing it."""
+    """Return True if the text holds the value; a number of some digits, or a day, also in another way of writing it."""
     if len(value) > 2 and value.casefold() in text.casefold():
         return True
+    if day := _DAY.fullmatch(value):
+        return all(re.search(rf"(?<!\d)0?{int(part)}(?!\d)", text) for part in day.groups())
     digits = re.sub(r"\D", "", value)
     return numeric and len(digits) > 2 and digits in re.sub(r"(?<=\d)[.,'\s](?=\d)", "", text)
 

@@ -104,7 +104,7 @@ def get_candidate(name: str) -> Candidate:
 def project_candidates(project: Project) -> tuple[Candidate, ...]:
     """Return the candidates on the ladder, the smallest first. Raise ConfigError if it names one that cannot be used.
 
-    Without a ladder these are the ones measured by default that fit the task.
+    Without a ladder these are the ones measured by default that fit the task; ConfigError if none does.
     """
     ladder, named = project.file.ladder, named_candidates(project)
     unsuitable = {c.name: why for c in named if (why := c.why_unsuitable(project))}
@@ -113,6 +113,11 @@ def project_candidates(project: Project) -> tuple[Candidate, ...]:
             f"ladder: {'; '.join(f'{name}: {why}' for name, why in unsuitable.items())}",
             hint=f"leave it out of ladder in {project.file.folder / 'task.yaml'}; small suits every kind",
         )
+    if unsuitable and len(unsuitable) == len(named):
+        names = {why: [n for n, own in unsuitable.items() if own == why] for why in unsuitable.values()}
+        reasons = "; ".join(f"{', '.join(same)}: {why}" for why, same in names.items())
+        hint = "leave out the fields or rows that none can answer, then smallfirst check task.yaml"
+        raise ConfigError(f"no candidate suits these rows: {reasons}", hint=hint)
     return tuple(candidate for candidate in named if candidate.name not in unsuitable)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -101,15 +103,19 @@ def test_a_question_with_an_answer_and_a_topic_may_be_either(write: Write) -> No
     assert read(path, kind="classify").columns == {"text": "question", "label": "topic"}
 
 
-def test_columns_whose_values_stand_in_the_text_are_fields(write: Write) -> None:
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
+def test_columns_whose_values_stand_in_the_text_are_fields(write: Write, name: str) -> None:
     rows = [
-        {"mail": f"Invoice {1000 + i} of {name}, total {1250 + i:,}.50 euro", "no": 1000 + i, "vendor": name,
-         "total": 1250.5 + i, "row": i}
+        {"mail": f"Invoice {1000 + i} of {name} on {3 + i % 20} May 2026, total {1250 + i:,}.50 euro", "no": 1000 + i,
+         "vendor": name, "total": 1250.5 + i, "day": f"2026-05-{3 + i % 20:02}", "row": i}
         for i, name in enumerate(["Acme Ltd", "Bolt GmbH", "Cole & Sons"] * 20)
     ]  # fmt: skip
-    found = read(write("rows.jsonl", rows))
-    assert (found.kind, found.columns) == ("extract", {"text": "mail", "fields": "no,vendor,total"})
-    assert found.rows[0]["target"] == {"no": 1000, "vendor": "Acme Ltd", "total": 1250.5}
+    table = io.StringIO()
+    csv.DictWriter(table, rows[0]).writerows([dict(zip(rows[0], rows[0], strict=True)), *rows])
+    found = read(write(name, rows if name == "rows.jsonl" else table.getvalue()))
+    assert (found.kind, found.columns) == ("extract", {"text": "mail", "fields": "no,vendor,total,day"})
+    no = "1000" if name == "rows.csv" else 1000  # a CSV has no types, and every number stands in its text as it is
+    assert found.rows[0]["target"] == {"no": no, "vendor": "Acme Ltd", "total": 1250.5, "day": "2026-05-03"}
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,11 @@ def test_the_ladder_is_in_order_of_size_and_names_everything(tmp_path: Path) -> 
 def test_a_candidate_that_does_not_fit_the_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="ladder: words: it needs a closed set of answers; this task of kind"):
         names(tmp_path, "extract", ladder=["words", "small"])
+    rows = [{"text": f"page one\fpage two of {i}", "target": {"tone": f"tone {i // 2}"}} for i in range(40)]
+    with pytest.raises(
+        ConfigError, match=r"no candidate suits these rows: .*tagger: .*tone.*small: it reads short texts"
+    ):
+        project_candidates(task_of(tmp_path / "paged", {"train": rows}, kind="extract"))
 
 
 def test_a_language_model_learns_labels_only_where_the_task_asks_for_one(tmp_path: Path) -> None:
