@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -34,7 +35,7 @@ from smallfirst.base.stats.sample_size import (
     rows_for_error,
 )
 from smallfirst.data.check import Finding, make_finding
-from smallfirst.data.dataset import Dataset, sample_rows
+from smallfirst.data.dataset import Dataset, Example, sample_rows
 from smallfirst.measuring.choice import level_shares
 from smallfirst.measuring.evaluate import EvaluatedRow, Evaluation
 from smallfirst.measuring.gate import CheckInputs, ConfidenceLevel, Gate, run_checks
@@ -45,11 +46,13 @@ from smallfirst.path.evaluate import LIMITED_PROBE_ROWS
 from smallfirst.path.finalists import LOOKS, MAX_FINALISTS
 from smallfirst.path.project.candidate_registry import candidate_names
 from smallfirst.path.project.candidates import project_candidates
+from smallfirst.path.project.languages import with_languages
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.rows import rows_to_split_off, split_off
 from smallfirst.path.project.run_folder import CERTIFICATE, OUTCOME, RunFolder
-from smallfirst.routing.certificate.certificate import Certificate
+from smallfirst.routing.certificate.certificate import Certificate, Guarantee
 from smallfirst.routing.certificate.looks import LARGE, next_look, read_before, text_fingerprints
+from smallfirst.routing.languages import LANGUAGE, detect_language
 
 PROMISE = "routing.guarantee"
 """Name of the check that a certificate is issued."""
@@ -136,7 +139,7 @@ def foretell(project: Project) -> Foretold:
         return Foretold(certificate=_of_conversations(project), of_run=_of_last_run(project))
     certificate, level, n = _certificate(project)
     found = Foretold(gate=_thresholds(project), certificate=certificate, of_run=_of_last_run(project))
-    guarantee, bar = project.file.routing.guarantee, _asked_alone(project).accuracy_at_least
+    guarantee, bar = with_languages(project), _asked_alone(project).accuracy_at_least
     limit = guarantee.max_error if certificate and level and not guarantee.per_group else None
     if bar is None and (certificate is None or guarantee.per_group):
         return found
@@ -218,7 +221,7 @@ def _certificate(project: Project) -> tuple[RequirementForecast | None, float, i
 
     None where errors are not what is limited.
     """
-    guarantee, rows, data = project.file.routing.guarantee, project.rows.calibration, project.file.data
+    guarantee, rows, data = with_languages(project), project.rows.calibration, project.file.data
     if "error" not in guarantee.limits:
         return None, 0.0, 0
     looks = state_folder() / "tasks" / project.file.name / LOOKS
@@ -229,6 +232,9 @@ def _certificate(project: Project) -> tuple[RequirementForecast | None, float, i
     share /= max(1, n_finalists) if n_test else 1
     level = share * (1 - guarantee.confidence) / (guarantee.n_limits * (3 if project.file.routing.ahead else 1))
     n = len(rows) + n_test
+    if level and guarantee.languages and guarantee.per_group == LANGUAGE:
+        certifying = (*rows.examples, *(project.rows.test.examples if n_test else ()))
+        return _of_languages(guarantee, guarantee.languages, certifying, level), level, n
     fewest = min_rows_without_error(guarantee.limits["error"], level) if level else n + 1
     words = f"{len(rows):,} calibration{f' and {n_test:,} test' if n_test else ''} rows"
     if n < fewest:
@@ -236,6 +242,21 @@ def _certificate(project: Project) -> tuple[RequirementForecast | None, float, i
     else:
         words += f" show {guarantee.in_words} if, say, the {fewest:,} most confident answers are all right"
     return RequirementForecast(setting=PROMISE, in_words=words, reachable=n >= fewest), level, n
+
+
+def _of_languages(
+    guarantee: Guarantee, languages: Sequence[str], rows: Sequence[Example], level: float
+) -> RequirementForecast:
+    """Return how many rows of each language certify, and how many its promise takes at least."""
+    told = Counter(detect_language(example.text) for example in rows)
+    fewest = min_rows_without_error(guarantee.limits["error"], level / len(languages))
+    counts = [f"{one} {told[one]:,}{f' ({fewest - told[one]:,} more)' * (told[one] < fewest)}" for one in languages]
+    words = (
+        f"rows that certify by language: {', '.join(counts)}; {guarantee.in_words} takes {fewest:,} each, none wrong"
+    )
+    return RequirementForecast(
+        setting=PROMISE, in_words=words, reachable=max(map(told.__getitem__, languages)) >= fewest
+    )
 
 
 def _word_model(project: Project) -> tuple[HeldOutAnswers | None, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from smallfirst.path.calibrate import (
     selection_drafts,
     unconfirmed_escalation,
 )
+from smallfirst.path.foretold import foretell
 from smallfirst.path.project.candidates import get_candidate, project_candidates
 from smallfirst.path.project.project import Project, labelled_by
 from smallfirst.path.project.run_folder import RunFolder
@@ -121,8 +123,16 @@ def test_a_promise_is_by_language_where_rows_hold_several_and_nothing_else_is_as
     assert promised(guarantee={"languages": []}) == ("", ())
     assert promised(guarantee={"per_group": "label"}) == ("label", None)
     assert promised(second_look_after=9, labels="large") == ("", None)
-    told = project_candidates(task_of(tmp_path, rows, labels=["a", "b"]))
-    assert "multilingual" in [one.name for one in told]
+    foretold = foretell(task_of(tmp_path, rows, labels=["a", "b"])).certificate
+    assert foretold
+    told = {
+        name: (int(n), int(more)) for name, n, more in re.findall(r"(\w\w) (\d+) \((\d+) more\)", foretold.in_words)
+    }
+    assert sorted(told) == ["de", "en"]
+    assert all(n + more == 77 for n, more in told.values())  # 0.95^77 = 0.019: 0.04 of this look, divided by two
+    assert not foretold.reachable
+    tried = project_candidates(task_of(tmp_path, rows, labels=["a", "b"]))
+    assert "multilingual" in [one.name for one in tried]
     assert "multilingual" not in [one.name for one in project_candidates(project(tmp_path))]
     assert guarantee_of(project(tmp_path)).per_group == ""  # "train 1" is in no language for sure
 
