@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
 
 import phonenumbers
 
 Span = tuple[int, int]
+_PUBLISHED = tomllib.loads(Path(__file__).with_name("personal_data.toml").read_text(encoding="utf-8"))
+"""Prefixes of keys, names of personal values, and lengths of IBANs."""
 
 # URLs with credentials, and e-mail addresses
 
@@ -61,18 +65,7 @@ def find_emails(text: str, lowered: str) -> Iterator[Span]:
 
 # Keys by their own form: a provider's prefix and length, or characters that follow each other as in chance
 
-_PREFIXES = {
-    16: """sk_live_ sk_test_ rk_live_ rk_test_ pk_live_ pk_test_ whsec_ rzp_live_""",
-    20: """sk- api_org_ gsk_ xai- pplx- tvly- pcsk_ lsv2_ fw_ nvapi- r8_ hf_ LTAI ya29. FlyV1 fo1_ dop_v1_
-        doo_v1_ dor_v1_ hvs. hvb. hvr. tskey- pscale_ sbp_ sb_secret_ ghp_ gho_ ghu_ ghs_ ghr_ github_pat_ npm_
-        pypi- rubygems_ dckr_ glpat- gldt- glrt- glptt- glft- glsoat- glagent- glcbt- ATATT xoxb- xoxp- xoxa-
-        xoxr- xoxs- xoxe- xoxe. xapp- xwfp- SG. xkeysib- shpat_ shpca_ shppa_ shpss_ sq0atp- sq0csp- sq0idp-
-        rzp_test_ glsa_ glc_ NRAK- sntrys_ sntryu_ dt0c01. dp.pt. dp.st. lin_api_ ntn_ FLWSECK- GOCSPX-""",
-    30: """PMAK- sgp_ CCIPAT_ bkua_ CLOJARS_ cio oy2 nfp_ vcp_ vca_ pnu_ secret_ figd_ pat- CFPAT- rdme_ tfp_
-        EZAK EZTK waka_ ops_ey sl. AQVN ATBB EAAA EAAC y0_ dapi AKID AIza""",
-    40: """sf- AGE-SECRET-KEY-1 sha256~""",
-}
-_FEWEST = {prefix: n for n, prefixes in _PREFIXES.items() for prefix in prefixes.split()}
+_FEWEST = {prefix: int(n) for n, prefixes in _PUBLISHED["key_prefixes"].items() for prefix in prefixes}
 """Fewest characters of a key by its prefix."""
 _PREFIX = re.compile("|".join(map(re.escape, sorted(_FEWEST, key=len, reverse=True))))
 _TOKEN = re.compile(r"(?<![A-Za-z0-9_\-.~])[A-Za-z0-9_\-.~]{16,}+(?:/[A-Za-z0-9_\-]{20,}+)?=*")
@@ -139,72 +132,8 @@ def _changes(token: str) -> float:
 
 # Values that are personal or secret because of the name before them
 
-_NAMES = {
-    "password": """password | passwd | passphrase | passcode | pwd | passwort | kennwort | mot de passe | mdp |
-        contraseña | contrasena | senha | palavra-passe | wachtwoord | hasło | haslo | пароль | 密码 | 密碼 |
-        パスワード | 비밀번호 | şifre | lösenord | salasana | adgangskode | jelszó | heslo | pass | pw | _auth""",
-    "code": """PIN | pin | CVV | CVC | cvv | cvc | cvv2 | OTP | security code | verification code | one-time code |
-        login
-        code | geheimzahl | prüfnummer | código de seguridad | código de verificación | code secret |
-        codice di
-        sicurezza | bestätigungscode""",
-    "key": """api key | auth key | auth salt | nonce key | api secret | api token | access key |
-        secret access key | secret
-        key | access token | auth token | refresh token | session token |
-        security token | id token | bearer token | private key | client secret | consumer secret | app secret |
-        application key | app key | account key | shared
-        access key | storage key | master key |
-        service key | signing key | signing secret | encryption key | subscription key | license key |
-        webhook secret | deploy token | private token | secret | token | credential | credentials | api-schlüssel |
-        clave api | clave de api | clé api | clé d'api | chiave api | klucz api | 密钥 | authorization |
-        private key id | bearer | account sid | key""",
-    "national_id": """SSN | social security | SIN | social insurance | tax id | tax number |
-        tax identification number | taxpayer id | TIN | ITIN | EIN | NINO | ni number | ni no |
-        national insurance | UTR | nhs number | nhs no | national id | id card | id number | identity number |
-        passport | driver's license | driver license | driving licence | steuer-id | steuerid |
-        steueridentifikationsnummer | IdNr | steuer-identifikationsnummer | steuernummer | St.-Nr |
-        sozialversicherungsnummer | sv-nummer | rentenversicherungsnummer | SVNR | personalausweis |
-        ausweisnummer | reisepass | passnummer | numéro de sécurité sociale | numéro fiscal | SPI | passeport |
-        DNI | NIE | NIF | CIF | seguridad social | pasaporte | codice fiscale | partita iva | P. IVA | passaporto |
-        BSN | burgerservicenummer | rijksregisternummer | rijksregister | PESEL | NIP | numer dowodu | CPF | CNPJ |
-        RG | CURP | RFC | aadhaar | PAN | TFN | tax file number | medicare number | personnummer | CPR |
-        fødselsnummer | henkilötunnus | hetu | AHV | AVS | RUT | CUIT | CUIL | vat number | vat id | vat no |
-        ust-idnr | ust-id | ИНН | СНИЛС | паспорт | 身份证 | マイナンバー | 주민등록번호 | NRIC | EGN | CNP | OIB |
-        AFM | kimlik no""",
-    "birth_date": """DOB | d.o.b | date of birth | birth date | birthday | i was born | i'm born | born: |
-        geburtsdatum | geburtstag | geboren | geb. | date de naissance | née le | né le | né(e) le |
-        fecha de nacimiento | fecha
-        nacimiento | nací el | nacido el | nacida el | data di nascita |
-        nato il | nata il | geboortedatum | data de
-        nascimento | nasci em | nascido em | nascida em |
-        data urodzenia | urodzony | ur. | urodzona | дата рождения | родился | родилась | 出生日期 | 生年月日 |
-        생년월일 | födelsedatum | fødselsdato | syntymäaika | doğum tarihi | data
-        nașterii |
-        تاريخ الميلاد""",
-    "phone": """tel | telefon | telephone | phone | mobile | mobil | cell phone | my cell | handy | handynummer |
-        fax | whatsapp | call me | reach me | text me | ring me | telefonnummer | rückruf | téléphone | portable |
-        appelez-moi | teléfono | telefono | móvil | celular | cellulare | telemóvel | telefoonnummer |
-        numer telefonu | llámame | zadzwoń | телефон | тел | 电话 | 手机 | 電話 | 携帯 | 전화 | 휴대폰 | फ़ोन |
-        मोबाइल | هاتف | جوال | my number | meine nummer | mi número | mon numéro""",
-    "card": """card | cc | credit card | debit card | visa | amex | maestro | mastercard | pan | kartennummer |
-        karte | carte | tarjeta | carta | kaart | kart | kort | cartão | карта | карты | カード | 卡 | 카드 |
-        بطاقتي | بطاقة | कार्ड""",
-}
-WORDS = {kind: [name.strip() for name in names.split("|")] for kind, names in _NAMES.items()}
-"""Names by kind; one with capitals is a name only as it is written, since `ein`, `sin` and `pan` are words as well."""
-_INSIDE = [
-    (part, kind)
-    for kind, parts in {
-        "password": "passw | pwd | 密码 | 密碼 | パスワード | 비밀번호 | _auth | _pass",
-        "key": "secret | token | apikey | _key | key= | key: | key\" | key' | key = | 密钥",
-        "birth_date": "出生日期 | 生年月日 | 생년월일 | birth",
-        "phone": "电话 | 手机 | 電話 | 携帯 | 전화 | 휴대폰 | phone | फ़ोन | मोबाइल",
-        "card": "カード | 卡 | 카드",
-        "national_id": "身份证 | マイナンバー | 주민등록번호 | steuerid | idnr",
-    }.items()
-    for part in parts.split(" | ")
-]
-"""Parts of names that are looked for inside of longer words, as in `dbPassword`."""
+WORDS: dict[str, list[str]] = _PUBLISHED["names"]
+_INSIDE = [(part, kind) for kind, parts in _PUBLISHED["parts_of_names"].items() for part in parts]
 _SPLIT = re.compile(r"[^\W\d_]+")
 _SPACES = str.maketrans(dict.fromkeys(r"""!"#$%&'()*+,-./:;<=>?@[\]^_`{|}~0123456789""", " "))
 _STEMS: dict[str, list[tuple[set[str], str]]] = defaultdict(list)
@@ -424,16 +353,8 @@ _ISSUED = re.compile(
 """First figures and lengths by issuer (ISO/IEC 7812, as the issuers publish them)."""
 _IBAN_START = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}[ .\-]?[0-9]{2}(?=[\s.\-]{0,2}[A-Za-z0-9])")
 _IBAN_LENGTHS = {
-    country: length
-    for length, countries in {
-        15: "NO", 16: "BE", 18: "DK FI FO GL NL SD FK", 19: "MK SI", 20: "AT BA EE KZ LT LU XK MN", 21: "CH HR LI LV",
-        22: "BG BH CR DE GB GE IE ME RS VA", 23: "AE GI IL IQ TL OM SO", 24: "AD CZ ES MD PK RO SA SE SK TN VG",
-        25: "LY PT ST", 26: "IS TR", 27: "BI DJ FR GR IT MC MR SM", 28: "AL AZ BY CY DO GT HU LB NI PL SV",
-        29: "BR EG PS QA UA", 30: "JO KW MU YE", 31: "MT SC", 32: "LC", 33: "RU",
-    }.items()
-    for country in countries.split()
-}  # fmt: skip
-"""Characters of an IBAN by country (the registry of ISO 13616)."""
+    country: int(n) for n, countries in _PUBLISHED["iban_countries"].items() for country in countries.split()
+}
 
 
 def find_cards(text: str, start: int, end: int) -> Iterator[Span]:

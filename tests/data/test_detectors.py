@@ -83,6 +83,18 @@ def test_what_is_no_value_of_a_name_stays(text: str) -> None:
     assert list(find_labelled(text, text.lower())) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("fecha nacimiento: 12.03.1980", "fecha nacimiento: [BIRTH_DATE]"),
+        ("data nașterii 12.03.1980", "data nașterii [BIRTH_DATE]"),
+        ("the codice di sicurezza 48213", "the codice di sicurezza [PASSWORD]"),
+    ],
+)
+def test_names_of_several_words_are_names(text: str, clean: str) -> None:
+    assert redact(text).text == clean
+
+
 def test_a_value_that_is_longer_than_the_place_around_its_name_goes_whole() -> None:
     text = f'api_key="{"aB3" * 300}" and more'
     assert [(start, end) for start, end, _ in find_labelled(text, text.lower())] == [(9, 909)]
