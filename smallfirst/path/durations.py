@@ -43,6 +43,8 @@ REGRESSION_S = 1e-3
 """A row in a logistic regression on vectors: 8 s for 10,000 rows in 77 labels."""
 OPTIMIZER_BYTES, MEMORY_BYTES_PER_S = 40, 20e9
 """Read and written for each trained weight in a step, and how fast."""
+WINDOW_WORDS = 150
+"""Words of a long text that are timed as one text: fewer tokens than any encoder of the catalogue reads at once."""
 BEGIN_S = 5.0
 """To load, prepare and save a model that is fine-tuned."""
 
@@ -122,11 +124,16 @@ def _encoder_time(project: Project, candidate: Candidate, *, timed: bool) -> Tim
     rows, small, n_folds = project.rows, project.file.small, n_folds_of(project, candidate)
     name, every = candidate.encoder_name(small), max(1, len(rows.train) // SAMPLE_ROWS)
     sample, most = rows.train.examples[::every][:SAMPLE_ROWS], candidate.most_words
-    texts = tuple(" ".join(e.text.split()[:most]) if most else e.text for e in sample)
+    texts = tuple(e.text for e in sample)
+    if most:  # it reads long texts in windows
+        words = [text.split()[:most] for text in texts]
+        texts = tuple(" ".join(own[i : i + WINDOW_WORDS]) for own in words for i in range(0, len(own), WINDOW_WORDS))
     if timed and not (candidate.encoder_setting == "larger_encoder" and weights_bytes(name).missing):
         pace = encoder_pace(find_weights(name), texts)
     else:
         pace = guess_pace(weights_bytes(name).total / 4, texts)
+    share = len(texts) / max(1, len(sample))
+    pace = pace._replace(read_s=share * pace.read_s, train_s=share * pace.train_s, tokens=share * pace.tokens)
     n = len(rows.development if n_folds else rows.train)
     validate_s = len(rows.selection) * pace.read_s
     measure_s = (len(rows.selection) + len(rows.calibration) + len(rows.test)) * pace.read_s

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from smallfirst.base.errors import TrainingError
 from smallfirst.base.records import Record
 from smallfirst.models.base_size import BaseSize, read_base_size
+from smallfirst.models.batching import usable_cores
 from smallfirst.models.local.weights import choose_device
 from smallfirst.training.config import TokenizedRow, TrainConfig, epoch_seed, parse_duration
 
@@ -155,11 +156,20 @@ def guess_training_pace(parameters: float) -> float:
 
 @cache
 def _multiplied_per_s() -> float:
-    """Return the FLOPs a second of a product of two matrices in fp32."""
-    import numpy as np
+    """Return the FLOPs a second of a product of two matrices in fp32, on all cores.
 
-    a = np.ones((1024, 1024), dtype=np.float32)
-    return 2 * 1024**3 / min(_seconds(lambda: a @ a) for _ in range(5))
+    By the processor time of one thread, so that programs beside it do not count.
+    """
+    import numpy as np
+    from threadpoolctl import threadpool_limits
+
+    a, needed_s = np.ones((1024, 1024), dtype=np.float32), list[float]()
+    with threadpool_limits(1):
+        for _ in range(5):
+            began = time.thread_time()
+            a @ a
+            needed_s.append(time.thread_time() - began)
+    return usable_cores() * 2 * 1024**3 / min(needed_s)
 
 
 def _seconds(work: Callable[[], object]) -> float:

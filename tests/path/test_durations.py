@@ -52,6 +52,29 @@ def test_a_frozen_encoder_reads_every_row_and_a_fine_tune_takes_its_epochs(proje
     assert tuned.fit_s == pytest.approx(module.BEGIN_S + head_s + 4 * epoch_s)
 
 
+def test_of_a_long_document_the_windows_that_a_tagger_reads_are_timed(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[str] = []
+
+    def pace(folder: Path, texts: tuple[str, ...]) -> EncoderPace:
+        timed.extend(texts)
+        return EncoderPace(0.1, 0.4, 32, 1_000_000)
+
+    monkeypatch.setattr(module, "encoder_pace", pace)
+    found = []
+    for n_words in (40, 2_000):
+        texts = [" ".join(f"{i * 7919 + j * 104729}" for j in range(n_words)) for i in range(100)]
+        rows = [{"text": text, "target": {"number": text.split()[0]}} for text in texts]
+        (folder := tmp_path / str(n_words)).mkdir()
+        small = {"encoder": project.file.small.encoder}
+        parts = {"train": rows[:60], "validation": rows[60:80], "test": rows[80:]}
+        long = task_of(folder, parts, kind="extract", small=small)
+        found.append(time_needed(long, get_candidate("tagger")))
+    assert max(len(text.split()) for text in timed) <= module.WINDOW_WORDS
+    assert found[1].after_s == pytest.approx(2 * found[0].after_s)
+
+
 def test_before_anything_is_fetched_time_downloads_and_memory_are_guessed(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
