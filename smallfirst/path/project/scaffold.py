@@ -50,7 +50,8 @@ class Scaffold(NamedTuple):
         lines += ["", *(f"  {line}" for line in _table(found.rows)), ""]
         lines += [f"note: {note}" for note in (found.converted.notes if found.converted else ())]
         lines += [f"or: {other}" for other in found.others]
-        if others := [name for name in found.other_columns if name not in _beside(found)]:
+        used = {*_beside(found), found.source.documents}
+        if others := [name for name in found.other_columns if name not in used]:
             lines.append(f"columns that are not used: {', '.join(others)}")
         if self.unused:
             counts = Counter(problem.rule.partition(":")[0] for problem in self.unused).most_common(3)

@@ -100,6 +100,7 @@ def test_a_run_goes_on_with_the_good_files_and_names_the_others(tmp_path: Path) 
     made = scaffold(tmp_path / "task", str(tmp_path / "in"), {})
     assert (made.guess.kind, made.guess.columns["fields"]) == ("extract", "seller,total")
     assert [problem.rule.partition(":")[0] for problem in made.unused] == ["3.pdf", "../secret.pdf"]
+    assert not any(line.startswith("columns that are not used") for line in made.in_words)
     rows = read_rows(read_task_file(made.task_yaml))
     texts = [e.text for part in (rows.train, rows.selection, rows.calibration, rows.test) for e in part.examples]
     assert len(texts) == 29
