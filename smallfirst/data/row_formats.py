@@ -179,13 +179,7 @@ def parse_row(
         if unknown := [label for label in given if label not in labels]:
             return None, [_not_a_label(label, tuple(labels)) for label in unknown]
     example = Example(
-        messages=messages,
-        answer=golds[0],
-        also=golds[1:],
-        shape=found.shape,
-        path=path,
-        line=line,
-        **_marks(row, keys),
+        messages=messages, answer=golds[0], also=golds[1:], shape=found.shape, path=path, line=line, **_marks(row, keys)
     )
     return share_field_names(example), []
 

@@ -166,12 +166,7 @@ class SecondLooks:
 
 
 def take(
-    file: TaskFile,
-    version: ModelVersion,
-    run_folder: RunFolder,
-    rows: Sequence[ShadowRow],
-    *,
-    live: bool = True,
+    file: TaskFile, version: ModelVersion, run_folder: RunFolder, rows: Sequence[ShadowRow], *, live: bool = True
 ) -> tuple[SecondLook, str]:
     """Return the second look at a version, in force, and its sentence; make it unless a process has.
 

@@ -25,16 +25,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.types import TypeEngine
 
 from smallfirst.base.errors import ConfigError, SmallfirstError
-from smallfirst.ledger.rows import (
-    AttemptRow,
-    AuditRow,
-    Entry,
-    ExpenseRow,
-    FeedbackRow,
-    LedgerRow,
-    ShadowRow,
-    StateRow,
-)
+from smallfirst.ledger.rows import AttemptRow, AuditRow, Entry, ExpenseRow, FeedbackRow, LedgerRow, ShadowRow, StateRow
 from smallfirst.ledger.sums import AMOUNTS, DIMENSIONS
 
 FORMAT = 1
@@ -193,11 +184,7 @@ class Database(NamedTuple):
         return sqlite.insert(table) if self.path else postgresql.insert(table)
 
     def write(
-        self,
-        connection: sa.Connection,
-        table: sa.Table,
-        rows: Sequence[Mapping[str, Any]],
-        add: Sequence[str] = (),
+        self, connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]], add: Sequence[str] = ()
     ) -> None:
         """Insert rows; to those whose key is there already, add the columns `add`, or nothing.
 

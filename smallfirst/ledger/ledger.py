@@ -44,28 +44,9 @@ from smallfirst.ledger.database import (
     without_nul,
 )
 from smallfirst.ledger.group_commit import GroupCommitWriter
-from smallfirst.ledger.rows import (
-    AttemptRow,
-    AuditRow,
-    Entry,
-    ExpenseRow,
-    FeedbackRow,
-    LedgerRow,
-    ShadowRow,
-    StateRow,
-)
+from smallfirst.ledger.rows import AttemptRow, AuditRow, Entry, ExpenseRow, FeedbackRow, LedgerRow, ShadowRow, StateRow
 from smallfirst.ledger.shared_state import SharedState
-from smallfirst.ledger.sums import (
-    AMOUNTS,
-    DIMENSIONS,
-    HOUR_S,
-    Dimension,
-    Period,
-    Rollup,
-    Sums,
-    hour_of,
-    outcome_of,
-)
+from smallfirst.ledger.sums import AMOUNTS, DIMENSIONS, HOUR_S, Dimension, Period, Rollup, Sums, hour_of, outcome_of
 
 CHUNK = 5_000
 """Rows that are read or deleted at once."""
@@ -74,10 +55,7 @@ VERDICT_WITHIN = timedelta(hours=1)
 MOST_AUDITS = 500
 """Audits that are read at once, to be applied without a pause: some 50 ms."""
 _LENGTH = {"hour": 13, "day": 10, "month": 7}
-BODY: dict[type[Entry], tuple[str, str]] = {
-    LedgerRow: ("request_text", "answer_text"),
-    AuditRow: ("draft", "other"),
-}
+BODY: dict[type[Entry], tuple[str, str]] = {LedgerRow: ("request_text", "answer_text"), AuditRow: ("draft", "other")}
 """Fields of an entry that are kept apart from its row."""
 
 E = TypeVar("E", LedgerRow, AttemptRow, AuditRow, ShadowRow, FeedbackRow, StateRow, ExpenseRow)
@@ -117,11 +95,7 @@ class Ledger:
     """Append-only rows in a SQLite file or in PostgreSQL. Any thread may append and read, other processes too."""
 
     def __init__(
-        self,
-        place: Path | str,
-        *,
-        keep_bodies_days: int = KEEP_DAYS,
-        keep_rows_days: int | None = None,
+        self, place: Path | str, *, keep_bodies_days: int = KEEP_DAYS, keep_rows_days: int | None = None
     ) -> None:
         """Open or create the ledger at a path or a URL (`postgresql://USER@HOST/DATABASE`). Raise ConfigError.
 
@@ -568,10 +542,7 @@ def _within(
     hour: sa.ColumnElement[int], since: datetime | None, until: datetime | None
 ) -> list[sa.ColumnElement[bool]]:
     """Return the conditions that an hour has a part in [since, until)."""
-    return [
-        *([hour >= hour_of(since)] if since else []),
-        *([hour < hour_of(until, up=True)] if until else []),
-    ]
+    return [*([hour >= hour_of(since)] if since else []), *([hour < hour_of(until, up=True)] if until else [])]
 
 
 def _during(table: sa.Table, since: datetime | None, until: datetime | None) -> list[sa.ColumnElement[bool]]:

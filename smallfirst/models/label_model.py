@@ -15,16 +15,7 @@ from smallfirst.base.errors import ModelError
 from smallfirst.models.batching import SHORT_PASS, BatchWorker, estimated_tokens
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.pricing import Charge, MachinePrice, tokens_of
-from smallfirst.models.protocol import (
-    Bill,
-    CallableModel,
-    Capability,
-    Completion,
-    LabelScores,
-    Request,
-    Token,
-    paid,
-)
+from smallfirst.models.protocol import Bill, CallableModel, Capability, Completion, LabelScores, Request, Token, paid
 
 
 class LabelLogProbs(NamedTuple):

@@ -21,13 +21,7 @@ from smallfirst.base.progress import ProgressCallback, no_progress
 from smallfirst.base.records import Record, fingerprint, parse_record
 from smallfirst.data.dataset import Message
 from smallfirst.models.pricing import TokenUsage, Usd, format_usd, stated
-from smallfirst.models.protocol import (
-    CallableModel,
-    Capability,
-    Completion,
-    Model,
-    Request,
-)
+from smallfirst.models.protocol import CallableModel, Capability, Completion, Model, Request
 
 CONCURRENCY = 2
 """Requests in flight while answers are recorded."""

@@ -239,10 +239,7 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
     certificate = certificate.model_copy(update=changes)
     project.progress.log(f"certificate of {candidate}: {certificate.report.why}")
     certified = Certified(
-        candidate=candidate,
-        plan="small alone" if alone else "small first",
-        certificate=certificate,
-        parts=found.parts,
+        candidate=candidate, plan="small alone" if alone else "small first", certificate=certificate, parts=found.parts
     )
     if routing.second_look_after:  # what it counts beside live traffic
         foreign = tuple(map(tuple, found.rows.foreign.tolist()))

@@ -124,13 +124,7 @@ def check_stage(project: Project) -> PreflightReport:
     report = found.with_findings(findings)
     candidates = forecast_candidates(project)
     return PreflightReport(
-        rows=report,
-        needs=needs,
-        unknown=unknown,
-        issues=issues,
-        foretold=foretold,
-        large=large,
-        candidates=candidates,
+        rows=report, needs=needs, unknown=unknown, issues=issues, foretold=foretold, large=large, candidates=candidates
     )
 
 

@@ -15,13 +15,7 @@ from smallfirst.path.large_model import forecast_large, recorded_answers, record
 from smallfirst.path.project.candidates import Candidate, fitted_candidates, get_candidate
 from smallfirst.path.project.project import Project, shown_as
 from smallfirst.path.project.run_folder import DOMAIN, KEPT, DomainCounts, KeptOnTest, RunFolder
-from smallfirst.path.router_setup import (
-    RouterParts,
-    cascade_stages,
-    is_correct,
-    load_ood_detector,
-    routing_rules,
-)
+from smallfirst.path.router_setup import RouterParts, cascade_stages, is_correct, load_ood_detector, routing_rules
 from smallfirst.registry.runs import log_evaluation
 from smallfirst.routing.acceptance import foreign_rows
 from smallfirst.routing.certificate.certificate import Certificate

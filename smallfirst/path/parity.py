@@ -32,7 +32,7 @@ from smallfirst.registry.versions import ModelVersion
 from smallfirst.tasks.task import Task
 
 if TYPE_CHECKING:
-    from smallfirst.serving.loopback import Address
+    from smallfirst.serving.app import Address
 
 PARITY, VLLM_PARITY = "parity.json", "parity-vllm.json"
 """Files attached to the version, whatever the result: on PyTorch, and on the vLLM of its task."""
@@ -150,7 +150,7 @@ def served_parity(
 
     The result of the latter on all that promotion asks is attached to the version.
     """
-    from smallfirst.serving.loopback import serve_on_loopback
+    from smallfirst.serving.app import serve_on_loopback
 
     name = f"{project.file.name}-small"
     rows = parity_rows(project, run_folder, candidate, n_rows)

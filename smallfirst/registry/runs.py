@@ -158,11 +158,7 @@ class UntrackedRun(TrackedRun):
 
 
 def open_run(
-    experiment: str,
-    run_name: str,
-    *,
-    params: Mapping[str, object] | None = None,
-    tags: Mapping[str, str] | None = None,
+    experiment: str, run_name: str, *, params: Mapping[str, object] | None = None, tags: Mapping[str, str] | None = None
 ) -> TrackedRun:
     """Open a new run of `experiment`, which is created if missing. Parameter values are cut at 6,000 characters."""
     store = client()

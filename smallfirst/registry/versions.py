@@ -122,8 +122,7 @@ def rollback(name: str) -> ModelVersion:
         back, live = aliases.get(PREVIOUS), aliases.get(CHAMPION)
         if back is None or back == live:
             raise RegistryError(
-                f"{name} has no earlier champion to roll back to",
-                hint=f"promote one of its versions: {_choices(name)}",
+                f"{name} has no earlier champion to roll back to", hint=f"promote one of its versions: {_choices(name)}"
             )
         chosen = resolve(f"{name}/{back}")
         _move_aliases(name, aliases, {CHAMPION: back, PREVIOUS: live})

@@ -7,8 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
+import socket
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
@@ -21,7 +28,7 @@ from threadpoolctl import threadpool_limits
 
 from smallfirst import __version__
 from smallfirst.base.errors import ConfigError
-from smallfirst.ledger.keys import KeyStore, home_key_store
+from smallfirst.ledger.keys import KeyPolicy, KeyStore, home_key_store
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.models.protocol import Model
 from smallfirst.serving import completions
@@ -30,7 +37,7 @@ from smallfirst.serving.auth import CHAT_PATH, PUBLIC_PATHS, USER_PATHS, AuthMid
 from smallfirst.serving.errors import ApiError, ClientDisconnected, model_not_found, to_api_error
 from smallfirst.serving.plugins import Plugin, PluginGroup, ServedModels, starlette_route
 from smallfirst.serving.request_lifecycle import AppContext, Handler, Metrics, ModelEndpoint, Readiness
-from smallfirst.serving.server import listen, run
+from smallfirst.serving.server import Server, listen, run
 from smallfirst.serving.settings import ServeSettings, check_settings
 from smallfirst.serving.wire import model_entry
 
@@ -216,3 +223,32 @@ async def _http_error(request: HttpRequest, error: Exception) -> JSONResponse:
 
 async def _api_error(_: HttpRequest, error: Exception) -> JSONResponse:
     return to_api_error(error, "").response()
+
+
+class Address(NamedTuple):
+    """Address and key of an endpoint."""
+
+    base_url: str
+    """Up to and including `/v1`."""
+    key: str = ""
+
+
+@contextmanager
+def serve_on_loopback(models: Mapping[str, Model]) -> Iterator[Address]:
+    """Yield the address of a server of `models`; then stop it, close the models and delete its ledger."""
+    with TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
+        ledger = Ledger(Path(folder) / "ledger.db")
+        keys = KeyStore(ledger)
+        _, key = keys.create("loopback", KeyPolicy())
+        app = build_app(models, ledger=ledger, settings=ServeSettings(port=0, max_queue=1024), key_store=keys)
+        # Signals stay with the process: uvicorn takes them in the main thread only.
+        server = Server(app, stopping=lambda: None)
+        work = server.serve_and_close(listener, drain_s=0, held=list(models.values()))
+        thread = threading.Thread(target=asyncio.run, args=(work,), name="loopback", daemon=True)
+        thread.start()
+        try:
+            yield Address(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", key)
+        finally:
+            server.handle_exit(signal.SIGTERM, None)
+            thread.join()
+            ledger.close()

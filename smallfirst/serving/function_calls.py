@@ -6,13 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from smallfirst.data.conversations import (
-    NO_CALL,
-    changed_functions,
-    read_functions,
-    read_turns,
-    to_text,
-)
+from smallfirst.data.conversations import NO_CALL, changed_functions, read_functions, read_turns, to_text
 from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.serving.errors import ApiError
 

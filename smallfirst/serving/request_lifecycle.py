@@ -35,23 +35,10 @@ from smallfirst.models.protocol import (
 from smallfirst.models.remote.client import CircuitOpenError
 from smallfirst.serving.admission import Admission, cancel_on_disconnect, read_body
 from smallfirst.serving.auth import TokenReservation, caller_owner, current_caller
-from smallfirst.serving.errors import (
-    ClientDisconnected,
-    log_error,
-    model_not_found,
-    server_stopping,
-    to_api_error,
-)
+from smallfirst.serving.errors import ClientDisconnected, log_error, model_not_found, server_stopping, to_api_error
 from smallfirst.serving.plugins import PluginGroup, ServedModels
 from smallfirst.serving.settings import ServeSettings
-from smallfirst.serving.wire import (
-    MAX_TOKENS,
-    ResponseBuilder,
-    certified,
-    confidence,
-    raw_headers,
-    sse_event,
-)
+from smallfirst.serving.wire import MAX_TOKENS, ResponseBuilder, certified, confidence, raw_headers, sse_event
 
 _log = logging.getLogger("smallfirst.serving")
 

@@ -42,9 +42,7 @@ def token_f1(question: str, answer: str, gold: str) -> float:
 
 
 SCORERS: Registry[Scorer] = Registry(
-    "smallfirst.scorers",
-    {name: f"smallfirst.tasks.scorers:{name}" for name in ("exact", "token_f1")},
-    noun="scorer",
+    "smallfirst.scorers", {name: f"smallfirst.tasks.scorers:{name}" for name in ("exact", "token_f1")}, noun="scorer"
 )
 
 

@@ -161,12 +161,7 @@ def _text(content: Any) -> str:
     return "\n".join(texts)
 
 
-_KINDS: Mapping[str, TurnKind] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-}
+_KINDS: Mapping[str, TurnKind] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 """By role."""
 
 

@@ -227,11 +227,7 @@ class _HarvestedRow(NamedTuple):
 
 
 def _rows(
-    project: Project,
-    out: Path,
-    votes: Sequence[_Vote],
-    wrong: set[tuple[str, str | None]],
-    reasons: dict[str, str],
+    project: Project, out: Path, votes: Sequence[_Vote], wrong: set[tuple[str, str | None]], reasons: dict[str, str]
 ) -> Iterator[_HarvestedRow]:
     """Yield a row for each new text; note in `reasons` why other votes give none."""
     own = [e for e in project.rows.train.examples if not e.path or Path(e.path).resolve() != out.resolve()]

@@ -351,13 +351,7 @@ def _write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _write_task(
-    place: Path,
-    folder: Path,
-    files: Mapping[str, str],
-    *,
-    labels: str,
-    named: Sequence[str],
-    minutes: float | None,
+    place: Path, folder: Path, files: Mapping[str, str], *, labels: str, named: Sequence[str], minutes: float | None
 ) -> None:
     """Write the task.yaml of what is learnt: the drafted one with these rows, the recorded answers as large model.
 

@@ -75,8 +75,7 @@ class CaptureSettings(Record):
         found = os.environ.get(self.key_env or KEY_ENV) or None
         if self.key_env and not found:
             raise ConfigError(
-                f"capture.key_env: the environment variable {self.key_env} is not set",
-                hint=f"export {self.key_env}=…",
+                f"capture.key_env: the environment variable {self.key_env} is not set", hint=f"export {self.key_env}=…"
             )
         return found
 

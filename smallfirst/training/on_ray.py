@@ -153,12 +153,7 @@ class RunWatch:
 
 
 def train_on_ray(
-    folder: Path,
-    n_workers: int,
-    *,
-    on_step: StepCallback,
-    on_epoch: EpochCallback,
-    log: Callable[[str], None],
+    folder: Path, n_workers: int, *, on_step: StepCallback, on_epoch: EpochCallback, log: Callable[[str], None]
 ) -> Run:
     """Carry out the work in a run's folder (`write_work`) on `n_workers` workers, each with a GPU where there are any.
 

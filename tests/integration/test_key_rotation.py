@@ -10,8 +10,8 @@ import pytest
 from fixtures.finetuning_api import add_job
 
 from smallfirst.interfaces.jobs.job_folder import JobResult
+from smallfirst.interfaces.openai_finetuning.files import FineTuningSettings
 from smallfirst.interfaces.openai_finetuning.plugin import fine_tuning
-from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
 from smallfirst.ledger.keys import KeyPolicy, KeyStore
 
 

@@ -17,7 +17,7 @@ from smallfirst.models.loading import load_model
 from smallfirst.models.protocol import Request
 from smallfirst.path.parity import ParityFailed, ParityResult, ParityRow, check_parity, parity_rows, parity_stage
 from smallfirst.registry import versions
-from smallfirst.serving.loopback import Address, serve_on_loopback
+from smallfirst.serving.app import Address, serve_on_loopback
 from smallfirst.tasks.classify import Classify
 
 

@@ -17,14 +17,7 @@ from urllib.parse import unquote, urlsplit
 from smallfirst.base.errors import DataError
 from smallfirst.data.row_formats import Columns, detect_layout
 from smallfirst.data.sources.folders import FoundFile, display_path, list_files, safe_join
-from smallfirst.data.sources.text_files import (
-    MAX_ROW_BYTES,
-    NumberedRow,
-    RawRow,
-    ReadBudget,
-    first_line,
-    row_size_rule,
-)
+from smallfirst.data.sources.text_files import MAX_ROW_BYTES, NumberedRow, RawRow, ReadBudget, first_line, row_size_rule
 
 PARQUET = ".parquet"
 DELTA_LOG = "_delta_log"

@@ -37,14 +37,7 @@ from smallfirst.data.row_formats import (
     parse_row,
 )
 from smallfirst.data.sources import folders
-from smallfirst.data.sources.arrow import (
-    DELTA_LOG,
-    PARQUET,
-    open_delta,
-    parquet_files,
-    read_delta,
-    read_parquet,
-)
+from smallfirst.data.sources.arrow import DELTA_LOG, PARQUET, open_delta, parquet_files, read_delta, read_parquet
 from smallfirst.data.sources.documents import with_documents
 from smallfirst.data.sources.text_files import FORMATS, RawRow, ReadBudget, file_format, read_text_file, suggest_files
 from smallfirst.data.sources.workbooks import WORKBOOKS, read_workbook

@@ -17,10 +17,7 @@ if TYPE_CHECKING:
     from smallfirst.traffic.settings import GatewaySettings
 
 
-@verb(
-    "smallfirst proxy --upstream https://api.openai.com/v1 --capture",
-    "smallfirst proxy gateway.yaml --port 9000",
-)
+@verb("smallfirst proxy --upstream https://api.openai.com/v1 --capture", "smallfirst proxy gateway.yaml --port 9000")
 @click.argument("gateway_yaml", type=PATH, required=False, metavar="[GATEWAY]")
 @click.option("--upstream", metavar="URL", help="Address of the API, up to and including /v1.")
 @click.option("--capture", "keep", is_flag=True, help="Keep what passes, redacted, as `capture: {}` in GATEWAY does.")

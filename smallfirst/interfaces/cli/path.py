@@ -270,12 +270,7 @@ def rollback(task_yaml: Path) -> None:
 @click.option("--rows", "n_rows", type=int, default=64, show_default=True, help="Selection rows to compare on.")
 @click.option("--candidate", help="Another candidate of the run than the champion.")
 def export(
-    task_yaml: Path,
-    target: Path,
-    run_name: str | None,
-    precision: Any,
-    n_rows: int,
-    candidate: str | None,
+    task_yaml: Path, target: Path, run_name: str | None, precision: Any, n_rows: int, candidate: str | None
 ) -> None:
     """Write the champion as one GGUF file, for llama.cpp.
 
@@ -307,7 +302,7 @@ def parity(task_yaml: Path, url: str | None, name: str | None, n_rows: int | Non
     from smallfirst.path.parity import require_parity, served_parity
     from smallfirst.path.project.run_folder import RunFolder
     from smallfirst.registry import versions
-    from smallfirst.serving.loopback import Address
+    from smallfirst.serving.app import Address
 
     project = load_project(task_yaml)
     version = versions.resolve(f"{project.file.register_to}@{versions.CHAMPION}")

@@ -23,22 +23,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from smallfirst import Dataset, TrainConfig
-from smallfirst.base.errors import (
-    ConfigError,
-    DataError,
-    MissingExtra,
-    SmallfirstError,
-    did_you_mean,
-)
+from smallfirst.base.errors import ConfigError, DataError, MissingExtra, SmallfirstError, did_you_mean
 from smallfirst.base.progress import format_duration
 from smallfirst.base.records import Record, parse_record
 from smallfirst.interfaces.jobs import queue

@@ -37,13 +37,7 @@ from smallfirst.interfaces.jobs.job_folder import (
 from smallfirst.models.base_size import read_base_size
 from smallfirst.models.catalog import CATALOG, find_weights
 from smallfirst.models.pricing import MachinePrice
-from smallfirst.training.estimates import (
-    CHARS_PER_TOKEN,
-    READ_SHARE,
-    count_epochs,
-    earlier_pace,
-    guess_training_pace,
-)
+from smallfirst.training.estimates import CHARS_PER_TOKEN, READ_SHARE, count_epochs, earlier_pace, guess_training_pace
 from smallfirst.training.recipe import RECIPES
 
 if TYPE_CHECKING:

@@ -431,11 +431,7 @@ def fit_weights(choices: Sequence[TrainingChoice], l2: float = L2) -> dict[str, 
 
 
 def plan_argument(
-    function: str,
-    name: str,
-    schema: Mapping[str, Any],
-    values: Sequence[Any],
-    seen: Mapping[str, int],
+    function: str, name: str, schema: Mapping[str, Any], values: Sequence[Any], seen: Mapping[str, int]
 ) -> ArgumentPlan:
     """Return the plan of an argument from its training values; `seen`: rows by value of all arguments of the name."""
     own = Counter(map(as_json, values))

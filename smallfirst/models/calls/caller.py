@@ -36,7 +36,7 @@ from smallfirst.models.calls.injection import Embed, InjectionGuard
 from smallfirst.models.calls.mentions import State, as_json
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import open_encoder
-from smallfirst.models.linear.tfidf import SparseRows, Vocabulary, weighed, word_grams
+from smallfirst.models.linear.tfidf import SparseRow, SparseRows, Vocabulary, sparse_matrix, term_row, word_grams
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import ValuePlace
 from smallfirst.models.spans.model import SpanAnswer
@@ -59,11 +59,7 @@ ACT_C = 10.0
 PLAN_FILE, WEIGHTS_FILE = "caller.json", "act.safetensors"
 
 
-def _marks(text: str) -> list[str]:
-    return text.split()
-
-
-_GRAMS: tuple[Callable[[str], Iterable[str]], ...] = (word_grams, word_grams, word_grams, _marks, _marks)
+_GRAMS: tuple[Callable[[str], Iterable[str]], ...] = (word_grams, word_grams, word_grams, str.split, str.split)
 
 
 class ActFeatures:
@@ -82,9 +78,7 @@ class ActFeatures:
         """Return the features as a sparse matrix of SciPy (states, features)."""
         from scipy import sparse
 
-        columns, values = zip(*map(self._row, states), strict=True)
-        ends, width = np.cumsum([0, *map(len, columns)]), sum(len(part.idf) for part in self.parts)
-        words = sparse.csr_matrix((np.concatenate(values), np.concatenate(columns), ends), shape=(len(states), width))
+        words = sparse_matrix(map(self._row, states), sum(len(part.idf) for part in self.parts))
         return sparse.hstack([words, sparse.csr_matrix(self.vectors(states))]).tocsr()
 
     def scores(self, states: Sequence[State], vectors: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -101,14 +95,10 @@ class ActFeatures:
         texts = [text if text.strip() else NOTHING for text in texts]
         return np.asarray(self.embed(texts)).reshape(len(states), -1)
 
-    def _row(self, state: State) -> tuple[np.ndarray, np.ndarray]:
-        columns, values, first = list[int](), list[float](), 0
-        for grams, text, part in zip(_GRAMS, _act_texts(state, self.arguments), self.parts, strict=True):
-            own, weights = weighed(iter(grams(text)), part)
-            columns += [first + column for column in own]
-            values += weights
-            first += len(part.idf)
-        return np.array(columns, dtype=np.intp), np.array(values)
+    def _row(self, state: State) -> SparseRow:
+        texts = _act_texts(state, self.arguments)
+        terms = (grams(text) for grams, text in zip(_GRAMS, texts, strict=True))
+        return term_row(zip(terms, self.parts, strict=True))
 
 
 def _act_texts(state: State, arguments: Sequence[Argument]) -> tuple[str, str, str, str, str]:
@@ -200,10 +190,8 @@ class FunctionCaller:
         act = (features, *fit_linear(features.matrix(states), gold, len(acts), ACT_C))
         said = [(state.last("user"), group) for state, (_, _, group) in zip(states, turns, strict=True)]
         values = [value for one in calls for value in one.call["arguments"].values()]
-        guard, most = (
-            InjectionGuard.fit(task, said, values, embed),
-            most_calls(Counter(one.group for one in calls).values()),
-        )
+        guard = InjectionGuard.fit(task, said, values, embed)
+        most = most_calls(Counter(one.group for one in calls).values())
         return cls(act, arguments, manifest, embed=embed, most=most, guard=guard)
 
     def answer(self, texts: Sequence[str]) -> list[SpanAnswer]:
@@ -256,10 +244,10 @@ class FunctionCaller:
             if one.topic is not None:
                 arguments[-1]["topic"] = one.topic.values
                 weights |= {f"{number}.topic": one.topic.weights, f"{number}.topic.bias": one.topic.bias}
-        words = [{"vocabulary": part.column, "idf": part.idf.tolist()} for part in self.features.parts]
+        words = [part.saved() for part in self.features.parts]
         plan = {"most": self.most, "words": words, "arguments": arguments}
         if guard := self.guard:
-            plan["guard"] = {"vocabulary": guard.words.column, "idf": guard.words.idf.tolist(), "least": guard.least}
+            plan["guard"] = guard.words.saved() | {"least": guard.least}
             weights |= {"guard": guard.weights, "guard.bias": np.array([guard.bias])}
         written, content = json.dumps(plan, ensure_ascii=False).encode(), save(weights)
         write_atomically(folder / PLAN_FILE, written)
@@ -271,7 +259,7 @@ class FunctionCaller:
         from safetensors.numpy import load_file
 
         plan, weights = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8")), load_file(folder / WEIGHTS_FILE)
-        words = [Vocabulary(part["vocabulary"], np.asarray(part["idf"])) for part in plan["words"]]
+        words = [Vocabulary.load(part) for part in plan["words"]]
         arguments = []
         for number, one in enumerate(plan["arguments"]):
             topic = None
@@ -281,8 +269,8 @@ class FunctionCaller:
         embed = open_encoder(find_weights(manifest.base)).embed if manifest.base else None
         act, guard = (ActFeatures(words, arguments, embed), weights["act"], weights["act.bias"]), None
         if (own := plan.get("guard")) is not None:
-            known = Vocabulary(own["vocabulary"], np.asarray(own["idf"]))
-            guard = InjectionGuard(known, weights["guard"], float(weights["guard.bias"][0]), own["least"])
+            bias = float(weights["guard.bias"][0])
+            guard = InjectionGuard(Vocabulary.load(own), weights["guard"], bias, own["least"])
         return cls(act, arguments, manifest, embed=embed, most=plan["most"], guard=guard)
 
 

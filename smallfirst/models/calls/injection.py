@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from smallfirst.models.linear.tfidf import SparseRows, Vocabulary, weighed, word_grams
+from smallfirst.models.linear.tfidf import SparseRow, SparseRows, Vocabulary, sparse_matrix, term_row, word_grams
 from smallfirst.tasks.call import Call
 
 REFUSED = 0.01
@@ -120,17 +120,12 @@ def _fit(features: Any, is_order: np.ndarray) -> tuple[np.ndarray, float]:
     return weights[1] - weights[0], float(bias[1] - bias[0])
 
 
-def _row(words: Vocabulary, text: str) -> tuple[np.ndarray, np.ndarray]:
-    columns, values = weighed(iter(word_grams(text)), words)
-    return np.array(columns, dtype=np.intp), np.array(values)
+def _row(words: Vocabulary, text: str) -> SparseRow:
+    return term_row([(word_grams(text), words)])
 
 
 def _matrix(words: Vocabulary, texts: Sequence[str], embed: Embed | None) -> Any:
     from scipy import sparse
 
-    columns, values = zip(*(_row(words, text) for text in texts), strict=True)
-    ends = np.cumsum([0, *map(len, columns)])
-    found = sparse.csr_matrix(
-        (np.concatenate(values), np.concatenate(columns), ends), shape=(len(texts), len(words.idf))
-    )
+    found = sparse_matrix((_row(words, text) for text in texts), len(words.idf))
     return sparse.hstack([found, sparse.csr_matrix(embed(texts))]).tocsr() if embed else found

@@ -87,13 +87,7 @@ class GenerativeModel(CallableModel):
             prompt = chat_prompt(tokenizer, manifest.system, max_tokens=max_tokens, writes_json=manifest.writes_json)
         else:
             prompt = text_prompt(tokenizer, max_tokens) if manifest.kind == "text" else task_prompt(tokenizer, manifest)
-        return cls(
-            generator,
-            prompt,
-            name=name or manifest.task.name,
-            price=price,
-            calibration=manifest.calibration,
-        )
+        return cls(generator, prompt, name=name or manifest.task.name, price=price, calibration=manifest.calibration)
 
     @property
     def capabilities(self) -> frozenset[Capability]:

@@ -36,12 +36,23 @@ class Vocabulary(NamedTuple):
         idf = 1 + np.log((1 + len(texts)) / (1 + np.array([counts[term] for term in terms], dtype=np.float64)))
         return cls({term: column for column, term in enumerate(terms)}, idf)
 
+    @classmethod
+    def load(cls, saved: Mapping[str, Any]) -> Vocabulary:
+        return cls(saved["vocabulary"], np.asarray(saved["idf"]))
+
+    def saved(self) -> dict[str, Any]:
+        """Return it as plain values, as `load` takes them."""
+        return {"vocabulary": self.column, "idf": self.idf.tolist()}
+
+
+SparseRow = tuple[np.ndarray, np.ndarray]
+"""Columns and values."""
+
 
 class SparseRows(NamedTuple):
     """Sparse rows, which can only be multiplied by a matrix."""
 
-    rows: tuple[tuple[np.ndarray, np.ndarray], ...]
-    """Columns and values of each."""
+    rows: tuple[SparseRow, ...]
 
     def __matmul__(self, dense: np.ndarray) -> np.ndarray:
         product = np.zeros((len(self.rows), dense.shape[1]))
@@ -66,29 +77,43 @@ class TfidfFeatures:
 
     def matrix(self, texts: Sequence[str]) -> Any:
         """Return the rows as a sparse matrix of SciPy (texts, features), to fit something to them."""
-        from scipy import sparse
-
-        columns, values = zip(*map(self._row, texts), strict=True)
-        ends = np.cumsum([0, *map(len, columns)])
-        shape = len(texts), len(self.words.idf) + len(self.pieces.idf)
-        found = sparse.csr_matrix((np.concatenate(values), np.concatenate(columns), ends), shape=shape)
-        found.sort_indices()
-        return found
+        return sparse_matrix(map(self._row, texts), len(self.words.idf) + len(self.pieces.idf))
 
     def save(self, folder: Path) -> None:
-        parts = [{"vocabulary": part.column, "idf": part.idf.tolist()} for part in (self.words, self.pieces)]
+        parts = [part.saved() for part in (self.words, self.pieces)]
         write_atomically(folder / "words.json", json.dumps(parts, ensure_ascii=False).encode())
 
     @classmethod
     def load(cls, folder: Path) -> TfidfFeatures:
         parts = json.loads((folder / "words.json").read_text(encoding="utf-8"))
-        return cls(*(Vocabulary(part["vocabulary"], np.asarray(part["idf"])) for part in parts))
+        return cls(*map(Vocabulary.load, parts))
 
-    def _row(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        columns, values = weighed(word_grams(text), self.words)
-        of_pieces, their_values = weighed(piece_grams(text), self.pieces)
-        moved = [column + len(self.words.idf) for column in of_pieces]
-        return np.array(columns + moved, dtype=np.intp), np.array(values + their_values)
+    def _row(self, text: str) -> SparseRow:
+        return term_row([(word_grams(text), self.words), (piece_grams(text), self.pieces)])
+
+
+def term_row(parts: Iterable[tuple[Iterable[str], Vocabulary]]) -> SparseRow:
+    """Return the known terms of a text's parts side by side, each part of length 1: (1 + log count) * idf."""
+    columns, weights, first = list[int](), list[float](), 0
+    for terms, (known, idf) in parts:
+        counted = Counter(known[term] for term in terms if term in known)
+        values = [(1 + math.log(count)) * float(idf[column]) for column, count in counted.items()]
+        length = math.sqrt(math.fsum(value * value for value in values)) or 1.0
+        columns += [first + column for column in counted]
+        weights += [value / length for value in values]
+        first += len(idf)
+    return np.array(columns, dtype=np.intp), np.array(weights)
+
+
+def sparse_matrix(rows: Iterable[SparseRow], width: int) -> Any:
+    """Return rows as a sparse matrix of SciPy (rows, width)."""
+    from scipy import sparse
+
+    columns, values = zip(*rows, strict=True)
+    ends = np.cumsum([0, *map(len, columns)])
+    found = sparse.csr_matrix((np.concatenate(values), np.concatenate(columns), ends), shape=(len(columns), width))
+    found.sort_indices()
+    return found
 
 
 def word_grams(text: str) -> Iterator[str]:
@@ -109,15 +134,6 @@ def piece_grams(text: str) -> Iterator[str]:
                 break
             for start in range(len(padded) - length + 1):
                 yield padded[start : start + length]
-
-
-def weighed(terms: Iterator[str], table: Vocabulary) -> tuple[list[int], list[float]]:
-    """Return columns and values of a text: (1 + log count) * idf, scaled to length 1."""
-    known, idf = table.column, table.idf
-    counted = Counter(known[term] for term in terms if term in known)
-    values = [(1 + math.log(count)) * float(idf[column]) for column, count in counted.items()]
-    length = math.sqrt(math.fsum(value * value for value in values)) or 1.0
-    return list(counted), [value / length for value in values]
 
 
 WORD_ERRORS = (1.0, 0.8, 0.5)

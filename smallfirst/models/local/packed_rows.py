@@ -264,12 +264,7 @@ def _packed_attention(
 
 
 def _ragged_attention(
-    kernel: RaggedKernel,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scaling: float,
-    rows: RaggedRows,
+    kernel: RaggedKernel, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, rows: RaggedRows
 ) -> torch.Tensor:
     """Return the attention output of packed rows (tokens, heads, head_dim) by one call of a kernel."""
     query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))

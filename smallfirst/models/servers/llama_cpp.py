@@ -34,13 +34,7 @@ from smallfirst.models.remote.client import CircuitBreaker
 from smallfirst.models.remote.config import EndpointConfig
 from smallfirst.models.remote.http import UNIX_SOCKET_URL, BlockingSession, ConnectionBroken, HttpSession, error_text
 from smallfirst.models.remote.model import EndpointModel
-from smallfirst.models.response_format import (
-    FREE_TEXT,
-    OutputFormat,
-    json_format,
-    requested_format,
-    require_format,
-)
+from smallfirst.models.response_format import FREE_TEXT, OutputFormat, json_format, requested_format, require_format
 from smallfirst.models.servers.llama_cpp_main import KEY_VARIABLE
 
 START_TIMEOUT_S, STARTUP_PROBE_TIMEOUT_S, POLL_INTERVAL_S = 300.0, 2.0, 0.05

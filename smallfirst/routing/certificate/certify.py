@@ -34,14 +34,7 @@ from smallfirst.routing.certificate.certificate import (
     ThresholdPoint,
     describe_limit,
 )
-from smallfirst.routing.certificate.looks import (
-    LARGE,
-    SMALL,
-    Look,
-    LookRequest,
-    count_look,
-    next_look,
-)
+from smallfirst.routing.certificate.looks import LARGE, SMALL, Look, LookRequest, count_look, next_look
 from smallfirst.routing.certificate.threshold_search import (
     CascadeThresholds,
     certify_fields,

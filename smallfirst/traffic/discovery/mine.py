@@ -189,10 +189,7 @@ def _aligned(prompts: Sequence[Prompt]) -> Template:
     """Return what these prompts share."""
     sample = _sample(prompts, _ALIGNED, max(_LEAST_ALIGNED, _ALIGNED_CHARACTERS // _mean_length(prompts)))
     turns = tuple(
-        TurnPattern(
-            role=sample[0].turns[i].role,
-            pieces=constant_pieces([prompt.turns[i].text for prompt in sample]),
-        )
+        TurnPattern(role=sample[0].turns[i].role, pieces=constant_pieces([prompt.turns[i].text for prompt in sample]))
         for i in range(len(sample[0].turns))
     )
     return Template(turns=turns, tools=sample[0].tools, response_format=sample[0].response_format)

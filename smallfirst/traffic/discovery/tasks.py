@@ -302,10 +302,7 @@ def _places(template: Template) -> list[_Place]:
 
 
 def _examples(
-    template: Template,
-    places: Sequence[_Place],
-    columns: Sequence[Sequence[str]],
-    is_answer: Callable[[str], bool],
+    template: Template, places: Sequence[_Place], columns: Sequence[Sequence[str]], is_answer: Callable[[str], bool]
 ) -> set[int]:
     """Return the slots of solved examples: turns before an answer of the assistant, and cases beside an answer."""
     last = len(template.turns) - 1

@@ -21,9 +21,14 @@ from smallfirst.base.paths import home as state_folder
 from smallfirst.interfaces.databricks import foundation_model as fm
 from smallfirst.interfaces.jobs import job_folder
 from smallfirst.interfaces.jobs.job_folder import JobFolder, JobResult, JobSpec, jobs_folder, user_name
-from smallfirst.interfaces.openai_finetuning.jobs import job_object, make_job_spec, parse_job, public_message
-from smallfirst.interfaces.openai_finetuning.plugin import fine_tuning
-from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
+from smallfirst.interfaces.openai_finetuning.files import FineTuningSettings
+from smallfirst.interfaces.openai_finetuning.plugin import (
+    fine_tuning,
+    job_object,
+    make_job_spec,
+    parse_job,
+    public_message,
+)
 from smallfirst.ledger.keys import KeyPolicy
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.registry import versions
