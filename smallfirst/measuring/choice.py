@@ -8,7 +8,8 @@ An option is a candidate alone or a plan "this candidate first, the rest to the 
 with c the price of a small answer, v that of a wrong one, e the share kept and wrong, s the share kept (1 for a
 candidate alone), p and e_large price and error of the large model. Elsewhere the cheapest of those comes first that are
 within `routing.accuracy_within` of the most accurate one; costs within ALIKE of each other are equal, and of these the
-most accurate one wins. So nothing comes after an option that it beats in accuracy and in cost.
+most accurate one wins. So nothing comes after an option that it beats in accuracy and in cost. Of plans, which all keep
+the promise, the cheapest comes first.
 
 The order and the shares of the gate's level, which sum to 1 (Bonferroni), are fixed before a test row is read, so the
 verdicts on test rows hold together, whichever goes live. The argument is in `docs/design/decisions.md`.

@@ -14,6 +14,8 @@ no independent look at the promise any more.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,15 +24,18 @@ from smallfirst.base.records import Record, fingerprint
 from smallfirst.data.copies import count_rows
 from smallfirst.data.dataset import Dataset
 from smallfirst.measuring.choice import Choice, WorthRule, choose_candidates, level_shares, would_pass
-from smallfirst.measuring.evaluate import Evaluation
+from smallfirst.measuring.evaluate import EvaluatedRow, Evaluation
 from smallfirst.path.diagnostics import find_split_leaks
 from smallfirst.path.project.candidate_registry import candidate_names
 from smallfirst.path.project.candidates import fitted_candidates
+from smallfirst.path.project.languages import with_languages
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import FINALISTS, Finalists, RunFolder
 from smallfirst.path.project.task_file import RULES, SMALLEST, TaskFile
 from smallfirst.routing.certificate.certificate import Guarantee
-from smallfirst.routing.certificate.looks import ALONE, SharedLook, mark_read, read_before, text_fingerprints
+from smallfirst.routing.certificate.looks import ALONE, LARGE, SharedLook, mark_read, read_before, text_fingerprints
+from smallfirst.routing.certificate.threshold_search import expected_share
+from smallfirst.routing.languages import detect_language
 
 CHOOSING = "choosing"
 """Name of the split of out-of-fold answers in a run folder."""
@@ -40,6 +45,8 @@ FIXED = "fixed_before_test.json"
 """File of the FixedBeforeTest in a run folder."""
 LOOKS = "looks.json"
 """File in the task's folder: the certificates that were tried, of all runs, and the test rows that were read."""
+MORE_ROWS, LITTLE = 2 ** np.arange(8), 0.1
+"""So many times the rows that certify are assumed, the fewest with which some plan keeps more than so small a share."""
 _PROVE_NOTHING = {"small", "accuracy_within", "person", "usd_per_wrong_answer", "monitor", "judge"}
 """Settings of `routing` without a part in what is promised."""
 
@@ -71,8 +78,8 @@ def fix_finalists(project: Project, run_folder: RunFolder) -> Finalists:
     """Return the finalists of a run with their shares of the gate's level; choose and save them if nobody has.
 
     Call it before a test row is read: those that are expected to meet the gate come first, by worth, then the most
-    accurate; one that task.yaml names before all. Where its guarantee binds answers, and a large model takes the rest,
-    a candidate is worth what its plan is. Naming another candidate later chooses anew.
+    accurate; one that task.yaml names before all. Where no candidate may answer every request, each is worth what its
+    plan is. Naming another candidate later chooses anew.
     """
     file, saved = project.file, run_folder.find(Finalists, FINALISTS)
     if saved is not None and file.goes_live in (*RULES, *saved.names):
@@ -80,10 +87,13 @@ def fix_finalists(project: Project, run_folder: RunFolder) -> Finalists:
     measured, leaks = choosing_evaluations(run_folder), find_split_leaks(project, run_folder)
     n_test = sum(row.key not in leaks.keys for row in project.rows.test.examples)
     expected = {one.candidate: would_pass(file.gate, one, n_test) for one in measured}
-    rule, options = _worth_rule(file), [Choice.alone(one) for one in measured]
-    if file.binds_answers and (large := _large(run_folder)) is not None:
-        rule, options = rule._replace(alike=1.0), [plan_option(one, file.routing.guarantee, large) for one in measured]
-    names = choose_candidates(options, rule, expected=expected.__getitem__)
+    if _by_plan(file):
+        large = _large(run_folder) if _by_large(file) else None
+        ordered = _plan_rule(file).order(plan_options(measured, *_certifying(project), large))
+        names = sorted((one.candidate for one in ordered), key=lambda name: file.sets_gate and not expected[name])
+    else:
+        options = [Choice.alone(one) for one in measured]
+        names = choose_candidates(options, _worth_rule(file), expected=expected.__getitem__)
     names += [name for name in candidate_names() if name not in names and run_folder.evaluation(name, "test")]
     names.sort(key=lambda name: name != file.goes_live)
     found = Finalists(names=tuple(names[:MAX_FINALISTS]), shares=level_shares(names[:MAX_FINALISTS]))
@@ -97,14 +107,12 @@ def expected_plans(project: Project, run_folder: RunFolder, *, instead_of: str =
     `instead_of` is a candidate that may answer alone: only the plans of less expected loss are left, which takes a
     declared price of a wrong answer and a known one of the large model.
     """
-    rule, large, file = _worth_rule(project.file)._replace(alike=1.0), _large(run_folder), project.file
+    rule, large, file = _plan_rule(project.file), _large(run_folder), project.file
     finalists = fix_finalists(project, run_folder).names
     measured = [one for one in choosing_evaluations(run_folder) if one.candidate in finalists]
-    options = [
-        plan_option(one, file.routing.guarantee, large)
-        for one in measured
-        if file.goes_live in (*RULES, one.candidate) and run_folder.evaluation(one.candidate, "calibration")
-    ]
+    named = [one for one in measured if file.goes_live in (*RULES, one.candidate)]
+    able = [one for one in named if run_folder.evaluation(one.candidate, "calibration")]
+    options = plan_options(able, *_certifying(project), large)
     if not instead_of:
         return rule.order(options)
     alone = [Choice.alone(one) for one in measured if one.candidate == instead_of]
@@ -114,20 +122,80 @@ def expected_plans(project: Project, run_folder: RunFolder, *, instead_of: str =
     return ordered[: ordered.index(alone[0])]
 
 
-def plan_option(measured: Evaluation, guarantee: Guarantee, large: Evaluation | None) -> Choice:
-    """Return the plan that keeps as many of the most confident answers as are wrong at most as often as is guaranteed.
+def plan_options(
+    measured: Sequence[Evaluation], guarantee: Guarantee, n_rows: Mapping[str, int], large: Evaluation | None = None
+) -> list[Choice]:
+    """Return a plan for each candidate: it keeps as many of its most confident answers as its certificate, on average.
 
-    Without a limit on errors it keeps as many as are right. Without a price of the large model an escalated request
-    costs 1 USD, more than any small answer, and is right.
+    `n_rows`: rows that certify, by the language that is told, or under "" where one promise is about all. Of too few
+    to show anything, as many times more are assumed as do; without a limit on errors as many stay as are right.
+    Without a price of the large model an escalated request costs 1 USD, more than any small answer, and is right.
     """
-    rows = sorted(measured.rows, key=lambda row: -(row.confidence or 0.0))
-    right, n = np.array([row.correct for row in rows], dtype=bool), np.arange(1, len(rows) + 1)
-    fine = n <= right.sum() if guarantee.max_error is None else np.cumsum(~right) <= guarantee.max_error * n
-    n_kept = int(n[fine].max(initial=0))
     price, error = (1.0, 0.0) if large is None else (large.cost_usd_per_1k / 1000, 1 - large.accuracy.value)
-    wrong = {row.key: float(not row.correct) if i < n_kept else error for i, row in enumerate(rows)}
-    usd = measured.cost_usd_per_1k / 1000 + (1 - n_kept / max(1, len(rows))) * price
-    return Choice(measured.candidate, usd, wrong)
+    answers = [_by_language(one, guarantee) for one in measured]
+    kept = [dict.fromkeys(own, one.accuracy.value) for one, own in zip(measured, answers, strict=True)]
+    for times in MORE_ROWS if guarantee.max_error is not None else ():
+        more = {name: int(times) * n for name, n in n_rows.items()}
+        kept = [_expected_shares(own, guarantee, more) for own in answers]
+        if max((share for one in kept for share in one.values()), default=1.0) >= LITTLE:
+            break
+    options = []
+    for one, own, shares in zip(measured, answers, kept, strict=True):
+        n_kept = {language: round(shares.get(language, 0.0) * len(rows)) for language, rows in own.items()}
+        wrong = {
+            row.key: float(not row.correct) if i < n_kept[language] else error
+            for language, rows in own.items()
+            for i, row in enumerate(rows)
+        }
+        share = sum(shares.get(name, 0.0) * n for name, n in n_rows.items()) / max(1, sum(n_rows.values()))
+        options.append(Choice(one.candidate, one.cost_usd_per_1k / 1000 + (1 - share) * price, wrong))
+    return options
+
+
+def _by_language(measured: Evaluation, guarantee: Guarantee) -> dict[str, list[EvaluatedRow]]:
+    """Return the answers, the most confident first, by the language that is told; under "" if it counts for nothing."""
+    found = dict[str, list[EvaluatedRow]]()
+    for row in sorted(measured.rows, key=lambda row: -(row.confidence or 0.0)):
+        found.setdefault(detect_language(row.text) if guarantee.languages else "", []).append(row)
+    return found
+
+
+def _expected_shares(
+    answers: Mapping[str, Sequence[EvaluatedRow]], guarantee: Guarantee, n_rows: Mapping[str, int]
+) -> dict[str, float]:
+    """Return the share that a certificate on so many rows keeps on average, by language."""
+    groups = guarantee.languages or ("",)
+    level = LARGE * (1 - guarantee.confidence) / (guarantee.n_limits * len(groups))
+    found = dict[str, float]()
+    for name in groups:
+        rows = answers.get(name, ())
+        right = np.array([row.correct for row in rows], dtype=bool)
+        scores = np.array([row.confidence or 0.0 for row in rows])
+        found[name] = expected_share(scores, right, n_rows.get(name, 0), guarantee.limits["error"], level)
+    return found
+
+
+def _certifying(project: Project) -> tuple[Guarantee, dict[str, int]]:
+    """Return the guarantee, and how many rows certify it, by language; neither an answer nor a test row is read."""
+    guarantee, rows = with_languages(project), project.rows.calibration.examples
+    n = Counter(detect_language(row.text) if guarantee.languages else "" for row in rows)
+    times = 1 + len(project.rows.test) / max(1, len(rows)) if project.file.data.one_source else 1.0
+    return guarantee, {name: round(times * of) for name, of in n.items()} or {"": 1}
+
+
+def _by_plan(file: TaskFile) -> bool:
+    """Return True if no candidate may answer every request: its plan goes live, or nothing."""
+    return file.binds_answers or not file.sets_gate or file.gate.accuracy_at_least == 1
+
+
+def _by_large(file: TaskFile) -> bool:
+    """Return True if finalists are ranked by the large model's error, which calibration rows tell."""
+    return _by_plan(file) and file.routing.usd_per_wrong_answer is not None
+
+
+def _plan_rule(file: TaskFile) -> WorthRule:
+    """Return the rule for plans: all meet the promise, so the cheapest comes first, unless errors have a price."""
+    return WorthRule(1.0, _worth_rule(file).usd_per_wrong_answer, alike=1.0)
 
 
 def _worth_rule(file: TaskFile) -> WorthRule:
@@ -183,7 +251,7 @@ def fix_before_test(project: Project, run_folder: RunFolder) -> None:
     if not path.exists() and not any((run_folder.path / "evaluations").glob("*-test.json")):
         fitted = [one.name for one in fitted_candidates(project, run_folder)]
         # Plans are ranked by the large model's error on calibration rows: parts by that rank would depend on them.
-        ranked = project.file.binds_answers and run_folder.evaluation("large", "calibration") is not None
+        ranked = _by_large(project.file) and run_folder.evaluation("large", "calibration") is not None
         finalists = None if ranked else run_folder.find(Finalists, FINALISTS)
         shares = finalists.shares if finalists else dict.fromkeys(fitted, 1.0)
         parts = {name: share / sum(shares.values()) for name, share in shares.items()}

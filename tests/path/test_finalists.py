@@ -22,7 +22,7 @@ from smallfirst.path.finalists import (
     fix_before_test,
     fix_finalists,
     no_finalists,
-    plan_option,
+    plan_options,
 )
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.run_folder import FINALISTS, Finalists, RunFolder
@@ -48,15 +48,17 @@ def labelled(part: str, n: int, **more: str) -> list[dict[str, str]]:
     ]
 
 
-def project(folder: Path, *, split: bool = True, data: dict[str, Any] | None = None, **routing: Any) -> Project:
-    """Rows that the run splits itself, or files of each part; a gate of 0.6."""
+def project(
+    folder: Path, *, split: bool = True, data: dict[str, Any] | None = None, gate: bool = True, **routing: Any
+) -> Project:
+    """Rows that the run splits itself, or files of each part; a gate of 0.6 unless there is none."""
     write_rows(folder / "train.jsonl", labelled("train", 120))
     named: dict[str, Any] = {"train": "train.jsonl"}
     for part, n in () if split else (("validation", 60), ("test", 40)):
         if not (folder / f"{part}.jsonl").exists():
             write_rows(folder / f"{part}.jsonl", labelled(part, n))
         named[part] = f"{part}.jsonl"
-    more = {"labels": ["a", "b"], "routing": routing, "gate": {"accuracy_at_least": 0.6}}
+    more = {"labels": ["a", "b"], "routing": routing} | ({"gate": {"accuracy_at_least": 0.6}} if gate else {})
     return task_of(folder, {}, data=named | (data or {}), **more)
 
 
@@ -105,24 +107,25 @@ def test_nothing_is_fixed_after_a_test_row_was_read(tmp_path: Path) -> None:
     assert "not fixed before" in find_joined(of, run_folder, "words").why_not
 
 
-def test_without_a_rank_that_is_free_of_calibration_rows_all_candidates_share_alike(tmp_path: Path) -> None:
-    """A large model's error on calibration rows ranks plans, and these rows certify too."""
-    of, run_folder = project(tmp_path, guarantee={"max_error": 0.1}), RunFolder(tmp_path / "tasks" / "run")
+@pytest.mark.parametrize(("price", "free"), [(None, True), (0.1, False)])
+def test_without_a_rank_that_is_free_of_calibration_rows_all_candidates_share_alike(
+    tmp_path: Path, price: float | None, free: bool
+) -> None:
+    """With a price of errors the large model's error on calibration rows ranks plans, and these rows certify too."""
+    of = project(tmp_path, guarantee={"max_error": 0.1}, usd_per_wrong_answer=price)
     large = LargeConfig.model_validate({"recorded": "large.jsonl"})
-    with_large = of._replace(file=of.file.model_copy(update={"large": large}))
-    for one, finalists in ((of, False), (with_large, True)):
-        run_folder = RunFolder(tmp_path / "tasks" / f"run {finalists}")
-        for name in ("words", "encoder"):
-            run_folder.model_folder(name).mkdir(parents=True)
-        if finalists:
-            shares = {"encoder": 0.6, "words": 0.2}
-            Finalists(names=("encoder", "words"), shares=shares).save(run_folder.path / FINALISTS)
+    for one, alike in ((of, False), (of._replace(file=of.file.model_copy(update={"large": large})), not free)):
+        run_folder = RunFolder.new("desk")
+        Finalists(names=("encoder", "words"), shares={"encoder": 0.6, "words": 0.2}).save(run_folder.path / FINALISTS)
+        if one is not of:
             asked = evaluation_of([evaluated_row("1", "a", "a")], candidate="large", split="calibration")
             run_folder.save_evaluation(asked)
+        for name in ("words", "encoder"):
+            run_folder.model_folder(name).mkdir(parents=True)
         fix_before_test(one, run_folder)
         parts = FixedBeforeTest.load(run_folder.path / FIXED).parts
         assert sum(parts.values()) == pytest.approx(1)
-        assert len(set(parts.values())) == 1
+        assert (len(set(parts.values())) == 1) is alike
 
 
 @pytest.mark.parametrize("changed", [{"guarantee": {"max_error": 0.1}}, {"domain": "off"}])
@@ -256,17 +259,49 @@ def test_out_of_fold_answers_choose_where_a_candidate_has_them_and_who_is_no_fin
     assert "on 8 rows to select with" in told["small"]
 
 
-def test_a_plan_keeps_as_much_as_is_wrong_as_seldom_as_is_guaranteed() -> None:
-    def share(rows: list[EvaluatedRow], guarantee: Guarantee) -> float:
+def test_a_plan_keeps_what_its_certificate_is_expected_to_keep() -> None:
+    def share(n_right: int, n_certify: int, **limits: Any) -> float:
         """What is not kept costs 1 USD."""
-        return 1 - plan_option(evaluation_of(rows, candidate="words", cost_usd_per_1k=0.0), guarantee, None).usd
+        guarantee = Guarantee.model_validate(limits)
+        [plan] = plan_options([measured("words", n_right, 0.0)], guarantee, {"": n_certify})
+        return 1 - plan.usd
 
-    rows = [row(i, i not in (5, 8, 9), 1 - i / 20) for i in range(10)]
-    assert share(rows, Guarantee(max_error=0.05)) == 0.5  # the sixth most confident is wrong
-    assert share(rows, Guarantee(max_error=0.2)) == 0.8
-    assert share(rows[::-1], Guarantee(max_error=0.3)) == 1.0
-    assert share(rows, Guarantee(max_error=None, max_accuracy_loss=0.01)) == pytest.approx(0.7)
-    assert share([], Guarantee()) == 0.0
+    assert share(150, 400) < 0.63 < 0.9 < share(248, 400)  # three fifths are surely right
+    assert share(150, 100) < share(150, 400)
+    assert 0.1 <= share(150, 20) == share(150, 80) < share(150, 400)  # 20 rows show nothing: as many more as do
+    assert share(150, 400, max_error=None, max_accuracy_loss=0.01) == pytest.approx(0.6)
+    [nothing] = plan_options([evaluation_of([], candidate="words", cost_usd_per_1k=0.0)], Guarantee(), {"": 400})
+    assert nothing.usd == 1
+
+
+def test_where_nothing_may_answer_alone_the_first_is_what_keeps_most_not_what_errs_least(tmp_path: Path) -> None:
+    """Of words that keep little the plan errs less, since all the rest counts as right."""
+    run_folder, names = RunFolder.new("desk"), ("words", "encoder", "multilingual")
+    for name, n_right in zip(names, (150, 190, 235), strict=True):
+        for split in ("selection", "calibration"):
+            run_folder.save_evaluation(measured(name, n_right, 0.1, split=split))
+    of = project(tmp_path, gate=False)
+    assert fix_finalists(of, run_folder).names == names[::-1]
+    assert [one.candidate for one in expected_plans(of, run_folder)] == [*names[::-1]]
+
+
+def test_by_language_a_plan_keeps_what_each_is_expected_to_show_in_the_mix_of_the_rows_that_certify() -> None:
+    english, german = "wake me up at seven tomorrow morning", "weck mich bitte morgen früh um sieben Uhr"
+
+    def answers(name: str, english_right: int, german_right: int) -> Evaluation:
+        rows = [row(i, i < english_right, 1 - i / 250).model_copy(update={"text": english}) for i in range(250)]
+        rows += [row(250 + i, i < german_right, 1 - i / 50).model_copy(update={"text": german}) for i in range(50)]
+        return evaluation_of(rows, candidate=name, cost_usd_per_1k=0.0)
+
+    both = [answers("words", 250, 10), answers("multilingual", 220, 46)]
+    guarantee = Guarantee.model_validate({"languages": ["de", "en"]})
+    shares = [[1 - one.usd for one in plan_options(both, guarantee, n)] for n in ({"en": 400}, {"en": 200, "de": 200})]
+    assert shares[0][0] > shares[0][1]
+    assert shares[1][0] < shares[1][1]
+    [words, _] = plan_options(both, guarantee, {"en": 200, "de": 200})
+    assert [words.wrong["0"], words.wrong["299"]] == [0, 0]  # a German request goes to the large model
+    [unknown] = plan_options(both[:1], guarantee, {"en": 200, "fi": 200})
+    assert 1 - unknown.usd == pytest.approx(shares[0][0] / 2, abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -325,7 +360,7 @@ def test_the_plan_of_the_most_worth_comes_first(many: Project, run_folder: RunFo
     plans = expected_plans(many, run_folder)
     assert plans[0].candidate == "tuned"
     n_escalated = sum(error == pytest.approx(0.04) for error in plans[0].wrong.values())  # 240 of 250 are right
-    assert 1000 * plans[0].usd == pytest.approx(0.37 + 10 * n_escalated / 250)
+    assert 1000 * plans[0].usd == pytest.approx(0.37 + 10 * n_escalated / 250, abs=10 / 250)
     assert [one.candidate for one in expected_plans(set_routing(many, small="encoder"), run_folder)] == ["encoder"]
 
 

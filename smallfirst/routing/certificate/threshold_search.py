@@ -143,6 +143,11 @@ def chance_to_show(scores: np.ndarray, right: np.ndarray, n: int, limit: float, 
     return float((kept > 0).mean(axis=1).max()) if len(right) else 1.0
 
 
+def expected_share(scores: np.ndarray, right: np.ndarray, n: int, limit: float, level: float) -> float:
+    """Return the share of `n` rows like these selection rows that is kept on average from the best start, in [0, 1]."""
+    return float(_kept_in_worlds(scores, right, n, limit, level).mean(axis=1).max()) / n if n else 0.0
+
+
 def _kept_in_worlds(scores: np.ndarray, right: np.ndarray, n: int, limit: float, level: float) -> np.ndarray:
     """Return by start of CHOICES and drawn world how many of `n` rows are kept from it on; no rows tell nothing.
 
