@@ -19,6 +19,7 @@ from smallfirst.tasks.task import PartCounts, ScoredAnswer, Task
 class Answer(Task):
     """Questions with short answers. A row's text is its context, if any, a blank line, and the question."""
 
+    row_formats: ClassVar[tuple[RowFormat, ...]] = ("question", "prompt")
     request_noun: ClassVar[str] = "questions"
 
     kind: Literal["answer"] = "answer"
@@ -44,10 +45,6 @@ class Answer(Task):
     @property
     def closed(self) -> tuple[str, ...]:
         return self.choices
-
-    @property
-    def row_formats(self) -> tuple[RowFormat, ...]:
-        return ("question", "prompt")
 
     @property
     def part(self) -> Literal["label", ""]:

@@ -34,6 +34,9 @@ class FunctionLimit(Record):
 class Call(Task):
     """An assistant's next function call."""
 
+    row_formats: ClassVar[tuple[RowFormat, ...]] = ("call",)
+    part: ClassVar[Literal["label"]] = "label"
+    pass_score: ClassVar[float] = 1.0
     request_noun: ClassVar[str] = "turns"
     no_answer: ClassVar[str | None] = NO_CALL
     answered_noun: ClassVar[str] = "calls"
@@ -83,18 +86,6 @@ class Call(Task):
     def names(self) -> tuple[str, ...]:
         """The names of the functions, in alphabetical order."""
         return tuple(str(tool["name"]) for tool in self.tools)
-
-    @property
-    def row_formats(self) -> tuple[RowFormat, ...]:
-        return ("call",)
-
-    @property
-    def part(self) -> Literal["label"]:
-        return "label"
-
-    @property
-    def pass_score(self) -> float:
-        return 1.0
 
     @classmethod
     def expand_settings(cls, settings: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pydantic
 
@@ -15,6 +15,8 @@ from smallfirst.tasks.task import ScoredAnswer, Task
 
 class Chat(Task):
     """A task whose answers are open text."""
+
+    row_formats: ClassVar[tuple[RowFormat, ...]] = ("prompt", "chat", "question")
 
     kind: Literal["chat"] = "chat"
     scorers: tuple[str, ...] = ("token_f1",)
@@ -32,10 +34,6 @@ class Chat(Task):
         for name in self.scorers:
             SCORERS.check(name, where=f"task {self.name}")  # before anything is trained or paid for
         return self
-
-    @property
-    def row_formats(self) -> tuple[RowFormat, ...]:
-        return ("prompt", "chat", "question")
 
     def system_message(self) -> str:
         return self.about or "Answer the user's message."

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pydantic
 
@@ -34,6 +34,9 @@ MIN_ANSWER_TOKENS, MAX_ANSWER_TOKENS = 32, 1024
 
 class Classify(Task):
     """A closed-set classification task."""
+
+    part: ClassVar[Literal["label"]] = "label"
+    pass_score: ClassVar[float] = 1.0
 
     kind: Literal["classify"] = "classify"
     labels: tuple[str, ...]
@@ -63,10 +66,6 @@ class Classify(Task):
     @property
     def row_formats(self) -> tuple[RowFormat, ...]:
         return ("labels",) if self.multiple else ("label",)
-
-    @property
-    def part(self) -> Literal["label"]:
-        return "label"
 
     @classmethod
     def expand_settings(cls, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -131,10 +130,6 @@ class Classify(Task):
     def max_answer_tokens(self) -> int:
         written = [to_json(list(self.labels))] if self.multiple else self.labels
         return min(MAX_ANSWER_TOKENS, max(MIN_ANSWER_TOKENS, *(len(text.encode()) + 2 for text in written)))
-
-    @property
-    def pass_score(self) -> float:
-        return 1.0
 
     def answer_schema(self) -> Mapping[str, Any] | None:
         """Return a list of labels where there may be several; `parse` takes a repeated one once."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pydantic
 
@@ -34,6 +34,10 @@ _WORDS = {"string": "text", "integer": "whole number", "number": "number", "bool
 class Extract(Task):
     """Fields to be read out of texts."""
 
+    row_formats: ClassVar[tuple[RowFormat, ...]] = ("target",)
+    part: ClassVar[Literal["field"]] = "field"
+    pass_score: ClassVar[float] = 1.0
+
     kind: Literal["extract"] = "extract"
     json_schema: dict[str, Any]
     """JSON schema of an answer (see `tasks.json.schema` for what it may contain), kept in its closed form. A task file
@@ -60,18 +64,6 @@ class Extract(Task):
     def fields(self) -> tuple[FieldSpec, ...]:
         """Every place for a value, in schema order."""
         return list_fields(self.json_schema)
-
-    @property
-    def row_formats(self) -> tuple[RowFormat, ...]:
-        return ("target",)
-
-    @property
-    def part(self) -> Literal["field"]:
-        return "field"
-
-    @property
-    def pass_score(self) -> float:
-        return 1.0
 
     @classmethod
     def setting_names(cls) -> frozenset[str]:
