@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 from scipy import optimize, stats
 
+from smallfirst.base.progress import one_line
 from smallfirst.base.records import Record, fingerprint
 from smallfirst.data.copies import clusters
 from smallfirst.data.dataset import fold_text
@@ -113,7 +114,7 @@ class DataIssue(Record):
         lines += [f"  {old} → {new}" for old, new in list(self.names.items())[:_EXAMPLES]]
         for one in self.examples:
             said = f"{one.given}{f'  (rather {one.suggested})' if one.suggested else ''}"
-            lines.append(f"  {one.place}  {_short(one.text)} → {said}")
+            lines.append(f"  {one.place}  {one_line(one.text, 60)} → {said}")
         return lines
 
 
@@ -210,10 +211,7 @@ class _Search:
     # Names
 
     def _names(self, i: int) -> frozenset[str]:
-        answer = self.answers[i]
-        if isinstance(answer, str):
-            return frozenset([answer])
-        return frozenset(map(str, answer)) if isinstance(answer, dict | list) else frozenset()
+        return names_in(self.answers[i])
 
     def _outside(self) -> Iterator[DataIssue]:
         at = [i for i in range(self.n) if self.answers[i] is None or (self.labels and self._names(i) - self.labels)]
@@ -254,7 +252,7 @@ class _Search:
         if min(len(after), len(before)) < _LEAST:
             return
         fewer = after if len(after) <= len(before) else before
-        self.answers = [_renamed(answer, names) for answer in self.answers]
+        self.answers = [with_names(answer, names) for answer in self.answers]
         since = self.rows[day].at
         noun, more = "label" if self.kind is str else "name", len(names) > 1
         what = f"{len(names)} {noun}{'s have others' if more else ' has another'} since {since:%Y-%m-%d}"
@@ -478,7 +476,15 @@ def _aspect(name: str, values: Sequence[str]) -> _Aspect:
     return _Aspect(name, tuple(categories.tolist()), given)
 
 
-def _renamed(answer: Any, names: Mapping[str, str]) -> Any:
+def names_in(answer: Any) -> frozenset[str]:
+    """Return the label, the labels or the fields of an answer; none of anything else."""
+    if isinstance(answer, str):
+        return frozenset([answer])
+    return frozenset(map(str, answer)) if isinstance(answer, dict | list) else frozenset()
+
+
+def with_names(answer: Any, names: Mapping[str, str]) -> Any:
+    """Return an answer with other names of its label, labels or fields."""
     if isinstance(answer, str):
         return names.get(answer, answer)
     if isinstance(answer, dict):
@@ -488,8 +494,3 @@ def _renamed(answer: Any, names: Mapping[str, str]) -> Any:
 
 def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 60 else f"{line[:59]}…"

@@ -17,7 +17,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from smallfirst.base.records import Record
-from smallfirst.models.calls.mentions import Candidates, Mention, State, as_json, known_strings, word_list
+from smallfirst.data.row_formats import to_json
+from smallfirst.models.calls.mentions import Candidates, Mention, State, known_strings, word_list
 from smallfirst.models.protocol import ValuePlace
 from smallfirst.tasks.value_matching import normalize_value
 
@@ -93,7 +94,7 @@ class Argument:
         def add(mentions: Iterable[tuple[Any, Mention]]) -> None:
             for given, mention in mentions:
                 value = _as_number(given) if self.plan.is_number else given
-                found.setdefault(names.setdefault(_comparable(value), as_json(value)), []).append(mention)
+                found.setdefault(names.setdefault(_comparable(value), to_json(value)), []).append(mention)
 
         add(self._known(state, seen))
         add(self._in_its_form(state))
@@ -109,7 +110,7 @@ class Argument:
         plan, held = self.plan, state.fields.get(self.plan.name, [])
         if self._pattern is not None and plan.kind != "closed":
             listed = state.listed(self._pattern, self._forms, "listed")
-            yield from ((value, mention) for value, mention in listed if seen.get(as_json(value), 0) > 0)
+            yield from ((value, mention) for value, mention in listed if seen.get(to_json(value), 0) > 0)
         yield from held
         yield from known_strings(state, [plan.name])
         if plan.kind == "text":
@@ -192,7 +193,7 @@ class Argument:
 
     def place(self, state: State, value: str) -> ValuePlace | None:
         """Return where a chosen value, as JSON, is said last, a usual one by the argument's name; None if nowhere."""
-        mentions = [one for known, one in state.fields.get(self.plan.name, ()) if as_json(known) == value]
+        mentions = [one for known, one in state.fields.get(self.plan.name, ()) if to_json(known) == value]
         if self.plan.kind != "closed":
             mentions += self.candidates(state, self.plan.seen).get(value, [])
         if value in self._words:
@@ -236,7 +237,7 @@ class Argument:
                 found[f"near topic|{role}"] = float(any(self._name.match(word) for word in around))
             found[f"{value} topic|{role}"] = words.topic(self._name, role)
         own = [
-            (mention.age, as_json(known) == value)
+            (mention.age, to_json(known) == value)
             for known, mention in state.fields.get(self.plan.name, ())
             if mention.source == "call"
         ]
@@ -434,7 +435,7 @@ def plan_argument(
     function: str, name: str, schema: Mapping[str, Any], values: Sequence[Any], seen: Mapping[str, int]
 ) -> ArgumentPlan:
     """Return the plan of an argument from its training values; `seen`: rows by value of all arguments of the name."""
-    own = Counter(map(as_json, values))
+    own = Counter(map(to_json, values))
     usual = {value for value, n in own.items() if n >= MIN_SEEN}
     texts = [value for value in values if isinstance(value, str)]
     is_number = schema.get("type") in ("integer", "number")
@@ -467,4 +468,4 @@ def gold_place(options: Options, value: Any) -> int | None:
 
 
 def _comparable(value: Any) -> object:
-    return as_json(value).casefold() if isinstance(value, dict | list) else normalize_value(value, "case")
+    return to_json(value).casefold() if isinstance(value, dict | list) else normalize_value(value, "case")

@@ -22,6 +22,7 @@ from scipy import special
 from smallfirst.base.files import write_atomically
 from smallfirst.base.progress import ProgressCallback, no_progress
 from smallfirst.data.conversations import NO_CALL, write_call
+from smallfirst.data.row_formats import to_json
 from smallfirst.models.calls.arguments import (
     PHRASES_BELOW,
     Argument,
@@ -33,7 +34,7 @@ from smallfirst.models.calls.arguments import (
     plan_argument,
 )
 from smallfirst.models.calls.injection import Embed, InjectionGuard
-from smallfirst.models.calls.mentions import State, as_json
+from smallfirst.models.calls.mentions import State
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import open_encoder
 from smallfirst.models.linear.tfidf import SparseRow, SparseRows, Vocabulary, sparse_matrix, term_row, word_grams
@@ -306,8 +307,8 @@ def _fit_arguments(
     own: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for one in calls:
         for name, value in one.call["arguments"].items():
-            seen[name][as_json(value)] += 1
-            own[one.group, name][as_json(value)] += 1
+            seen[name][to_json(value)] += 1
+            own[one.group, name][to_json(value)] += 1
     n_arguments, done = sum(len(task.parameters(function)) for function in task.names), 0
     for function in task.names:
         at = [i for i, one in enumerate(calls) if one.call["name"] == function]
@@ -315,7 +316,7 @@ def _fit_arguments(
         for name, schema in task.parameters(function).items():
             done += 1
             progress(done, n_arguments, f"{function}.{name}")
-            given = [as_json(one.call["arguments"][name]) if name in one.call["arguments"] else None for one in rows]
+            given = [to_json(one.call["arguments"][name]) if name in one.call["arguments"] else None for one in rows]
             if not any(given):
                 continue
             values = [json.loads(value) for value in given if value is not None]

@@ -8,7 +8,6 @@ made up: a value without a place is a usual one of a closed set, judged from wor
 from __future__ import annotations
 
 import datetime as dt
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -230,8 +229,3 @@ def _phrases(text: str) -> Iterator[tuple[int, int, str]]:
             if _BREAK.search(text, start, end):
                 break
             yield start, end, text[start:end]
-
-
-def as_json(value: object) -> str:
-    """Return a value as candidates are named."""
-    return json.dumps(value, ensure_ascii=False)

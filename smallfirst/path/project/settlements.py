@@ -18,7 +18,7 @@ from smallfirst.base.files import write_atomically
 from smallfirst.base.records import Record, fingerprint, parse_json_lines
 from smallfirst.data.dataset import Example
 from smallfirst.data.row_formats import to_json
-from smallfirst.measuring.data_issues import SINGLE_ROWS, SYSTEMATIC, DataIssue, IssueKind
+from smallfirst.measuring.data_issues import SINGLE_ROWS, SYSTEMATIC, DataIssue, IssueKind, names_in, with_names
 from smallfirst.path.project.rows import PARTS, Rows
 from smallfirst.path.project.task_file import TaskFile
 
@@ -127,7 +127,7 @@ def renamed(example: Example, made: Sequence[Settlement]) -> Example:
     """Return a row with its answer under the new names."""
     for one in made:
         if one.decision == "map":
-            example = _with_answer(example, _rename(_value(example), one.names))
+            example = _with_answer(example, with_names(_value(example), one.names))
     return example
 
 
@@ -149,7 +149,7 @@ def _change(one: Settlement, *, learnt: bool) -> Callable[[Example], Example | N
         if one.decision == "map":
             return renamed(example, [one])
         if one.kind == "versions":
-            return None if names & _names(example) else example
+            return None if names & names_in(_value(example)) else example
         if one.kind == "rule" and one.since is not None:
             is_old = one.decision == "old"  # then what lost rows to another answer is right as it is, early and late
             # Not all that changed is found, so what measures and certifies is of one side of the day alone.
@@ -173,17 +173,6 @@ def _change(one: Settlement, *, learnt: bool) -> Callable[[Example], Example | N
 
 def _value(example: Example) -> Any:
     return json.loads(example.answer) if example.shape in ("labels", "target") else example.answer
-
-
-def _names(example: Example) -> frozenset[str]:
-    value = _value(example)
-    return frozenset([value]) if isinstance(value, str) else frozenset(map(str, value))
-
-
-def _rename(value: Any, names: Mapping[str, str]) -> Any:
-    if isinstance(value, dict):
-        return {names.get(key, key): held for key, held in value.items()}
-    return [names.get(item, item) for item in value] if isinstance(value, list) else names.get(value, value)
 
 
 def _with_answer(example: Example, value: Any) -> Example:
