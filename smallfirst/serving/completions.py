@@ -75,6 +75,7 @@ def _default_model(call: ApiCall) -> str:
 
 async def _answer(call: ApiCall, parsed: ParsedRequest) -> None:
     model, request = call.accept(parsed.model, parsed.request)
+    call.response = call.response._replace(places=parsed.places)
     if request.tools:
         check_functions(model, request)
         call.response = call.response._replace(calls=True)

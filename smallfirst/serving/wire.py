@@ -13,6 +13,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from itertools import accumulate
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
@@ -28,6 +29,7 @@ from smallfirst.data.dataset import Message
 from smallfirst.models.protocol import MAX_LOGPROBS, Completion, Request, ResponseFormat, Token
 from smallfirst.serving.errors import ApiError, place_of, validation_error
 from smallfirst.serving.function_calls import message_of, read_conversation
+from smallfirst.tasks.json.fields import map_values
 
 MAX_DEPTH = 64
 """Objects and lists inside one another."""
@@ -109,6 +111,8 @@ class ParsedRequest(NamedTuple):
     request: Request
     stream: bool = False
     include_usage: bool = False
+    places: bool = False
+    """Each value of a JSON answer comes with its place."""
 
 
 def parse_json_object(body: bytes) -> dict[str, Any]:
@@ -300,6 +304,12 @@ class _Common(pydantic.BaseModel):
         return ParsedRequest(self.model, request, self.stream, options.include_usage)
 
 
+class _Wishes(_StrictBody):
+    """What a client asks of smallfirst beyond OpenAI's fields."""
+
+    places: bool = False
+
+
 class ChatBody(_Common):
     """The body of a chat."""
 
@@ -309,6 +319,7 @@ class ChatBody(_Common):
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     response_format: _Form | None = None
     metadata: dict[_TagName, _TagValue] = Field(default={}, max_length=16)
+    smallfirst: _Wishes = _Wishes()
 
     @pydantic.model_validator(mode="after")
     def _logprobs_first(self) -> ChatBody:
@@ -380,7 +391,12 @@ def parse_chat(body: bytes, *, max_messages: int) -> ParsedRequest:
     parsed = parse_body(ChatBody, values, CHAT_IGNORED, CHAT_REFUSED)
     if parsed.messages[-1].role == "assistant":
         raise ApiError(400, "The last message is the one to answer, so it cannot be the assistant's.", param="messages")
-    return parsed.parsed(parsed.to_request().model_copy(update={"tools": tools}))
+    places = parsed.smallfirst.places
+    if places and (tools or parsed.stream or parsed.logprobs or parsed.response_format):
+        rule = "places are part of a whole answer; leave out tools, stream, logprobs and response_format"
+        raise ApiError(400, f"smallfirst.places: {rule}.", param="smallfirst.places")
+    request = parsed.to_request().model_copy(update={"tools": tools})
+    return parsed.parsed(request)._replace(places=places)
 
 
 def parse_completion(body: bytes) -> ParsedRequest:
@@ -423,6 +439,7 @@ class ResponseBuilder(NamedTuple):
     form: Literal["chat", "text"] = "chat"
     calls: bool = False
     """True for an answer to a request with tools, whose text may be a call."""
+    places: bool = False
 
     def whole(self, answer: Completion) -> dict[str, Any]:
         """Return the response to a request that is not streamed."""
@@ -508,6 +525,7 @@ class ResponseBuilder(NamedTuple):
             whole = {"role": "assistant", **made, "annotations": []}
             return {"index": 0, "message": whole, "logprobs": None, "finish_reason": ended}
         text, refusal = (None, answer.text) if answer.refusal else (answer.text, None)
+        text = with_places(answer) if self.places and text else text
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": refusal, "annotations": []}
         said: dict[str, Any] = {"message": message} if self.form == "chat" else {"text": answer.text}
         logprobs = self._logprobs(answer.tokens)
@@ -533,6 +551,22 @@ class ResponseBuilder(NamedTuple):
             "top_logprobs": [dict(token.top) for token in tokens],
             "text_offset": offsets,
         }
+
+
+def with_places(answer: Completion) -> str:
+    """Return a JSON answer with each value as an object: `value`, and `page`, `offset`, `words` of where it was read.
+
+    These are null where that is not known, as of what a large model says. An answer without fields stays as it is.
+    """
+
+    def placed(path: str, value: Any) -> dict[str, Any]:
+        place = answer.read.get(path)
+        return {"value": value, **{name: place and getattr(place, name) for name in ("page", "offset", "words")}}
+
+    with suppress(ValueError, RecursionError):
+        if isinstance(said := json.loads(answer.text), dict):
+            return json.dumps(map_values(said, placed), ensure_ascii=False)
+    return answer.text
 
 
 def _token(text: str, logprob: float, octets: Sequence[int] = ()) -> dict[str, Any]:

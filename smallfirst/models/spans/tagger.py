@@ -29,6 +29,7 @@ from smallfirst.models.spans.model import ENCODER_FOLDER, HEADS_FILE, MarkingNet
 from smallfirst.models.spans.passages import Excerpt, PassageRanker
 from smallfirst.models.spans.plan import AnswerPlan, FieldPlan, FoundValue, assemble, is_allowed, node_at
 from smallfirst.models.spans.values import read_value, spelled_places
+from smallfirst.tasks.json.fields import numbered
 from smallfirst.tasks.json.schema import LIST
 from smallfirst.tasks.value_matching import CURRENCIES
 
@@ -278,11 +279,6 @@ class Tagger:
             if value is not None and read.excerpt.place(start, end):
                 found.append((FoundValue(start, value, end), mark.log_probability))
         return found
-
-
-def numbered(path: str, n: int) -> str:
-    """Return the path of the value `n`, from 0, of those of a list's field: `tags[1]`, `items[1].price`."""
-    return path.replace(LIST, f"[{n}]", 1) if LIST in path else f"{path}[{n}]"
 
 
 def looked_at(text: str, tokenized: TokenizedText, looks: np.ndarray, value: Any) -> Span:

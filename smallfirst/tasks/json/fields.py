@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,31 @@ def flatten(answer: Any) -> dict[str, list[Any]]:
     for path, value in _leaves(answer, "", False):
         found.setdefault(path, []).append(value)
     return found
+
+
+def numbered(path: str, n: int) -> str:
+    """Return the path of the value `n`, from 0, of those of a list's field: `tags[1]`, `items[1].price`."""
+    return path.replace("[]", f"[{n}]", 1) if "[]" in path else f"{path}[{n}]"
+
+
+def map_values(answer: Any, make: Callable[[str, Any], Any]) -> Any:
+    """Return a parsed answer with what `make` says of each value, given its numbered path, in its place; null stays."""
+    seen = Counter[str]()
+
+    def mapped(value: Any, path: str, in_list: bool, listed: bool) -> Any:
+        if isinstance(value, dict):
+            return {
+                name: mapped(held, field_path(path, name, in_list=in_list), False, listed)
+                for name, held in value.items()
+            }
+        if isinstance(value, list):
+            return [mapped(item, list_items_path(path, in_list=in_list), True, True) for item in value]
+        if value is None:
+            return None
+        seen[path] += 1
+        return make(numbered(path, seen[path] - 1) if listed else path, value)
+
+    return mapped(answer, "", False, False)
 
 
 def comparison_key(answer: Any, normalise: Mapping[str, Normalizer]) -> Hashable:

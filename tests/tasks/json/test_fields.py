@@ -16,6 +16,7 @@ from smallfirst.tasks.json.fields import (
     field_metrics,
     field_score,
     flatten,
+    map_values,
     omission_spans,
     value_spans,
     wrong_fields,
@@ -50,6 +51,13 @@ def test_spans_follow_the_paths(answer: Any, texts: dict[str, list[str]]) -> Non
 def test_flat_leaves_out_what_says_nothing() -> None:
     answer = {"a": None, "b": [], "c": {"d": {}}, "e": "", "f": False, "g": [{"h": 0}, {"h": None}, {"h": 1}]}
     assert flatten(answer) == {"e": [""], "f": [False], "g[].h": [0, 1]}
+
+
+def test_values_are_numbered_in_their_order_and_null_stays() -> None:
+    answer = {"a": None, "tags": ["x", None, "y"], "items": [{"n": None}, {"n": 1}, {"n": 2, "s": "z"}], "b": {"c": 0}}
+    paths = {"a": None, "tags": ["tags[0]", None, "tags[1]"], "b": {"c": "b.c"}}
+    paths["items"] = [{"n": None}, {"n": "items[0].n"}, {"n": "items[1].n", "s": "items[0].s"}]
+    assert map_values(answer, lambda path, value: path) == paths
 
 
 def test_the_schema_names_the_same_paths() -> None:
