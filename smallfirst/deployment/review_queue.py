@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
 from smallfirst.base.errors import ModelError
+from smallfirst.data.pages import PagePlace, is_document, kept_span, marked_passages
 from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, FeedbackRow, LedgerRow, StateRow, standing
@@ -184,10 +185,22 @@ class QueueRoutes:
             "at": row.at.isoformat(),
             "question": json.loads(row.request_text or "[]"),
             "answer": row.answer_text,
+            "passages": _read(row),
             "draft": draft and {"model": draft.answered_by, "answer": draft.text, "confidence": draft.confidence},
             "marks": [mark(one) for one in said],
             **_choices(router, row, draft, [one.answer for one in said if one.answer]),
         }
+
+
+def _read(row: LedgerRow) -> list[dict[str, Any]]:
+    """Return what stands around the values that were read in a stored document, with their names."""
+    asked = [content for role, content in json.loads(row.request_text or "[]") if role == "user"]
+    if not asked or not is_document(asked[-1]):
+        return []
+    places = {path: place for step in row.steps for path, place in step.read.items() if place and place.page}
+    spans = {path: kept_span(asked[-1], PagePlace(p.page, p.offset), p.end - p.start) for path, p in places.items()}
+    found = marked_passages(asked[-1], {path: span for path, span in spans.items() if span})
+    return [{"page": one.page, "pieces": [piece._asdict() for piece in one.pieces]} for one in found]
 
 
 def mark(said: FeedbackRow) -> dict[str, Any]:

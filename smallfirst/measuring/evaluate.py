@@ -14,9 +14,9 @@ from smallfirst.base.progress import ProgressCallback, no_progress
 from smallfirst.base.records import Record
 from smallfirst.base.stats.intervals import Estimate, mean_interval, paired_difference, wilson
 from smallfirst.data.dataset import Dataset, Example, sample_rows
-from smallfirst.data.pages import PAGE_BREAK
+from smallfirst.data.pages import is_document
 from smallfirst.models.encoder.sentence_encoder import forget_texts
-from smallfirst.models.protocol import Completion, Model, Request
+from smallfirst.models.protocol import Completion, Model, Request, ValuePlace
 from smallfirst.tasks.task import PartCounts, ScoredAnswer, Task
 
 WARM_UP_ROWS = 3
@@ -148,7 +148,7 @@ def score_row(example: Example, completion: Completion, task: Task, candidate: s
     """Return the outcome of one row: the answer parsed and scored by the task; `candidate` answered unless routed."""
     answer = task.parse(completion.text)
     score = task.score(example.golds, answer)
-    route = completion.route
+    route, long = completion.route, is_document(example.text)
     # A Router may read a confidence of its own from a draft, but has none for an answer without one.
     routed = route.confidence if route and completion.confidence is not None else None
     return EvaluatedRow(
@@ -165,9 +165,7 @@ def score_row(example: Example, completion: Completion, task: Task, candidate: s
         latency_ms=completion.latency_ms,
         cost_usd=completion.cost_usd,
         field_confidence=completion.field_confidence,
-        read={
-            path: f"page {p.page}: {p.words}" for path, p in completion.read.items() if p and PAGE_BREAK in example.text
-        },
+        read={path: place for path, place in completion.read.items() if place and place.page and long},
         wrong_fields=task.wrong_fields(example.golds, answer),
         group=example.group,
         tags=example.tags,
@@ -196,8 +194,8 @@ class EvaluatedRow(Record):
     latency_ms: float
     cost_usd: float
     field_confidence: dict[str, float] = {}
-    read: dict[str, str] = {}
-    """By field path of a document of several pages, the page and the words that the value was read from."""
+    read: dict[str, ValuePlace] = {}
+    """By numbered field path, where a value was read in a text of more than a passage."""
     wrong_fields: tuple[str, ...] | None = None
     """Top-level fields of a JSON answer that are wrong or missing; None where answers have no fields, or no record of
     them was kept."""

@@ -15,6 +15,7 @@ from smallfirst.base.errors import ConfigError, DataError
 from smallfirst.base.progress import Progress, format_table, one_line
 from smallfirst.base.records import Record
 from smallfirst.data.conversations import from_text, to_messages
+from smallfirst.data.pages import PagePlace, kept_span
 from smallfirst.interfaces.cli.options import (
     JSON,
     LEDGER,
@@ -135,15 +136,17 @@ def in_words(found: Explanation) -> Iterator[str]:
 
 
 def _place(place: ValuePlace | None, row: LedgerRow) -> str:
-    """Return where a value was read, with its words where the text is kept and nothing before them was redacted."""
+    """Return where a value was read, with its words where the text is kept and redaction has not moved them."""
     from smallfirst.traffic.harvest import last_user_message
 
     if place is None:
         return "a usual value, judged from words"
     content: Any = last_user_message(row)
-    if not place.page:
-        messages = to_messages(from_text(content))
-        content = messages[place.message].get("content") if place.message < len(messages) else None
+    if place.page:
+        span = kept_span(content, PagePlace(place.page, place.offset), place.end - place.start)
+        return str(place.model_copy(update={"words": one_line(content[slice(*span)])}) if span else place)
+    messages = to_messages(from_text(content))
+    content = messages[place.message].get("content") if place.message < len(messages) else None
     said = str(content)[: place.end] if content else ""
     return str(place if "[" in said else place.model_copy(update={"words": one_line(said[place.start :])}))
 

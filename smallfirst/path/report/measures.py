@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 from smallfirst.base.stats.intervals import Estimate
+from smallfirst.data.pages import MarkedPassage, Span, marked_passages
 from smallfirst.measuring.evaluate import Comparison, EvaluatedRow, Evaluation, compare
 from smallfirst.path.report.data import ReportData
-from smallfirst.tasks.json.fields import flatten
+from smallfirst.tasks.json.fields import field_path, flatten, map_values
 from smallfirst.tasks.task import PartCounts
 
 HOURS_PER_MONTH = 730.0
 NO_ANSWER = "(no answer)"
 N_ERRORS = 3
 """Errors shown for each label or field."""
+_NUMBER = re.compile(r"\[\d+\]")
 
 
 def paired_candidates(data: ReportData) -> tuple[str, dict[str, Comparison]]:
@@ -126,6 +130,54 @@ def differences(gold: str, said: str | None) -> list[FieldPair]:
         if Counter(map(_fold, right)) != Counter(map(_fold, other)):
             state: Any = "wrong" if right and other else "missing" if right else "invented"
             found.append(FieldPair(path, ", ".join(right), ", ".join(other), state))
+    return found
+
+
+class MarkedDocument(NamedTuple):
+    """What was read in a document, and where."""
+
+    row: EvaluatedRow
+    passages: list[MarkedPassage]
+    """Around the marks, which are named by numbered field paths."""
+    wrong: frozenset[str]
+    """Of the marks, those whose value is not the row's."""
+    differing: list[FieldPair]
+    """Fields that are wrong, were not read, or were invented."""
+    unmarked: list[str]
+    """Values of the answer that were read nowhere: a language model wrote them."""
+
+
+def marked_documents(evaluation: Evaluation) -> list[MarkedDocument]:
+    """Return the surest mistake and the surest right answer among documents."""
+    rows = sorted((row for row in evaluation.rows if row.read), key=lambda row: -(row.confidence or 0.0))
+    found = (next((row for row in rows if row.correct is right), None) for right in (False, True))
+    return [_marked(row) for row in found if row is not None]
+
+
+def _marked(row: EvaluatedRow) -> MarkedDocument:
+    wrong = [field_path("", name) for name in row.wrong_fields or ()]
+    golds = {(_NUMBER.sub("[]", path), said) for gold in (row.gold, *row.also) for path, said in _values(gold).items()}
+    said = _values(row.answer)
+    other = {
+        path
+        for path, value in said.items()
+        if path in wrong
+        or (any(is_within(path, name) for name in wrong) and (_NUMBER.sub("[]", path), value) not in golds)
+    }
+    return MarkedDocument(
+        row,
+        marked_passages(row.text, {path: Span(place.start, place.end) for path, place in row.read.items()}),
+        frozenset(other),
+        [pair for pair in differing_fields(row) if any(is_within(pair.path, name) for name in wrong)],
+        [path for path in said if path not in row.read],
+    )
+
+
+def _values(text: str | None) -> dict[str, str]:
+    """Return the values of a JSON answer, folded, by numbered path."""
+    found = dict[str, str]()
+    with suppress(ValueError, RecursionError):
+        map_values(json.loads(text or "null"), lambda path, value: found.setdefault(path, _fold(str(value))))
     return found
 
 

@@ -29,6 +29,8 @@ from smallfirst.routing.certificate.certificate import describe_limit
 
 N_WORST_PARTS, MAX_PARTS = 10, 200
 N_FIRST_CASES, MAX_CASES = 10, 40
+MAX_PASSAGES = 12
+"""Shown of a document."""
 N_FIRST_MEASURES, MAX_CARDS = 2, 4
 
 FILTERS = (
@@ -188,10 +190,12 @@ def _focus(data: ReportData) -> dict[str, Any]:
     return {
         "focus": focus,
         "fields": fields,
+        "documents": measures.marked_documents(focus),
         "worst_parts": parts[:N_WORST_PARTS],
         "other_parts": parts[N_WORST_PARTS:MAX_PARTS],
         "n_parts_left_out": max(0, len(parts) - MAX_PARTS),
         "n_cases": N_FIRST_CASES,
+        "n_passages": MAX_PASSAGES,
         "surest_errors": () if one_label else measures.surest_errors(focus)[:MAX_CASES],
         "n_errors": sum(not row.correct for row in focus.rows),
         "n_confident": len(known),

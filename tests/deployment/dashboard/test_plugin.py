@@ -53,6 +53,8 @@ def test_a_request_shows_its_route_confidence_price_and_guarantee(
     assert shown in card.inner_text().lower()
     assert ("Guaranteed" in card.inner_text()) == (shown == "small path")
     assert page.get_by_role("region", name="Steps").is_visible()
+    where = page.get_by_role("region", name="Where it was read", exact=True)
+    assert where.get_by_role("cell").all_inner_texts() == (["2", answer] if shown == "small path" else [])
 
 
 def test_without_keys_there_is_no_sign_in_and_every_tab(chromium: Any, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx
@@ -101,9 +102,15 @@ def test_a_json_answer_is_corrected_in_an_editor(queue: DashboardServer) -> None
     queue.router.auditing = before._replace(task=Extract(name=TASK, json_schema=schema))
     row = queue.ledger.rows(limit=1)[0]
     values = {"id": "json", "answer_text": '{"sum": 3}', "certified": True, "audited": True, "audit_share": 0.5}
-    queue.ledger.append(LedgerRow.model_validate({**row.model_dump(), **values, "stage": "small"}))
+    text = f"terms {'and so on ' * 60}\f<img src=x onerror=alert(1)> sum: 3 of it"
+    read = {"sum": {"message": 0, "role": "user", "start": 999, "end": 1000, "page": 2, "offset": 34}}
+    step = {"stage": "small", "decision": "kept", "why": "sure", "read": read}
+    values |= {"request_text": json.dumps([["user", text]]), "trail": json.dumps([step]), "stage": "small"}
+    queue.ledger.append(LedgerRow.model_validate({**row.model_dump(), **values}))
     page = queue.open("judge", path="#/queue")
-    page.locator("summary").click()
+    assert page.locator(".turn").first.inner_text() == "page 2: <img src=x onerror=alert(1)> sum: 3 sum of it"
+    assert page.locator("mark").inner_text() == "3"
+    page.get_by_text("The queue (").click()
     page.get_by_role("row", name="Audit").get_by_role("cell", name="here").wait_for()
     page.get_by_text("Fields: sum").wait_for()
     page.keyboard.press("e")

@@ -23,7 +23,7 @@ STEPS: list[dict[str, Any]] = [
         "stage": "small", "decision": "kept", "why": "as sure as the certificate asks for", "model": "toy-small",
         "score": 0.93, "threshold": 0.88, "cost_usd": 0.000019, "latency_ms": 31.0, "function": "Block",
         "read": {"card": {"message": 0, "role": "user", "start": 9, "end": 16}, "lost": None,
-                 "iban": {"message": 0, "role": "user", "start": 12, "end": 16, "page": 2, "offset": 3}},
+                 "iban": {"message": 0, "role": "user", "start": 40, "end": 44, "page": 2, "offset": 3}},
     },
     {"stage": "large", "decision": "not asked", "why": "expected price", "model": "big", "cost_usd": 0.0012},
 ]  # fmt: skip
@@ -40,7 +40,7 @@ def test_a_kept_answer_is_explained_step_by_step_with_prices_and_what_became_of_
         guarantee="at most 3 % of kept answers wrong",
         audit_share=0.02,
         audited=True,
-        request_text=json.dumps([["user", "where is\nmy card"]]),
+        request_text=json.dumps([["user", "where is\nmy card [EMAIL]\fis card [IBAN]"]]),
         answer_text="card_arrival",
     )
     ledger.append(kept)
@@ -49,7 +49,7 @@ def test_a_kept_answer_is_explained_step_by_step_with_prices_and_what_became_of_
     ledger.append(FeedbackRow(id=kept.id, at=NOON, verdict="wrong", answer="refund_request"))
     output = call("explain", kept.id).output
     for line in (
-        "question   where is my card",
+        "question   where is my card [EMAIL] is card [IBAN]",
         "answered   by toy-small (stage small) in 32.2 ms for $0.000020",
         "guarantee  at most 3 % of kept answers wrong",
         "state      drift since 2026-01-02 11:30:00 UTC: because drift (certificate abc123)",
@@ -57,7 +57,7 @@ def test_a_kept_answer_is_explained_step_by_step_with_prices_and_what_became_of_
         "feedback   2026-01-02 12:00:00 UTC, wrong; right is refund_request",
         "read       card: messages[0] (user), characters 9 to 16: my card",
         "read       lost: a usual value, judged from words",
-        "read       iban: messages[0] (user), page 2, offset 3, characters 12 to 16: card",
+        "read       iban: messages[0] (user), page 2, offset 3, characters 40 to 44: card",
         "domain  passed on  0.100    <= 0.400                              the task's own",
         "words   passed on  0.410  never kept   1.2   0.000001  toy-words  not sure enough",
         "large   not asked                           ~0.001200  big        expected price",

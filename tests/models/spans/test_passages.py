@@ -80,7 +80,7 @@ def test_a_measured_document_keeps_the_page_and_words_of_each_value_for_the_repo
     place = Excerpt(asked[0].content, asked[0].content).place(16, 17)
     said = Completion(text='{"total": 5}', answered_by="m", latency_ms=1, cost_usd=0, read={"total": place})
     example = Example(messages=asked, answer='{"total": 5}', shape="target")
-    assert score_row(example, said, Extract(name="bills", json_schema=SCHEMA), "m").read == {"total": "page 2: 5"}
+    assert score_row(example, said, Extract(name="bills", json_schema=SCHEMA), "m").read == {"total": place}
 
 
 def test_passages_hold_every_word_once_and_none_is_of_two_pages() -> None:

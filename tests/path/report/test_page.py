@@ -13,6 +13,7 @@ from smallfirst.base.stats.intervals import wilson
 from smallfirst.data.copies import Leak, LeakReport
 from smallfirst.measuring.outcome import Outcome
 from smallfirst.models.pricing import format_usd
+from smallfirst.models.protocol import ValuePlace
 from smallfirst.path.project.run_folder import GateVerdicts
 from smallfirst.path.report.data import ReportData
 from smallfirst.path.report.formats import percent
@@ -262,6 +263,38 @@ def test_hostile_texts_are_shown_and_never_run(kind: str, samples: Samples) -> N
     assert "<img" not in page
     assert "onerror" not in {name for name, _ in Page(page).attributes}
     assert Page(page).words.count("alert(1)") >= 10
+
+
+def test_a_document_is_shown_by_what_was_read_and_where(samples: Samples) -> None:
+    data = samples["extract"]
+    text = f"{'so on ' * 200}{EVIL}\fGuest Ada {EVIL} of Porto.\f{EVIL} {'and on ' * 200} cot, bed for 3 nights"
+    gold = '{"guest": {"name": "Ada", "city": "Lyon"}, "nights": 3, "extras": ["cot", "tea"], "note": "a"}'
+    said = '{"guest": {"name": "Ada", "city": "Porto"}, "nights": 3, "extras": ["cot", "bed"]}'
+    marks = {"guest.name": "Ada", "guest.city": "Porto", "extras[0]": "cot", "extras[1]": "bed"}
+    read = {
+        path: ValuePlace(message=0, role="user", start=text.index(w), end=text.index(w) + len(w), page=2, words=w)
+        for path, w in marks.items()
+    }
+    row = data.focus.rows[0].model_copy(update={"text": text, "gold": gold, "read": read, "also": ()})
+    wrong = row.model_copy(
+        update={"answer": said, "correct": False, "wrong_fields": ("guest", "extras", "note"), "confidence": 0.9}
+    )
+    right = row.model_copy(update={"answer": gold, "correct": True, "wrong_fields": (), "key": "other"})
+    rows = (right.model_copy(update={"read": {}}), wrong.model_copy(update={"confidence": 0.1}), wrong, right)
+    focus = data.focus.model_copy(update={"rows": rows})
+    page = render(data.model_copy(update={"evaluations": (focus,)}))
+    section = page[page.index('<section id="documents"') : page.index('<section id="mistakes"')]
+    assert "<script" not in section
+    assert "<img" not in section
+    assert "on on on" not in (seen := Page(section).words)
+    assert len(seen) < 2600  # of two documents of 2,800 characters each
+    assert "A mistake, confidence 0.90 page 2 Guest Ada guest. name ✓ right" in seen
+    for told in ("Porto guest. city ✗ wrong", "cot extras[0] ✓ right", "bed extras[1] ✗ wrong"):
+        assert told in seen
+    assert "note missing right: a" in seen
+    assert "Read nowhere, written by a language model: nights" in seen
+    assert "A right answer" in seen
+    assert "missing" not in seen.split("A right answer")[1]
 
 
 def test_thousands_of_long_rows_still_make_a_page_under_two_megabytes(samples: Samples) -> None:

@@ -91,14 +91,16 @@ export async function show(root, { session, params, go, say }) {
     }
     const stored = item.question.length > 0;
     const long = item.question.map(([, content]) => content).join('').length > 240;
+    const asked = item.question.map(([role, content]) => h('p', { class: `turn ${role}` },
+      item.question.length > 1 && h('span', { class: 'soft' }, `${role}: `), content));
     stage.replaceChildren(h('section', { class: `card item${long ? ' long' : ''}`, 'aria-labelledby': 'question-heading' },
       h('p', { class: 'why' }, h('span', { class: `tag ${item.reason}` }, REASONS[item.reason]), ' ', item.why, item.why && '. ',
         h('span', { class: 'soft' }, [tasks.length > 1 && item.task, when(item.at)].filter(Boolean).join(', '))),
       h('div', { class: 'sides' },
         h('div', {},
           h('h2', { id: 'question-heading', tabindex: -1 }, 'Request'),
-          stored ? item.question.map(([role, content]) => h('p', { class: `turn ${role}` },
-            item.question.length > 1 && h('span', { class: 'soft' }, `${role}: `), content))
+          passages(item.passages),
+          stored ? (item.passages.length > 0 ? h('details', {}, h('summary', {}, 'The whole text'), asked) : asked)
             : h('p', { class: 'soft' }, 'Its text is not stored. ', h('code', {}, 'smallfirst serve --store-bodies'), ' keeps the texts of answers to come.'),
           item.marks.length > 0 && h('p', { class: 'bad' }, `${item.marks.map(told).join('; ')}.`)),
         h('div', {}, choices(stored))),
@@ -250,6 +252,10 @@ function summary(marked, body, right) {
   if (right || !body.answer) return `: ${short(marked.answer ?? marked.id)}. `;
   return `: it said ${short(marked.answer)}, right is ${short(body.answer)}. `;
 }
+
+/** Return what stands around the values that the small model read in a document, each with its fields. */
+const passages = (found) => found.map(({ page, pieces }) => h('p', { class: 'turn' }, h('span', { class: 'soft' }, `page ${page}: `),
+  pieces.map(({ text, names }) => (names.length > 0 ? [h('mark', {}, text), h('small', { class: 'soft' }, ` ${names.join(', ')}`)] : text))));
 
 const short = (text) => (text.length > 80 ? `${text.slice(0, 79)}…` : text);
 const told = (one) => `${one.by}${one.judge ? '' : ' (a user)'} marked it ${one.verdict}${one.answer ? `: ${short(one.answer)}` : ''}`;

@@ -45,6 +45,7 @@ function answer(found, bill, role) {
   const how = found.smallfirst;
   const { content, refusal } = found.choices[0].message;
   const text = indented(content ?? refusal);
+  const read = Object.entries(how.read).filter(([, place]) => place?.words);
   const waived = how.steps.find((one) => one.decision === 'not asked');
   return [
     h('section', { class: 'card', 'aria-labelledby': 'answer-heading' },
@@ -62,6 +63,9 @@ function answer(found, bill, role) {
     bill.length > 0 && h('section', { class: 'card', 'aria-labelledby': 'bill-heading' },
       h('h2', { id: 'bill-heading' }, 'Bill'),
       table('What it cost', ['Model', 'For', 'USD', 'Counted by', 'Price from'], bill.map(line))),
+    read.length > 0 && h('section', { class: 'card', 'aria-labelledby': 'read-heading' },
+      h('h2', { id: 'read-heading' }, 'Where it was read'),
+      table('Where each value was read', ['Field', 'Page', 'Words'], read.map(([name, { page, words }]) => [name, page || '–', words]))),
     how.steps.length > 0 && h('section', { class: 'card', 'aria-labelledby': 'steps-heading' },
       h('h2', { id: 'steps-heading' }, 'Steps'),
       table('Who decided what, in order', ['Stage', 'Decision', 'Score', 'Asked for', 'Time', 'USD', 'Why'],
