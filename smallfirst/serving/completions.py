@@ -11,7 +11,7 @@ import binascii
 import json
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from smallfirst.base.errors import BadAnswer, MissingExtra
@@ -30,6 +30,7 @@ from smallfirst.serving.wire import (
     read_fields,
     sse_event,
 )
+from smallfirst.tasks.json.fields import map_values
 
 INVOCATION_PATHS = (
     "/invocations",
@@ -75,7 +76,9 @@ def _default_model(call: ApiCall) -> str:
 
 async def _answer(call: ApiCall, parsed: ParsedRequest) -> None:
     model, request = call.accept(parsed.model, parsed.request)
-    call.response = call.response._replace(places=parsed.places)
+    if parsed.places and (request.tools or parsed.stream or request.logprobs is not None or request.response_format):
+        rule = "places are part of a whole answer; leave out tools, stream, logprobs and response_format"
+        raise ApiError(400, f"smallfirst.places: {rule}.", param="smallfirst.places")
     if request.tools:
         check_functions(model, request)
         call.response = call.response._replace(calls=True)
@@ -87,8 +90,25 @@ async def _answer(call: ApiCall, parsed: ParsedRequest) -> None:
             answer = await _stream(call, model, request, include_usage=parsed.include_usage)
         else:
             answer = await _complete(call, model, request)
-            await call.send_json(200, call.response.whole(answer), {}, answer=answer)
+            shown = with_places(answer) if parsed.places else answer
+            await call.send_json(200, call.response.whole(shown), {}, answer=answer)
         reservation.add(answer)
+
+
+def with_places(answer: Completion) -> Completion:
+    """Return a JSON answer with each value as an object: `value`, and `page`, `offset`, `words` of where it was read.
+
+    These are null where that is not known, as of what a large model says. An answer without fields stays as it is.
+    """
+
+    def placed(path: str, value: Any) -> dict[str, Any]:
+        place = answer.read.get(path)
+        return {"value": value, **{name: place and getattr(place, name) for name in ("page", "offset", "words")}}
+
+    with suppress(ValueError, RecursionError):
+        if isinstance(said := json.loads(answer.text), dict) and not answer.refusal:
+            return answer.model_copy(update={"text": json.dumps(map_values(said, placed), ensure_ascii=False)})
+    return answer
 
 
 async def _complete(call: ApiCall, model: Model, request: Request) -> Completion:

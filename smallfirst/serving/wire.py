@@ -13,7 +13,6 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from functools import lru_cache
 from itertools import accumulate
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
@@ -29,7 +28,6 @@ from smallfirst.data.dataset import Message
 from smallfirst.models.protocol import MAX_LOGPROBS, Completion, Request, ResponseFormat, Token
 from smallfirst.serving.errors import ApiError, place_of, validation_error
 from smallfirst.serving.function_calls import message_of, read_conversation
-from smallfirst.tasks.json.fields import map_values
 
 MAX_DEPTH = 64
 """Objects and lists inside one another."""
@@ -111,8 +109,7 @@ class ParsedRequest(NamedTuple):
     request: Request
     stream: bool = False
     include_usage: bool = False
-    places: bool = False
-    """Each value of a JSON answer comes with its place."""
+    places: bool = False  # of the values, in the answer itself
 
 
 def parse_json_object(body: bytes) -> dict[str, Any]:
@@ -280,6 +277,7 @@ class _Common(pydantic.BaseModel):
     user: _TagValue | None = None
     stream: bool = False
     stream_options: _StreamOptions | None = None
+    smallfirst: dict[Literal["places"], bool] = {}
 
     @pydantic.field_validator("stop", mode="before")
     @classmethod
@@ -300,14 +298,8 @@ class _Common(pydantic.BaseModel):
         if not has_text(asked):
             param = "messages" if isinstance(self, ChatBody) else "prompt"
             raise ApiError(400, "The text to answer is empty.", param=param, code="empty_text")
-        options = self.stream_options or _StreamOptions()
-        return ParsedRequest(self.model, request, self.stream, options.include_usage)
-
-
-class _Wishes(_StrictBody):
-    """What a client asks of smallfirst beyond OpenAI's fields."""
-
-    places: bool = False
+        usage, places = (self.stream_options or _StreamOptions()).include_usage, self.smallfirst.get("places", False)
+        return ParsedRequest(self.model, request, self.stream, usage, places)
 
 
 class ChatBody(_Common):
@@ -319,7 +311,6 @@ class ChatBody(_Common):
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     response_format: _Form | None = None
     metadata: dict[_TagName, _TagValue] = Field(default={}, max_length=16)
-    smallfirst: _Wishes = _Wishes()
 
     @pydantic.model_validator(mode="after")
     def _logprobs_first(self) -> ChatBody:
@@ -391,12 +382,7 @@ def parse_chat(body: bytes, *, max_messages: int) -> ParsedRequest:
     parsed = parse_body(ChatBody, values, CHAT_IGNORED, CHAT_REFUSED)
     if parsed.messages[-1].role == "assistant":
         raise ApiError(400, "The last message is the one to answer, so it cannot be the assistant's.", param="messages")
-    places = parsed.smallfirst.places
-    if places and (tools or parsed.stream or parsed.logprobs or parsed.response_format):
-        rule = "places are part of a whole answer; leave out tools, stream, logprobs and response_format"
-        raise ApiError(400, f"smallfirst.places: {rule}.", param="smallfirst.places")
-    request = parsed.to_request().model_copy(update={"tools": tools})
-    return parsed.parsed(request)._replace(places=places)
+    return parsed.parsed(parsed.to_request().model_copy(update={"tools": tools}))
 
 
 def parse_completion(body: bytes) -> ParsedRequest:
@@ -439,7 +425,6 @@ class ResponseBuilder(NamedTuple):
     form: Literal["chat", "text"] = "chat"
     calls: bool = False
     """True for an answer to a request with tools, whose text may be a call."""
-    places: bool = False
 
     def whole(self, answer: Completion) -> dict[str, Any]:
         """Return the response to a request that is not streamed."""
@@ -525,7 +510,6 @@ class ResponseBuilder(NamedTuple):
             whole = {"role": "assistant", **made, "annotations": []}
             return {"index": 0, "message": whole, "logprobs": None, "finish_reason": ended}
         text, refusal = (None, answer.text) if answer.refusal else (answer.text, None)
-        text = with_places(answer) if self.places and text else text
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": refusal, "annotations": []}
         said: dict[str, Any] = {"message": message} if self.form == "chat" else {"text": answer.text}
         logprobs = self._logprobs(answer.tokens)
@@ -551,22 +535,6 @@ class ResponseBuilder(NamedTuple):
             "top_logprobs": [dict(token.top) for token in tokens],
             "text_offset": offsets,
         }
-
-
-def with_places(answer: Completion) -> str:
-    """Return a JSON answer with each value as an object: `value`, and `page`, `offset`, `words` of where it was read.
-
-    These are null where that is not known, as of what a large model says. An answer without fields stays as it is.
-    """
-
-    def placed(path: str, value: Any) -> dict[str, Any]:
-        place = answer.read.get(path)
-        return {"value": value, **{name: place and getattr(place, name) for name in ("page", "offset", "words")}}
-
-    with suppress(ValueError, RecursionError):
-        if isinstance(said := json.loads(answer.text), dict):
-            return json.dumps(map_values(said, placed), ensure_ascii=False)
-    return answer.text
 
 
 def _token(text: str, logprob: float, octets: Sequence[int] = ()) -> dict[str, Any]:
