@@ -7,6 +7,7 @@ import gc
 import inspect
 import os
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -72,9 +73,15 @@ FRAMES = (
 @pytest.fixture(scope="session", autouse=True)
 def _no_outside_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing of the machine's own settings reaches a test; a module may still choose its own store."""
-    with pytest.MonkeyPatch.context() as patch:
+    caches = tmp_path_factory.mktemp("caches")
+    with tempfile.TemporaryDirectory(prefix="sf") as folder, pytest.MonkeyPatch.context() as patch:
+        # A fine-tune waits for those of others with the same folder of temporary files.
+        os.chmod(folder, 0o711)  # PostgreSQL is another user's
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+        patch.setenv("PIP_NO_INDEX", "1")
         patch.setenv("SMALLFIRST_HOME", UNSET)
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
+        patch.setenv("XDG_CACHE_HOME", str(caches))
         patch.setenv("HF_HUB_OFFLINE", "1")
         for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
             patch.delenv(name, raising=False)

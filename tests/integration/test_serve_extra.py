@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from fixtures.entry_points import PYPROJECT
 from fixtures.preflight import write_task
 
 from smallfirst.base.errors import EXTRAS
+from smallfirst.base.paths import home
 from smallfirst.path.project.run_folder import RunFolder
 
 WITHOUT = """
@@ -40,8 +42,9 @@ def write_desk(folder: Path, url: str) -> None:
     write_task(folder, {"train": rows}, ladder=["words"], minutes=20, gate={"accuracy_at_least": 0.8}, large=large)
 
 
-def test_a_linear_task_runs_without_pytorch_and_is_served_by_its_extra_alone(tmp_path: Path) -> None:
+def test_a_linear_task_runs_without_pytorch_and_is_served_by_its_extra_alone(tmp_path: Path, empty_store: Path) -> None:
     """The one test that starts the command line's `run` and `serve` in processes of their own."""
+    shutil.copy(empty_store, home())
     with large_server("fees") as large:
         write_desk(tmp_path, large.url)
         code = WITHOUT.format(names={"torch", "transformers", "peft"}) + MAIN

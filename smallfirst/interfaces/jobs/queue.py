@@ -18,7 +18,7 @@ from pathlib import Path
 
 from smallfirst.base.errors import ConfigError, SmallfirstError, did_you_mean, without_secrets
 from smallfirst.base.files import try_lock
-from smallfirst.base.paths import python_path
+from smallfirst.base.paths import python_path, state_folder
 from smallfirst.interfaces.jobs import worker
 from smallfirst.interfaces.jobs.job_folder import (
     TERMINAL_STATES,
@@ -185,7 +185,10 @@ def _start(job: JobFolder, lock: int) -> None:
     # A secret that was left out at submission is taken from here, if the address is otherwise the same.
     here = {name: value for name in spec.environment if (value := os.environ.get(name))}
     secret = {name: value for name, value in here.items() if without_secrets(value) == spec.environment[name]}
-    fixed = {"SMALLFIRST_HOME": str(job.folder.parents[1]), "PYTHONPATH": python_path()}
+    fixed, state = {"PYTHONPATH": python_path()}, job.folder.parents[1]
+    folder = spec.working_folder if spec.working_folder.is_dir() else job.folder
+    if os.environ.get("SMALLFIRST_HOME") or state_folder(folder) != state:  # else weights are in the user's caches
+        fixed["SMALLFIRST_HOME"] = str(state)
     with os.fdopen(os.open(job.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as file:
         process = subprocess.Popen(
             # -P: a file in the working folder must not shadow a module.
@@ -195,7 +198,7 @@ def _start(job: JobFolder, lock: int) -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,
             pass_fds=(lock,),
-            cwd=spec.working_folder if spec.working_folder.is_dir() else job.folder,
+            cwd=folder,
             env={**inherited, **spec.environment, **secret, **fixed},
         )
     # Without a waiting thread the ended child would stay a zombie for as long as this process lives.

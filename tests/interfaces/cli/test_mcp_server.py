@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,15 @@ import pytest
 from fixtures.preflight import things
 from mcp import Client, StdioServerParameters
 
+from smallfirst.base.paths import STATE
+
 MAIN = ["-P", "-m", "smallfirst.interfaces.cli.main"]
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> StdioServerParameters:
+def server(tmp_path: Path, empty_store: Path) -> StdioServerParameters:
+    (tmp_path / STATE).mkdir()
+    shutil.copy(empty_store, tmp_path / STATE)
     rows = "".join(json.dumps(row) + "\n" for row in things(160))
     (tmp_path / "rows.jsonl").write_text(rows)
     task = {"name": "desk", "data": {"train": "rows.jsonl"}, "ladder": ["words"], "gate": {"accuracy_at_least": 0.5}}
@@ -28,7 +32,13 @@ def server(tmp_path: Path) -> StdioServerParameters:
 
 
 def test_an_assistant_checks_runs_and_is_told_what_is_wrong(server: StdioServerParameters) -> None:
+    """A run that is cancelled ends before the next one begins."""
     lines: list[str] = []
+    began = anyio.Event()
+
+    async def cancelled_at(done: float, total: float | None, message: str | None) -> None:
+        if "words" in (message or ""):  # fitted
+            began.set()
 
     async def progress(done: float, total: float | None, message: str | None) -> None:
         lines.append(message or "")
@@ -39,6 +49,10 @@ def test_an_assistant_checks_runs_and_is_told_what_is_wrong(server: StdioServerP
                 "check", "run", "tasks", "explain", "discover",
             }  # fmt: skip
             checked = await client.call_tool("check", {})
+            async with anyio.create_task_group() as group:
+                group.start_soon(lambda: client.call_tool("run", {}, progress_callback=cancelled_at))
+                await began.wait()
+                group.cancel_scope.cancel()
             ran = await client.call_tool("run", {"minutes": 5}, progress_callback=progress)
             listed = await client.call_tool("tasks", {"days": 7})
             wrong = [
@@ -47,31 +61,12 @@ def test_an_assistant_checks_runs_and_is_told_what_is_wrong(server: StdioServerP
             ]
             return [checked, ran, listed, *wrong]
 
-    checked, ran, listed, *wrong = asyncio.run(use())
+    checked, ran, listed, *wrong = anyio.run(use)
     assert checked.structured_content["verdict"] in ("GO", "FIX")
+    assert not ran.is_error, ran.content
     assert ran.structured_content["outcome"]["candidate"] == "words"
     assert any("gate: passing words" in line for line in lines)
     assert listed.structured_content["tasks"] == []
     for found, words in zip(wrong, ("nowhere.yaml", "ledger"), strict=True):
         assert found.is_error
         assert words in found.content[0].text
-
-
-def test_a_run_begins_when_the_one_that_was_cancelled_has_ended(server: StdioServerParameters) -> None:
-    began = anyio.Event()
-
-    async def progress(done: float, total: float | None, message: str | None) -> None:
-        if "words" in (message or ""):  # fitted
-            began.set()
-
-    async def use() -> Any:
-        async with Client(server) as client:
-            async with anyio.create_task_group() as group:
-                group.start_soon(lambda: client.call_tool("run", {}, progress_callback=progress))
-                await began.wait()
-                group.cancel_scope.cancel()
-            return await client.call_tool("run", {})
-
-    next_one = anyio.run(use)
-    assert not next_one.is_error, next_one.content
-    assert next_one.structured_content["outcome"]["candidate"] == "words"
