@@ -79,17 +79,17 @@ def redraw(confidence: np.ndarray, right: np.ndarray, told: np.ndarray) -> None:
         for group in certify_groups(data, LIMIT, level=LEVEL, languages=LANGUAGES):
             mine = told[:, theirs] == group.label
             kept = mine & (confidence[:, theirs] >= group.threshold)
-            pool = (told == group.label) & (confidence >= group.threshold)
             counts = (int(kept.sum()), int(mine.sum()), int((kept & ~right[:, theirs]).sum()))
-            draws[group.label].append((*counts, int((pool & ~right).sum()) > LIMIT * pool.sum()))
+            draws[group.label].append((*counts, group.certified, counts[2] > LIMIT * counts[0]))
             first.setdefault(group.label, counts)
     for i, one in enumerate(LANGUAGES):
-        kept, of, wrong, broken = (sum(values) for values in zip(*draws[one], strict=True))
+        kept, of, wrong, shown, broken = (sum(values) for values in zip(*draws[one], strict=True))
         draw = first[one]
         shown = f"first draw keeps {wilson(*draw[:2])} of {draw[1]}, wrong {wilson(draw[2], draw[0])} of {draw[0]}"
         print(
             f"{one}: right {wilson(int(right[i].sum()), n)} of {n}, told {(told[i] == one).mean():.3f}; {shown}; over "
-            f"{DRAWS} draws kept {kept / of:.3f}, wrong {wrong / max(1, kept):.4f}, broken in {broken}"
+            f"{DRAWS} draws shown in {shown}, kept {kept / of:.3f}, wrong {wrong / max(1, kept):.4f}, broken in {broken} "
+            f"{wilson(broken, DRAWS)}"
         )
 
 

@@ -97,6 +97,11 @@ CATALOG = (
 )
 
 
+def languages_read(name: str) -> tuple[str, ...] | None:
+    """Return the languages of a model of the catalogue, by its publisher's word; None of another one."""
+    return next((e.languages for e in CATALOG if e.name.casefold() == name.casefold()), None)
+
+
 def find_weights(name: str, *, log: Log = lambda _: None, download: bool = True) -> Path:
     """Return the folder (or GGUF file) of the base model `name`, downloaded if necessary and `download` allows it.
 

@@ -40,6 +40,7 @@ from smallfirst.path.durations import (
 from smallfirst.path.foretold import Foretold, foretell
 from smallfirst.path.large_model import LargeForecast, forecast_large, large_findings
 from smallfirst.path.project.candidates import named_candidates, project_candidates
+from smallfirst.path.project.languages import unread_languages
 from smallfirst.path.project.project import Project, shown_as
 from smallfirst.path.project.rows import Rows
 from smallfirst.training.config import TokenizedRow, TrainConfig
@@ -115,6 +116,7 @@ def check_stage(project: Project) -> PreflightReport:
         needs, unknown = _needs(project, base.size, encoded)
         findings += _too_large(base.size, config)
     foretold, large = foretell(project), forecast_large(project.file, project.task, rows)
+    findings += _unread(project)
     findings += [*foretold.findings, *large_findings(project.file, large), *_not_counted(rows)]
     findings += dict.fromkeys(found for one in named_candidates(project) for found in one.findings(project))
     issues = find_project_issues(project)
@@ -136,6 +138,14 @@ def _not_counted(rows: Rows) -> Iterator[Finding]:
         )
         where = [f"{example.place} does not count" for example in rows.left_out.examples]
         yield make_finding("note", rows.counted.in_words, rule, where)
+
+
+def _unread(project: Project) -> Iterator[Finding]:
+    """Yield a finding if requests are to come in languages that no candidate reads."""
+    of_all = [unread_languages(project, candidate) for candidate in project_candidates(project)]
+    if unread := [one for one in of_all[0] if all(one in others for others in of_all)]:
+        rule = "requests in them go to the large model; label rows in them, or name an encoder that reads them"
+        yield make_finding("note", f"languages that no candidate reads: {', '.join(unread)}", rule)
 
 
 def _system_messages(train: Dataset) -> Iterator[Finding]:

@@ -134,6 +134,9 @@ def test_a_promise_is_by_language_where_rows_hold_several_and_nothing_else_is_as
     tried = project_candidates(task_of(tmp_path, rows, labels=["a", "b"]))
     assert "multilingual" in [one.name for one in tried]
     assert "multilingual" not in [one.name for one in project_candidates(project(tmp_path))]
+    for languages, there in ((["en", "it"], True), (["en", "fi"], False), (["en", "de"], True)):
+        stated = task_of(tmp_path, rows, labels=["a", "b"], routing={"guarantee": {"languages": languages}})
+        assert ("multilingual" in [one.name for one in project_candidates(stated)]) == there
     assert guarantee_of(project(tmp_path)).per_group == ""  # "train 1" is in no language for sure
 
 

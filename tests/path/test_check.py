@@ -92,6 +92,19 @@ def test_linear_models_alone_are_checked_without_tokens_and_without_an_estimate(
     assert (found.needs, found.unknown) == (None, "")
 
 
+def test_stated_languages_that_no_candidate_reads_and_no_row_is_in_are_a_note(tmp_path: Path) -> None:
+    rows = [{"text": f"{LONG} {i}{i * 7919 % 1000}", "label": "ab"[i % 2]} for i in range(60)]
+
+    def unread(ladder: str, languages: str, own: str = "") -> list[str]:
+        more = f"ladder: {ladder}\nrouting: {{guarantee: {{languages: {languages}}}}}\n{own}"
+        found = check_stage(desk(tmp_path, "no-such-model", rows=rows, more=more)).rows.findings
+        return [one.what for one in found if one.what.startswith("languages that no candidate reads")]
+
+    assert unread("[words]", "[en, de, fi]") == ["languages that no candidate reads: de, fi"]
+    assert unread("[words, encoder, multilingual]", "[en, de, fi]") == ["languages that no candidate reads: fi"]
+    assert unread("[words, multilingual]", "[en, de]") == unread("[words]", "[en]") == unread("[words]", "[]") == []
+
+
 def test_what_a_run_can_end_with_is_in_the_report_and_the_json(tmp_path: Path) -> None:
     found = check_stage(desk(tmp_path, "no-such-model", more="gate: {accuracy_at_least: 0.5}\n"))
     n = len(desk(tmp_path, "no-such-model").rows.test)

@@ -19,7 +19,7 @@ from smallfirst.models.encoder.sentence_encoder import longest_text
 from smallfirst.models.local.tokenizer import load_tokenizer
 from smallfirst.path.project.candidate_registry import CANDIDATES as CANDIDATES
 from smallfirst.path.project.candidate_registry import CandidateDescription, all_candidates
-from smallfirst.path.project.languages import task_languages
+from smallfirst.path.project.languages import task_languages, unread_languages
 from smallfirst.path.project.project import Project, load_small
 from smallfirst.path.project.run_folder import RunFolder
 
@@ -127,8 +127,12 @@ def named_candidates(project: Project) -> tuple[Candidate, ...]:
     if ladder is not None:
         return tuple(c for c in every if c.name in ladder)
     asked = [c for c in every if c.asked_for(file)]
-    abroad = any(c.for_other_languages for c in asked) and task_languages(project) not in ((), ("en",))
-    return tuple(c for c in asked if abroad or not c.for_other_languages)
+    return tuple(c for c in asked if not c.for_other_languages or _reads_another(project, c))
+
+
+def _reads_another(project: Project, candidate: Candidate) -> bool:
+    """Return True if requests come in another language than English that rows hold or the candidate reads."""
+    return bool({*task_languages(project)} - {"en", *unread_languages(project, candidate)})
 
 
 def fits_in_folds(project: Project) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from smallfirst.models.catalog import languages_read
+from smallfirst.path.project.candidate_registry import CandidateDescription
 from smallfirst.path.project.project import Project
 from smallfirst.routing.certificate.certificate import Guarantee
 from smallfirst.routing.languages import LANGUAGE, can_detect, languages_of
@@ -12,11 +14,27 @@ def task_languages(project: Project) -> tuple[str, ...]:
 
     No test row is read. Raise MissingExtra if task.yaml asks for them and the extra is missing.
     """
-    guarantee, rows = project.file.routing.guarantee, project.rows
+    guarantee = project.file.routing.guarantee
     if guarantee.languages is not None:
         return guarantee.languages
-    if not can_detect() and not _asked_for(project):
-        return ()
+    return _languages_of_rows(project) if can_detect() or _asked_for(project) else ()
+
+
+def unread_languages(project: Project, candidate: CandidateDescription) -> tuple[str, ...]:
+    """Return the stated languages that no rows hold and the candidate's model does not read by the catalogue.
+
+    Words read those of the rows alone; a model that is not in the catalogue is taken to read all.
+    """
+    small, stated = project.file.small, project.file.routing.guarantee.languages or ()
+    model = candidate.encoder_name(small) or (small.base if candidate.is_language_model else "")
+    read = languages_read(model) if model else ()
+    unread = () if read is None else tuple(one for one in stated if one not in read)
+    held = _languages_of_rows(project) if unread else ()
+    return tuple(one for one in unread if one not in held)
+
+
+def _languages_of_rows(project: Project) -> tuple[str, ...]:
+    rows = project.rows
     parts = (rows.train, rows.selection, rows.calibration)
     return languages_of(tuple(example.text for part in parts for example in part.examples))
 
