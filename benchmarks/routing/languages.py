@@ -1,7 +1,7 @@
 """English labels, requests in several languages: `python -m benchmarks.routing.languages`, half a minute.
 
 Trained on the 300 English rows of xSID alone. Of 500 test sentences, each in three languages, a half certifies, by the
-language that is told, and the other half measures, 200 times. Answers are computed once, and nothing is chosen by them.
+language that is told, and the other half alone measures, 200 times. Answers are computed once, and nothing is chosen by them.
 """
 
 from typing import Any
@@ -83,12 +83,12 @@ def redraw(confidence: np.ndarray, right: np.ndarray, told: np.ndarray) -> None:
             draws[group.label].append((*counts, group.certified, counts[2] > LIMIT * counts[0]))
             first.setdefault(group.label, counts)
     for i, one in enumerate(LANGUAGES):
-        kept, of, wrong, shown, broken = (sum(values) for values in zip(*draws[one], strict=True))
+        kept, of, wrong, n_shown, broken = (sum(values) for values in zip(*draws[one], strict=True))
         draw = first[one]
         shown = f"first draw keeps {wilson(*draw[:2])} of {draw[1]}, wrong {wilson(draw[2], draw[0])} of {draw[0]}"
         print(
             f"{one}: right {wilson(int(right[i].sum()), n)} of {n}, told {(told[i] == one).mean():.3f}; {shown}; over "
-            f"{DRAWS} draws shown in {shown}, kept {kept / of:.3f}, wrong {wrong / max(1, kept):.4f}, broken in {broken} "
+            f"{DRAWS} draws shown in {n_shown}, kept {kept / of:.3f}, wrong {wrong / max(1, kept):.4f}, broken in {broken} "
             f"{wilson(broken, DRAWS)}"
         )
 

@@ -11,11 +11,13 @@ from fixtures.evaluations import evaluated_row, evaluation_of
 from fixtures.preflight import task_of, write_rows
 from fixtures.rows import text_rows
 
+from smallfirst.measuring.choice import Choice
 from smallfirst.measuring.evaluate import EvaluatedRow, Evaluation, compare
 from smallfirst.path.finalists import (
     FIXED,
     FixedBeforeTest,
     JoinedRows,
+    _order_plans,
     choosing_evaluations,
     expected_plans,
     find_joined,
@@ -283,6 +285,15 @@ def test_where_nothing_may_answer_alone_the_first_is_what_keeps_most_not_what_er
     of = project(tmp_path, gate=False)
     assert fix_finalists(of, run_folder).names == names[::-1]
     assert [one.candidate for one in expected_plans(of, run_folder)] == [*names[::-1]]
+
+
+@pytest.mark.parametrize(("apart", "first"), [(0.05, "encoder"), (0.2, "words")])
+def test_of_plans_that_keep_nearly_alike_the_most_accurate_candidate_s_comes_first(
+    tmp_path: Path, apart: float, first: str
+) -> None:
+    both = [measured("words", 220, 0.1), measured("encoder", 235, 0.1)]
+    plans = [Choice("words", 0.3, {}), Choice("encoder", 0.3 + apart, {})]
+    assert _order_plans(project(tmp_path).file, plans, both, None)[0].candidate == first
 
 
 def test_by_language_a_plan_keeps_what_each_is_expected_to_show_in_the_mix_of_the_rows_that_certify() -> None:
