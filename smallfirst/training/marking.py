@@ -249,7 +249,7 @@ class ReadingRecipe(MarkingRecipe[Answer]):
     def read(self, model: PointerNetwork, manifest: Manifest) -> list[RawAnswer]:
         with as_served(model):
             found = Reader(model, manifest).read([example.text for example in self.selection.examples])
-        return read_spans([(text, [nats], {}) for text, nats, _ in found])
+        return read_spans([(one.text, [one.nats], {}) for one in found])
 
 
 def _window_rows(example: Example, task: Answer, tokenizer: Any, max_tokens: int) -> list[WindowRow]:

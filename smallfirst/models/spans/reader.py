@@ -20,7 +20,9 @@ from smallfirst.data.pages import Span
 from smallfirst.models.batching import length_batches, run_in_compute_thread
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.manifest import Manifest
+from smallfirst.models.protocol import ValuePlace
 from smallfirst.models.spans.model import ENCODER_FOLDER, MarkingNetwork, SpanAnswer, windows
+from smallfirst.models.spans.passages import Excerpt
 from smallfirst.tasks.answer import Answer, split_context
 from smallfirst.tasks.scorers import normalize_answer
 
@@ -87,6 +89,28 @@ class PointerNetwork(MarkingNetwork):
         return masked
 
 
+class ReadContext(NamedTuple):
+    """The likeliest answer to a question."""
+
+    text: str
+    """Words of the context, or the task's `not_answerable`; empty where neither exists."""
+    nats: float
+    """Log-probability among the best spans and `not_answerable`, not calibrated."""
+    span: Span | None
+    """Where it stands in the context as `split_context` returns it."""
+    n_tokens: int
+    """Tokens read."""
+
+    def read(self, text: str) -> dict[str, ValuePlace | None]:
+        """Return where the answer stands in the text that was asked, under `answer`; nothing of what stands nowhere."""
+        if self.span is None:
+            return {}
+        kept = [at for at in range(len(text)) if text[at : at + 2] != "\r\n"]
+        first = next(i for i, at in enumerate(kept) if not text[at].isspace())
+        start, end = (kept[first + at] for at in (self.span.start, self.span.end - 1))
+        return {"answer": Excerpt(text, text).place(start, end + 1)}
+
+
 class Reader:
     """A SpanScorer: the likeliest span over all windows of a context, or that there is none."""
 
@@ -109,14 +133,13 @@ class Reader:
         found = run_in_compute_thread(lambda: self.read(texts))
         busy_s = (time.perf_counter() - began) / max(1, len(texts))
         calibration = self.manifest.calibration
-        return [SpanAnswer(text, calibration.confidence([nats]), {}, n, busy_s) for text, nats, n in found]
+        return [
+            SpanAnswer(one.text, calibration.confidence([one.nats]), {}, one.n_tokens, busy_s, one.read(text))
+            for one, text in zip(found, texts, strict=True)
+        ]
 
-    def read(self, texts: Sequence[str]) -> list[tuple[str, float, int]]:
-        """Return the best answer to each text, its log-probability and the number of tokens read.
-
-        The answer is words of the context, or the task's `not_answerable`; empty where neither exists. In nats, among
-        the best spans and `not_answerable`; not calibrated.
-        """
+    def read(self, texts: Sequence[str]) -> list[ReadContext]:
+        """Return the best answer to each text."""
         split = [split_context(text) for text in texts]
         rows = [
             (i, window)
@@ -133,20 +156,22 @@ class Reader:
         n_tokens = [0] * len(texts)
         for i, window in rows:
             n_tokens[i] += len(window.ids)
-        return [(*self._choose(context, best[i]), n_tokens[i]) for i, (context, _) in enumerate(split)]
+        return [self._choose(context, best[i], n_tokens[i]) for i, (context, _) in enumerate(split)]
 
-    def _choose(self, context: str, spans: dict[Span, float]) -> tuple[str, float]:
-        answers: dict[str, list[tuple[float, str]]] = defaultdict(list)
+    def _choose(self, context: str, spans: dict[Span, float], n_tokens: int) -> ReadContext:
+        answers: dict[str, list[tuple[float, str, Span | None]]] = defaultdict(list)
         for span, score in spans.items():
             words = context[span.start : span.end].strip()
-            answers[normalize_answer(words)].append((score, words))
+            answers[normalize_answer(words)].append((score, words, span))
         if self.task.not_answerable:
-            answers[normalize_answer(self.task.not_answerable)].append((0.0, self.task.not_answerable))
+            answers[normalize_answer(self.task.not_answerable)].append((0.0, self.task.not_answerable, None))
         if not answers:
-            return "", -np.inf
-        totals = {key: float(np.logaddexp.reduce([score for score, _ in same])) for key, same in answers.items()}
+            return ReadContext("", -np.inf, None, n_tokens)
+        totals = {key: float(np.logaddexp.reduce([one[0] for one in same])) for key, same in answers.items()}
         chosen = max(totals, key=totals.__getitem__)
-        return max(answers[chosen])[1], totals[chosen] - float(np.logaddexp.reduce(list(totals.values())))
+        _, words, place = max(answers[chosen], key=lambda one: one[:2])
+        nats = totals[chosen] - float(np.logaddexp.reduce(list(totals.values())))
+        return ReadContext(words, nats, place, n_tokens)
 
 
 def _best_spans(window: ContextWindow, odds: torch.Tensor) -> list[tuple[Span, float]]:

@@ -164,6 +164,8 @@ def _marked(row: EvaluatedRow) -> MarkedDocument:
         if path in wrong
         or (any(is_within(path, name) for name in wrong) and (_NUMBER.sub("[]", path), value) not in golds)
     }
+    if row.wrong_fields is None and not row.correct:  # an answer in words has one place
+        other |= row.read.keys()
     return MarkedDocument(
         row,
         marked_passages(row.text, {path: Span(place.start, place.end) for path, place in row.read.items()}),

@@ -94,17 +94,28 @@ def test_the_answer_is_the_likeliest_span_of_all_windows(tokenizer: Any) -> None
 def test_places_with_the_same_words_share_their_probability(tokenizer: Any) -> None:
     reader = make_reader(tokenizer, Marks({"card": 2.0, "pin": 2.5}, {"card": 2.0, "pin": 2.0}), task=TASK)
     one, two = reader.read(["my pin or my card\n\nwhich?", "my pin or my card or my Card, my card\n\nwhich?"])
-    assert (one[0], two[0]) == ("pin", "card")
+    assert (one.text, two.text) == ("pin", "card")
 
 
 def test_a_question_without_an_answer(tokenizer: Any) -> None:
     task = TASK.model_copy(update={"not_answerable": "not in the rules"})
     marks = Marks({"card": 2.0, "refund": -5.0}, {"card": 2.0, "refund": -5.0})
     said = make_reader(tokenizer, marks, task=task).read(["my card\n\nwhich?", "my refund\n\nwhich?", "which?"])
-    assert [text for text, _, _ in said] == ["card", "not in the rules", "not in the rules"]
-    assert math.exp(said[2][1]) == 1
+    assert [one.text for one in said] == ["card", "not in the rules", "not in the rules"]
+    assert math.exp(said[2].nats) == 1
     forced = make_reader(tokenizer, marks).answer(["my refund\n\nwhich?", "which?"])
     assert [(one.text, one.confidence > 0.5) for one in forced] == [("refund", True), ("", False)]
+
+
+def test_an_answer_comes_with_page_offset_and_words(tokenizer: Any) -> None:
+    task = TASK.model_copy(update={"not_answerable": "not in the rules"})
+    reader = make_reader(tokenizer, Marks({"card": 2.0, "refund": -5.0}, {"card": 2.0, "refund": -5.0}), task=task)
+    text = " \r\nmy late\r\n\r\nrate\f my refund\r\n or my card\r\n\r\nwhich?"
+    found, none = reader.answer([text, "my refund\n\nwhich?"])
+    place = found.read["answer"]
+    assert (found.text, place.page, place.words, text[place.start : place.end]) == ("card", 2, "card", "card")
+    assert text.split("\f")[1][place.offset :].startswith("card")
+    assert (none.text, none.read) == ("not in the rules", {})
 
 
 def test_a_folder_reads_as_what_was_saved(tiny_encoder_folder: Path, tmp_path: Path) -> None:
@@ -114,5 +125,5 @@ def test_a_folder_reads_as_what_was_saved(tiny_encoder_folder: Path, tmp_path: P
     network.save(tmp_path)
     texts = ["my card is late\n\nwhat is late?", "the refund of May\n\nwhen?"]
     ours, theirs = Reader(network, manifest).read(texts), Reader.load(tmp_path, manifest).read(texts)
-    assert [(text, n) for text, _, n in ours] == [(text, n) for text, _, n in theirs]
-    assert [nats for _, nats, _ in ours] == pytest.approx([nats for _, nats, _ in theirs], abs=1e-5)
+    assert [one._replace(nats=0.0) for one in ours] == [one._replace(nats=0.0) for one in theirs]
+    assert [one.nats for one in ours] == pytest.approx([one.nats for one in theirs], abs=1e-5)

@@ -297,6 +297,19 @@ def test_a_document_is_shown_by_what_was_read_and_where(samples: Samples) -> Non
     assert "missing" not in seen.split("A right answer")[1]
 
 
+def test_an_answer_in_words_is_marked_in_its_context(samples: Samples) -> None:
+    data = samples["extract"]
+    text = f"{'so on ' * 200}Open till six.\n\nwhen?"
+    place = ValuePlace(message=0, role="user", start=text.index("six"), end=text.index("six.") + 3, page=1, words="six")
+    row = data.focus.rows[0].model_copy(
+        update={"text": text, "gold": "9", "answer": "six", "correct": False, "wrong_fields": None, "also": ()}
+    )
+    focus = data.focus.model_copy(update={"rows": (row.model_copy(update={"read": {"answer": place}}),)})
+    page = render(data.model_copy(update={"evaluations": (focus,)}))
+    section = page[page.index('<section id="documents"') : page.index('<section id="mistakes"')]
+    assert "six answer ✗ wrong" in Page(section).words
+
+
 def test_thousands_of_long_rows_still_make_a_page_under_two_megabytes(samples: Samples) -> None:
     data = samples["classify"]
     small = data.evaluation("small")
