@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import psutil
 import pytest
 from fixtures.preflight import things
 from mcp import Client, StdioServerParameters
@@ -34,11 +36,19 @@ def server(tmp_path: Path, empty_store: Path) -> StdioServerParameters:
 def test_an_assistant_checks_runs_and_is_told_what_is_wrong(server: StdioServerParameters) -> None:
     """A run that is cancelled ends before the next one begins."""
     lines: list[str] = []
+    at_once: list[int] = []
     began = anyio.Event()
 
     async def cancelled_at(done: float, total: float | None, message: str | None) -> None:
         if "words" in (message or ""):  # fitted
             began.set()
+
+    async def count_runs() -> None:
+        while True:
+            with contextlib.suppress(psutil.Error):  # one may end meanwhile
+                [server] = psutil.Process().children()
+                at_once.append(sum("run" in child.cmdline() for child in server.children()))
+            await anyio.sleep(0.01)
 
     async def progress(done: float, total: float | None, message: str | None) -> None:
         lines.append(message or "")
@@ -53,7 +63,10 @@ def test_an_assistant_checks_runs_and_is_told_what_is_wrong(server: StdioServerP
                 group.start_soon(lambda: client.call_tool("run", {}, progress_callback=cancelled_at))
                 await began.wait()
                 group.cancel_scope.cancel()
-            ran = await client.call_tool("run", {"minutes": 5}, progress_callback=progress)
+            async with anyio.create_task_group() as group:
+                group.start_soon(count_runs)
+                ran = await client.call_tool("run", {"minutes": 5}, progress_callback=progress)
+                group.cancel_scope.cancel()
             listed = await client.call_tool("tasks", {"days": 7})
             wrong = [
                 await client.call_tool("check", {"task": "nowhere.yaml"}),
@@ -64,6 +77,7 @@ def test_an_assistant_checks_runs_and_is_told_what_is_wrong(server: StdioServerP
     checked, ran, listed, *wrong = anyio.run(use)
     assert checked.structured_content["verdict"] in ("GO", "FIX")
     assert not ran.is_error, ran.content
+    assert max(at_once) == 1
     assert ran.structured_content["outcome"]["candidate"] == "words"
     assert any("gate: passing words" in line for line in lines)
     assert listed.structured_content["tasks"] == []
