@@ -1,7 +1,5 @@
 """What every test gets: a state folder of its own, no network, no keys; and on demand a tiny real model."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import inspect

@@ -1,7 +1,5 @@
 """Benchmarks stay runnable: every name that one takes from the package or from another benchmark exists."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 from functools import cache

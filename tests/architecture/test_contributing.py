@@ -1,7 +1,5 @@
 """The recipes of CONTRIBUTING.md work as they stand there: one file and one registration each."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import re

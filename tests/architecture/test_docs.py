@@ -1,7 +1,5 @@
 """Documents say what is true: task files are read; paths, modules, commands, options and settings exist."""
 
-from __future__ import annotations
-
 import re
 from importlib.metadata import entry_points
 from pathlib import Path

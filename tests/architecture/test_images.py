@@ -1,7 +1,5 @@
 """Image, compose file, lock and release say what the repository has: files that exist, no root, pinned versions."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Importing does nothing: no heavy package is loaded before a stage needs it."""
 
-from __future__ import annotations
-
 import ast
 import json
 import subprocess

@@ -1,7 +1,5 @@
 """What every file of the project must be: named by its subject, short, explained, tested, and about itself only."""
 
-from __future__ import annotations
-
 import ast
 import re
 import tomllib

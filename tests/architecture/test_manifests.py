@@ -1,7 +1,5 @@
 """The manifests in deploy/: valid for Kubernetes, closed by default, and their commands are those that there are."""
 
-from __future__ import annotations
-
 import importlib
 import re
 import shlex

@@ -1,7 +1,5 @@
 """The files that a request passes through behind the proxy, passed on or answered small: few, and documented."""
 
-from __future__ import annotations
-
 import asyncio
 import re
 import shutil

@@ -1,7 +1,5 @@
 """The README is one screen, and the layout page shows the packages that there are."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

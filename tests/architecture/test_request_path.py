@@ -1,7 +1,5 @@
 """The files that a chat request passes through, from the ASGI app to the model and the ledger: few, and documented."""
 
-from __future__ import annotations
-
 import re
 import sys
 import threading

@@ -1,7 +1,5 @@
 """The files that a row passes through, to its optimizer step and to its certificate: few, and documented."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 from collections.abc import Callable

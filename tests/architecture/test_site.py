@@ -1,7 +1,5 @@
 """The documentation site is built without a warning, has every page, and its reference pages are those of the code."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

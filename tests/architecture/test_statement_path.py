@@ -1,7 +1,5 @@
 """The files from a usage that is recorded to the signed statement of its month: few, and documented."""
 
-from __future__ import annotations
-
 import re
 from datetime import UTC, datetime
 from pathlib import Path

@@ -4,8 +4,6 @@ Waiting for a state with a generous deadline is fine (`end = time.monotonic() + 
 difference of two readings of a clock is not. `time.process_time` may be read: other work does not add to it.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Errors name the place, the rule and the next command, and say how a program should end."""
 
-from __future__ import annotations
-
 import pytest
 
 from smallfirst.base.errors import (

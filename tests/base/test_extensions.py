@@ -1,7 +1,5 @@
 """Registries: built-in parts, parts of installed packages, parts registered in the process."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Where the state folder is, and what happens if it cannot be."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """What a person sees of long work, and what a pipe must not."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import subprocess

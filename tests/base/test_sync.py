@@ -1,7 +1,5 @@
 """Asynchronous code called from synchronous code, with and without a running event loop."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from pathlib import Path

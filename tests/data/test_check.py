@@ -1,7 +1,5 @@
 """The check of rows: each finding by hand, with its severity and its places."""
 
-from __future__ import annotations
-
 import pytest
 from fixtures.rows import answered_rows, text_rows
 

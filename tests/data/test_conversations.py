@@ -1,7 +1,5 @@
 """Conversations with function calls as one text, functions, and what tells them apart."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

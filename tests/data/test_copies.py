@@ -1,7 +1,5 @@
 """Copies: near-duplicates, leaks between splits, and which rows count as independent."""
 
-from __future__ import annotations
-
 import random
 from functools import partial
 

@@ -1,7 +1,5 @@
 """What is personal or secret is found by its form, its check figures or its name; what only looks like it stays."""
 
-from __future__ import annotations
-
 import pytest
 
 from benchmarks.traffic.secret_forms import Maker

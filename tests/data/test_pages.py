@@ -1,7 +1,5 @@
 """What stands around marks: only words of their own page, shortened, each mark with its words."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

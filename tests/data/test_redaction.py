@@ -1,7 +1,5 @@
 """What is personal goes, what only looks like it stays, and no text takes long."""
 
-from __future__ import annotations
-
 import io
 import json
 import logging

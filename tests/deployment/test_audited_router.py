@@ -3,8 +3,6 @@
 A judge may move a bound, once an audit, on answers that chance drew; what users say is kept as evidence.
 """
 
-from __future__ import annotations
-
 import asyncio
 import random
 import sqlite3

@@ -1,7 +1,5 @@
 """Several processes over one ledger: each change of state is found once, written once, and in force in all of them."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 from datetime import UTC, datetime, timedelta

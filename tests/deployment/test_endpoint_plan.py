@@ -1,7 +1,5 @@
 """What an endpoint serves: shares are kept, and those of one user go to the same entity."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 from collections import Counter

@@ -1,7 +1,5 @@
 """A model_set takes another's place in one step; whoever began before ends there; nothing is closed under a request."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any

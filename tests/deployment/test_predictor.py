@@ -1,7 +1,5 @@
 """A promoted model in Python: what it answers, and the ways to name it."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """One review queue, ordered by what a label brings; what it takes to mark an answer, and the last mark stands."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack

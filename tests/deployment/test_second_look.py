@@ -1,7 +1,5 @@
 """The second look: taken once, the same again after a kill, in force only where it shows more and may be."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import shutil

@@ -1,7 +1,5 @@
 """What a server is given: rules that lead somewhere, names of their own, a judge with the task's own eyes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any

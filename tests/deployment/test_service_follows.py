@@ -1,7 +1,5 @@
 """A running server follows `@champion`: promotion and rollback from outside, without a dropped request."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging

@@ -1,7 +1,5 @@
 """A version is served behind the filters that its certificate assumes, with a large model or without."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from pathlib import Path

@@ -4,8 +4,6 @@ Amounts are written as tokens times USD per million. The upstream says what was 
 machine are busy seconds at $3.60 an hour, half of it used: $0.002 a second.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import threading

@@ -1,7 +1,5 @@
 """No dead end: the next command that `run` prints is executed until an answer is served or a person is asked."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import random

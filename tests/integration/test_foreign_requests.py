@@ -1,7 +1,5 @@
 """A task without a large model, from its rows to a server: a foreign message never gets a certified label."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A job that is killed, stopped and resumed ends with the weights of an uninterrupted one, and keeps nobody waiting."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal

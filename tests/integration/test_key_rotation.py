@@ -1,7 +1,5 @@
 """A rotated key opens what its predecessor owned: files, jobs, fine-tuned models and answers in the ledger."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

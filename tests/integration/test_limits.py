@@ -1,7 +1,5 @@
 """What a request used is charged and recorded, however it ends: limits bind, and no row of work is without a price."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator

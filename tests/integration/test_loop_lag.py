@@ -1,7 +1,5 @@
 """Nothing that a client sends holds the event loop."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

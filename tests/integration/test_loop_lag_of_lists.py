@@ -1,7 +1,5 @@
 """A list that grows with use, of jobs, files, models, verdicts or answers, does not hold the event loop."""
 
-from __future__ import annotations
-
 import httpx
 from fixtures.finetuning_api import add_job
 from fixtures.loop_lag import MAX_LAG_S

@@ -1,7 +1,5 @@
 """The notebook runs from top to bottom, in an event loop as notebooks have one."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One saving for one ledger: the verbs, the statement and the page say the same of the same time."""
 
-from __future__ import annotations
-
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path

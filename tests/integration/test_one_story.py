@@ -3,8 +3,6 @@
 Runs are real: a linear model on words, rows of which two of three are plain, and recorded answers as the large model.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import random

@@ -1,7 +1,5 @@
 """The newer routes as OpenAI's own client sees them, over a real socket."""
 
-from __future__ import annotations
-
 import threading
 from typing import Any
 

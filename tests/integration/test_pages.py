@@ -1,7 +1,5 @@
 """Every code block of the documentation runs, page by page, in the order in which a reader meets them."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """The proxy changes no byte of any request or answer, and OpenAI's SDK does not notice it."""
 
-from __future__ import annotations
-
 import asyncio
 import gzip
 import itertools

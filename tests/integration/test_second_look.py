@@ -3,8 +3,6 @@
 The upstream is a server on loopback; the task, its model, its run and its registry are real.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A canary stands in every setting and variable that can hold a secret, and afterwards in no file, log or answer."""
 
-from __future__ import annotations
-
 import traceback
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The checklist of docs/security.md, a test for each line that one server can show; the page names the others."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import logging

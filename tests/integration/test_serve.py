@@ -1,7 +1,5 @@
 """A server process that is told to stop finishes its work, closes its models and exits with 0."""
 
-from __future__ import annotations
-
 import signal
 import socket
 import subprocess

@@ -1,7 +1,5 @@
 """A task of linear models is trained, served and checked where packages are absent; one that is missing is named."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

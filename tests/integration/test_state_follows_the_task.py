@@ -1,7 +1,5 @@
 """The state of a task is found from its file: nothing depends on where one stands."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Every kind of task goes the whole path: rows in, a model that answers, figures of its kind, a report, a server."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import Iterator

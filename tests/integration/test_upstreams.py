@@ -1,7 +1,5 @@
 """A server in front of an endpoint: what its clients get and its ledger shows, whatever the endpoint does."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

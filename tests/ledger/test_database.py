@@ -1,7 +1,5 @@
 """Where a ledger may be: another format is refused, and a URL's password is neither asked for in the open nor shown."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Money spent once is in the ledger once, however often it is reported."""
 
-from __future__ import annotations
-
 import json
 from contextlib import closing
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A thread that writes what waits together: order, crowds, and who is told of a failure."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Keys in the ledger's database: made, listed, revoked while servers run, and never shown again."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from datetime import date

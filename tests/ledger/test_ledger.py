@@ -1,7 +1,5 @@
 """Rows of the ledger stay: in order, after a kill, against changes."""
 
-from __future__ import annotations
-
 import asyncio
 import signal
 import subprocess

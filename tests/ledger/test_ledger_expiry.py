@@ -1,7 +1,5 @@
 """What leaves the ledger: texts, redacted and with their bytes, after some days; rows; sums stay."""
 
-from __future__ import annotations
-
 import asyncio
 import csv
 from datetime import UTC, datetime, timedelta

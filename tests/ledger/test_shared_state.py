@@ -1,7 +1,5 @@
 """Values that processes share: no change is lost when several are made at once, and a frozen one holds nobody up."""
 
-from __future__ import annotations
-
 import asyncio
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Sums over the ledger agree with its rows, in SQLite and in PostgreSQL."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections import Counter, defaultdict

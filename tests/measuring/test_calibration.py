@@ -1,7 +1,5 @@
 """Confidence: temperatures, steps and token features that calibrate it, and what it parts; by hand and as laws."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 from random import Random
 

@@ -1,7 +1,5 @@
 """The choice of what goes live: by worth, on other rows than those that confirm it."""
 
-from __future__ import annotations
-
 import functools
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Dirt put into clean rows is named as what it is, with its rows, its day and its map; clean rows are not accused."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta

@@ -1,7 +1,5 @@
 """evaluate(): one measure for everything that answers, with a model whose answers are written beside the rows."""
 
-from __future__ import annotations
-
 import asyncio
 
 import pytest

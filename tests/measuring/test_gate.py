@@ -1,7 +1,5 @@
 """The gate: each threshold by the worse end of its interval, by hand; levels, advice, copies, and what is refused."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -14,13 +12,7 @@ from smallfirst.base.errors import ConfigError
 from smallfirst.base.stats.intervals import Estimate, mean_interval, wilson
 from smallfirst.data.copies import Leak, LeakReport
 from smallfirst.measuring.evaluate import Evaluation
-from smallfirst.measuring.gate import (
-    CheckInputs,
-    ConfidenceLevel,
-    Gate,
-    RoutedThresholds,
-    run_checks,
-)
+from smallfirst.measuring.gate import CheckInputs, ConfidenceLevel, Gate, RoutedThresholds, run_checks
 from smallfirst.measuring.verdict import CheckResult
 from smallfirst.tasks.task import PartCounts
 

@@ -1,7 +1,5 @@
 """Laws of the gate: what must never turn a pass into a fail, or a fail into a pass, whatever the rows."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """The file of suspects, which a person fills in."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

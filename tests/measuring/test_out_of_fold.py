@@ -1,7 +1,5 @@
 """Out-of-fold answers: near-copies and groups stay together; what is fitted on the answers is as computed by hand."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import numpy as np

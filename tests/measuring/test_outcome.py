@@ -1,7 +1,5 @@
 """The outcome's sentences follow from its figures, and at a server from the state of its monitor."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

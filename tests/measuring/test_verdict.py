@@ -1,7 +1,5 @@
 """Verdicts: overrides, the table for the terminal, and verdicts of older versions."""
 
-from __future__ import annotations
-
 import pytest
 from fixtures.gate import evaluation
 

@@ -1,7 +1,5 @@
 """A base model's size, read from headers, is that of the model itself; damaged folders have none."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

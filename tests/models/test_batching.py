@@ -1,7 +1,5 @@
 """Waiting items are computed together, in order; a failure reaches its own item and no other."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import threading

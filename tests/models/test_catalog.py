@@ -1,7 +1,5 @@
 """Base weights by name: the places tried, the error where there are none, and checked downloads."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import zipfile

@@ -1,7 +1,5 @@
 """Confidence of a written answer from its tokens, by hand."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

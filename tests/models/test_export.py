@@ -1,7 +1,5 @@
 """Exports of tiny models, read back by llama.cpp: equal where right, refused where broken."""
 
-from __future__ import annotations
-
 import importlib.util
 import math
 import shutil

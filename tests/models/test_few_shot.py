@@ -1,7 +1,5 @@
 """A general model answers a task from instructions and solved examples."""
 
-from __future__ import annotations
-
 import asyncio
 from functools import partial
 from pathlib import Path

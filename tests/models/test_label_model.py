@@ -1,7 +1,5 @@
 """LabelModel: concurrent requests share passes; each gets its own answer, honest probabilities, and its own errors."""
 
-from __future__ import annotations
-
 import asyncio
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Which engine runs what lies at a place, and that it is loaded with its settings."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A manifest is read as it was written; a model's rows, their copies and their groups cannot certify it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

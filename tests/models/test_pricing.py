@@ -3,8 +3,6 @@
 The catalogue's own arithmetic and ours agree.
 """
 
-from __future__ import annotations
-
 import json
 from contextlib import suppress
 from datetime import UTC, datetime

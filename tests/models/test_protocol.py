@@ -1,7 +1,5 @@
 """Bases of models pass calls on; work whose Completion nobody gets is on its caller's bill once, with a price."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence

@@ -1,7 +1,5 @@
 """Recording a model: no answer is lost, none is paid for twice; replayed answers are exact, dated, and no others."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Schemas are compiled before they are sent, answers are checked, and a task's own schema wins over a request's."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from typing import Any

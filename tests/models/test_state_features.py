@@ -1,7 +1,5 @@
 """Four features measure how unusual hidden states and logits are."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

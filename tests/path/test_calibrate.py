@@ -1,7 +1,5 @@
 """The rows that certify, who judges them, the start of the search, and what happens below the threshold."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A challenger replaces the champion if it passes the gate and wins by the declared rule, and otherwise never."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

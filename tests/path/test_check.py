@@ -1,7 +1,5 @@
 """The whole look before a run: lengths as training counts them, needs of the tiny model, and what cannot be known."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The demo of the package: words fitted here, all else replayed from a recorded run, without PyTorch or network."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Copies and wrong labels are found where they are, once, and no held-out label is corrected by what models say."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import Sequence

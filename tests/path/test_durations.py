@@ -1,7 +1,5 @@
 """How long candidates take: timed, guessed before anything is fetched, or as the last run took."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

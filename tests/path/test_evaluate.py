@@ -1,7 +1,5 @@
 """Evaluation: finalists are fixed before a calibration or test row is answered, and nobody else answers them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What is fixed before a test row is read: finalists and plans by worth, and which test rows certify with others."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The large path: answers asked only once, and what asking takes: tokens from bytes, prices, earlier answers."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from functools import partial
@@ -16,13 +14,7 @@ from smallfirst.base.progress import Progress
 from smallfirst.data.dataset import Dataset
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded import ReplayModel, request_key
-from smallfirst.path.large_model import (
-    LargeForecast,
-    forecast_large,
-    large_findings,
-    recorded_answers,
-    recording_path,
-)
+from smallfirst.path.large_model import LargeForecast, forecast_large, large_findings, recorded_answers, recording_path
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.rows import Rows
 from smallfirst.path.project.run_folder import RunFolder

@@ -1,7 +1,5 @@
 """What is served must answer as what was measured: equal files pass, every kind of skew is blocked with its rows."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 

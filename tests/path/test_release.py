@@ -1,7 +1,5 @@
 """Which candidate goes live, and what is watched then; the whole matrix is in tests/integration/test_one_story.py."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """Acceptance and gain are learnt on rows that choose; calibration rows pass every filter, as served requests do."""
 
-from __future__ import annotations
-
 import asyncio
 import shutil
 from pathlib import Path

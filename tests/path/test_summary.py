@@ -1,7 +1,5 @@
 """The last lines of a run, drawn from what the stages left, and for each outcome the commands that come next."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from pathlib import Path

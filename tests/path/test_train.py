@@ -1,7 +1,5 @@
 """Few rows are answered out of fold before they are fitted together; with `minutes` made-up times, and a clock."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The registry over a real MLflow SQLite store: succession, refusals, damage and kills."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

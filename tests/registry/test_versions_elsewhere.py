@@ -1,7 +1,5 @@
 """Files of a version where the registry is not on this machine: through MLflow's client, and in PostgreSQL and S3."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

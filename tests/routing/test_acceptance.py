@@ -1,7 +1,5 @@
 """What a draft is worth: one score of its confidence and of the distance of its request."""
 
-from __future__ import annotations
-
 import numpy as np
 from fixtures.rows import text_rows
 from hypothesis import given

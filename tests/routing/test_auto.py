@@ -1,7 +1,5 @@
 """Auto: each request goes to its task or to none, with the step and its cost; a new task changes nothing else."""
 
-from __future__ import annotations
-
 import asyncio
 import shutil
 from concurrent.futures import ThreadPoolExecutor

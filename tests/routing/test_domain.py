@@ -1,7 +1,5 @@
 """The domain check: what a text has in common with a task's requests, and scores that keep the share they state."""
 
-from __future__ import annotations
-
 import asyncio
 import math
 from pathlib import Path

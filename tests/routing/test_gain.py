@@ -1,7 +1,5 @@
 """The learned gain: finds what there is to find, says when there is nothing, and is the same after a restart."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The monitor: which limits it watches, what changes its state, and that quiet traffic changes nothing."""
 
-from __future__ import annotations
-
 import random
 from datetime import UTC, datetime, timedelta
 from typing import Any

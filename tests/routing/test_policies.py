@@ -1,7 +1,5 @@
 """Policies: the first that matches decides, splits are sticky, and kinds are found through the registry."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Which model answers, what the answer costs, and what is guaranteed about it."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Every queue, body and wait has an end, and the client is told which it was."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import socket

@@ -1,7 +1,5 @@
 """The server as OpenAI's own client sees it, over a real socket; all of it is in the ledger."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import math

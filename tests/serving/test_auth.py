@@ -1,7 +1,5 @@
 """Who may ask: keys, host names, and settings that would let strangers in."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import httpx

@@ -1,7 +1,5 @@
 """What one key may take, counted by a clock that the test moves; and over a real server, with OpenAI's headers."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What a client gets, and the ledger keeps, of an answer that its settings took out of the certificate."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Chats with tools at a server, as OpenAI's own client sees them."""
 
-from __future__ import annotations
-
 import base64
 import copy
 import json

@@ -1,7 +1,5 @@
 """Connections have an end, and heads that two parsers read in two ways are refused; bytes over a real socket."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import resource

@@ -1,7 +1,5 @@
 """Plugins: routes by role, what a failing one breaks, and those that `smallfirst serve` finds."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

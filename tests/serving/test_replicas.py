@@ -1,7 +1,5 @@
 """Replicas on Ray Serve: what its proxies pass on, what a kill costs, and how they stop."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os

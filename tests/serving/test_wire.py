@@ -1,7 +1,5 @@
 """OpenAI's bodies become Requests within bounds, what cannot be done is refused by name, and answers fit its schema."""
 
-from __future__ import annotations
-
 import json
 import typing
 from typing import Any

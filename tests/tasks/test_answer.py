@@ -1,7 +1,5 @@
 """Short answers: what is read as the answer, how right it is, and when saying nothing is right."""
 
-from __future__ import annotations
-
 import pydantic
 import pytest
 

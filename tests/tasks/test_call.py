@@ -1,7 +1,5 @@
 """The kind `call`: when two calls are one, what is counted, and which settings are refused."""
 
-from __future__ import annotations
-
 import pytest
 from fixtures.assistants import TOOLS, assistant_rows
 

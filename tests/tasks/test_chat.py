@@ -1,7 +1,5 @@
 """Open text: the user's scorers decide, the first of them what is right."""
 
-from __future__ import annotations
-
 import pytest
 
 from smallfirst.tasks.chat import Chat

@@ -1,7 +1,5 @@
 """The classification task: what a model is asked, and which answer is read from what it wrote."""
 
-from __future__ import annotations
-
 import json
 
 import jsonschema

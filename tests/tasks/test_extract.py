@@ -1,7 +1,5 @@
 """The extraction task: what a model is asked, which answer is read, and what it is worth."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Figures of labels: those of scikit-learn, with the intervals of the project's own bootstrap."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from sklearn import metrics

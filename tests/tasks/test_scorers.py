@@ -1,7 +1,5 @@
 """Scorers: built-in ones by hand, and plain functions that installed packages register."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Which values are the same under each normaliser."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import hypothesis

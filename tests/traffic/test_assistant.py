@@ -1,7 +1,5 @@
 """A conversation with functions is read alike on three dialects, or not at all."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The capture store keeps what may be kept, no longer and no more than it was told, and readably only with its key."""
 
-from __future__ import annotations
-
 import sqlite3
 from datetime import UTC, datetime, timedelta
 

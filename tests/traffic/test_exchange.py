@@ -1,7 +1,5 @@
 """Exchanges are priced as they state, by their tokens, or by an estimate that says so."""
 
-from __future__ import annotations
-
 import pytest
 
 from smallfirst.models.pricing import PriceBook, Reported, TokenPrice, TokenUsage

@@ -1,7 +1,5 @@
 """A task is forgotten: what it has left goes, what was paid for stays, and nobody uses it meanwhile."""
 
-from __future__ import annotations
-
 import asyncio
 from pathlib import Path
 

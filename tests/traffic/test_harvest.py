@@ -1,7 +1,5 @@
 """What the ledger teaches, whom it believes, and what never becomes a training row."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta

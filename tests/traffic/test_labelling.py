@@ -1,7 +1,5 @@
 """Labelling: no answer is paid twice, no cap is passed, no held-out text becomes a training row."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +19,7 @@ from smallfirst.data.sources.load import load_rows
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.task_file import TaskFile, read_task_file
-from smallfirst.traffic.labelling import (
-    Labeller,
-    LabellingResult,
-    LabelOptions,
-    label,
-    large_model_teacher,
-)
+from smallfirst.traffic.labelling import Labeller, LabellingResult, LabelOptions, label, large_model_teacher
 
 LABELS, PARTS = ("card", "fee", "pin"), ("train", "validation", "test")
 QUIET = Progress(quiet=True)

@@ -1,7 +1,5 @@
 """A drafted task is learnt from recorded answers; corrections win, and enough of them certify accuracy."""
 
-from __future__ import annotations
-
 import json
 from contextlib import closing
 from datetime import UTC, datetime

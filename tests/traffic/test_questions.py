@@ -1,7 +1,5 @@
 """OpenAI's typed questions: strict requests, inputs as text, answers in order, each question a prompt of its own."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 
 import pytest

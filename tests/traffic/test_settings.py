@@ -1,7 +1,5 @@
 """The terms of a teacher are found by its own name, the name it was asked by, and that of its versions."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

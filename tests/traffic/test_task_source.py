@@ -1,7 +1,5 @@
 """Prompts give their values, answers come back in the same bytes, and takeovers.json changes one task at a time."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

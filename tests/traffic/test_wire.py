@@ -1,7 +1,5 @@
 """Four routes read as one form, streams as their whole body, and OpenAI's SDK reads the answers, whole and streamed."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import zlib

@@ -1,7 +1,5 @@
 """One gradient: however rows are packed, a batch is cut, a base is stored or memory is saved."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import sys

@@ -1,7 +1,5 @@
 """Durations and settings: what is accepted, what is refused, and in which words."""
 
-from __future__ import annotations
-
 import pytest
 
 from smallfirst.base.errors import ConfigError

@@ -1,7 +1,5 @@
 """The fine-tuned encoder: a loss by hand, a head that begins as the rung below, a folder that answers as judged."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from pathlib import Path

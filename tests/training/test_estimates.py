@@ -1,7 +1,5 @@
 """Memory of a fine-tune by hand and by PyTorch's own count, and who is refused; its time, the pace and the words."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

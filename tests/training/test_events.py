@@ -1,7 +1,5 @@
 """The event log: what was written stays readable, whatever happened afterwards."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The loop: a loss that is plain cross-entropy, an AdamW that is AdamW, and runs that repeat to the byte."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

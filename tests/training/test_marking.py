@@ -1,7 +1,5 @@
 """The tagger: targets by hand, a run that learns to mark, a folder that answers as it was judged."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Several processes train as one, by themselves and on Ray: the same losses, and a killed one is replaced."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

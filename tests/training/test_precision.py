@@ -1,7 +1,5 @@
 """A model learns in the precision that its own steps are faster in; a run that goes on keeps the one it began in."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 from pathlib import Path

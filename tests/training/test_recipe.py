@@ -1,7 +1,5 @@
 """Rows and batches: no row lost, no budget broken, every target at the right place."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """train(): a model folder that answers, a curve in a real MLflow store; a run that was killed goes on to the end."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable

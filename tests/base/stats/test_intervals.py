@@ -1,7 +1,5 @@
 """Every interval against a reference implementation, by hand, or by its coverage."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

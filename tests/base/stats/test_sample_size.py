@@ -1,7 +1,5 @@
 """The rows that are asked for, against the interval they are to satisfy and against simulation; shrinkage."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

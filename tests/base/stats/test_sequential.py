@@ -1,7 +1,5 @@
 """Sequential tests: fair by enumeration, valid by simulation, and quick when something changes."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections import Counter

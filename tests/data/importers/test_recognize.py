@@ -1,7 +1,5 @@
 """A gallery of shapes: each is read rightly, or asked about."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

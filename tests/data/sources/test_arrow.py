@@ -1,7 +1,5 @@
 """Parquet against hand-counted rows, and against what the same rows give as JSON lines."""
 
-from __future__ import annotations
-
 import base64
 import json
 import struct

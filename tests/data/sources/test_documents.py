@@ -1,7 +1,5 @@
 """Documents become text with pages; what cannot be read is named with its rule, and hostile ones harm nobody."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """One address, one source: what is read for which, and that the same rows are the same from everywhere."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import json

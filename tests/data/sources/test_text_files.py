@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -11,13 +9,7 @@ from smallfirst.base.errors import DataError
 from smallfirst.data.dataset import Example, Message
 from smallfirst.data.row_formats import Columns, to_row
 from smallfirst.data.sources.load import load_noted, load_rows
-from smallfirst.data.sources.text_files import (
-    MAX_ROW_BYTES,
-    detect_delimiter,
-    list_rows,
-    table_rows,
-    to_utf8,
-)
+from smallfirst.data.sources.text_files import MAX_ROW_BYTES, detect_delimiter, list_rows, table_rows, to_utf8
 
 
 def written(folder: Path, content: str | bytes, name: str = "rows.jsonl") -> Path:

@@ -1,7 +1,5 @@
 """Workbooks made by hand: the parts of an .xlsx file are XML in a zip archive."""
 
-from __future__ import annotations
-
 import zipfile
 from pathlib import Path
 

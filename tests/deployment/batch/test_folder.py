@@ -1,7 +1,5 @@
 """The folder of a batch: a process that dies between any two steps loses no answer and doubles no row."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Rows in bulk: every format gives the same requests, and a bad row costs no other."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import tracemalloc

@@ -1,7 +1,5 @@
 """Scoring in bulk: what stands beside each row, what goes on, what is refused, and what a cap holds."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import sqlite3

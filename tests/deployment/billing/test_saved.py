@@ -1,7 +1,5 @@
 """What was saved is estimated from audits, or what comes nearest, and its interval covers the truth; machines."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any

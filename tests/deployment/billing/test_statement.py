@@ -1,7 +1,5 @@
 """A month's statement: its figures are the ledger's sums; whatever was changed in its folder is found and named."""
 
-from __future__ import annotations
-
 import base64
 import json
 from collections import Counter

@@ -1,7 +1,5 @@
 """The page in a real Chromium: sign in, try, roles, keyboard, phone, and what axe-core finds."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

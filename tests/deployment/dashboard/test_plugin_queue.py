@@ -1,7 +1,5 @@
 """The tab on which judges mark answers, in a real Chromium: two people, a key a label, search, JSON."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The figures of the page against a ledger that was added up by hand, and an alarm as a reader sees it."""
 
-from __future__ import annotations
-
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The verbs for the books: what is printed of a ledger and where its rows go, the statement."""
 
-from __future__ import annotations
-
 import json
 from datetime import UTC, datetime
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What doctor finds: each thing with its level and the next command, and nothing is created by looking."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The verbs in front of a large model; what `tasks` prints is tested with the table (tests/gateway)."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import socket

@@ -1,7 +1,5 @@
 """An answer explained, the review of answers and labels, harvested rows."""
 
-from __future__ import annotations
-
 import json
 from datetime import timedelta
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`smallfirst jobs`: the table, one job, JSON for programs, stopping and going on."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """The command line: verbs by stage of work, errors without a traceback, exit codes for scripts."""
 
-from __future__ import annotations
-
 import errno
 import re
 import shlex

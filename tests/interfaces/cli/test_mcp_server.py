@@ -1,7 +1,5 @@
 """The official client over standard input and output: tools say what verbs say, and runs are one at a time."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

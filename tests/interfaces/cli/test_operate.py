@@ -1,7 +1,5 @@
 """Keys: what is printed, what is kept, and what is never shown again."""
 
-from __future__ import annotations
-
 import json
 import re
 from datetime import date

@@ -1,7 +1,5 @@
 """The TASK of a verb, repeated as it was typed; help that ends with examples."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Verbs of the path: a run's record, verdicts in words, signatures over them, exit codes."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

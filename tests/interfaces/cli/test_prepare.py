@@ -1,7 +1,5 @@
 """Verbs before a run: the template, the check of the rows, the catalogue."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What `smallfirst serve` loads and hands to the server."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The seven functions: a model from create() to its answer in real processes, and every way to ask and be refused."""
 
-from __future__ import annotations
-
 import asyncio
 import inspect
 import json

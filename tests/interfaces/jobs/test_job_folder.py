@@ -1,7 +1,5 @@
 """A job's state, from its events and its lock alone."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

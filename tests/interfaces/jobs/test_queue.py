@@ -1,7 +1,5 @@
 """Jobs in their turn: found, restarted, given up, cancelled. Kills are in tests/integration/test_job_kills.py."""
 
-from __future__ import annotations
-
 import os
 from datetime import timedelta
 from pathlib import Path

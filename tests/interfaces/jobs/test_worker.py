@@ -1,7 +1,5 @@
 """The process of a job: its training slot, and its one end."""
 
-from __future__ import annotations
-
 import threading
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Databricks' config: read as it is, and refused with what is wrong with it."""
 
-from __future__ import annotations
-
 import ast
 import json
 import re

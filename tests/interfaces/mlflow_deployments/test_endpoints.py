@@ -1,7 +1,5 @@
 """Endpoints of a server: they answer, change without a dropped request, and survive a restart."""
 
-from __future__ import annotations
-
 import asyncio
 import stat
 import threading

@@ -1,7 +1,5 @@
 """Databricks' dict through MLflow's own client, `get_deploy_client("smallfirst:…")`, and its HTTP client beside it."""
 
-from __future__ import annotations
-
 import asyncio
 import sys
 from collections.abc import Iterator

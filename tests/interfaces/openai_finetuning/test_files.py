@@ -1,7 +1,5 @@
 """Files for fine-tuning with the openai client: unchanged, private to a key, bounded, never found by a path."""
 
-from __future__ import annotations
-
 import io
 import os
 import time

@@ -1,7 +1,5 @@
 """A bounded number of models in memory: the one not used for longest goes, one that answers never does."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections.abc import AsyncIterator

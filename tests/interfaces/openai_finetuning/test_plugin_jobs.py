@@ -1,7 +1,5 @@
 """Fine-tuning jobs with the openai client: from an upload to the model's answer, and every way to be refused."""
 
-from __future__ import annotations
-
 import os
 import sys
 import time

@@ -1,7 +1,5 @@
 """The caller: what it learns from conversations, where its values come from, and what it never calls."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

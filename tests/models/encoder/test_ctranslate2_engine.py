@@ -1,7 +1,5 @@
 """CTranslate2 computes the states that transformers computes, in float32 to rounding and in int8 to a few steps."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import shutil

@@ -1,7 +1,5 @@
 """Encoders read without padding give the states and gradients of transformers' own padded pass."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The sentence encoder gives unit vectors, equal alone and in a batch, by mean pooling."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """The universal sentence encoder: converted from the package's arrays, and read text by text."""
 
-from __future__ import annotations
-
 import struct
 from pathlib import Path
 

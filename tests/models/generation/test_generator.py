@@ -1,7 +1,5 @@
 """A batch generates what each request would alone, ends where it must, and follows a schema to the last token."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import AsyncIterator

@@ -1,7 +1,5 @@
 """A grammar accepts what its schema allows, in canonical spacing."""
 
-from __future__ import annotations
-
 import json
 import random
 from typing import Any

@@ -1,7 +1,5 @@
 """Generative models: a fine-tuned one under its task's schema, a chat model through its template."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import math

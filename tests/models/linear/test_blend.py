@@ -1,7 +1,5 @@
 """A blend: weights that lower the loss, members dropped where they gain nothing, prices added up."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

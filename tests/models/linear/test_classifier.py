@@ -1,7 +1,5 @@
 """Linear classifiers learn separable classes, and are loaded as they were saved."""
 
-from __future__ import annotations
-
 import asyncio
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """TF-IDF without scikit-learn gives what scikit-learn gives."""
 
-from __future__ import annotations
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,7 +1,5 @@
 """A model read at one position gives the same answer alone, in a batch and in any order, on every engine."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Attention without a mask is causal attention, and padding on the right changes nothing."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 

@@ -1,7 +1,5 @@
 """Prompts are encoded as in training, conversations by their template, and each label has a token of its own."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Weights are loaded ready to answer, never run code of their own, and have a fingerprint that follows every bit."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import shutil

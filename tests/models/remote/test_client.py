@@ -1,7 +1,5 @@
 """The way to an endpoint over real sockets: broken lines, dead processes, retries, the breaker."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

@@ -1,7 +1,5 @@
 """What an HTTP session takes from the environment, and what it refuses to read."""
 
-from __future__ import annotations
-
 import asyncio
 import ssl
 import threading

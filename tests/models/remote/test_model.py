@@ -1,7 +1,5 @@
 """An OpenAI-compatible endpoint: answers, streams, prices, and the words for what fails."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import socket

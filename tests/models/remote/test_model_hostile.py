@@ -1,7 +1,5 @@
 """A hostile or broken endpoint: whatever it sends, the answer is valid and priced, or refused with a reason."""
 
-from __future__ import annotations
-
 import asyncio
 import gzip
 import json

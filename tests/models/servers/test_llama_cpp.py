@@ -1,7 +1,5 @@
 """A GGUF file in a child process: the tiny seeded model, run by the real engine, which crashes, hangs or is left."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

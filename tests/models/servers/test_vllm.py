@@ -1,7 +1,5 @@
 """Fine-tuned label models on vLLM: the probabilities of PyTorch, and an adapter that is there when it is asked."""
 
-from __future__ import annotations
-
 import asyncio
 import math
 from pathlib import Path

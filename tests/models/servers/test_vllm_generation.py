@@ -1,7 +1,5 @@
 """Fine-tuned models that generate, on vLLM: the answers, confidences and tokens of the model in this process."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """SpanModel: each request gets its own answer, confidences and price."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Sequence
 

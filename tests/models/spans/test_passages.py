@@ -1,7 +1,5 @@
 """Of a document the passages that hold values are read, and every value has its page, offset and words."""
 
-from __future__ import annotations
-
 import json
 import random
 

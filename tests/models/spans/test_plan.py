@@ -1,7 +1,5 @@
 """Answers assembled from values: in schema order, with what the schema demands, objects of a list told apart."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 
@@ -9,15 +7,7 @@ import pytest
 from fixtures.rows import example
 
 from smallfirst.data.dataset import Example
-from smallfirst.models.spans.plan import (
-    AnswerPlan,
-    FieldPlan,
-    FoundValue,
-    align,
-    assemble,
-    learn_plan,
-    parse_row,
-)
+from smallfirst.models.spans.plan import AnswerPlan, FieldPlan, FoundValue, align, assemble, learn_plan, parse_row
 from smallfirst.tasks.extract import Extract
 from smallfirst.tasks.json.schema import infer_schema, list_fields
 

@@ -1,7 +1,5 @@
 """The reader marks the likeliest span over all windows of a context, or says that there is none."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Answers from label probabilities: values read and held to the schema, rivals weighed, confidences by field."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math
@@ -19,13 +17,7 @@ from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.spans.passages import Excerpt
 from smallfirst.models.spans.plan import AnswerPlan, FieldPlan
-from smallfirst.models.spans.tagger import (
-    Tagger,
-    TaggerNetwork,
-    TokenizedText,
-    best_labels,
-    chosen_labels,
-)
+from smallfirst.models.spans.tagger import Tagger, TaggerNetwork, TokenizedText, best_labels, chosen_labels
 from smallfirst.tasks.extract import Extract
 
 DAY = {"type": "string", "format": "date"}

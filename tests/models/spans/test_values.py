@@ -1,7 +1,5 @@
 """Where a value stands in a text, in which form, and what marked words are read as."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

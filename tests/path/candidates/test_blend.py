@@ -1,7 +1,5 @@
 """A blend in a run: its folder holds all it needs, and a run goes on without one that gains nothing."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import shutil

@@ -1,7 +1,5 @@
 """A task of function calls goes the whole path: only calls that are covered stay small."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A tagger and a language model in one answer: each learns its own fields, the confidence is that of both."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from pathlib import Path

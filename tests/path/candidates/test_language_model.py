@@ -1,7 +1,5 @@
 """A fine-tune by several workers is told by files in the run's folder, and begins and ends like any other."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A linear candidate is fitted by each of its estimators; the one that is right more often on other rows is kept."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

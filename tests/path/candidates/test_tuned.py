@@ -1,7 +1,5 @@
 """Tagger and reader say which tasks they do not suit, with what stands in the way."""
 
-from __future__ import annotations
-
 import asyncio
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Candidates: which ones a project measures."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Rows as they come out of a task's files, harvested ones among those to learn from; what must not be learnt."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Run folders: which run is resumed, and which candidate of it is exported."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

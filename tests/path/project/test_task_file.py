@@ -1,7 +1,5 @@
 """task.yaml: every wrong setting named at once, and rows split so that nothing is used twice."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from pathlib import Path

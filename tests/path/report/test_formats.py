@@ -1,7 +1,5 @@
 """Amounts and differences as a person reads them."""
 
-from __future__ import annotations
-
 import pytest
 
 from smallfirst.models.pricing import format_usd

@@ -1,7 +1,5 @@
 """Figures of a report, counted by hand: pairs, costs, and mistakes by label and by field."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 
@@ -12,13 +10,7 @@ from hypothesis import strategies as st
 
 from smallfirst.base.stats.intervals import wilson
 from smallfirst.measuring.evaluate import EvaluatedRow
-from smallfirst.path.report.measures import (
-    FieldPair,
-    break_even_requests,
-    differences,
-    differing_fields,
-    part_rows,
-)
+from smallfirst.path.report.measures import FieldPair, break_even_requests, differences, differing_fields, part_rows
 from smallfirst.tasks.task import PartCounts
 
 GOLD = {"guest": {"name": "Ada", "city": "Porto"}, "nights": 3, "extras": ["cot"], "note": None}

@@ -1,7 +1,5 @@
 """What a reader of the page sees, read back from the HTML: of a report of eight rows, and of each kind of task."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

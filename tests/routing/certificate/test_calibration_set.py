@@ -1,7 +1,5 @@
 """Calibration rows: the tables that are made of evaluations, outcomes at thresholds, and what these show of a limit."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

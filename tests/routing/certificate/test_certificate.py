@@ -1,7 +1,5 @@
 """The certificate as it is read: which guarantees are allowed, which answers are covered."""
 
-from __future__ import annotations
-
 import pytest
 from fixtures.certificates import certificate
 

@@ -1,7 +1,5 @@
 """What `certify` makes of calibration rows: guarantee or refusal, what happens below, the curve and the report."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

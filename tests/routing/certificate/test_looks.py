@@ -1,7 +1,5 @@
 """Looks: which certificates count together, and what all of them guarantee."""
 
-from __future__ import annotations
-
 import ast
 from dataclasses import fields, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The search for thresholds: by hand, as laws, against known procedures, and how often it breaks its limit."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math

@@ -1,7 +1,5 @@
 """Reading a JSON answer out of what a model wrote, whatever that is; the check has the verdict of jsonschema."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from typing import Any

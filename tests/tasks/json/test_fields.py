@@ -1,7 +1,5 @@
 """Paths, values and characters of fields; counts, scores and figures by field, worked out by hand."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a schema may say, its fields, the closed form in which it is kept, and one out of solved rows."""
 
-from __future__ import annotations
-
 import datetime
 import json
 import re

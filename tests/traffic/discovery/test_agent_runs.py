@@ -1,7 +1,5 @@
 """Requests are put together to agents' runs, and tasks are told as steps of them."""
 
-from __future__ import annotations
-
 import random
 
 import pytest

@@ -1,7 +1,5 @@
 """The format that recorded answers have in common is found, and how their JSON is written."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """An assistant in traffic is one task, with its calls, what can move, and a draft that `learn` takes."""
 
-from __future__ import annotations
-
 import json
 import random
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A log of two tasks and noise becomes a report and drafted folders."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 from types import SimpleNamespace

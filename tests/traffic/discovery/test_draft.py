@@ -1,7 +1,5 @@
 """A found task becomes a folder that the other verbs read."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Sequence

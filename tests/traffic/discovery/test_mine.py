@@ -1,7 +1,5 @@
 """Templates found in mixed traffic."""
 
-from __future__ import annotations
-
 import random
 from datetime import UTC, datetime, timedelta
 

@@ -1,7 +1,5 @@
 """The share that can move is foretold from held-out answers."""
 
-from __future__ import annotations
-
 import random
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A wording says what its answers are and what its slots are for; tasks are wordings that ask for the same."""
 
-from __future__ import annotations
-
 import json
 import random
 from datetime import UTC, datetime, timedelta

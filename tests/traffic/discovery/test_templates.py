@@ -1,7 +1,5 @@
 """What prompts share: constant text around the case, and groups of prompts of one wording."""
 
-from __future__ import annotations
-
 import random
 
 import pytest

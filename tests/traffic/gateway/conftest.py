@@ -1,7 +1,5 @@
 """A scripted upstream on raw sockets with the proxy in front of it."""
 
-from __future__ import annotations
-
 import asyncio
 import socket
 import threading

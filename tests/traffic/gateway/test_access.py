@@ -1,7 +1,5 @@
 """An upstream's word on a credential: it lasts for its time, a refusal ends it, what was refused leaves nothing."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

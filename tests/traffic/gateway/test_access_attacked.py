@@ -1,7 +1,5 @@
 """Paths, and what a key that is limited to models may ask of a running proxy."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

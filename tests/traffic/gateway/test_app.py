@@ -1,7 +1,5 @@
 """What passes the proxy passes as it is; what cannot pass, and what it answers itself, has the shape of the API."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 

@@ -1,7 +1,5 @@
 """A learnt assistant: calls are made small on three dialects, all else passes, changed functions lead back."""
 
-from __future__ import annotations
-
 import copy
 import json
 import uuid

@@ -1,7 +1,5 @@
 """Exchanges are handed over in shared memory, survive both sides, and never make a request wait."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

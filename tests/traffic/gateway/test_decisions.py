@@ -1,7 +1,5 @@
 """Each question is answered by its task or by one upstream call, in the shape in which it was asked."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import AsyncIterator

@@ -1,7 +1,5 @@
 """Bodies, headers and streams pass in both directions as they come."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import threading

@@ -1,7 +1,5 @@
 """A passed answer costs what it states, then its tokens at the proxy's prices, then what recorded answers did."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

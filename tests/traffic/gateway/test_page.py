@@ -1,7 +1,5 @@
 """The table of tasks adds up the ledger, and shows the same as lines, JSON and a page."""
 
-from __future__ import annotations
-
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path

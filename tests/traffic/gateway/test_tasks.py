@@ -1,7 +1,5 @@
 """Behind a proxy: certified drafts are answered in the upstream's format, all else passes, and changes lead back."""
 
-from __future__ import annotations
-
 import gc
 import json
 import uuid

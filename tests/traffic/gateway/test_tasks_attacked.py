@@ -3,8 +3,6 @@
 Each test is a real proxy, as the command line starts it, in front of real upstreams on loopback.
 """
 
-from __future__ import annotations
-
 import http.client
 import json
 from collections import Counter

@@ -1,7 +1,5 @@
 """One exchange in the records of many products: the same request and answer, with time, bill and names."""
 
-from __future__ import annotations
-
 import json
 from datetime import UTC, datetime
 from typing import Any

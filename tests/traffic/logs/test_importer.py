@@ -1,7 +1,5 @@
 """Questions and answers in the bodies of several APIs, and in logs of several products."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Logs of several formats are read in one pass, redacted and priced; what cannot be read is named, never fatal."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import sqlite3

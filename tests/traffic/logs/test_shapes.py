@@ -1,7 +1,5 @@
 """Requests, responses, times and numbers read the same in whatever spelling a log has them."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 
 import pytest
