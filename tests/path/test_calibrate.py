@@ -82,9 +82,11 @@ def test_a_limit_against_the_large_model_is_not_overruled_by_test_rows(tmp_path:
     assert unconfirmed_escalation(of, run_folder, make_certificate(below="escalate"), "words") is None
 
 
-def test_a_model_is_not_certified_by_rows_that_it_was_fitted_on(tmp_path: Path) -> None:
+def test_a_model_is_not_certified_by_rows_that_it_was_fitted_on(tmp_path: Path, tiny_encoder_folder: Path) -> None:
     """A refit on calibration rows is another model: their answers prove nothing of it."""
     of, run_folder = project(tmp_path, max_error=0.2), RunFolder(tmp_path / "run")
+    small = of.file.small.model_copy(update={"encoder": str(tiny_encoder_folder)})
+    of = of._replace(file=of.file.model_copy(update={"small": small}))
     get_candidate("words").fit(of, run_folder)
     rows = [evaluated_row(e.key, e.answer, e.answer, confidence=0.9) for e in of.rows.calibration.examples]
     run_folder.save_evaluation(evaluation_of(rows, candidate="words", split="calibration"))
