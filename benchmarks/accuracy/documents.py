@@ -1,9 +1,11 @@
-"""Fields of long documents in PDFs of three programs: layouts that were never seen, quotes, pages, time and memory.
+"""Fields of long documents in PDFs of five programs: layouts that were never seen, quotes, pages, time and memory.
 
-python -m benchmarks.accuracy.documents FOLDER [--rows 500] [--pdfs 60] [--writer PYTHON]
+python -m benchmarks.accuracy.documents FOLDER [--rows 500] [--pdfs 100] [--writer PYTHON] [--real FOLDER]
 
 Each invoice of `hosted_invoices` is one page among pages of questions' contexts and articles; those of training and test
-rows have no text in common. PYTHON has reportlab and fpdf2; `chromium` prints the third kind.
+rows have no text in common. PYTHON has reportlab, fpdf2 and WeasyPrint; `chromium` and `soffice` print the others.
+`--real` reads the PDFs of a folder as well, and compares the words of each page with those that `pdftotext` finds there.
+A tagger that is in FOLDER already is taken as it is.
 """
 
 from __future__ import annotations
@@ -11,10 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
+import resource
 import subprocess
 import sys
 import textwrap
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +42,10 @@ from smallfirst.training.run import train
 
 FIELDS = ("vendor_name", "invoice_number", "invoice_date", "currency", "total_amount", "tax_amount", "po_number")
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+_WORD = re.compile(r"\w+")
 WRITER = """
-import glob, html, json, subprocess, sys
+import glob, html, json, os, subprocess, sys
+import weasyprint
 from fpdf import FPDF
 from reportlab.pdfbase import pdfmetrics, ttfonts
 from reportlab.pdfgen import canvas
@@ -65,10 +72,18 @@ for line in sys.stdin:
             made.multi_cell(0, 4, page)
         made.output(name)
     else:
-        style = "<meta charset=utf-8><style>pre{font:9pt sans-serif;page-break-after:always;white-space:pre-wrap}</style>"
-        open(name + ".html", "w").write(style + "".join(f"<pre>{html.escape(page)}</pre>" for page in pages))
-        options = ["--headless", "--no-sandbox", "--no-pdf-header-footer", f"--print-to-pdf={name}"]
-        subprocess.run(["chromium", *options, f"file://{name}.html"], stderr=subprocess.DEVNULL, check=True)
+        source = name.replace(".pdf", ".html")  # of a <pre> LibreOffice makes a page a line, so lines end in <br>
+        style = "<meta charset=utf-8><style>p{font:9pt sans-serif;page-break-before:always}</style>"
+        lines = (html.escape(page).replace("\\n", "<br>") for page in pages)
+        open(source, "w").write(style + "".join(f"<p style='page-break-before:always'>{page}</p>" for page in lines))
+        if program == "weasyprint":
+            weasyprint.HTML(source).write_pdf(name)
+            continue
+        command = ["soffice", "--headless", "--writer", "--convert-to", "pdf", "--outdir", os.path.dirname(name), source]
+        if program == "chromium":
+            options = ["--headless", "--no-sandbox", "--no-pdf-header-footer", f"--print-to-pdf={name}"]
+            command = ["chromium", *options, f"file://{source}"]
+        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
 """
 
 
@@ -106,18 +121,41 @@ def measure(tagger: Tagger, task: Extract, name: str, items: list[tuple[dict[str
             quotes += bool(place) and own[place.page - 1][place.offset :].startswith(place.words)
             pages += bool(place) and place.page == row["page"]
     each = (time.perf_counter() - began) / n_pages
-    print(f"{name}: whole {wilson(whole, len(items))}, fields {wilson(fields, len(FIELDS) * len(items))}")
     print(
-        f"  quotes {wilson(quotes, given)}, on the right page {wilson(pages, given)}, {each:.4f} s a page", flush=True
+        f"{name}, {len(items)} documents: whole {wilson(whole, len(items))}, fields {wilson(fields, len(FIELDS) * len(items))}"
     )
+    print(f"  quotes {quotes} of {given}, on the right page {wilson(pages, given)}, {each:.4f} s a page", flush=True)
+
+
+def read_real(path: Path, tagger: Tagger, reader: DocumentReader) -> Counter[str]:
+    """Return of a PDF as it comes its words, those that another program has on the same page, and the quotes found."""
+    began = time.perf_counter()
+    found = reader.read_file(path, path.parent)
+    if found.rule:
+        print(f"{path.name}: {found.rule}", flush=True)
+        return Counter(refused=1)
+    own, reading = found.text.split(PAGE_BREAK), time.perf_counter() - began
+    (answer,) = tagger.answer([found.text])
+    answering, places = time.perf_counter() - began - reading, [place for place in answer.read.values() if place]
+    quotes = sum(own[place.page - 1][place.offset :].startswith(place.words) for place in places)
+    theirs = subprocess.run(["pdftotext", path, "-"], capture_output=True, text=True).stdout.split(PAGE_BREAK)
+    words = same = 0
+    for page, other in zip(own, theirs[: len(own)], strict=True):
+        ours = Counter(_WORD.findall(page))
+        words, same = words + ours.total(), same + (ours & Counter(_WORD.findall(other))).total()
+    if same < 0.95 * words:
+        print(f"{path.name}: {same} of {words} words are on the same page for pdftotext", flush=True)
+    counts = {"documents": 1, "pages": len(own), "words": words, "same": same, "given": len(places), "quotes": quotes}
+    return Counter({**counts, "reading_ms": int(reading * 1000), "answering_ms": int(answering * 1000)})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int, default=500)
-    parser.add_argument("--pdfs", type=int, default=60)
+    parser.add_argument("--pdfs", type=int, default=100)
     parser.add_argument("--writer", default=sys.executable)
+    parser.add_argument("--real", type=Path)
     options = parser.parse_args()
     folder, draw = options.folder.absolute(), random.Random(1)
     folder.mkdir(parents=True, exist_ok=True)
@@ -137,9 +175,9 @@ def main() -> None:
     run = train(recipe, config, base=(ENCODER, base), tracked=UntrackedRun(), folder=folder / "tagger")
     tagger = Tagger.load(run.folder, read_manifest(run.folder))
     measure(tagger, task, "text", [(row, PAGE_BREAK.join(row["pages"])) for row in test_rows[:200]])
-    programs = ("reportlab", "fpdf2", "chromium")
+    programs = ("reportlab", "fpdf2", "chromium", "weasyprint", "libreoffice")
     wanted = [
-        (str(folder / f"{n}.pdf"), programs[n % 3], row["pages"]) for n, row in enumerate(test_rows[: options.pdfs])
+        (str(folder / f"{n}.pdf"), programs[n % 5], row["pages"]) for n, row in enumerate(test_rows[: options.pdfs])
     ]
     lines = "".join(f"{json.dumps(one)}\n" for one in wanted)
     subprocess.run([options.writer, "-c", WRITER], input=lines, text=True, check=True)
@@ -148,7 +186,11 @@ def main() -> None:
         read = [reader.read_file(Path(name), folder).text for name, _, _ in wanted]
         print(f"read: {(time.perf_counter() - began) / sum(text.count(PAGE_BREAK) + 1 for text in read):.4f} s a page")
     for number, program in enumerate(programs):
-        measure(tagger, task, program, list(zip(test_rows[number : options.pdfs : 3], read[number::3], strict=True)))
+        measure(tagger, task, program, list(zip(test_rows[number : options.pdfs : 5], read[number::5], strict=True)))
+    if options.real:
+        with DocumentReader() as reader:
+            found = sum((read_real(path, tagger, reader) for path in sorted(options.real.rglob("*.pdf"))), Counter())
+        print(f"real: {dict(found)}, {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MB at most")
 
 
 if __name__ == "__main__":
