@@ -14,6 +14,7 @@ import socket
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -107,6 +108,7 @@ class Ledger:
         self._writer: GroupCommitWriter[tuple[Entry | sa.Executable, ...]] = GroupCommitWriter(
             self._write, name="ledger"
         )
+        self._redaction = ThreadPoolExecutor(thread_name_prefix="redaction")
         self._closed = threading.Event()
         self._uptime: threading.Thread | None = None
         self._keep_rows_days = keep_rows_days
@@ -125,7 +127,7 @@ class Ledger:
         Raise LedgerUnavailable.
         """
         if any(map(_body_of, rows)):  # to redact takes time
-            await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, self.append, *rows))
+            await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._redaction, self.append, *rows))
         else:
             await self._writer.put_async(rows)
 
@@ -263,6 +265,7 @@ class Ledger:
         self._closed.set()
         if self._uptime is not None:
             self._uptime.join()
+        self._redaction.shutdown()  # rows whose texts are redacted are pending too
         self._writer.close()
         self.database.close()
 

@@ -7,6 +7,7 @@ import asyncio
 import random
 import sqlite3
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
@@ -273,7 +274,7 @@ async def test_very_many_audits_of_other_processes_do_not_hold_the_loop(ledger: 
     with closing(sqlite3.connect(ledger.path)) as connection, connection:
         numbers = "WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)"
         connection.execute(f"INSERT INTO audits (id, {columns}) {numbers} SELECT 'a' || i, {columns} FROM n, audits")
-    lag = LoopLag()
+    lag = LoopLag(time.thread_time)
     beating = asyncio.create_task(lag.beat())
     await asyncio.sleep(0)
     await setting.live.audits.follow()

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -97,10 +98,13 @@ async def test_rows_from_many_threads_and_an_event_loop_all_arrive(place: Path |
     ledger.close()
 
 
-async def test_a_row_is_written_with_its_text_even_if_the_one_who_waits_is_cancelled(place: Path | str) -> None:
+async def test_a_row_is_written_with_its_text_even_if_the_one_who_waits_is_cancelled(
+    place: Path | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ledger = Ledger(place)
     busy = threading.Event()
     ledger._writer._thread.submit(busy.wait)  # the row has to queue behind this
+    monkeypatch.setattr("smallfirst.ledger.ledger._redacted", lambda text: time.sleep(0.2) or text)  # before it queues
     waiting = asyncio.create_task(ledger.append_async(answer("a", answer_text="said")))
     await asyncio.sleep(0)
     waiting.cancel()
