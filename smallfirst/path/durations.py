@@ -29,6 +29,7 @@ from smallfirst.training.config import TokenizedRow, TrainConfig, epoch_passes, 
 from smallfirst.training.estimates import (
     PROGRAM_BYTES,
     SAMPLE_ROWS,
+    SAMPLE_WORDS,
     ValidationWork,
     count_epochs,
     encoder_pace,
@@ -128,11 +129,12 @@ def _encoder_time(project: Project, candidate: Candidate, *, timed: bool) -> Tim
     if most:  # it reads long texts in windows
         words = [text.split()[:most] for text in texts]
         texts = tuple(" ".join(own[i : i + WINDOW_WORDS]) for own in words for i in range(0, len(own), WINDOW_WORDS))
+    share, n_words = len(texts) / max(1, len(sample)), sum(min(len(text.split()), WINDOW_WORDS) for text in texts)
+    texts = texts[:: max(1, n_words // SAMPLE_WORDS)]
     if timed and not (candidate.encoder_setting == "larger_encoder" and weights_bytes(name).missing):
         pace = encoder_pace(find_weights(name), texts)
     else:
         pace = guess_pace(weights_bytes(name).total / 4, texts)
-    share = len(texts) / max(1, len(sample))
     pace = pace._replace(read_s=share * pace.read_s, train_s=share * pace.train_s, tokens=share * pace.tokens)
     n = len(rows.development if n_folds else rows.train)
     validate_s = len(rows.selection) * pace.read_s

@@ -52,8 +52,8 @@ READ_SHARE = 1 / 3
 """Of the time of a trained token, what a token takes that is read in validation: the backward pass is two of three."""
 WRITTEN_FACTOR = 8.0
 """A token written in validation takes so many times as long as one that is read: 7 to 9 times in two runs."""
-SAMPLE_ROWS = 32
-"""Texts on which an encoder is timed."""
+SAMPLE_ROWS, SAMPLE_WORDS = 32, 2_000
+"""Texts, and about how many of their words at most, on which an encoder is timed."""
 READ_S, TRAIN_S, REFERENCE_FLOPS = 0.7e-11, 2.1e-11, 325e9
 """Seconds in which an encoder reads a token and learns from one, for each of its weights, on a machine of that rate."""
 CHARS_PER_TOKEN = 4.0
@@ -124,6 +124,7 @@ def encoder_pace(folder: Path, texts: tuple[str, ...]) -> EncoderPace:
     from smallfirst.training.precision import DTYPES, fastest_precision
 
     served, encoder = SentenceEncoder.for_inference(folder), SentenceEncoder(folder)
+    served.has_cut = encoder.has_cut = True  # the end of a text that is timed is of no interest
     served.embed(texts)  # the first call is slower
     read_s = _seconds(lambda: served.embed(texts)) / len(texts)
     ids = [encoder.tokens(text) for text in texts]

@@ -70,6 +70,7 @@ def test_of_a_long_document_the_windows_that_a_tagger_reads_are_timed(
         long = task_of(folder, parts, kind="extract", small=small)
         found.append(time_needed(long, get_candidate("tagger")))
     assert max(len(text.split()) for text in timed) <= module.WINDOW_WORDS
+    assert sum(len(text.split()) for text in timed) < 3 * module.SAMPLE_WORDS
     assert found[1].after_s == pytest.approx(2 * found[0].after_s)
 
 

@@ -82,7 +82,8 @@ def init(folder: Path, source: str | None, kind: str | None, good_enough: float 
         made = scaffold.scaffold(folder, source, chosen, good_enough, progress=report)
     click.echo("\n".join(made.in_words))
     click.echo(f"wrote {made.task_yaml}\nnext: smallfirst check {folder}   then  smallfirst run {folder}")
-    click.echo(f"for a first result soon: smallfirst run {folder} --minutes 3")
+    if not made.guess.source.documents:  # what reads these takes longer to fit
+        click.echo(f"for a first result soon: smallfirst run {folder} --minutes 3")
 
 
 @verb("smallfirst check tickets", "smallfirst check tickets --json")

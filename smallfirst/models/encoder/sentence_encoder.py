@@ -82,7 +82,7 @@ class SentenceEncoder:
         self.max_tokens = longest_text(folder)
         if engine is None:
             _ = self.model
-        self._n_remembered, self._lock, self._has_cut = remembered, threading.Lock(), False
+        self._n_remembered, self._lock, self.has_cut = remembered, threading.Lock(), False
         self._n_frozen, self._lowest = 0, dict[tuple[int, ...], Any]()
         """Layers that are not trained, and by text what they make of it (tokens, width)."""
         self._latest: dict[str, Future[np.ndarray]] = {}
@@ -142,8 +142,8 @@ class SentenceEncoder:
 
     def tokens(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, truncation=True, max_length=self.max_tokens)
-        if len(ids) == self.max_tokens and not self._has_cut:
-            self._has_cut = True
+        if len(ids) == self.max_tokens and not self.has_cut:
+            self.has_cut = True
             _log.warning("%s reads %d tokens; of a longer text it reads the beginning", self.folder, len(ids))
         return ids
 

@@ -61,3 +61,15 @@ def test_init_from_rows_shows_them_and_the_next_commands(tmp_path: Path, monkeyp
         "for a first result soon: smallfirst run desk --minutes 3\n"
     )
     assert "columns: {text: message, label: topic}" in Path("desk/task.yaml").read_text()
+
+
+def test_of_documents_init_foretells_no_result_in_three_minutes(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for i in range(12):
+        (tmp_path / "in" / f"{i}.txt").write_text(f"Dear you,\fHam {i} Ltd asks for {i}.50 EUR")
+    table = "".join(f"{i}.txt,Ham {i} Ltd,{i}.50\n" for i in range(12))
+    (tmp_path / "in" / "table.csv").write_text(f"file,seller,total\n{table}")
+    result = call("init", tmp_path / "task", "--from", tmp_path / "in")
+    assert result.exit_code == 0, result.output
+    assert f"next: smallfirst check {tmp_path / 'task'}" in result.output
+    assert "--minutes" not in result.output
