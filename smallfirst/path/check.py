@@ -143,7 +143,7 @@ def _not_counted(rows: Rows) -> Iterator[Finding]:
 def _unread(project: Project) -> Iterator[Finding]:
     """Yield a finding if requests are to come in languages that no candidate reads."""
     of_all = [unread_languages(project, candidate) for candidate in project_candidates(project)]
-    if unread := [one for one in of_all[0] if all(one in others for others in of_all)]:
+    if unread := [one for one in next(iter(of_all), ()) if all(one in others for others in of_all)]:
         rule = "requests in them go to the large model; label rows in them, or name an encoder that reads them"
         yield make_finding("note", f"languages that no candidate reads: {', '.join(unread)}", rule)
 

@@ -45,7 +45,7 @@ REGRESSION_S = 1e-3
 OPTIMIZER_BYTES, MEMORY_BYTES_PER_S = 40, 20e9
 """Read and written for each trained weight in a step, and how fast."""
 WINDOW_WORDS = 150
-"""Words of a long text that are timed as one text: fewer tokens than any encoder of the catalogue reads at once."""
+"""Words of a long text that are timed as one text: about as many as a small encoder reads at once."""
 BEGIN_S = 5.0
 """To load, prepare and save a model that is fine-tuned."""
 

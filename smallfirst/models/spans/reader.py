@@ -105,7 +105,9 @@ class ReadContext(NamedTuple):
         """Return where the answer stands in the text that was asked, under `answer`; nothing of what stands nowhere."""
         if self.span is None:
             return {}
-        kept = [at for at in range(len(text)) if text[at : at + 2] != "\r\n"]
+        kept: Sequence[int] = range(len(text))
+        if "\r\n" in text:  # one character for `split_context`
+            kept = [at for at in kept if text[at : at + 2] != "\r\n"]
         first = next(i for i, at in enumerate(kept) if not text[at].isspace())
         start, end = (kept[first + at] for at in (self.span.start, self.span.end - 1))
         return {"answer": Excerpt(text, text).place(start, end + 1)}
