@@ -1,8 +1,9 @@
 """Time and size limits of HTTP connections, and refusal of requests that two parsers could read differently.
 
 uvicorn waits for ever for the rest of a head, for the rest of a body that nobody reads, and for a client that does not
-read; h11 accepts a Content-Length beside chunks, folded header lines, and a head of any size in one piece. The base
-class is uvicorn's own H11Protocol, whose internals may change between releases.
+read; h11 accepts a Content-Length beside chunks, folded header lines, a head of any size in one piece, and LF alone as
+the end of a line (RFC 9112, 2.2: a proxy before this server may see another request in it). The base classes are
+uvicorn's H11Protocol and h11's ChunkedReader, whose internals may change between releases.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ipaddress import IPv6Address
 from typing import Any, Literal, NamedTuple
 
 import h11
+from h11._readers import ChunkedReader
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from smallfirst.base.records import Record
@@ -30,6 +32,8 @@ from smallfirst.serving.errors import ApiError
 
 _HEAD_END = re.compile(rb"\n\r?\n")
 _FOLDED = re.compile(rb"\n[ \t]")
+_ALONE = re.compile(rb"(?<!\r)\n|\r[^\n]")
+_CHUNK_HEAD = re.compile(rb"[0-9A-Fa-f]+(;[^\r\n]*)?\r\n")
 _LENGTH = re.compile(rb"\ncontent-length[ \t]*:([^\r\n]*)", re.IGNORECASE)
 _CODING = re.compile(rb"\ntransfer-encoding[ \t]*:", re.IGNORECASE)
 _REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large", 503: b"Unavailable"}
@@ -79,7 +83,10 @@ class _StrictConnection(h11.Connection):
             self.refusal = self._check_head(self.trailing_data[0].lstrip(b"\r\n"))
         if self.refusal is not None:
             raise h11.RemoteProtocolError(self.refusal.rule, error_status_hint=self.refusal.status)
-        return super().next_event()
+        event = super().next_event()
+        if isinstance(event, h11.Request) and isinstance(self._reader, ChunkedReader):
+            self._reader = _StrictChunks()
+        return event
 
     def _check_head(self, waiting: bytes) -> _Refusal | None:
         if not waiting:
@@ -92,6 +99,8 @@ class _StrictConnection(h11.Connection):
             return _Refusal(431, f"the head has more than {self._limits.max_head_lines} lines")
         if _FOLDED.search(head):
             return _Refusal(400, "a header is folded over several lines")
+        if _ALONE.search(waiting, 0, end.end() if end else len(waiting)):
+            return _Refusal(400, "a line does not end with CR and LF")
         if end and not head.partition(b"\n")[0].rstrip(b"\r").endswith((b" HTTP/1.1", b" HTTP/1.0")):
             return _Refusal(400, "it is not HTTP/1.1")
         return _check_length(head) if end else None
@@ -102,9 +111,28 @@ def _check_length(head: bytes) -> _Refusal | None:
     lengths = _LENGTH.findall(head)
     if len(lengths) > 1 or any(b"," in length for length in lengths):
         return _Refusal(400, "it has more than one content-length")
-    if lengths and _CODING.search(head):
-        return _Refusal(400, "it has both content-length and transfer-encoding")
+    if _CODING.search(head):
+        if lengths:
+            return _Refusal(400, "it has both content-length and transfer-encoding")
+        if head.partition(b"\r\n")[0].endswith(b" HTTP/1.0"):
+            return _Refusal(400, "it is HTTP/1.0 and has a transfer-encoding")
     return None
+
+
+class _StrictChunks(ChunkedReader):
+    """Refuses blanks and a lone CR in the head of a chunk, and a lone CR or LF in what follows the last one."""
+
+    def __call__(self, buf: Any) -> Any:
+        odd, start = False, len(self._bytes_to_discard)
+        if self._reading_trailer:
+            lines = b"\r\n" + bytes(buf)
+            end = _HEAD_END.search(lines)
+            odd = bool(_ALONE.search(lines, 0, end.end() if end else len(lines)))
+        elif not self._bytes_in_chunk and buf._data.find(b"\r\n", start) >= 0:  # a whole head, not copied
+            odd = not _CHUNK_HEAD.match(buf._data, start)
+        if odd:
+            raise h11.LocalProtocolError("a chunk that can be read in two ways")
+        return super().__call__(buf)
 
 
 class LimitedProtocol(H11Protocol):

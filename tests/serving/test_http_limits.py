@@ -35,6 +35,7 @@ def length(n: int = len(BODY)) -> bytes:
     return b"Content-Length: %d" % n
 
 
+CODED = b"Transfer-Encoding: chunked"
 CHUNKED = b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)
 
 
@@ -66,6 +67,17 @@ def status(content: bytes) -> int:
         post(b"Content-Length: +5", body=BODY + INNER),
         post(b"Host: evil.example", length(), body=BODY + INNER),
         post(b"X\x00: a", length(), body=BODY + INNER),
+        post(length(), body=BODY + INNER).replace(b"\r\n", b"\n", 1),
+        post(b"X: a\nTransfer-Encoding: chunked", length(), body=BODY + INNER),
+        post(length()).replace(b"\r\n\r\n", b"\r\n\n"),
+        post(length()).replace(b"\r\n\r\n", b"\n\r\n"),
+        post(b"X: a\rContent-Length: 1", length(), body=BODY + INNER),
+        post(CODED, body=CHUNKED + INNER).replace(b"HTTP/1.1", b"HTTP/1.0", 1),
+        post(CODED, body=CHUNKED.replace(b"\r\n", b" \r\n", 1) + INNER),
+        post(CODED, body=CHUNKED.replace(b"\r\n", b";a\rb\r\n", 1) + INNER),
+        post(CODED, body=CHUNKED.replace(b"\r\n", b";a\nb\r\n", 1) + INNER),
+        post(CODED, body=CHUNKED[:-2] + b"\n" + INNER),
+        post(CODED, body=CHUNKED[:-2] + b"X: a\nY: b\r\n\r\n" + INNER),
         b"GET /v1/models\r\n\r\n" + INNER,
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\r\n\r\n",
@@ -82,6 +94,8 @@ def test_a_body_that_looks_like_a_head_is_a_body(start, label) -> None:
     assert answer.startswith(b"HTTP/1.1 200 ")
     pieces = post(b"Transfer-Encoding: chunked", b"Connection: close", body=CHUNKED)
     assert server.raw(pieces).startswith(b"HTTP/1.1 200 ")
+    told = CHUNKED.replace(b"\r\n", b";name=a b\r\n", 1)[:-2] + b"X: a\r\n\r\n"
+    assert server.raw(post(CODED, b"Connection: close", body=told)).startswith(b"HTTP/1.1 200 ")
     bit_by_bit = [step for n in range(0, len(pieces), 7) for step in (pieces[n : n + 7], 0.002)]
     assert server.raw(*bit_by_bit).startswith(b"HTTP/1.1 200 ")
 

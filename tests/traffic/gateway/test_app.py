@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 
 import pytest
 from fixtures.gateway import run_gateway
@@ -305,4 +306,14 @@ def test_a_length_beside_chunks_is_not_passed_on(proxied: Proxied) -> None:
 def test_an_upstream_that_a_client_names_must_be_there(proxied: Proxied) -> None:
     sent = proxied.send(post("/v1/responses", CHAT, "X-Smallfirst-Upstream: nobody"), CHAT)
     assert code(sent) == ("400 Bad Request", "unknown_upstream")
+    assert proxied.upstream.asked == []
+
+
+@pytest.mark.parametrize("lines", ["X: a\nTransfer-Encoding: chunked\r\n", "Content-Length: 2\r\nX: a\nY: b\r\n"])
+def test_a_line_that_ends_with_lf_alone_reaches_no_upstream(proxied: Proxied, lines: str) -> None:
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n{lines}\r\n".encode()
+    with socket.create_connection(("127.0.0.1", proxied.port), timeout=60) as line:
+        line.sendall(head + b"2\r\n{}\r\n0\r\n\r\n")
+        assert line.recv(65536).startswith(b"HTTP/1.1 400 ")
+        assert line.recv(65536) == b""  # closed
     assert proxied.upstream.asked == []
