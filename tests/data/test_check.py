@@ -95,10 +95,11 @@ def test_a_largest_class_of_ten_times_the_smallest_is_noted() -> None:
     assert not [f for f in check(plenty("train", 98, *small)).findings if "has" in f.what]
 
 
-def test_a_label_without_a_train_row_stops() -> None:
+def test_rows_of_labels_without_a_train_row_are_named_and_counted_as_errors() -> None:
     test = plenty("test", 20, ("new thing", "c"), ("other thing", "c"), ("third thing", "d"))
     finding = found(check(plenty("train", 100), test=test), "test labels without a train row: 2")
-    assert finding.level == "stop"
+    assert (finding.level, finding.n) == ("fix", 2)
+    assert "so 3 test rows count as errors" in finding.rule
     assert finding.where == ('test.jsonl:21 "c"', 'test.jsonl:23 "d"')
 
 
