@@ -12,6 +12,8 @@ from fixtures.gateway import OpenUpstreams
 from fixtures.takeover import SYSTEM, TEACHER, LearntTask, cases
 from fixtures.traffic import template
 from fixtures.waiting import until_async
+from hypothesis import given
+from hypothesis import strategies as st
 
 from smallfirst.base.records import fingerprint
 from smallfirst.data.dataset import fold_text
@@ -270,6 +272,44 @@ def test_a_changed_wording_resembles_its_task_and_an_open_request_none():
     assert MATCHER.near(changed._replace(model="gpt-mini")) is None
     assert MATCHER.near(prompt(("user", "Write a poem about a customer of a bank"))) is None
     assert TaskMatcher({}).near(changed) is None
+
+
+_VOCABULARY = [f"w{n}" for n in range(14)]
+_TEXTS = st.lists(st.sampled_from(_VOCABULARY), min_size=3, max_size=12).map(" ".join)
+
+
+@given(st.lists(st.tuples(_TEXTS, st.sampled_from([(), ("gpt",), ("other",)])), max_size=8), _TEXTS)
+def test_the_nearest_task_is_that_of_a_comparison_with_every_wording(
+    wordings: list[tuple[str, tuple[str, ...]]], text: str
+) -> None:
+    named = {f"task-{n}": (set(words.split()), models) for n, (words, models) in enumerate(wordings)}
+    shares = [
+        (len(words & set(text.split())) / len(words), name)
+        for name, (words, models) in named.items()
+        if len(words) >= 5 and (not models or "gpt" in models)
+    ]
+    share, nearest = max(shares, default=(0.0, ""))
+    sources = {
+        f"task-{n}": source(f"task-{n}", ("user", words, ""), models=models)
+        for n, (words, models) in enumerate(wordings)
+    }
+    assert TaskMatcher(sources).near(prompt(("user", text))) == (nearest if share >= 0.7 else None)
+
+
+def test_of_a_thousand_tasks_only_those_that_share_a_word_are_looked_at() -> None:
+    wordings = {f"task-{n}": [f"word{n}x{i}" for i in range(40)] for n in range(1000)}
+    matcher = TaskMatcher({name: source(name, ("user", " ".join(words), "")) for name, words in wordings.items()})
+    looked_at: list[str] = []
+
+    class Counted(dict[str, Any]):
+        def get(self, word: str, default: Any = None) -> Any:
+            found = super().get(word, default)
+            looked_at.extend(matcher._long[at][0] for at in (() if found is None else found))
+            return found
+
+    matcher._with_word = Counted(matcher._with_word)
+    assert matcher.near(prompt(("user", " ".join(["new", *wordings["task-7"][:30]])))) == "task-7"
+    assert looked_at == ["task-7"] * 30
 
 
 def test_a_typed_question_follows_its_own_wording_and_resembles_no_other():
