@@ -8,12 +8,15 @@ conversation are the same text. Functions are read as OpenAI's two interfaces an
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice, pairwise
 from typing import Any, Literal, NamedTuple
 
 from smallfirst.base.records import fingerprint
 
 TurnKind = Literal["system", "user", "assistant", "call", "result"]
+_USER = re.compile(r'^\{"user":[^\n]*', re.MULTILINE)
 _KINDS = ("system", "user", "assistant", "call", "result")
 NO_CALL = "no call"
 """The answer to a turn that is text, or several calls at once."""
@@ -199,26 +202,30 @@ def conversations_of(texts: Sequence[str]) -> list[str]:
     """Return by text of `to_text` what names its conversation.
 
     Texts up to the same second turn of the user are of one conversation, also where it was asked twice. A shorter one
-    belongs to one that goes on from it: people who begin with the same words are no one conversation.
+    belongs to one that goes on from it: people who begin with the same words are no one conversation. Takes some three
+    times the memory of the texts.
     """
-    heads = list[str]()
-    for text in texts:
-        lines = text.split("\n")
-        said = [n for n, line in enumerate(lines, 1) if line.startswith('{"user":')]
-        heads.append("\n".join(lines[: said[1]]) if len(said) > 1 else text)
-    before = {head: _beginnings(head) for head in set(heads)}
-    inner = {beginning for own in before.values() for beginning in own}
+    heads = [_head(text) for text in texts]
     going_on: dict[str, list[str]] = {}
+    from_them, begun = dict[str, tuple[str, ...]](), list[str]()
+    for head, following in pairwise([*sorted(set(heads)), ""]):  # what goes on from a head stands right behind it
+        while begun and not head.startswith(begun[-1]):
+            begun.pop()
+        if following.startswith(head):
+            begun.append(head)
+        else:
+            from_them[head] = tuple(begun)
     for head in dict.fromkeys(heads):
-        for beginning in before[head] if head not in inner else ():
+        for beginning in from_them.get(head, ()):
             going_on.setdefault(beginning, []).append(head)
     found = []
     for head in heads:
         waiting = going_on.get(head, [head])
-        found.append(fingerprint(waiting.pop() if len(waiting) > 1 else waiting[0]))
+        found.append(fingerprint((waiting.pop() if len(waiting) > 1 else waiting[0])[:-1]))
     return found
 
 
-def _beginnings(text: str) -> list[str]:
-    lines = text.split("\n")
-    return ["\n".join(lines[:n]) for n in range(1, len(lines))]
+def _head(text: str) -> str:
+    """Return the lines up to the user's second turn, each with its end."""
+    second = next(islice(_USER.finditer(text), 1, None), None)
+    return (text[: second.end()] if second else text) + "\n"

@@ -1,6 +1,7 @@
 """Conversations with function calls as one text, functions, and what tells them apart."""
 
 import copy
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from fixtures.assistants import TOOLS, assistant_rows, call, conversation
 
 from smallfirst.data.conversations import (
     NO_CALL,
+    ConversationTurn,
     calls_of,
     changed_functions,
     conversations_of,
@@ -106,3 +108,18 @@ def test_turns_of_one_conversation_are_found_without_a_name_for_it() -> None:
     named = {one: other for one, other, far in zip(given, found, begun, strict=True) if far}
     assert all(named[one] == other for one, other, far in zip(given, found, begun, strict=True) if far)
     assert len(set(named.values())) > 20  # of those that begin with the same two turns one
+
+
+def test_to_find_conversations_takes_memory_as_their_texts_do() -> None:
+    """An agent's requests repeat all of its calls so far; every beginning of each took sixty times their size."""
+    turns = [ConversationTurn("user", "look after it")]
+    turns += [ConversationTurn("call", {"name": "Find", "arguments": {"q": f"{i:0100}"}}) for i in range(200)]
+    texts = [to_text(turns[:n]) for n in range(1, len(turns) + 1)]
+    tracemalloc.start()
+    try:
+        found = conversations_of(texts)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(set(found)) == 1
+    assert peak < 4 * sum(map(len, texts))
