@@ -2,9 +2,11 @@
 
     python -m benchmarks.traffic.redaction measure NAME RESULTS.jsonl [--draw report]
     python -m benchmarks.traffic.redaction alarms [--draw report]
+    python -m benchmarks.traffic.redaction lists
 
 `measure` adds a line for the package that is imported, so an older one is measured by its folder in PYTHONPATH; `alarms` prints every
 clean text in which something is redacted, for a reader who tells real personal data from false alarms. The draws `development` and `report` have no text in common.
+`lists` prints what stays of the secrets of `secrets_first.txt` and `secrets_second.txt`, what is redacted in 10,000 ordinary sentences, and the time.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.datasets import data_folder
 from benchmarks.traffic.secret_forms import Maker, SecretForm, known_forms, later_forms, unseen_forms
@@ -126,6 +129,60 @@ def plain_texts(draw: str) -> list[tuple[str, str]]:
     return [(kind, makers[kind]()) for kind in (list(makers) * (N_PLAIN // len(makers)))]
 
 
+class Line(NamedTuple):
+    """A line of the lists of secrets: what is said in which language, and what in it is secret."""
+
+    language: str
+    form: SecretForm
+
+
+def listed(name: str) -> list[Line]:
+    lines = Path(__file__).with_name(f"secrets_{name}.txt").read_text(encoding="utf-8").splitlines()
+    given = [line.split(" | ", 2) for line in lines if line and line[0] != "#"]
+    texts = [(language, kind, text.replace("\\n", "\n")) for language, kind, text in given]
+    return [
+        Line(language, SecretForm(kind, re.sub("[⟦⟧]", "", text), re.findall("⟦(.*)⟧", text)[0]))
+        for language, kind, text in texts
+    ]
+
+
+def sentences() -> list[tuple[str, str]]:
+    """Return (set, text) of 10,000 ordinary sentences: 2,400 German, English and Italian ones of xsid, and as many of each other set as it has."""
+    pools = {}
+    for name in ("xsid", "nq_open", *SETS):
+        texts = sorted({text for path in sorted(data_folder(name).glob("*.jsonl")) for text in _texts(path)})
+        pools[name] = [one for text in texts for one in re.split(r"(?<=[.?!])\s+", text) if len(one) > 15]
+        random.Random(SEED).shuffle(pools[name])
+    drawn = [("xsid", text) for text in pools.pop("xsid")[:2400]]
+    while len(drawn) < 10_000:
+        drawn += [(name, texts.pop()) for name, texts in pools.items() if texts]
+    return drawn[:10_000]
+
+
+def lists() -> None:
+    for name in ("first", "second"):
+        lines = listed(name)
+        left = [line for line in lines if line.form.kept_in(redact(line.form.text).text)]
+        print(
+            f"{name}: {len(left)} of {len(lines)} stay",
+            *(f"  {one.language} {one.form.kind}: {one.form.text!r}" for one in left),
+            sep="\n",
+        )
+    near = [("near", line) for line in Path(__file__).with_name("no_secrets.txt").read_text("utf-8").splitlines()[1:]]
+    print(f"{len(alarms(near))} of {len(near)} sentences beside a name are redacted")
+    texts = sentences()
+    wrong = alarms(texts)
+    print(f"{len(wrong)} of {len(texts)} sentences are redacted")
+    for name, text, redacted in wrong:
+        print(f"  {name}", *_differences(text, redacted), sep="\t")
+    for title, given in (("sentences", [text for _, text in texts]), ("long texts", _long_texts())):
+        print(f"{title}: {1000 / speed(given, 5)[1]:.0f} µs a KB of {sum(len(t.encode()) for t in given):,} bytes")
+
+
+def _long_texts() -> list[str]:
+    return [text for _, text in clean_texts("development") if len(text) > 800]
+
+
 def alarms(texts: list[tuple[str, str]]) -> list[tuple[str, str, str]]:
     return [(name, text, found.text) for name, text in texts if (found := redact(text)).counts]
 
@@ -169,10 +226,12 @@ def measure(name: str, draw: str) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("command", choices=["measure", "alarms"])
+    parser.add_argument("command", choices=["measure", "alarms", "lists"])
     parser.add_argument("arguments", nargs="*")
     parser.add_argument("--draw", default="development", choices=["development", "report"])
     given = parser.parse_args()
+    if given.command == "lists":
+        return lists()
     if given.command == "alarms":
         for name, text, redacted in alarms(clean_texts(given.draw) + plain_texts(given.draw)):
             print(name, *_differences(text, redacted), sep="\t")

@@ -72,6 +72,7 @@ _TOKEN = re.compile(r"(?<![A-Za-z0-9_\-.~])[A-Za-z0-9_\-.~]{16,}+(?:/[A-Za-z0-9_
 _KEY_FORMS = re.compile(
     r"(?<![A-Za-z0-9_\-])(?:[st]k\.)?eyJ[A-Za-z0-9_\-]{8,}+(?:\.[A-Za-z0-9_\-]*+){1,4}"  # JSON Web Token, Mapbox
     r"|(?<![A-Za-z0-9])(?:AKIA|ASIA|ABIA|ACCA|AROA|AIDA)[A-Z2-7]{16}(?![A-Za-z0-9])"  # AWS
+    r"|(?<![A-Za-z0-9])GOOG[A-Z0-9]{16,}+"  # Google's storage
     r"|(?<![A-Za-z0-9])pat[A-Za-z0-9]{14}\.[0-9a-f]{64}"  # Airtable
     r"|(?<![A-Za-z0-9])(?:SK|AC|key-)[0-9a-f]{32}(?![A-Za-z0-9])"  # Twilio, Mailgun
     r"|(?<![A-Za-z0-9])[0-9a-f]{32}-us[0-9]{1,2}(?![0-9])"  # Mailchimp
@@ -134,6 +135,7 @@ def _changes(token: str) -> float:
 
 WORDS: dict[str, list[str]] = _PUBLISHED["names"]
 _INSIDE = [(part, kind) for kind, parts in _PUBLISHED["parts_of_names"].items() for part in parts]
+_INSIDE_ASCII = [(part, kind) for part, kind in _INSIDE if part.isascii()]
 _SPLIT = re.compile(r"[^\W\d_]+")
 _SPACES = str.maketrans(dict.fromkeys(r"""!"#$%&'()*+,-./:;<=>?@[\]^_`{|}~0123456789""", " "))
 _STEMS: dict[str, list[tuple[set[str], str]]] = defaultdict(list)
@@ -166,12 +168,11 @@ ANY_DATE = re.compile(
     r"|[0-9]{1,2}(?:st|nd|rd|th|er|\.|º)?[ \-](?:(?:of|de|di)[ ])?[^\W\d_]{3,12}\.?(?:[ ]de)?[ ,\-]{1,2}[0-9]{4}"
     r"|[^\W\d_]{3,12}\.?[ ][0-9]{1,2}(?:st|nd|rd|th)?,?[ ][0-9]{4})"
 )
-_STEP = r"[ .\-/()]{0,2}"
+_STEP = r"[ .\-/()]{0,3}"
 _NUMBER = r"(?:(?:[A-Z]{1,3}[ \-]|[A-Za-z]{1,6})?[0-9](?:[.\-/+]{0,2}[A-Za-z0-9]|[ ][0-9]|[ ][A-Z](?![A-Za-z]))*+)"
 _NUMBERS = {
     "code": re.compile(
-        rf"(?<![\w.,\-])(?:(?P<v2>[0-9]{{4,8}})[ ]\w{{2,3}}[ ]\w{{2,5}}[ ])?{_names('code')}"
-        r"(?:[^0-9\n]{0,12}?(?P<v>[0-9]{3,8})(?![0-9]|[.\-/,][0-9]))?"
+        rf"(?<![\w.,\-]){_names('code')}[^0-9\n]{{0,12}}?(?P<v>[0-9]{{3,8}})(?![0-9A-Za-z]|[.\-/,][0-9])"
     ),
     "national_id": re.compile(rf"{_names('national_id')}{_FAR}(?<![A-Za-z0-9])(?P<v>{_NUMBER})"),
     "birth_date": re.compile(rf"{_names('birth_date')}{_FAR}(?<![^\W_])(?P<v>{ANY_DATE.pattern})"),
@@ -179,13 +180,12 @@ _NUMBERS = {
     "card": re.compile(rf"{_names('card')}{_FAR}(?P<v>[0-9](?:[ .\-_/]{{0,2}}[0-9]){{11,18}})(?![0-9])"),
 }
 _ASSIGN = (
-    r"(?:[\"'\]\)*`]{0,3}\s{0,3}(?P<assigned>=>|:=|={1,3}|:|->|>)\s{0,3}|[\"']\s?,\s{0,2}(?=[\"'])"
+    r"(?:[\"'\]\)*`]{0,3}\s{0,3}(?P<assigned>=>|:=|={1,3}|:|->|>)\s{0,3}(?:[|>][+\-]?\s{1,40})?|[\"']\s?,\s{0,2}(?=[\"'])"
     r"|[\"'],?\s{1,3}[\"']?value[\"']?\s?[=:]\s?(?=[\"']))"
 )
 _SAY = (
     r"(?:[ ](?:for|of|für|zu|von|de|du|per|del|al|do)[ ][^\n:=]{1,30}?|[ ](?:tempor|provis|initial|actu)\w{0,6})?"
     r"(?:[ ]{1,2}(?:is|was|are|ist|war|lautet|est|es|è|é|jest|to|auf|är|er):?|[ ]{0,2}:)[ ]{1,2}"
-    r"|(?:是|为|為|は|가|은|는)\s?"
 )
 _VALUE = (
     r"(?:(?P<q>[\"'`“„«])(?P<quoted>[^\n]{1,300}?)(?:(?P=q)|[”“»])"
@@ -231,10 +231,12 @@ def find_labelled(text: str, lowered: str) -> Iterator[tuple[int, int, str]]:
     """Yield values and their kinds by the names before them."""
     for kind, places in _windows(text, lowered).items():
         for start, end in places:
+            if kind in _IN_SENTENCES:
+                yield from ((*span, "password") for span in _in_sentences(kind, text, start, end))
             if kind in _SECRETS:
                 spans = (_secret_span(kind, match) for match in _SECRETS[kind].finditer(text, start, end))
                 yield from ((*span, kind) for span in spans if span)
-            elif _RUN.search(text, start, end):
+            elif kind in _NUMBERS and _RUN.search(text, start, end):
                 yield from _labelled_numbers(kind, text, start, end)
     if any(sign in lowered for sign in _HEADER_SIGNS):
         yield from _headers(text)
@@ -246,7 +248,7 @@ def _windows(text: str, lowered: str) -> dict[str, list[Span]]:
     """Return by kind the places around its names."""
     words = set(lowered.translate(_SPACES).split())
     stems = {(stem, kind) for stem in _STEMS.keys() & words for parts, kind in _STEMS[stem] if parts <= words}
-    stems |= {(part, kind) for part, kind in _INSIDE if part in lowered}
+    stems |= {(part, kind) for part, kind in (_INSIDE_ASCII if lowered.isascii() else _INSIDE) if part in lowered}
     places: dict[str, list[Span]] = {}
     for stem, kind in stems:
         after = _AFTER_SECRET if kind in _SECRETS else _AFTER_NUMBER
@@ -270,16 +272,78 @@ def merged_spans(spans: list[Span]) -> list[Span]:
 
 def _labelled_numbers(kind: str, text: str, start: int, end: int) -> Iterator[tuple[int, int, str]]:
     for match in _NUMBERS[kind].finditer(text, start, end):
-        group = "v" if match["v"] else "v2"
-        value = match[group] or ""
+        value = match["v"]
         if kind == "national_id":
             holds = sum(c.isdigit() for c in value) >= 5 and not ANY_DATE.fullmatch(value)
         elif kind == "card":
             holds = _luhn(_NO_DIGIT.sub("", value))
         else:
-            holds = bool(value) and (kind != "phone" or not ANY_DATE.fullmatch(value))
+            holds = kind != "phone" or not ANY_DATE.fullmatch(value)
         if holds:
-            yield *match.span(group), "password" if kind == "code" else kind
+            yield *match.span("v"), "password" if kind == "code" else kind
+
+
+# In a sentence in any language: what no word is after the name of a password, and the figures beside that of a code
+
+_JOINED = r"[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
+"""A letter or figure of a script that sets its words apart."""
+_STOP = re.compile(r"\n|[.!?]\s(?![a-zà-ÿа-я])|[。！？]|\[[A-Z_]+\]")
+_LINES = re.compile(r"\n|\[[A-Z_]+\]")
+_NO_WORD = re.compile(rf"(?:{_JOINED}|[!#$%&*^~+?@.,:;\-_])+")
+_MADE_UP = re.compile(r"(?=.*[^\W\d_])(?=.*(?:\d|[^\W\d][!#$%&*^~+?@]+\w))(?!\d+[^\W\d_]{1,4}$|\S+@\S+\.\w+$).{5,64}")
+_SURELY = re.compile(rf"(?=.*(?:\w[!#$%&*^~+?@]+\w|\d[!#$*]$|_\w*\d|\d\w*_)){_MADE_UP.pattern}")
+"""What needs nothing that says so before it, as `Office365` does."""
+_CODES = _PUBLISHED["codes"]
+_SAID = re.compile(rf"(?:(?i:(?<![^\W_])(?:{'|'.join(_CODES['say'])}))[:,]?|[:=—–は是为為는은])[ (「\"'«„]{{0,3}}$")
+_SAID_AFTER = re.compile(rf"[ ,]{{0,2}}(?:(?i:(?:{'|'.join(_CODES['say_after'])})(?![^\W_]))|[—–-][ ])")
+_FIGURES = re.compile(
+    rf"(?<!{_JOINED})(?<![0-9][.,\-/:])(?<![.,/#+$€£])(?:[A-Z]-)?"
+    rf"(?P<v>(?P<groups>[0-9]{{3}}[ \-](?!000)[0-9]{{3}})|(?!(?:19|20)[0-9]{{2}}(?![0-9]))[0-9]{{4,8}})"
+    rf"#?(?!{_JOINED}|[.,\-/:][0-9]|[ ][0-9]|[ ]?[%€$£¥])"
+)
+_PARTS = {kind: "|".join(map(re.escape, parts)) for kind, parts in _PUBLISHED["parts_of_names"].items()}
+_IN_SENTENCES = {
+    "password": re.compile(f"(?i:{_PARTS['password']})"),
+    "code_part": re.compile(f"(?P<sure>{'|'.join(_CODES['alone'])})|(?i:{_PARTS['code_part']})"),
+}
+_IN_SENTENCES["code"] = _IN_SENTENCES["code_part"]
+_OF_CODES, _OTHER_CODES = (re.compile("|".join(_CODES[name]), re.IGNORECASE) for name in ("of", "not_of"))
+_CLOSE = re.compile(r"\w{0,12}(?:\s[^\W\d]{1,16})?[\s\[(:]{0,2}")
+
+
+def _in_sentences(kind: str, text: str, start: int, end: int) -> Iterator[Span]:
+    """Yield the first password after a name, else the last before it, or so the figures of a code."""
+    for name in _IN_SENTENCES[kind].finditer(text, start, end):
+        stop = _STOP.search(text, name.end(), name.end() + 80)
+        last = stop.start() if stop else min(len(text), name.end() + 80)
+        before = text[max(0, name.start() - 60) : name.start()]
+        first = name.start() - len((_STOP if kind == "password" else _LINES).split(before)[-1])
+        if kind == "password":
+            rest = _UNTIL_GAP.match(text, last) if not stop else None  # not in the middle of a value
+            after = _values(text, name.end(), rest.end() if rest else last)
+            after = [one for one in after if one[2] or _SAID.search(text[name.end() : one[0]])]
+            found = after[:1] or [one for one in _values(text, first, name.start()) if one[2]][-1:]
+            yield from (one[:2] for one in found)
+        elif name["sure"] or (_OF_CODES.search(text, first, last) and not _OTHER_CODES.search(text, first, last)):
+            later, earlier = _FIGURES.finditer(text, name.end(), last), _FIGURES.finditer(text, first, name.start())
+            told = [one for one in later if one["groups"] or _is_told(text[name.end() : one.start()])][:1]
+            told = told or [one for one in earlier if one["groups"] or _SAID_AFTER.match(text, one.end())][-1:]
+            yield from (one.span("v") for one in told)
+
+
+def _values(text: str, start: int, end: int) -> list[tuple[int, int, bool]]:
+    """Return where what is no word stands, without punctuation around it, and whether it surely is none."""
+    found = []
+    for piece in _NO_WORD.finditer(text, start, end):
+        value = piece.group().strip(".,:;-")
+        if _MADE_UP.fullmatch(value):
+            at = text.index(value, piece.start())
+            found.append((at, at + len(value), bool(_SURELY.fullmatch(value))))
+    return found
+
+
+def _is_told(between: str) -> bool:
+    return bool(_SAID.search(between) or _CLOSE.fullmatch(between))
 
 
 def _headers(text: str) -> Iterator[tuple[int, int, str]]:
@@ -408,8 +472,8 @@ def find_ips(text: str) -> Iterator[Span]:
 _ALONE = r"(?<![\w+])(?<![0-9][.,\-/])"
 _ABROAD = re.compile(rf"{_ALONE}\(?(?:\+|00|011[ \-]?)[ ]?(?:[1-9](?:{_STEP}[0-9]){{6,14}})(?![0-9])")
 _HOME = re.compile(
-    rf"{_ALONE}(?:\(0[1-9][0-9]{{0,4}}\)(?:{_STEP}[0-9]){{5,10}}|0[1-9][0-9]{{1,4}}(?:{_STEP}[0-9]){{4,10}}"
-    rf"|0[1-9][ .\-][0-9]{{8}}|0[1-9](?:[ .\-][0-9]{{2}}){{4}})(?![0-9])"
+    rf"{_ALONE}(?!(?:[0-9]{{2}}[./\- ]){{1,2}}(?:19|20)[0-9]{{2}}(?![0-9]))"
+    rf"(?:\(0[1-9][0-9]{{0,4}}\)(?:{_STEP}[0-9]){{5,10}}|0[ ]?[1-9](?:{_STEP}[0-9]){{5,12}})(?![0-9])"
 )
 """With the 0 that many countries put before the number of a town."""
 _AMERICA = re.compile(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.traffic.redaction import plain_texts
+from benchmarks.traffic.redaction import listed, plain_texts
 from benchmarks.traffic.secret_forms import SecretForm, known_forms, later_forms, unseen_forms
 from smallfirst.data.redaction import is_labelled, labelled_kind, normal_form, redact, redact_body, redact_logs
 
@@ -68,6 +68,24 @@ def test_of_unseen_secrets_a_few_are_known_to_stay() -> None:
     kept = [form.text for form in unseen_forms() if form.kept_in(redact(form.text).text)]
     assert [text for text in kept if "it's" not in text and "net use" not in text and "login lisa" not in text] == []
     assert sum(form.kept_in(redact(form.text).text) for form in later_forms()) <= 7
+
+
+@pytest.mark.parametrize(("name", "most"), [("first", 3), ("second", 4)])
+def test_secrets_of_sentences_in_many_languages_go(name: str, most: int) -> None:
+    forms = [line.form for line in listed(name)]
+    assert len(forms) == 70
+    assert sum(form.kept_in(redact(form.text).text) for form in forms) <= most
+
+
+@pytest.mark.parametrize("text", [
+    "I forgot the pin for my 401k account", "Mein Passwort ist falsch. Bestellung A12345-99",
+    "パスワードは設定されませんでした。", "通过设定密码为此用户启用基于密码的认证。",
+    "The code 4040 is an error", "zip code 90210", "my Office365 wants a password", "password times out after 15min",
+    "Please confirm with the code by 2024 for $1500", "01/02/2024 1530 units",
+    "carried out during 01/2000 - 12/2006", "Wachtwoord wijzigen kost 3 dagen",
+])  # fmt: skip
+def test_a_sentence_that_only_speaks_of_passwords_and_codes_stays(text: str) -> None:
+    assert redact(text) == (text, {})
 
 
 def test_made_up_texts_without_secrets_stay() -> None:
