@@ -122,12 +122,13 @@ class CalibrationSet:
         guarantee: Guarantee | None = None,
         foreign: Sequence[Sequence[float]] = (),
         selection: Sequence[Evaluation] = (),
+        choosing: bool = False,
     ) -> CalibrationSet:
         """Return the cascade of `drafts`, cheapest first, on the last one's rows, as the guarantee counts it.
 
         `large` may cover a part of the rows. The order of rows does not matter. Raise DataError if a draft lacks rows,
-        or a row the tag that the guarantee groups by; ConfigError for a guarantee by group about several stages, or by
-        field about answers without fields.
+        or a row the tag that the guarantee groups by, unless the rows are for `choosing` alone; ConfigError for a
+        guarantee by group about several stages, or by field about answers without fields.
         """
         guarantee, last = guarantee or Guarantee(), drafts[-1]
         rows = sorted(last.rows, key=lambda row: row.model_dump_json(exclude=MEASURED))
@@ -150,7 +151,7 @@ class CalibrationSet:
 
         right_large = [row is not None and (row.correct or judged_by != "gold") for row in by_large]
         groups = [row.group for row in rows]
-        plain = guarantee.model_copy(update={"per_group": "", "languages": None, "max_foreign_share": 0.0})
+        plain = guarantee.model_copy(update={"max_foreign_share": 0.0})
         return cls(
             confidence=table(lambda row: row.confidence or 0.0, float),
             right=table(lambda row: row.correct, bool),
@@ -161,11 +162,11 @@ class CalibrationSet:
             unit=np.array(groups, dtype=object) if any(groups) else None,
             place=np.array([len(row.text) for row in rows]) if guarantee.most_of_group else None,
             most_of_group=guarantee.most_of_group or 1,
-            part=_parts(rows, guarantee, len(drafts)),
+            part=_parts(rows, guarantee, len(drafts), may_lack=choosing),
             fields=FieldTable.of(rows) if guarantee.max_wrong_fields and rows else None,
             foreign=np.array(sorted(zip(*foreign, strict=True)), dtype=float).T.reshape(len(drafts), -1),
             foreign_share=guarantee.max_foreign_share,
-            selection=cls.of(selection, guarantee=plain) if selection else None,
+            selection=cls.of(selection, guarantee=plain, choosing=True) if selection else None,
             texts=frozenset(text_fingerprints(row.text for row in rows)),
             stages=tuple(draft.candidate for draft in drafts),
             fingerprint=last.dataset_fingerprint,
@@ -227,7 +228,7 @@ def _plain(value: Any) -> Any:
     return [*map(_plain, value)] if isinstance(value, tuple) else value
 
 
-def _parts(rows: Sequence[EvaluatedRow], guarantee: Guarantee, n_stages: int) -> np.ndarray | None:
+def _parts(rows: Sequence[EvaluatedRow], guarantee: Guarantee, n_stages: int, *, may_lack: bool) -> np.ndarray | None:
     """Return the group of each row (rows,), None for one in a language that is none of the guarantee's."""
     name, own = guarantee.per_group, guarantee.max_error_of
     if own:
@@ -243,7 +244,7 @@ def _parts(rows: Sequence[EvaluatedRow], guarantee: Guarantee, n_stages: int) ->
         told = [detect_language(row.text) for row in rows]
         return np.array([one if one in guarantee.languages else None for one in told], dtype=object)
     found = [row.answer if name == LABEL else row.tags.get(name, "") for row in rows]
-    if name != LABEL and (missing := found.count("")):
+    if name != LABEL and not may_lack and (missing := found.count("")):
         raise DataError(
             f"routing.guarantee.per_group: {missing} of {len(rows)} calibration rows have no {name}",
             hint=f"name the column in data.columns.tags: [{name}] and run smallfirst evaluate task.yaml",

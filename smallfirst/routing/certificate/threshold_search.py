@@ -10,7 +10,8 @@ level, because they certify nothing; the others have a part of it, since no star
 
 An average can hide a part that is mostly wrong: the answers with one predicted label, or of one value of a tag. With
 `per_group` each has its own sequence of thresholds; Holm's method divides the level among those with enough rows to
-show anything (Bretz et al. 2009), so with the guarantee's confidence *every* certified group keeps the limit.
+show anything (Bretz et al. 2009), so with the guarantee's confidence *every* certified group keeps the limit. Selection
+rows of a group choose where its search begins, as they do for one search of all.
 
 A field is one at the top level of a JSON answer, there or left out. Its confidence is the model's own probability of
 its value, made comparable between fields by isotonic regression on selection rows. The limit is an expected loss
@@ -94,6 +95,13 @@ def rejected_on_path(
     w `level`, and all these shares together are at most 1, so by Bonferroni the chance that any true hypothesis is
     rejected is at most `level`. A start that fails takes its own share alone with it.
     """
+    return _walked(shows, starts, n, level)[0]
+
+
+def _walked(
+    shows: Callable[[int, int, float], np.ndarray], starts: Sequence[tuple[int, float]], n: int, level: float
+) -> tuple[np.ndarray, float]:
+    """Return what `rejected_on_path` does, and the share that arrives at the end of the path."""
     rejected, carried = np.zeros(n, dtype=bool), 0.0
     ends = [*(first for first, _ in starts[1:]), n]
     for (first, share), end in zip(starts, ends, strict=True):
@@ -102,7 +110,7 @@ def rejected_on_path(
         passed = len(shown) if shown.all() else int(np.argmin(shown))
         rejected[first : first + passed] = True
         carried = share if passed == len(shown) else 0.0
-    return rejected
+    return rejected, carried
 
 
 def start_rows(n: int, limit: float, level: float, starts: Starts = DEFAULT_STARTS) -> list[tuple[int, float]]:
@@ -181,6 +189,8 @@ class ThresholdSearchResult(NamedTuple):
     threshold: float
     n_accepted: int
     n_errors: int
+    left: float = 0.0
+    """Share of the level that walked past all rows, and may be used elsewhere."""
 
 
 def search_threshold(
@@ -209,11 +219,11 @@ def search_rows(
         return np.asarray(special.bdtr(wrong[n - 1], n, limit) <= share)
 
     places = [(int(np.searchsorted(accepted, rows)), share) for rows, share in starts]
-    shown = np.flatnonzero(rejected_on_path(shows, places, len(accepted), level))
-    if not shown.size:
+    rejected, left = _walked(shows, places, len(accepted), level)
+    if not rejected.any():
         return ThresholdSearchResult(NEVER_ACCEPT, 0, 0)
-    n = int(accepted[shown[-1]])
-    return ThresholdSearchResult(float(descending[n - 1]), n, int(wrong[n - 1]))
+    n = int(accepted[np.flatnonzero(rejected)[-1]])
+    return ThresholdSearchResult(float(descending[n - 1]), n, int(wrong[n - 1]), left)
 
 
 class CascadeThresholds(NamedTuple):
@@ -329,7 +339,7 @@ def certify_groups(
     if data.part is None:
         return ()
     confidence, right, certificates = data.confidence[-1], data.right[-1], []
-    found = _search_groups(data.part, confidence, right, limit, level)
+    found = _search_groups(data, limit, level)
     left = level / (len(found) + 1)  # with enough rows it is one more group that the level is divided among
     for label in sorted({*languages, *(part for part in data.part.tolist() if part is not None)}):
         threshold, share = found.get(label, (NEVER_ACCEPT, left))
@@ -359,33 +369,47 @@ def certify_groups(
     return tuple(certificates)
 
 
-def _search_groups(
-    part: np.ndarray, confidence: np.ndarray, right: np.ndarray, limit: float, level: float
-) -> dict[str, tuple[float, float]]:
-    """Return by testable group its threshold and its share of the level; one shown throughout hands its share on."""
-    first = _testable(part, limit, level)
-    left, found = list(first), dict[str, tuple[float, float]]()
+def _search_groups(data: CalibrationSet, limit: float, level: float) -> dict[str, tuple[float, float]]:
+    """Return by testable group its threshold and its level; what walks past all rows of one goes to the others.
+
+    All groups are one graph: they begin with equal shares of the level, at starts that are fixed before a calibration
+    answer is read, and a share leaves a group only past its last row. So the proof of `rejected_on_path` holds for all
+    paths together.
+    """
+    assert data.part is not None
+    rows = {group: data.part == group for group in _testable(data.part, limit, level)}
+    left, share, found = list(rows), dict.fromkeys(rows, 1 / max(1, len(rows))), dict[str, tuple[float, float]]()
+    starts = {
+        group: _group_starts(data, group, int(own.sum()), limit, level / len(rows)) for group, own in rows.items()
+    }
     while left:
-        share, n_before = level / len(left), len(left)
-        for group in list(left):
-            rows = part == group
-            one = search_rows(confidence[rows], right[rows], limit, share, [(first[group], 1.0)])
-            found[group] = (one.threshold, share)
-            if one.n_accepted == rows.sum():
-                left.remove(group)
-        if len(left) == n_before:
-            break
+        freed, passed = 0.0, list[str]()
+        for group in left:
+            own = rows[group]
+            one = search_rows(data.confidence[-1][own], data.right[-1][own], limit, share[group] * level, starts[group])
+            found[group] = (one.threshold, share[group] * level)
+            if one.left:
+                freed, passed = freed + one.left * share[group], [*passed, group]
+        left = [group for group in left if group not in passed] if passed else []
+        share |= {group: share[group] + freed / len(left) for group in left}
     return found
 
 
-def _testable(part: np.ndarray, limit: float, level: float) -> dict[str, int]:
-    """Return the groups with enough rows when the level is divided among just these, with the rows to begin at."""
+def _group_starts(data: CalibrationSet, group: str, n: int, limit: float, level: float) -> list[tuple[int, float]]:
+    """Return where a group's search begins: where its selection rows say, else at half of its rows."""
+    chosen, starts = data.selection, HALF
+    if chosen is not None and chosen.part is not None and (own := chosen.part == group).any():
+        starts = choose_starts(chosen.confidence[-1][own], chosen.right[-1][own], n, limit, level)
+    return start_rows(n, limit, level, starts)
+
+
+def _testable(part: np.ndarray, limit: float, level: float) -> list[str]:
+    """Return the groups with enough rows when the level is divided among just these."""
     counts = Counter(group for group in part.tolist() if group is not None).most_common()
     for n_groups in range(len(counts), 0, -1):
-        fewest = min_rows_without_error(limit, level / n_groups)
-        if counts[n_groups - 1][1] >= fewest:
-            return {group: max(fewest, (n + 1) // 2) for group, n in counts[:n_groups]}
-    return {}
+        if counts[n_groups - 1][1] >= min_rows_without_error(limit, level / n_groups):
+            return [group for group, _ in counts[:n_groups]]
+    return []
 
 
 def certify_fields(
