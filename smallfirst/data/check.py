@@ -10,7 +10,7 @@ from typing import Literal
 
 from smallfirst.base.progress import ProgressCallback, no_progress
 from smallfirst.base.records import Record
-from smallfirst.data.copies import WordNumbers, leaked_rows, min_clean_rows
+from smallfirst.data.copies import FAMILY, WordNumbers, leaked_rows, min_clean_rows
 from smallfirst.data.dataset import Dataset, Example, fold_text
 
 Severity = Literal["stop", "fix", "note"]
@@ -19,7 +19,7 @@ SEVERITIES: tuple[Severity, ...] = ("stop", "fix", "note")
 MAX_PLACES = 10_000
 """So many places of a finding are kept."""
 FOLDED_NOTE = "case, spacing and punctuation aside"
-COPIES_NOTE = f"{FOLDED_NOTE}, or 1 of 10 words"
+COPIES_NOTE = f"{FOLDED_NOTE}, or 1 of 10 words, or made from each other"
 
 
 class Finding(Record):
@@ -242,7 +242,7 @@ def _straddling_groups(splits: Mapping[str, Dataset]) -> Iterator[Finding]:
         where = []
         for example in data.examples:
             earlier, other = seen.setdefault(example.group, (name, example))
-            if example.group and earlier != name:
+            if example.group and earlier != name and not example.group.startswith(FAMILY):
                 where.append(f'{example.place} is of group "{example.group[:40]}", as {other.place} in {earlier}')
         level: Severity = "fix" if name == "validation" else "stop"
         rule = "keep each group in one split; without a file of this split, the training file is split by group"

@@ -178,6 +178,10 @@ def _mixed(numbers: np.ndarray) -> np.ndarray:
 # Leaks: test rows that are also training rows, but for case, punctuation and spacing, or in nine of ten words
 
 
+FAMILY = "family of "
+"""How the group of a row begins that seems to be made from others (`families`)."""
+
+
 class Leak(Record):
     """One test row and the training row it repeats."""
 
@@ -230,9 +234,10 @@ def leaked_rows(train: Dataset, test: Dataset, numbers: WordNumbers) -> tuple[Le
         same.setdefault(_bare(text), i)
     for new, known in _similar(words, ends, first, n):
         near[new] = min(known, near.get(new, known))
+    relatives = {row.group: i for i, row in enumerate(train.examples) if row.group.startswith(FAMILY)}
     leaks = []
     for row, text, like in zip(test.examples, texts[n:], first[n:], strict=True):
-        found = same.get(_bare(text), like if like < n else near.get(like))
+        found = same.get(_bare(text), like if like < n else near.get(like, relatives.get(row.group)))
         if found is not None:
             leaks.append(Leak(key=row.key, test=row.place, train=train.examples[found].place))
     return tuple(leaks)
@@ -259,13 +264,24 @@ class CountedRows(Record):
     n_repeats: int = 0
     """Other rows of a text, near-copy or group of which one row counts already."""
     grouped: bool = False
+    of_families: bool = False
+    """Groups that were found, not given."""
 
     @property
     def in_words(self) -> str:
         """One sentence; empty if every row counts."""
-        unit = "group" if self.grouped else "text, copies and near-copies together"
+        unit = (
+            "family of rows made from each other, or text,"
+            if self.of_families
+            else "group"
+            if self.grouped
+            else "text, copies and near-copies together"
+        )
         reasons = [
-            (self.n_leaked, "also stand in the training or selection rows"),
+            (
+                self.n_leaked,
+                f"also stand in the training or selection rows{' or are made from them' * self.of_families}",
+            ),
             (self.n_seen_groups, "are of groups that were trained or chosen on"),
             (self.n_repeats, f"repeat another: one row counts for each {unit}"),
         ]
@@ -303,5 +319,6 @@ def count_rows(seen: Sequence[Dataset], data: Dataset) -> tuple[Dataset, Counted
         n_seen_groups=len(clean) - len(own),
         n_repeats=len(own) - len(kept),
         grouped=any(example.group for example in data.examples),
+        of_families=any(example.group.startswith(FAMILY) for example in data.examples),
     )
     return data.subset(data.name, kept), found

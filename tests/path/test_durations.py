@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("module_home")
 def project(tmp_path: Path, tiny_encoder_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     """100 rows, 20 selection, 60 calibration and 40 test rows."""
     monkeypatch.setattr(module, "encoder_pace", lambda folder, texts: EncoderPace(0.1, 0.4, 32, 1_000_000))
-    rows = [{"text": f"number {i} {i % 7}", "label": ["card", "fee"][i % 2]} for i in range(220)]
+    rows = [{"text": f"{i * 7919} {i} {i * 31}", "label": ["card", "fee"][i % 2]} for i in range(220)]
     small = {
         "base": "no-such-model",
         "encoder": str(tiny_encoder_folder),

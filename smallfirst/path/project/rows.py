@@ -17,6 +17,7 @@ from smallfirst.data.check import Finding, make_finding
 from smallfirst.data.conversations import conversations_of
 from smallfirst.data.copies import CountedRows, LeakReport, count_rows, find_leaks
 from smallfirst.data.dataset import Dataset, Example, Message, fold_text, sample_rows, sample_share, split
+from smallfirst.data.families import one_of_each, with_families
 from smallfirst.data.redaction import redact
 from smallfirst.data.row_formats import ROW_FORMATS, Columns
 from smallfirst.data.sources.load import LoadedRows, load_noted, load_rows, note_skipped
@@ -48,6 +49,8 @@ class Rows(Record):
     """Test rows of `data.out_of_scope_label`, to measure with."""
     left_out: Dataset = Dataset(name="left out", examples=())
     """Calibration rows that do not count, since they repeat a training, selection or other calibration row."""
+    relatives: Dataset = Dataset(name="relatives", examples=())
+    """Test rows that do not count, since another one of their family does."""
     counted: CountedRows = CountedRows(n_rows=0)
     """How many calibration rows count, and why the others do not."""
     notes: tuple[Finding, ...] = ()
@@ -63,7 +66,7 @@ class Rows(Record):
     @property
     def held_out(self) -> tuple[Dataset, ...]:
         """The parts that measure, certify or choose; none of their texts may be trained on."""
-        parts = (self.test, self.foreign_test, self.calibration, self.left_out, self.selection)
+        parts = (self.test, self.foreign_test, self.calibration, self.left_out, self.selection, self.relatives)
         return parts if self.open_ended is None else (*parts, self.open_ended)
 
 
@@ -94,17 +97,20 @@ def read_rows(task_file: TaskFile, progress: ProgressCallback = no_progress) -> 
     share = split_off(len(train)) / max(1, len(train))
     wanted = zip(kind.held_out or (share, share), (files.validation, files.test), strict=True)
     shares = [0.0 if file else own for own, file in wanted]
+    given = [train, *(read(file, labels) for file in (files.validation, files.test) if file)]
+    (train, *others), told = with_families(given)
     parts = split(train, validation=shares[0], test=shares[1])
-    validation = read(files.validation, labels) if files.validation else parts.validation
+    validation = others.pop(0) if files.validation else parts.validation
     selection, calibration = sample_share(validation, task_file.routing.selection_share, _SELECTION_SALT)
-    test = read(files.test, labels) if files.test else parts.test
+    test, relatives = one_of_each(others.pop() if files.test else parts.test)
     rows = Rows(
         train=parts.train,
         selection=selection,
         calibration=calibration,
         test=test,
         open_ended=_read_open_ended(task_file),
-        notes=tuple(note for found in read_so_far for note in found.notes),
+        relatives=relatives,
+        notes=(*(note for found in read_so_far for note in found.notes), *told),
         skipped=tuple(found.skipped for found in read_so_far if found.skipped),
     )
     return rows if files.out_of_scope_label is None else _set_apart(rows, files.out_of_scope_label)
