@@ -8,6 +8,7 @@ conversation are the same text. Functions are read as OpenAI's two interfaces an
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice, pairwise
@@ -63,13 +64,21 @@ def calls_of(message: Mapping[str, Any]) -> list[dict[str, Any]]:
         arguments = function.get("arguments") or {}
         if isinstance(arguments, str):
             try:
-                arguments = json.loads(arguments)
+                arguments = json.loads(arguments, parse_constant=finite, parse_float=finite)
             except (ValueError, RecursionError):
                 raise ValueError(f"the arguments of {function['name']} are not JSON") from None
         if not isinstance(arguments, Mapping):
             raise ValueError(f"the arguments of {function['name']} must be a JSON object")
         found.append({"name": function["name"], "arguments": dict(arguments)})
     return found
+
+
+def finite(text: str) -> float:
+    """Return the number; raise ValueError for NaN and what is too large, which JSON cannot write."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a finite number")
+    return number
 
 
 def to_text(turns: Iterable[ConversationTurn]) -> str:
@@ -193,7 +202,7 @@ def _text(content: object, name: str) -> str | None:
 def json_or_text(text: str) -> Any:
     """Return what a function returned, read as JSON where it is."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=finite, parse_float=finite)
     except (ValueError, RecursionError):
         return text
 

@@ -18,7 +18,7 @@ import pydantic
 from smallfirst.base.errors import ConfigError, DataError, did_you_mean
 from smallfirst.base.records import Record
 from smallfirst.base.stats.intervals import Estimate, wilson
-from smallfirst.data.conversations import NO_CALL, changed_functions, properties_of, read_functions, write_call
+from smallfirst.data.conversations import NO_CALL, changed_functions, finite, properties_of, read_functions, write_call
 from smallfirst.data.dataset import Dataset, Example, RowFormat
 from smallfirst.tasks.task import PartCounts, ScoredAnswer, Task
 from smallfirst.tasks.value_matching import Normalizer, normalize_value
@@ -144,7 +144,7 @@ class Call(Task):
     def parse(self, text: str) -> str | None:
         """Return the call in canonical form, NO_CALL for text; None for a call of another function."""
         try:
-            read = json.loads(text)
+            read = json.loads(text, parse_constant=finite, parse_float=finite)
         except (ValueError, RecursionError):
             return NO_CALL
         if not isinstance(read, dict) or "name" not in read:

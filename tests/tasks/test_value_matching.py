@@ -6,7 +6,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from smallfirst.tasks.value_matching import Normalizer, normalize_value
+from smallfirst.tasks.value_matching import Normalizer, lowered, normalize_value
 
 
 def same(first: Any, second: Any, how: Normalizer) -> bool:
@@ -39,6 +39,11 @@ def same(first: Any, second: Any, how: Normalizer) -> bool:
         ("date", "25/12/2018", "2018-12-25"),  # there is no 25th month
         ("date", "03.05.2024", "2024-05-03"),  # points: day first
         ("date", "may 3", "3rd May"),
+        ("number", "(50)", "-50"),
+        ("number", "(1,234.50)", "−1234.50"),
+        ("money", "($75.20)", "-75.20 USD"),
+        ("date", "Freitag, den 6. Februar 2026", "2026-02-06"),
+        ("date", "3 mars 2025", "2025-03-03"),
         ("date", "01/01/68", "2068-01-01"),
         ("date", "Tomorrow", "tomorrow"),
         ("date_dmy", "03/05/2024", "2024-05-03"),
@@ -62,6 +67,11 @@ def test_these_are_not(how: Normalizer, first: Any, second: Any) -> None:
 def test_what_cannot_be_read_is_text_without_case() -> None:
     for how in ("number", "money", "date", "date_dmy"):
         assert normalize_value(" In 14  Days.", how) == normalize_value("in 14 days", "case")  # type: ignore[arg-type]
+
+
+def test_lower_case_keeps_every_character_at_its_place() -> None:
+    letters = "".join(c for c in map(chr, range(0x110000)) if not 0xD800 <= ord(c) < 0xE000)
+    assert len(lowered(letters)) == len(letters)
 
 
 @hypothesis.given(

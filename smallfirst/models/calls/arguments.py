@@ -20,7 +20,7 @@ from smallfirst.base.records import Record
 from smallfirst.data.row_formats import to_json
 from smallfirst.models.calls.mentions import Candidates, Mention, State, known_strings, word_list
 from smallfirst.models.protocol import ValuePlace
-from smallfirst.tasks.value_matching import normalize_value
+from smallfirst.tasks.value_matching import lowered, normalize_value
 
 FEW, MIN_SEEN = 64, 3
 """Most values of a closed set, and rows that each must have."""
@@ -79,7 +79,7 @@ class Argument:
 
     def __init__(self, plan: ArgumentPlan, weights: Mapping[str, float], topic: Topic | None = None) -> None:
         self.plan, self.weights, self.topic = plan, weights, topic
-        texts = {value.lower(): value for value in map(json.loads, plan.seen) if isinstance(value, str) and value}
+        texts = {lowered(value): value for value in map(json.loads, plan.seen) if isinstance(value, str) and value}
         self._forms, self._pattern = texts, word_list(list(texts)) if texts else None
         self._words = {value: _spellings(value) for value in plan.usual}
         self._name = _topic_words(plan)
@@ -94,6 +94,8 @@ class Argument:
         def add(mentions: Iterable[tuple[Any, Mention]]) -> None:
             for given, mention in mentions:
                 value = _as_number(given) if self.plan.is_number else given
+                if isinstance(value, float) and not math.isfinite(value):
+                    continue
                 found.setdefault(names.setdefault(_comparable(value), to_json(value)), []).append(mention)
 
         add(self._known(state, seen))
@@ -177,7 +179,7 @@ class Argument:
             ages = [
                 age
                 for role, text, age in state.texts
-                if role == "user" and any(words.search(text.lower()) for words in self._words.values())
+                if role == "user" and any(words.search(lowered(text)) for words in self._words.values())
             ]
         else:
             ages = []
@@ -189,7 +191,7 @@ class Argument:
         return [f"{plan.path}={mark}" for mark, holds in found_marks.items() if holds]
 
     def _named(self, text: str) -> bool:
-        return any(map(self._name.match, _WORD.findall(text.lower())))
+        return any(map(self._name.match, _WORD.findall(lowered(text))))
 
     def place(self, state: State, value: str) -> ValuePlace | None:
         """Return where a chosen value, as JSON, is said last, a usual one by the argument's name; None if nowhere."""
@@ -222,7 +224,7 @@ class Argument:
                 (age, low, place)
                 for kind, text, age in state.texts
                 if kind == role
-                for low in [text.lower()]
+                for low in [lowered(text)]
                 for place in self._words[value].finditer(low)
             ]
             found[f"usual {role}"] = math.log(min((age for age, *_ in places), default=FAR))
@@ -282,7 +284,7 @@ class _SaidWords:
     """Words and pairs of the last turns of the user, words of the assistant's last."""
 
     def __init__(self, state: State) -> None:
-        user = [text.lower() for role, text, _ in state.texts if role == "user"][-4:]
+        user = [lowered(text) for role, text, _ in state.texts if role == "user"][-4:]
         split = [_WORD.findall(text) for text in user]
         said = [*(w for words in split for w in words), *(f"{a} {b}" for ws in split for a, b in pairwise(ws))]
         self.user = list(dict.fromkeys(said))  # lists: the order of a set differs from process to process
@@ -295,7 +297,7 @@ class _SaidWords:
         ages = [
             age
             for kind, text, age in self._texts
-            if kind == role and any(map(pattern.match, _WORD.findall(text.lower())))
+            if kind == role and any(map(pattern.match, _WORD.findall(lowered(text))))
         ]
         return 1 + 1 / min(ages) if ages else 0.0
 
@@ -379,9 +381,10 @@ def _as_number(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return int(value) if value.isdecimal() else float(value)
+        number = int(value) if value.isdecimal() else float(value)
     except ValueError:
         return value
+    return number if math.isfinite(number) else value  # JSON has no NaN
 
 
 def _age(mentions: Sequence[Mention], role: str) -> int:
@@ -390,7 +393,7 @@ def _age(mentions: Sequence[Mention], role: str) -> int:
 
 def _spellings(value: str) -> re.Pattern[str]:
     """Return what finds a usual value in a text in lower case; numbers as words, too."""
-    plain = value.strip('"').lower()
+    plain = lowered(value.strip('"'))
     forms = [plain, *([_NUMBERS[int(plain)]] if plain.isdigit() and int(plain) < len(_NUMBERS) else [])]
     return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, forms))})(?!\w)")
 

@@ -11,17 +11,25 @@ import datetime as dt
 import re
 from collections.abc import Iterator
 
+from smallfirst.models.spans.values import NUMBER_WORDS as _WORDS
 from smallfirst.models.spans.values import reads
+from smallfirst.tasks.value_matching import MONTHS, lowered
 
 _DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
-_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _ORDINALS = (
     "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh",
     "twelfth", "thirteenth", "fourteenth", "fifteenth",
 )  # fmt: skip
+_TODAY = re.compile(
+    r"\b(?:today|now|current (?:date|day)|date|heute|aujourd|hoy|oggi|hoje|vandaag|dziś|dzisiaj|idag|i dag)\b[^.;\n]*$"
+    r"|今日[^。\n]*$",
+    re.IGNORECASE,
+)
+"""What names the day of a conversation, up to its date."""
 _NEAR = re.compile(r"\b(day after tomorrow|tomorrow|today|tonight)\b")
-_WEEKDAY = re.compile(rf"\b(?:(next|this|coming) )?(?:week )?({'|'.join(_DAYS)})\b( next week)?")
-_MONTH = rf"(?P<month>(?:{'|'.join(_MONTHS)})[a-z]*)\.?"
+_WEEKDAY = re.compile(rf"\b(?:(next|this|coming) )?(week )?({'|'.join(_DAYS)})\b( next week)?")
+_IN = re.compile(rf"\bin (\d{{1,3}}|an?|{'|'.join(_WORDS[1:])}) (day|week)s?\b")
+_MONTH = rf"\b(?P<month>{'|'.join(sorted(MONTHS, key=len, reverse=True))})\b\.?"
 _NUMBER = rf"(?P<day>\d{{1,2}}|{'|'.join(_ORDINALS)})(?:st|nd|rd|th)?"
 _OF_MONTH = (
     re.compile(rf"\b{_MONTH} (?:the )?{_NUMBER}\b(?!,? \d{{4}})"),
@@ -34,26 +42,31 @@ _OF_THIS_MONTH = (
 
 
 def stated_day(text: str) -> dt.date | None:
-    """Return the first whole date of a text; None if it has none."""
-    found = min(reads(text, "date"), default=None)
-    return dt.date.fromisoformat(found[2]) if found else None
+    """Return the date that a text says today is, else its only date; None if it has none or several."""
+    found = sorted(reads(text, "date"))
+    said = [day for start, _, day in found if _TODAY.search(text[max(0, start - 60) : start])]
+    days = said[:1] or sorted({day for *_, day in found})
+    return dt.date.fromisoformat(days[0]) if len(days) == 1 else None
 
 
 def days_in(text: str, today: dt.date | None) -> Iterator[tuple[int, int, str]]:
     """Yield start, end (excluded) and ISO date of every day that the text names; without `today` of whole dates."""
     yield from reads(text, "date")
     if today is not None:
-        for start, end, day in (*_near(text.lower(), today), *_of_months(text.lower(), today)):
+        for start, end, day in (*_near(lowered(text), today), *_of_months(lowered(text), today)):
             yield start, end, day.isoformat()
 
 
 def _near(low: str, today: dt.date) -> Iterator[tuple[int, int, dt.date]]:
     for found in _NEAR.finditer(low):
         yield *found.span(), today + dt.timedelta({"day after tomorrow": 2, "tomorrow": 1}.get(found[1], 0))
+    for found in _IN.finditer(low):
+        n = 1 if found[1] in ("a", "an") else _WORDS.index(found[1]) if found[1] in _WORDS else int(found[1])
+        yield *found.span(), today + dt.timedelta(n * (7 if found[2] == "week" else 1))
     for found in _WEEKDAY.finditer(low):
-        number = _DAYS.index(found[2])
+        number = _DAYS.index(found[3])
         ahead = (number - today.weekday()) % 7
-        if found[3]:
+        if found[4] or (found[1] == "next" and found[2]):
             ahead = 7 - today.weekday() + number
         elif not ahead and found[1] != "this":
             ahead = 7
@@ -65,7 +78,7 @@ def _of_months(low: str, today: dt.date) -> Iterator[tuple[int, int, dt.date]]:
     for pattern in (*_OF_MONTH, *_OF_THIS_MONTH):
         for found in pattern.finditer(low):
             named = found.groupdict().get("month")
-            day = _next(today, _number(found["day"]), _MONTHS.index(named[:3]) + 1 if named else None)
+            day = _next(today, _number(found["day"]), MONTHS[named] if named else None)
             if day and not any(a <= found.start() < b for a, b in taken):
                 taken.append(found.span())
                 yield *found.span(), day

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -18,6 +19,7 @@ from smallfirst.data.conversations import ConversationTurn, from_text
 from smallfirst.models.calls.dates import days_in, stated_day
 from smallfirst.models.protocol import ValuePlace
 from smallfirst.models.spans.values import TIME_FORMS, reads
+from smallfirst.tasks.value_matching import lowered, normalize_value
 
 MAX_PHRASE = 7
 """Most words of a phrase that may be a value."""
@@ -25,17 +27,22 @@ TOPIC_TURNS = 3
 """Turns of the user that an encoder reads."""
 BEFORE = 25
 """Characters before a place that are looked at."""
-_CAPITALISED = re.compile(r"(?:\b\d+ )?\b[A-Z][\w&'’-]*(?:\.(?=\w))?(?: (?:(?:of|the|and|de) |& )?[A-Z0-9][\w&'’-]*)*")
+_UPPER = "".join(character for character in map(chr, range(0x3000)) if character.isupper() or character.istitle())
+_CAPITALISED = re.compile(
+    rf"(?:\b\d+ )?\b[{_UPPER}][\w&'’-]*(?:\.(?=\w))?(?: (?:(?:of|the|and|de) |& )?[{_UPPER}0-9][\w&'’-]*)*"
+)
 PARTLY = 0.5
 """Least share of a value's words that a turn says, where it does not say them all."""
 _LETTERS = re.compile(r"\w+")
 _QUOTED = re.compile(r'["“]([^"”]{2,80})["”]')
 _WORD = re.compile(r"[^\s,.;:?!]+(?:[.:,][^\s,.;:?!]+)*")
 _BREAK = re.compile(r"[.;?!]\s")
-_NUMBER = re.compile(
-    r"(?<![\w.,])\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\w,])|(?<![\w.,])\d+(?:\.\d+)?(?!\w)|(?<=[$€£])\d[\d,]*(?:\.\d+)?"
+_SIGNS = "".join(c for c in map(chr, range(0x24, 0x10000)) if unicodedata.category(c) == "Sc")
+_AMOUNT = r"\d+(?:[.,'’\u00a0\u202f]\d+)*"
+_NUMBER = re.compile(rf"(?<![\w.,])\d+(?:[.,]\d+)*(?!\w)|(?<=[{_SIGNS}])\d+(?:[.,]\d+)*")
+_MONEY = re.compile(
+    rf"[{_SIGNS}]\s?{_AMOUNT}|(?<![\w.,]){_AMOUNT}\s?(?:[{_SIGNS}]|(?:EUR|USD|GBP|CHF|JPY|PLN|SEK|zł|kr|euros?|円)\b)"
 )
-_MONEY = re.compile(r"\$\s?\d[\d,]*(?:\.\d+)?")
 _COMMON = (
     "i i'm i'd i'll i've the a an do is are was what yes no yup ok okay sure please sorry can could would will how "
     "when which where who in at on to from for with and or but my your we our you it that this there hi hello thanks "
@@ -123,7 +130,7 @@ class State:
             self._mentions[form] = [
                 (value, _standing(form, age, role, low, start, end))
                 for role, text, age in self.texts
-                for low in [text.lower()]
+                for low in [lowered(text)]
                 for start, end, value in _said(text, form, self.today)
             ]
         return self._mentions[form]
@@ -133,7 +140,7 @@ class State:
         return [
             (forms[found[0]], _standing(source, age, role, low, *found.span()))
             for role, text, age in self.texts
-            for low in [text.lower()]
+            for low in [lowered(text)]
             for found in pattern.finditer(low)
         ]
 
@@ -143,13 +150,13 @@ class State:
         The place of such a mention is the share of the words in hundredths.
         """
         found = []
-        words = [(value, frozenset(_LETTERS.findall(value.lower()))) for value in values]
+        words = [(value, frozenset(_LETTERS.findall(lowered(value)))) for value in values]
         for role, text, age in self.texts:
-            low = text.lower()
+            low = lowered(text)
             said = frozenset(_LETTERS.findall(low)) - _NO_VALUE
             for value, own in words:
                 share = len(own & said) / len(own) if len(own) > 1 else 0.0
-                if share >= PARTLY and value.lower() not in low:
+                if share >= PARTLY and lowered(value) not in low:
                     found.append((value, Mention("partly", age, role, round(100 * share))))
         return found
 
@@ -166,7 +173,7 @@ def word_list(values: Sequence[str]) -> re.Pattern[str]:
 
 def known_strings(state: State, keys: Sequence[str]) -> list[tuple[Any, Mention]]:
     """Return where the texts say what results and former calls hold under one of these keys."""
-    values = {value.lower(): value for key in keys for value, _ in state.fields.get(key, ()) if _is_words(value)}
+    values = {lowered(value): value for key in keys for value, _ in state.fields.get(key, ()) if _is_words(value)}
     return state.listed(word_list(list(values)), values, "known") if values else []
 
 
@@ -205,7 +212,7 @@ def _said(text: str, form: str, today: dt.date | None) -> Iterator[tuple[int, in
     elif form in TIME_FORMS:
         yield from reads(text, form)
     elif form == "number":
-        yield from ((*found.span(), found[0].replace(",", "")) for found in _NUMBER.finditer(text))
+        yield from _numbers(text)
     elif form == "money":
         yield from ((*found.span(), found[0]) for found in _MONEY.finditer(text))
     elif form == "span":
@@ -219,6 +226,14 @@ def _said(text: str, form: str, today: dt.date | None) -> Iterator[tuple[int, in
                 yield start, end, text[start:end]
     else:
         yield from _phrases(text)
+
+
+def _numbers(text: str) -> Iterator[tuple[int, int, str]]:
+    """Yield whole numbers of figures, written without groups and with a point."""
+    for found in _NUMBER.finditer(text):
+        read: Any = normalize_value(found[0], "number")
+        if read[0] == "number":
+            yield *found.span(), f"{read[1]:f}"
 
 
 def _phrases(text: str) -> Iterator[tuple[int, int, str]]:

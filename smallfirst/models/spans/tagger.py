@@ -28,7 +28,7 @@ from smallfirst.models.manifest import Manifest
 from smallfirst.models.spans.model import ENCODER_FOLDER, HEADS_FILE, MarkingNetwork, SpanAnswer, windows
 from smallfirst.models.spans.passages import Excerpt, PassageRanker
 from smallfirst.models.spans.plan import AnswerPlan, FieldPlan, FoundValue, assemble, is_allowed, node_at
-from smallfirst.models.spans.values import read_value, spelled_places
+from smallfirst.models.spans.values import NUMBER_FORMS, read_value, spelled_places, whole_number
 from smallfirst.tasks.json.fields import numbered
 from smallfirst.tasks.json.schema import LIST
 from smallfirst.tasks.value_matching import CURRENCIES
@@ -274,6 +274,8 @@ class Tagger:
         found, nodes, text, places = [], self._nodes[field.path], read.excerpt.text, read.tokenized.places
         for mark in own:
             start, end = places[mark.start][0], places[mark.end - 1][1]
+            if set(field.forms) & set(NUMBER_FORMS):
+                start, end = whole_number(text, start, end)
             values = (read_value(text[start:end], form) for form in field.forms)
             value = next((v for v in values if v is not None and is_allowed(self._schema, nodes, v)), None)
             if value is not None and read.excerpt.place(start, end):

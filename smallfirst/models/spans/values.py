@@ -20,13 +20,14 @@ from smallfirst.data.pages import Span
 from smallfirst.tasks.scorers import normalize_answer
 from smallfirst.tasks.value_matching import Normalizer, normalize_value, spelling
 
-_MONTH = r"[A-Za-z]{3,9}\.?"
+_MONTH = r"[^\W\d_]{3,12}\.?"
 _DATES = [
-    re.compile(form, re.ASCII)
+    re.compile(form)
     for form in (
+        r"(?<!\d)\d{4}年 ?\d{1,2}月 ?\d{1,2}日",
         r"(?<!\d)\d{4}[-/.]\d{2}[-/.]\d{2}(?!\d)",
         r"(?<!\d)\d{1,2}([-/.])\d{1,2}\1(?:\d{4}|\d{2})(?!\d)",
-        rf"(?<!\d)\d{{1,2}}(?:st|nd|rd|th)?[ -](?:of )?{_MONTH}(?:[ -]|, ?)\d{{4}}(?!\d)",
+        rf"(?<!\d)\d{{1,2}}(?:st|nd|rd|th|er|º|\.)?[ -](?:(?:of|de) )?{_MONTH}(?: de |[ -]|, ?)\d{{4}}(?!\d)",
         rf"\b{_MONTH} \d{{1,2}}(?:st|nd|rd|th)?(?:, ?| )\d{{4}}(?!\d)",
     )
 ]
@@ -34,10 +35,13 @@ _NUMBERS = [
     re.compile(form, re.ASCII)
     for form in (
         r"(?<![\d.,])\d{1,3}(?:[ \u00a0\u202f'’.,]\d{3})+(?:[.,]\d+)?(?!\d)",
-        r"\d+(?:[.,]\d+)?(?!\d)",
-        r"(?<![\w.,])[-\N{MINUS SIGN}]\d+(?:[.,]\d+)?(?!\d)",
+        r"(?<!\d)(?<!\d[.,])(?<!\s\.)(?<!^\.)\d+(?:[.,]\d+)?(?![.,]?\d)",
+        r"(?<![\w.,])[-\N{MINUS SIGN}]?(?:\d+(?:[.,]\d+)?|\.\d+)(?![.,]?\d)",
+        r"\((?:\d{1,3}(?:[.,]\d{3})+|\d+)(?:[.,]\d+)?\)",
     )
 ]
+_FIGURES = re.compile(r"(?:(?<!\w)\.)?\d(?:.*\d)?", re.ASCII | re.DOTALL)
+_WHOLE = re.compile(r"(?<!\d)(?<!\d[.,])(?:\d{1,3}(?:[.,]\d{3})+|\d+)(?:[.,]\d+)?(?![.,]?\d)", re.ASCII)
 _THOUSANDS = re.compile(r"(?<=\d)\.(?=\d{3}(?!\d))")
 TIME_FORMS = ("time", "time_pm")
 NUMBER_FORMS = ("number", "thousands", "digits")
@@ -46,8 +50,22 @@ FORMS = ("date", "date_dmy", *TIME_FORMS, *NUMBER_FORMS, *TEXT_FORMS)
 """In which a value may stand in a text; what reads anything comes last."""
 """Forms of a value that is words of the text."""
 _ARTICLES = {"a", "an", "the"}
-_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
-_HOUR = rf"(?P<hour>\d{{1,2}}|{'|'.join(_WORDS[1:])})"
+NUMBER_WORDS = (
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+)
+_HOUR = rf"(?P<hour>\d{{1,2}}|{'|'.join(NUMBER_WORDS[1:])})"
 _DAYTIME = r"(?:,? ?(?:in the |at )?(?P<part>[ap]\.?m\b\.?|morning|afternoon|evening|night))"
 _BEFORE = r"(?<![\w:.])(?:(?P<before>morning|afternoon|evening)(?: at)? )?"
 _TIMES = [
@@ -62,7 +80,7 @@ _TIMES = [
         r"\b(?P<named>noon|midnight)\b",
     )
 ]
-_WORD = re.compile(rf"\b(?:{'|'.join(_WORDS)})\b", re.IGNORECASE)
+_WORD = re.compile(rf"\b(?:{'|'.join(NUMBER_WORDS)})\b", re.IGNORECASE)
 
 
 def occurrences(text: str, value: Any, form: str, how: Normalizer = "exact") -> list[tuple[int, int]]:
@@ -99,6 +117,14 @@ def read_value(words: str, form: str) -> Any:
     if read[0] != "date" or 0 in read[1:]:
         return None
     return "{:04}-{:02}-{:02}".format(*read[1:])
+
+
+def whole_number(text: str, start: int, end: int) -> tuple[int, int]:
+    """Return the place widened to the whole number where it begins or ends in the middle of one."""
+    for number in _WHOLE.finditer(text):
+        if number.start() < start < number.end() or number.start() < end < number.end():
+            start, end = min(start, number.start()), max(end, number.end())
+    return start, end
 
 
 def spelled_places(text: str, value: str) -> list[tuple[int, int]]:
@@ -147,12 +173,13 @@ def _time(words: str, *, afternoon: bool) -> str | None:
     said = {name: (value or "").lower().replace(".", "") for name, value in read.groupdict().items()}
     if named := said.get("named"):
         return "12:00" if named == "noon" else "00:00"
-    hour = _WORDS.index(said["hour"]) if said["hour"] in _WORDS else int(said["hour"])
+    hour = NUMBER_WORDS.index(said["hour"]) if said["hour"] in NUMBER_WORDS else int(said["hour"])
     part = said.get("part") or said.get("before")
     if not part and afternoon and 0 < hour < 10 and not said["hour"].startswith("0"):
         part = "pm"
     if part and hour <= 12:
-        hour = hour % 12 + (0 if part in ("am", "morning") else 12)
+        is_first_half = part in ("am", "morning") or (part == "night" and (hour < 6 or hour == 12))
+        hour = hour % 12 + (0 if is_first_half else 12)
     minute = {"half": 30, "quarter": 15}.get(said.get("minutes", ""), int(said.get("minute") or 0))
     if said.get("side") == "to":
         hour, minute = hour - 1, 60 - minute
@@ -160,13 +187,14 @@ def _time(words: str, *, afternoon: bool) -> str | None:
 
 
 def _number(words: str) -> int | float | None:
-    if words.lower() in _WORDS:
-        return _WORDS.index(words.lower())
-    digits = [place for place, character in enumerate(words) if character.isdigit() and character.isascii()]
-    if not digits or any(character.isalpha() for character in words[digits[0] : digits[-1]]):
+    if words.lower() in NUMBER_WORDS:
+        return NUMBER_WORDS.index(words.lower())
+    found = _FIGURES.search(words)
+    if not found or any(character.isalpha() for character in found[0]):
         return None
-    sign = words[digits[0] - 1] if digits[0] == 1 and words[0] in "-\N{MINUS SIGN}" else ""
-    read: Any = normalize_value(sign + words[digits[0] : digits[-1] + 1].replace("\u202f", " "), "number")
+    is_below = found.start() == 1 and words[0] in "-\N{MINUS SIGN}"
+    is_below |= words[0] + words[-1] == "()" and not re.search(r"[^\W\d]", words)
+    read: Any = normalize_value("-" * is_below + found[0].replace("\u202f", " "), "number")
     amount = read[1]
     if not isinstance(amount, Decimal):
         return None

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
 from smallfirst.base.errors import BadAnswer
+from smallfirst.data.conversations import finite
 from smallfirst.tasks.json.schema import (
     CHOICES,
     SEPARATORS,
@@ -162,7 +162,7 @@ class AnswerParser:
         if len(text) > MAX_CHARACTERS:
             return False
         try:
-            value = json.loads(text, parse_constant=_finite, parse_float=_finite)
+            value = json.loads(text, parse_constant=finite, parse_float=finite)
             return AnswerCheck(self._schema).is_valid(value, self._schema)
         except (ValueError, RecursionError):
             return False
@@ -215,15 +215,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text} is not a finite number")
-    return number
-
-
 # strict=False: models write line ends into texts as they are.
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_finite, parse_constant=_finite, strict=False)
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=finite, parse_constant=finite, strict=False)
 
 
 def _fits(option: Schema, value: Any) -> bool:

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from fixtures.assistants import SYSTEM, TOOLS, assistant_rows
 
-from smallfirst.data.conversations import NO_CALL, ConversationTurn, from_text, to_text
+from smallfirst.data.conversations import NO_CALL, ConversationTurn, from_text, json_or_text, to_text
 from smallfirst.data.sources.load import load_rows
+from smallfirst.models.calls.arguments import _as_number
 from smallfirst.models.calls.caller import FunctionCaller, most_calls
 from smallfirst.models.calls.dates import days_in, stated_day
-from smallfirst.models.calls.mentions import State
+from smallfirst.models.calls.mentions import State, word_list
 from smallfirst.models.manifest import Manifest
 from smallfirst.tasks.call import Call
 
@@ -114,10 +115,53 @@ def test_words_that_order_something_else_make_no_other_call(caller: FunctionCall
         ("on the 9th", "2026-03-09"),
         ("the first", "2026-04-01"),
         ("2026-05-01", "2026-05-01"),
+        ("next week Friday", "2026-03-13"),
+        ("in 3 days", "2026-03-05"),
+        ("in two weeks", "2026-03-16"),
     ],
 )
 def test_days_are_read_against_the_stated_one(words: str, day: str) -> None:
     assert [found for *_, found in days_in(words, stated_day(SYSTEM))] == [day]
+
+
+def test_a_word_that_begins_like_a_month_is_none() -> None:
+    assert list(days_in("I live at Mayfair 12, Marchmont 5", stated_day(SYSTEM))) == []
+
+
+@pytest.mark.parametrize(
+    ("instructions", "day"),
+    [
+        ("Prices hold since 2019-01-01. Today is Monday, 2026-03-02.", "2026-03-02"),
+        ("Rules of 2019-01-01 and of 2020-01-01.", None),
+        ("Regeln seit 01.01.2019. Heute ist der 02.03.2026.", "2026-03-02"),
+        ("2026-03-02", "2026-03-02"),
+    ],
+)
+def test_today_is_what_the_instructions_call_so(instructions: str, day: str | None) -> None:
+    found = stated_day(instructions)
+    assert (found and found.isoformat()) == day
+
+
+def test_names_and_amounts_are_found_in_any_script_at_their_places() -> None:
+    text = 'İİ, ich heiße Ödön Åberg und zahle 45 € oder ¥1,200 oder €1.234,50, "İzmir" am 3. März 2027'
+    state = State(to_text([ConversationTurn("user", text)]))
+    spans = [value for value, _ in state.said("span")]
+    assert "Ödön Åberg" in spans
+    assert "İzmir" in spans
+    assert [value for value, _ in state.said("money")] == ["45 €", "¥1,200", "€1.234,50"]
+    assert [value for value, _ in state.said("number")] == ["45", "1200", "1234.50", "3", "2027"]
+    for form in ("span", "money"):
+        assert all(text[one.start : one.end] == value for value, one in state.said(form))
+    (known,) = state.listed(word_list(["ödön"]), {"ödön": "Ödön"}, "known")
+    assert text[known[1].start : known[1].end] == "Ödön"
+
+
+@pytest.mark.parametrize("said", ["nan", "NaN", "Infinity", "-inf", "1e999"])
+def test_what_json_cannot_write_is_no_number(said: str) -> None:
+    assert _as_number(said) == said
+    written = {"nan": "NaN", "-inf": "-Infinity"}.get(said, said)
+    assert TASK.parse(f'{{"name": "OrderTea", "arguments": {{"boxes": {written}}}}}') == NO_CALL
+    assert json_or_text(f'{{"n": {written}}}') == f'{{"n": {written}}}'
 
 
 def test_without_a_stated_day_only_whole_dates_are_read() -> None:

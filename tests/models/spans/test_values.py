@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from smallfirst.models.spans.values import answer_places, occurrences, read_value, spelled_places
+from smallfirst.models.spans.values import answer_places, occurrences, read_value, spelled_places, whole_number
 from smallfirst.tasks.scorers import exact
 
 TEXT = "On 05-Feb-2025 we sent 2 x 158,20 and 1 045,56 € net 30, Total $1,045.56 due March 7, 2025 or 07.03.2025"
@@ -77,6 +77,16 @@ def test_a_value_is_found_in_other_spelling(value: str, words: list[str]) -> Non
         ("four", "digits", "4"),
         ("4.5", "digits", None),
         ("soon", "number", None),
+        ("(50)", "number", -50),
+        ("($75.20)", "number", -75.2),
+        ("(50 pieces)", "number", 50),
+        (".5", "number", 0.5),
+        ("3. März 2025", "date", "2025-03-03"),
+        ("1er août 2026", "date", "2026-08-01"),
+        ("3 de marzo de 2025", "date", "2025-03-03"),
+        ("1 sierpnia 2026", "date", "2026-08-01"),
+        ("2025年3月3日", "date", "2025-03-03"),
+        ("12 widgets 2024", "date", None),
         ("03/05/2024", "date", "2024-03-05"),
         ("03/05/2024", "date_dmy", "2024-05-03"),
         ("30", "date", None),
@@ -84,6 +94,9 @@ def test_a_value_is_found_in_other_spelling(value: str, words: list[str]) -> Non
         ("half past 11 in the morning", "time", "11:30"),
         ("quarter to 12 pm", "time", "11:45"),
         ("afternoon 1:30", "time", "13:30"),
+        ("2 at night", "time_pm", "02:00"),
+        ("12 at night", "time", "00:00"),
+        ("10 at night", "time", "22:00"),
         ("six", "time", "06:00"),
         ("six", "time_pm", "18:00"),
         ("noon", "time_pm", "12:00"),
@@ -93,6 +106,20 @@ def test_a_value_is_found_in_other_spelling(value: str, words: list[str]) -> Non
 )
 def test_marked_words_are_read_in_their_form(words: str, form: str, value: Any) -> None:
     assert read_value(words, form) == value
+
+
+def test_no_amount_is_taken_out_of_the_middle_of_a_number() -> None:
+    text = "We paid £11,200 and 1,234,567 (50) or .5"
+    assert [occurrences(text, n, "number") for n in (1, 11, 200, 234, 567, 1234, 4567, 5)] == [[]] * 8
+    found = {n: [text[a:b] for a, b in occurrences(text, n, "number")] for n in (11200, 1234567, -50, 0.5)}
+    assert found == {11200: ["11,200"], 1234567: ["1,234,567"], -50: ["(50)"], 0.5: [".5"]}
+
+
+@pytest.mark.parametrize("marked", ["11", "200", "1", ",2"])
+def test_a_mark_within_a_number_means_all_of_it(marked: str) -> None:
+    start = (text := "We paid £11,200.").index(marked)
+    assert text[slice(*whole_number(text, start, start + len(marked)))] == "11,200"
+    assert whole_number("of 1,2,3", 5, 6) == (5, 6)  # a list
 
 
 @pytest.mark.parametrize(
