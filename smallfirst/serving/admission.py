@@ -84,9 +84,15 @@ class _Hold:
 class Turns(Shares):
     """Shares that are waited for; keys take turns, so that one with many requests delays another by one at most."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, *, most_of_key: int | None = None) -> None:
+        """`most_of_key`: turns that a key may hold at once, even alone."""
         super().__init__(capacity, "turns")
+        self._most_of_key = most_of_key or capacity
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+
+    def fits(self, key: str, n: int = 1) -> bool:
+        within = not key or self._held.get(key, 0) + n <= self._most_of_key
+        return within and super().fits(key, n)
 
     def turn(self, key: str) -> AbstractAsyncContextManager[None]:
         """Return a context that waits for a turn and holds it."""
@@ -134,14 +140,19 @@ class _Turn:
         self._turns.give_back(self._key)
 
 
+N_READERS = 2
+"""Documents that are read at once, each by a process of its own of up to half a gigabyte."""
+
+
 class Admission:
-    """Bounds on the answers under way or waiting, and on their prompt tokens."""
+    """Bounds on the answers under way or waiting, on their prompt tokens and on documents that are read."""
 
     def __init__(self, *, in_flight: int, queue: int, tokens: int = 2**31) -> None:
         self.places = Shares(in_flight + queue, "answers")
         """Answers under way or waiting."""
         self.turns = Turns(in_flight)
         self.prompt_tokens = Shares(tokens, "prompt tokens")
+        self.readers = Turns(N_READERS, most_of_key=N_READERS - 1)
 
 
 async def read_body(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:

@@ -10,7 +10,6 @@ import base64
 import binascii
 import json
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -18,6 +17,7 @@ from smallfirst.base.errors import BadAnswer, MissingExtra
 from smallfirst.data.sources.documents import DocumentReader
 from smallfirst.models.protocol import Chunk, Completion, Model, Request, estimate_written_tokens, open_stream
 from smallfirst.models.response_format import check_response_format
+from smallfirst.serving.admission import Turns
 from smallfirst.serving.errors import ApiError
 from smallfirst.serving.function_calls import check_functions
 from smallfirst.serving.request_lifecycle import ApiCall
@@ -48,7 +48,7 @@ _Chunks = asyncio.Queue[Chunk | Exception]
 async def chat(call: ApiCall, body: bytes) -> None:
     """Answer a chat. Raise what `to_api_error` knows."""
     if b'"file' in body:
-        body = await with_texts(body)
+        body = await with_texts(body, call.app.admission.readers, call.owner)
     await _answer(call, parse_chat(body, max_messages=call.app.settings.max_messages))
 
 
@@ -201,28 +201,25 @@ async def _first_chunk(chunks: _Chunks) -> Chunk:
     return found
 
 
-_READERS = ThreadPoolExecutor(2, "documents")
-"""Each document has a process of its own, of up to half a gigabyte; further ones wait."""
-
-
-async def with_texts(body: bytes) -> bytes:
+async def with_texts(body: bytes, readers: Turns, owner: str) -> bytes:
     """Return the body of a chat with the texts of its documents in their place. Raise ApiError 400 naming one at fault.
 
-    A document that has no text, such as a scanned one, is refused: nothing is guessed.
+    A document that has no text, such as a scanned one, is refused: nothing is guessed. Owners of keys take turns.
     """
-    return await asyncio.get_running_loop().run_in_executor(_READERS, _with_texts, body)
-
-
-def _with_texts(body: bytes) -> bytes:
-    values = parse_json_object(body)
+    values = await asyncio.to_thread(parse_json_object, body)
     turns = values.get("messages")
     for n, turn in enumerate(turns if isinstance(turns, list) else ()):
         parts = turn.get("content") if isinstance(turn, dict) else None
         for m, part in enumerate(parts if isinstance(parts, list) else ()):
             if isinstance(part, dict) and part.get("type") == "file":
-                text = _text(part.pop("file", None), f"messages[{n}].content[{m}]")
-                part.update(type="text", text=text)
-    return json.dumps(values).encode()
+                await readers.wait(owner)
+                reading = asyncio.ensure_future(
+                    asyncio.to_thread(_text, part.pop("file", None), f"messages[{n}].content[{m}]")
+                )
+                # Not before its end: a client that leaves does not stop the process that reads.
+                reading.add_done_callback(lambda _: readers.give_back(owner))
+                part.update(type="text", text=await asyncio.shield(reading))
+    return await asyncio.to_thread(lambda: json.dumps(values).encode())
 
 
 def _text(file: Any, place: str) -> str:

@@ -3,8 +3,10 @@
 import base64
 import copy
 import json
+from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from fixtures.assistants import TOOLS, call, conversation
@@ -12,8 +14,10 @@ from fixtures.certificates import certificate
 from fixtures.dashboard import large_model
 from fixtures.documents import pdf
 from fixtures.server import WholeModel
+from fixtures.waiting import beside, until
 
 from smallfirst.data.conversations import NO_CALL, from_text, read_functions, write_call
+from smallfirst.ledger.keys import KeyPolicy, KeyStore
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.models.protocol import Completion, Request, ValuePlace
 from smallfirst.routing.router import Router
@@ -91,6 +95,25 @@ def test_a_document_in_a_chat_is_asked_as_its_text_and_a_bad_one_is_refused_by_n
         with pytest.raises(openai.BadRequestError, match=rf"messages\[0\].content\[0\]: a.pdf: {rule}"):
             ask(raw)
     assert len(model.asked) == 1
+
+
+def test_documents_of_one_key_keep_no_other_waiting(start, tmp_path: Path) -> None:
+    """Two requests of one key, each with many documents, do not hold both readers."""
+    store, model = KeyStore(tmp_path / "keys.db"), Classifier("{}")
+    one, other = (store.create(role, KeyPolicy(role=role))[1] for role in ("user", "admin"))
+    server = start(key_store=store, m=model)
+
+    def send(key: str, n_documents: int) -> None:
+        file = {"filename": "a.pdf", "file_data": base64.b64encode(pdf(f"{n_documents} of them")).decode()}
+        turn = {"role": "user", "content": [{"type": "file", "file": file}] * n_documents}
+        server.client(key).chat.completions.create(model="m", messages=[turn])
+
+    head = {"authorization": f"Bearer {other}"}
+    with beside(lambda: send(one, 8), (), ()):
+        until(lambda: "smallfirst_requests_in_flight 2.0" in httpx.get(f"{server.url}/metrics", headers=head).text)
+        send(other, 1)
+        assert model.asked == ["1 of them"]
+    assert len(model.asked) == 3
 
 
 def test_text_stays_text_and_no_call_is_a_refusal(start, messages: list[Any]) -> None:

@@ -1,8 +1,9 @@
 """A Model Context Protocol server: an assistant checks rows, runs a task, and reads what is live and why.
 
 Each tool is a verb of the command line with `--json`, in a process of its own in the server's folder, so it says what
-the verb says. Lines of progress go to clients that ask for progress. A call that is cancelled interrupts its process
-as Ctrl-C does: `run` with `resume` goes on from there.
+the verb says. Paths that lead out of that folder, also by a link, are refused: what a log or a row says may have
+misled the assistant. Lines of progress go to clients that ask for progress. A call that is cancelled interrupts its
+process as Ctrl-C does: `run` with `resume` goes on from there.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import signal
 import sys
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -75,9 +77,24 @@ async def answer_of(ctx: Context[Any, Any], verb: str, *words: str, **options: o
     return found
 
 
+def inside(*paths: str) -> None:
+    """Raise ToolError for a path that leads out of the server's folder, links resolved."""
+    root = Path.cwd().resolve()
+    for path in paths:
+        try:
+            leads_out = not Path(path).resolve().is_relative_to(root)
+        except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a NUL character
+            raise ToolError(f"{path}: {error}") from None
+        if leads_out:
+            raise ToolError(
+                f"{path} leads out of {root}: copy it there, or start `smallfirst mcp` in a folder above both"
+            )
+
+
 @server.tool(annotations=READS)
 async def check(ctx: Context[Any, Any], task: str = "task.yaml") -> dict[str, Any]:
     """Look at a task's rows before anything is spent: verdict GO, FIX or NO, findings with places, minutes, memory."""
+    inside(task)
     return await answer_of(ctx, "check", task)
 
 
@@ -93,6 +110,7 @@ async def run(
 
     `minutes` and `max_usd` bound the run and what a large model's answers may cost, in place of what task.yaml says.
     """
+    inside(task)
     async with RUNS:
         return await answer_of(ctx, "run", task, minutes=minutes, max_usd=max_usd, resume=resume)
 
@@ -100,12 +118,14 @@ async def run(
 @server.tool(annotations=READS)
 async def tasks(ctx: Context[Any, Any], folder: str = "discovered", days: int = 30) -> dict[str, Any]:
     """List the tasks of the proxy's traffic: requests, bill, who answers, promise, savings over so many days."""
+    inside(folder)
     return await answer_of(ctx, "tasks", folder, days=days)
 
 
 @server.tool(annotations=READS)
 async def explain(ctx: Context[Any, Any], response_id: str, task: str | None = None) -> dict[str, Any]:
     """Explain a served answer by its id: steps, scores, thresholds, prices, guarantee, audits and feedback."""
+    inside(task or ".")
     return await answer_of(ctx, "explain", response_id, task=task)
 
 
@@ -115,6 +135,8 @@ async def discover(
 ) -> dict[str, Any]:
     """Find the tasks in logs of a large model, and which share could move; writes a folder for each below `out`.
 
-    `sources` are files or folders; none: what the proxy has kept. `max_error`: kept answers that may differ, 0 to 1.
+    `sources` are below the folder of the server; none: what the proxy has kept. `max_error`: kept answers that may
+    differ, 0 to 1.
     """
+    inside(*sources, out)
     return await answer_of(ctx, "discover", *sources, out=out, max_error=max_error)

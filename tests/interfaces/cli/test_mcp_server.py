@@ -87,3 +87,30 @@ def test_an_assistant_checks_runs_and_is_told_what_is_wrong(server: StdioServerP
     for found, words in zip(wrong, ("nowhere.yaml", "ledger"), strict=True):
         assert found.is_error
         assert words in found.content[0].text
+
+
+def test_no_path_leads_out_of_the_servers_folder(
+    server: StdioServerParameters, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "log.jsonl").write_text('{"secret": 1}\n')
+    (tmp_path / "link").symlink_to(outside)
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("discover", {"sources": [str(outside / "log.jsonl")]}),
+        ("discover", {"sources": ["link/log.jsonl"]}),
+        ("discover", {"sources": ["rows.jsonl"], "out": str(outside / "found")}),
+        ("discover", {"sources": ["../"]}),
+        ("check", {"task": "link/task.yaml"}),
+        ("run", {"task": "/etc"}),
+        ("tasks", {"folder": "/"}),
+        ("explain", {"response_id": "x", "task": "link/task.yaml"}),
+    ]
+
+    async def use() -> list[Any]:
+        async with Client(server) as client:
+            return [await client.call_tool(name, values) for name, values in asked]
+
+    for found in anyio.run(use):
+        assert found.is_error
+        assert f"leads out of {tmp_path.resolve()}: copy it there, or start `smallfirst mcp`" in found.content[0].text
+    assert not (outside / "found").exists()
