@@ -12,13 +12,16 @@ import json
 import logging
 import random
 import uuid
-from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from itertools import islice
 from time import perf_counter
 from typing import NamedTuple
 
 from smallfirst.base.errors import ModelError
+from smallfirst.base.stats.intervals import upper_bound
+from smallfirst.base.stats.sequential import spent_level
 from smallfirst.data.redaction import redact_body
 from smallfirst.deployment.second_look import SecondLook
 from smallfirst.deployment.task_deployment import DeployedVersion, TargetVersions, TaskDeployment
@@ -26,11 +29,11 @@ from smallfirst.ledger.ledger import AlreadyRecorded, Ledger, LedgerUnavailable
 from smallfirst.ledger.rows import LedgerRow, StateRow
 from smallfirst.models.pricing import Charge, PriceBook, TokenUsage, read_usage, stated
 from smallfirst.models.protocol import CallableModel, Capability, Completion, Request, Route, RouteStep, paid
-from smallfirst.path.project.task_file import read_task_file
+from smallfirst.path.project.task_file import TaskFile, read_task_file
 from smallfirst.routing.router import Decision
 from smallfirst.serving.request_lifecycle import route_columns, usage_columns
 from smallfirst.traffic.exchange import charge_of, estimate_tokens
-from smallfirst.traffic.gateway.draft_watch import DraftWatch
+from smallfirst.traffic.gateway.draft_watch import N_PARTS, DraftWatch
 from smallfirst.traffic.gateway.http import BackgroundTasks, TaskRequest
 from smallfirst.traffic.task_source import LEARNT, Cause, Change, TakeOver, TaskSource, TenantStepBack
 from smallfirst.traffic.wire import Json, ModelAnswer, read_answer
@@ -83,7 +86,8 @@ class LiveTask:
         self.taken, self.upstream, self.deployed, self.agreement = taken, upstream, deployed, agreement
         self.source, self.router, self.serves = upstream.source, deployed.router, taken.serves
         self._ledger, self._update, self._one_tenant = ledger, update, one_tenant
-        self._watches = Watches()
+        self._recorded = {} if self.source.assistant else recorded_forms(read_task_file(taken.folder / LEARNT))
+        self._watches = Watches(self._recorded)
         self._drafts: dict[str, list[bool]] = {}
         """By tenant, whether drafts differ that the ledger's watch has not seen yet."""
         self._background = BackgroundTasks()
@@ -115,7 +119,7 @@ class LiveTask:
     def follow(self, taken: TakeOver) -> None:
         """Take over what the file says now; when a person has changed it, evidence begins anew."""
         if taken.cause == "person" and taken.changed_at != self.taken.changed_at:
-            self._watches = Watches()
+            self._watches = Watches(self._recorded)
         self.taken = taken
 
     async def rule(self, asked: TaskRequest) -> Ruling:
@@ -401,39 +405,87 @@ N_RECENT = 40
 NEAR_ENOUGH = 0.9
 """Share of these that follow no known wording, from which on the wording counts as changed."""
 N_SAME = 12
-"""Different cases in a row that begin or end alike, from which on the common part counts as wording."""
+"""Fewest different cases in a row that begin or end alike, from which on the common part may count as wording."""
 MIN_SAME = 16
-"""Characters that they have in common."""
-_KEPT = 64
-"""Characters of a case's beginning and of its end that are kept."""
+"""Characters by which the form of a case's beginning or end is told."""
+FALSE_STEP_BACKS = 0.02
+"""Probability that cases of an unchanged application ever count as a changed prompt, of each tenant."""
+MAX_CASES = 10_000
+"""Recorded cases that are read of a task."""
+MAX_FORMS = 1_000
+"""Forms that are counted, of more the rarer half is forgotten; and cases in a row that are told apart."""
 MAX_TENANTS = 1_000
 """Tenants that are watched; of more, those that asked last."""
 
 
-class WordingWatch:
-    """The wordings of one task's recent requests that were answered."""
+class Forms:
+    """How cases begin and end, counted: what is usual."""
 
-    def __init__(self) -> None:
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        self.n, self._counts = 0, Counter[tuple[str, str]]()
+        for text in texts:
+            self.add(text)
+
+    @staticmethod
+    def of(text: str) -> Iterator[tuple[str, str]]:
+        """Yield how a case begins and ends; nothing of a shorter one."""
+        if len(stripped := text.strip()) >= MIN_SAME:
+            yield "begin", stripped[:MIN_SAME]
+            yield "end", stripped[-MIN_SAME:]
+
+    def add(self, text: str) -> None:
+        self.n += 1
+        self._counts.update(self.of(text))
+        if len(self._counts) > MAX_FORMS:
+            self._counts = Counter(dict(self._counts.most_common(MAX_FORMS // 2)))
+
+    def seen(self, form: tuple[str, str]) -> int:
+        """Return how many cases have a form."""
+        return self._counts[form]
+
+
+class WordingWatch:
+    """The wordings of one task's recent requests that were answered.
+
+    A sentence that grew where the case stands shows as a run of cases of one form. If a form has at most the share p of
+    an application's cases, a run of n begins at any case with p^n; since the first case of a run says which form is
+    looked at, p^(n - 1) is compared with what case t may spend of FALSE_STEP_BACKS. The p of a form is the upper bound
+    on its share in the recorded cases and the tenant's own before the run, times N_PARTS: it may come in one part of
+    the week alone. Forms that are usual are therefore no evidence, however many cases in a row have them.
+    """
+
+    def __init__(self, recorded: Forms | None = None, *, shared: bool = False) -> None:
+        """`shared`: the tenant is one of several, whose cases may differ from the recorded ones from the first on."""
         self._missed: deque[bool] = deque(maxlen=N_RECENT)
-        self._cases: deque[tuple[int, str, str]] = deque(maxlen=N_SAME)
+        self._recorded, self._own, self._shared, self._n = recorded or Forms(), Forms(), shared, 0
+        self._runs: dict[tuple[str, str], set[int]] = {}
+        """Forms that all of the last cases have, with the hashes of the different ones."""
 
     def followed(self, text: str) -> str:
-        """Add a request that follows a wording; return what is wrong, in a sentence, or nothing.
-
-        `text` is its case. Cases that all begin or end alike mean that the prompt has grown where a slot was.
-        """
+        """Add a request that follows a wording; return what is wrong, in a sentence, or nothing. `text` is its case."""
         self._missed.append(False)
-        case = (hash(text), text[:_KEPT], text[-_KEPT:])
-        if case not in self._cases:
-            self._cases.append(case)
-        if len(self._cases) < N_SAME:
+        if not text:
             return ""
-        begins = _common_beginning([begin for _, begin, _ in self._cases])
-        ends = _common_beginning([end[::-1] for _, _, end in self._cases])[::-1]
-        same, where = max((begins, "begin"), (ends, "end"), key=lambda found: len(found[0]))
-        if len(same.strip()) < MIN_SAME:
-            return ""
-        return f"the application's prompt has changed: the last {N_SAME} cases all {where} with {same[:60]!r}"
+        self._n += 1
+        self._own.add(text)
+        known = self._runs
+        self._runs = {form: known.get(form, set()) for form in Forms.of(text)}
+        for form, run in self._runs.items():
+            if len(run) < MAX_FORMS:
+                run.add(hash(text))
+            if len(run) >= N_SAME and self._is_new(form, len(run)):
+                where, same = form
+                return f"the application's prompt has changed: the last {len(run)} cases all {where} with {same!r}"
+        return ""
+
+    def _is_new(self, form: tuple[str, str], n: int) -> bool:
+        """Return True if a run of so many different cases is too long for what is known of its form."""
+        own, n_own = max(0, self._own.seen(form) - n), max(0, self._own.n - n)
+        recorded = self._recorded
+        most = N_PARTS * upper_bound(recorded.seen(form) + own, recorded.n + n_own, confidence=1 - FALSE_STEP_BACKS / 2)
+        if self._shared:
+            most = max(most, upper_bound(own, n_own, confidence=1 - FALSE_STEP_BACKS / 2))
+        return most < 1 and most ** (n - 1) <= spent_level(FALSE_STEP_BACKS / 2, self._n)
 
     def missed(self) -> str:
         """Add a request that resembles a wording and follows none; return what is wrong, in a sentence, or nothing."""
@@ -447,18 +499,28 @@ class WordingWatch:
 class Watches:
     """The wordings of the tenants of a task that asked last: nobody's requests are evidence against another's."""
 
-    def __init__(self) -> None:
+    def __init__(self, recorded: Mapping[str, Forms] | None = None) -> None:
+        """`recorded` are the forms of recorded cases by tenant, with those of no known one under the empty name."""
+        self._recorded = recorded or {}
         self._by_tenant: OrderedDict[str, WordingWatch] = OrderedDict()
 
     def of(self, tenant: str) -> WordingWatch:
-        watch = self._by_tenant.setdefault(tenant, WordingWatch())
+        if (watch := self._by_tenant.get(tenant)) is None:
+            recorded = self._recorded.get(tenant)
+            watch = WordingWatch(recorded or self._recorded.get(""), shared=recorded is None)
+            self._by_tenant[tenant] = watch
         self._by_tenant.move_to_end(tenant)
         if len(self._by_tenant) > MAX_TENANTS:
             self._by_tenant.popitem(last=False)
         return watch
 
 
-def _common_beginning(texts: list[str]) -> str:
-    first, last = min(texts), max(texts)  # all others stand between these two
-    n = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    return first[:n]
+def recorded_forms(file: TaskFile) -> dict[str, Forms]:
+    """Return the forms of a task's recorded cases by tenant, as `Watches` takes them."""
+    found: dict[str, Forms] = {}
+    path = file.folder / file.data.train
+    if path.suffix == ".jsonl" and path.exists():
+        with path.open(encoding="utf-8") as lines:
+            for row in map(json.loads, islice(lines, MAX_CASES)):
+                found.setdefault(row.get("tenant", ""), Forms()).add(str(row.get("text", row.get("question", ""))))
+    return found

@@ -1,6 +1,7 @@
 """A passed answer costs what it states, then its tokens at the proxy's prices, then what recorded answers did."""
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -12,7 +13,16 @@ from smallfirst.models.pricing import PriceBook, TokenPrice
 from smallfirst.models.protocol import Completion
 from smallfirst.traffic.gateway.draft_watch import FALSE_ALARMS, WEEK_H, DraftWatch
 from smallfirst.traffic.gateway.http import TaskRequest
-from smallfirst.traffic.gateway.live_task import MAX_TENANTS, N_RECENT, N_SAME, Upstream, Watches, WordingWatch
+from smallfirst.traffic.gateway.live_task import (
+    MAX_FORMS,
+    MAX_TENANTS,
+    N_RECENT,
+    N_SAME,
+    Forms,
+    Upstream,
+    Watches,
+    WordingWatch,
+)
 
 USAGE = {"prompt_tokens": 1000, "completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": 900}}
 PRICE = TokenPrice(input_usd_per_mtok=2, cached_usd_per_mtok=0.2, output_usd_per_mtok=10, tiers={"flex": 0.5})
@@ -55,22 +65,56 @@ def test_a_wording_that_nobody_follows_any_more_has_changed():
     assert "36 of the last 40 requests" in found[first]
 
 
-def test_instructions_that_grew_into_the_slot_are_noticed():
+def usual_cases(n: int) -> list[str]:
+    return [f"{n} is the number of a case with words of {n} own" for n in range(n)]
+
+
+def noticed(watch: WordingWatch, cases: Iterable[str]) -> tuple[int, str]:
+    """How many cases it took, and what was said; 0 and nothing if nothing was."""
+    return next(((n, why) for n, text in enumerate(cases, 1) if (why := watch.followed(text))), (0, ""))
+
+
+@pytest.mark.parametrize(("recorded", "most"), [(240, 30), (1000, 14), (5000, N_SAME)])
+def test_instructions_that_grew_into_the_slot_are_noticed(recorded: int, most: int) -> None:
+    forms = Forms(usual_cases(recorded))
+    for case in ("case {}\nAnswer in German, please.", "Think step by step: {}", "<ticket version='2'>{}</ticket>"):
+        watch = WordingWatch(forms)
+        assert not noticed(watch, usual_cases(20))[0]
+        n, why = noticed(watch, (case.format(n) for n in range(100)))
+        assert N_SAME <= n <= most
+        assert f"the last {n} cases all" in why
+    assert not noticed(WordingWatch(forms), ["the very same question again"] * 100)[0]  # is no wording
+    assert not noticed(WordingWatch(), (f"Think step by step: {n}" for n in range(100)))[0]  # nothing is known
+
+
+SALUTATION = "Sehr geehrte Damen und Herren,"
+
+
+@pytest.mark.parametrize("share", [0.2, 0.4, 0.6, 0.8, 0.95])
+def test_cases_that_usually_begin_alike_are_no_evidence(share: float) -> None:
+    draw = random.Random(1)
+
+    def cases(n: int) -> list[str]:
+        return [f"{SALUTATION if draw.random() < share else draw.random()} about {draw.random()}" for _ in range(n)]
+
+    for _ in range(5):
+        assert noticed(WordingWatch(Forms(cases(500))), cases(2_000)) == (0, "")
+    weekend = (f"{SALUTATION} {n}" for n in range(500))  # which begin so without exception
+    assert noticed(WordingWatch(Forms(cases(500))), weekend) == (0, "")
+
+
+def test_a_tenant_whose_cases_are_its_own_from_the_first_on_has_changed_nothing() -> None:
+    watches = Watches({"ada": Forms(usual_cases(1000))})
+    assert noticed(watches.of("bob"), (f"{SALUTATION} {n}" for n in range(500))) == (0, "")
+    assert noticed(watches.of("ada"), (f"{SALUTATION} {n}" for n in range(500)))[0] <= 14
+
+
+def test_long_cases_are_not_kept_and_few_forms_are():
     watch = WordingWatch()
-    found = [watch.followed(f"case {n}\nAnswer in German, please.") for n in range(N_SAME)]
-    assert not any(found[:-1])
-    assert "all end with" in found[-1]
-    assert "Answer in German" in found[-1]
-    before = WordingWatch()
-    assert "all begin with" in [before.followed(f"Think step by step: {n}") for n in range(N_SAME)][-1]
-    watch = WordingWatch()  # the same case again and again is no wording
-    assert not any(watch.followed("the very same question again") for _ in range(3 * N_SAME))
-
-
-def test_long_cases_that_differ_in_the_middle_are_different_and_are_not_kept():
-    watch, around = WordingWatch(), "Answer in German, please. " * 10_000
-    assert "all begin with" in [watch.followed(f"{around}{n}{around}") for n in range(N_SAME)][-1]
-    assert sum(len(text) for case in watch._cases for text in case[1:]) < 2_000
+    for n in range(3 * MAX_FORMS):
+        watch.followed(f"{n}" * 10_000 + f"{n}")
+    assert len(watch._own._counts) <= MAX_FORMS + 2
+    assert max(len(text) for _, text in watch._own._counts) < 20
 
 
 def test_each_tenant_is_watched_apart_and_of_many_the_last_ones():

@@ -177,8 +177,9 @@ def test_requests_of_another_model_that_the_upstream_refuses_are_no_evidence(sha
 
 
 def test_one_tenants_changed_prompt_ends_the_saving_of_that_tenant_alone(shared: Proxy) -> None:
-    alike = [f"{text} and please answer in German" for text in CERTAIN[:14]]
-    shared.asks(14, "bob", *alike)
+    alike = [f"{text} and please answer in German" for text in CERTAIN]
+    shared.asks(20, "bob", *CERTAIN[3:])  # what its cases are like otherwise
+    shared.asks(36, "bob", *alike)
     assert shared.asks(5, "bob") == {"200": 5}
     assert shared.asks(5, "ada") == {"small": 5}
     back = shared.task.tenant_back
