@@ -46,6 +46,7 @@ from smallfirst.traffic.wire import (
     ModelAnswer,
     Prompt,
     Reply,
+    compact,
     new_id,
     question_of,
     read_prompt,
@@ -307,49 +308,77 @@ class _PlainMessage(pydantic.BaseModel):
 
 
 _SHARE = Annotated[float, Field(ge=0, le=1)]
+_TIERS = Literal["auto", "default", "flex", "scale", "priority", "fast"]
+_EFFORT = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+_VERBOSITY = Literal["low", "medium", "high"]
+_Stop = Annotated[str, Field(min_length=1)]
+_Name = Annotated[str, Field(min_length=1, max_length=64)]
 _KINDS: Mapping[Any, str] = {
-    str: "model user service_tier safety_identifier prompt_cache_key prompt_cache_retention reasoning_effort verbosity",
+    Annotated[str, Field(min_length=1)]: "model",
+    str: "user",
+    Annotated[str, Field(max_length=64)]: "prompt_cache_key safety_identifier",
+    _TIERS: "service_tier",
+    _EFFORT: "reasoning_effort",
+    _VERBOSITY: "verbosity",
+    Literal["in_memory", "24h"]: "prompt_cache_retention",
     bool: "stream parallel_tool_calls store logprobs",
-    int: "seed top_k",
-    dict[str, Any]: "metadata response_format text",
+    Annotated[int, Field(ge=-(2**63), lt=2**63)]: "seed",
+    Annotated[int, Field(ge=0)]: "top_k",
+    Annotated[dict[_Name, Annotated[str, Field(max_length=512)]], Field(max_length=16)]: "metadata",
+    dict[str, Any]: "response_format text",
     list[dict[str, Any]]: "tools functions",
     list[_PlainMessage]: "messages",
     str | list[_PlainMessage]: "input",
     str | list[_PlainText]: "instructions system",
-    str | list[str]: "stop stop_sequences",
+    _Stop | Annotated[list[_Stop], Field(min_length=1, max_length=4)]: "stop",
+    list[_Stop]: "stop_sequences",
     Literal["none", "auto", "required"] | dict[str, Any]: "tool_choice",
     Literal["auto", "disabled"]: "truncation",
     dict[Literal["include_usage", "include_obfuscation"], bool | None]: "stream_options",
-    dict[Literal["effort"], str | None]: "reasoning",
+    dict[Literal["effort"], _EFFORT | None]: "reasoning",
     Annotated[float, Field(ge=0, le=2)]: "temperature",
     _SHARE: "top_p",
     Annotated[float, Field(ge=-2, le=2)]: "presence_penalty frequency_penalty",
-    Annotated[int, Field(ge=1)]: "max_tokens max_completion_tokens max_output_tokens",
+    Annotated[int, Field(ge=1, lt=2**31)]: "max_tokens max_completion_tokens",
+    Annotated[int, Field(ge=16, lt=2**31)]: "max_output_tokens",
     Annotated[int, Field(ge=1, le=1)]: "n",
     _Nothing: "include",
 }
 """What may stand in a request that asks for its answer alone: no second one, no probabilities, nothing kept."""
 _KIND = {name: kind for kind, names in _KINDS.items() for name in names.split()}
-_COMMON = (
-    "model stream temperature top_p user metadata tools tool_choice store seed stop parallel_tool_calls service_tier "
-    "prompt_cache_key safety_identifier stream_options n"
+_COMMON = "model stream temperature top_p metadata tools tool_choice service_tier"
+_OPENAI = (
+    f"{_COMMON} user store parallel_tool_calls prompt_cache_key prompt_cache_retention safety_identifier stream_options"
 )
 
 
 def _shape(names: str, **kinds: Any) -> type[pydantic.BaseModel]:
-    fields: dict[str, Any] = {name: (kinds.get(name, _KIND[name]), None) for name in f"{_COMMON} {names}".split()}
+    fields: dict[str, Any] = {name: (kinds.get(name, _KIND.get(name)), None) for name in names.split()}
     return pydantic.create_model("Asked", __config__=_STRICT, **fields)
 
 
 _SHAPES: Mapping[str, type[pydantic.BaseModel]] = {
     "chat/completions": _shape(
-        "messages max_tokens max_completion_tokens response_format reasoning_effort verbosity presence_penalty "
-        "frequency_penalty logprobs functions prompt_cache_retention"
+        f"{_OPENAI} messages max_tokens max_completion_tokens response_format reasoning_effort verbosity seed stop n "
+        "presence_penalty frequency_penalty logprobs functions",
+        tools=Annotated[list[dict[str, Any]], Field(min_length=1)],
     ),
-    "responses": _shape("input instructions max_output_tokens text reasoning truncation include"),
-    "messages": _shape("messages system max_tokens top_k stop_sequences", temperature=_SHARE),
+    "responses": _shape(
+        f"{_OPENAI} input instructions max_output_tokens text reasoning truncation include",
+        service_tier=_TIERS | Literal["ultrafast"],
+        stream_options=dict[Literal["include_obfuscation"], bool | None],
+    ),
+    "messages": _shape(
+        f"{_COMMON} messages system max_tokens top_k stop_sequences",
+        temperature=_SHARE,
+        tool_choice=dict[str, Any],
+        service_tier=Literal["auto", "standard_only"],
+        metadata=dict[Literal["user_id"], Annotated[str, Field(max_length=256)] | None],
+    ),
 }
-"""By route the settings that do not change what a task's answer is."""
+"""By route the settings that do not change what a task's answer is, as the providers' own clients and references have
+them. What they would refuse passes: the error is theirs. Tools, functions, `response_format` and `text` are as recorded
+ones were, or the wording would not be followed."""
 _SAMPLING = {"temperature": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 """The providers' own values; a client that sets a higher one asks for another answer than the likeliest."""
 _MOST = {"store": False, "logprobs": False, **_SAMPLING}
@@ -366,15 +395,33 @@ def why_not(route: str, body: Json, *, kind: str = "text") -> str:
     if kind == "call" and (why := why_continued(route, body)):
         return why
     checked = CONVERSATION if kind == "call" else ()
-    given = {name: value for name, value in body.items() if value is not None and name not in checked}
+    may_be_null = route != "messages"
+    given = {name: value for name, value in body.items() if not (value is None and may_be_null) and name not in checked}
     try:
         _SHAPES[route].model_validate(given)
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0])
         return f"it sets {name}" if first["type"] == "extra_forbidden" else f"it asks for {name}: {body.get(name)}"
+    if why := _refused(route, body):
+        return why
     more = next((name for name, most in _MOST.items() if given.get(name, most) > most), None)
     return "" if more is None or (kind == "label" and more in _SAMPLING) else f"it asks for {more}: {given[more]}"
+
+
+def _refused(route: str, body: Json) -> str:
+    """Return why the provider refuses settings that are fine one by one, in a clause; empty if it does not."""
+    try:
+        compact(body).encode()
+    except UnicodeEncodeError:
+        return "it holds half a character"
+    if body.get("stream_options") is not None and body.get("stream") is not True:
+        return "it sets stream_options without stream"
+    if body.get("max_tokens") is not None and body.get("max_completion_tokens") is not None:
+        return "it sets max_tokens twice"
+    if route == "chat/completions" and body.get("parallel_tool_calls") is not None and not body.get("tools"):
+        return "it sets parallel_tool_calls without tools"
+    return "it sets no max_tokens" if route == "messages" and "max_tokens" not in body else ""
 
 
 def why_not_this(body: Json, answer: ModelAnswer, *, kind: str = "text") -> str:

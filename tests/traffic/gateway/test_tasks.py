@@ -5,7 +5,7 @@ import json
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from fixtures.gateway import OpenUpstreams
@@ -14,6 +14,9 @@ from fixtures.traffic import template
 from fixtures.waiting import until_async
 from hypothesis import given
 from hypothesis import strategies as st
+from openai.types.chat import completion_create_params
+from openai.types.responses import response_create_params
+from openai.types.shared_params import Reasoning
 
 from smallfirst.base.records import fingerprint
 from smallfirst.data.dataset import fold_text
@@ -22,7 +25,7 @@ from smallfirst.ledger.rows import AuditRow, LedgerRow, ShadowRow, StateRow
 from smallfirst.traffic.gateway.draft_watch import DraftWatch
 from smallfirst.traffic.gateway.http import GatewayRequest, GatewayResponse, UpstreamAnswer
 from smallfirst.traffic.gateway.live_task import Ruling
-from smallfirst.traffic.gateway.tasks import TakenOverTasks, TaskMatcher, why_not, why_not_this
+from smallfirst.traffic.gateway.tasks import _SHAPES, TakenOverTasks, TaskMatcher, why_not, why_not_this
 from smallfirst.traffic.task_source import AnswerFormat, TaskSource, TaskTemplate, Teacher, TemplateSlot
 from smallfirst.traffic.wire import ModelAnswer, Prompt, ToolCall, Turn, read_prompt
 
@@ -343,7 +346,7 @@ ASKED_CHAT = {"model": "m", "messages": [], "temperature": 0, "stream": True, "s
 
 
 @pytest.mark.parametrize(("changes", "why"), [
-    ({}, ""), ({"n": 1, "logprobs": False, "tools": [], "web_search_options": None}, ""),
+    ({}, ""), ({"n": 1, "logprobs": False, "web_search_options": None}, ""),
     ({"n": 2}, "it asks for n: 2"), ({"logprobs": True}, "it asks for logprobs: True"),
     ({"store": True}, "it asks for store: True"), ({"web_search_options": {}}, "it sets web_search_options"),
     ({"n": True}, "it asks for n: True"), ({"logprobs": 0}, "it asks for logprobs: 0"),
@@ -355,6 +358,105 @@ ASKED_CHAT = {"model": "m", "messages": [], "temperature": 0, "stream": True, "s
 ])  # fmt: skip
 def test_a_setting_that_asks_for_more_passes_the_request_on(changes: dict[str, Any], why: str) -> None:
     assert why_not("chat/completions", ASKED_CHAT | changes, kind="label") == why
+
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
+BIG = 2**63
+CHAT = ("chat/completions", {"model": "m", "messages": []})
+RESPONSES = ("responses", {"model": "m", "input": "hello"})
+MESSAGES = ("messages", {"model": "m", "messages": [], "max_tokens": 9})
+ACCEPTED = [
+    *((*CHAT, {"seed": value}) for value in (0, -1, BIG - 1, -BIG, None)),
+    *((*CHAT, {"service_tier": value}) for value in ("auto", "default", "flex", "scale", "priority", "fast", None)),
+    *((*CHAT, {"reasoning_effort": value}) for value in ("none", "minimal", "low", "medium", "high", "xhigh", "max")),
+    *((*CHAT, {"verbosity": value}) for value in ("low", "medium", "high")),
+    *((*CHAT, {"stop": value}) for value in ("\n", ["a"], ["a", "b", "c", "d"], None)),
+    *((*CHAT, {"max_tokens": value}) for value in (1, 4096, None)),
+    *((*CHAT, {"temperature": value}) for value in (0, 0.5, 1, 1.0)),
+    *((*CHAT, {"top_p": value}) for value in (0, 0.5, 1)),
+    *((*CHAT, {"metadata": value}) for value in ({}, {"k" * 64: "v" * 512}, {str(i): "" for i in range(16)})),
+    *((*CHAT, {"prompt_cache_retention": value}) for value in ("in_memory", "24h")),
+    *((*CHAT, {name: "x" * 64}) for name in ("safety_identifier", "prompt_cache_key", "user")),
+    *((*CHAT, {"presence_penalty": value}) for value in (-2, 0)),
+    (*CHAT, {"parallel_tool_calls": False, "tools": [TOOL]}),
+    (*CHAT, {"stream": True, "stream_options": {"include_usage": True}}),
+    (*CHAT, {"user": "\U0001f600"}),
+    *((*RESPONSES, {"max_output_tokens": value}) for value in (16, 500)),
+    *((*RESPONSES, {"reasoning": {"effort": value}}) for value in ("none", "high", None)),
+    *((*RESPONSES, {"truncation": value}) for value in ("auto", "disabled")),
+    *((*RESPONSES, {"service_tier": value}) for value in ("ultrafast", "flex")),
+    (*RESPONSES, {"tools": [], "parallel_tool_calls": True, "store": False, "include": []}),
+    *((*MESSAGES, {"temperature": value}) for value in (0, 1)),
+    *((*MESSAGES, {"service_tier": value}) for value in ("auto", "standard_only")),
+    (*MESSAGES, {"metadata": {"user_id": "u"}}),
+    (*MESSAGES, {"top_k": 5, "stop_sequences": ["a", "b", "c", "d", "e"]}),
+    (*MESSAGES, {"tool_choice": {"type": "auto"}}),
+]  # fmt: skip
+REFUSED = [
+    *((*CHAT, {"seed": value}) for value in (BIG, -BIG - 1, 1.5, "1", True)),
+    *((*CHAT, {"service_tier": value}) for value in ("gold", "", "AUTO", "ultrafast", 1)),
+    *((*CHAT, {"reasoning_effort": value}) for value in ("extreme", "", "Low", 3)),
+    *((*CHAT, {"verbosity": value}) for value in ("loud", "", 0)),
+    *((*CHAT, {"stop": value}) for value in ("", [], [""], ["a", ""], list("abcde"), 7)),
+    *((*CHAT, {name: value}) for name in ("max_tokens", "max_completion_tokens") for value in (0, -1, BIG, 1.5)),
+    *((*CHAT, {"temperature": value}) for value in (-0.1, 2.1, float("nan"), "1")),
+    *((*CHAT, {"top_p": value}) for value in (-0.1, 1.1)),
+    *((*CHAT, {name: value}) for name in ("presence_penalty", "frequency_penalty") for value in (-2.1, 2.1)),
+    *((*CHAT, {"metadata": value}) for value in ({"k": 1}, {"k" * 65: ""}, {"k": "v" * 513}, [])),
+    (*CHAT, {"metadata": {str(i): "" for i in range(17)}}),
+    *((*CHAT, {"n": value}) for value in (0, -1, 200)),
+    *((*CHAT, {"logit_bias": value}) for value in ({"1": 101}, [])),
+    *((*CHAT, {name: "x" * 65}) for name in ("safety_identifier", "prompt_cache_key")),
+    (*CHAT, {"prompt_cache_retention": "1h"}),
+    (*CHAT, {"model": ""}),
+    (*CHAT, {"tools": []}),
+    (*CHAT, {"parallel_tool_calls": True}),
+    (*CHAT, {"stream_options": {"include_usage": True}}),
+    (*CHAT, {"stream": True, "stream_options": {"other": True}}),
+    (*CHAT, {"max_tokens": 5, "max_completion_tokens": 5}),
+    (*CHAT, {"user": "\ud800"}),
+    (*CHAT, {"messages": [{"role": "user", "content": "half \udc00"}]}),
+    (*CHAT, {"messages": [{"role": "clown", "content": "a"}]}),
+    *((*RESPONSES, {"max_output_tokens": value}) for value in (15, 0, BIG)),
+    *((*RESPONSES, {"reasoning": value}) for value in ({"effort": "extreme"}, {"effort": ""}, "high")),
+    *((*RESPONSES, {name: value}) for name, value in (("seed", 1), ("stop", "a"), ("n", 1), ("max_tokens", 20))),
+    *((*RESPONSES, {"truncation": value}) for value in ("none", True)),
+    (*RESPONSES, {"input": "\ud800"}),
+    *((*MESSAGES, {"temperature": value}) for value in (1.1, -1)),
+    *((*MESSAGES, {"service_tier": value}) for value in ("default", "flex")),
+    *((*MESSAGES, {name: value}) for name, value in (("seed", 1), ("stop", "a"), ("user", "u"), ("n", 1))),
+    *((*MESSAGES, {name: value}) for name, value in (("top_k", -1), ("stop_sequences", [""]), ("max_tokens", 0))),
+    (*MESSAGES, {"metadata": {"other": "u"}}),
+    (*MESSAGES, {"tool_choice": "auto"}),
+    (*MESSAGES, {"max_tokens": None}),
+]  # fmt: skip
+
+
+def test_what_the_provider_would_refuse_passes_and_what_it_accepts_does_not() -> None:
+    assert min(len(ACCEPTED), len(REFUSED)) >= 60
+    assert [case for case in REFUSED if not why_not(case[0], case[1] | case[2])] == []
+    found = [(case[0], case[2], why_not(case[0], case[1] | case[2])) for case in ACCEPTED]
+    assert [case for case in found if case[2]] == []
+    assert why_not("messages", {"model": "m", "messages": []}) == "it sets no max_tokens"
+
+
+def test_values_and_names_of_settings_are_those_of_the_providers_own_client() -> None:
+    chat = get_type_hints(completion_create_params.CompletionCreateParamsBase)
+    responses = get_type_hints(response_create_params.ResponseCreateParamsBase)
+    for route, known in (("chat/completions", chat), ("responses", responses)):
+        fields = _SHAPES[route].model_fields
+        assert set(fields) - {"stream"} <= set(known)
+        for name in {"service_tier", "reasoning_effort", "verbosity", "prompt_cache_retention", "truncation"} & set(
+            fields
+        ):
+            assert literals(fields[name].annotation) == literals(known[name]), name
+    effort = literals(get_type_hints(Reasoning)["effort"])
+    assert literals(_SHAPES["responses"].model_fields["reasoning"].annotation) - {"effort"} == effort
+
+
+def literals(kind: Any) -> set[str]:
+    """The texts that a type allows, wherever they stand in it."""
+    return {text for part in get_args(kind) for text in ({part} if isinstance(part, str) else literals(part))}
 
 
 @pytest.mark.parametrize(
