@@ -23,6 +23,7 @@ from smallfirst.ledger.rows import AuditRow, FeedbackRow, StateRow, attempt_rows
 from smallfirst.measuring.outcome import Outcome, Standing
 from smallfirst.models.pricing import charges_json, total_usd, with_purpose
 from smallfirst.models.protocol import Bill, Chunk, Completion, DelegatingModel, Request, Route
+from smallfirst.models.stages import Answerer, answerer
 from smallfirst.routing.monitor import Judge, Monitor
 from smallfirst.routing.router import Decision, Router, is_covered, took_cascade
 from smallfirst.tasks.task import Task
@@ -236,7 +237,7 @@ class AuditedRouter(DelegatingModel):
 
     def _is_small(self, route: Route) -> bool:
         """Return True if the cascade's own model gave the answer as it was evaluated: no policy and no setting did."""
-        return took_cascade(route) and any(stage.name == route.stage for stage in self.router.stages)
+        return took_cascade(route) and answerer(route.stage) is Answerer.SMALL
 
     def _is_audited(self, route: Route) -> bool:
         """Return True if audits watch such a small answer: the certificate covers it, or the gate was about all."""

@@ -21,10 +21,10 @@ from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, FeedbackRow, LedgerRow, StateRow, standing
 from smallfirst.models.protocol import Completion, Model, Request
+from smallfirst.models.stages import Answerer, answerer
 from smallfirst.serving.errors import ApiError
 from smallfirst.serving.plugins import PluginRequest, PluginRoute
 
-PERSON_STAGE = "person"
 """Stage of answers that the Router marks for a person."""
 N_RECENT = 1_000
 """Newest answers of a task, of each kind, that are looked at: drawn, left to a person, any."""
@@ -69,8 +69,8 @@ def _of_task(ledger: Ledger, task: str, recent: int) -> Iterator[Waiting]:
     newest = ledger.entries(LedgerRow, task=task, limit=recent) if recent else ()
     rows = [row for row in newest if row.status == 200 and row.request_text and row.answer_text is not None]
     drawn = ledger.entries(LedgerRow, task=task, audited="1", limit=N_RECENT)
-    drawn = tuple(row for row in drawn if row.certified or row.stage != "large")
-    left = ledger.entries(LedgerRow, task=task, stage=PERSON_STAGE, limit=N_RECENT)
+    drawn = tuple(row for row in drawn if row.certified or answerer(row.stage) is not Answerer.LARGE)
+    left = ledger.entries(LedgerRow, task=task, stage=Answerer.PERSON.value, limit=N_RECENT)
     oldest = min((row.at - _CLOCKS_DIFFER for row in (*rows, *drawn, *left)), default=None)
     said: dict[str, list[FeedbackRow]] = defaultdict(list)
     for one in standing(ledger.entries(FeedbackRow, since=oldest)):

@@ -143,6 +143,17 @@ BODIES = _table(
     sa.Index("bodies_at", "at"),
 )
 """Texts of entries, redacted, apart from the append-only rows: they are deleted after some days."""
+DRAWN = _table(
+    "drawn",
+    [("id", sa.Text)],
+    sa.Column("at", Moment, nullable=False),
+    sa.Column("task", sa.Text),
+    sa.Column("stage", sa.Text),
+    sa.Column("status", sa.BigInteger),
+    sa.Column("certified", sa.Boolean),
+    sa.Column("audited", sa.Boolean),
+)
+"""What audits need of the answers that chance drew for them, kept when the answers' rows expire."""
 KEYS = _table(
     "keys",
     [("id", sa.Text)],
@@ -255,6 +266,8 @@ def open_database(place: Path | str) -> Database:
                 for statement in _triggers(connection.dialect.name):
                     connection.exec_driver_sql(statement)
                 connection.execute(ABOUT.insert().values(format=FORMAT))
+            elif found == FORMAT:
+                DRAWN.create(connection, checkfirst=True)  # one of 0.2.0 has none
     except (OSError, sqlite3.Error, SQLAlchemyError) as error:
         database.close()
         raise _unusable(database.place, reason(error)) from None

@@ -29,6 +29,7 @@ from smallfirst.data.redaction import redact
 from smallfirst.ledger.database import (
     ABOUT,
     BODIES,
+    DRAWN,
     EXPIRING,
     GROUPS,
     LATENCIES,
@@ -48,6 +49,7 @@ from smallfirst.ledger.group_commit import GroupCommitWriter
 from smallfirst.ledger.rows import AttemptRow, AuditRow, Entry, ExpenseRow, FeedbackRow, LedgerRow, ShadowRow, StateRow
 from smallfirst.ledger.shared_state import SharedState
 from smallfirst.ledger.sums import AMOUNTS, DIMENSIONS, HOUR_S, Dimension, Period, Rollup, Sums, hour_of, outcome_of
+from smallfirst.models.stages import NOT_SMALL
 
 CHUNK = 5_000
 """Rows that are read or deleted at once."""
@@ -204,8 +206,17 @@ class Ledger:
         Raise LedgerUnavailable.
         """
         self._writer.put((ABOUT.update().values(rows_since=before),))
+        self._keep_drawn(before)
         tables = [TABLES[kind] for kind in EXPIRING]
         return sum(self._delete(t.c.seq, sa.select(t.c.seq).where(t.c.at < before)) for t in tables)
+
+    def _keep_drawn(self, before: datetime) -> None:
+        """Copy what audits need of the answers before a moment: savings and counts of audits stay as they were."""
+        answers, audits = TABLES[LedgerRow].c, TABLES[AuditRow].c
+        judged = answers.audited.is_(True) | sa.exists().where(audits.id == answers.id)
+        old = sa.select(*(answers[c.name] for c in DRAWN.c)).where(answers.at < before, judged)
+        insert = self.database.insert(DRAWN).from_select([c.name for c in DRAWN.c], old)
+        self._writer.put((insert.on_conflict_do_nothing(),))
 
     def _delete(self, key: sa.ColumnElement[Any], old: sa.Select[Any]) -> int:
         """Delete rows whose keys `old` finds, in parts, between which others write; return their number."""
@@ -317,6 +328,13 @@ class Ledger:
         found = self.entries(LedgerRow, id=id)
         return found[0] if found else None
 
+    def judged(self, id: str) -> tuple[str | None, bool]:
+        """Return stage of an audited answer and whether it was certified, also once its row has expired."""
+        for table in (TABLES[LedgerRow], DRAWN):
+            for row in self._read(sa.select(table.c.stage, table.c.certified).where(table.c.id == id)):
+                return row.stage, bool(row.certified)
+        return None, False
+
     def audits(self, task: str, certificate: str, *, after: int = 0) -> Sequence[Any]:
         """Return the audits of a certificate after the one with this `seq`, in their order, at most MOST_AUDITS.
 
@@ -337,11 +355,14 @@ class Ledger:
         Younger ones than VERDICT_WITHIN are left out: their verdict may be under way.
         """
         audits, until = TABLES[AuditRow], min(until, datetime.now(UTC) - VERDICT_WITHIN)
-        drawn = _select(LedgerRow, since, until, {"audited": "1", **equal}).subquery()
+        equal, names = {"audited": "1", **equal}, [column.name for column in DRAWN.c]
+        kept = sa.select(*DRAWN.c).where(*_where(DRAWN, since, until, equal))
+        drawn = _select(LedgerRow, since, until, equal).with_only_columns(*(TABLES[LedgerRow].c[n] for n in names))
+        drawn = drawn.union_all(kept).subquery()
         wanted = sa.select(drawn.c.id, drawn.c.task, audits.c.judged_by)
-        wanted = wanted.where(drawn.c.status == 200, drawn.c.stage != "large", drawn.c.task != "").outerjoin_from(
-            drawn, audits, drawn.c.id == audits.c.id
-        )
+        wanted = wanted.where(
+            drawn.c.status == 200, drawn.c.stage.not_in(NOT_SMALL), drawn.c.task != ""
+        ).outerjoin_from(drawn, audits, drawn.c.id == audits.c.id)
         return {row.id: (row.task, row.judged_by or "nobody") for row in self._read(wanted)}
 
     def sums(
@@ -403,9 +424,11 @@ class Ledger:
         """Return task, propensity and the judge's cost in USD of audits by the large model of certified answers."""
         audits, answers = TABLES[AuditRow], TABLES[LedgerRow]
         wanted = sa.select(audits.c.task, audits.c.propensity, audits.c.cost_usd).join_from(
-            audits, answers, audits.c.id == answers.c.id
+            audits, answers, audits.c.id == answers.c.id, isouter=True
         )
-        wanted = wanted.where(answers.c.certified.is_(True), audits.c.judged_by == "large")
+        wanted = wanted.outerjoin(DRAWN, audits.c.id == DRAWN.c.id)
+        certified = sa.func.coalesce(answers.c.certified, DRAWN.c.certified)
+        wanted = wanted.where(certified.is_(True), audits.c.judged_by == "large")
         return [tuple(row) for row in self._read(wanted.where(*_during(audits, since, until)).order_by(audits.c.seq))]
 
     def uptime(self, since: datetime | None = None, until: datetime | None = None) -> dict[str, float]:
@@ -554,12 +577,18 @@ def _during(table: sa.Table, since: datetime | None, until: datetime | None) -> 
 
 def _select(kind: type[Entry], since: datetime | None, until: datetime | None, equal: dict[str, str]) -> sa.Select[Any]:
     table = TABLES[kind]
+    return sa.select(*(table.c[name] for name in kind.model_fields)).where(*_where(table, since, until, equal))
+
+
+def _where(
+    table: sa.Table, since: datetime | None, until: datetime | None, equal: dict[str, str]
+) -> list[sa.ColumnElement[bool]]:
     where = _during(table, since, until)
     for name, value in equal.items():
         column = table.c[name]
         is_bool = isinstance(column.type, sa.Boolean)
         where.append(column.is_(value in ("1", "true")) if is_bool else column == without_nul(value))
-    return sa.select(*(table.c[name] for name in kind.model_fields)).where(*where)
+    return where
 
 
 def _entry(kind: type[E], row: sa.Row[Any]) -> E:

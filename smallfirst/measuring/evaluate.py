@@ -17,6 +17,7 @@ from smallfirst.data.dataset import Dataset, Example, sample_rows
 from smallfirst.data.pages import is_document
 from smallfirst.models.encoder.sentence_encoder import forget_texts
 from smallfirst.models.protocol import Completion, Model, Request, ValuePlace
+from smallfirst.models.stages import Answerer, answerer
 from smallfirst.tasks.task import PartCounts, ScoredAnswer, Task
 
 WARM_UP_ROWS = 3
@@ -256,11 +257,11 @@ class Evaluation(MeasuredFigures):
     @property
     def stays_small(self) -> list[bool]:
         """By row whether a small model's answer was given: not the large model's, a person's or a refusal."""
-        return [row.stage not in ("large", "general", "person", "out_of_scope") for row in self.rows]
+        return [answerer(row.stage) is Answerer.SMALL for row in self.rows]
 
-    def share(self, stage: str) -> float:
-        """Return the share of rows answered by `stage`, in [0, 1]."""
-        return sum(row.stage == stage for row in self.rows) / max(1, len(self.rows))
+    def share(self, who: Answerer) -> float:
+        """Return the share of rows that `who` answered, in [0, 1]."""
+        return sum(answerer(row.stage) is who for row in self.rows) / max(1, len(self.rows))
 
 
 class Comparison(Record):

@@ -10,6 +10,7 @@ from smallfirst.data.dataset import Dataset, Example, sample_rows
 from smallfirst.measuring.evaluate import Evaluation, EvaluationSetup, evaluate, score_row, summarize
 from smallfirst.models.local.weights import release_memory
 from smallfirst.models.protocol import Model, Request, Route
+from smallfirst.models.stages import Answerer, answerer
 from smallfirst.path.finalists import CHOOSING, fix_before_test, fix_finalists
 from smallfirst.path.large_model import forecast_large, recorded_answers, recorded_open_answers
 from smallfirst.path.project.candidates import Candidate, fitted_candidates, get_candidate
@@ -219,9 +220,16 @@ async def _count_foreign(
         project.progress.log(line)
 
 
+_OTHERS = {
+    Answerer.LARGE: "the large model",
+    Answerer.GENERAL: "the general model",
+    Answerer.PERSON: "a person",
+}
+
+
 def _answer_in_words(route: Route) -> str:
     if seems_foreign(route.trail) and not took_cascade(route):
         return ""
-    if route.stage in ("large", "person"):
-        return f"go to {'the large model' if route.stage == 'large' else 'a person'} as own ones"
+    if model := _OTHERS.get(answerer(route.stage)):
+        return f"go to {model} as own ones"
     return f"are answered {'under the' if route.certified else 'without a'} promise"

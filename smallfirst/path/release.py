@@ -22,6 +22,7 @@ from smallfirst.measuring.gate import CheckInputs, ConfidenceLevel, Requirement,
 from smallfirst.measuring.outcome import AuditedAccuracy, Outcome
 from smallfirst.measuring.verdict import CheckResult, Verdict, format_verdict, nearest_to_passing, override
 from smallfirst.models.pricing import format_usd
+from smallfirst.models.stages import Answerer, answerer
 from smallfirst.path.calibrate import CERTIFIED, Certified, attach_certified, calibrate_stage, certify_candidate
 from smallfirst.path.diagnostics import find_split_leaks, without_copies
 from smallfirst.path.evaluate import measure_router
@@ -328,16 +329,16 @@ def _live(project: Project, run_folder: RunFolder) -> Outcome:
     assert certified is not None
     assert routed is not None
     certificate, verdict = certified.certificate, run_folder.verdicts().of(certified.candidate)
-    stages, small = {row.stage for row in routed.rows}, routed.stays_small
-    rest = "large" if stages & {"large", "general"} else "person" if "person" in stages else ""
+    who, small = {answerer(row.stage) for row in routed.rows}, routed.stays_small
+    rest = "large" if who & {Answerer.LARGE, Answerer.GENERAL} else "person" if Answerer.PERSON in who else ""
     plan = "small first" if certified.plan == "small first" or rest else "small alone"
-    rest = rest or ("refused" if "out_of_scope" in stages else "")
+    rest = rest or ("refused" if Answerer.NOBODY in who else "")
     kept = run_folder.find(KeptOnTest, KEPT) if certificate.issued else None
     promised = wilson(kept.n_kept, kept.n_rows) if kept else None
     all_promised = all(row.certified for row, ours in zip(routed.rows, small, strict=True) if ours)
     n_due = sum(row.gold != project.task.no_answer for row in routed.rows)
     bill = share_of_bill(routed, large) if large else None
-    answered = [row.correct for row in routed.rows if row.stage != "person"]
+    answered = [row.correct for row in routed.rows if answerer(row.stage) is not Answerer.PERSON]
     measured = run_folder.evaluation(certified.candidate, "test")
     by_gate = holds_to_gate(project, certified, verdict, all_small=plan == "small alone")
     audited = AuditedAccuracy.of(project.file.gate, measured, large) if measured is not None and by_gate else None

@@ -31,6 +31,7 @@ from smallfirst.models.protocol import (
     unless_answered,
     usage_of_draft,
 )
+from smallfirst.models.stages import OUT_OF_SCOPE, Answerer, answerer
 from smallfirst.routing.acceptance import AcceptanceScore
 from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, Certificate
 from smallfirst.routing.domain import OodGate
@@ -39,7 +40,6 @@ from smallfirst.routing.languages import LANGUAGE, detect_language
 from smallfirst.routing.policies import CASCADE, Policy, PolicyDecision, apply_policies, is_conversation
 from smallfirst.tasks.call import function_of
 
-OUT_OF_SCOPE = "out_of_scope"
 """Stage and model name of an answer to a request that nobody here can answer."""
 REFUSAL = "This request is not one that this service answers."
 """What is said unless the task file says it otherwise."""
@@ -317,7 +317,7 @@ class RoutingAttempt:
             draft, confidence = await self._make_draft(stage)
             self._add_draft(stage, "kept", "a policy sends it here", confidence)
             return self._accept(draft, self._route(stage.name, why, confidence))
-        general = chosen.to == "general" and self.router.general is not None
+        general = answerer(chosen.to) is Answerer.GENERAL and self.router.general is not None
         return self._delegate(self.router.general if general else self.router.large, self._route(chosen.to, why))
 
     async def run_cascade(self, chosen: PolicyDecision | None) -> Decision:
@@ -408,7 +408,7 @@ class RoutingAttempt:
             why = f"{cause}, and there is no large model to ask"
         elif action == "abstain":
             reason = "the large model was not shown to be better here" if router.large else "there is no large model"
-            stage, why = "person", f"{cause}, and {reason}: left to a person"
+            stage, why = Answerer.PERSON.value, f"{cause}, and {reason}: left to a person"
         elif self.paused:
             why = f"{self.paused}, and there is no large model to ask"
         elif action == "keep" and not router.certificate.issued and not self.changed:

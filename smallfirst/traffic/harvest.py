@@ -22,6 +22,7 @@ from smallfirst.data.redaction import redact
 from smallfirst.data.row_formats import detect_layout, parse_row, to_row
 from smallfirst.ledger.ledger import Ledger, open_existing
 from smallfirst.ledger.rows import AuditRow, FeedbackRow, LedgerRow, standing
+from smallfirst.models.stages import Answerer, answerer
 from smallfirst.path.project.project import Project
 from smallfirst.path.project.rows import find_held_out_leaks
 from smallfirst.routing.router import seems_foreign
@@ -195,7 +196,7 @@ def _judged(ledger: Ledger, task: str) -> Iterator[_Judged]:
         feedback[said.id].append(said)
     for row in ledger.entries(LedgerRow, task=task):
         audit, marks = audits.get(row.id), feedback.get(row.id, [])
-        if row.status == 200 and (audit or marks or row.stage == "large"):
+        if row.status == 200 and (audit or marks or answerer(row.stage) is Answerer.LARGE):
             yield row, audit, marks
 
 
@@ -211,7 +212,8 @@ def _said(row: LedgerRow, audit: AuditRow | None, marks: Sequence[FeedbackRow]) 
     if audit is not None and audit.wrong:
         return "large", audit.other
     doubted = any(said.verdict == "wrong" for said in marks)
-    return ("large", row.answer_text) if row.stage == "large" and not doubted and not seems_foreign(row.steps) else None
+    by_large = answerer(row.stage) is Answerer.LARGE
+    return ("large", row.answer_text) if by_large and not doubted and not seems_foreign(row.steps) else None
 
 
 def _turns(row: LedgerRow) -> list[tuple[str, str]]:

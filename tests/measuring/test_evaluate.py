@@ -11,6 +11,7 @@ from smallfirst.base.stats.intervals import wilson
 from smallfirst.data.dataset import Dataset
 from smallfirst.measuring.evaluate import Evaluation, EvaluationSetup, compare, evaluate, restrict_to_rows
 from smallfirst.models.protocol import Completion, Request, Route
+from smallfirst.models.stages import Answerer
 from smallfirst.tasks.classify import Classify
 
 TASK = Classify(name="desk", labels=("red", "green", "blue"))
@@ -97,7 +98,7 @@ def test_the_stage_that_answered_is_taken_from_the_route() -> None:
     setup = EvaluationSetup(TASK, rows("rose", "sea", "sky"), split="test")
     found = asyncio.run(evaluate(Scripted(GOLD, routes), setup, candidate="routed"))
     assert [(row.stage, row.certified) for row in found.rows] == [("small", True), ("large", False), ("routed", False)]
-    assert (found.share("small"), found.share("large")) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
+    assert (found.share(Answerer.SMALL), found.share(Answerer.LARGE)) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
 
 
 def test_confidence_is_as_the_router_reads_it() -> None:

@@ -31,9 +31,9 @@ from smallfirst.base.paths import state_of
 from smallfirst.base.records import Record
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.models.pricing import PriceBook, format_usd
+from smallfirst.models.stages import Answerer, answerer
 from smallfirst.path.project.run_folder import RunFolder
 from smallfirst.path.report.measures import HOURS_PER_MONTH, break_even_requests
-from smallfirst.routing.router import OUT_OF_SCOPE
 
 Basis = Literal["audits", "escalated", "evaluation", "unknown"]
 MIN_AUDITS = 10
@@ -44,6 +44,15 @@ _BASIS_IN_WORDS: dict[Basis, str] = {
     "evaluation": "the mean on {n:,} rows of the task's evaluation: not this traffic, so a rough guide",
     "unknown": "nothing tells what the large model costs here: no audits, no answers of it, no evaluation",
 }
+
+ANSWERS = {
+    Answerer.SMALL: "answers of small models",
+    Answerer.LARGE: "answers of the large model",
+    Answerer.GENERAL: "answers of the general model",
+    Answerer.PERSON: "requests left to a person",
+    Answerer.NOBODY: "other answers",
+}
+"""Kinds of cost of answers, in plain words."""
 
 
 class Amount(Record):
@@ -86,7 +95,7 @@ class Saving(Record):
     """Empty for all tasks together."""
     n_small: int
     n_large: int
-    """Answers that the large model gave."""
+    """Answers that the large model or the general one gave."""
     large_usd: Amount | None
     """Mean bill of the large model for a request that stayed small; None where nothing tells."""
     would_have_usd: Amount | None
@@ -94,7 +103,7 @@ class Saving(Record):
     small_usd: float
     """What the answers that stayed small cost."""
     draft_usd: float
-    """What the discarded drafts of the large model's answers cost."""
+    """What drafts cost that were no answers: the large or the general model gave those, a person, or nobody."""
     audit_usd: float
     saved_usd: Amount | None
     """`would_have_usd` less the three costs; below 0 if sending everything to the large model would have been
@@ -159,12 +168,15 @@ class Account:
         self, stage: str, hour: str, n: int, usd: float, *, n_unknown: int = 0, draft_usd: float = 0.0
     ) -> None:
         """Add answers of one hour and stage, whose costs sum to `usd`, `draft_usd` of it for discarded drafts."""
-        if is_small(stage):
+        who = answerer(stage)
+        if who is Answerer.SMALL:
             self.n_small += n
             self.small_usd += usd
-        elif stage == "large":
-            self.n_large += n
-            self.draft_usd += draft_usd
+            return
+        asked = who in (Answerer.LARGE, Answerer.GENERAL)
+        self.n_large += n * asked
+        self.draft_usd += draft_usd if asked else usd  # a person's and nobody's answers cost their drafts alone
+        if who is Answerer.LARGE:
             known = self.escalated[hour]
             known[0] += n - n_unknown
             known[1] += usd - draft_usd
@@ -194,11 +206,6 @@ class Account:
         if len(hours) > 1 or (hours and evaluated is None):
             return "escalated", _mean_of_groups(hours)
         return ("evaluation", evaluated) if evaluated else ("unknown", None)
-
-
-def is_small(stage: str) -> bool:
-    """Return True if a stage of a task's Router is a small model: nobody else answered."""
-    return stage not in ("", "large", "person", OUT_OF_SCOPE)
 
 
 def savings(

@@ -30,11 +30,12 @@ from smallfirst.base.files import sha256, write_atomically
 from smallfirst.base.records import Record, parse_record
 from smallfirst.base.stats.intervals import Estimate
 from smallfirst.base.stats.sequential import share_wrong
-from smallfirst.deployment.billing.saved import Account, Amount, MachineCost, Saving, is_small, total, verdict
+from smallfirst.deployment.billing.saved import ANSWERS, Account, Amount, MachineCost, Saving, total, verdict
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, ExpenseRow, LedgerRow, StateRow
 from smallfirst.ledger.sums import DrawnAudits, Sums, outcome_of
 from smallfirst.models.pricing import Charge
+from smallfirst.models.stages import Answerer, answerer
 from smallfirst.path.report.page import render_page
 
 if TYPE_CHECKING:
@@ -118,18 +119,18 @@ def ledger_lines(
 
     The words of guarantees are put into `guarantees` by their digests.
     """
-    audited: dict[str, LedgerRow] = {}
+    audited: dict[str, tuple[str | None, bool]] = {}
     drawn = ledger.drawn(since, until)
     for answer in ledger.scan(LedgerRow, since, until):
         if not tasks or answer.task in tasks:
             if answer.audited:
-                audited[answer.id] = answer.model_copy(update={"charges": None, "trail": None})
+                audited[answer.id] = answer.stage, bool(answer.certified)
             if answer.guarantee:
                 guarantees[digest(answer.guarantee)] = answer.guarantee
             yield _answer_line(answer)._replace(judged_by=drawn.get(answer.id, ("", ""))[1])
     for audit in ledger.scan(AuditRow, since, until):
         if not tasks or audit.task in tasks:
-            yield _audit_line(audit, audited.get(audit.id) or ledger.get(audit.id))
+            yield _audit_line(audit, *(audited.get(audit.id) or ledger.judged(audit.id)))
     for spent in ledger.scan(ExpenseRow, since, until):
         if not tasks or spent.task in tasks:
             cells = {"model": _text(spent.what), "busy_s": repr(spent.busy_s), "usd": repr(spent.cost_usd)}
@@ -224,12 +225,12 @@ def _answer_line(row: LedgerRow) -> Line:
     )
 
 
-def _audit_line(row: AuditRow, answer: LedgerRow | None) -> Line:
+def _audit_line(row: AuditRow, stage: str | None, certified: bool) -> Line:
     bill = _bill(row)
-    unknown, certified = any(one["usd"] is None for one in bill), answer is not None and answer.certified
+    unknown = any(one["usd"] is None for one in bill)
     return _line(
         kind="audit",
-        stage=_text(answer.stage if answer else None),
+        stage=_text(stage),
         propensity=repr(row.propensity),
         weight=repr(row.weight),
         wrong="1" if row.wrong else "",
@@ -363,7 +364,7 @@ class Statement(Record):
         """Number and USD by kind of cost, in plain words; discarded drafts are apart from the answers they led to."""
         found: dict[str, tuple[int, float]] = defaultdict(lambda: (0, 0.0))
         for one in self.figures.sums:
-            drafts = one.draft_usd * (one.stage == "large")
+            drafts = one.draft_usd * (answerer(one.stage) is not Answerer.SMALL)
             for kind, amount in ((_kind(one), one.cost_usd - drafts), ("discarded drafts", drafts)):
                 if amount or kind != "discarded drafts":
                     n, usd = found[kind]
@@ -457,7 +458,7 @@ def _sums(ledger: Ledger, since: datetime, until: datetime, tasks: Collection[st
     return [one for one in ledger.sums(since, until, by=("task",)) if not tasks or one.task in tasks]
 
 
-_KINDS = ("answers of small models", "answers of the large model", "discarded drafts", "audits", "other answers")
+_KINDS = (*[*ANSWERS.values()][:3], "discarded drafts", "audits", *[*ANSWERS.values()][3:])
 """Kinds of cost that come first in a bill, in this order."""
 
 
@@ -466,9 +467,7 @@ def _kind(one: Sums) -> str:
         return "audits" if one.kind == "audit" else one.kind
     if one.outcome != "answered":
         return {"refused": "refused requests", "left": "requests the client left"}.get(one.outcome, "failed requests")
-    if one.stage == "large":
-        return "answers of the large model"
-    return "answers of small models" if one.task and is_small(one.stage) else "other answers"
+    return ANSWERS[answerer(one.stage if one.task else "")]
 
 
 def month_of(month: str) -> tuple[datetime, datetime]:

@@ -13,12 +13,13 @@ from smallfirst.base.stats.intervals import Estimate, wilson
 from smallfirst.base.stats.sequential import share_wrong
 from smallfirst.data.conversations import NO_CALL
 from smallfirst.deployment.audited_router import AuditedRouter
-from smallfirst.deployment.billing.saved import Amount, Saving, is_small, machine_costs, savings, total
+from smallfirst.deployment.billing.saved import Amount, Saving, machine_costs, savings, total
 from smallfirst.ledger.ledger import Ledger
 from smallfirst.ledger.rows import AuditRow, FeedbackRow, LedgerRow, StateRow, standing
 from smallfirst.ledger.sums import DrawnAudits, Period, Sums
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.models.pricing import PriceBook
+from smallfirst.models.stages import Answerer, answerer
 from smallfirst.routing.router import Router
 from smallfirst.serving.errors import ApiError
 
@@ -158,11 +159,14 @@ def _traffic(rows: Iterable[Sums]) -> dict[str, Any]:
     return {"n": n, "share": share, "usd": usd, "outcomes": outcomes, "n_cost_unknown": unknown}
 
 
+_PATHS = {Answerer.SMALL: "small", Answerer.LARGE: "large", Answerer.GENERAL: "large"}
+
+
 def _path(row: Sums) -> str:
     """Return which path answered: `small`, `large`, or `other`, where no Router chose or nobody answered."""
     if row.kind != "answer" or not row.task:
         return "other"
-    return "small" if is_small(row.stage) else "large" if row.stage == "large" else "other"
+    return _PATHS.get(answerer(row.stage), "other")
 
 
 def _latency(rows: Iterable[Sums]) -> dict[str, float] | None:
@@ -205,7 +209,7 @@ def _calls(answers: Sequence[LedgerRow], audits: Iterable[AuditRow]) -> list[dic
         made = (
             [step.function for step in row.steps if step.decision in ("kept", "answered")] if row.status == 200 else []
         )
-        function, path = made[-1] if made else "", "small" if is_small(row.stage or "") else "large"
+        function, path = made[-1] if made else "", _PATHS.get(answerer(row.stage), "other")
         for name in (function, *([] if function == NO_CALL else [ALL_CALLS])) if function else ():
             verdict = verdicts.get(row.id) if path == "small" else None
             found[name].update({path: 1, "audited": verdict is not None, "wrong": bool(verdict)})
@@ -220,7 +224,7 @@ def _marked(ledger: Ledger, task: str, window: Window) -> dict[str, Any] | None:
     """Return the accuracy of the large model's answers by the newest verdicts of judges, which are no random sample."""
     marks = [said for said in standing(ledger.scan(FeedbackRow, window.since)) if said.judge][-MAX_MARKS:]
     rows = [(said, ledger.get(said.id)) for said in marks]
-    large = [said for said, row in rows if row is not None and row.task == task and row.stage == "large"]
+    large = [said for said, row in rows if row and row.task == task and answerer(row.stage) is Answerer.LARGE]
     return wilson(sum(said.verdict == "right" for said in large), len(large)).model_dump() if large else None
 
 

@@ -28,6 +28,7 @@ from smallfirst.interfaces.cli.options import (
     verb,
 )
 from smallfirst.models.pricing import format_usd
+from smallfirst.models.stages import Answerer
 
 if TYPE_CHECKING:
     from smallfirst.deployment.billing.saved import Amount
@@ -251,7 +252,7 @@ def plan(
     machines = max(1, math.ceil(peak_per_s * headroom / requests_per_s))
     rent_usd = machines * price.usd_per_hour * HOURS_PER_MONTH
     routed, large = run.evaluation("routed", "test"), run.evaluation("large", "test")
-    share_large = routed.share("large") if routed else 0.0
+    share_large = routed.share(Answerer.LARGE) if routed else 0.0
     large_usd = month * large_part_usd_per_1k(routed, large) / 1000 if routed and large else 0.0
     api_usd = month * large.cost_usd_per_1k / 1000 if large else None
     keep_api = api_usd is not None and api_usd <= rent_usd + large_usd

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 from smallfirst.base.stats.intervals import Estimate
 from smallfirst.data.pages import MarkedPassage, Span, marked_passages
 from smallfirst.measuring.evaluate import Comparison, EvaluatedRow, Evaluation, compare
+from smallfirst.models.stages import Answerer, answerer
 from smallfirst.path.report.data import ReportData
 from smallfirst.tasks.json.fields import field_path, flatten, map_values
 from smallfirst.tasks.task import PartCounts
@@ -81,7 +82,7 @@ def large_part_usd_per_1k(path: Evaluation, large: Evaluation) -> float:
         return path.cost_usd_per_1k
     spent = 0.0
     for row in path.rows:
-        if row.stage == "large":
+        if answerer(row.stage) is Answerer.LARGE:
             same = large.by_key.get(row.key)
             spent += min(same.cost_usd if same else large.cost_usd_per_1k / 1000, row.cost_usd)
     return spent / max(1, len(path.rows)) * 1000

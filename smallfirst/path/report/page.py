@@ -18,6 +18,7 @@ from smallfirst.data.copies import min_clean_rows
 from smallfirst.measuring.calibration import expected_calibration_error, risk_coverage_curve
 from smallfirst.measuring.evaluate import Evaluation
 from smallfirst.models.pricing import format_usd
+from smallfirst.models.stages import Answerer
 from smallfirst.path.project.candidate_registry import FINE_TUNED
 from smallfirst.path.project.project import Project, shown_as
 from smallfirst.path.project.run_folder import RunFolder
@@ -113,7 +114,7 @@ class PathCard(NamedTuple):
 def path_cards(data: ReportData, costs: tuple[measures.PathCost, ...]) -> list[PathCard]:
     """Return the paths to choose from, at most four, the one that the page looks into first."""
     routed, focus, cost = data.evaluation("routed"), data.focus.candidate, {one.candidate: one for one in costs}
-    shown = "routed" if routed and (routed.share("large") or data.served == "routed") else None
+    shown = "routed" if routed and (routed.share(Answerer.LARGE) or data.served == "routed") else None
     wanted = [focus, shown, "large", data.gate.winner, FINE_TUNED, *(v.candidate for v in data.gate.verdicts)]
     found = {name: e for name in dict.fromkeys(wanted) if name and (e := data.evaluation(name))}
     names = sorted([*found][:MAX_CARDS], key=lambda name: (name != focus, name == "large", name == "routed"))

@@ -16,7 +16,6 @@ from smallfirst.deployment.billing.saved import (
     MachineCost,
     Saving,
     evaluated_costs,
-    is_small,
     machine_costs,
     savings,
     total,
@@ -94,12 +93,13 @@ def test_without_audits_the_escalated_answers_tell_their_drafts_apart() -> None:
     )
 
 
-def test_answers_of_people_and_requests_that_nobody_answers_did_not_stay_small() -> None:
-    assert [is_small(stage) for stage in ("small", "words", "large", "person", "out_of_scope", "")] == [
-        True,
-        True,
-        *[False] * 4,
-    ]
+def test_nobody_else_than_a_small_model_saves_and_drafts_for_a_person_are_paid() -> None:
+    account = Account()
+    for stage, usd in (("words", 0.1), ("large", 2.0), ("general", 3.0), ("person", 0.25), ("out_of_scope", 0.5)):
+        account.add_answers(stage, "h", 1, usd, draft_usd=0.125 * (stage == "general"))
+    found = account.saving("t", Amount(usd=9.0, low_usd=9.0, high_usd=9.0, n=1))
+    assert (found.n_small, found.n_large, found.small_usd, found.draft_usd) == (1, 2, 0.1, 0.875)
+    assert found.large_usd == Amount(usd=9.0, low_usd=9.0, high_usd=9.0, n=1)  # one hour of the large model alone
 
 
 def test_a_saving_that_nothing_tells_is_unknown_and_so_is_the_total() -> None:
