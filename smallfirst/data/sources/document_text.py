@@ -1,8 +1,8 @@
 """Text of PDF, DOCX and HTML, read in a process that parses each document in a child with little time and memory.
 
-Nothing in a document is run, and nothing is fetched: PDFium is built without JavaScript, XML has no external entities
-here, and of HTML the words alone are taken. Run as a program it reads, until its input ends, a line with suffix and
-size and then the bytes of a document, and writes a line of JSON: its text or its rule.
+Nothing in a document is run, and nothing is fetched: PDFium is built without JavaScript, lxml resolves no entities, and
+of HTML the words alone are taken. Run as a program it reads, until its input ends, a line with suffix and size and then
+the bytes of a document, and writes a line of JSON: its text or its rule.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from html.parser import HTMLParser
 from typing import Any
-from xml.etree import ElementTree
 
 from smallfirst.data.pages import PAGE_BREAK, SCANNED
 
@@ -31,14 +29,20 @@ MAX_MEMORY_BYTES = 500_000_000
 """Of the process that parses a document; macOS does not enforce it."""
 MAX_CPU_S, MAX_S = 20, 40
 MAX_XML_BYTES = 50_000_000
+MAX_TAG_WORDS = 20_000
+"""Of an element of HTML: to read its attributes takes their number squared."""
 _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
+_MC = "{http://schemas.openxmlformats.org/markup-compatibility/2006}"
+_UNSEEN_DOCX = ("instrText", "del", "delText", "moveFrom")
+_CHARACTERS = {"tab": "\t", "ptab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "\u2011"}
 _BLOCKS = (
     *("address", "article", "aside", "blockquote", "br", "dd", "div", "dl", "dt", "fieldset", "figure", "footer"),
     *("form", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "li", "main", "nav", "ol", "p", "pre", "section"),
     *("table", "tr", "ul"),
 )
 _UNSEEN = ("head", "script", "style", "template", "noscript", "svg", "object", "iframe", "select", "textarea")
-_VOID = ("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr")
+_WIDE = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"<\0": "utf-16-le", b"\0<": "utf-16-be"}
+"""Encodings by the first bytes of a page."""
 
 
 class Unreadable(Exception):
@@ -88,32 +92,50 @@ def read_docx(raw: bytes) -> str:
                 content = stream.read(MAX_XML_BYTES + 1)
     except (zipfile.BadZipFile, KeyError, EOFError, OSError, NotImplementedError, RuntimeError):
         raise Unreadable("broken: no DOCX that can be opened; save it anew") from None
-    if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
-        raise Unreadable("its XML declares entities, which no DOCX does")
+    from lxml import etree
+
+    parser = etree.XMLParser(
+        resolve_entities=False, load_dtd=False, no_network=True, remove_comments=True, remove_pis=True
+    )
     try:
-        return "".join(_docx_text(ElementTree.fromstring(content))).strip("\n")
-    except (ElementTree.ParseError, RecursionError):
+        root = etree.fromstring(content, parser)
+    except etree.XMLSyntaxError:
         raise Unreadable("broken: its XML cannot be read; save it anew") from None
+    if root.getroottree().docinfo.internalDTD is not None:
+        raise Unreadable("its XML declares entities, which no DOCX does")
+    return "".join(_docx_text(etree.iterwalk(root, events=("start", "end")))).strip("\n")
 
 
-def _docx_text(node: ElementTree.Element) -> Iterator[str]:
-    kind = node.tag.removeprefix(_W)
-    if kind == "t":
-        yield (node.text or "").replace(PAGE_BREAK, " ")
-    elif kind == "lastRenderedPageBreak" or (kind == "br" and node.get(f"{_W}type") == "page"):
-        yield PAGE_BREAK
-    elif kind in ("tab", "br", "cr"):
-        yield "\t" if kind == "tab" else "\n"
-    elif kind not in ("instrText", "delText"):
-        for child in node:
-            yield from _docx_text(child)
-        yield {"p": "\n", "tc": "\t", "tr": "\n"}.get(kind, "")
+def _docx_text(walk: Any) -> Iterator[str]:
+    for event, node in walk:
+        kind = node.tag.removeprefix(_W)
+        if event == "end":
+            yield {"p": "\n", "tc": "\t", "tr": "\n"}.get(kind, "")
+        elif kind.endswith("Pr") or kind in _UNSEEN_DOCX or _is_fallback(node) or _is_hidden(node):
+            walk.skip_subtree()
+        elif kind == "t":
+            yield (node.text or "").replace(PAGE_BREAK, " ")
+        elif kind == "lastRenderedPageBreak" or (kind == "br" and node.get(f"{_W}type") == "page"):
+            yield PAGE_BREAK
+        else:
+            yield _CHARACTERS.get(kind, "")
+
+
+def _is_fallback(node: Any) -> bool:
+    """Return True for what stands a second time for programs that do not know a part of the format."""
+    return bool(node.tag == f"{_MC}Fallback" and node.getparent().find(f"{_MC}Choice") is not None)
+
+
+def _is_hidden(node: Any) -> bool:
+    mark = node.find(f"{_W}rPr/{_W}vanish") if node.tag == f"{_W}r" else None
+    return mark is not None and mark.get(f"{_W}val") not in ("0", "false", "off")
 
 
 def read_html(raw: bytes) -> str:
     """Return the words that a reader sees, blocks on lines of their own."""
+    wide = next((name for mark, name in _WIDE.items() if raw.startswith(mark)), "utf-8-sig")
     said = re.search(rb"charset=[\"']?([A-Za-z0-9_-]{1,40})", raw[:2048])
-    for encoding in ("utf-8-sig", said[1].decode() if said else "cp1252", "cp1252"):
+    for encoding in (wide, "utf-8-sig", said[1].decode() if said else "cp1252", "cp1252"):
         try:
             text = raw.decode(encoding)
             break
@@ -121,33 +143,39 @@ def read_html(raw: bytes) -> str:
             continue
     else:
         text = raw.decode("utf-8", "replace")
-    page = _Page()
-    page.feed(text.replace(PAGE_BREAK, " "))
-    page.close()
-    lines = (" ".join(line.split(" ")).strip() for line in re.sub(r"[ \r]+", " ", "".join(page.words)).splitlines())
+    from lxml import etree
+
+    if any(len(tag[0].split()) > MAX_TAG_WORDS for tag in re.finditer("<[a-zA-Z][^>]*", text)):
+        raise Unreadable(f"an element of more than {MAX_TAG_WORDS:,} attributes; write it anew")
+    parser = etree.HTMLParser(encoding="utf-8", no_network=True, remove_comments=True, remove_pis=True)
+    try:
+        root = etree.fromstring(text.encode("utf-8", "replace"), parser)
+    except etree.XMLSyntaxError:
+        return ""
+    if any("depth" in error.message.lower() for error in parser.error_log):
+        raise Unreadable("its elements stand in one another too deeply; write it anew")
+    words = "" if root is None else "".join(_html_text(etree.iterwalk(root, events=("start", "end"))))
+    lines = (line.strip() for line in re.sub(rf"[ \r{PAGE_BREAK}]+", " ", words).splitlines())
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
 
 
-class _Page(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.words, self._unseen = list[str](), list[str]()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        style = (dict(attrs).get("style") or "").replace(" ", "").lower()
-        hidden = "hidden" in dict(attrs) or "display:none" in style or "visibility:hidden" in style
-        if tag not in _VOID and (self._unseen or hidden or tag in _UNSEEN):
-            self._unseen.append(tag)
-        self.words.append("\n" if tag in _BLOCKS else "\t" if tag in ("td", "th") else "")
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in self._unseen:
-            del self._unseen[len(self._unseen) - 1 - self._unseen[::-1].index(tag) :]
-        self.words.append("\n" if tag in _BLOCKS else "")
-
-    def handle_data(self, data: str) -> None:
-        if not self._unseen:
-            self.words.append(re.sub(r"[\n\t]+", " ", data))
+def _html_text(walk: Any) -> Iterator[str]:
+    for event, node in walk:
+        if event == "start":
+            style = (node.get("style") or "").replace(" ", "").lower()
+            yield "\n" if node.tag in _BLOCKS else "\t" if node.tag in ("td", "th") else ""
+            if (
+                "hidden" in node.attrib
+                or "display:none" in style
+                or "visibility:hidden" in style
+                or node.tag in _UNSEEN
+            ):
+                walk.skip_subtree()
+            else:
+                yield re.sub(r"[\n\t]+", " ", node.text or "")
+        else:
+            yield "\n" if node.tag in _BLOCKS and node.tag not in ("br", "hr") else ""
+            yield re.sub(r"[\n\t]+", " ", node.tail or "")
 
 
 READERS: dict[str, Callable[[bytes], str]] = {
@@ -222,7 +250,8 @@ def _limit() -> None:
 
 def main() -> None:
     """Answer documents until the input ends."""
-    import pypdfium2  # noqa: F401  once, before the children
+    import lxml.etree  # noqa: F401  once, before the children
+    import pypdfium2  # noqa: F401
 
     for head in iter(sys.stdin.buffer.readline, b""):
         suffix, size = head.split()

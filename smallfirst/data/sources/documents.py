@@ -83,7 +83,7 @@ class DocumentReader:
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._child is None or self._child.poll() is not None:
-            if find_spec("pypdfium2") is None:
+            if not all(map(find_spec, ("pypdfium2", "lxml"))):
                 raise MissingExtra("reading documents", "documents")
             self._child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "smallfirst.data.sources.document_text"],
@@ -98,7 +98,7 @@ class DocumentReader:
 def with_documents(rows: Iterable[RawRow], columns: Columns, folder: Path | None) -> Iterator[RawRow]:
     """Yield the rows with the texts of the documents that the column `columns.file` names.
 
-    Names are relative to `folder`, or to the folder of the rows' file.
+    Names are relative to `folder`, or to the folder of the rows' file. A row that has a text too breaks a rule.
     """
     with DocumentReader() as reader:
         for row in rows:
@@ -108,5 +108,9 @@ def with_documents(rows: Iterable[RawRow], columns: Columns, folder: Path | None
                 continue
             values = dict(row.values)
             name, base = str(values.pop(columns.file) or ""), folder or Path(row.path).parent
+            if values.pop(columns.text, None) not in (None, ""):
+                rule = f'{name}: has a text in "{columns.text}" beside its document; leave out one of them'
+                yield row._replace(values=rule)
+                continue
             found = reader.read_file(base / name, base)
             yield row._replace(values=f"{name}: {found.rule}" if found.rule else {columns.text: found.text, **values})

@@ -25,6 +25,15 @@ HTML = (
     "<p>of M\xfcller<p hidden>never <i>seen</i></p><iframe src='file:///etc/passwd'></iframe></body></html>"
 )
 BOMB = b"BT /F1 9 Tf 50 700 Td " + b"(aaaaaaaaaaaaaaaa)Tj " * 6_000_000 + b"ET"
+_MC = 'xmlns:mc="http://schemas.openxmlformats.org/markup-compatibility/2006"'
+HIDDEN_TWICE_MOVED = (
+    '<w:p><w:pPr><w:tabs><w:tab w:pos="9"/></w:tabs></w:pPr><w:r><w:t>10</w:t><w:noBreakHyphen/><w:t>7</w:t></w:r>'
+    "<w:r><w:ptab/></w:r><w:r><w:rPr><w:vanish/></w:rPr><w:t>never</w:t></w:r>"
+    '<w:r><w:rPr><w:vanish w:val="0"/></w:rPr><w:t>one</w:t></w:r></w:p>'
+    f"<w:p><?x y?><!-- z --><mc:AlternateContent {_MC}>"
+    "<mc:Choice><w:t>box</w:t></mc:Choice><mc:Fallback><w:t>box</w:t></mc:Fallback>"
+    "</mc:AlternateContent><w:moveFrom><w:t>moved</w:t></w:moveFrom><w:moveTo><w:t>moved</w:t></w:moveTo></w:p>"
+)
 ENTITY = '<!DOCTYPE x [<!ENTITY f SYSTEM "file:///etc/passwd">]>'
 
 
@@ -48,6 +57,11 @@ def reader():
             "Invoice 7\f\ntotal\n\t5 EUR\n\t",
         ),
         ("a.HTML", HTML.encode("cp1252"), "Invoice 7\nof Müller"),
+        ("b.html", b"<p>one<p hidden>two<p>three<ul><li hidden>four<li>five</ul>", "one\n\nthree\n\nfive"),
+        ("e.html", b"a<br>b&#12;c<?x?><!-- d -->e", "a\nb ce"),
+        ("c.html", "<p>Müller".encode("utf-16"), "Müller"),
+        ("d.html", "<p>Müller".encode("utf-16-be"), "Müller"),
+        ("b.docx", docx(HIDDEN_TWICE_MOVED), "10\u20117\tone\nboxmoved"),
         ("a.txt", "\ufeffone\ftwo".encode(), "one\ftwo"),
     ],
 )
@@ -65,6 +79,9 @@ def test_a_format_is_read_page_by_page(reader: DocumentReader, name: str, raw: b
         ("a.pdf", pdf(*["page"] * 501), "501 pages; at most 500 are read: split it"),
         ("a.pdf", pdf("x", content=BOMB), "takes more than"),
         ("a.docx", docx("<w:p><w:t>&f;</w:t></w:p>", ENTITY), "its XML declares entities"),
+        ("u.docx", docx("<w:p><w:t>&f;</w:t></w:p>", ENTITY, "utf-16"), "its XML declares entities"),
+        ("deep.html", b"<div hidden>" * 200_000, "its elements stand in one another too deeply"),
+        ("wide.html", b"<p " + b"a=1 " * 200_000 + b">x", "an element of more than 20,000"),
         ("a.docx", docx(" " * 50_000_001), "unpacks to more than 50,000,000 bytes"),
         ("a.docx", b"PK\x03\x04", "broken: no DOCX"),
         ("a.html", b"<p>a</p>" * 400_000, "more than 1,000,000 bytes of text"),
@@ -111,3 +128,14 @@ def test_a_run_goes_on_with_the_good_files_and_names_the_others(tmp_path: Path) 
         load_noted(tmp_path / "in" / "more.jsonl", columns=Columns(file="file"))
     kept = load_noted(tmp_path / "in" / "more.jsonl", columns=Columns(file="file"), skip_bad_rows_up_to=0.1)
     assert (len(kept.data), kept.n_bad) == (29, 1)
+
+
+def test_a_row_with_a_text_and_a_document_is_refused(tmp_path: Path) -> None:
+    """The text took the place of the document, and nothing said so."""
+    (tmp_path / "7.txt").write_text("of the document")
+    rows = tmp_path / "rows.csv"
+    rows.write_text("file,text,label\n7.txt,of the row,a\n7.txt,,b\n")
+    with pytest.raises(DataError, match=r'rows\.csv:2 .*7\.txt: has a text in "text" beside its document'):
+        load_noted(rows, columns=Columns(file="file"))
+    kept = load_noted(rows, columns=Columns(file="file"), skip_bad_rows_up_to=0.5)
+    assert [example.text for example in kept.data.examples] == ["of the document"]
