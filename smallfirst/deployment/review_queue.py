@@ -25,7 +25,6 @@ from smallfirst.models.stages import Answerer, answerer
 from smallfirst.serving.errors import ApiError
 from smallfirst.serving.plugins import PluginRequest, PluginRoute
 
-"""Stage of answers that the Router marks for a person."""
 N_RECENT = 1_000
 """Newest answers of a task, of each kind, that are looked at: drawn, left to a person, any."""
 _CLOCKS_DIFFER = timedelta(hours=1)

@@ -357,8 +357,8 @@ class Ledger:
         audits, until = TABLES[AuditRow], min(until, datetime.now(UTC) - VERDICT_WITHIN)
         equal, names = {"audited": "1", **equal}, [column.name for column in DRAWN.c]
         kept = sa.select(*DRAWN.c).where(*_where(DRAWN, since, until, equal))
-        drawn = _select(LedgerRow, since, until, equal).with_only_columns(*(TABLES[LedgerRow].c[n] for n in names))
-        drawn = drawn.union_all(kept).subquery()
+        there = _select(LedgerRow, since, until, equal).with_only_columns(*(TABLES[LedgerRow].c[n] for n in names))
+        drawn = there.union_all(kept).subquery()
         wanted = sa.select(drawn.c.id, drawn.c.task, audits.c.judged_by)
         wanted = wanted.where(
             drawn.c.status == 200, drawn.c.stage.not_in(NOT_SMALL), drawn.c.task != ""

@@ -259,9 +259,9 @@ class Evaluation(MeasuredFigures):
         """By row whether a small model's answer was given: not the large model's, a person's or a refusal."""
         return [answerer(row.stage) is Answerer.SMALL for row in self.rows]
 
-    def share(self, who: Answerer) -> float:
-        """Return the share of rows that `who` answered, in [0, 1]."""
-        return sum(answerer(row.stage) is who for row in self.rows) / max(1, len(self.rows))
+    def share(self, who: str) -> float:
+        """Return the share of rows that `who` (`small`, `large`, `general`, `person`, `nobody`) answered, in [0, 1]."""
+        return sum(answerer(row.stage) == who for row in self.rows) / max(1, len(self.rows))
 
 
 class Comparison(Record):

@@ -40,7 +40,6 @@ from smallfirst.routing.languages import LANGUAGE, detect_language
 from smallfirst.routing.policies import CASCADE, Policy, PolicyDecision, apply_policies, is_conversation
 from smallfirst.tasks.call import function_of
 
-"""Stage and model name of an answer to a request that nobody here can answer."""
 REFUSAL = "This request is not one that this service answers."
 """What is said unless the task file says it otherwise."""
 

@@ -23,6 +23,8 @@ def comparisons(code: str) -> Iterator[str]:
             compared = ast.unparse(node.subject if isinstance(node, ast.Match) else node)
             names = {name.id for name in ast.walk(ast.parse(compared)) if isinstance(name, ast.Name)}
             names |= {name.attr for name in ast.walk(ast.parse(compared)) if isinstance(name, ast.Attribute)}
+            if "model_fields_set" in names:  # names of settings, not of stages
+                continue
             if found & SURE or (found and any("stage" in name for name in names)):
                 yield compared
 

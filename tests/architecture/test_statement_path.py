@@ -13,7 +13,7 @@ from smallfirst.ledger.rows import AuditRow, LedgerRow
 from smallfirst.models.pricing import PriceBook, charges_json
 from tests.architecture.test_request_path import DOCUMENT, entered_files
 
-MAX_FILES = 14
+MAX_FILES = 15
 NOON = datetime(2026, 11, 10, 12, tzinfo=UTC)
 CHARGE = PriceBook().machine.charge("tickets-small@1", 0.2)
 
